@@ -1,0 +1,40 @@
+# Everything sets itself up: each target installs what it needs into .venv from requirements.lock.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo test lint types bench lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+
+setup: $(INSTALLED)  ## install the locked packages into .venv
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup  ## make 8 phantom patients, train 2 folds and evaluate them, in demo/
+	$(RUN) -m prostate_seg -m stage=fetch,preprocess,prepare,train,evaluate experiment=quickstart paths.root=demo
+
+test: setup  ## run all tests
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+lint: setup  ## check style and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: setup  ## check types
+	$(RUN) -m mypy
+
+bench: setup  ## measure speed and memory as ratios, into bench.json
+	$(RUN) scripts/benchmark.py --output bench.json
+
+lock: setup  ## write the installed versions to requirements.lock
+	$(RUN) -m pip freeze --exclude-editable | sed -E 's/\+(cpu|cu[0-9]+)$$//' > requirements.lock
+
+clean:  ## remove environment, caches and the demo's files; your data, models and logs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist demo bench.json

@@ -1,0 +1,132 @@
+"""The launcher: compose the config, check it, open the run, call one stage, close the run.
+
+Exit codes: 0 done; 1 refused input or failed stage; 2 bad command line or config; 130 Ctrl-C; 143 SIGTERM.
+Nothing heavy is imported here; a stage brings its own libraries when it is dispatched.
+"""
+
+import os
+import re
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from prostate_seg import config, stages
+from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.tracking.run import open_run
+from prostate_seg.workspace import EpochHook, Workspace
+
+EXECUTION_WHITELIST = [
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    "logging.StreamHandler",
+    "logging.FileHandler",
+]
+"""The only `_target_`s and logging classes that a config may name."""
+
+FAILED, BAD_COMMAND, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+
+def config_folder() -> Path:
+    """Return configs/: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+@hydra.main(config_path=str(config_folder()), config_name="config", execution_whitelist=EXECUTION_WHITELIST)
+def run_stage(composed: DictConfig) -> float | None:
+    """Run the stage that the config names and return what a sweep maximises."""
+    try:
+        cfg = config.parse(composed)
+        stage = stages.load_stage(cfg.stage)
+    except ConfigError as error:  # left at once: Hydra would put a line of its own before the text
+        _leave(error, str(error), BAD_COMMAND)
+    with open_run(cfg) as run:
+        result = stage(cfg, _workspace(cfg, run.on_epoch_end))
+        run.finish(result)
+    return result.objective
+
+
+def main() -> None:
+    """Run the command line and exit with one of the codes above."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, so that they are worded and counted here.
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.argv += _stop_chain_at_first_failure(sys.argv[1:])
+    try:
+        run_stage()
+    except KeyboardInterrupt as error:
+        _leave(error, "interrupted", INTERRUPTED)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        _leave(error, _config_message(error), BAD_COMMAND)
+    except (InputError, OSError) as error:
+        _leave(error, str(error), FAILED)
+    except ValueError as error:
+        if not _raised_by_hydra(error):
+            raise
+        _leave(error, str(error), BAD_COMMAND)
+
+
+def _workspace(cfg: config.Config, on_epoch_end: EpochHook) -> Workspace:
+    root = Path(cfg.paths.root)
+    return Workspace(
+        root=root,
+        data=Path(cfg.data.root) if cfg.data.root is not None else root / "data",
+        cache=Path(cfg.paths.cache),
+        on_epoch_end=on_epoch_end,
+    )
+
+
+def _stop_chain_at_first_failure(arguments: list[str]) -> list[str]:
+    """Return the override that makes `-m stage=a,b` run `b` only after `a` has succeeded."""
+    chained = any(re.match(r"stage=.*,", argument) for argument in arguments)
+    other_sweeper = any(re.match(r"\+?(hydra/)?sweep(er)?=", argument) for argument in arguments)
+    return ["hydra.sweeper.max_batch_size=1"] if chained and not other_sweeper else []
+
+
+def _config_message(error: Exception) -> str:
+    """Word an error of composition: the key and, where one is close, what was probably meant."""
+    text = str(error).strip()
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:
+        return config.unknown_key_message(unknown.group(1))
+    no_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if no_option:
+        return _no_option_message(*no_option.groups())
+    return f"{text}\n{error.__cause__}" if error.__cause__ and not isinstance(error, ConfigError) else text
+
+
+def _no_option_message(group: str, option: str) -> str:
+    known = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    meant = config.closest(option, known)
+    hint = f"; did you mean {group}={meant}?" if meant else ""
+    return f"{group}: no option {option!r}; known are {', '.join(known)}{hint}"
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Return whether composing raised this: Hydra words some errors of the command line as plain ValueErrors."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(hydra.__file__).parent in Path(last.filename).parents
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """Turn SIGTERM into an exception, so that every `finally` on the way out runs."""
+    sys.exit(TERMINATED)
+
+
+def _leave(error: BaseException, text: str, code: int) -> NoReturn:
+    if os.environ.get("PROSTATE_SEG_DEBUG") == "1":
+        traceback.print_exception(error)
+    print(f"prostate_seg: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,559 @@
+"""Types, sentences and range checks of every setting; the values are in configs/*.yaml.
+
+`parse` turns Hydra's composed DictConfig into these dataclasses or refuses it with a `ConfigError` that names the key, the
+rule and the value. Lengths are in millimetres, voxel orders are (z, y, x). Nothing here reads files or imports numerics.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar, cast, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
+from prostate_seg.errors import ConfigError
+
+Group = TypeVar("Group")
+
+Check = tuple[str, bool, str]
+"""A setting's name inside its group, whether it holds, and the rule in words."""
+
+
+class DataSource(Enum):
+    """Where cases come from."""
+
+    folder = "folder"
+    phantom = "phantom"
+
+
+class OnBadCase(Enum):
+    """What a case that fails a quality check does to the run."""
+
+    fail = "fail"
+    exclude = "exclude"
+
+
+class Crop(Enum):
+    """What the kept region is centred on; `mask` uses the reference and marks every number `oracle_crop`."""
+
+    center = "center"
+    mask = "mask"
+
+
+class SplitStrategy(Enum):
+    """How patients are divided into train, val and test."""
+
+    kfold = "kfold"
+    all = "all"
+    picai = "picai"
+
+
+class ModelName(Enum):
+    """Networks in `segmentation/models.py`."""
+
+    unet = "unet"
+    unet3d = "unet3d"
+
+
+class Activation(Enum):
+    """Activation after each normalised convolution."""
+
+    prelu = "prelu"
+    relu = "relu"
+    leakyrelu = "leakyrelu"
+
+
+class Norm(Enum):
+    """Normalisation after each convolution."""
+
+    instance = "instance"
+    batch = "batch"
+
+
+class Loss(Enum):
+    """Losses in `segmentation/losses.py`."""
+
+    dice_ce = "dice_ce"
+    dice = "dice"
+    bce = "bce"
+
+
+class Optimizer(Enum):
+    """Optimisers of torch."""
+
+    adamw = "adamw"
+    adam = "adam"
+
+
+class Schedule(Enum):
+    """Course of the learning rate over the training budget."""
+
+    cosine = "cosine"
+    constant = "constant"
+
+
+class Augmentation(Enum):
+    """Strength of the random changes to training images."""
+
+    none = "none"
+    standard = "standard"
+
+
+class TrainingSlices(Enum):
+    """Which slices a 2-D network trains on."""
+
+    all = "all"
+    gland = "gland"
+
+
+class Precision(Enum):
+    """Number format of the forward pass; `auto` takes bfloat16 where the processor computes in it."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Device(Enum):
+    """Where tensors live; `auto` takes a GPU when there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(kw_only=True, slots=True)
+class PhantomConfig:
+    """Size and difficulty of the made data set."""
+
+    num_patients: int
+    """Patients to make."""
+    num_second_studies: int
+    """How many of them get a second study, with the same gland."""
+    field_of_view_mm: float
+    """Edge length of the square field of view."""
+    num_slices_range: list[int]
+    """Fewest and most slices of a study."""
+    gland_volume_range_ml: list[float]
+    """Smallest and largest gland."""
+    difficulty: float
+    """From 0 (clean, high contrast) to 1 (strong noise and bias field, weak edges)."""
+
+    def __post_init__(self) -> None:
+        _check(
+            "data.phantom",
+            self,
+            ("num_patients", 1 <= self.num_patients <= 999, "must be from 1 to 999"),
+            (
+                "num_second_studies",
+                0 <= self.num_second_studies <= self.num_patients,
+                "must be from 0 to data.phantom.num_patients",
+            ),
+            ("field_of_view_mm", 80 <= self.field_of_view_mm <= 400, "must be from 80 to 400"),
+            ("num_slices_range", _is_range(self.num_slices_range, 8, 64), "must be two rising numbers from 8 to 64"),
+            (
+                "gland_volume_range_ml",
+                _is_range(self.gland_volume_range_ml, 15, 263),
+                "must be two rising numbers from 15 to 263",
+            ),
+            ("difficulty", 0 <= self.difficulty <= 1, "must be from 0 to 1"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Which images and masks to use."""
+
+    source: DataSource
+    """Where the cases come from."""
+    root: str | None
+    """Folder with images/ and masks/; null takes data/ in the workspace, where stage=fetch writes."""
+    patient_pattern: str
+    """Regular expression whose first group, matched at the start of a case id, is the patient."""
+    whole_gland_labels: list[int] | None
+    """Mask labels that make up the whole gland; null takes every label above 0."""
+    exclude: list[str]
+    """Case ids to leave out."""
+    on_bad_case: OnBadCase
+    """Whether a case that fails a check stops the run or is left out."""
+    phantom: PhantomConfig | None
+    """Settings of data=phantom; null for every other source."""
+
+    def __post_init__(self) -> None:
+        labels = self.whole_gland_labels
+        _check(
+            "data",
+            self,
+            ("patient_pattern", _has_a_group(self.patient_pattern), "must be a regular expression with a group"),
+            (
+                "whole_gland_labels",
+                labels is None or (len(labels) > 0 and min(labels) > 0),
+                "must be null or a list of labels above 0",
+            ),
+            (
+                "phantom",
+                (self.phantom is not None) == (self.source is DataSource.phantom),
+                "must be set for data=phantom, and for no other data",
+            ),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class PreprocessConfig:
+    """What happens to a volume before a network sees it."""
+
+    spacing_mm: list[float] | None
+    """Voxel edge lengths (z, y, x) to resample to; null keeps each study's own."""
+    image_size: int
+    """Edge length in voxels of the square that is kept of every slice."""
+    crop: Crop
+    """What that square is centred on."""
+    to_8bit: bool
+    """Whether intensities become 0 to 255; otherwise they stay as scanned, in float32."""
+    intensity_percentiles: list[float]
+    """Percentiles of the kept region that become 0 and 255."""
+
+    def __post_init__(self) -> None:
+        spacing = self.spacing_mm
+        _check(
+            "preprocess",
+            self,
+            (
+                "spacing_mm",
+                spacing is None or (len(spacing) == 3 and all(0.1 <= value <= 20 for value in spacing)),
+                "must be null or three lengths (z, y, x) from 0.1 to 20",
+            ),
+            ("image_size", 32 <= self.image_size <= 1024, "must be from 32 to 1024"),
+            (
+                "intensity_percentiles",
+                _is_range(self.intensity_percentiles, 0, 100),
+                "must be two rising numbers from 0 to 100",
+            ),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class FoldConfig:
+    """Which patients train, which choose the checkpoint and which test."""
+
+    strategy: SplitStrategy
+    """How patients are divided."""
+    num_folds: int
+    """Number of folds of kfold."""
+    val_fraction: float
+    """Part of the training patients of a fold that chooses the checkpoint."""
+    file: str | None
+    """Split file of fold=picai: JSON whose folds[i].val lists the test case ids of fold i."""
+    index: int | None
+    """The one fold to train and evaluate; null does all."""
+
+    def __post_init__(self) -> None:
+        _check(
+            "fold",
+            self,
+            ("num_folds", 1 <= self.num_folds <= 100, "must be from 1 to 100"),
+            (
+                "num_folds",
+                self.num_folds >= 2 or self.strategy is not SplitStrategy.kfold,
+                "must be at least 2 for fold=kfold (fold=all trains on every case)",
+            ),
+            ("val_fraction", 0 < self.val_fraction < 1, "must be above 0 and below 1"),
+            ("index", self.index is None or self.index >= 0, "must be null or at least 0"),
+            (
+                "file",
+                (self.file is not None) == (self.strategy is SplitStrategy.picai),
+                "must name a file for fold=picai, and be null otherwise",
+            ),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The network."""
+
+    name: ModelName
+    """Entry of the table in segmentation/models.py."""
+    num_slices: int
+    """Slices that the network sees at once: 1 in 2-D, neighbours as channels in 2.5-D, the depth of the patch in 3-D."""
+    channels: list[int]
+    """Feature channels per level, finest first."""
+    strides: list[list[int]]
+    """Down-sampling between levels, (y, x) or (z, y, x) each; one entry fewer than channels."""
+    num_res_units: int
+    """Residual units per level; 0 takes plain convolutions."""
+    norm: Norm
+    """Normalisation after each convolution."""
+    activation: Activation
+    """Activation after each normalisation."""
+    dropout: float
+    """Dropout probability."""
+
+    def __post_init__(self) -> None:
+        dims = 3 if self.name is ModelName.unet3d else 2
+        _check(
+            "model",
+            self,
+            ("num_slices", self.num_slices >= 1, "must be at least 1"),
+            ("num_slices", dims == 3 or self.num_slices % 2 == 1, "must be odd: a slice and as many on both sides"),
+            ("channels", len(self.channels) >= 2 and min(self.channels) >= 1, "must be two or more numbers above 0"),
+            (
+                "strides",
+                len(self.strides) == len(self.channels) - 1,
+                "must have one entry fewer than model.channels",
+            ),
+            (
+                "strides",
+                all(len(level) == dims and min(level) >= 1 for level in self.strides),
+                f"must have {dims} numbers above 0 per level for model.name={self.name.value}",
+            ),
+            ("num_res_units", 0 <= self.num_res_units <= 8, "must be from 0 to 8"),
+            ("dropout", 0 <= self.dropout < 1, "must be at least 0 and below 1"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """How the network is fitted."""
+
+    loss: Loss
+    """What is minimised."""
+    optimizer: Optimizer
+    """How."""
+    learning_rate: float
+    """Largest learning rate."""
+    weight_decay: float
+    """Decoupled weight decay (adamw) or L2 penalty (adam)."""
+    schedule: Schedule
+    """Course of the learning rate over the budget."""
+    warmup_fraction: float
+    """Part of the budget in which the learning rate rises from 0."""
+    batch_size: int
+    """Slices, or 3-D patches, per step."""
+    max_epochs: int
+    """Epochs per fold at most; the schedule ends there."""
+    max_minutes: float | None
+    """Minutes per fold at most; the schedule ends there when this comes first."""
+    slices: TrainingSlices
+    """Slices a 2-D network trains on."""
+    augmentation: Augmentation
+    """Random changes to the training images."""
+    ema_decay: float
+    """Decay per step of the running mean of the weights, which is what is validated and kept; 0 keeps the weights."""
+    zscore: bool
+    """Whether each image is clipped to its 5th to 95th percentile before it is brought to mean 0 and SD 1."""
+    precision: Precision
+    """Number format of the forward pass."""
+    deterministic: bool
+    """Whether two runs on one machine give the same bits; slower."""
+
+    def __post_init__(self) -> None:
+        _check(
+            "train",
+            self,
+            ("learning_rate", 0 < self.learning_rate <= 1, "must be above 0 and at most 1"),
+            ("weight_decay", 0 <= self.weight_decay <= 1, "must be from 0 to 1"),
+            ("warmup_fraction", 0 <= self.warmup_fraction < 1, "must be at least 0 and below 1"),
+            ("batch_size", 1 <= self.batch_size <= 4096, "must be from 1 to 4096"),
+            ("max_epochs", 1 <= self.max_epochs <= 100_000, "must be from 1 to 100000"),
+            ("max_minutes", self.max_minutes is None or self.max_minutes > 0, "must be null or above 0"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "must be at least 0 and below 1"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """How predictions are made and scored."""
+
+    threshold: float
+    """Probability from which a voxel is gland."""
+    largest_component: bool
+    """Whether only the largest connected region is kept."""
+    flips: bool
+    """Whether predictions of the left-right mirrored image are averaged in."""
+    num_bootstrap: int
+    """Bootstrap samples behind each interval."""
+    external_root: str | None
+    """Folder with images/ and masks/ to score the ensemble of all folds on, in place of the test cases."""
+
+    def __post_init__(self) -> None:
+        _check(
+            "evaluate",
+            self,
+            ("threshold", 0 < self.threshold < 1, "must be above 0 and below 1"),
+            ("num_bootstrap", 100 <= self.num_bootstrap <= 100_000, "must be from 100 to 100000"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class PathsConfig:
+    """Where stages write on this machine."""
+
+    root: str
+    """Workspace folder: preprocess/, prepared/, model/ and evaluation/ lie in it."""
+    cache: str
+    """Folder for files that can be made again at any time."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MachineConfig:
+    """What this machine offers; never changes a result beyond rounding."""
+
+    num_workers: int | None
+    """Cases that are worked on side by side; null takes one per core."""
+    device: Device
+    """Where tensors live."""
+
+    def __post_init__(self) -> None:
+        workers = self.num_workers
+        _check("machine", self, ("num_workers", workers is None or workers >= 1, "must be null or at least 1"))
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """A whole run."""
+
+    stage: str | None
+    """What to do; `python -m prostate_seg` lists the stages."""
+    seed: int
+    """Source of every random choice."""
+    data: DataConfig
+    preprocess: PreprocessConfig
+    fold: FoldConfig
+    model: ModelConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    paths: PathsConfig
+    machine: MachineConfig
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed: must be from 0 to {2**32 - 1}, is {self.seed}")
+
+
+SCIENCE_GROUPS = ("data", "preprocess", "fold", "model", "train", "evaluate")
+"""Groups that decide a result; the others describe the machine."""
+
+
+def parse(cfg: DictConfig) -> Config:
+    """Return the composed config as checked dataclasses.
+
+    Raises:
+        ConfigError: For an unknown key, a wrong type, a missing or an impossible value.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        return cast(Config, OmegaConf.to_object(merged))
+    except ConfigError:
+        raise
+    except ConfigKeyError as error:
+        raise ConfigError(unknown_key_message(str(error.full_key))) from error
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise ConfigError(f"{key}: must be set to {_rule(key)}; add {key}=... to the command") from error
+    except ValidationError as error:
+        raise ConfigError(_type_message(cfg)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}") from error
+
+
+def parse_group(kind: type[Group], values: Mapping[str, Any]) -> Group:
+    """Return one checked dataclass from plain values, such as a trained network's own settings.
+
+    Raises:
+        ConfigError: As `parse`.
+    """
+    try:
+        return cast(Group, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values))))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{kind.__name__}: {error.full_key}: {error.msg}") from error
+
+
+def unknown_key_message(key: str) -> str:
+    """Say that a key does not exist, and which one was probably meant."""
+    meant = closest(key, known_keys())
+    return f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else "; --cfg job shows the known ones")
+
+
+def closest(word: str, known: list[str]) -> str | None:
+    """Return the known word that looks most like `word`, if one looks like it at all."""
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
+
+
+def known_keys() -> list[str]:
+    """Return every key of the schema, dotted, groups included."""
+    return [key for key, _ in _walk(Config, "")]
+
+
+def as_container(part: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain JSON and YAML types; enums become their names."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(part), enum_to_str=True))
+
+
+def _walk(kind: type, prefix: str) -> list[tuple[str, str]]:
+    """List (dotted key, type in words) of a dataclass and of those inside it."""
+    found = []
+    for name, hint in get_type_hints(kind).items():
+        found.append((prefix + name, _type_in_words(hint)))
+        for inner in (hint, *get_args(hint)):
+            if dataclasses.is_dataclass(inner):
+                found += _walk(cast(type, inner), f"{prefix}{name}.")
+    return found
+
+
+def _type_in_words(hint: Any) -> str:
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if type(None) in get_args(hint):
+        return f"null or {_type_in_words(options[0])}"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of " + ", ".join(member.name for member in hint)
+    if options:
+        return f"a list, each {_type_in_words(options[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
+        hint, "a group of settings"
+    )
+
+
+def _type_message(cfg: DictConfig) -> str:
+    """Find the setting whose value has the wrong type by merging one at a time."""
+    schema = OmegaConf.structured(Config)
+    for key in known_keys():
+        value = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if isinstance(value, DictConfig):
+            continue
+        alone: Any = value
+        for part in reversed(key.split(".")):
+            alone = {part: alone}
+        try:
+            OmegaConf.merge(schema, alone)
+        except OmegaConfBaseException:
+            return f"{key}: must be {_rule(key)}, is {value}"
+    return "a group of settings has the wrong type; compare with --cfg job"
+
+
+def _rule(key: str) -> str:
+    """Say what type of value a key takes."""
+    return dict(_walk(Config, "")).get(key, "a value")
+
+
+def _check(prefix: str, group: object, *checks: Check) -> None:
+    """Raise for the first rule that does not hold."""
+    for name, holds, rule in checks:
+        if not holds:
+            value = getattr(group, name)
+            shown = value.value if isinstance(value, Enum) else value
+            raise ConfigError(f"{prefix}.{name}: {rule}, is {'null' if shown is None else shown}")
+
+
+def _is_range(values: list[Any], lowest: float, highest: float) -> bool:
+    return len(values) == 2 and lowest <= values[0] < values[1] <= highest
+
+
+def _has_a_group(pattern: str) -> bool:
+    try:
+        return re.compile(pattern).groups >= 1
+    except re.error:
+        return False

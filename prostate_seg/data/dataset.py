@@ -1,0 +1,106 @@
+"""dataset.csv and contract.json: what preprocessing found out about the cases, and what it did to them.
+
+Paths in the table are relative to the data folder, so that the file is the same on every machine.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from prostate_seg.data.folds import CaseInfo
+from prostate_seg.data.leak_gate import CaseIdentity
+from prostate_seg.errors import InputError
+from prostate_seg.files import read_json, write_json, write_text
+from prostate_seg.imaging.preprocessing import PreprocessSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseRow:
+    """One usable case."""
+
+    case_id: str
+    patient_id: str
+    study_id: str
+    image: str
+    """Path of the original image, or DICOM folder, relative to the data folder."""
+    mask: str
+    """Path of the original mask, relative to the data folder."""
+    image_md5: str
+    mask_md5: str
+    num_slices: int
+    spacing_z_mm: float
+    spacing_y_mm: float
+    spacing_x_mm: float
+    orientation: str
+    """Axis code of the file, such as LPS."""
+    gland_volume_ml: float
+    """Of the reference on its own grid."""
+    gland_kept_fraction: float
+    """Part of the reference that lies in the network's window."""
+    oracle_crop: bool
+    """Whether the window was placed with the reference."""
+    warnings: str
+    """Names of the checks that this case did not pass cleanly, joined by a semicolon."""
+
+    @property
+    def info(self) -> CaseInfo:
+        """What a split needs."""
+        return CaseInfo(case_id=self.case_id, patient_id=self.patient_id, gland_volume_ml=self.gland_volume_ml)
+
+    @property
+    def identity(self) -> CaseIdentity:
+        """What the leak gate needs."""
+        return CaseIdentity(patient_id=self.patient_id, image_md5=self.image_md5)
+
+
+def write_dataset(path: Path, rows: Sequence[CaseRow]) -> None:
+    """Write dataset.csv, one row per case, sorted by case id."""
+    ordered = sorted((asdict(row) for row in rows), key=lambda row: row["case_id"])
+    columns = [field.name for field in fields(CaseRow)]
+    write_text(
+        path, pd.DataFrame(ordered, columns=columns).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    )
+
+
+def read_dataset(path: Path) -> dict[str, CaseRow]:
+    """Read dataset.csv, by case id.
+
+    Raises:
+        InputError: If it is absent.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is absent: run stage=preprocess first")
+    text = {field.name: str for field in fields(CaseRow) if field.type in (str, "str")}
+    table = pd.read_csv(path, dtype=text, keep_default_na=False)
+    rows = [CaseRow(**{str(key): value for key, value in row.items()}) for row in table.to_dict("records")]
+    return {row.case_id: row for row in rows}
+
+
+def write_contract(path: Path, settings: PreprocessSettings) -> None:
+    """Write the settings and their hash."""
+    write_json(path, {"preprocess": settings.as_dict(), "hash": settings.digest})
+
+
+def require_contract(path: Path, settings: PreprocessSettings) -> None:
+    """Check that a workspace, or a model, was made with these settings.
+
+    Raises:
+        InputError: If it was not; the text lists each difference.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is absent: run stage=preprocess first")
+    made = read_json(path)["preprocess"]
+    differences = contract_differences(made, settings.as_dict())
+    if differences:
+        raise InputError(
+            f"{path} was written with other preprocessing than this run asks for:\n  "
+            + "\n  ".join(differences)
+            + "\nRun the pipeline again from stage=preprocess, or take those overrides back."
+        )
+
+
+def contract_differences(made: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
+    """Return one line per setting that differs."""
+    return [f"{key}: is {made.get(key)}, wanted {value}" for key, value in wanted.items() if made.get(key) != value]

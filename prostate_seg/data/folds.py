@@ -1,0 +1,200 @@
+"""Division of the patients into train, val and test. Patients are never split; lists hold case ids, sorted."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prostate_seg.errors import InputError
+from prostate_seg.files import read_json, write_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseInfo:
+    """What a split needs to know of a case."""
+
+    case_id: str
+    patient_id: str
+    gland_volume_ml: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """Case ids of one fold."""
+
+    train: list[str]
+    """Fit the weights."""
+    val: list[str]
+    """Choose the checkpoint."""
+    test: list[str]
+    """Measured once, at the end; empty for a final model."""
+
+    def parts(self) -> dict[str, list[str]]:
+        """Return the parts by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+
+def kfold(cases: Sequence[CaseInfo], *, num_folds: int, val_fraction: float, seed: int) -> list[Fold]:
+    """Let every patient test once, with a like spread of gland volumes in every fold.
+
+    Patients are ordered by volume, and every run of `num_folds` neighbours is dealt to the folds in random order.
+
+    Raises:
+        InputError: If there are too few patients for a train, a val and a test part.
+    """
+    volumes = patient_volumes(cases)
+    _require_patients(
+        volumes, needed=_fewest_patients(num_folds), purpose=f"fold.num_folds={num_folds} with a val part"
+    )
+    dealt = _deal(volumes, num_groups=num_folds, generator=np.random.default_rng(seed))
+    return [
+        _fold(cases, test=set(test), val_fraction=val_fraction, seed=seed + 1 + index)
+        for index, test in enumerate(dealt)
+    ]
+
+
+def all_train(cases: Sequence[CaseInfo], *, val_fraction: float, seed: int) -> list[Fold]:
+    """Return one fold without a test part.
+
+    Raises:
+        InputError: If there are fewer than two patients.
+    """
+    _require_patients(patient_volumes(cases), needed=2, purpose="fold=all with a val part")
+    return [_fold(cases, test=set(), val_fraction=val_fraction, seed=seed + 1)]
+
+
+def imported(cases: Sequence[CaseInfo], *, file: Path, val_fraction: float, seed: int) -> list[Fold]:
+    """Take the test part of each fold from a split file: JSON whose `folds[i].val` lists case ids.
+
+    Ids in the file that are not in the data set are passed over.
+
+    Raises:
+        InputError: If the file is not of that form, lacks a case of the data set, or leaves a fold without a part.
+    """
+    listed = _read_split_file(file)
+    known = {case.case_id: case.patient_id for case in cases}
+    absent = sorted(set(known) - {case_id for fold in listed for case_id in fold})
+    if absent:
+        raise InputError(
+            f"{file}: {len(absent)} of {len(known)} cases are in no fold: {', '.join(absent[:10])}\n"
+            "List them under data.exclude, or use fold=kfold."
+        )
+    tests = [{known[case_id] for case_id in fold if case_id in known} for fold in listed]
+    _require_disjoint(tests, file=file)
+    empty = [index for index, test in enumerate(tests) if not test]
+    if empty:
+        raise InputError(f"{file}: folds {empty} hold none of the {len(known)} cases; use fold=kfold for so few")
+    for index, test in enumerate(tests):
+        left = {patient: volume for patient, volume in patient_volumes(cases).items() if patient not in test}
+        _require_patients(left, needed=2, purpose=f"train and val of fold {index} of {file}")
+    return [
+        _fold(cases, test=test, val_fraction=val_fraction, seed=seed + 1 + index) for index, test in enumerate(tests)
+    ]
+
+
+def patient_volumes(cases: Sequence[CaseInfo]) -> dict[str, float]:
+    """Return each patient's mean gland volume in mL."""
+    volumes: dict[str, list[float]] = defaultdict(list)
+    for case in cases:
+        volumes[case.patient_id].append(case.gland_volume_ml)
+    return {patient: float(np.mean(values)) for patient, values in volumes.items()}
+
+
+def write_folds(path: Path, folds: Sequence[Fold], *, how: Mapping[str, Any]) -> None:
+    """Write kfold.json: the parts of every fold, and how they were made."""
+    write_json(path, {"how": dict(how), "folds": [fold.parts() for fold in folds]})
+
+
+def read_folds(path: Path) -> list[Fold]:
+    """Read kfold.json.
+
+    Raises:
+        InputError: If the file is absent.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is absent: run stage=prepare first")
+    return [Fold(**parts) for parts in read_json(path)["folds"]]
+
+
+def chosen_folds(folds: Sequence[Fold], *, index: int | None) -> dict[int, Fold]:
+    """Return the folds to work on, by index.
+
+    Raises:
+        InputError: If there is no fold of that index.
+    """
+    if index is not None and index >= len(folds):
+        raise InputError(f"fold.index: must be below {len(folds)}, the number of folds in kfold.json, is {index}")
+    return {number: fold for number, fold in enumerate(folds) if index is None or number == index}
+
+
+def _fold(cases: Sequence[CaseInfo], *, test: set[str], val_fraction: float, seed: int) -> Fold:
+    """Choose val by patient out of those that do not test."""
+    volumes = {patient: volume for patient, volume in patient_volumes(cases).items() if patient not in test}
+    num_val = min(len(volumes) - 1, max(1, round(val_fraction * len(volumes))))
+    val = _spread(volumes, num_chosen=num_val, generator=np.random.default_rng(seed))
+    train = set(volumes) - val
+    return Fold(
+        **{
+            part: sorted(case.case_id for case in cases if case.patient_id in patients)
+            for part, patients in (("train", train), ("val", val), ("test", test))
+        }
+    )
+
+
+def _deal(volumes: Mapping[str, float], *, num_groups: int, generator: np.random.Generator) -> list[list[str]]:
+    """Deal patients, ordered by volume, to groups whose sizes differ by one at most."""
+    groups: list[list[str]] = [[] for _ in range(num_groups)]
+    ordered = _by_volume(volumes)
+    for start in range(0, len(ordered), num_groups):
+        neighbours = ordered[start : start + num_groups]
+        for patient, group in zip(neighbours, generator.permutation(num_groups), strict=False):
+            groups[group].append(patient)
+    return groups
+
+
+def _spread(volumes: Mapping[str, float], *, num_chosen: int, generator: np.random.Generator) -> set[str]:
+    """Choose one patient at random out of each of `num_chosen` neighbouring stretches of volume."""
+    return {str(generator.choice(stretch)) for stretch in np.array_split(np.array(_by_volume(volumes)), num_chosen)}
+
+
+def _by_volume(volumes: Mapping[str, float]) -> list[str]:
+    return sorted(volumes, key=lambda patient: (volumes[patient], patient))
+
+
+def _fewest_patients(num_folds: int) -> int:
+    """Return the number of patients that leaves two outside the largest test part, one to train and one for val."""
+    return next(number for number in count(num_folds) if number - math.ceil(number / num_folds) >= 2)
+
+
+def _require_patients(volumes: Mapping[str, float], *, needed: int, purpose: str) -> None:
+    if len(volumes) < needed:
+        raise InputError(
+            f"{purpose} needs at least {needed} patients, there are {len(volumes)}: {', '.join(sorted(volumes)[:10])}\n"
+            "Add patients or lower fold.num_folds. If these are several patients, set data.patient_pattern so that its "
+            "first group tells them apart, such as '(.+)' for one study per patient, and run stage=preprocess again."
+        )
+
+
+def _require_disjoint(tests: Sequence[set[str]], *, file: Path) -> None:
+    for index, test in enumerate(tests):
+        for other in range(index + 1, len(tests)):
+            shared = sorted(test & tests[other])
+            if shared:
+                raise InputError(
+                    f"{file}: patient overlap: {', '.join(shared[:10])} in the test parts of folds {index} and {other}\n"
+                    "Keep all studies of a patient in one fold."
+                )
+
+
+def _read_split_file(file: Path) -> list[list[str]]:
+    try:
+        return [[str(case_id) for case_id in fold["val"]] for fold in read_json(file)["folds"]]
+    except OSError as error:
+        raise InputError(f"fold.file: {file} cannot be read ({error.strerror}); name an existing JSON file") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{file}: must be JSON of the form {{"folds": [{{"val": ["case", ...]}}, ...]}}') from error

@@ -1,0 +1,75 @@
+"""Reading a case with all its checks, and what to do with the bad ones."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prostate_seg.data.cases import CaseFiles
+from prostate_seg.errors import InputError
+from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.image_io import VolumeError, read_volume
+from prostate_seg.imaging.quality import Finding, check_case
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedCase:
+    """A readable case, on the image's grid."""
+
+    image: Volume
+    mask: Volume
+    """Labels as in the file."""
+
+
+def load_case(case: CaseFiles, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, list[Finding]]:
+    """Read and check image and mask; a bad case gives None and the reasons, never an exception.
+
+    Args:
+        case: Files; both image and mask.
+        labels: Mask labels that are gland; None takes every label above 0.
+    """
+    volumes: list[Volume] = []
+    findings: list[Finding] = []
+    assert case.mask is not None
+    for path in (case.image, case.mask):
+        try:
+            volumes.append(read_volume(path))
+        except VolumeError as error:
+            findings.append(bad_case(case.case_id, error.check, f"{path.name}: {error}"))
+    if findings:
+        return None, findings
+    image, mask = volumes
+    findings = check_case(case.case_id, image, mask, labels=labels)
+    if any(finding.is_error for finding in findings):
+        return None, findings
+    return LoadedCase(image=image, mask=mask), findings
+
+
+def bad_case(case_id: str, check: str, message: str) -> Finding:
+    """Return the finding of a check that a case must pass."""
+    return Finding(case_id=case_id, check=check, is_error=True, message=message)
+
+
+def refuse_or_exclude(findings: Sequence[Finding], *, num_usable: int, exclude: bool) -> list[str]:
+    """Log the warnings, and return the ids of the bad cases.
+
+    Raises:
+        InputError: If there are bad cases and `exclude` is false, or no case is usable; the text has every reason.
+    """
+    for finding in findings:
+        if not finding.is_error:
+            log.warning("warning: %s: %s: %s", finding.case_id, finding.check, finding.message)
+    errors = [finding for finding in findings if finding.is_error]
+    bad = sorted({finding.case_id for finding in errors})
+    listing = "\n".join(f"  {finding.case_id}: {finding.check}: {finding.message}" for finding in errors)
+    if bad and not exclude:
+        raise InputError(
+            f"{len(bad)} of {len(bad) + num_usable} cases cannot be used:\n{listing}\n"
+            "Mend them, list them under data.exclude, or go on without them: data.on_bad_case=exclude"
+        )
+    if num_usable == 0:
+        raise InputError(f"no usable case is left\n{listing}".rstrip())
+    if bad:
+        log.warning("excluded %d cases that cannot be used:\n%s", len(bad), listing)
+    return bad

@@ -1,0 +1,12 @@
+"""The two errors that are written for people.
+
+`__main__` prints their text without a traceback. Every other exception is a defect of ours and keeps its traceback.
+"""
+
+
+class InputError(ValueError):
+    """An input or a workspace cannot be used; the text names the case, the rule and the next step (exit code 1)."""
+
+
+class ConfigError(ValueError):
+    """A setting cannot be used; the text names the key, the rule and the value (exit code 2)."""

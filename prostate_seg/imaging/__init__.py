@@ -1,0 +1,1 @@
+"""Reading, checking, resampling and writing of volumes. No torch, no config, no tracking."""

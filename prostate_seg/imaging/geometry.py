@@ -1,0 +1,87 @@
+"""Where a volume lies in the world.
+
+Arrays are indexed [Z, Y, X]; world coordinates are LPS millimetres (x to the patient's left, y to posterior, z to superior),
+as in DICOM and ITK. Sizes and spacings here are in array order (z, y, x); points and directions are in world order (x, y, z).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Spacing = tuple[float, float, float]
+Shape = tuple[int, int, int]
+
+SAME_GRID_TOLERANCE = 0.1
+"""Two grids are one when no corner differs by more than this part of the smallest voxel edge (float32 headers differ)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """A regular grid in world space."""
+
+    shape_vox: Shape
+    """Number of voxels along z, y, x."""
+    spacing_mm: Spacing
+    """Voxel edge lengths along z, y, x."""
+    origin_mm: tuple[float, float, float]
+    """World position (x, y, z) of the centre of voxel [0, 0, 0]."""
+    direction: tuple[float, ...]
+    """3x3 matrix, row by row; its columns are the world directions of the array's x, y and z axes."""
+
+    def to_world(self, index_zyx: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return the world point (x, y, z) in mm of a continuous voxel index (z, y, x), or of an [N, 3] array of them."""
+        index_xyz = np.asarray(index_zyx, dtype=float)[..., ::-1]
+        scaled = index_xyz * np.array(self.spacing_mm[::-1])
+        return np.array(self.origin_mm) + scaled @ self._matrix.T
+
+    def to_index(self, world_xyz: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return the continuous voxel index (z, y, x) of a world point (x, y, z) in mm, or of an [N, 3] array of them."""
+        relative = np.asarray(world_xyz, dtype=float) - np.array(self.origin_mm)
+        return (relative @ np.linalg.inv(self._matrix).T / np.array(self.spacing_mm[::-1]))[..., ::-1]
+
+    @property
+    def corners_mm(self) -> np.ndarray:
+        """World points of the eight outer voxel centres, shape [8, 3]."""
+        ends = [(0, size - 1) for size in self.shape_vox]
+        return self.to_world(np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3))
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return float(np.prod(self.spacing_mm)) / 1000.0
+
+    @property
+    def diagonal_mm(self) -> float:
+        """Length of the space diagonal of the grid, outer edge to outer edge."""
+        return float(np.linalg.norm(np.array(self.shape_vox) * np.array(self.spacing_mm)))
+
+    @property
+    def _matrix(self) -> np.ndarray:
+        return np.array(self.direction, dtype=float).reshape(3, 3)
+
+    def is_same_grid(self, other: "Geometry") -> bool:
+        """Return whether both grids have the same shape and, within `SAME_GRID_TOLERANCE`, the same corners."""
+        if self.shape_vox != other.shape_vox:
+            return False
+        distance = np.linalg.norm(self.corners_mm - other.corners_mm, axis=1).max()
+        return bool(distance <= SAME_GRID_TOLERANCE * min(self.spacing_mm))
+
+    def __str__(self) -> str:
+        shape = "x".join(str(size) for size in self.shape_vox)
+        spacing = "x".join(f"{length:.4g}" for length in self.spacing_mm)
+        origin = ", ".join(f"{value:.2f}" for value in self.origin_mm)
+        axes = " ".join(f"({', '.join(f'{v:.3f}' for v in column)})" for column in self._matrix.T)
+        return f"shape {shape} vox, spacing {spacing} mm (z, y, x), origin ({origin}) mm, axes x y z {axes}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A volume whose axes run, as nearly as the scan allows, to the patient's left, posterior and superior (LPS)."""
+
+    array: np.ndarray
+    """Voxel values, shape [Z, Y, X]."""
+    geometry: Geometry
+    """The grid of `array`, in LPS axis order."""
+    stored_orientation: str = "LPS"
+    """Axis code of the file, such as RAS; `image_io.write_volume` stores the array that way again."""

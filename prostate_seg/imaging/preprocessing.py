@@ -1,0 +1,272 @@
+"""From a study's own grid to the network's grid, and back.
+
+Both grids share their axes, so that every step works axis by axis. Arrays are [Z, Y, X] in LPS; spacings are (z, y, x) in mm.
+The network's grid is a window of the resampled study: all slices, a square of every slice. Where the window reaches over
+the border of the study, it is padded on that side. Only the window is resampled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK as sitk
+
+from prostate_seg.errors import InputError
+from prostate_seg.files import md5_of_text
+from prostate_seg.imaging.geometry import Geometry, Shape, Spacing, Volume
+from prostate_seg.imaging.image_io import to_sitk
+from prostate_seg.imaging.quality import whole_gland
+
+SAME_SPACING_TOLERANCE = 1e-5
+"""Relative difference up to which two spacings are one; over 1,000 voxels it shifts by a hundredth of a voxel."""
+
+SPLINE_MARGIN_VOX = 12
+"""Source voxels kept around a window; a cubic B-spline's memory fades by 0.27 a voxel, so that 1e-7 of it is lost."""
+
+EDGE_VOX = 1e-6
+"""A voxel centre on the very edge of a grid counts as outside, as in ITK, whatever the rounding."""
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessSettings:
+    """All that decides what a network sees of a study. Inference must repeat it."""
+
+    spacing_mm: Spacing | None
+    """Voxel edge lengths (z, y, x) to resample to; None keeps the study's own."""
+    image_size: int
+    """Edge length in voxels of the kept square."""
+    crop: Literal["center", "mask"]
+    """Whether the square is centred on the image or on the reference mask."""
+    to_8bit: bool
+    """Whether intensities become uint8."""
+    intensity_percentiles: tuple[float, float]
+    """Percentiles of the kept region that become 0 and 255."""
+    whole_gland_labels: tuple[int, ...] | None
+    """Mask labels that are gland; None takes every label above 0."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "PreprocessSettings":
+        """Read what `as_dict` wrote."""
+        read: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**read)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @property
+    def digest(self) -> str:
+        """The md5 of the settings, the same on every machine."""
+        return md5_of_text(repr(sorted(self.as_dict().items())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessed:
+    """What the network sees of a study."""
+
+    image: Volume
+    """Intensities, [Z, image_size, image_size], uint8 or float32."""
+    mask: Volume | None
+    """Gland, same grid, uint8 0 or 1; None when there is no reference."""
+    gland_kept_fraction: float
+    """Part of the reference's voxels that lie in the window; NaN without a reference."""
+
+
+def preprocess_study(image: Volume, mask: Volume | None, *, settings: PreprocessSettings) -> Preprocessed:
+    """Bring a study, and its reference if there is one, to the network's grid.
+
+    Args:
+        image: The study on its own grid, any numeric dtype.
+        mask: Its reference on the same grid, integer labels; needed for crop "mask".
+        settings: What to do.
+
+    Raises:
+        InputError: If crop "mask" lacks a mask, or the kept region has no intensity range.
+    """
+    gland = None if mask is None else whole_gland(mask.array, labels=settings.whole_gland_labels)
+    resampled = resampled_geometry(image.geometry, spacing_mm=settings.spacing_mm)
+    center = _window_center(resampled, image.geometry, gland, crop=settings.crop)
+    window = window_geometry(resampled, image_size=settings.image_size, center_vox=center)
+    inside = overlap(window, resampled)
+    pixels = _scaled(_resample_image(image, window, inside), settings=settings)
+    return Preprocessed(
+        image=Volume(array=_padded(pixels, window.shape_vox, inside), geometry=window),
+        mask=None
+        if gland is None
+        else Volume(array=_to_window(gland, image.geometry, window, inside), geometry=window),
+        gland_kept_fraction=float("nan") if gland is None else kept_fraction(gland, image.geometry, window),
+    )
+
+
+def resampled_geometry(geometry: Geometry, *, spacing_mm: Spacing | None) -> Geometry:
+    """Return the grid of the whole study at another spacing, with the same centre; the grid itself where nothing changes."""
+    if spacing_mm is None or np.allclose(spacing_mm, geometry.spacing_mm, rtol=SAME_SPACING_TOLERANCE, atol=0):
+        return geometry
+    extent_mm = np.array(geometry.shape_vox) * geometry.spacing_mm
+    shape = np.maximum(1, np.round(extent_mm / spacing_mm)).astype(int)
+    step = np.array(spacing_mm) / geometry.spacing_mm
+    first = (np.array(geometry.shape_vox) - 1) / 2 - (shape - 1) / 2 * step
+    return replace(geometry, shape_vox=_shape(shape), spacing_mm=spacing_mm, origin_mm=_point(geometry.to_world(first)))
+
+
+def window_geometry(resampled: Geometry, *, image_size: int, center_vox: tuple[float, float]) -> Geometry:
+    """Return the grid of the kept square, in whole voxels of `resampled`; it may reach over the border.
+
+    Args:
+        resampled: Grid of the whole study.
+        image_size: Edge length in voxels.
+        center_vox: Continuous index (y, x) in `resampled` that the square is centred on.
+    """
+    start = [0, *(int(np.floor(center - (image_size - 1) / 2 + 0.5)) for center in center_vox)]
+    shape = (resampled.shape_vox[0], image_size, image_size)
+    return replace(resampled, shape_vox=shape, origin_mm=_point(resampled.to_world(start)))
+
+
+def overlap(window: Geometry, study: Geometry) -> Box:
+    """Return the part of `window` whose voxel centres lie inside `study`, as slices into `window`."""
+    return _box(axis_index(window, study), study.shape_vox)
+
+
+def kept_fraction(gland: np.ndarray, geometry: Geometry, window: Geometry) -> float:
+    """Return the part of the gland's voxels, [Z, Y, X] bool on `geometry`, whose centres lie in `window`."""
+    kept = gland[_box(axis_index(geometry, window), window.shape_vox)]
+    return int(kept.sum()) / max(1, int(gland.sum()))
+
+
+def restore_probability(probability: np.ndarray, *, window: Geometry, original: Geometry) -> np.ndarray:
+    """Bring probabilities from the network's grid back to the study's own grid, linearly; 0 outside the window.
+
+    Args:
+        probability: Float array on `window`, 0 to 1.
+        window: Grid that `preprocess_study` returned.
+        original: Grid of the study.
+
+    Returns:
+        float32 array of shape `original.shape_vox`.
+    """
+    restored = np.zeros(original.shape_vox, dtype=np.float32)
+    box = _box(axis_index(original, window), window.shape_vox)
+    if all(part.stop > part.start for part in box):
+        source = Volume(array=probability.astype(np.float32, copy=False), geometry=window)
+        restored[box] = _resample(source, sub_geometry(original, box), sitk.sitkLinear)
+    return restored
+
+
+def axis_index(grid: Geometry, other: Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, for each axis of `grid`, the continuous indices of its voxel centres in `other`, which has the same axes."""
+    first = other.to_index(grid.to_world((0.0, 0.0, 0.0)))
+    step = np.array(grid.spacing_mm) / np.array(other.spacing_mm)
+    z, y, x = (first[axis] + step[axis] * np.arange(grid.shape_vox[axis]) for axis in range(3))
+    return z, y, x
+
+
+def sub_geometry(geometry: Geometry, box: Box) -> Geometry:
+    """Return the grid of a box of voxels."""
+    start = [part.start for part in box]
+    shape = [part.stop - part.start for part in box]
+    return replace(geometry, shape_vox=_shape(shape), origin_mm=_point(geometry.to_world(start)))
+
+
+def _window_center(
+    resampled: Geometry, geometry: Geometry, gland: np.ndarray | None, *, crop: str
+) -> tuple[float, float]:
+    if crop == "center":
+        return (resampled.shape_vox[1] - 1) / 2, (resampled.shape_vox[2] - 1) / 2
+    if gland is None:
+        raise InputError(
+            "preprocess.crop=mask centres on the reference mask, and there is none; use preprocess.crop=center"
+        )
+    occupied = np.argwhere(gland)
+    middle = (occupied.min(axis=0) + occupied.max(axis=0)) / 2
+    _, y, x = resampled.to_index(geometry.to_world(middle))
+    return float(y), float(x)
+
+
+def _resample_image(image: Volume, window: Geometry, inside: Box) -> np.ndarray:
+    """Return the float32 intensities of the part of the window that lies in the study, by cubic B-spline."""
+    target = sub_geometry(window, inside)
+    index = axis_index(target, image.geometry)
+    if np.allclose(target.spacing_mm, image.geometry.spacing_mm, rtol=SAME_SPACING_TOLERANCE, atol=0):
+        starts = [round(float(axis[0])) for axis in index]
+        box = tuple(slice(start, start + len(axis)) for start, axis in zip(starts, index, strict=True))
+        return image.array[box].astype(np.float32)
+    return _resample(_cut(image, index), target, sitk.sitkBSpline)
+
+
+def _cut(image: Volume, index: Sequence[np.ndarray]) -> Volume:
+    """Keep what a spline at these continuous indices depends on."""
+    box = _slices(
+        (max(0, int(np.floor(axis[0])) - SPLINE_MARGIN_VOX), min(size, int(np.ceil(axis[-1])) + SPLINE_MARGIN_VOX + 1))
+        for axis, size in zip(index, image.array.shape, strict=True)
+    )
+    return Volume(array=image.array[box], geometry=sub_geometry(image.geometry, box))
+
+
+def _resample(source: Volume, target: Geometry, interpolator: int) -> np.ndarray:
+    """Return float32 values of `source` at the voxel centres of `target`."""
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetInterpolator(interpolator)
+    resampler.SetSize(target.shape_vox[::-1])
+    resampler.SetOutputSpacing(target.spacing_mm[::-1])
+    resampler.SetOutputOrigin(target.origin_mm)
+    resampler.SetOutputDirection(target.direction)
+    resampler.SetOutputPixelType(sitk.sitkFloat32)
+    return sitk.GetArrayFromImage(resampler.Execute(to_sitk(source)))
+
+
+def _scaled(pixels: np.ndarray, *, settings: PreprocessSettings) -> np.ndarray:
+    """Bring the percentiles to 0 and 255 and round, or leave the intensities as they are."""
+    low, high = np.percentile(pixels, settings.intensity_percentiles)
+    if not high > low:
+        raise InputError(
+            f"the kept region has no intensity range: its percentiles {settings.intensity_percentiles} are both {low:g}; "
+            "look at the image, or change preprocess.image_size"
+        )
+    if not settings.to_8bit:
+        return pixels
+    scaled = (np.clip(pixels, low, high) - low) * (255.0 / (high - low))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _padded(pixels: np.ndarray, shape: Shape, inside: Box) -> np.ndarray:
+    """Set pixels into the window; what lies outside the study gets the lowest value inside."""
+    if pixels.shape == shape:
+        return pixels
+    window = np.full(shape, pixels.min(), dtype=pixels.dtype)
+    window[inside] = pixels
+    return window
+
+
+def _to_window(gland: np.ndarray, geometry: Geometry, window: Geometry, inside: Box) -> np.ndarray:
+    """Return the gland on the window by nearest neighbour, uint8."""
+    mask = np.zeros(window.shape_vox, dtype=np.uint8)
+    index = axis_index(sub_geometry(window, inside), geometry)
+    nearest = [
+        np.clip(np.floor(axis + 0.5).astype(int), 0, size - 1) for axis, size in zip(index, gland.shape, strict=True)
+    ]
+    mask[inside] = gland[np.ix_(*nearest)]
+    return mask
+
+
+def _box(index: Sequence[np.ndarray], shape: Shape) -> Box:
+    """Return, per axis, the range of entries whose continuous index lies inside the outer edges of `shape`."""
+    inside = [(axis > EDGE_VOX - 0.5) & (axis < size - 0.5 - EDGE_VOX) for axis, size in zip(index, shape, strict=True)]
+    return _slices((int(np.argmax(axis)), int(np.argmax(axis)) + int(axis.sum())) for axis in inside)
+
+
+def _slices(ranges: Any) -> Box:
+    z, y, x = (slice(start, stop) for start, stop in ranges)
+    return z, y, x
+
+
+def _shape(values: Sequence[int] | np.ndarray) -> Shape:
+    z, y, x = (int(value) for value in values)
+    return z, y, x
+
+
+def _point(values: np.ndarray) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z

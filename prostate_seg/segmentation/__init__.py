@@ -1,0 +1,1 @@
+"""Networks, losses, augmentation, training, inference and metrics. No Hydra, no MLflow, no config."""

@@ -1,0 +1,36 @@
+"""Where tensors live and in what number format a network computes."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from prostate_seg.config import Device, Precision
+from prostate_seg.errors import InputError
+
+
+def choose_device(device: Device) -> torch.device:
+    """Return the torch device.
+
+    Raises:
+        InputError: If a GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if device is Device.cuda and not available:
+        raise InputError(
+            "machine.device=cuda: torch sees no GPU here; use machine.device=auto or install a CUDA build of torch"
+        )
+    return torch.device("cuda" if available and device is not Device.cpu else "cpu")
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether the processor has bfloat16 arithmetic of its own."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
+def autocast(device: torch.device, *, precision: Precision) -> AbstractContextManager[None]:
+    """Return the context of a forward pass: bfloat16 if asked for or, with `auto`, if the processor has it."""
+    enabled = precision is Precision.bf16 or (precision is Precision.auto and computes_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -1,0 +1,34 @@
+"""Normalisation of one study: clip, then mean 0 and SD 1. The same numbers serve training and inference."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+CLIP_PERCENTILES = (5.0, 95.0)
+"""What `train.zscore` clips to, as the public demo does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensity:
+    """How the intensities of one study are distributed."""
+
+    low: float
+    high: float
+    mean: float
+    """Of the clipped values."""
+    sd: float
+    """Of the clipped values; above 0."""
+
+
+def measure_intensity(image: np.ndarray, *, clip: bool) -> Intensity:
+    """Measure a preprocessed study, any shape; `clip` takes percentiles for `low` and `high`, else the extremes."""
+    low, high = np.percentile(image, CLIP_PERCENTILES) if clip else (image.min(), image.max())
+    clipped = np.clip(image, low, high).astype(np.float32)
+    sd = float(clipped.std())
+    return Intensity(low=float(low), high=float(high), mean=float(clipped.mean()), sd=sd if sd > 0 else 1.0)
+
+
+def normalise(image: np.ndarray, *, intensity: Intensity) -> np.ndarray:
+    """Return the study with mean 0 and SD 1, float32, same shape."""
+    clipped = np.clip(image, intensity.low, intensity.high).astype(np.float32)
+    return (clipped - intensity.mean) / intensity.sd

@@ -1,0 +1,21 @@
+"""The losses, by name, from MONAI and torch. Each takes logits and a 0/1 mask of the same shape, [B, 1, ...]."""
+
+from collections.abc import Callable
+
+import torch
+from monai.losses.dice import DiceCELoss, DiceLoss
+from torch import nn
+
+from prostate_seg.config import Loss
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def build_loss(name: Loss) -> LossFunction:
+    """Return a loss; Dice is pooled over the batch, because a slice without gland has no Dice of its own."""
+    losses: dict[Loss, Callable[[], nn.Module]] = {
+        Loss.dice_ce: lambda: DiceCELoss(sigmoid=True, batch=True),
+        Loss.dice: lambda: DiceLoss(sigmoid=True, batch=True),
+        Loss.bce: nn.BCEWithLogitsLoss,
+    }
+    return losses[name]()

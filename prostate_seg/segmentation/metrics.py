@@ -1,0 +1,453 @@
+"""How well a predicted mask matches the reference, case by case.
+
+Masks are binary, indexed [Z, Y, X]; z increases from the apex (inferior) to the base (superior), the LPS order of
+`imaging.geometry`. Distances are in mm between voxel centres, volumes in mL. A missed gland keeps finite, bad values, so
+that no mean silently leaves it out. Summaries over cases are in `statistics`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from prostate_seg.imaging.geometry import Spacing
+
+SURFACE_TOLERANCE_MM = 2.0
+"""Surface points within this distance count as right in surface Dice: four voxels in-plane, less than one 3 mm slice."""
+
+HD_PERCENTILE = 95.0
+"""Percentile of the directed surface distances in HD95; the plain maximum hangs on a single voxel."""
+
+ROUNDING_MM = 1e-6
+"""A distance that exceeds a tolerance by less than this is a rounding error (5 * 0.4 mm is not 2 mm in binary)."""
+
+NUM_NEAR_ROWS = 48
+"""Rows of voxels searched around a surface point before the k-d tree takes over; 32 to 64 took the same, least time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseMetrics:
+    """All metrics of one case."""
+
+    dice: float
+    """Dice similarity coefficient, 0 to 1."""
+    iou: float
+    """Intersection over union (Jaccard index), 0 to 1."""
+    hd95_mm: float
+    """Symmetric 95th-percentile Hausdorff distance in mm."""
+    assd_mm: float
+    """Average symmetric surface distance in mm."""
+    surface_dice_2mm: float
+    """Part of both surfaces within 2 mm of the other, 0 to 1."""
+    volume_reference_ml: float
+    """Volume of the reference mask in mL."""
+    volume_predicted_ml: float
+    """Volume of the predicted mask in mL."""
+    volume_difference_ml: float
+    """Predicted minus reference volume in mL."""
+    volume_difference_percent: float
+    """Predicted minus reference volume in percent of the reference; NaN when only the reference is empty."""
+    dice_apex: float
+    """Dice in the inferior third of the reference's extent and below; NaN when the third has no slice."""
+    dice_mid: float
+    """Dice in the middle third; NaN when the third has no slice."""
+    dice_base: float
+    """Dice in the superior third of the reference's extent and above; NaN when the third has no slice."""
+    missed_gland: bool
+    """Whether the prediction is empty although the reference is not."""
+
+
+class ThirdsDice(NamedTuple):
+    """Dice in the thirds of the gland, from inferior to superior."""
+
+    apex: float
+    mid: float
+    base: float
+
+
+class Overlap(NamedTuple):
+    """Voxel counts of one case, to be pooled over the cases of a fold."""
+
+    intersection_vox: int
+    union_vox: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceCounts:
+    """Voxel counts per axial slice, each of shape [Z]."""
+
+    reference_vox: np.ndarray
+    predicted_vox: np.ndarray
+    intersection_vox: np.ndarray
+
+    def dice(self) -> float:
+        """Return Dice over all slices; 1.0 when both masks are empty."""
+        both = self.reference_vox.sum() + self.predicted_vox.sum()
+        return float(2 * self.intersection_vox.sum() / both) if both else 1.0
+
+    def iou(self) -> float:
+        """Return intersection over union over all slices; 1.0 when both masks are empty."""
+        union = self.union_vox.sum()
+        return float(self.intersection_vox.sum() / union) if union else 1.0
+
+    @property
+    def union_vox(self) -> np.ndarray:
+        """Voxels in either mask, shape [Z]."""
+        return self.reference_vox + self.predicted_vox - self.intersection_vox
+
+    def part(self, start: int, stop: int) -> "SliceCounts":
+        """Return the counts of the slices from `start` up to, not including, `stop`."""
+        return SliceCounts(
+            reference_vox=self.reference_vox[start:stop],
+            predicted_vox=self.predicted_vox[start:stop],
+            intersection_vox=self.intersection_vox[start:stop],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurfaceDistances:
+    """Distances in mm from every voxel of one surface to the nearest of the other; empty for an empty mask."""
+
+    from_reference_mm: np.ndarray
+    from_predicted_mm: np.ndarray
+
+
+def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing) -> CaseMetrics:
+    """Return all metrics of one case.
+
+    Args:
+        reference: Binary mask, shape [Z, Y, X], z from apex to base.
+        predicted: Binary mask on the same grid.
+        spacing_mm: Voxel edge lengths along Z, Y, X.
+
+    Returns:
+        The metrics; a missed gland has Dice 0, surface Dice 0 and the image diagonal as HD95 and ASSD.
+
+    Raises:
+        ValueError: If a mask is not binary or not 3-D, if the shapes differ, or if the spacing is not positive.
+    """
+    reference, predicted = as_mask_pair(reference, predicted)
+    counts = slice_counts(reference, predicted)
+    distances = surface_distances(reference, predicted, spacing_mm=spacing_mm)
+    thirds = _dice_by_thirds(counts)
+    voxel_ml = float(np.prod(spacing_mm)) / 1000.0
+    reference_vox, predicted_vox = int(counts.reference_vox.sum()), int(counts.predicted_vox.sum())
+    return CaseMetrics(
+        dice=counts.dice(),
+        iou=counts.iou(),
+        hd95_mm=hd95_mm(distances),
+        assd_mm=assd_mm(distances),
+        surface_dice_2mm=surface_dice(distances, tolerance_mm=SURFACE_TOLERANCE_MM),
+        volume_reference_ml=reference_vox * voxel_ml,
+        volume_predicted_ml=predicted_vox * voxel_ml,
+        volume_difference_ml=(predicted_vox - reference_vox) * voxel_ml,
+        volume_difference_percent=difference_percent(predicted_vox, reference=reference_vox),
+        dice_apex=thirds.apex,
+        dice_mid=thirds.mid,
+        dice_base=thirds.base,
+        missed_gland=predicted_vox == 0 < reference_vox,
+    )
+
+
+def as_mask_pair(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both masks as boolean arrays [Z, Y, X]; no copy is made of masks that are boolean already.
+
+    Raises:
+        ValueError: If a mask is not 3-D or holds other values than 0 and 1, or if the shapes differ.
+    """
+    if np.shape(reference) != np.shape(predicted):
+        raise ValueError(
+            f"reference and predicted mask must have one shape, got {np.shape(reference)} and {np.shape(predicted)}. "
+            "Bring the prediction back to the grid of the reference first."
+        )
+    return _as_mask(reference, name="reference"), _as_mask(predicted, name="predicted")
+
+
+def _as_mask(values: np.ndarray, *, name: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 3:
+        raise ValueError(f"{name} mask must have three axes [Z, Y, X], got shape {values.shape}.")
+    mask = values.astype(bool, copy=False)
+    if mask is not values and not np.array_equal(mask, values):
+        raise ValueError(
+            f"{name} mask must hold 0 and 1 only, got {values.dtype} from {values.min()} to {values.max()}. "
+            "Threshold a probability, merge labels into the whole gland."
+        )
+    return mask
+
+
+# --- overlap -------------------------------------------------------------------------------------------------------
+
+
+def slice_counts(reference: np.ndarray, predicted: np.ndarray) -> SliceCounts:
+    """Count the voxels of two binary masks [Z, Y, X] and of their intersection in every slice."""
+    reference, predicted = as_mask_pair(reference, predicted)
+    return SliceCounts(
+        reference_vox=_count_per_slice(reference),
+        predicted_vox=_count_per_slice(predicted),
+        intersection_vox=_count_per_slice(reference & predicted),
+    )
+
+
+def _count_per_slice(mask: np.ndarray) -> np.ndarray:
+    # count_nonzero is many times faster on whole boolean blocks than with an axis.
+    return np.array([np.count_nonzero(axial) for axial in mask], dtype=np.int64)
+
+
+def dice(reference: np.ndarray, predicted: np.ndarray) -> float:
+    """Return 2 |R and P| / (|R| + |P|) of two binary masks (Dice 1945); 1.0 when both are empty."""
+    return slice_counts(reference, predicted).dice()
+
+
+def iou(reference: np.ndarray, predicted: np.ndarray) -> float:
+    """Return |R and P| / |R or P| of two binary masks (Jaccard 1912); 1.0 when both are empty."""
+    return slice_counts(reference, predicted).iou()
+
+
+def difference_percent(predicted: float, *, reference: float) -> float:
+    """Return 100 (predicted - reference) / reference; 0.0 when both are 0, NaN when only the reference is."""
+    if reference == 0:
+        return 0.0 if predicted == 0 else float("nan")
+    return 100.0 * (predicted - reference) / reference
+
+
+def dice_by_thirds(reference: np.ndarray, predicted: np.ndarray) -> ThirdsDice:
+    """Return Dice in the apex, mid-gland and base thirds of the reference, after PROMISE12 (Litjens 2014).
+
+    The extent from the first to the last slice with reference gland is cut into three equal lengths, and a slice belongs
+    to the third that holds its centre: 4 slices are parted 1 2 1, 5 slices 2 1 2. Slices below the extent count with the
+    apex and slices above it with the base, so that over-segmentation costs. Extents of one and two slices leave thirds
+    without slices.
+
+    Args:
+        reference: Binary mask, shape [Z, Y, X], z from apex to base.
+        predicted: Binary mask on the same grid.
+
+    Returns:
+        Dice per third; NaN for a third without slices, and for all three when the reference is empty.
+
+    Raises:
+        ValueError: If a mask is not binary or not 3-D, or if the shapes differ.
+    """
+    return _dice_by_thirds(slice_counts(reference, predicted))
+
+
+def _dice_by_thirds(counts: SliceCounts) -> ThirdsDice:
+    gland = np.flatnonzero(counts.reference_vox)
+    if gland.size == 0:
+        return ThirdsDice(np.nan, np.nan, np.nan)
+    first, num_slices = int(gland[0]), int(gland[-1] - gland[0] + 1)
+    num_apex = int(np.sum(third_of_slice(num_slices) == 0))  # the base has as many: the parting is symmetric
+    if num_apex == 0:
+        return ThirdsDice(np.nan, counts.dice(), np.nan)
+    to_mid, to_base = first + num_apex, first + num_slices - num_apex
+    return ThirdsDice(
+        apex=counts.part(0, to_mid).dice(),
+        mid=counts.part(to_mid, to_base).dice() if to_base > to_mid else np.nan,
+        base=counts.part(to_base, len(counts.reference_vox)).dice(),
+    )
+
+
+def third_of_slice(num_slices: int) -> np.ndarray:
+    """Return for each slice of an extent which third holds its centre: 0 apex, 1 mid-gland, 2 base; shape [num_slices]."""
+    # The centre of slice i lies at (2 i + 1) / (2 n) of the extent; in integers no centre is rounded over a boundary.
+    return 3 * (2 * np.arange(num_slices) + 1) // (2 * num_slices)
+
+
+def gland_slice_overlap(reference: np.ndarray, predicted: np.ndarray) -> Overlap:
+    """Return intersection and union over the slices in which the reference has gland.
+
+    Predicted voxels on other slices are left out: they cost nothing here, which flatters over-segmentation beyond apex
+    and base. It is the demo's metric, kept for comparison.
+    """
+    counts = slice_counts(reference, predicted)
+    gland = counts.reference_vox > 0
+    return Overlap(int(counts.intersection_vox[gland].sum()), int(counts.union_vox[gland].sum()))
+
+
+def pooled_iou(overlaps: Iterable[Overlap]) -> float:
+    """Return the IoU pooled over the voxels of all cases, so that large glands and fine grids weigh more.
+
+    Raises:
+        ValueError: If no case has a slice with gland.
+    """
+    pairs = list(overlaps)
+    union_vox = sum(pair.union_vox for pair in pairs)
+    if union_vox == 0:
+        raise ValueError(f"pooled IoU needs at least one reference slice with gland, got none in {len(pairs)} cases.")
+    return sum(pair.intersection_vox for pair in pairs) / union_vox
+
+
+# --- surface distances ---------------------------------------------------------------------------------------------
+
+
+def surface_distances(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing) -> SurfaceDistances:
+    """Return the distances between the surfaces of two masks, exact and in both directions.
+
+    A surface is the mask's voxels with a face neighbour outside the mask; outside the image counts as outside the mask
+    (mask minus its binary erosion, as MONAI's `get_mask_edges`). Distances run between voxel centres.
+
+    Args:
+        reference: Binary mask, shape [Z, Y, X].
+        predicted: Binary mask on the same grid.
+        spacing_mm: Voxel edge lengths along Z, Y, X.
+
+    Returns:
+        One distance per surface voxel; when exactly one mask is empty, all those of the other are the image diagonal.
+
+    Raises:
+        ValueError: If a mask is not binary or not 3-D, if the shapes differ, or if the spacing is not positive.
+    """
+    reference, predicted = as_mask_pair(reference, predicted)
+    _check_spacing(spacing_mm)
+    farthest_mm = float(np.linalg.norm(np.multiply(reference.shape, spacing_mm)))
+    box = bounding_box(reference | predicted)
+    reference_surface, predicted_surface = surface(reference[box]), surface(predicted[box])
+    return SurfaceDistances(
+        from_reference_mm=_directed_mm(
+            reference_surface, predicted_surface, spacing_mm=spacing_mm, empty_mm=farthest_mm
+        ),
+        from_predicted_mm=_directed_mm(
+            predicted_surface, reference_surface, spacing_mm=spacing_mm, empty_mm=farthest_mm
+        ),
+    )
+
+
+def hd95_mm(distances: SurfaceDistances) -> float:
+    """Return the larger of the two directed 95th percentiles, in mm (as MONAI; percentiles interpolate linearly).
+
+    Returns:
+        Distance in mm; the image diagonal when exactly one mask is empty, 0.0 when both are.
+    """
+    directed = (distances.from_reference_mm, distances.from_predicted_mm)
+    return max((float(np.percentile(part, HD_PERCENTILE)) for part in directed if part.size), default=0.0)
+
+
+def assd_mm(distances: SurfaceDistances) -> float:
+    """Return the mean over the distances of both surfaces together, in mm (as MONAI with `symmetric=True`).
+
+    Every surface voxel weighs the same, so the larger surface weighs more; the mean of the two directed means, which some
+    papers call ASSD, differs when the surfaces differ in size.
+
+    Returns:
+        Distance in mm; the image diagonal when exactly one mask is empty, 0.0 when both are.
+    """
+    both = np.concatenate((distances.from_reference_mm, distances.from_predicted_mm))
+    return float(both.mean()) if both.size else 0.0
+
+
+def surface_dice(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
+    """Return the part of both surfaces that lies within a tolerance of the other (Nikolov 2018, over surface voxels).
+
+    Args:
+        distances: Surface distances of a case.
+        tolerance_mm: Largest distance in mm that counts as right; the tolerance itself is within.
+
+    Returns:
+        Fraction, 0 to 1; 0.0 when exactly one mask is empty, 1.0 when both are.
+    """
+    sizes = distances.from_reference_mm.size, distances.from_predicted_mm.size
+    if not all(sizes):
+        return 0.0 if any(sizes) else 1.0
+    both = np.concatenate((distances.from_reference_mm, distances.from_predicted_mm))
+    return float(np.mean(both <= tolerance_mm + ROUNDING_MM))
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """Return the smallest box around a boolean mask [Z, Y, X]; an empty box when the mask is empty."""
+    z_range = _extent(mask.reshape(mask.shape[0], -1).any(axis=1))
+    plane = mask[z_range].any(axis=0)
+    return z_range, _extent(plane.any(axis=1)), _extent(plane.any(axis=0))
+
+
+def surface(mask: np.ndarray) -> np.ndarray:
+    """Return the voxels of a boolean mask [Z, Y, X] that have a face neighbour outside it or outside the array."""
+    # Six shifted views of a padded copy: ten times faster than scipy's binary_erosion.
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1, 1:-1] & padded[2:, 1:-1, 1:-1]
+    inside &= padded[1:-1, :-2, 1:-1]
+    inside &= padded[1:-1, 2:, 1:-1]
+    inside &= padded[1:-1, 1:-1, :-2]
+    inside &= padded[1:-1, 1:-1, 2:]
+    return mask & ~inside
+
+
+def _check_spacing(spacing_mm: Spacing) -> None:
+    if len(spacing_mm) != 3 or not all(0 < length < np.inf for length in spacing_mm):
+        raise ValueError(f"spacing_mm must be three positive lengths along Z, Y, X, got {spacing_mm}.")
+
+
+def _extent(occupied: np.ndarray) -> slice:
+    indices = np.flatnonzero(occupied)
+    return slice(int(indices[0]), int(indices[-1]) + 1) if indices.size else slice(0, 0)
+
+
+def _directed_mm(query: np.ndarray, target: np.ndarray, *, spacing_mm: Spacing, empty_mm: float) -> np.ndarray:
+    """Return the distance of every query voxel to the nearest target voxel; `empty_mm` when there is no target."""
+    distances_mm = np.zeros(np.count_nonzero(query))
+    if not target.any():
+        return distances_mm + empty_mm
+    apart = np.argwhere(query & ~target)  # the voxels that both surfaces share stay at zero
+    if apart.size:
+        distances_mm[: len(apart)] = _nearest_mm(apart, target, spacing_mm=spacing_mm)
+    return distances_mm
+
+
+def _nearest_mm(points_zyx: np.ndarray, target: np.ndarray, *, spacing_mm: Spacing) -> np.ndarray:
+    """Return the exact distance of each voxel index [N, 3] to the nearest target voxel.
+
+    Two similar surfaces are mostly near each other, where many neighbours are about equally far and a k-d tree is slow.
+    So the nearest rows of voxels are searched first; the tree gets only the points for which a row not searched could hold
+    a nearer voxel. Against a distance map this takes a third of the time, against the tree alone up to a fifth, and unlike
+    the map's it hardly grows with the box when a stray piece is predicted far away.
+    """
+    squared_mm2, searched_mm2 = _search_rows(points_zyx, target, spacing_mm=spacing_mm)
+    distances_mm = np.sqrt(squared_mm2)
+    is_far = squared_mm2 > searched_mm2
+    if is_far.any():
+        # A plain tree is built in half the time of a balanced one and serves a single query.
+        tree = cKDTree(np.argwhere(target) * np.array(spacing_mm), balanced_tree=False, compact_nodes=False)
+        distances_mm[is_far] = tree.query(points_zyx[is_far] * np.array(spacing_mm))[0]
+    return distances_mm
+
+
+def _search_rows(points_zyx: np.ndarray, target: np.ndarray, *, spacing_mm: Spacing) -> tuple[np.ndarray, float]:
+    """Return each point's squared distance to target voxels in the nearest rows, and the bound up to which it is exact."""
+    rows_zy, costs_mm2, searched_mm2 = _near_rows(spacing_mm[:2])
+    pad_z, pad_y = np.abs(rows_zy).max(axis=0)
+    along_rows_mm2 = _squared_along_rows(target, spacing_x_mm=spacing_mm[2])
+    padded = np.pad(along_rows_mm2, ((0, 0), (pad_z, pad_z), (pad_y, pad_y)), constant_values=np.inf)
+    z, y, x = points_zyx.T
+    flat = np.ravel_multi_index((x, z + pad_z, y + pad_y), padded.shape)
+    best = np.full(len(points_zyx), np.inf)
+    for (row_z, row_y), cost_mm2 in zip(rows_zy, costs_mm2, strict=True):
+        candidate = padded.take(flat + (row_z * padded.shape[2] + row_y))
+        candidate += cost_mm2
+        np.minimum(best, candidate, out=best)
+    return best, searched_mm2
+
+
+def _near_rows(spacing_zy_mm: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the offsets (z, y) of the nearest rows, their squared distances, and that of the next row, not listed."""
+    reach = np.arange(-NUM_NEAR_ROWS // 2, NUM_NEAR_ROWS // 2 + 1)  # enough: with a row at k lie those from -k to k
+    offsets = np.stack(np.meshgrid(reach, reach, indexing="ij"), axis=-1).reshape(-1, 2)
+    squared_mm2 = ((offsets * np.array(spacing_zy_mm)) ** 2).sum(axis=1)
+    order = np.argsort(squared_mm2, kind="stable")
+    listed = order[:NUM_NEAR_ROWS]
+    return offsets[listed], squared_mm2[listed], float(squared_mm2[order[NUM_NEAR_ROWS]])
+
+
+def _squared_along_rows(target: np.ndarray, *, spacing_x_mm: float) -> np.ndarray:
+    """Return each voxel's squared distance in mm2 to the nearest target voxel of its own x row, shape [X, Z, Y].
+
+    Infinite in rows without target. One sweep forth and one back along x, each over whole planes (x first: contiguous).
+    """
+    steps = np.where(np.ascontiguousarray(target.transpose(2, 0, 1)), 0.0, np.inf)
+    for x in range(1, len(steps)):
+        np.minimum(steps[x], steps[x - 1] + 1.0, out=steps[x])
+    for x in range(len(steps) - 2, -1, -1):
+        np.minimum(steps[x], steps[x + 1] + 1.0, out=steps[x])
+    steps *= spacing_x_mm
+    return np.square(steps, out=steps)

@@ -1,0 +1,123 @@
+"""What a table of per-case values says: mean, spread, confidence interval, failures.
+
+Values come one per case (study); a patient can have several. Studies of one patient are alike, so the unit that is drawn
+in the bootstrap is the patient. How a value is measured is in `metrics`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+FAILURE_DICE = 0.5
+"""A case with Dice below this failed, missed glands included: the masks share less than half of their mean volume."""
+
+CI_PERCENTILES = (2.5, 97.5)
+"""Ends of the 95% percentile interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Summary of one metric over cases; None where a number does not exist, never NaN."""
+
+    num_cases: int
+    """Cases with a value."""
+    num_patients: int
+    """Patients with at least one value."""
+    num_missing: int
+    """Cases left out because their value is NaN."""
+    mean: float | None
+    """Mean over cases; None without values."""
+    sd: float | None
+    """Sample standard deviation over cases (n - 1); None below two cases."""
+    median: float | None
+    """Median over cases; None without values."""
+    ci95_low: float | None
+    """Lower end of the bootstrap interval of the mean; None below two patients."""
+    ci95_high: float | None
+    """Upper end of the bootstrap interval of the mean; None below two patients."""
+
+    def as_dict(self) -> dict[str, int | float | None]:
+        """Return the fields as plain numbers and None, ready for JSON."""
+        return asdict(self)
+
+
+def summarise(values: np.ndarray, *, patients: Sequence[str], num_bootstrap: int, seed: int) -> Summary:
+    """Summarise one metric over cases.
+
+    Args:
+        values: One value per case, shape [N]; NaN marks a case for which the metric is not defined.
+        patients: Patient id of each case, length N.
+        num_bootstrap: Number of bootstrap samples, at least 1.
+        seed: Seed of the draws; the same seed, values and patients give the same interval.
+
+    Returns:
+        The summary; the interval is the 2.5th to 97.5th percentile of the bootstrap means.
+
+    Raises:
+        ValueError: If the lengths differ, a value is infinite, or `num_bootstrap` is below 1.
+    """
+    values = np.asarray(values, dtype=float)
+    _check(values, patients=patients, num_bootstrap=num_bootstrap)
+    is_present = ~np.isnan(values)
+    present = values[is_present]
+    ids = np.asarray(patients, dtype=object)[is_present]
+    low, high = mean_interval(present, patients=ids.tolist(), num_bootstrap=num_bootstrap, seed=seed)
+    return Summary(
+        num_cases=present.size,
+        num_patients=len(set(ids)),
+        num_missing=values.size - present.size,
+        mean=float(present.mean()) if present.size else None,
+        sd=float(present.std(ddof=1)) if present.size > 1 else None,
+        median=float(np.median(present)) if present.size else None,
+        ci95_low=low,
+        ci95_high=high,
+    )
+
+
+def _check(values: np.ndarray, *, patients: Sequence[str], num_bootstrap: int) -> None:
+    if values.ndim != 1 or len(patients) != values.size:
+        raise ValueError(
+            f"one patient id per value is needed, got values {values.shape} and {len(patients)} patient ids."
+        )
+    if np.isinf(values).any():
+        raise ValueError(f"values must be finite or NaN, got {int(np.isinf(values).sum())} infinite of {values.size}.")
+    if num_bootstrap < 1:
+        raise ValueError(f"num_bootstrap must be at least 1, got {num_bootstrap}.")
+
+
+def mean_interval(
+    values: np.ndarray, *, patients: Sequence[str], num_bootstrap: int, seed: int
+) -> tuple[float | None, float | None]:
+    """Return the 95% percentile interval of the mean over cases, from a bootstrap over patients (Efron 1979).
+
+    A drawn patient brings all its cases, so a bootstrap mean is a ratio of two sums over the drawn patients.
+
+    Args:
+        values: One finite value per case, shape [N].
+        patients: Patient id of each case, length N.
+        num_bootstrap: Number of bootstrap samples.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper end; (None, None) below two patients, whose spread says nothing about other patients.
+    """
+    sums, counts = _per_patient(values, patients=patients)
+    if sums.size < 2:
+        return None, None
+    drawn = np.random.default_rng(seed).integers(sums.size, size=(num_bootstrap, sums.size), dtype=np.int32)
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, CI_PERCENTILES)
+    return float(low), float(high)
+
+
+def _per_patient(values: np.ndarray, *, patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of the values and the number of cases of each patient, in the order of the patient ids."""
+    numbers = {patient: number for number, patient in enumerate(sorted(set(patients)))}
+    rows = np.array([numbers[patient] for patient in patients], dtype=np.intp)
+    return np.bincount(rows, weights=values, minlength=len(numbers)), np.bincount(rows, minlength=len(numbers))
+
+
+def num_failures(dice: np.ndarray) -> int:
+    """Return how many cases have a Dice below `FAILURE_DICE`; a case without a Dice (NaN) is a failure too."""
+    return int(np.sum(~(np.asarray(dice, dtype=float) >= FAILURE_DICE)))

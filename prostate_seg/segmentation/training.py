@@ -1,0 +1,273 @@
+"""Fitting one network on one fold.
+
+The loop moves tensors and nothing else: slices come from the packed set, are standardised and augmented as a batch on the
+device, and no step waits for a number to come back. What is validated and kept is the running mean of the weights.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from prostate_seg.config import Augmentation, ModelConfig, Optimizer, Schedule, TrainConfig, TrainingSlices
+from prostate_seg.errors import InputError
+from prostate_seg.segmentation.augmentation import augment
+from prostate_seg.segmentation.devices import autocast
+from prostate_seg.segmentation.inference import Predictor, predict_probability
+from prostate_seg.segmentation.losses import LossFunction, build_loss
+from prostate_seg.segmentation.models import is_3d
+from prostate_seg.segmentation.packing import PackedSet
+from prostate_seg.segmentation.windows import neighbours, patches
+
+GPU_SHARE_FOR_DATA = 0.5
+"""Part of the free memory of a GPU that the packed set may fill; a larger set stays on the host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """One row of the history."""
+
+    epoch: int
+    loss: float
+    """Mean training loss."""
+    val_dice: float
+    """Mean Dice of the val studies on the network's grid."""
+    learning_rate: float
+    seconds: float
+    """Since training began."""
+
+    def as_dict(self) -> dict[str, float]:
+        """Return metric names and values."""
+        return {
+            "train/loss": self.loss,
+            "val/dice": self.val_dice,
+            "learning_rate": self.learning_rate,
+            "seconds": self.seconds,
+        }
+
+
+class Batches:
+    """The training inputs of a fold, drawn from the packed set."""
+
+    def __init__(
+        self,
+        packed: PackedSet,
+        case_ids: Sequence[str],
+        *,
+        model: ModelConfig,
+        device: torch.device,
+        kind: TrainingSlices = TrainingSlices.all,
+    ):
+        self.model, self.device = model, device
+        self.images, self.masks = _resident(packed, device)
+        self.first, self.last, self.intensity = _slice_tables(packed)
+        self.slices = packed.slices_of(case_ids)
+        if kind is TrainingSlices.gland:
+            self.slices = self.slices[packed.masks[self.slices].any(axis=(1, 2))]
+
+    def order(self, batch_size: int, *, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        """Yield the slices of an epoch in random order, [batch_size] each; the last batch is filled up."""
+        order = generator.permutation(self.slices)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            missing = batch_size - len(chosen)
+            yield np.append(chosen, generator.choice(self.slices, missing)) if missing else chosen
+
+    def load(self, slices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return standardised images [B, C, Y, X] and 0/1 masks [B, D, Y, X] around some slices, on the device."""
+        first, last, depth = self.first[slices], self.last[slices], self.model.num_slices
+        if is_3d(self.model):
+            rows = wanted = patches(slices - depth // 2, depth=depth, first=first, last=last)
+        else:
+            rows, wanted = neighbours(slices, num_slices=depth, first=first, last=last), slices[:, None]
+        low, high, mean, sd = self.intensity[:, torch.from_numpy(slices), None, None, None].to(self.device)
+        images = self.images[torch.from_numpy(rows)].to(self.device, torch.float32)
+        masks = self.masks[torch.from_numpy(wanted)].to(self.device, torch.float32)
+        return (images.clamp(low, high) - mean) / sd, masks
+
+
+def fit(
+    packed: PackedSet,
+    *,
+    train_ids: Sequence[str],
+    val_ids: Sequence[str],
+    settings: TrainConfig,
+    predictor: Predictor,
+    seed: int,
+    on_epoch_end: Callable[[Epoch], None],
+    on_best: Callable[[Mapping[str, torch.Tensor]], None],
+) -> list[Epoch]:
+    """Train until the budget of epochs or minutes is spent.
+
+    Args:
+        packed: Preprocessed studies.
+        train_ids: Studies that fit the weights.
+        val_ids: Studies that choose the checkpoint.
+        settings: How to train.
+        predictor: The one fresh network, and how it is run for validation.
+        seed: Source of order and augmentation.
+        on_epoch_end: Told after each epoch, after `on_best`.
+        on_best: Given the weights whenever val Dice has risen.
+
+    Returns:
+        One row per epoch.
+
+    Raises:
+        InputError: If the loss is no longer finite.
+    """
+    start = time.perf_counter()
+    device, volumetric = predictor.device, is_3d(predictor.model)
+    batches = Batches(packed, train_ids, model=predictor.model, device=device, kind=settings.slices)
+    order, chance = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
+    step = Step(predictor.networks[0], settings=settings, device=device, volumetric=volumetric)
+    averaged = replace(predictor, networks=[step.averaged.module])
+    budget = Budget(settings, steps_per_epoch=math.ceil(len(batches.slices) / settings.batch_size), start=start)
+    history: list[Epoch] = []
+    best = -1.0
+    while not budget.is_spent():
+        losses = []
+        for slices in batches.order(settings.batch_size, generator=order):
+            if budget.is_spent():
+                break
+            images, masks = batches.load(slices)
+            if settings.augmentation is Augmentation.standard:
+                images, masks = augment(images, masks, generator=chance)
+            losses.append(step(images, masks, learning_rate=budget.learning_rate()))
+            budget.num_steps += 1
+        history.append(
+            Epoch(
+                epoch=len(history) + 1,
+                loss=_finite_mean(losses, epoch=len(history) + 1),
+                val_dice=mean_dice(packed, val_ids, predictor=averaged),
+                learning_rate=budget.learning_rate(),
+                seconds=time.perf_counter() - start,
+            )
+        )
+        if history[-1].val_dice > best:
+            best = history[-1].val_dice
+            on_best(step.averaged.module.state_dict())
+        on_epoch_end(history[-1])
+    return history
+
+
+class Step:
+    """One step of gradient descent, and the running mean of the weights."""
+
+    def __init__(self, network: nn.Module, *, settings: TrainConfig, device: torch.device, volumetric: bool):
+        memory_format = torch.channels_last if device.type == "cuda" and not volumetric else torch.contiguous_format
+        self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
+        self.settings, self.device, self.volumetric = settings, device, volumetric
+        self.loss: LossFunction = build_loss(settings.loss)
+        self.optimizer = _build_optimizer(network, settings)
+        self.averaged = AveragedModel(
+            network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True
+        ).eval()
+
+    def __call__(self, images: torch.Tensor, masks: torch.Tensor, *, learning_rate: float) -> torch.Tensor:
+        """Take one step and return its loss, a scalar still on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with autocast(self.device, precision=self.settings.precision):
+            logits = self.network(images[:, None])[:, 0] if self.volumetric else self.network(images)
+        loss = self.loss(logits.float(), masks)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.averaged.update_parameters(self.network)
+        return loss.detach()
+
+
+class Budget:
+    """How much of the epochs and minutes is spent; the learning rate follows whichever ends first."""
+
+    def __init__(self, settings: TrainConfig, *, steps_per_epoch: int, start: float):
+        self.settings, self.start = settings, start
+        self.max_steps = settings.max_epochs * steps_per_epoch
+        self.num_steps = 0
+
+    def spent_fraction(self) -> float:
+        """Return the spent part of the budget, 0 to 1 and a little beyond."""
+        minutes = (time.perf_counter() - self.start) / 60
+        by_time = minutes / self.settings.max_minutes if self.settings.max_minutes else 0.0
+        return max(self.num_steps / self.max_steps, by_time)
+
+    def is_spent(self) -> bool:
+        """Return whether training must end."""
+        return self.spent_fraction() >= 1
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the next step: linear warm-up, then the schedule."""
+        spent, warmup = min(1.0, self.spent_fraction()), self.settings.warmup_fraction
+        if spent < warmup:
+            return self.settings.learning_rate * max(spent / warmup, 0.01)
+        if self.settings.schedule is Schedule.constant:
+            return self.settings.learning_rate
+        return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
+
+
+def mean_dice(packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor) -> float:
+    """Return the mean Dice of some studies on the network's grid."""
+    return float(np.mean([_dice_of(packed, case_id, predictor=predictor) for case_id in case_ids]))
+
+
+@contextmanager
+def reproducible(seed: int, *, deterministic: bool) -> Iterator[None]:
+    """Seed torch and, if asked, allow only operations that give the same bits each time."""
+    torch.manual_seed(seed)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _dice_of(packed: PackedSet, case_id: str, *, predictor: Predictor) -> float:
+    case = packed.cases[case_id]
+    part = slice(case.first_slice, case.last_slice + 1)
+    clipped = np.clip(packed.images[part], case.intensity.low, case.intensity.high).astype(np.float32)
+    image = torch.from_numpy((clipped - case.intensity.mean) / case.intensity.sd)
+    predicted = predict_probability(image, predictor=predictor) >= 0.5
+    reference = packed.masks[part] > 0
+    size = np.count_nonzero(predicted) + np.count_nonzero(reference)
+    return 2 * np.count_nonzero(predicted & reference) / size if size else 1.0
+
+
+def _resident(packed: PackedSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the packed arrays as tensors: on the GPU if they fit there, else mapped from disk."""
+    images, masks = torch.from_numpy(packed.images), torch.from_numpy(packed.masks)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if images.nbytes + masks.nbytes < GPU_SHARE_FOR_DATA * free:
+            return images.to(device), masks.to(device)
+    return images, masks
+
+
+def _slice_tables(packed: PackedSet) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """Return for every slice its study's first and last slice, and [4, slices] low, high, mean and SD."""
+    cases, sizes = list(packed.cases.values()), [case.num_slices for case in packed.cases.values()]
+    first = np.repeat([case.first_slice for case in cases], sizes)
+    last = np.repeat([case.last_slice for case in cases], sizes)
+    values = [(c.intensity.low, c.intensity.high, c.intensity.mean, c.intensity.sd) for c in cases]
+    return first, last, torch.tensor(np.repeat(values, sizes, axis=0).T, dtype=torch.float32)
+
+
+def _build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    kind = {Optimizer.adamw: torch.optim.AdamW, Optimizer.adam: torch.optim.Adam}[settings.optimizer]
+    return kind(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+
+
+def _finite_mean(losses: Sequence[torch.Tensor], *, epoch: int) -> float:
+    mean = float(torch.stack(list(losses)).mean()) if losses else float("nan")
+    if losses and not math.isfinite(mean):
+        raise InputError(
+            f"the training loss is {mean} in epoch {epoch}; the best weights so far are kept\n"
+            "Lower train.learning_rate, or use train.precision=fp32."
+        )
+    return mean

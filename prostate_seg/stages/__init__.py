@@ -1,0 +1,43 @@
+"""The stages by name. A stage's module is imported only when it runs, so that the launcher stays light.
+
+Each module has `run(cfg: Config, workspace: Workspace) -> StageResult`.
+"""
+
+import importlib
+from collections.abc import Callable
+
+from prostate_seg.config import Config, closest
+from prostate_seg.errors import ConfigError
+from prostate_seg.workspace import StageResult, Workspace
+
+STAGES = {
+    "fetch": "make the phantom data set in data/",
+    "preprocess": "check every case; orient, resample, crop and scale it for the network",
+    "prepare": "divide the patients into train, val and test, fold by fold, and look for leaks",
+    "train": "fit the network, fold by fold, and keep the weights that are best on val",
+    "evaluate": "segment the original test images and measure the masks on their own grid",
+}
+"""Name and sentence of each stage, in the order of the pipeline."""
+
+Stage = Callable[[Config, Workspace], StageResult]
+
+
+def load_stage(name: str | None) -> Stage:
+    """Import and return the function of a stage.
+
+    Raises:
+        ConfigError: If there is no such stage; the text lists those that exist.
+    """
+    if name not in STAGES:
+        raise ConfigError(_no_such_stage(name))
+    run: Stage = importlib.import_module(f"prostate_seg.stages.{name}").run
+    return run
+
+
+def _no_such_stage(name: str | None) -> str:
+    meant = closest(name, list(STAGES)) if name else None
+    lines = [f"stage: unknown stage {name!r}" + (f"; did you mean {meant}?" if meant else "")] if name else []
+    lines += ["Choose a stage: python -m prostate_seg stage=NAME", ""]
+    lines += [f"  {stage:<11} {sentence}" for stage, sentence in STAGES.items()]
+    lines += ["", "Several, one after the other: python -m prostate_seg -m stage=preprocess,prepare,train,evaluate"]
+    return "\n".join(lines)

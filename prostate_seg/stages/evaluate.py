@@ -1,0 +1,316 @@
+"""Stage evaluate: segment the original images of the test cases, and measure the masks on the images' own grid."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prostate_seg.config import Config, EvaluateConfig, OnBadCase
+from prostate_seg.data.cases import CaseFiles, discover_cases
+from prostate_seg.data.dataset import CaseRow
+from prostate_seg.data.folds import Fold
+from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
+from prostate_seg.errors import InputError
+from prostate_seg.files import atomic_folder, md5_of, write_json, write_text
+from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.image_io import read_volume, write_volume
+from prostate_seg.imaging.quality import Finding, whole_gland
+from prostate_seg.progress import map_cases
+from prostate_seg.reporting.overlays import draw_case_metrics, draw_overlay, overlay_title
+from prostate_seg.segmentation.devices import choose_device
+from prostate_seg.segmentation.inference import Predictor, segment
+from prostate_seg.segmentation.metrics import CaseMetrics, Overlap, case_metrics, gland_slice_overlap, pooled_iou
+from prostate_seg.segmentation.network_store import load_network, load_recipe
+from prostate_seg.segmentation.statistics import num_failures, summarise
+from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
+from prostate_seg.workspace import StageResult, Workspace
+
+log = logging.getLogger(__name__)
+
+SUMMARISED = (
+    "dice",
+    "iou",
+    "hd95_mm",
+    "assd_mm",
+    "surface_dice_2mm",
+    "volume_difference_ml",
+    "volume_difference_percent",
+    "dice_apex",
+    "dice_mid",
+    "dice_base",
+)
+"""Metrics that get a mean and an interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """One segmented and measured case."""
+
+    fold: str
+    """Such as fold0; `ensemble` for external cases."""
+    case: CaseFiles
+    metrics: CaseMetrics
+    overlap: Overlap
+    """Pixels for the demo's pooled IoU on gland slices."""
+
+
+def run(cfg: Config, workspace: Workspace) -> StageResult:
+    """Write evaluation/ (or evaluation_external/): cases.csv, metrics.json, masks and overlays."""
+    dataset = checked_dataset(cfg, workspace)
+    folds = checked_folds(cfg, workspace, dataset)
+    external = cfg.evaluate.external_root
+    target = workspace.evaluation if external is None else workspace.external_evaluation
+    with atomic_folder(target) as folder:
+        if external is None:
+            scored = score_test_cases(cfg, workspace, folder, folds, dataset)
+        else:
+            scored = score_external_cases(cfg, workspace, folder, Path(external), folds, dataset)
+        summary = summarise_folds(scored, cfg)
+        write_text(folder / "cases.csv", cases_table(scored, oracle=summary["oracle_crop"]).to_csv(index=False))
+        write_json(folder / "metrics.json", summary)
+        _draw(folder, scored, cfg)
+    for line in summary_table(summary):
+        log.info("%s", line)
+    log.info("tables, masks and overlays are in %s", target)
+    pooled = {name: summary["pooled"][name]["mean"] for name in SUMMARISED}
+    return StageResult(
+        inputs=[workspace.model, workspace.kfold_json, workspace.data if external is None else Path(external)],
+        outputs=[target],
+        metrics={f"test/{name}": mean for name, mean in pooled.items() if mean is not None},
+        figures=sorted((target / "overlays").glob("*.png")),
+        objective=pooled["dice"],
+    )
+
+
+def score_test_cases(
+    cfg: Config, workspace: Workspace, folder: Path, folds: dict[int, Fold], dataset: dict[str, CaseRow]
+) -> list[Scored]:
+    """Score each fold's network on its own test cases."""
+    if not any(fold.test for fold in folds.values()):
+        raise InputError(
+            "there are no test cases: fold=all trains on all but val\n"
+            "Use evaluate.external_root=DIR with other cases, or fold=kfold."
+        )
+    scored = []
+    for index, fold in folds.items():
+        predictor = load_predictor(cfg, workspace, {index: fold})
+        cases = [_original(dataset[case_id], workspace.data) for case_id in fold.test]
+        _require_unchanged(cases, dataset)
+        work = partial(score_case, cfg=cfg, predictor=predictor, folder=folder, fold=f"fold{index}")
+        outcomes = map_cases(work, cases, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
+        refuse_or_exclude([f for _, findings in outcomes for f in findings if f.is_error], num_usable=1, exclude=False)
+        scored += [one for one, _ in outcomes if one is not None]
+    return scored
+
+
+def score_external_cases(
+    cfg: Config,
+    workspace: Workspace,
+    folder: Path,
+    root: Path,
+    folds: dict[int, Fold],
+    dataset: dict[str, CaseRow],
+) -> list[Scored]:
+    """Score the ensemble of the trained folds on the cases of another folder."""
+    cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
+    _require_unseen(cases, dataset)
+    predictor = load_predictor(cfg, workspace, folds)
+    work = partial(score_case, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
+    outcomes = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="evaluate")
+    scored = [one for one, _ in outcomes if one is not None]
+    findings = findings + [finding for _, found in outcomes for finding in found]
+    exclude = cfg.data.on_bad_case is OnBadCase.exclude
+    refuse_or_exclude(findings, num_usable=len(scored), exclude=exclude)
+    return scored
+
+
+def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) -> Predictor:
+    """Load the networks of some folds after checking that they were trained on these folds and this preprocessing.
+
+    Raises:
+        InputError: If a fold is not trained, or was trained on something else.
+    """
+    device = choose_device(cfg.machine.device)
+    networks = []
+    for index, fold in folds.items():
+        path = workspace.fold(index)
+        recipe = load_recipe(path)
+        if (recipe.train_ids, recipe.val_ids) != (fold.train, fold.val):
+            raise InputError(f"{path} was trained on other cases than kfold.json now lists: run stage=train again")
+        if recipe.preprocess != preprocess_settings(cfg):
+            raise InputError(f"{path} was trained on other preprocessing than this run asks for: run stage=train again")
+        networks.append(load_network(path, recipe=recipe, device=device))
+    return Predictor(
+        networks=networks,
+        model=recipe.model,
+        preprocess=recipe.preprocess,
+        zscore=recipe.zscore,
+        device=device,
+        precision=cfg.train.precision,
+        flips=cfg.evaluate.flips,
+    )
+
+
+def score_case(
+    case: CaseFiles, *, cfg: Config, predictor: Predictor, folder: Path, fold: str
+) -> tuple[Scored | None, list[Finding]]:
+    """Segment one original image, write the mask on its grid and measure it; a bad case gives None and the reasons."""
+    loaded, findings = load_case(case, labels=cfg.data.whole_gland_labels)
+    if loaded is None:
+        return None, findings
+    reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
+    predicted = segment(
+        loaded.image,
+        loaded.mask if predictor.preprocess.crop == "mask" else None,
+        predictor=predictor,
+        threshold=cfg.evaluate.threshold,
+        largest_component=cfg.evaluate.largest_component,
+    )
+    write_volume(_mask_path(folder, fold, case.case_id), _like(loaded.image, predicted))
+    return Scored(
+        fold=fold,
+        case=case,
+        metrics=case_metrics(reference, predicted, spacing_mm=loaded.image.geometry.spacing_mm),
+        overlap=gland_slice_overlap(reference, predicted),
+    ), findings
+
+
+def cases_table(scored: Sequence[Scored], *, oracle: bool) -> pd.DataFrame:
+    """Return one row per case: fold, ids, metrics and whether the crop knew the reference."""
+    return pd.DataFrame(
+        [
+            {
+                "fold": one.fold,
+                "case_id": one.case.case_id,
+                "patient_id": one.case.patient_id,
+                **asdict(one.metrics),
+                "oracle_crop": oracle,
+            }
+            for one in scored
+        ]
+    )
+
+
+def summarise_folds(scored: Sequence[Scored], cfg: Config) -> dict[str, Any]:
+    """Return metrics.json: each metric per fold and over all cases."""
+    by_fold: dict[str, list[Scored]] = defaultdict(list)
+    for one in scored:
+        by_fold[one.fold].append(one)
+    return {
+        "oracle_crop": preprocess_settings(cfg).crop == "mask",
+        "pooled": summarise_cases(scored, settings=cfg.evaluate, seed=cfg.seed),
+        "folds": {
+            fold: summarise_cases(members, settings=cfg.evaluate, seed=cfg.seed) for fold, members in by_fold.items()
+        },
+    }
+
+
+def summarise_cases(scored: Sequence[Scored], *, settings: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """Return mean, spread and interval of every metric, and the counts of failures."""
+    patients = [one.case.patient_id for one in scored]
+    dices = np.array([one.metrics.dice for one in scored])
+    summary: dict[str, Any] = {
+        "num_cases": len(scored),
+        "num_patients": len(set(patients)),
+        "num_failures": num_failures(dices),
+        "num_missed_glands": sum(one.metrics.missed_gland for one in scored),
+        "iou_gland_slices_pooled": pooled_iou([one.overlap for one in scored]),
+    }
+    for name in SUMMARISED:
+        values = np.array([getattr(one.metrics, name) for one in scored], dtype=float)
+        summary[name] = summarise(values, patients=patients, num_bootstrap=settings.num_bootstrap, seed=seed).as_dict()
+    return summary
+
+
+def summary_table(summary: dict[str, Any]) -> list[str]:
+    """Return the pooled result as lines that fit a terminal."""
+    pooled = summary["pooled"]
+    lines = [
+        f"{pooled['num_cases']} cases of {pooled['num_patients']} patients in {len(summary['folds'])} folds, "
+        f"{pooled['num_failures']} failed, {pooled['num_missed_glands']} glands missed"
+        + (", ORACLE CROP: the window was placed with the reference" if summary["oracle_crop"] else ""),
+        f"{'metric':<26}{'mean':>8}{'SD':>8}{'median':>8}   95% CI of the mean",
+    ]
+    for name in SUMMARISED:
+        row = pooled[name]
+        interval = f"{_number(row['ci95_low'])} to {_number(row['ci95_high'])}"
+        lines.append(f"{name:<26}{_number(row['mean'])}{_number(row['sd'])}{_number(row['median'])}  {interval}")
+    lines.append(
+        f"{'iou_gland_slices_pooled':<26}{_number(pooled['iou_gland_slices_pooled'])}   (the public demo's metric)"
+    )
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:8.3f}"
+
+
+def _original(row: CaseRow, data: Path) -> CaseFiles:
+    return CaseFiles(
+        case_id=row.case_id,
+        patient_id=row.patient_id,
+        study_id=row.study_id,
+        image=data / row.image,
+        mask=data / row.mask,
+    )
+
+
+def _require_unchanged(cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) -> None:
+    """Check that the originals are still those that preprocessing and the leak gate saw."""
+    for case in cases:
+        assert case.mask is not None
+        for path, md5 in ((case.image, dataset[case.case_id].image_md5), (case.mask, dataset[case.case_id].mask_md5)):
+            if not path.exists():
+                raise InputError(
+                    f"{case.case_id}: {path} is gone since stage=preprocess; put it back, or set data.root"
+                )
+            if md5_of(path) != md5:
+                raise InputError(f"{case.case_id}: {path} has changed since stage=preprocess: run the pipeline again")
+
+
+def _require_unseen(cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) -> None:
+    """Check that no external image is one that the networks were trained on."""
+    seen = {row.image_md5: row.case_id for row in dataset.values()}
+    known = [(case.case_id, seen[md5]) for case in cases if (md5 := md5_of(case.image)) in seen]
+    if known:
+        listing = "\n".join(f"  {external} is {case_id}" for external, case_id in known)
+        raise InputError(
+            f"{len(known)} of {len(cases)} external images are in the data set of the trained folds:\n{listing}\n"
+            "List them under data.exclude."
+        )
+
+
+def _like(image: Volume, mask: np.ndarray) -> Volume:
+    return Volume(array=mask.astype(np.uint8), geometry=image.geometry, stored_orientation=image.stored_orientation)
+
+
+def _mask_path(folder: Path, fold: str, case_id: str) -> Path:
+    return folder / "masks" / fold / f"{case_id}.nii.gz"
+
+
+def _draw(folder: Path, scored: Sequence[Scored], cfg: Config) -> None:
+    """Draw the worst, the median and the best case, and all cases per metric."""
+    ordered = sorted(scored, key=lambda one: one.metrics.dice)
+    for name, one in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
+        loaded, _ = load_case(one.case, labels=cfg.data.whole_gland_labels)
+        assert loaded is not None
+        _draw_case(folder, name, one, loaded, cfg)
+    draw_case_metrics(folder / "cases.png", cases_table(scored, oracle=False))
+
+
+def _draw_case(folder: Path, name: str, one: Scored, loaded: LoadedCase, cfg: Config) -> None:
+    predicted = read_volume(_mask_path(folder, one.fold, one.case.case_id))
+    draw_overlay(
+        folder / "overlays" / f"{name}.png",
+        image=loaded.image.array,
+        reference=whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels),
+        predicted=predicted.array > 0,
+        spacing_mm=loaded.image.geometry.spacing_mm,
+        title=f"{name}: {overlay_title(one.case.case_id, one.metrics)}",
+    )

@@ -1,0 +1,175 @@
+"""Stage preprocess: look at every case, refuse the bad ones by name, bring the others to the network's grid."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from prostate_seg.config import Config, Crop, OnBadCase
+from prostate_seg.data.cases import CaseFiles, discover_cases
+from prostate_seg.data.dataset import CaseRow, write_contract, write_dataset
+from prostate_seg.data.loading import LoadedCase, bad_case, load_case, refuse_or_exclude
+from prostate_seg.errors import InputError
+from prostate_seg.files import atomic_folder, md5_of, write_json
+from prostate_seg.imaging.image_io import write_volume
+from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
+from prostate_seg.imaging.quality import Finding, whole_gland
+from prostate_seg.progress import map_cases
+from prostate_seg.stages.common import preprocess_settings
+from prostate_seg.workspace import StageResult, Workspace
+
+log = logging.getLogger(__name__)
+
+ENOUGH_KEPT = 0.995
+"""Part of the gland that the window must keep; a case below it is a warning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one case."""
+
+    row: CaseRow | None
+    """None for a bad case."""
+    findings: list[Finding]
+
+
+def run(cfg: Config, workspace: Workspace) -> StageResult:
+    """Write preprocess/: images, masks, dataset.csv, preprocess_log.json and contract.json."""
+    settings = preprocess_settings(cfg)
+    cases, findings = discover_cases(workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
+    log.info("preprocess %d cases of %s", len(cases), workspace.data)
+    with atomic_folder(workspace.preprocess) as folder:
+        work = partial(preprocess_case, data=workspace.data, folder=folder, settings=settings)
+        outcomes = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="preprocess")
+        findings = findings + [finding for outcome in outcomes for finding in outcome.findings]
+        rows = [outcome.row for outcome in outcomes if outcome.row is not None]
+        findings += _identical_files(rows)
+        exclude = cfg.data.on_bad_case is OnBadCase.exclude
+        excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=exclude)
+        write_dataset(folder / "dataset.csv", rows)
+        write_contract(folder / "contract.json", settings)
+        write_json(folder / "preprocess_log.json", _log_of(findings, rows, excluded, cfg.data.exclude, settings))
+    log.info("%s", _summary(rows, excluded))
+    return StageResult(
+        inputs=[workspace.data],
+        outputs=[workspace.preprocess],
+        metrics=_metrics(rows, excluded, findings),
+    )
+
+
+def preprocess_case(case: CaseFiles, *, data: Path, folder: Path, settings: PreprocessSettings) -> Outcome:
+    """Read, check, preprocess and write one case; a bad case becomes findings, never an exception."""
+    loaded, findings = load_case(case, labels=settings.whole_gland_labels)
+    if loaded is None:
+        return Outcome(row=None, findings=findings)
+    try:
+        result = preprocess_study(loaded.image, loaded.mask, settings=settings)
+    except InputError as error:
+        return Outcome(row=None, findings=[*findings, bad_case(case.case_id, "constant_image", str(error))])
+    findings += _cut_gland(case.case_id, result)
+    _write(result, case.case_id, folder)
+    return Outcome(row=_row(case, loaded, result, findings, data=data, settings=settings), findings=findings)
+
+
+def _cut_gland(case_id: str, result: Preprocessed) -> list[Finding]:
+    """Warn of a window that cuts gland off."""
+    if result.gland_kept_fraction >= ENOUGH_KEPT:
+        return []
+    message = (
+        f"the window keeps {result.gland_kept_fraction:.2%} of the gland, less than {ENOUGH_KEPT:.1%}; "
+        "use a larger preprocess.image_size or spacing_mm"
+    )
+    return [Finding(case_id=case_id, check="gland_cut", is_error=False, message=message)]
+
+
+def _write(result: Preprocessed, case_id: str, folder: Path) -> None:
+    assert result.mask is not None
+    write_volume(folder / "images" / f"{case_id}.nii.gz", result.image)
+    write_volume(folder / "masks" / f"{case_id}.nii.gz", result.mask)
+
+
+def _row(
+    case: CaseFiles,
+    loaded: LoadedCase,
+    result: Preprocessed,
+    findings: Sequence[Finding],
+    *,
+    data: Path,
+    settings: PreprocessSettings,
+) -> CaseRow:
+    assert case.mask is not None
+    grid, gland = loaded.image.geometry, whole_gland(loaded.mask.array, labels=settings.whole_gland_labels)
+    spacing_z_mm, spacing_y_mm, spacing_x_mm = grid.spacing_mm
+    return CaseRow(
+        case_id=case.case_id,
+        patient_id=case.patient_id,
+        study_id=case.study_id,
+        image=case.image.relative_to(data).as_posix(),
+        mask=case.mask.relative_to(data).as_posix(),
+        image_md5=md5_of(case.image),
+        mask_md5=md5_of(case.mask),
+        num_slices=grid.shape_vox[0],
+        spacing_z_mm=spacing_z_mm,
+        spacing_y_mm=spacing_y_mm,
+        spacing_x_mm=spacing_x_mm,
+        orientation=loaded.image.stored_orientation,
+        gland_volume_ml=int(gland.sum()) * grid.voxel_volume_ml,
+        gland_kept_fraction=result.gland_kept_fraction,
+        oracle_crop=settings.crop == Crop.mask.value,
+        warnings=";".join(sorted({finding.check for finding in findings if not finding.is_error})),
+    )
+
+
+def _identical_files(rows: Sequence[CaseRow]) -> list[Finding]:
+    """Warn of cases that share a file: one image under two names, or one mask for two images."""
+    findings = []
+    for kind in ("image", "mask"):
+        first_with: dict[str, str] = {}
+        for row in rows:
+            md5 = getattr(row, f"{kind}_md5")
+            if md5 in first_with:
+                message = f"its {kind} file is identical to that of {first_with[md5]}"
+                findings.append(
+                    Finding(case_id=row.case_id, check=f"identical_{kind}", is_error=False, message=message)
+                )
+            first_with.setdefault(md5, row.case_id)
+    return findings
+
+
+def _log_of(
+    findings: Sequence[Finding],
+    rows: Sequence[CaseRow],
+    excluded: Sequence[str],
+    asked: Sequence[str],
+    settings: PreprocessSettings,
+) -> dict[str, object]:
+    kept = [row.gland_kept_fraction for row in rows]
+    return {
+        "num_cases": len(rows),
+        "settings": settings.as_dict(),
+        "excluded_by_config": sorted(asked),
+        "excluded_by_checks": list(excluded),
+        "lowest_gland_kept_fraction": min(kept),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def _metrics(rows: Sequence[CaseRow], excluded: Sequence[str], findings: Sequence[Finding]) -> dict[str, float]:
+    return {
+        "preprocess/num_cases": len(rows),
+        "preprocess/num_excluded": len(excluded),
+        "preprocess/num_warnings": sum(not finding.is_error for finding in findings),
+        "preprocess/lowest_gland_kept_fraction": min(row.gland_kept_fraction for row in rows),
+    }
+
+
+def _summary(rows: Sequence[CaseRow], excluded: Sequence[str]) -> str:
+    volumes = [row.gland_volume_ml for row in rows]
+    lowest = min(rows, key=lambda row: row.gland_kept_fraction)
+    return (
+        f"{len(rows)} cases of {len({row.patient_id for row in rows})} patients, {len(excluded)} excluded; "
+        f"glands {math.floor(min(volumes))}-{math.ceil(max(volumes))} mL; "
+        f"window keeps at least {lowest.gland_kept_fraction:.2%} of the gland ({lowest.case_id})"
+    )

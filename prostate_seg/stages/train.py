@@ -1,0 +1,159 @@
+"""Stage train: fit the network of each fold and keep the weights that are best on val."""
+
+import csv
+import io
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+from filelock import FileLock
+
+from prostate_seg.config import Config, as_container
+from prostate_seg.data.dataset import CaseRow
+from prostate_seg.data.folds import Fold, read_folds
+from prostate_seg.files import md5_of, md5_of_text, read_json, replace_folder, write_json, write_text
+from prostate_seg.imaging.image_io import read_volume
+from prostate_seg.reporting.curves import draw_history
+from prostate_seg.segmentation.devices import choose_device
+from prostate_seg.segmentation.inference import Predictor
+from prostate_seg.segmentation.models import build_network, require_legal_size
+from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
+from prostate_seg.segmentation.packing import PackedSet, is_packed, open_packed, pack
+from prostate_seg.segmentation.training import Epoch, fit, reproducible
+from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
+from prostate_seg.workspace import StageResult, Workspace
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: Config, workspace: Workspace) -> StageResult:
+    """Write model/fold<i>/ (weights, recipe, history, config) and model/folds.json."""
+    dataset = checked_dataset(cfg, workspace)
+    folds = checked_folds(cfg, workspace, dataset)
+    require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
+    packed = packed_set(cfg, workspace, dataset)
+    log.info("%s", EPOCH_HEADER)
+    for index, fold in folds.items():
+        train_fold(cfg, workspace, packed, index, fold)
+    table = collect_folds(workspace)
+    dices = [row["val_dice"] for row in table.values()]
+    log.info("val Dice of %d folds: %s, mean %.3f", len(dices), " ".join(f"{d:.3f}" for d in dices), np.mean(dices))
+    return StageResult(
+        inputs=[workspace.preprocess, workspace.kfold_json],
+        outputs=[workspace.model],
+        metrics={
+            "val/dice": float(np.mean(dices)),
+            **{f"val/dice_fold{i}": row["val_dice"] for i, row in table.items()},
+        },
+        figures=[workspace.fold(index) / "history.png" for index in folds],
+        objective=float(np.mean([table[index]["val_dice"] for index in folds])),
+    )
+
+
+def packed_set(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -> PackedSet:
+    """Open the packed set of this preprocessing, and make it first where it is absent."""
+    images, masks = workspace.preprocess / "images", workspace.preprocess / "masks"
+    facts = [md5_of(workspace.dataset_csv), md5_of(workspace.contract_json), str(cfg.train.zscore)]
+    folder = workspace.cache / "packed" / md5_of_text(" ".join(facts))
+
+    def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
+        name = f"{case_id}.nii.gz"
+        return read_volume(images / name).array, read_volume(masks / name).array
+
+    if not is_packed(folder):
+        log.info("pack %d studies into %s", len(dataset), folder)
+        return pack(folder, list(dataset), read_case=read_case, zscore=cfg.train.zscore)
+    return open_packed(folder)
+
+
+def train_fold(cfg: Config, workspace: Workspace, packed: PackedSet, index: int, fold: Fold) -> None:
+    """Fit one fold beside its folder, and let the result replace the folder at the end."""
+    partial = workspace.model / f"fold{index}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    recipe = Recipe(
+        model=cfg.model,
+        preprocess=preprocess_settings(cfg),
+        zscore=cfg.train.zscore,
+        train_ids=fold.train,
+        val_ids=fold.val,
+    )
+    save_recipe(partial, recipe)
+    write_text(partial / "config.yaml", yaml.safe_dump(as_container(cfg), sort_keys=False))
+
+    def on_epoch_end(epoch: Epoch) -> None:
+        log.info("%s", epoch_line(index, epoch))
+        workspace.on_epoch_end(index, epoch.epoch, epoch.as_dict())
+
+    seed = cfg.seed + index
+    with reproducible(seed, deterministic=cfg.train.deterministic):
+        history = fit(
+            packed,
+            train_ids=fold.train,
+            val_ids=fold.val,
+            settings=cfg.train,
+            predictor=Predictor(
+                networks=[build_network(cfg.model)],
+                model=cfg.model,
+                preprocess=recipe.preprocess,
+                zscore=recipe.zscore,
+                device=choose_device(cfg.machine.device),
+                precision=cfg.train.precision,
+                flips=False,
+            ),
+            seed=seed,
+            on_epoch_end=on_epoch_end,
+            on_best=lambda weights: save_weights(partial, weights),
+        )
+    _write_history(partial, history, title=f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies")
+    replace_folder(partial, workspace.fold(index))
+
+
+def collect_folds(workspace: Workspace) -> dict[int, dict[str, float]]:
+    """Write model/folds.json from the folds that are trained, and return it by fold index."""
+    with FileLock(workspace.model / ".folds.lock"):
+        num_folds = len(read_folds(workspace.kfold_json))
+        summaries = {index: workspace.fold(index) / "summary.json" for index in range(num_folds)}
+        table = {index: read_json(path) for index, path in summaries.items() if path.is_file()}
+        write_json(workspace.model / "folds.json", {f"fold{index}": row for index, row in table.items()})
+    return table
+
+
+EPOCH_HEADER = "fold  epoch  train loss  val Dice  learning rate   time"
+
+
+def epoch_line(fold_index: int, epoch: Epoch) -> str:
+    """Return a row of the table that training prints."""
+    minutes, seconds = divmod(round(epoch.seconds), 60)
+    return (
+        f"{fold_index:4d} {epoch.epoch:6d} {epoch.loss:11.4f} {epoch.val_dice:9.4f} {epoch.learning_rate:14.2e} "
+        f"{minutes:3d}:{seconds:02d}"
+    )
+
+
+def _write_history(folder: Path, history: Sequence[Epoch], *, title: str) -> None:
+    """Write history.csv, history.png and summary.json."""
+    rows = [{"epoch": epoch.epoch, **epoch.as_dict()} for epoch in history]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "history.csv", text.getvalue())
+    draw_history(
+        folder / "history.png",
+        epochs=[epoch.epoch for epoch in history],
+        loss=[epoch.loss for epoch in history],
+        val_dice=[epoch.val_dice for epoch in history],
+        title=title,
+    )
+    best = max(history, key=lambda epoch: epoch.val_dice)
+    summary = {
+        "val_dice": best.val_dice,
+        "best_epoch": best.epoch,
+        "num_epochs": len(history),
+        "minutes": history[-1].seconds / 60,
+    }
+    write_json(folder / "summary.json", summary)

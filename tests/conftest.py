@@ -1,0 +1,52 @@
+"""What several test files share: real data when it is there, the launcher as a person calls it, small volumes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prostate_seg.imaging.geometry import Geometry, Volume
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real prostate MRI, beside the project and not part of it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("real data is absent: ../shared/data")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    """Run `python -m prostate_seg` in a folder of its own, with a workspace there."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        env.pop("PROSTATE_SEG_ROOT", None)
+        command = [sys.executable, "-m", "prostate_seg", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False)
+
+    return run
+
+
+@pytest.fixture
+def cube_volume() -> Volume:
+    """A 20 x 60 x 60 study at 3 x 0.5 x 0.5 mm with a bright block, values 0 to 100."""
+    geometry = Geometry(
+        shape_vox=(20, 60, 60),
+        spacing_mm=(3.0, 0.5, 0.5),
+        origin_mm=(-14.75, -14.75, -28.5),
+        direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
+    )
+    array = np.random.default_rng(0).normal(20, 2, size=geometry.shape_vox).clip(0, 100).astype(np.float32)
+    array[5:15, 20:40, 20:40] += 60
+    return Volume(array=array, geometry=geometry)

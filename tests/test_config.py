@@ -1,0 +1,117 @@
+"""Every option of every group composes and parses; every rule refuses with key, rule and value."""
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from prostate_seg import config
+from prostate_seg.__main__ import config_folder
+from prostate_seg.errors import ConfigError
+
+NEEDED = {"data=folder": ["data.root=x"], "fold=picai": ["fold.file=x"], "model=unet3d": []}
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(config_dir=str(config_folder())):
+        return compose("config", overrides=["paths.root=.", *overrides])
+
+
+def options() -> list[str]:
+    return sorted(f"{path.parent.name}={path.stem}" for path in config_folder().glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_option_of_every_group_composes_and_parses(option: str) -> None:
+    assert isinstance(config.parse(composed(option, *NEEDED.get(option, []))), config.Config)
+
+
+@pytest.mark.parametrize("path", sorted(config_folder().glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    assert lines[0].startswith("# Choose ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+train.epochz=3"], "train.epochz: unknown key; did you mean train.max_epochs?"),
+        (["+zeed=3"], "zeed: unknown key; did you mean seed?"),
+        (["train.max_epochs=many"], "train.max_epochs: must be a whole number, is many"),
+        (["train.max_minutes=soon"], "train.max_minutes: must be null or a number, is soon"),
+        (["train.zscore=maybe"], "train.zscore: must be true or false, is maybe"),
+        (["train.loss=dise"], "train.loss: must be one of dice_ce, dice, bce, is dise"),
+        (["model.strides=[2,2]"], "model.strides: must be a list, each a list, each a whole number, is [2, 2]"),
+        (["data=folder"], "data.root: must be set"),
+        (["fold=picai"], "fold.file: must be set"),
+        (["seed=-1"], "seed: must be from 0 to 4294967295, is -1"),
+        (["train.max_epochs=0"], "train.max_epochs: must be from 1 to 100000, is 0"),
+        (["train.max_minutes=0"], "train.max_minutes: must be null or above 0, is 0.0"),
+        (["train.learning_rate=0"], "train.learning_rate: must be above 0 and at most 1, is 0.0"),
+        (["train.weight_decay=-1"], "train.weight_decay: must be from 0 to 1, is -1.0"),
+        (["train.warmup_fraction=1"], "train.warmup_fraction: must be at least 0 and below 1, is 1.0"),
+        (["train.batch_size=0"], "train.batch_size: must be from 1 to 4096, is 0"),
+        (["train.ema_decay=1"], "train.ema_decay: must be at least 0 and below 1, is 1.0"),
+        (["preprocess.spacing_mm=[3,0.5]"], "preprocess.spacing_mm: must be null or three lengths"),
+        (["preprocess.spacing_mm=[3,0.5,0]"], "preprocess.spacing_mm: must be null or three lengths"),
+        (["preprocess.image_size=8"], "preprocess.image_size: must be from 32 to 1024, is 8"),
+        (["preprocess.intensity_percentiles=[99,1]"], "preprocess.intensity_percentiles: must be two rising numbers"),
+        (["fold.num_folds=1"], "fold.num_folds: must be at least 2 for fold=kfold"),
+        (["fold.num_folds=0", "fold.strategy=all"], "fold.num_folds: must be from 1 to 100, is 0"),
+        (["fold.val_fraction=0"], "fold.val_fraction: must be above 0 and below 1, is 0.0"),
+        (["fold.index=-1"], "fold.index: must be null or at least 0, is -1"),
+        (["fold.file=x"], "fold.file: must name a file for fold=picai, and be null otherwise, is x"),
+        (["model.num_slices=2"], "model.num_slices: must be odd"),
+        (["model.num_slices=0"], "model.num_slices: must be at least 1, is 0"),
+        (["model.channels=[16]"], "model.channels: must be two or more numbers above 0"),
+        (["model.strides=[[2,2]]"], "model.strides: must have one entry fewer than model.channels"),
+        (["model=unet3d", "model.name=unet"], "model.num_slices: must be odd"),
+        (["model=unet", "model.name=unet3d"], "model.strides: must have 3 numbers above 0 per level"),
+        (["model.num_res_units=9"], "model.num_res_units: must be from 0 to 8, is 9"),
+        (["model.dropout=1"], "model.dropout: must be at least 0 and below 1, is 1.0"),
+        (["evaluate.threshold=1"], "evaluate.threshold: must be above 0 and below 1, is 1.0"),
+        (["evaluate.num_bootstrap=1"], "evaluate.num_bootstrap: must be from 100 to 100000, is 1"),
+        (["machine.num_workers=0"], "machine.num_workers: must be null or at least 1, is 0"),
+        (["data.patient_pattern=abc"], "data.patient_pattern: must be a regular expression with a group, is abc"),
+        (["data.whole_gland_labels=[0]"], "data.whole_gland_labels: must be null or a list of labels above 0"),
+        (["data.phantom=null"], "data.phantom: must be set for data=phantom"),
+        (["data.phantom.num_patients=0"], "data.phantom.num_patients: must be from 1 to 999, is 0"),
+        (["data.phantom.num_second_studies=99"], "data.phantom.num_second_studies: must be from 0 to"),
+        (["data.phantom.field_of_view_mm=10"], "data.phantom.field_of_view_mm: must be from 80 to 400, is 10.0"),
+        (["data.phantom.num_slices_range=[24,18]"], "data.phantom.num_slices_range: must be two rising numbers"),
+        (["data.phantom.gland_volume_range_ml=[1,2]"], "data.phantom.gland_volume_range_ml: must be two rising numbers"),
+        (["data.phantom.difficulty=2"], "data.phantom.difficulty: must be from 0 to 1, is 2.0"),
+    ],
+)
+def test_bad_value_is_refused_with_key_rule_and_value(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(composed(*overrides))
+    assert str(caught.value).startswith(message)
+
+
+def test_refusal_takes_less_than_a_second() -> None:
+    cfg = composed("+train.epochz=3")
+    start = time.perf_counter()
+    with pytest.raises(ConfigError):
+        config.parse(cfg)
+    assert time.perf_counter() - start < 1
+
+
+def test_dataclasses_hold_no_values() -> None:
+    for group in config.Config.__dataclass_fields__.values():
+        assert group.default is group.default_factory
+
+
+def test_container_of_config_is_plain_and_parses_to_the_same() -> None:
+    cfg = config.parse(composed("model=unet3d", "train.max_minutes=3"))
+    plain = yaml.safe_load(yaml.safe_dump(config.as_container(cfg)))
+    assert config.parse(DictConfig(plain)) == cfg
+
+
+def test_science_groups_name_no_environment_and_no_machine() -> None:
+    for group in config.SCIENCE_GROUPS:
+        for path in (config_folder() / group).glob("*.yaml"):
+            assert "${" not in path.read_text(), path

@@ -1,0 +1,54 @@
+"""Atomic writes: after a failure the old file or folder is still there, whole."""
+
+from pathlib import Path
+
+import pytest
+
+from prostate_seg.files import atomic_folder, atomic_path, md5_of, read_json, write_json, write_text
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_failed_folder_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with atomic_folder(target) as folder:
+        write_text(folder / "a.txt", "old")
+    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
+        write_text(folder / "b.txt", "half")
+        raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ["a.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_new_folder_replaces_the_old_as_a_whole(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        with atomic_folder(tmp_path / "out") as folder:
+            write_text(folder / name, name)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_json_round_trip_keeps_letters_and_refuses_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"é": [1, 2.5, None]})
+    assert read_json(tmp_path / "a.json") == {"é": [1, 2.5, None]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"é": [1, 2.5, None]}
+
+
+def test_md5_of_a_file_is_the_known_one_and_of_a_folder_sees_names_and_content(tmp_path: Path) -> None:
+    write_text(tmp_path / "d" / "a", "abc")
+    assert md5_of(tmp_path / "d" / "a") == "900150983cd24fb0d6963f7d28e17f72"
+    first = md5_of(tmp_path / "d")
+    write_text(tmp_path / "d" / "a", "abd")
+    second = md5_of(tmp_path / "d")
+    (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
+    assert len({first, second, md5_of(tmp_path / "d")}) == 3

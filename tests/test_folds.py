@@ -1,0 +1,138 @@
+"""Splits: patients stay whole, every patient tests once, volumes are spread, and what cannot be split is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prostate_seg.data.folds import CaseInfo, Fold, all_train, chosen_folds, imported, kfold, read_folds, write_folds
+from prostate_seg.errors import InputError
+
+
+def cases(num_patients: int, *, second_studies: int = 0) -> list[CaseInfo]:
+    return [
+        CaseInfo(case_id=f"p{i:03d}_{study}", patient_id=f"p{i:03d}", gland_volume_ml=20.0 + i)
+        for i in range(num_patients)
+        for study in range(2 if i < second_studies else 1)
+    ]
+
+
+def patients(case_ids: list[str]) -> set[str]:
+    return {case_id.split("_")[0] for case_id in case_ids}
+
+
+@pytest.mark.parametrize(("num_patients", "num_folds"), [(4, 2), (3, 3), (8, 2), (23, 5), (100, 10)])
+def test_every_patient_tests_once_and_parts_share_nobody(num_patients: int, num_folds: int) -> None:
+    everyone = cases(num_patients, second_studies=num_patients // 2)
+    folds = kfold(everyone, num_folds=num_folds, val_fraction=0.2, seed=0)
+    assert sorted(case for fold in folds for case in fold.test) == sorted(case.case_id for case in everyone)
+    for fold in folds:
+        parts = [patients(part) for part in fold.parts().values()]
+        assert all(parts)
+        assert sum(len(part) for part in parts) == num_patients
+        assert set.union(*parts) == {case.patient_id for case in everyone}
+
+
+def test_fold_sizes_differ_by_one_patient_at_most() -> None:
+    sizes = [len(fold.test) for fold in kfold(cases(23), num_folds=5, val_fraction=0.2, seed=1)]
+    assert sorted(sizes) == [4, 4, 5, 5, 5]
+
+
+def test_gland_volumes_are_spread_more_evenly_than_by_chance() -> None:
+    everyone = cases(100)
+    volume = {case.case_id: case.gland_volume_ml for case in everyone}
+    folds = kfold(everyone, num_folds=5, val_fraction=0.2, seed=0)
+    for part in ("test", "val"):
+        means = [np.mean([volume[case] for case in fold.parts()[part]]) for fold in folds]
+        assert np.ptp(means) < 8  # a shuffled split of 20 out of 20..119 mL has an SD of 6 and a range of 15
+
+
+def test_same_seed_same_folds_other_seed_other_folds() -> None:
+    first, again, other = (kfold(cases(20), num_folds=4, val_fraction=0.2, seed=seed) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_order_of_cases_does_not_matter() -> None:
+    everyone = cases(12, second_studies=3)
+    assert kfold(everyone, num_folds=3, val_fraction=0.2, seed=0) == kfold(
+        everyone[::-1], num_folds=3, val_fraction=0.2, seed=0
+    )
+
+
+@pytest.mark.parametrize(("num_patients", "num_folds", "needed"), [(3, 2, 4), (2, 3, 3), (4, 5, 5), (1, 2, 4)])
+def test_too_few_patients_are_refused_with_the_numbers(num_patients: int, num_folds: int, needed: int) -> None:
+    with pytest.raises(InputError, match=f"needs at least {needed} patients, there are {num_patients}"):
+        kfold(cases(num_patients), num_folds=num_folds, val_fraction=0.2, seed=0)
+
+
+def test_all_trains_everyone_but_val_and_tests_nobody() -> None:
+    (fold,) = all_train(cases(10), val_fraction=0.1, seed=0)
+    assert (len(fold.train), len(fold.val), fold.test) == (9, 1, [])
+    with pytest.raises(InputError, match="needs at least 2 patients, there are 1"):
+        all_train(cases(1), val_fraction=0.1, seed=0)
+
+
+def split_file(path: Path, *tests: list[str]) -> Path:
+    path.write_text(json.dumps({"folds": [{"val": test} for test in tests]}))
+    return path
+
+
+def test_imported_file_decides_who_tests(tmp_path: Path) -> None:
+    file = split_file(tmp_path / "s.json", ["p000_0", "p001_0", "absent_1"], ["p002_0", "p003_0"])
+    folds = imported(cases(4), file=file, val_fraction=0.3, seed=0)
+    assert [fold.test for fold in folds] == [["p000_0", "p001_0"], ["p002_0", "p003_0"]]
+    assert all(fold.train and fold.val for fold in folds)
+
+
+def test_imported_file_that_splits_a_patient_is_refused(tmp_path: Path) -> None:
+    file = split_file(tmp_path / "s.json", ["p000_0", "p001_0"], ["p000_1", "p002_0", "p003_0"])
+    with pytest.raises(InputError, match="patient overlap: p000 in the test parts of folds 0 and 1"):
+        imported(cases(4, second_studies=1), file=file, val_fraction=0.3, seed=0)
+
+
+def test_imported_file_that_lacks_a_case_or_a_fold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1 of 4 cases are in no fold: p003_0"):
+        imported(cases(4), file=split_file(tmp_path / "a", ["p000_0", "p001_0"], ["p002_0"]), val_fraction=0.3, seed=0)
+    empty = split_file(tmp_path / "b", ["p000_0", "p001_0", "p002_0", "p003_0"], [])
+    with pytest.raises(InputError, match=r"folds \[1\] hold none of the 4 cases"):
+        imported(cases(4), file=empty, val_fraction=0.3, seed=0)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"folds": [{"test": []}]}', '{"folds": 3}'])
+def test_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(InputError, match="must be JSON of the form"):
+        imported(cases(4), file=tmp_path / "s.json", val_fraction=0.3, seed=0)
+
+
+def test_absent_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        imported(cases(4), file=tmp_path / "s.json", val_fraction=0.3, seed=0)
+
+
+def test_official_picai_folds_of_1500_studies_hold_together(shared_data: Path) -> None:
+    official = json.loads((shared_data / "picai_folds.json").read_text())["folds"]
+    everyone = [
+        CaseInfo(case_id=case_id, patient_id=case_id.split("_")[0], gland_volume_ml=50.0)
+        for fold in official
+        for case_id in fold["val"]
+    ]
+    folds = imported(everyone, file=shared_data / "picai_folds.json", val_fraction=0.2, seed=0)
+    assert [len(fold.test) for fold in folds] == [len(fold["val"]) for fold in official]
+    assert len({case.patient_id for case in everyone}) == 1476
+    assert not any(patients(fold.test) & patients(fold.train + fold.val) for fold in folds)
+
+
+def test_folds_round_trip_through_the_file(tmp_path: Path) -> None:
+    folds = [Fold(train=["a"], val=["b"], test=["c"])]
+    write_folds(tmp_path / "kfold.json", folds, how={"strategy": "kfold"})
+    assert read_folds(tmp_path / "kfold.json") == folds
+
+
+def test_absent_kfold_and_absent_fold_index_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run stage=prepare first"):
+        read_folds(tmp_path / "kfold.json")
+    with pytest.raises(InputError, match="must be below 1, the number of folds in kfold.json, is 3"):
+        chosen_folds([Fold(train=["a"], val=["b"], test=["c"])], index=3)

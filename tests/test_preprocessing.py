@@ -1,0 +1,203 @@
+"""To the network's grid and back: what is kept, what is padded, and that the way back is exact."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from prostate_seg.errors import InputError
+from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.image_io import read_volume, to_sitk, write_volume
+from prostate_seg.imaging.preprocessing import (
+    PreprocessSettings,
+    preprocess_study,
+    resampled_geometry,
+    restore_probability,
+)
+
+DEFAULT = PreprocessSettings(
+    spacing_mm=(3.0, 0.5, 0.5),
+    image_size=160,
+    crop="center",
+    to_8bit=True,
+    intensity_percentiles=(0.5, 99.5),
+    whole_gland_labels=None,
+)
+REAL_STUDIES = ["10795_1000811", "10795_1000811b", "11373_1001396", "p158020_1", "p158021_1"]
+
+
+def real_study(shared_data: Path, case_id: str) -> tuple[Volume, Volume]:
+    (image,) = (shared_data / "t2w" / "images").glob(f"{case_id}.*")
+    return read_volume(image), read_volume(shared_data / "t2w" / "masks" / f"{case_id}.nii.gz")
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def block_mask(volume: Volume, *, y: slice = slice(20, 40), x: slice = slice(20, 40)) -> Volume:
+    mask = np.zeros(volume.geometry.shape_vox, dtype=np.uint8)
+    mask[5:15, y, x] = 1
+    return replace(volume, array=mask)
+
+
+def test_same_spacing_copies_voxels_without_interpolation(cube_volume: Volume) -> None:
+    settings = replace(DEFAULT, image_size=40, to_8bit=False)
+    result = preprocess_study(cube_volume, None, settings=settings)
+    np.testing.assert_array_equal(result.image.array, cube_volume.array[:, 10:50, 10:50])
+    np.testing.assert_allclose(result.image.geometry.origin_mm, cube_volume.geometry.to_world((0, 10, 10)))
+    assert np.isnan(result.gland_kept_fraction)
+    assert result.mask is None
+
+
+def test_8_bit_brings_the_percentiles_to_0_and_255(cube_volume: Volume) -> None:
+    result = preprocess_study(cube_volume, None, settings=replace(DEFAULT, image_size=32))
+    kept = cube_volume.array[:, 14:46, 14:46]
+    low, high = np.percentile(kept, (0.5, 99.5))
+    expected = np.rint((kept.clip(low, high) - low) / (high - low) * 255)
+    assert result.image.array.dtype == np.uint8
+    np.testing.assert_array_equal(result.image.array, expected)
+
+
+def test_crop_over_the_border_is_padded_on_that_side(cube_volume: Volume) -> None:
+    mask = block_mask(cube_volume, y=slice(0, 10), x=slice(25, 35))
+    settings = replace(DEFAULT, image_size=32, crop="mask", to_8bit=False)
+    result = preprocess_study(cube_volume, mask, settings=settings)
+    assert result.mask is not None
+    # The mask's middle is row 4.5, so that the window starts at row -11: eleven padded rows, then the study.
+    np.testing.assert_array_equal(result.image.array[:, 11:, :], cube_volume.array[:, :21, 14:46])
+    assert (result.image.array[:, :11] == result.image.array[:, 11:].min()).all()
+    assert not result.mask.array[:, :11].any()
+    assert result.gland_kept_fraction == 1.0
+    np.testing.assert_allclose(result.image.geometry.origin_mm, cube_volume.geometry.to_world((0, -11, 14)))
+
+
+def test_window_larger_than_the_study_is_padded_all_around(cube_volume: Volume) -> None:
+    result = preprocess_study(cube_volume, None, settings=replace(DEFAULT, image_size=100, to_8bit=False))
+    np.testing.assert_array_equal(result.image.array[:, 20:80, 20:80], cube_volume.array)
+    assert result.image.array.shape == (20, 100, 100)
+
+
+def test_kept_fraction_counts_the_gland_voxels_in_the_window(cube_volume: Volume) -> None:
+    mask = block_mask(cube_volume, y=slice(20, 40), x=slice(0, 40))
+    result = preprocess_study(cube_volume, mask, settings=replace(DEFAULT, image_size=40))
+    assert result.gland_kept_fraction == pytest.approx(30 / 40)
+
+
+def test_crop_mask_without_a_mask_is_refused(cube_volume: Volume) -> None:
+    with pytest.raises(InputError, match="there is none; use preprocess.crop=center"):
+        preprocess_study(cube_volume, None, settings=replace(DEFAULT, crop="mask"))
+
+
+def test_region_without_intensity_range_is_refused(cube_volume: Volume) -> None:
+    flat = replace(cube_volume, array=np.ones_like(cube_volume.array))
+    with pytest.raises(InputError, match="no intensity range"):
+        preprocess_study(flat, None, settings=DEFAULT)
+
+
+@pytest.mark.parametrize("spacing_mm", [(3.0, 0.5, 0.5), (2.0, 0.7, 0.7), (3.6, 0.31, 0.43)])
+def test_resampled_grid_keeps_the_centre_of_the_study(cube_volume: Volume, spacing_mm: tuple[float, float, float]) -> None:
+    grid = resampled_geometry(cube_volume.geometry, spacing_mm=spacing_mm)
+    middles = [g.to_world((np.array(g.shape_vox) - 1) / 2) for g in (grid, cube_volume.geometry)]
+    np.testing.assert_allclose(*middles, atol=1e-9)
+    assert grid.spacing_mm == spacing_mm
+
+
+def test_window_equals_that_of_full_resampling_by_simpleitk_within_one_grey_value(shared_data: Path) -> None:
+    for case_id in REAL_STUDIES:
+        image, _ = real_study(shared_data, case_id)
+        grid = resampled_geometry(image.geometry, spacing_mm=(3.0, 0.45, 0.45))
+        whole = sitk.Resample(
+            sitk.Cast(to_sitk(image), sitk.sitkFloat32),
+            grid.shape_vox[::-1],
+            sitk.Transform(),
+            sitk.sitkBSpline,
+            grid.origin_mm,
+            grid.spacing_mm[::-1],
+            grid.direction,
+        )
+        start = [(size - 160 + 1) // 2 for size in grid.shape_vox[1:]]
+        kept = sitk.GetArrayFromImage(whole)[:, start[0] : start[0] + 160, start[1] : start[1] + 160]
+        low, high = np.percentile(kept, (0.5, 99.5))
+        expected = np.rint((kept.clip(low, high) - low) / (high - low) * 255)
+        result = preprocess_study(image, None, settings=replace(DEFAULT, spacing_mm=(3.0, 0.45, 0.45)))
+        np.testing.assert_allclose(result.image.array.astype(float), expected, atol=1)
+
+
+@pytest.mark.parametrize("spacing_mm", [(3.0, 0.5, 0.5), None], ids=["default spacing", "native spacing"])
+@pytest.mark.parametrize("case_id", REAL_STUDIES)
+def test_there_and_back_gives_the_grid_exactly_and_the_mask_nearly(
+    shared_data: Path, case_id: str, spacing_mm: tuple[float, float, float] | None
+) -> None:
+    image, mask = real_study(shared_data, case_id)
+    result = preprocess_study(image, mask, settings=replace(DEFAULT, spacing_mm=spacing_mm))
+    assert result.mask is not None
+    restored = restore_probability(result.mask.array, window=result.image.geometry, original=image.geometry)
+    assert restored.shape == image.array.shape
+    assert dice(restored >= 0.5, mask.array > 0) >= 0.97
+
+
+@pytest.mark.parametrize("case_id", REAL_STUDIES)
+def test_default_window_keeps_the_gland_of_every_real_study(shared_data: Path, case_id: str) -> None:
+    result = preprocess_study(*real_study(shared_data, case_id), settings=DEFAULT)
+    assert result.gland_kept_fraction >= 0.995
+
+
+def test_probability_outside_the_window_is_zero_and_inside_is_linear(cube_volume: Volume) -> None:
+    result = preprocess_study(cube_volume, None, settings=replace(DEFAULT, image_size=40))
+    ramp = np.broadcast_to(np.linspace(0, 1, 40, dtype=np.float32), (20, 40, 40))
+    restored = restore_probability(ramp, window=result.image.geometry, original=cube_volume.geometry)
+    np.testing.assert_allclose(restored[:, 10:50, 10:50], ramp, atol=1e-6)
+    restored[:, 10:50, 10:50] = 0
+    assert not restored.any()
+
+
+def test_mask_labels_that_are_not_asked_for_are_background(cube_volume: Volume) -> None:
+    mask = block_mask(cube_volume)
+    mask.array[:, :, 30:][mask.array[:, :, 30:] > 0] = 2
+    settings = replace(DEFAULT, image_size=40, whole_gland_labels=(2,))
+    result = preprocess_study(cube_volume, mask, settings=settings)
+    assert result.mask is not None
+    np.testing.assert_array_equal(result.mask.array, (mask.array == 2)[:, 10:50, 10:50])
+
+
+@pytest.mark.parametrize("orientation", ["RAI", "LPI", "RAS", "PSR", "SLA"])
+def test_reoriented_file_gives_the_same_network_input(cube_volume: Volume, tmp_path: Path, orientation: str) -> None:
+    write_volume(tmp_path / "a.mha", cube_volume)
+    write_volume(tmp_path / "b.mha", replace(cube_volume, stored_orientation=orientation))
+    settings = replace(DEFAULT, spacing_mm=(3.0, 0.6, 0.6), image_size=40)
+    first, second = (preprocess_study(read_volume(tmp_path / name), None, settings=settings) for name in ("a.mha", "b.mha"))
+    np.testing.assert_array_equal(first.image.array, second.image.array)
+    np.testing.assert_allclose(first.image.geometry.origin_mm, second.image.geometry.origin_mm, atol=1e-9)
+
+
+def test_rigidly_rotated_header_gives_the_same_voxels_on_the_rotated_grid(cube_volume: Volume) -> None:
+    rotated = replace(cube_volume, geometry=rotate(cube_volume.geometry, degrees=17))
+    settings = replace(DEFAULT, spacing_mm=(3.0, 0.6, 0.6), image_size=40)
+    first, second = (preprocess_study(volume, None, settings=settings) for volume in (cube_volume, rotated))
+    np.testing.assert_allclose(first.image.array, second.image.array, atol=1)
+    np.testing.assert_allclose(
+        rotation(17) @ first.image.geometry.to_world((3, 4, 5)), second.image.geometry.to_world((3, 4, 5)), atol=1e-9
+    )
+
+
+def test_settings_round_trip_and_hash_sees_every_change() -> None:
+    assert PreprocessSettings.from_dict(DEFAULT.as_dict()) == DEFAULT
+    assert replace(DEFAULT, image_size=161).digest != DEFAULT.digest
+
+
+def rotation(degrees: float) -> np.ndarray:
+    """Return an oblique rotation about the axis (1, 2, 3)."""
+    axis = np.array([1.0, 2.0, 3.0]) / np.sqrt(14)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    angle = np.radians(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def rotate(geometry: Geometry, *, degrees: float) -> Geometry:
+    """Turn a grid rigidly about the world's origin."""
+    turned = rotation(degrees) @ np.array(geometry.direction).reshape(3, 3)
+    x, y, z = rotation(degrees) @ np.array(geometry.origin_mm)
+    return replace(geometry, direction=tuple(turned.ravel()), origin_mm=(float(x), float(y), float(z)))
