@@ -333,6 +333,8 @@ class TrainConfig:
     """Part of the budget in which the learning rate rises from 0."""
     batch_size: int
     """Slices, or 3-D patches, per step."""
+    steps_per_epoch: int | None
+    """Steps between two looks at val; null passes over every training slice once."""
     max_epochs: int
     """Epochs per fold at most; the schedule ends there."""
     max_minutes: float | None
@@ -342,7 +344,7 @@ class TrainConfig:
     augmentation: Augmentation
     """Random changes to the training images."""
     ema_decay: float
-    """Decay per step of the running mean of the weights, which is what is validated and kept; 0 keeps the weights."""
+    """Decay per step of the running mean of the weights, which is validated and kept; smaller at first; 0 for none."""
     zscore: bool
     """Whether each image is clipped to its 5th to 95th percentile before it is brought to mean 0 and SD 1."""
     precision: Precision
@@ -358,6 +360,11 @@ class TrainConfig:
             ("weight_decay", 0 <= self.weight_decay <= 1, "must be from 0 to 1"),
             ("warmup_fraction", 0 <= self.warmup_fraction < 1, "must be at least 0 and below 1"),
             ("batch_size", 1 <= self.batch_size <= 4096, "must be from 1 to 4096"),
+            (
+                "steps_per_epoch",
+                self.steps_per_epoch is None or 1 <= self.steps_per_epoch <= 100_000,
+                "must be null or from 1 to 100000",
+            ),
             ("max_epochs", 1 <= self.max_epochs <= 100_000, "must be from 1 to 100000"),
             ("max_minutes", self.max_minutes is None or self.max_minutes > 0, "must be null or above 0"),
             ("ema_decay", 0 <= self.ema_decay < 1, "must be at least 0 and below 1"),

@@ -29,7 +29,9 @@ def test_every_option_of_every_group_composes_and_parses(option: str) -> None:
     assert isinstance(config.parse(composed(option, *NEEDED.get(option, []))), config.Config)
 
 
-@pytest.mark.parametrize("path", sorted(config_folder().glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", sorted(config_folder().glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
     assert lines[0].startswith("# Choose ")
@@ -54,6 +56,7 @@ def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
         (["train.weight_decay=-1"], "train.weight_decay: must be from 0 to 1, is -1.0"),
         (["train.warmup_fraction=1"], "train.warmup_fraction: must be at least 0 and below 1, is 1.0"),
         (["train.batch_size=0"], "train.batch_size: must be from 1 to 4096, is 0"),
+        (["train.steps_per_epoch=0"], "train.steps_per_epoch: must be null or from 1 to 100000, is 0"),
         (["train.ema_decay=1"], "train.ema_decay: must be at least 0 and below 1, is 1.0"),
         (["preprocess.spacing_mm=[3,0.5]"], "preprocess.spacing_mm: must be null or three lengths"),
         (["preprocess.spacing_mm=[3,0.5,0]"], "preprocess.spacing_mm: must be null or three lengths"),
@@ -82,7 +85,10 @@ def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
         (["data.phantom.num_second_studies=99"], "data.phantom.num_second_studies: must be from 0 to"),
         (["data.phantom.field_of_view_mm=10"], "data.phantom.field_of_view_mm: must be from 80 to 400, is 10.0"),
         (["data.phantom.num_slices_range=[24,18]"], "data.phantom.num_slices_range: must be two rising numbers"),
-        (["data.phantom.gland_volume_range_ml=[1,2]"], "data.phantom.gland_volume_range_ml: must be two rising numbers"),
+        (
+            ["data.phantom.gland_volume_range_ml=[1,2]"],
+            "data.phantom.gland_volume_range_ml: must be two rising numbers",
+        ),
         (["data.phantom.difficulty=2"], "data.phantom.difficulty: must be from 0 to 1, is 2.0"),
     ],
 )

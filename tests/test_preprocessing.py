@@ -98,7 +98,9 @@ def test_region_without_intensity_range_is_refused(cube_volume: Volume) -> None:
 
 
 @pytest.mark.parametrize("spacing_mm", [(3.0, 0.5, 0.5), (2.0, 0.7, 0.7), (3.6, 0.31, 0.43)])
-def test_resampled_grid_keeps_the_centre_of_the_study(cube_volume: Volume, spacing_mm: tuple[float, float, float]) -> None:
+def test_resampled_grid_keeps_the_centre_of_the_study(
+    cube_volume: Volume, spacing_mm: tuple[float, float, float]
+) -> None:
     grid = resampled_geometry(cube_volume.geometry, spacing_mm=spacing_mm)
     middles = [g.to_world((np.array(g.shape_vox) - 1) / 2) for g in (grid, cube_volume.geometry)]
     np.testing.assert_allclose(*middles, atol=1e-9)
@@ -168,7 +170,9 @@ def test_reoriented_file_gives_the_same_network_input(cube_volume: Volume, tmp_p
     write_volume(tmp_path / "a.mha", cube_volume)
     write_volume(tmp_path / "b.mha", replace(cube_volume, stored_orientation=orientation))
     settings = replace(DEFAULT, spacing_mm=(3.0, 0.6, 0.6), image_size=40)
-    first, second = (preprocess_study(read_volume(tmp_path / name), None, settings=settings) for name in ("a.mha", "b.mha"))
+    first, second = (
+        preprocess_study(read_volume(tmp_path / name), None, settings=settings) for name in ("a.mha", "b.mha")
+    )
     np.testing.assert_array_equal(first.image.array, second.image.array)
     np.testing.assert_allclose(first.image.geometry.origin_mm, second.image.geometry.origin_mm, atol=1e-9)
 

@@ -50,7 +50,9 @@ class PreprocessSettings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PreprocessSettings":
         """Read what `as_dict` wrote."""
-        read: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        read: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**read)
 
     def as_dict(self) -> dict[str, Any]:

@@ -32,14 +32,20 @@ MARGIN_MM = 20.0
 WINDOW_PERCENTILES = (1.0, 99.0)
 """Grey values that are drawn black and white; the extremes would leave the gland flat."""
 
-NUM_COLUMNS = 3
-"""Panels per row, so that six slices stay legible at the width of a page."""
+MAX_NUM_COLUMNS = 3
+"""Most panels per row, so that six slices stay legible at the width of a page."""
 
 PANEL_WIDTH_INCH = 2.9
 """Width of one panel."""
 
 DOTS_PER_INCH = 130
 """Resolution of the PNG: a page-wide figure of about 1,100 pixels."""
+
+TITLE_SIZE_PT = 12.0
+"""Size of the title, unless it is too long for that."""
+
+TITLE_CHARACTER_EM = 0.65
+"""Width of an average character of matplotlib's font, digits and capitals included, in units of the font's size."""
 
 PLOTTED_METRICS = {
     "dice": "Dice",
@@ -48,7 +54,7 @@ PLOTTED_METRICS = {
 }
 """Columns of the case table that are plotted, with their axis labels."""
 
-HD95_TICKS_MM = (0, 2, 5, 10, 20, 50, 100, 200)
+HD95_TICKS_MM = (0, 2, 5, 10, 20, 50, 100, 200, 500)
 """Ticks of the HD95 axis, which is linear to 10 mm and logarithmic above: a missed gland is 20 times a good case."""
 
 HD95_LINEAR_MM = 10.0
@@ -117,7 +123,7 @@ def overlay_figure(
         _draw_contour(ax, predicted[panel], colour=PREDICTED_COLOUR, style="--")
         ax.set_xlabel(_slice_label(index, reference[panel], predicted[panel]))
     _mark_sides(axes[0])
-    figure.suptitle(printable(title), fontsize=12, parse_math=False)
+    _add_title(figure, printable(title))
     _add_legend(figure, is_predicted_empty=not predicted.any())
     return figure
 
@@ -172,8 +178,8 @@ def _height_over_width(image: np.ndarray, *, spacing_mm: Spacing) -> float:
 
 def _panels(num_panels: int, *, height_over_width: float) -> tuple[Figure, list[Axes]]:
     """Return a figure with `num_panels` axes without ticks, row by row."""
-    num_columns = min(num_panels, NUM_COLUMNS)
-    num_rows = math.ceil(num_panels / num_columns)
+    num_rows = math.ceil(num_panels / MAX_NUM_COLUMNS)
+    num_columns = math.ceil(num_panels / num_rows)
     panel_height_inch = PANEL_WIDTH_INCH * height_over_width + 0.3  # one line of text below each panel
     size_inch = (PANEL_WIDTH_INCH * max(num_columns, 2), panel_height_inch * num_rows + 0.8)
     figure = Figure(figsize=size_inch, layout="constrained")
@@ -206,6 +212,12 @@ def _mark_sides(ax: Axes) -> None:
     ax.text(0.5, 0.98, "A", transform=ax.transAxes, color="white", ha="center", va="top")
 
 
+def _add_title(figure: Figure, text: str) -> None:
+    """Write the title in a size at which all of it fits the figure's width; ids can be 64 characters long."""
+    fitting = 72 * figure.get_figwidth() / (TITLE_CHARACTER_EM * len(text) + 1)
+    figure.suptitle(text, fontsize=min(TITLE_SIZE_PT, fitting), parse_math=False)
+
+
 def _add_legend(figure: Figure, *, is_predicted_empty: bool) -> None:
     predicted_label = "predicted (empty)" if is_predicted_empty else "predicted"
     handles = [
@@ -220,7 +232,7 @@ def draw_case_metrics(path: Path, table: pd.DataFrame) -> None:
 
     Args:
         path: File to write.
-        table: One row per case with the columns `fold_index` and those of `PLOTTED_METRICS`; NaN values are left out.
+        table: One row per case with the columns `fold` and those of `PLOTTED_METRICS`; NaN values are left out.
 
     Raises:
         ValueError: If a column is missing or the table has no row.
@@ -230,16 +242,16 @@ def draw_case_metrics(path: Path, table: pd.DataFrame) -> None:
 
 def case_metrics_figure(table: pd.DataFrame) -> Figure:
     """Return the figure that `draw_case_metrics` writes."""
-    missing = [name for name in ("fold_index", *PLOTTED_METRICS) if name not in table.columns]
+    missing = [name for name in ("fold", *PLOTTED_METRICS) if name not in table.columns]
     if missing:
         raise ValueError(f"the case table needs the columns {', '.join(missing)}; it has {', '.join(table.columns)}.")
     if table.empty:
         raise ValueError("the case table has no row, so there is nothing to plot.")
-    folds = sorted(table["fold_index"].unique().tolist())
+    folds = sorted(table["fold"].unique().tolist())
     figure = Figure(figsize=(max(9.0, 0.75 * len(folds) * len(PLOTTED_METRICS)), 3.6), layout="constrained")
     for number, (name, label) in enumerate(PLOTTED_METRICS.items()):
         ax = figure.add_subplot(1, len(PLOTTED_METRICS), number + 1)
-        groups = [table.loc[table["fold_index"] == fold, name].dropna().to_numpy(dtype=float) for fold in folds]
+        groups = [table.loc[table["fold"] == fold, name].dropna().to_numpy(dtype=float) for fold in folds]
         _draw_groups(ax, groups, labels=[f"{fold}\nn={len(group)}" for fold, group in zip(folds, groups, strict=True)])
         ax.set_title(label, fontsize=11)
         ax.set_xlabel("fold")
@@ -268,8 +280,9 @@ def _scale_axis(ax: Axes, name: str) -> None:
         ax.set_ylim(-0.02, 1.02)
     elif name == "hd95_mm":
         ax.set_yscale("symlog", linthresh=HD95_LINEAR_MM)
-        ax.set_yticks(HD95_TICKS_MM, [str(tick) for tick in HD95_TICKS_MM], minor=False)
-        ax.set_ylim(bottom=-0.3)
+        top_mm = max(ax.get_ylim()[1], 2 * HD95_LINEAR_MM)
+        ax.set_yticks(HD95_TICKS_MM, [str(tick) for tick in HD95_TICKS_MM])
+        ax.set_ylim(-0.3, top_mm)
     else:
         ax.axhline(0.0, color="black", linewidth=0.8)
 

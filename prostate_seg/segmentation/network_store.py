@@ -1,4 +1,4 @@
-"""A trained network on disk: weights.pt, loaded without pickle, and recipe.json, all that inference must know of it."""
+"""A trained network on disk: weights.safetensors, which holds no code, and recipe.json, all that inference must know of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prostate_seg.config import ModelConfig, as_container, parse_group
@@ -14,7 +16,7 @@ from prostate_seg.files import atomic_path, read_json, write_json
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.models import build_network
 
-WEIGHTS, RECIPE = "weights.pt", "recipe.json"
+WEIGHTS, RECIPE = "weights.safetensors", "recipe.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ class Recipe:
 def save_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write the weights atomically."""
     with atomic_path(folder / WEIGHTS) as temporary:
-        torch.save(dict(weights), temporary)
+        save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
 
 
 def save_recipe(folder: Path, recipe: Recipe) -> None:
@@ -80,8 +82,8 @@ def load_network(folder: Path, *, recipe: Recipe, device: torch.device) -> nn.Mo
     """
     network = build_network(recipe.model)
     try:
-        network.load_state_dict(torch.load(folder / WEIGHTS, map_location=device, weights_only=True))
-    except (OSError, RuntimeError, EOFError) as error:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{folder / WEIGHTS} cannot be loaded: {error}\nRun stage=train again for this fold."
         ) from error

@@ -28,6 +28,9 @@ from prostate_seg.segmentation.windows import neighbours, patches
 GPU_SHARE_FOR_DATA = 0.5
 """Part of the free memory of a GPU that the packed set may fill; a larger set stays on the host."""
 
+EMA_START_STEPS = 10
+"""The running mean of the weights spans about a tenth of the steps so far until its full decay is reached."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
@@ -71,13 +74,11 @@ class Batches:
         if kind is TrainingSlices.gland:
             self.slices = self.slices[packed.masks[self.slices].any(axis=(1, 2))]
 
-    def order(self, batch_size: int, *, generator: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yield the slices of an epoch in random order, [batch_size] each; the last batch is filled up."""
-        order = generator.permutation(self.slices)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            missing = batch_size - len(chosen)
-            yield np.append(chosen, generator.choice(self.slices, missing)) if missing else chosen
+    def order(self, batch_size: int, *, num_batches: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        """Yield batches of [batch_size] slices; each slice comes once before any comes again."""
+        num_passes = math.ceil(num_batches * batch_size / len(self.slices))
+        order = np.concatenate([generator.permutation(self.slices) for _ in range(num_passes)])
+        yield from order[: num_batches * batch_size].reshape(num_batches, batch_size)
 
     def load(self, slices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Return standardised images [B, C, Y, X] and 0/1 masks [B, D, Y, X] around some slices, on the device."""
@@ -124,15 +125,18 @@ def fit(
     start = time.perf_counter()
     device, volumetric = predictor.device, is_3d(predictor.model)
     batches = Batches(packed, train_ids, model=predictor.model, device=device, kind=settings.slices)
-    order, chance = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
     step = Step(predictor.networks[0], settings=settings, device=device, volumetric=volumetric)
     averaged = replace(predictor, networks=[step.averaged.module])
-    budget = Budget(settings, steps_per_epoch=math.ceil(len(batches.slices) / settings.batch_size), start=start)
+    steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
+    budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start)
     history: list[Epoch] = []
     best = -1.0
     while not budget.is_spent():
         losses = []
-        for slices in batches.order(settings.batch_size, generator=order):
+        # Seeded by the epoch, so that an epoch is the same whether or not those before it ran in this process.
+        order = np.random.default_rng([seed, len(history)])
+        chance = torch.Generator(device).manual_seed(int(order.integers(2**62)))
+        for slices in batches.order(settings.batch_size, num_batches=steps_per_epoch, generator=order):
             if budget.is_spent():
                 break
             images, masks = batches.load(slices)
@@ -165,9 +169,8 @@ class Step:
         self.settings, self.device, self.volumetric = settings, device, volumetric
         self.loss: LossFunction = build_loss(settings.loss)
         self.optimizer = _build_optimizer(network, settings)
-        self.averaged = AveragedModel(
-            network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True
-        ).eval()
+        self.averaged = AveragedModel(network, use_buffers=True).eval()
+        self.num_steps = 0
 
     def __call__(self, images: torch.Tensor, masks: torch.Tensor, *, learning_rate: float) -> torch.Tensor:
         """Take one step and return its loss, a scalar still on the device."""
@@ -179,6 +182,9 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.num_steps += 1
+        decay = min(self.settings.ema_decay, self.num_steps / (EMA_START_STEPS + self.num_steps))
+        self.averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self.averaged.update_parameters(self.network)
         return loss.detach()
 

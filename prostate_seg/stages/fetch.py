@@ -24,7 +24,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         )
     settings = PhantomSettings(**_tuples(asdict(cfg.data.phantom)))
     with progress("fetch", total=settings.num_patients + settings.num_second_studies) as advance:
-        images = write_phantom(workspace.data, settings=settings, seed=cfg.seed, on_progress=lambda _done, _of: advance())
+        images = write_phantom(
+            workspace.data, settings=settings, seed=cfg.seed, on_progress=lambda _done, _of: advance()
+        )
     log.info("made %d phantom studies of %d patients in %s", len(images), settings.num_patients, workspace.data)
     return StageResult(outputs=[workspace.data])
 

@@ -1,0 +1,133 @@
+"""The gland: an egg, sheared, whose volume is known by formula.
+
+Positions are gland-centred millimetres along the world axes (x left, y posterior, z superior).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+HEIGHT_RATIO_RANGE = (0.68, 0.8)
+"""Front-to-back half axis of the gland over the left-to-right one."""
+LENGTH_RATIO_RANGE = (0.78, 0.95)
+"""Apex-to-base half axis of the gland over the left-to-right one."""
+FLATTENING_ENDS = 1.5
+"""x^2 / a^2 beyond which the bend of the flanks stops growing; the gland ends before."""
+
+
+FLATTENING_PIVOT = 0.25
+"""x^2 / a^2 at which the bend moves nothing."""
+
+
+RIPPLE_PER_MM = 0.22
+"""Wave number of the surface's irregularity, a wave length of 29 mm."""
+
+
+Vector = tuple[float, float, float]
+
+
+class Points(NamedTuple):
+    """Gland-centred positions in mm; three arrays of one shape."""
+
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gland:
+    """An egg, sheared. Neither the egg's taper nor a shear changes the volume of the ellipsoid it is made from."""
+
+    half_width_mm: float
+    """Half axis a along x."""
+    half_height_mm: float
+    """Half axis b along y."""
+    half_length_mm: float
+    """Half axis c along z."""
+    taper: float
+    """Cross sections have the area of the ellipsoid's times 1 + taper z / c: the base is wider than the apex."""
+    tilt: float
+    """Posterior shift per mm towards the base."""
+    skew: float
+    """Shift to the left per mm towards the base."""
+    flattening: float
+    """The flanks lie this part of b further back, times x^2 / a^2, which flattens the side that faces the rectum."""
+    ripple_mm: float
+    """Height of the surface's irregularity."""
+    ripple_phases: tuple[float, float, float]
+    """Where its waves start, in radians."""
+    central_size: float
+    """Half width of the central gland over that of the whole: larger where hyperplasia has enlarged it."""
+
+    @property
+    def volume_ml(self) -> float:
+        """Volume 4/3 pi a b c."""
+        return 4 / 3 * math.pi * self.half_width_mm * self.half_height_mm * self.half_length_mm / 1000
+
+
+def half_width_of(volume_ml: float, *, height_ratio: float, length_ratio: float) -> float:
+    """Solve 4/3 pi a b c = volume for a."""
+    return float((volume_ml * 1000 * 3 / (4 * math.pi * height_ratio * length_ratio)) ** (1 / 3))
+
+
+def draw_gland(generator: np.random.Generator, *, volume_ml: float) -> Gland:
+    """Draw a gland of exactly this volume."""
+    height_ratio = generator.uniform(*HEIGHT_RATIO_RANGE)
+    length_ratio = generator.uniform(*LENGTH_RATIO_RANGE)
+    half_width_mm = half_width_of(volume_ml, height_ratio=height_ratio, length_ratio=length_ratio)
+    return Gland(
+        half_width_mm=half_width_mm,
+        half_height_mm=half_width_mm * height_ratio,
+        half_length_mm=half_width_mm * length_ratio,
+        taper=generator.uniform(0.1, 0.35),
+        tilt=generator.uniform(0.0, 0.2),
+        skew=generator.uniform(-0.06, 0.06),
+        flattening=generator.uniform(0.3, 0.5),
+        ripple_mm=generator.uniform(0.3, 1.0),
+        ripple_phases=tuple(generator.uniform(0, 2 * math.pi, 3).tolist()),
+        central_size=float(np.interp(volume_ml, (20, 90), (0.64, 0.82))) + generator.uniform(-0.03, 0.03),
+    )
+
+
+def _shift_back_mm(gland: Gland, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Return how far the egg's points at (x, z), in mm, move to posterior: a shear, whatever this function is."""
+    bend = np.minimum((x / gland.half_width_mm) ** 2, FLATTENING_ENDS) - FLATTENING_PIVOT
+    wave = np.sin(x * RIPPLE_PER_MM + gland.ripple_phases[0]) * np.sin(z * RIPPLE_PER_MM + gland.ripple_phases[1])
+    return gland.tilt * z + gland.flattening * gland.half_height_mm * bend + gland.ripple_mm * wave
+
+
+def _shift_left_mm(gland: Gland, z: np.ndarray) -> np.ndarray:
+    return gland.skew * z + gland.ripple_mm * np.sin(z * RIPPLE_PER_MM + gland.ripple_phases[2])
+
+
+def unit_points(gland: Gland, points: Points) -> Points:
+    """Map the gland onto the unit ball by undoing the shears and the taper."""
+    x = points.x - _shift_left_mm(gland, points.z)
+    y = points.y - _shift_back_mm(gland, x, points.z)
+    z = points.z / gland.half_length_mm
+    width = np.sqrt(1 + gland.taper * np.clip(z, -1, 1))
+    return Points(x / (gland.half_width_mm * width), y / (gland.half_height_mm * width), z)
+
+
+def surface_mm(gland: Gland) -> np.ndarray:
+    """Return points all over the gland's surface, in mm from its centre, shape [N, 3] (x, y, z)."""
+    polar, around = np.meshgrid(np.linspace(0, math.pi, 91), np.linspace(0, 2 * math.pi, 120), indexing="ij")
+    z = gland.half_length_mm * np.cos(polar)
+    radius = np.sin(polar) * np.sqrt(1 + gland.taper * np.cos(polar))
+    x = gland.half_width_mm * radius * np.cos(around)
+    y = gland.half_height_mm * radius * np.sin(around) + _shift_back_mm(gland, x, z)
+    return np.stack([x + _shift_left_mm(gland, z), y, z], axis=-1).reshape(-1, 3)
+
+
+def in_central_gland(gland: Gland, unit: Points) -> np.ndarray:
+    """Return where the central gland is: an inner egg towards the front and the base, and the stroma before it."""
+    size = gland.central_size
+    inner = (unit.x / size) ** 2 + ((unit.y + 0.9 - size) / size) ** 2 + ((unit.z - 0.12) / 0.85) ** 2 < 1
+    return inner | is_stroma(unit)
+
+
+def is_stroma(unit: Points) -> np.ndarray:
+    """Return where the anterior fibromuscular stroma is."""
+    return (unit.y < -0.7) & (abs(unit.x) < 0.5) & (unit.z > -0.7)

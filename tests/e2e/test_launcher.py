@@ -1,0 +1,136 @@
+"""What a person sees on the command line: messages, exit codes, what is imported and what is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prostate_seg.stages import STAGES
+from tests.conftest import ROOT, Launch
+
+HEAVY = ("torch", "monai", "SimpleITK", "sklearn", "scipy", "pandas", "matplotlib", "numpy", "mlflow", "dvc", "optuna")
+
+
+def test_no_stage_lists_the_stages_with_a_sentence_each(launch: Launch) -> None:
+    result = launch()
+    assert result.returncode == 2
+    for name, sentence in STAGES.items():
+        assert f"{name:<11} {sentence}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_stage_says_what_was_meant_and_lists_the_stages(launch: Launch) -> None:
+    result = launch("stage=trian")
+    assert result.returncode == 2
+    assert "stage: unknown stage 'trian'; did you mean train?" in result.stderr
+    assert "evaluate" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stage=train", "+train.epochz=3"], "train.epochz: unknown key; did you mean train.max_epochs?"),
+        (["stage=train", "train.epochs=3"], "train.epochs: unknown key; did you mean train.max_epochs?"),
+        (["stage=train", "modl=unet"], "modl: unknown key; did you mean model?"),
+        (["stage=train", "model=unett"], "model: no option 'unett'; known are unet, unet3d; did you mean model=unet?"),
+        (["stage=train", "train.max_epochs=many"], "train.max_epochs: must be a whole number, is many"),
+        (["stage=train", "train.max_epochs=0"], "train.max_epochs: must be from 1 to 100000, is 0"),
+        (["stage=train", "model=3"], "Config group override must be a string or a list"),
+        (["stage=train", "seed=["], "no viable alternative at input '['"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["-m", "stage=train", "train.max_epochs=0,1"], "train.max_epochs: must be from 1 to 100000, is 0"),
+    ],
+)
+def test_bad_command_or_config_exits_with_2_and_no_traceback(
+    launch: Launch, arguments: list[str], message: str
+) -> None:
+    result = launch(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_refused_input_exits_with_1_and_no_traceback(launch: Launch) -> None:
+    result = launch("stage=preprocess", "data=folder", "data.root=absent")
+    assert result.returncode == 1
+    assert "absent" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "preprocess FAILED" in result.stdout
+
+
+def test_debug_shows_the_traceback(launch: Launch) -> None:
+    result = launch("stage=preprocess", "data=folder", "data.root=absent", PROSTATE_SEG_DEBUG="1")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate"])
+def test_stage_without_its_input_says_which_stage_to_run(launch: Launch, stage: str) -> None:
+    result = launch(f"stage={stage}")
+    assert result.returncode == 1
+    assert "run stage=preprocess first" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_help_and_config_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    code = (
+        "import sys, atexit\n"
+        f"atexit.register(lambda: print('HEAVY', [n for n in {HEAVY!r} if n in sys.modules]))\n"
+        f"sys.argv = ['prostate_seg', *{arguments!r}]\n"
+        "from prostate_seg.__main__ import main\n"
+        "main()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.rstrip().endswith("HEAVY []")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_target_that_is_not_on_the_list_is_refused(launch: Launch) -> None:
+    result = launch("stage=train", "+hydra.callbacks.x._target_=os.system", "+hydra.callbacks.x.command=touch owned")
+    assert result.returncode == 2
+    assert "os.system" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_chain_stops_at_the_first_failure(launch: Launch) -> None:
+    result = launch("-m", "stage=preprocess,prepare", "data=folder", "data.root=absent")
+    assert result.returncode == 1
+    assert "preprocess FAILED" in result.stdout
+    assert "prepare F" not in result.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_stage_exits_with_its_code_and_leaves_no_half_data(tmp_path: Path, number: int, code: int) -> None:
+    command = [sys.executable, "-m", "prostate_seg", "stage=fetch", "data.phantom.num_patients=500"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "data")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "fetch KILLED" in out
+    assert "Traceback" not in err
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_every_run_leaves_its_config_and_log(launch: Launch, tmp_path: Path) -> None:
+    launch("stage=prepare", "seed=77")
+    (config,) = tmp_path.glob("logs/*/*/.hydra/config.yaml")
+    assert "seed: 77" in config.read_text()
+    assert (config.parents[1] / "prostate_seg.log").is_file()
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)

@@ -1,0 +1,113 @@
+"""Small networks, settings and packed sets for the tests of `segmentation`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from prostate_seg.config import (
+    Activation,
+    Augmentation,
+    Loss,
+    ModelConfig,
+    ModelName,
+    Norm,
+    Optimizer,
+    Precision,
+    Schedule,
+    TrainConfig,
+    TrainingSlices,
+)
+from prostate_seg.imaging.preprocessing import PreprocessSettings
+from prostate_seg.segmentation.inference import Predictor
+from prostate_seg.segmentation.packing import PackedSet, pack
+
+SIZE = 32
+
+SETTINGS = PreprocessSettings(
+    spacing_mm=(3.0, 0.5, 0.5),
+    image_size=SIZE,
+    crop="center",
+    to_8bit=True,
+    intensity_percentiles=(0.5, 99.5),
+    whole_gland_labels=None,
+)
+
+
+def model_2d(*, num_slices: int = 1) -> ModelConfig:
+    return ModelConfig(
+        name=ModelName.unet,
+        num_slices=num_slices,
+        channels=[4, 8],
+        strides=[[2, 2]],
+        num_res_units=1,
+        norm=Norm.instance,
+        activation=Activation.prelu,
+        dropout=0.0,
+    )
+
+
+def model_3d(*, num_slices: int = 4) -> ModelConfig:
+    return ModelConfig(
+        name=ModelName.unet3d,
+        num_slices=num_slices,
+        channels=[4, 8],
+        strides=[[2, 2, 2]],
+        num_res_units=0,
+        norm=Norm.instance,
+        activation=Activation.relu,
+        dropout=0.0,
+    )
+
+
+def train_settings(**changes: object) -> TrainConfig:
+    values: dict[str, object] = {
+        "loss": Loss.dice_ce,
+        "optimizer": Optimizer.adamw,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.0,
+        "schedule": Schedule.cosine,
+        "warmup_fraction": 0.1,
+        "batch_size": 4,
+        "steps_per_epoch": None,
+        "max_epochs": 3,
+        "max_minutes": None,
+        "slices": TrainingSlices.all,
+        "augmentation": Augmentation.standard,
+        "ema_decay": 0.5,
+        "zscore": False,
+        "precision": Precision.fp32,
+        "deterministic": True,
+    }
+    return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def predictor(*networks: nn.Module, model: ModelConfig | None = None, flips: bool = False) -> Predictor:
+    return Predictor(
+        networks=networks,
+        model=model or model_2d(),
+        preprocess=SETTINGS,
+        zscore=False,
+        device=torch.device("cpu"),
+        precision=Precision.fp32,
+        flips=flips,
+    )
+
+
+def disc_study(seed: int, *, num_slices: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Return a study with a bright disc in its middle slices, uint8, and its mask."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    center, radius = generator.uniform(12, 20, size=2), generator.uniform(5, 8)
+    disc = np.hypot(y - center[0], x - center[1]) < radius
+    mask = np.zeros((num_slices, SIZE, SIZE), dtype=np.uint8)
+    mask[1:-1] = disc
+    image = generator.normal(60, 10, size=mask.shape) + 100 * mask
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+def packed_discs(folder: Path, case_ids: Sequence[str], *, num_slices: int = 6, zscore: bool = False) -> PackedSet:
+    studies = {case_id: disc_study(seed, num_slices=num_slices + seed % 2) for seed, case_id in enumerate(case_ids)}
+    return pack(folder, list(case_ids), read_case=studies.__getitem__, zscore=zscore)

@@ -1,0 +1,60 @@
+"""Augmentation moves image and mask together, keeps masks binary, and is decided by its generator."""
+
+import torch
+
+from prostate_seg.segmentation import augmentation
+from prostate_seg.segmentation.augmentation import augment
+
+
+def batch(num: int = 32, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    disc = (torch.hypot(y - 28, x - 36) < 14).float().expand(num, 1, 64, 64).clone()
+    return (2 * disc - 0.5).repeat(1, channels, 1, 1), disc
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_shapes_stay_and_masks_stay_binary() -> None:
+    images, masks = batch(channels=3)
+    moved, moved_masks = augment(images, masks, generator=generator())
+    assert moved.shape == images.shape
+    assert moved_masks.shape == masks.shape
+    assert set(moved_masks.unique().tolist()) == {0.0, 1.0}
+    assert moved.isfinite().all()
+
+
+def test_image_moves_with_its_mask() -> None:
+    moved, masks = augment(*batch(), generator=generator())
+    inside = (moved * masks).sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3))
+    outside = (moved * (1 - masks)).sum(dim=(1, 2, 3)) / (1 - masks).sum(dim=(1, 2, 3))
+    assert (inside - outside > 1).all()
+
+
+def test_inputs_of_a_batch_move_differently() -> None:
+    _, masks = augment(*batch(), generator=generator())
+    assert len({tuple(mask.flatten().nonzero().flatten().tolist()) for mask in masks}) == len(masks)
+
+
+def test_slices_of_one_input_move_together() -> None:
+    images, masks = batch(channels=2)
+    moved, _ = augment(images, masks, generator=generator())
+    difference = (moved[:, 0] - moved[:, 1]).abs().mean()
+    assert difference < 0.2  # noise alone differs between the slices
+
+
+def test_same_generator_same_bits_other_seed_other_bits() -> None:
+    first, again, other = (augment(*batch(), generator=generator(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_areas_change_by_the_scale_range_at_most() -> None:
+    images, masks = batch(num=200)
+    _, moved = augment(images, masks, generator=generator())
+    ratio = moved.sum(dim=(1, 2, 3)) / masks[0].sum()
+    low, high = augmentation.SCALE_RANGE
+    assert ratio.min() > low**2 * 0.8
+    assert ratio.max() < high**2 * 1.25
+    assert 0.8 < ratio.mean() < 1.25

@@ -1,0 +1,213 @@
+"""Finding cases: pairs by name, and a word for everything that is no pair."""
+
+import re
+import unicodedata
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+from prostate_seg.data.cases import CaseFiles, discover_cases
+from prostate_seg.errors import InputError
+from prostate_seg.imaging.quality import Finding
+
+PATTERN = "^([^_]+)"
+
+
+def made_root(root: Path, *, images: Collection[str] = ("1_1.mha",), masks: Collection[str] = ("1_1.nii.gz",)) -> Path:
+    """Make empty files; a name that ends in a slash becomes a folder."""
+    for folder, names in (("images", images), ("masks", masks)):
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            path = root / folder / name
+            path.mkdir() if name.endswith("/") else path.touch()
+    return root
+
+
+def discover(
+    root: Path, *, patient_pattern: str = PATTERN, exclude: Collection[str] = (), masks_required: bool = True
+) -> tuple[list[CaseFiles], list[Finding]]:
+    return discover_cases(root, patient_pattern=patient_pattern, exclude=exclude, masks_required=masks_required)
+
+
+def only(findings: list[Finding]) -> Finding:
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+def ids(cases: list[CaseFiles]) -> list[str]:
+    return [case.case_id for case in cases]
+
+
+def test_images_and_masks_of_one_name_are_a_case(tmp_path: Path) -> None:
+    made_root(tmp_path, images=["20_7.NII.GZ", "10_3.mha"], masks=["10_3.nii.gz", "20_7.nrrd"])
+    cases, findings = discover(tmp_path)
+    assert findings == []
+    assert cases == [
+        CaseFiles(
+            case_id="10_3",
+            patient_id="10",
+            study_id="3",
+            image=tmp_path / "images" / "10_3.mha",
+            mask=tmp_path / "masks" / "10_3.nii.gz",
+        ),
+        CaseFiles(
+            case_id="20_7",
+            patient_id="20",
+            study_id="7",
+            image=tmp_path / "images" / "20_7.NII.GZ",
+            mask=tmp_path / "masks" / "20_7.nrrd",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".Nrrd", ".MHA"])
+def test_every_suffix_is_taken_off_as_a_whole(tmp_path: Path, suffix: str) -> None:
+    cases, findings = discover(made_root(tmp_path, images=[f"1_1{suffix}"]))
+    assert (ids(cases), findings) == (["1_1"], [])
+
+
+def test_a_folder_is_an_image(tmp_path: Path) -> None:
+    cases, findings = discover(made_root(tmp_path, images=["1_1/", "2.5_1/"], masks=["1_1.mha", "2.5_1.mha"]))
+    assert findings == []
+    assert [case.image.name for case in cases] == ["1_1", "2.5_1"]
+
+
+def test_dots_and_spaces_belong_to_the_name(tmp_path: Path) -> None:
+    names = ["a.b 1.5T_é ü.mha"]
+    cases, findings = discover(made_root(tmp_path, images=names, masks=names))
+    assert (ids(cases), findings) == (["a.b 1.5T_é ü"], [])
+
+
+def test_names_are_compared_whatever_way_their_letters_are_stored(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Müller_Bérénice") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    made_root(tmp_path, images=[f"{decomposed}.mha"], masks=[f"{composed}.nii.gz"])
+    cases, findings = discover(tmp_path)
+    assert (ids(cases), findings) == ([composed], [])
+    assert cases[0].patient_id == "Müller"
+    assert cases[0].image.is_file()
+    assert discover(tmp_path, exclude=[decomposed]) == ([], [])
+
+
+def test_an_image_without_mask_is_an_error_only_where_masks_are_needed(tmp_path: Path) -> None:
+    made_root(tmp_path, images=["1_1.mha", "2_1.mha"])
+    cases, findings = discover(tmp_path)
+    assert ids(cases) == ["1_1"]
+    finding = only(findings)
+    assert (finding.check, finding.case_id, finding.is_error) == ("image_without_mask", "2_1", True)
+    assert "images/2_1.mha" in finding.message
+    cases, findings = discover(tmp_path, masks_required=False)
+    assert [case.mask is None for case in cases] == [False, True]
+    assert findings == []
+
+
+def test_a_mask_without_image_is_an_error(tmp_path: Path) -> None:
+    cases, findings = discover(made_root(tmp_path, masks=["1_1.nii.gz", "3_1.nii.gz"]))
+    assert ids(cases) == ["1_1"]
+    finding = only(findings)
+    assert (finding.check, finding.case_id, finding.is_error) == ("mask_without_image", "3_1", True)
+
+
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_two_files_of_one_name_are_an_error_that_names_them(tmp_path: Path, folder: str) -> None:
+    made_root(tmp_path)
+    (tmp_path / folder / "1_1.mha").touch()
+    (tmp_path / folder / "1_1.nii.gz").touch()
+    cases, findings = discover(tmp_path)
+    assert cases == []
+    finding = only(findings)
+    assert (finding.check, finding.is_error) == ("duplicate_stem", True)
+    assert f"{folder}/1_1.mha and {folder}/1_1.nii.gz" in finding.message
+
+
+def test_one_name_in_two_unicode_forms_is_a_duplicate(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "é_1.mha") for form in ("NFC", "NFD")]
+    if len(list((made_root(tmp_path, images=names) / "images").iterdir())) == 1:
+        pytest.skip("this file system takes both forms for one")
+    _, findings = discover(tmp_path)
+    assert "duplicate_stem" in {finding.check for finding in findings}
+
+
+def test_a_folder_beside_a_file_of_its_name_is_a_duplicate(tmp_path: Path) -> None:
+    _, findings = discover(made_root(tmp_path, images=["1_1.mha", "1_1/"]))
+    assert only(findings).check == "duplicate_stem"
+
+
+def test_other_files_are_a_warning_unless_they_belong_there(tmp_path: Path) -> None:
+    quiet = ["1_1.zraw", "README.md", "license", ".DS_Store", ".gitignore", "1_1.mhd.dvc", "notes.txt"]
+    made_root(tmp_path, images=["1_1.mhd", "1_1.png", ".mha", *quiet], masks=["1_1.mhd", "1_1.raw", "labels.csv"])
+    cases, findings = discover(tmp_path)
+    assert ids(cases) == ["1_1"]
+    assert {(finding.check, finding.is_error, finding.case_id) for finding in findings} == {
+        ("ignored_file", False, "1_1.png"),
+        ("ignored_file", False, "labels.csv"),
+    }
+
+
+def test_excluded_cases_are_left_out_with_all_that_is_wrong_with_them(tmp_path: Path) -> None:
+    made_root(tmp_path, images=["1_1.mha", "2_1.mha", "3_1.mha", "3_1.nii"], masks=["1_1.mha", "3_1.mha", "4_1.mha"])
+    cases, findings = discover(tmp_path, exclude=["2_1", "3_1", "4_1"])
+    assert (ids(cases), findings) == (["1_1"], [])
+
+
+def test_excluding_a_case_that_is_not_there_is_an_error_with_a_guess(tmp_path: Path) -> None:
+    finding = only(discover(made_root(tmp_path), exclude=["1_l"])[1])
+    assert (finding.check, finding.case_id, finding.is_error) == ("unknown_exclude", "1_l", True)
+    assert "did you mean 1_1?" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("case_id", "pattern", "patient_id", "study_id"),
+    [
+        ("10000_1000000", PATTERN, "10000", "1000000"),
+        ("10795_1000811b", PATTERN, "10795", "1000811b"),
+        ("10000_1000000_t2w", PATTERN, "10000", "1000000_t2w"),
+        ("lonely", PATTERN, "lonely", ""),
+        ("siteA_007_2", "^(site[A-Z]_[0-9]+)", "siteA_007", "2"),
+        ("ProstateX-0001", "^(.+)$", "ProstateX-0001", ""),
+        ("study12_of_P7", "(P[0-9]+)$", "P7", ""),
+    ],
+)
+def test_patient_and_study_come_from_the_name(
+    tmp_path: Path, case_id: str, pattern: str, patient_id: str, study_id: str
+) -> None:
+    made_root(tmp_path, images=[f"{case_id}.mha"], masks=[f"{case_id}.mha"])
+    (case,), findings = discover(tmp_path, patient_pattern=pattern)
+    assert (case.patient_id, case.study_id, findings) == (patient_id, study_id, [])
+
+
+@pytest.mark.parametrize("pattern", ["^([0-9]{5})_", "^x?(y*)"])
+def test_a_name_without_a_patient_is_an_error(tmp_path: Path, pattern: str) -> None:
+    cases, findings = discover(made_root(tmp_path), patient_pattern=pattern)
+    assert cases == []
+    finding = only(findings)
+    assert (finding.check, finding.case_id, finding.is_error) == ("no_patient_id", "1_1", True)
+    assert repr(pattern) in finding.message
+
+
+@pytest.mark.parametrize("missing", ["images", "masks"])
+def test_a_missing_folder_says_what_layout_is_expected(tmp_path: Path, missing: str) -> None:
+    made_root(tmp_path, images=[], masks=[])
+    (tmp_path / missing).rmdir()
+    text = re.escape(str(tmp_path / missing)) + r"; expected are images/ and masks/(.|\n)*Set data\.root"
+    with pytest.raises(InputError, match=text):
+        discover(tmp_path)
+
+
+def test_masks_may_be_absent_where_they_are_not_needed(tmp_path: Path) -> None:
+    (made_root(tmp_path, masks=[]) / "masks").rmdir()
+    cases, findings = discover(tmp_path, masks_required=False)
+    assert (ids(cases), findings) == (["1_1"], [])
+
+
+def test_no_images_at_all_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no image in"):
+        discover(made_root(tmp_path, images=["README.md"]))
+
+
+def test_real_data_are_found(shared_data: Path) -> None:
+    cases, findings = discover(shared_data / "t2w")
+    assert findings == []
+    assert ids(cases) == ["10795_1000811", "10795_1000811b", "11373_1001396", "p158020_1", "p158021_1"]
+    assert [case.patient_id for case in cases] == ["10795", "10795", "11373", "p158020", "p158021"]

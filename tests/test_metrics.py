@@ -1,0 +1,362 @@
+"""Per-case metrics: hand-computed values, agreement with MONAI, missed glands, thirds, refusals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import (
+    HausdorffDistanceMetric,
+    compute_average_surface_distance,
+    compute_dice,
+    compute_hausdorff_distance,
+    compute_iou,
+    compute_surface_dice,
+)
+from scipy import ndimage
+
+from prostate_seg.imaging.geometry import Geometry, Spacing
+from prostate_seg.segmentation import metrics
+from prostate_seg.segmentation.metrics import (
+    Overlap,
+    assd_mm,
+    bounding_box,
+    case_metrics,
+    dice,
+    dice_by_thirds,
+    gland_slice_overlap,
+    hd95_mm,
+    iou,
+    pooled_iou,
+    surface,
+    surface_dice,
+    surface_distances,
+    third_of_slice,
+)
+
+SPACING_MM: Spacing = (3.0, 0.5, 0.5)
+
+
+def box_mask(shape: tuple[int, int, int], *ranges: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(shape, dtype=bool)
+    mask[tuple(slice(*ends) for ends in ranges)] = True
+    return mask
+
+
+def ball(radius_mm: float, *, spacing_mm: Spacing, shape: tuple[int, int, int]) -> np.ndarray:
+    centred = [(np.arange(size) - size // 2) * length for size, length in zip(shape, spacing_mm, strict=True)]
+    z, y, x = np.meshgrid(*centred, indexing="ij")
+    return z**2 + y**2 + x**2 <= radius_mm**2
+
+
+def blob(seed: int, *, threshold: float = 0.3) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal((9, 40, 44))
+    smooth = ndimage.gaussian_filter(noise, (1.0, 3.0, 3.0))
+    return smooth > threshold * smooth.std()
+
+
+def slices_with_gland(*indices: int, num_slices: int = 12) -> np.ndarray:
+    mask = np.zeros((num_slices, 8, 8), dtype=bool)
+    mask[list(indices), 2:6, 2:6] = True
+    return mask
+
+
+# --- overlap -------------------------------------------------------------------------------------------------------
+
+
+def test_two_10_mm_cubes_shifted_5_mm_have_dice_one_half_and_iou_one_third() -> None:
+    reference = box_mask((14, 20, 30), (2, 12), (5, 15), (5, 15))
+    predicted = box_mask((14, 20, 30), (2, 12), (5, 15), (10, 20))
+    assert dice(reference, predicted) == 0.5
+    assert iou(reference, predicted) == pytest.approx(1 / 3)
+
+
+def test_volumes_follow_from_voxel_counts() -> None:
+    reference = box_mask((10, 40, 40), (2, 6), (10, 30), (10, 30))  # 1,600 voxels of 0.75 mm3 = 1.2 mL
+    predicted = box_mask((10, 40, 40), (2, 6), (10, 30), (10, 25))  # 1,200 voxels
+    result = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
+    assert result.volume_reference_ml == pytest.approx(1.2)
+    assert result.volume_predicted_ml == pytest.approx(0.9)
+    assert result.volume_difference_ml == pytest.approx(-0.3)
+    assert result.volume_difference_percent == pytest.approx(-25.0)
+
+
+def test_equal_masks_are_perfect() -> None:
+    mask = blob(0)
+    result = case_metrics(mask, mask, spacing_mm=SPACING_MM)
+    assert (result.dice, result.iou, result.surface_dice_2mm) == (1.0, 1.0, 1.0)
+    assert (result.hd95_mm, result.assd_mm, result.volume_difference_ml) == (0.0, 0.0, 0.0)
+    assert not result.missed_gland
+
+
+def test_integer_and_float_masks_give_what_boolean_masks_give() -> None:
+    reference, predicted = blob(1), blob(2)
+    expected = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
+    assert case_metrics(reference.astype(np.uint8), predicted.astype(np.float32), spacing_mm=SPACING_MM) == expected
+
+
+# --- surface distances ---------------------------------------------------------------------------------------------
+
+
+def test_surface_is_the_mask_minus_its_erosion_also_at_the_border_of_the_image() -> None:
+    mask = box_mask((5, 6, 7), (0, 5), (0, 6), (2, 7)) & blob(3)[:5, :6, :7] | box_mask(
+        (5, 6, 7), (0, 4), (0, 5), (3, 7)
+    )
+    np.testing.assert_array_equal(surface(mask), mask & ~ndimage.binary_erosion(mask))
+    assert surface(np.ones((3, 3, 3), dtype=bool)).sum() == 26
+
+
+def test_bounding_box_is_the_smallest_and_that_of_an_empty_mask_is_empty() -> None:
+    mask = box_mask((9, 9, 9), (2, 5), (1, 3), (4, 9))
+    assert bounding_box(mask) == (slice(2, 5), slice(1, 3), slice(4, 9))
+    assert mask[bounding_box(np.zeros_like(mask))].size == 0
+
+
+def test_one_voxel_masks_are_as_far_apart_as_their_centres() -> None:
+    reference = box_mask((10, 20, 20), (2, 3), (4, 5), (6, 7))
+    predicted = box_mask((10, 20, 20), (3, 4), (12, 13), (6, 7))  # 3 mm along z, 4 mm along y
+    result = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
+    assert result.hd95_mm == pytest.approx(5.0)
+    assert result.assd_mm == pytest.approx(5.0)
+    assert result.surface_dice_2mm == 0.0
+
+
+def test_concentric_balls_differ_by_their_radii() -> None:
+    spacing_mm = (1.0, 1.0, 1.0)
+    small = ball(10.0, spacing_mm=spacing_mm, shape=(41, 41, 41))
+    large = ball(15.0, spacing_mm=spacing_mm, shape=(41, 41, 41))
+    distances = surface_distances(small, large, spacing_mm=spacing_mm)
+    assert hd95_mm(distances) == pytest.approx(5.0, abs=1.0)  # half a voxel on either surface
+    assert assd_mm(distances) == pytest.approx(5.0, abs=0.5)
+
+
+def test_shift_by_one_slice_costs_at_most_one_slice_thickness() -> None:
+    reference = ball(20.0, spacing_mm=SPACING_MM, shape=(19, 100, 100))
+    predicted = np.roll(reference, 1, axis=0)
+    distances = surface_distances(reference, predicted, spacing_mm=SPACING_MM)
+    both = np.concatenate((distances.from_reference_mm, distances.from_predicted_mm))
+    assert both.max() <= 3.0
+    assert 0.0 < assd_mm(distances) < hd95_mm(distances) <= 3.0
+
+
+def test_plates_two_slices_apart_are_six_mm_apart_everywhere() -> None:
+    reference, predicted = slices_with_gland(3), slices_with_gland(5)
+    result = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
+    assert (result.hd95_mm, result.assd_mm, result.surface_dice_2mm, result.dice) == (6.0, 6.0, 0.0, 0.0)
+
+
+def test_assd_weighs_every_surface_voxel_the_same() -> None:
+    reference = box_mask((3, 3, 20), (1, 2), (1, 2), (0, 1))  # one voxel
+    predicted = box_mask((3, 3, 20), (1, 2), (1, 2), (0, 5))  # five in a row: 0 1 2 3 4 mm away
+    distances = surface_distances(reference, predicted, spacing_mm=(1.0, 1.0, 1.0))
+    assert assd_mm(distances) == pytest.approx(10 / 6)
+    assert hd95_mm(distances) == pytest.approx(3.8)  # 95th percentile of 0 1 2 3 4
+    assert surface_dice(distances, tolerance_mm=2.0) == pytest.approx(4 / 6)
+
+
+def test_a_distance_equal_to_the_tolerance_is_within_it_whatever_the_rounding() -> None:
+    reference = box_mask((1, 1, 10), (0, 1), (0, 1), (0, 1))
+    predicted = box_mask((1, 1, 10), (0, 1), (0, 1), (3, 4))  # 3 * 0.1 exceeds 0.3 in binary
+    distances = surface_distances(reference, predicted, spacing_mm=(3.0, 0.1, 0.1))
+    assert surface_dice(distances, tolerance_mm=0.3) == 1.0
+    assert surface_dice(distances, tolerance_mm=0.29) == 0.0
+
+
+@pytest.mark.parametrize("spacing_mm", [(3.0, 0.5, 0.5), (1.0, 1.0, 1.0), (0.7, 2.0, 0.3), (6.0, 0.1, 1.3)])
+def test_distances_equal_those_of_a_distance_map(spacing_mm: Spacing) -> None:
+    reference, predicted = blob(4, threshold=1.0), blob(5, threshold=1.5)
+    predicted[0, 0, 0] = True  # far from all else: the k-d tree's part
+    distances = surface_distances(reference, predicted, spacing_mm=spacing_mm)
+    for source, target, found in (
+        (reference, predicted, distances.from_reference_mm),
+        (predicted, reference, distances.from_predicted_mm),
+    ):
+        expected = ndimage.distance_transform_edt(~surface(target), sampling=spacing_mm)[surface(source)]
+        np.testing.assert_allclose(np.sort(found), np.sort(expected), atol=1e-9)
+
+
+@pytest.mark.parametrize("num_near_rows", [2, 10, 200])
+def test_distances_do_not_depend_on_how_many_rows_are_searched(
+    num_near_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = surface_distances(blob(6), blob(7), spacing_mm=SPACING_MM)
+    monkeypatch.setattr(metrics, "NUM_NEAR_ROWS", num_near_rows)
+    found = surface_distances(blob(6), blob(7), spacing_mm=SPACING_MM)
+    np.testing.assert_allclose(found.from_reference_mm, expected.from_reference_mm)
+    np.testing.assert_allclose(found.from_predicted_mm, expected.from_predicted_mm)
+
+
+# --- MONAI ---------------------------------------------------------------------------------------------------------
+
+
+def as_batch(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(mask)[None, None].float()
+
+
+def monai_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing) -> dict[str, float]:
+    target, output, spacing = as_batch(reference), as_batch(predicted), list(spacing_mm)
+    found = {
+        "dice": compute_dice(output, target),
+        "iou": compute_iou(output, target),
+        "hd95_mm": compute_hausdorff_distance(output, target, include_background=True, percentile=95, spacing=spacing),
+        "assd_mm": compute_average_surface_distance(
+            output, target, include_background=True, symmetric=True, spacing=spacing
+        ),
+        "surface_dice_2mm": compute_surface_dice(
+            output, target, class_thresholds=[2.0], include_background=True, spacing=spacing
+        ),
+    }
+    return {name: value.item() for name, value in found.items()}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("spacing_mm", [(3.0, 0.5, 0.5), (3.6, 0.402, 0.402), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("seed", range(4))
+def test_metrics_agree_with_monai_on_random_blobs(seed: int, spacing_mm: Spacing) -> None:
+    reference, predicted = blob(seed), blob(seed) ^ (blob(seed + 100, threshold=1.8))  # touches the image border too
+    result = case_metrics(reference, predicted, spacing_mm=spacing_mm)
+    for name, expected in monai_metrics(reference, predicted, spacing_mm=spacing_mm).items():
+        # torch.quantile rounds the rank to float32, so that MONAI's HD95 is a little off where it interpolates.
+        assert getattr(result, name) == pytest.approx(expected, abs=1e-4 if name == "hd95_mm" else 1e-5), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_monai_drops_a_missed_gland_from_the_mean_and_we_do_not() -> None:
+    gland, nothing = slices_with_gland(3, 4, 5), slices_with_gland()
+    theirs = monai_metrics(gland, nothing, spacing_mm=SPACING_MM)
+    assert math.isnan(theirs["hd95_mm"])
+    assert math.isinf(theirs["assd_mm"])
+    metric = HausdorffDistanceMetric(include_background=True, percentile=95)
+    metric(torch.cat([as_batch(gland), as_batch(nothing)]), torch.cat([as_batch(gland), as_batch(gland)]))
+    assert metric.aggregate().item() == 0.0  # one perfect and one missed case: a mean HD95 of 0 mm
+    assert case_metrics(gland, nothing, spacing_mm=SPACING_MM).hd95_mm > 30.0
+
+
+# --- empty masks ---------------------------------------------------------------------------------------------------
+
+
+def test_a_missed_gland_has_dice_0_and_the_image_diagonal_as_distance() -> None:
+    gland = slices_with_gland(3, 4, 5)
+    geometry = Geometry(
+        shape_vox=(12, 8, 8), spacing_mm=SPACING_MM, origin_mm=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    )
+    result = case_metrics(gland, np.zeros_like(gland), spacing_mm=SPACING_MM)
+    assert (result.dice, result.iou, result.surface_dice_2mm) == (0.0, 0.0, 0.0)
+    assert result.hd95_mm == pytest.approx(geometry.diagonal_mm)
+    assert result.assd_mm == pytest.approx(geometry.diagonal_mm)
+    assert (result.dice_apex, result.dice_mid, result.dice_base) == (0.0, 0.0, 0.0)
+    assert result.volume_difference_percent == -100.0
+    assert result.missed_gland
+
+
+def test_a_prediction_without_a_reference_is_as_bad_but_not_a_missed_gland() -> None:
+    gland = slices_with_gland(3, 4, 5)
+    result = case_metrics(np.zeros_like(gland), gland, spacing_mm=SPACING_MM)
+    assert (result.dice, result.surface_dice_2mm) == (0.0, 0.0)
+    assert result.hd95_mm == pytest.approx(math.hypot(36.0, 4.0, 4.0))
+    assert result.assd_mm == pytest.approx(result.hd95_mm)
+    assert math.isnan(result.volume_difference_percent)
+    assert math.isnan(result.dice_mid)
+    assert not result.missed_gland
+
+
+def test_two_empty_masks_agree() -> None:
+    nothing = slices_with_gland()
+    result = case_metrics(nothing, nothing, spacing_mm=SPACING_MM)
+    assert (result.dice, result.iou, result.surface_dice_2mm) == (1.0, 1.0, 1.0)
+    assert (result.hd95_mm, result.assd_mm, result.volume_difference_percent) == (0.0, 0.0, 0.0)
+    assert not result.missed_gland
+
+
+# --- thirds --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_slices", "parted"),
+    [(1, (0, 1, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (1, 2, 1)), (5, (2, 1, 2)), (6, (2, 2, 2)), (14, (5, 4, 5))],
+)
+def test_slices_belong_to_the_third_that_holds_their_centre(num_slices: int, parted: tuple[int, int, int]) -> None:
+    assert tuple(np.bincount(third_of_slice(num_slices), minlength=3)) == parted
+
+
+def test_dice_by_thirds_counts_each_third_alone() -> None:
+    reference = slices_with_gland(3, 4, 5, 6, 7, 8)
+    predicted = slices_with_gland(4, 5, 6)
+    apex, mid, base = dice_by_thirds(reference, predicted)
+    assert apex == pytest.approx(2 / 3)  # one of the two slices
+    assert mid == 1.0
+    assert base == 0.0
+
+
+def test_the_inferior_third_is_the_apex() -> None:
+    reference = slices_with_gland(3, 4, 5)
+    assert dice_by_thirds(reference, slices_with_gland(3)) == (1.0, 0.0, 0.0)
+
+
+def test_over_segmentation_beyond_the_base_costs_in_the_base() -> None:
+    reference = slices_with_gland(3, 4, 5)
+    apex, mid, base = dice_by_thirds(reference, slices_with_gland(3, 4, 5, 6, 7))
+    assert (apex, mid) == (1.0, 1.0)
+    assert base == pytest.approx(0.5)  # 2 * 1 / (1 + 3)
+
+
+def test_over_segmentation_below_the_apex_costs_in_the_apex() -> None:
+    reference = slices_with_gland(3, 4, 5)
+    apex, mid, base = dice_by_thirds(reference, slices_with_gland(2, 3, 4, 5))
+    assert apex == pytest.approx(2 / 3)
+    assert (mid, base) == (1.0, 1.0)
+
+
+def test_thirds_without_slices_have_no_dice() -> None:
+    two, one = slices_with_gland(3, 4), slices_with_gland(3)
+    assert dice_by_thirds(two, two) == (1.0, pytest.approx(math.nan, nan_ok=True), 1.0)
+    apex, mid, base = dice_by_thirds(one, one)
+    assert math.isnan(apex)
+    assert mid == 1.0
+    assert math.isnan(base)
+
+
+# --- pooled IoU ----------------------------------------------------------------------------------------------------
+
+
+def test_pooled_iou_counts_gland_slices_of_all_cases_together() -> None:
+    first = gland_slice_overlap(slices_with_gland(3, 4), slices_with_gland(4, 5, 6))  # slices 5 and 6 are left out
+    second = gland_slice_overlap(slices_with_gland(1, 2, 3), slices_with_gland(1, 2, 3))
+    assert first == Overlap(intersection_vox=16, union_vox=32)
+    assert second == Overlap(intersection_vox=48, union_vox=48)
+    assert pooled_iou([first, second]) == pytest.approx(64 / 80)
+
+
+def test_pooled_iou_without_a_gland_slice_is_refused() -> None:
+    nothing = slices_with_gland()
+    with pytest.raises(ValueError, match="got none in 1 cases"):
+        pooled_iou([gland_slice_overlap(nothing, slices_with_gland(2))])
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_different_shape_are_refused_with_both_shapes() -> None:
+    with pytest.raises(ValueError, match=r"\(4, 8, 8\) and \(4, 8, 9\)"):
+        case_metrics(np.zeros((4, 8, 8), bool), np.zeros((4, 8, 9), bool), spacing_mm=SPACING_MM)
+
+
+def test_masks_without_three_axes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"three axes.*\(8, 8\)"):
+        dice(np.zeros((8, 8), bool), np.zeros((8, 8), bool))
+
+
+@pytest.mark.parametrize("value", [2, 0.7, math.nan, -1])
+def test_values_other_than_0_and_1_are_refused(value: float) -> None:
+    mask = slices_with_gland(3)
+    predicted = mask.astype(float)
+    predicted[3, 3, 3] = value
+    with pytest.raises(ValueError, match="predicted mask must hold 0 and 1 only"):
+        case_metrics(mask, predicted, spacing_mm=SPACING_MM)
+
+
+@pytest.mark.parametrize("spacing_mm", [(3.0, 0.5), (3.0, 0.0, 0.5), (3.0, -0.5, 0.5), (math.nan, 0.5, 0.5)])
+def test_spacing_that_is_not_three_positive_lengths_is_refused(spacing_mm: Spacing) -> None:
+    mask = slices_with_gland(3)
+    with pytest.raises(ValueError, match="three positive lengths"):
+        case_metrics(mask, mask, spacing_mm=spacing_mm)

@@ -1,0 +1,167 @@
+"""Training learns, ends with its budget, keeps the best weights, and repeats itself bit for bit."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prostate_seg.config import Augmentation, ModelConfig, Precision, Schedule, TrainConfig, TrainingSlices
+from prostate_seg.errors import InputError
+from prostate_seg.segmentation.models import build_network
+from prostate_seg.segmentation.network_store import Recipe, load_network, load_recipe, save_recipe, save_weights
+from prostate_seg.segmentation.packing import PackedSet
+from prostate_seg.segmentation.training import Batches, Budget, Epoch, fit, mean_dice, reproducible
+from tests.segmentation_helpers import SETTINGS, SIZE, model_2d, model_3d, packed_discs, predictor, train_settings
+
+TRAIN, VAL = ["a", "b", "c"], ["d"]
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> PackedSet:
+    return packed_discs(tmp_path / "packed", TRAIN + VAL)
+
+
+def run_fit(
+    packed: PackedSet, settings: TrainConfig, *, model: ModelConfig | None = None, seed: int = 0
+) -> tuple[list[Epoch], dict[str, torch.Tensor]]:
+    model = model or model_2d()
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(weights: Mapping[str, torch.Tensor]) -> None:
+        kept.update({name: value.clone() for name, value in weights.items()})
+
+    with reproducible(seed, deterministic=settings.deterministic):
+        history = fit(
+            packed,
+            train_ids=TRAIN,
+            val_ids=VAL,
+            settings=settings,
+            predictor=predictor(build_network(model), model=model),
+            seed=seed,
+            on_epoch_end=lambda _: None,
+            on_best=keep,
+        )
+    return history, kept
+
+
+@pytest.mark.parametrize("model", [model_2d(), model_2d(num_slices=3), model_3d()], ids=["2-D", "2.5-D", "3-D"])
+def test_every_kind_of_network_learns_a_disc(packed: PackedSet, model: ModelConfig) -> None:
+    history, _ = run_fit(packed, train_settings(max_epochs=40, augmentation=Augmentation.none), model=model)
+    assert history[-1].loss < history[0].loss
+    assert max(epoch.val_dice for epoch in history) > 0.85
+
+
+@pytest.mark.parametrize("augmentation", list(Augmentation))
+def test_two_runs_are_identical_bit_for_bit_and_another_seed_is_not(
+    packed: PackedSet, augmentation: Augmentation
+) -> None:
+    settings = train_settings(augmentation=augmentation, precision=Precision.auto)
+    (first, weights), (again, same), (_, other) = (run_fit(packed, settings, seed=seed) for seed in (1, 1, 2))
+    assert [(e.loss, e.val_dice) for e in first] == [(e.loss, e.val_dice) for e in again]
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert not all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+def test_kept_weights_are_those_of_the_best_epoch(packed: PackedSet, tmp_path: Path) -> None:
+    history, kept = run_fit(packed, train_settings(max_epochs=6))
+    network = build_network(model_2d())
+    network.load_state_dict(kept)
+    best = max(epoch.val_dice for epoch in history)
+    assert mean_dice(packed, VAL, predictor=predictor(network.eval())) == pytest.approx(best, abs=1e-12)
+
+
+def test_training_ends_with_its_minutes_and_the_learning_rate_with_it(packed: PackedSet) -> None:
+    start = time.perf_counter()
+    history, _ = run_fit(packed, train_settings(max_epochs=100_000, max_minutes=0.03))
+    assert time.perf_counter() - start < 0.03 * 60 + 5
+    assert history[-1].learning_rate < 1e-2 * 0.05
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    budget = Budget(train_settings(max_epochs=10), steps_per_epoch=10, start=time.perf_counter())
+    rates = []
+    for budget.num_steps in range(100):
+        rates.append(budget.learning_rate())
+    assert rates[:3] == pytest.approx([1e-4, 1e-3, 2e-3])
+    assert max(rates) == rates[10] == pytest.approx(1e-2)
+    assert rates[55] == pytest.approx(0.5e-2)
+    assert rates[-1] < 1e-5
+    constant = Budget(train_settings(schedule=Schedule.constant), steps_per_epoch=10, start=time.perf_counter())
+    constant.num_steps = 25
+    assert constant.learning_rate() == 1e-2
+
+
+def test_every_training_slice_comes_once_before_any_comes_again(packed: PackedSet) -> None:
+    batches = Batches(packed, TRAIN, model=model_2d(), device=torch.device("cpu"))
+    everyone = sorted(packed.slices_of(TRAIN))  # 6 + 7 + 6 slices
+    drawn = np.array(list(batches.order(4, num_batches=10, generator=np.random.default_rng(0))))
+    assert drawn.shape == (10, 4)
+    assert sorted(drawn.ravel()[:19]) == everyone
+    assert sorted(drawn.ravel()[19:38]) == everyone
+
+
+def test_steps_per_epoch_sets_the_length_of_an_epoch(packed: PackedSet) -> None:
+    settings = train_settings(steps_per_epoch=3, max_epochs=2, schedule=Schedule.cosine)
+    history, _ = run_fit(packed, settings)
+    assert len(history) == 2
+    assert history[-1].learning_rate == pytest.approx(0, abs=1e-9)
+
+
+def test_gland_slices_only_leaves_out_the_others(packed: PackedSet) -> None:
+    batches = Batches(packed, TRAIN, model=model_2d(), device=torch.device("cpu"), kind=TrainingSlices.gland)
+    assert packed.masks[batches.slices].any(axis=(1, 2)).all()
+    assert len(batches.slices) == len(packed.slices_of(TRAIN)) - 2 * len(TRAIN)
+
+
+def test_batch_is_standardised_and_stays_in_its_study(packed: PackedSet) -> None:
+    batches = Batches(packed, TRAIN, model=model_2d(num_slices=3), device=torch.device("cpu"))
+    first = packed.cases["b"].first_slice
+    images, masks = batches.load(np.array([first]))
+    assert images.shape == (1, 3, SIZE, SIZE)
+    assert masks.shape == (1, 1, SIZE, SIZE)
+    assert torch.equal(images[:, 0], images[:, 1])  # the slice below the first is the first again
+    intensity = packed.cases["b"].intensity
+    expected = (packed.images[first].astype(np.float32) - intensity.mean) / intensity.sd
+    np.testing.assert_allclose(images[0, 1].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_loss_that_is_not_finite_stops_with_the_next_step(packed: PackedSet) -> None:
+    settings = train_settings(learning_rate=1.0, max_epochs=2)
+    packed.images[:] = 0
+    broken = build_network(model_2d())
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match=r"training loss is nan in epoch 1.*\n.*train.learning_rate"):
+        fit(
+            packed,
+            train_ids=TRAIN,
+            val_ids=VAL,
+            settings=settings,
+            predictor=predictor(broken),
+            seed=0,
+            on_epoch_end=lambda _: None,
+            on_best=lambda _: None,
+        )
+
+
+def test_saved_network_comes_back_the_same(tmp_path: Path) -> None:
+    network = build_network(model_2d()).eval()
+    recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=True, train_ids=["a"], val_ids=["b"])
+    save_weights(tmp_path, network.state_dict())
+    save_recipe(tmp_path, recipe)
+    assert load_recipe(tmp_path) == recipe
+    loaded = load_network(tmp_path, recipe=recipe, device=torch.device("cpu"))
+    image = torch.randn(1, 1, SIZE, SIZE)
+    assert torch.equal(loaded(image), network(image))
+
+
+def test_absent_or_damaged_network_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run stage=train first"):
+        load_recipe(tmp_path)
+    recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=True, train_ids=["a"], val_ids=["b"])
+    (tmp_path / "weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_network(tmp_path, recipe=recipe, device=torch.device("cpu"))
