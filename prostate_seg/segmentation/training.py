@@ -168,7 +168,7 @@ class Step:
         self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
         self.settings, self.device, self.volumetric = settings, device, volumetric
         self.loss: LossFunction = build_loss(settings.loss)
-        self.optimizer = _build_optimizer(network, settings)
+        self.optimizer = build_optimizer(network, settings)
         self.averaged = AveragedModel(network, use_buffers=True).eval()
         self.num_steps = 0
 
@@ -219,7 +219,8 @@ class Budget:
 
 def mean_dice(packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor) -> float:
     """Return the mean Dice of some studies on the network's grid."""
-    return float(np.mean([_dice_of(packed, case_id, predictor=predictor) for case_id in case_ids]))
+    dices = [_dice_of(packed, case_id, predictor=predictor) for case_id in case_ids]
+    return float(np.mean(dices)) if dices else 0.0
 
 
 @contextmanager
@@ -264,7 +265,8 @@ def _slice_tables(packed: PackedSet) -> tuple[np.ndarray, np.ndarray, torch.Tens
     return first, last, torch.tensor(np.repeat(values, sizes, axis=0).T, dtype=torch.float32)
 
 
-def _build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of a network."""
     kind = {Optimizer.adamw: torch.optim.AdamW, Optimizer.adam: torch.optim.Adam}[settings.optimizer]
     return kind(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 

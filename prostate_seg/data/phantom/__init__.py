@@ -24,7 +24,6 @@ from prostate_seg.files import atomic_folder, write_text
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import write_volume
 
-
 MAX_THREADS = 8
 """Cases made at the same time, at most; each takes about 150 MB meanwhile."""
 

@@ -1,0 +1,378 @@
+"""Measure speed and memory as ratios against a floor that is timed in the same run, as JSON and as a table.
+
+`make bench` runs all rows; `--rows launch metrics` some. Each pair is timed in turn (A B A B ...) and the medians are
+compared, so that a machine that slows down slows both. Data are made; nothing is read from outside.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from prostate_seg.config import Config
+from prostate_seg.imaging.preprocessing import PreprocessSettings
+from prostate_seg.segmentation.packing import PackedSet
+
+ROOT = Path(__file__).parents[1]
+GIB = 2**30
+
+BENCHMARK_PREPROCESS = PreprocessSettings(
+    spacing_mm=(3.0, 0.5, 0.5),
+    image_size=160,
+    crop="center",
+    to_8bit=True,
+    intensity_percentiles=(0.5, 99.5),
+    whole_gland_labels=None,
+)
+"""The shipped defaults."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measured ratio."""
+
+    name: str
+    ours: str
+    against: str
+    ratio: float
+    target: str
+    is_met: bool
+
+
+def main() -> None:
+    """Run the chosen rows, print the table and write the JSON."""
+    rows: dict[str, Callable[[], Row]] = {
+        "launch": launch_row,
+        "preprocess": preprocess_row,
+        "training_step": training_step_row,
+        "metrics": metrics_row,
+        "memory": memory_row,
+    }
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("bench.json"))
+    parser.add_argument("--rows", nargs="+", choices=rows, default=list(rows))
+    parser.add_argument("--train-once", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.train_once:
+        train_once(arguments.train_once)
+        return
+    measured = []
+    for name in arguments.rows:
+        measured.append(rows[name]())
+        print(line_of(measured[-1]), flush=True)
+    arguments.output.write_text(json.dumps([asdict(row) for row in measured], indent=1) + "\n", encoding="utf-8")
+
+
+def line_of(row: Row) -> str:
+    """Return a row as text that fits a terminal."""
+    verdict = "ok  " if row.is_met else "MISS"
+    return (
+        f"{verdict} {row.name:<14} {row.ratio:6.2f} (target {row.target})\n     {row.ours}\n     against {row.against}"
+    )
+
+
+def in_turn(ours: Callable[[], object], against: Callable[[], object], *, repeats: int) -> tuple[float, float]:
+    """Return the median seconds of both, timed in turn after one round that does not count."""
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    for round_index in range(repeats + 1):
+        for which, function in enumerate((ours, against)):
+            start = time.perf_counter()
+            function()
+            if round_index:
+                seconds[which].append(time.perf_counter() - start)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def launch_row() -> Row:
+    """Time `--cfg job` against an empty Hydra app."""
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder) / "empty.py"
+        app.write_text("import hydra\n@hydra.main()\ndef app(cfg): pass\nif __name__ == '__main__': app()\n")
+
+        def run(*command: str) -> None:
+            subprocess.run(
+                [sys.executable, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+
+        ours, empty = in_turn(lambda: run("-m", "prostate_seg", "--cfg", "job"), lambda: run(str(app)), repeats=9)
+    return Row(
+        name="launch",
+        ours=f"--cfg job {ours:.2f} s",
+        against=f"an empty Hydra app {empty:.2f} s",
+        ratio=ours / empty,
+        target="at most 1.5",
+        is_met=ours / empty <= 1.5,
+    )
+
+
+def preprocess_row() -> Row:
+    """Time the preprocessing of large studies against one-after-the-other SimpleITK."""
+    from prostate_seg.data.cases import discover_cases
+    from prostate_seg.progress import map_cases
+    from prostate_seg.stages.preprocess import preprocess_case
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_large_studies(folder / "data", num_studies=4)
+        cases, _ = discover_cases(folder / "data", patient_pattern="(.+)", exclude=[])
+
+        def ours() -> None:
+            work = lambda case: preprocess_case(
+                case, data=folder / "data", folder=folder / "ours", settings=BENCHMARK_PREPROCESS
+            )  # noqa: E731
+            map_cases(work, cases, num_workers=None, label="preprocess")
+
+        def naive() -> None:
+            for case in cases:
+                assert case.mask is not None
+                naive_preprocess(case.image, case.mask, folder / "naive")
+
+        fast, slow = in_turn(ours, naive, repeats=3)
+        difference = largest_difference(folder / "ours" / "images", folder / "naive" / "images")
+    return Row(
+        name="preprocess",
+        ours=f"{len(cases)} studies of 640x640x24 in {fast:.2f} s",
+        against=f"reading, full B-spline, crop, write in SimpleITK {slow:.2f} s; largest difference {difference} of 255",
+        ratio=slow / fast,
+        target="at least 5",
+        is_met=slow / fast >= 5 and difference <= 1,
+    )
+
+
+def write_large_studies(folder: Path, *, num_studies: int) -> None:
+    """Write smooth random studies of 640x640x24 at 0.3125 x 3.3 mm with an egg for a mask."""
+    from scipy import ndimage
+
+    from prostate_seg.imaging.geometry import Geometry, Volume
+    from prostate_seg.imaging.image_io import write_volume
+
+    geometry = Geometry(
+        shape_vox=(24, 640, 640),
+        spacing_mm=(3.3, 0.3125, 0.3125),
+        origin_mm=(-100.0, -100.0, -40.0),
+        direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
+    )
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in geometry.shape_vox), indexing="ij", sparse=True)
+    egg = (z / 0.6) ** 2 + (y / 0.2) ** 2 + (x / 0.25) ** 2 < 1
+    for index in range(num_studies):
+        noise = np.random.default_rng(index).normal(size=geometry.shape_vox).astype(np.float32)
+        smooth = ndimage.gaussian_filter(noise, (0.5, 2, 2))
+        image = (400 + 900 * smooth + 200 * egg).clip(0, 4000).astype(np.int16)
+        write_volume(folder / "images" / f"s{index}.nii.gz", Volume(array=image, geometry=geometry))
+        write_volume(folder / "masks" / f"s{index}.nii.gz", Volume(array=egg.astype(np.uint8), geometry=geometry))
+
+
+def naive_preprocess(image_path: Path, mask_path: Path, folder: Path) -> None:
+    """Do what a first script does: resample the whole study with SimpleITK, then crop its middle and scale it."""
+    import SimpleITK as sitk
+
+    for kind, path, interpolator in (
+        ("images", image_path, sitk.sitkBSpline),
+        ("masks", mask_path, sitk.sitkNearestNeighbor),
+    ):
+        image = sitk.ReadImage(str(path), sitk.sitkFloat32)
+        spacing = np.array([0.5, 0.5, 3.0])
+        old_size, old_spacing = np.array(image.GetSize()), np.array(image.GetSpacing())
+        size = np.round(old_size * old_spacing / spacing).astype(int)
+        first = (old_size - 1) / 2 - (size - 1) / 2 * spacing / old_spacing
+        origin = image.TransformContinuousIndexToPhysicalPoint(first.tolist())
+        whole = sitk.Resample(
+            image, size.tolist(), sitk.Transform(), interpolator, origin, spacing.tolist(), image.GetDirection()
+        )
+        x, y = ((int(length) - 160 + 1) // 2 for length in size[:2])
+        kept = whole[x : x + 160, y : y + 160, :]
+        if kind == "images":
+            low, high = np.percentile(sitk.GetArrayViewFromImage(kept), (0.5, 99.5))
+            kept = sitk.Round(sitk.IntensityWindowing(kept, float(low), float(high), 0.0, 255.0))
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(sitk.Cast(kept, sitk.sitkUInt8), str(folder / kind / path.name), useCompression=True)
+
+
+def largest_difference(first: Path, second: Path) -> int:
+    """Return the largest difference between the images of two folders."""
+    from prostate_seg.imaging.image_io import read_volume
+
+    pairs = [
+        (read_volume(path).array.astype(int), read_volume(second / path.name).array.astype(int))
+        for path in sorted(first.iterdir())
+    ]
+    return max(int(np.abs(a - b).max()) for a, b in pairs)
+
+
+def training_step_row() -> Row:
+    """Time epochs of training against forward, loss, backward and optimiser alone."""
+    import torch
+
+    from prostate_seg.segmentation.devices import autocast
+    from prostate_seg.segmentation.losses import build_loss
+    from prostate_seg.segmentation.models import build_network
+    from prostate_seg.segmentation.training import Batches, build_optimizer
+
+    cfg = benchmark_config()
+    num_steps = 15
+    network, loss, device = build_network(cfg.model), build_loss(cfg.train.loss), torch.device("cpu")
+    optimizer = build_optimizer(network, cfg.train)
+    with tempfile.TemporaryDirectory() as folder:
+        packed = pack_noise(Path(folder) / "packed", num_cases=20)
+        batches = Batches(packed, list(packed.cases), model=cfg.model, device=device)
+        images, masks = batches.load(batches.slices[: cfg.train.batch_size])
+
+        def floor() -> None:
+            for _ in range(num_steps):
+                with autocast(device, precision=cfg.train.precision):
+                    logits = network(images)
+                value = loss(logits.float(), masks)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
+
+        whole, alone = in_turn(lambda: train_epoch(cfg, packed, num_steps=num_steps), floor, repeats=9)
+    return Row(
+        name="training_step",
+        ours=f"a step with loading, augmentation, running mean and logging {1000 * whole / num_steps:.0f} ms",
+        against=f"forward, loss, backward and optimiser alone {1000 * alone / num_steps:.0f} ms",
+        ratio=alone / whole,
+        target="at least 0.85",
+        is_met=alone / whole >= 0.85,
+    )
+
+
+def train_epoch(cfg: Config, packed: PackedSet, *, num_steps: int) -> None:
+    """Run the product's own loop for one epoch, validation of one study included."""
+    import torch
+
+    from prostate_seg.segmentation.inference import Predictor
+    from prostate_seg.segmentation.models import build_network
+    from prostate_seg.segmentation.training import fit
+
+    case_ids = list(packed.cases)
+    fit(
+        packed,
+        train_ids=case_ids[1:],
+        val_ids=[],
+        settings=replace(cfg.train, steps_per_epoch=num_steps, max_epochs=1),
+        predictor=Predictor(
+            networks=[build_network(cfg.model)],
+            model=cfg.model,
+            preprocess=BENCHMARK_PREPROCESS,
+            zscore=False,
+            device=torch.device("cpu"),
+            precision=cfg.train.precision,
+            flips=False,
+        ),
+        seed=0,
+        on_epoch_end=lambda _: None,
+        on_best=lambda _: None,
+    )
+
+
+def metrics_row() -> Row:
+    """Time all per-case metrics against MONAI's for the same masks."""
+    import torch
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
+    from monai.metrics.meandice import compute_dice
+    from monai.metrics.meaniou import compute_iou
+    from scipy import ndimage
+
+    from prostate_seg.segmentation.metrics import case_metrics
+
+    spacing_mm, pairs = (3.0, 0.5, 0.5), []
+    z, y, x = np.meshgrid(np.arange(19), np.arange(384), np.arange(384), indexing="ij", sparse=True)
+    reference = ((z - 9) / 6) ** 2 + ((y - 190) / 40) ** 2 + ((x - 200) / 55) ** 2 < 1
+    for seed in range(3):
+        noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=reference.shape), (1, 6, 6))
+        distance = ndimage.gaussian_filter(reference.astype(float), (0.5, 3, 3)) + 2 * noise
+        pairs.append((reference, distance > 0.5))
+
+    def ours() -> None:
+        for truth, predicted in pairs:
+            case_metrics(truth, predicted, spacing_mm=spacing_mm)
+
+    def monai() -> None:
+        for truth, predicted in pairs:
+            a, b = (torch.from_numpy(mask)[None, None].float() for mask in (predicted, truth))
+            compute_dice(a, b)
+            compute_iou(a, b)
+            compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=spacing_mm)
+            compute_average_surface_distance(a, b, include_background=True, symmetric=True, spacing=spacing_mm)
+            compute_surface_dice(a, b, class_thresholds=[2.0], include_background=True, spacing=spacing_mm)
+
+    fast, slow = in_turn(ours, monai, repeats=5)
+    return Row(
+        name="metrics",
+        ours=f"all metrics of a case of 384x384x19 {1000 * fast / len(pairs):.0f} ms",
+        against=f"Dice, IoU, HD95, ASSD and surface Dice in MONAI {1000 * slow / len(pairs):.0f} ms",
+        ratio=slow / fast,
+        target="at least 5",
+        is_met=slow / fast >= 5,
+    )
+
+
+def memory_row() -> Row:
+    """Compare the peak resident memory of training with packed set + model + 1 GiB, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--train-once", folder]
+        subprocess.run(command, check=True, cwd=ROOT)
+        usage = json.loads((Path(folder) / "memory.json").read_text())
+    allowed = usage["packed"] + usage["model"] + GIB
+    return Row(
+        name="memory",
+        ours=f"peak of a training process {usage['peak'] / GIB:.2f} GiB",
+        against=f"packed set {usage['packed'] / GIB:.2f} + model {usage['model'] / GIB:.2f} + 1 GiB",
+        ratio=usage["peak"] / allowed,
+        target="at most 1",
+        is_met=usage["peak"] <= allowed,
+    )
+
+
+def train_once(folder: Path) -> None:
+    """Train for a while on a packed set of 100 studies and write down the memory that it took."""
+    from prostate_seg.segmentation.models import build_network
+
+    cfg = benchmark_config()
+    packed = pack_noise(folder / "packed", num_cases=100)
+    train_epoch(cfg, packed, num_steps=40)
+    parameters = sum(value.nbytes for value in build_network(cfg.model).state_dict().values())
+    usage = {
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "packed": packed.images.nbytes + packed.masks.nbytes,
+        "model": 4 * parameters,  # weights, gradients and the two moments of AdamW
+    }
+    (folder / "memory.json").write_text(json.dumps(usage))
+
+
+def benchmark_config() -> Config:
+    """Return the shipped defaults."""
+    from hydra import compose, initialize_config_dir
+
+    from prostate_seg.__main__ import config_folder
+    from prostate_seg.config import parse
+
+    with initialize_config_dir(config_dir=str(config_folder())):
+        return parse(compose("config", overrides=["paths.root=."]))
+
+
+def pack_noise(folder: Path, *, num_cases: int) -> PackedSet:
+    """Pack made studies of 22 slices of 160x160."""
+    from prostate_seg.segmentation.packing import pack
+
+    def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
+        image = np.random.default_rng(int(case_id)).integers(0, 255, size=(22, 160, 160), dtype=np.uint8)
+        mask = np.zeros_like(image)
+        mask[5:17, 50:110, 45:115] = 1
+        return image, mask
+
+    return pack(folder, [str(number) for number in range(num_cases)], read_case=read_case, zscore=False)
+
+
+if __name__ == "__main__":
+    main()
