@@ -1,4 +1,4 @@
-"""The two errors that are written for people.
+"""The errors that are written for people.
 
 `__main__` prints their text without a traceback. Every other exception is a defect of ours and keeps its traceback.
 """
@@ -6,6 +6,15 @@
 
 class InputError(ValueError):
     """An input or a workspace cannot be used; the text names the case, the rule and the next step (exit code 1)."""
+
+
+class VolumeError(InputError):
+    """A file or folder is not one usable volume; the caller adds its name and the case."""
+
+    def __init__(self, message: str, check: str = "unreadable") -> None:
+        super().__init__(message)
+        self.check = check
+        """Name of the check that refused it, such as missing_slice."""
 
 
 class ConfigError(ValueError):

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +100,7 @@ def launch_row() -> Row:
         app.write_text("import hydra\n@hydra.main()\ndef app(cfg): pass\nif __name__ == '__main__': app()\n")
 
         def run(*command: str) -> None:
-            subprocess.run(
-                [sys.executable, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            subprocess.run([sys.executable, *command], cwd=folder, check=True, capture_output=True)
 
         ours, empty = in_turn(lambda: run("-m", "prostate_seg", "--cfg", "job"), lambda: run(str(app)), repeats=9)
     return Row(
@@ -126,9 +125,7 @@ def preprocess_row() -> Row:
         cases, _ = discover_cases(folder / "data", patient_pattern="(.+)", exclude=[])
 
         def ours() -> None:
-            work = lambda case: preprocess_case(
-                case, data=folder / "data", folder=folder / "ours", settings=BENCHMARK_PREPROCESS
-            )  # noqa: E731
+            work = partial(preprocess_case, data=folder / "data", folder=folder / "ours", settings=BENCHMARK_PREPROCESS)
             map_cases(work, cases, num_workers=None, label="preprocess")
 
         def naive() -> None:
@@ -201,11 +198,11 @@ def largest_difference(first: Path, second: Path) -> int:
     """Return the largest difference between the images of two folders."""
     from prostate_seg.imaging.image_io import read_volume
 
-    pairs = [
-        (read_volume(path).array.astype(int), read_volume(second / path.name).array.astype(int))
-        for path in sorted(first.iterdir())
-    ]
-    return max(int(np.abs(a - b).max()) for a, b in pairs)
+    def difference(path: Path) -> int:
+        a, b = (read_volume(folder / path.name).array.astype(int) for folder in (first, second))
+        return int(np.abs(a - b).max())
+
+    return max(difference(path) for path in first.iterdir())
 
 
 def training_step_row() -> Row:

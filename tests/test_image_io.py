@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from prostate_seg.errors import InputError
+from prostate_seg.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import VolumeError, geometry_of, read_volume, to_sitk, write_volume
+from prostate_seg.imaging.image_io import geometry_of, read_volume, to_sitk, write_volume
 
 FORMATS = [".nii.gz", ".nii", ".mha", ".nrrd"]
 CODES = [

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prostate_seg.errors import InputError
-from prostate_seg.imaging.image_io import image_suffix
 from prostate_seg.imaging.quality import Finding
+from prostate_seg.imaging.sitk_reader import image_suffix
 
 COMPANION_SUFFIXES = (".raw", ".zraw", ".dvc", ".md", ".txt")
 """Files that belong beside images: the voxels of a .mhd, DVC's notes, people's notes."""

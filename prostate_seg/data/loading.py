@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prostate_seg.data.cases import CaseFiles
-from prostate_seg.errors import InputError
+from prostate_seg.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import VolumeError, read_volume
+from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.imaging.quality import Finding, check_case
 
 log = logging.getLogger(__name__)

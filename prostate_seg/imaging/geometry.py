@@ -15,6 +15,9 @@ Shape = tuple[int, int, int]
 SAME_GRID_TOLERANCE = 0.1
 """Two grids are one when no corner differs by more than this part of the smallest voxel edge (float32 headers differ)."""
 
+ROUNDED_ROTATION = 1e-3
+"""Rotation in radians that is no difference: a NIfTI file with a quaternion alone rounds it by up to 6e-4, about its origin."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
@@ -61,11 +64,13 @@ class Geometry:
         return np.array(self.direction, dtype=float).reshape(3, 3)
 
     def is_same_grid(self, other: "Geometry") -> bool:
-        """Return whether both grids have the same shape and, within `SAME_GRID_TOLERANCE`, the same corners."""
+        """Return whether both grids have the same shape and corners but for rounding, a rounded rotation included."""
         if self.shape_vox != other.shape_vox:
             return False
-        distance = np.linalg.norm(self.corners_mm - other.corners_mm, axis=1).max()
-        return bool(distance <= SAME_GRID_TOLERANCE * min(self.spacing_mm))
+        apart_mm = np.linalg.norm(self.corners_mm - other.corners_mm, axis=1)
+        tolerance_mm = SAME_GRID_TOLERANCE * min(self.spacing_mm)
+        is_rounded = apart_mm.min() <= tolerance_mm and apart_mm.max() <= ROUNDED_ROTATION * self.diagonal_mm
+        return bool(apart_mm.max() <= tolerance_mm or is_rounded)
 
     def __str__(self) -> str:
         shape = "x".join(str(size) for size in self.shape_vox)

@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import SimpleITK as sitk
+from scipy import ndimage
 
 from prostate_seg.errors import InputError
 from prostate_seg.files import md5_of_text
 from prostate_seg.imaging.geometry import Geometry, Shape, Spacing, Volume
-from prostate_seg.imaging.image_io import to_sitk
 from prostate_seg.imaging.quality import whole_gland
 
 SAME_SPACING_TOLERANCE = 1e-5
@@ -152,8 +151,7 @@ def restore_probability(probability: np.ndarray, *, window: Geometry, original: 
     restored = np.zeros(original.shape_vox, dtype=np.float32)
     box = _box(axis_index(original, window), window.shape_vox)
     if all(part.stop > part.start for part in box):
-        source = Volume(array=probability.astype(np.float32, copy=False), geometry=window)
-        restored[box] = _resample(source, sub_geometry(original, box), sitk.sitkLinear)
+        restored[box] = interpolate(probability, axis_index(sub_geometry(original, box), window), order=1)
     return restored
 
 
@@ -187,36 +185,46 @@ def _window_center(
     return float(y), float(x)
 
 
+def interpolate(array: np.ndarray, index: Sequence[np.ndarray], *, order: Literal[1, 3]) -> np.ndarray:
+    """Return values between voxels, axis by axis.
+
+    Args:
+        array: Any numeric dtype, [Z, Y, X].
+        index: Continuous indices into `array` along z, y and x; the result has their lengths as its shape.
+        order: 1 for linear, 3 for the cubic B-spline that passes through the voxels (Unser 1999), mirrored at the ends.
+
+    Returns:
+        float32 array.
+    """
+    z, y, x = (_weights(axis, size=size, order=order) for axis, size in zip(index, array.shape, strict=True))
+    in_plane = y @ (array.astype(np.float32) @ x.T)
+    return np.tensordot(z, in_plane, axes=1)
+
+
+def _weights(index: np.ndarray, *, size: int, order: Literal[1, 3]) -> np.ndarray:
+    """Return the weight of each of `size` samples at each continuous index, float32 [len(index), size].
+
+    Interpolating the identity matrix along its first axis gives the weights; along the second it is read at its samples.
+    """
+    positions = np.stack(np.meshgrid(index, np.arange(size), indexing="ij"))
+    mode: Literal["mirror", "nearest"] = "mirror" if order == 3 else "nearest"
+    return ndimage.map_coordinates(np.eye(size), positions, order=order, mode=mode).astype(np.float32)
+
+
 def _resample_image(image: Volume, window: Geometry, inside: Box) -> np.ndarray:
     """Return the float32 intensities of the part of the window that lies in the study, by cubic B-spline."""
     target = sub_geometry(window, inside)
     index = axis_index(target, image.geometry)
     if np.allclose(target.spacing_mm, image.geometry.spacing_mm, rtol=SAME_SPACING_TOLERANCE, atol=0):
         starts = [round(float(axis[0])) for axis in index]
-        box = tuple(slice(start, start + len(axis)) for start, axis in zip(starts, index, strict=True))
+        box = _slices((start, start + len(axis)) for start, axis in zip(starts, index, strict=True))
         return image.array[box].astype(np.float32)
-    return _resample(_cut(image, index), target, sitk.sitkBSpline)
-
-
-def _cut(image: Volume, index: Sequence[np.ndarray]) -> Volume:
-    """Keep what a spline at these continuous indices depends on."""
     box = _slices(
-        (max(0, int(np.floor(axis[0])) - SPLINE_MARGIN_VOX), min(size, int(np.ceil(axis[-1])) + SPLINE_MARGIN_VOX + 1))
+        (max(0, int(axis[0]) - SPLINE_MARGIN_VOX), min(size, int(axis[-1]) + SPLINE_MARGIN_VOX + 2))
         for axis, size in zip(index, image.array.shape, strict=True)
     )
-    return Volume(array=image.array[box], geometry=sub_geometry(image.geometry, box))
-
-
-def _resample(source: Volume, target: Geometry, interpolator: int) -> np.ndarray:
-    """Return float32 values of `source` at the voxel centres of `target`."""
-    resampler = sitk.ResampleImageFilter()
-    resampler.SetInterpolator(interpolator)
-    resampler.SetSize(target.shape_vox[::-1])
-    resampler.SetOutputSpacing(target.spacing_mm[::-1])
-    resampler.SetOutputOrigin(target.origin_mm)
-    resampler.SetOutputDirection(target.direction)
-    resampler.SetOutputPixelType(sitk.sitkFloat32)
-    return sitk.GetArrayFromImage(resampler.Execute(to_sitk(source)))
+    within = [axis - part.start for axis, part in zip(index, box, strict=True)]
+    return interpolate(image.array[box], within, order=3)
 
 
 def _scaled(pixels: np.ndarray, *, settings: PreprocessSettings) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from prostate_seg.imaging.geometry import SAME_GRID_TOLERANCE, Geometry, Volume
+from prostate_seg.imaging.geometry import Geometry, Volume
 
 MIN_SLICES = 3
 """A volume with fewer slices has no apex, mid-gland and base."""
@@ -24,9 +24,6 @@ SOLID_FRACTION = 0.85
 
 LEAKED_FRACTION = 0.7
 """A mask that fills less is refused: PI-CAI's faulty mask of 11050_1001070, which spills out to the front, fills 0.59."""
-
-ROUNDED_ROTATION = 1e-3
-"""Rotation in radians that is no difference: a NIfTI file with a quaternion alone rounds it by up to 6e-4, about its origin."""
 
 MIN_HOLES_ML = 0.05
 """Smaller holes are single voxels, which expert masks have too."""
@@ -87,7 +84,7 @@ def check_image(case_id: str, image: Volume) -> list[Finding]:
 
 def check_pair(case_id: str, image: Volume, mask: Volume) -> list[Finding]:
     """Return `grids_differ` when image and mask are on different grids."""
-    if _is_same_grid(image.geometry, mask.geometry):
+    if image.geometry.is_same_grid(mask.geometry):
         return []
     message = (
         "image and mask are on different grids\n"
@@ -157,17 +154,6 @@ def _num_not_finite(array: np.ndarray) -> int:
 def _not_finite(case_id: str, what: str, num_bad: int, num_voxels: int) -> Finding:
     message = f"every voxel is a finite number, and {num_bad} of {num_voxels} in the {what} are not; export it again"
     return _error(case_id, "nan", message)
-
-
-def _is_same_grid(image: Geometry, mask: Geometry) -> bool:
-    """Return whether the grids are equal but for rounding, a rotation rounded to float32 included."""
-    if image.is_same_grid(mask):
-        return True
-    if image.shape_vox != mask.shape_vox:
-        return False
-    apart_mm = np.linalg.norm(image.corners_mm - mask.corners_mm, axis=1)
-    origin_agrees = apart_mm.min() <= SAME_GRID_TOLERANCE * min(image.spacing_mm)
-    return bool(origin_agrees and apart_mm.max() <= ROUNDED_ROTATION * image.diagonal_mm)
 
 
 def _check_labels(case_id: str, array: np.ndarray, *, labels: Sequence[int] | None) -> list[Finding]:
