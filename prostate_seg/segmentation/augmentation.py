@@ -6,6 +6,7 @@ is one path and no branching by sample. Ranges follow nnU-Net's for T2-weighted 
 """
 
 import math
+from functools import cache
 
 import torch
 from torch.nn import functional
@@ -51,22 +52,48 @@ def augment(
 
 
 def _sampling_grid(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-    """Return where each output pixel is read from, [B, Y, X, 2] in -1..1."""
+    """Return where each output pixel is read from, [B, Y, X, 2] in -1..1.
+
+    A grid is a sum of fixed pictures (x, y, 1 and the knots' bumps) with weights per input: one matrix product.
+    """
     num, _, height, width = images.shape
+    weights = torch.cat([_affine_weights(num, generator=generator), _bend_weights(num, generator=generator)], dim=1)
+    coordinates = weights.transpose(1, 2).flatten(0, 1) @ _grid_pictures(height, width, images.device)
+    return coordinates.view(num, 2, height, width).permute(0, 2, 3, 1)
+
+
+def _affine_weights(num: int, *, generator: torch.Generator) -> torch.Tensor:
+    """Return the weights of x, y and 1 in both coordinates of the grid, [B, 3, 2]."""
     angle = _uniform(num, -ROTATION_DEGREES, ROTATION_DEGREES, generator) * (math.pi / 180)
     scale = torch.exp(_uniform(num, math.log(SCALE_RANGE[0]), math.log(SCALE_RANGE[1]), generator))
     mirror = torch.where(_chosen(num, 0.5, generator), -1.0, 1.0)
-    shift = _uniform(2 * num, -2 * SHIFT_FRACTION, 2 * SHIFT_FRACTION, generator).view(num, 2, 1)
+    shift = _uniform(2 * num, -2 * SHIFT_FRACTION, 2 * SHIFT_FRACTION, generator).view(num, 2)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    matrix = torch.stack([torch.stack([cos * mirror, -sin], -1), torch.stack([sin * mirror, cos], -1)], 1)
-    grid = functional.affine_grid(torch.cat([matrix, shift], dim=2), [num, 1, height, width], align_corners=False)
-    return grid + _smooth_bend(num, height, width, generator=generator)
+    return torch.stack([torch.stack([cos * mirror, sin * mirror], -1), torch.stack([-sin, cos], -1), shift], dim=1)
 
 
-def _smooth_bend(num: int, height: int, width: int, *, generator: torch.Generator) -> torch.Tensor:
-    strength = BEND_FRACTION * _chosen(num, CHANCE_OF_BEND, generator).view(num, 1, 1, 1)
-    knots = _normal((num, 2, NUM_BEND_KNOTS, NUM_BEND_KNOTS), generator) * strength
-    return _smooth_field(knots, height, width).permute(0, 2, 3, 1)
+def _bend_weights(num: int, *, generator: torch.Generator) -> torch.Tensor:
+    """Return how far each knot moves, [B, NUM_BEND_KNOTS ** 2, 2]; 0 for the inputs that are not chosen."""
+    strength = BEND_FRACTION * _chosen(num, CHANCE_OF_BEND, generator).view(num, 1, 1)
+    return strength * _normal((num, NUM_BEND_KNOTS**2, 2), generator)
+
+
+@cache
+def _grid_pictures(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """Return x, y, 1 and the bump of each knot at every pixel, [3 + NUM_BEND_KNOTS ** 2, Y * X]."""
+    y, x = (torch.arange(size, device=device) * (2 / size) + (1 / size - 1) for size in (height, width))
+    plane = [x.expand(height, width), y[:, None].expand(height, width), torch.ones(height, width, device=device)]
+    bumps_y, bumps_x = (_bumps(size, NUM_BEND_KNOTS, device) for size in (height, width))
+    bumps = torch.einsum("yi,xj->ijyx", bumps_y, bumps_x).flatten(0, 1)
+    return torch.cat([torch.stack(plane), bumps]).flatten(1)
+
+
+@cache
+def _bumps(size: int, num_knots: int, device: torch.device) -> torch.Tensor:
+    """Return the cubic weight of each knot at every pixel of a line, [size, num_knots]."""
+    knots = torch.eye(num_knots, device=device)[None, :, :, None]
+    lines = functional.interpolate(knots, size=(size, 1), mode="bicubic", align_corners=True)
+    return lines[0, :, :, 0].T.contiguous()
 
 
 def _relight(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
@@ -92,14 +119,23 @@ def _gamma(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
 
 
 def _blur(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-    """Mix some inputs with their 3x3 mean."""
+    """Mix some inputs with the mean of each pixel and its four neighbours."""
     weight = _chosen(len(images), CHANCE_OF_BLUR, generator) * _uniform(len(images), 0.5, 1.0, generator)
-    blurred = functional.avg_pool2d(images, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-    return torch.lerp(images, blurred, _per_input(weight))
+    around = _per_input(weight) / 5
+    blurred = images * (1 - 4 * around)
+    for axis in (-2, -1):
+        size = images.shape[axis]
+        blurred.narrow(axis, 1, size - 1).addcmul_(images.narrow(axis, 0, size - 1), around)
+        blurred.narrow(axis, 0, size - 1).addcmul_(images.narrow(axis, 1, size - 1), around)
+        for end in (0, size - 1):  # beyond the border lies the border's own value
+            blurred.narrow(axis, end, 1).addcmul_(images.narrow(axis, end, 1), around)
+    return blurred
 
 
 def _smooth_field(knots: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return functional.interpolate(knots, size=(height, width), mode="bicubic", align_corners=True)
+    """Return smooth pictures [B, 1, Y, X] through knots [B, 1, K, K]."""
+    y, x = (_bumps(size, knots.shape[-1], knots.device) for size in (height, width))
+    return y @ knots @ x.T
 
 
 def _strength(num: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
