@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,12 @@ def map_cases(
     """Apply a function to every case, in threads, and return the results in order.
 
     Threads are enough where the work is done by libraries that release Python's lock, as SimpleITK, NumPy and torch do.
+    Linear algebra keeps to one thread a case meanwhile, because threads of threads wait for each other.
     """
+    workers = num_workers or num_cores()
     with (
-        ThreadPoolExecutor(max_workers=num_workers or num_cores()) as pool,
+        threadpool_limits(max(1, num_cores() // workers), user_api="blas"),
+        ThreadPoolExecutor(max_workers=workers) as pool,
         progress(label, total=len(cases)) as advance,
     ):
         futures = [pool.submit(function, case) for case in cases]

@@ -175,17 +175,6 @@ def test_distances_equal_those_of_a_distance_map(spacing_mm: Spacing) -> None:
         np.testing.assert_allclose(np.sort(found), np.sort(expected), atol=1e-9)
 
 
-@pytest.mark.parametrize("num_near_rows", [2, 10, 200])
-def test_distances_do_not_depend_on_how_many_rows_are_searched(
-    num_near_rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = surface_distances(blob(6), blob(7), spacing_mm=SPACING_MM)
-    monkeypatch.setattr(metrics, "NUM_NEAR_ROWS", num_near_rows)
-    found = surface_distances(blob(6), blob(7), spacing_mm=SPACING_MM)
-    np.testing.assert_allclose(found.from_reference_mm, expected.from_reference_mm)
-    np.testing.assert_allclose(found.from_predicted_mm, expected.from_predicted_mm)
-
-
 # --- MONAI ---------------------------------------------------------------------------------------------------------
 
 
