@@ -16,7 +16,6 @@ from monai.metrics import (
 from scipy import ndimage
 
 from prostate_seg.imaging.geometry import Geometry, Spacing
-from prostate_seg.segmentation import metrics
 from prostate_seg.segmentation.metrics import (
     Overlap,
     assd_mm,

@@ -51,7 +51,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         write_dataset(folder / "dataset.csv", rows)
         write_contract(folder / "contract.json", settings)
         write_json(folder / "preprocess_log.json", _log_of(findings, rows, excluded, cfg.data.exclude, settings))
-    log.info("%s", _summary(rows, excluded))
+    for line in _summary(rows, excluded):
+        log.info("%s", line)
     return StageResult(
         inputs=[workspace.data],
         outputs=[workspace.preprocess],
@@ -165,11 +166,11 @@ def _metrics(rows: Sequence[CaseRow], excluded: Sequence[str], findings: Sequenc
     }
 
 
-def _summary(rows: Sequence[CaseRow], excluded: Sequence[str]) -> str:
+def _summary(rows: Sequence[CaseRow], excluded: Sequence[str]) -> list[str]:
     volumes = [row.gland_volume_ml for row in rows]
     lowest = min(rows, key=lambda row: row.gland_kept_fraction)
-    return (
+    return [
         f"{len(rows)} cases of {len({row.patient_id for row in rows})} patients, {len(excluded)} excluded; "
-        f"glands {math.floor(min(volumes))}-{math.ceil(max(volumes))} mL; "
-        f"window keeps at least {lowest.gland_kept_fraction:.2%} of the gland ({lowest.case_id})"
-    )
+        f"glands {math.floor(min(volumes))}-{math.ceil(max(volumes))} mL",
+        f"the window keeps {lowest.gland_kept_fraction:.2%} or more of every gland (least: {lowest.case_id})",
+    ]
