@@ -61,6 +61,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     sys.argv += _stop_chain_at_first_failure(sys.argv[1:])
     try:
+        _require_stage(sys.argv[1:])
         run_stage()
     except KeyboardInterrupt as error:
         _leave(error, "interrupted", INTERRUPTED)
@@ -82,6 +83,12 @@ def _workspace(cfg: config.Config, on_epoch_end: EpochHook) -> Workspace:
         cache=Path(cfg.paths.cache),
         on_epoch_end=on_epoch_end,
     )
+
+
+def _require_stage(arguments: list[str]) -> None:
+    """List the stages at once, before Hydra makes a folder for the run's log."""
+    if not any(re.match(r"stage=|--", argument) for argument in arguments):
+        stages.load_stage(None)
 
 
 def _stop_chain_at_first_failure(arguments: list[str]) -> list[str]:

@@ -173,7 +173,7 @@ class DataConfig:
     root: str | None
     """Folder with images/ and masks/; null takes data/ in the workspace, where stage=fetch writes."""
     patient_pattern: str
-    """Regular expression whose first group, matched at the start of a case id, is the patient."""
+    """Regular expression whose first group, searched in a case id, is the patient."""
     whole_gland_labels: list[int] | None
     """Mask labels that make up the whole gland; null takes every label above 0."""
     exclude: list[str]

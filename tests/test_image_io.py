@@ -19,7 +19,7 @@ import SimpleITK as sitk
 
 from prostate_seg.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import geometry_of, read_volume, to_sitk, write_volume
+from prostate_seg.imaging.image_io import content_md5, geometry_of, read_volume, to_sitk, write_volume
 
 FORMATS = [".nii.gz", ".nii", ".mha", ".nrrd"]
 CODES = [
@@ -541,3 +541,12 @@ def test_geometry_of_reverses_sitks_order() -> None:
 def test_a_linked_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "link.nrrd").symlink_to(write_image(tmp_path / "a.nrrd", made_image()))
     assert_same_image(to_sitk(read_volume(tmp_path / "link.nrrd")), made_image())
+
+
+def test_md5_of_a_mhd_pair_sees_its_voxels(tmp_path: Path) -> None:
+    for value in (1, 2):
+        (tmp_path / str(value)).mkdir()
+        sitk.WriteImage(sitk.Image([4, 4, 4], sitk.sitkUInt8) + value, str(tmp_path / str(value) / "a.mhd"))
+    first, second = (tmp_path / name / "a.mhd" for name in ("1", "2"))
+    assert first.read_bytes() == second.read_bytes()
+    assert content_md5(first) != content_md5(second)

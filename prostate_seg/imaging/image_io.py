@@ -6,6 +6,7 @@ Every volume is a [Z, Y, X] array whose axes run, as nearly as the scan allows, 
 voxels make sense is for `quality` to say.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from prostate_seg.errors import InputError, VolumeError
-from prostate_seg.files import atomic_path
+from prostate_seg.files import atomic_path, md5_of, md5_of_text
 from prostate_seg.imaging.dicom_series import read_series
 from prostate_seg.imaging.file_integrity import require_complete, require_content
 from prostate_seg.imaging.geometry import Geometry, Volume
@@ -70,6 +71,17 @@ def write_volume(path: Path, volume: Volume) -> None:
     image = _from_lps(to_sitk(volume), volume.stored_orientation)
     with atomic_path(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
+
+
+def content_md5(path: Path) -> str:
+    """Return the md5 of an image: of its file, of all files of a DICOM folder, of header and voxels of a .mhd pair."""
+    voxels = (
+        re.search(r"(?m)^ElementDataFile *= *(.+?) *$", _header_text(path)) if path.suffix.lower() == ".mhd" else None
+    )
+    if voxels is None:
+        return md5_of(path)
+    parts = [path, path.parent / voxels.group(1)]
+    return md5_of_text(" ".join(md5_of(part) for part in parts if part.is_file()))
 
 
 def geometry_of(image: sitk.Image) -> Geometry:
@@ -129,6 +141,10 @@ def _read_file(path: Path) -> sitk.Image:
         image = reader.Execute()
         require_complete(path, reader, image)
     return image[:, :, :, 0] if image.GetDimension() == 4 else image
+
+
+def _header_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _check_file(path: Path) -> None:

@@ -17,9 +17,9 @@ from prostate_seg.data.dataset import CaseRow
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
 from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_folder, md5_of, write_json, write_text
+from prostate_seg.files import atomic_folder, write_json, write_text
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import read_volume, write_volume
+from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
 from prostate_seg.progress import map_cases
 from prostate_seg.reporting.overlays import draw_case_metrics, draw_overlay, overlay_title
@@ -124,7 +124,8 @@ def score_external_cases(
     work = partial(score_case, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
     outcomes = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="evaluate")
     scored = [one for one, _ in outcomes if one is not None]
-    findings = findings + [finding for _, found in outcomes for finding in found]
+    findings = [finding for finding in findings if finding.check != "unknown_exclude"]  # may name a training case
+    findings += [finding for _, found in outcomes for finding in found]
     exclude = cfg.data.on_bad_case is OnBadCase.exclude
     refuse_or_exclude(findings, num_usable=len(scored), exclude=exclude)
     return scored
@@ -270,14 +271,14 @@ def _require_unchanged(cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) 
                 raise InputError(
                     f"{case.case_id}: {path} is gone since stage=preprocess; put it back, or set data.root"
                 )
-            if md5_of(path) != md5:
+            if content_md5(path) != md5:
                 raise InputError(f"{case.case_id}: {path} has changed since stage=preprocess: run the pipeline again")
 
 
 def _require_unseen(cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) -> None:
     """Check that no external image is one that the networks were trained on."""
     seen = {row.image_md5: row.case_id for row in dataset.values()}
-    known = [(case.case_id, seen[md5]) for case in cases if (md5 := md5_of(case.image)) in seen]
+    known = [(case.case_id, seen[md5]) for case in cases if (md5 := content_md5(case.image)) in seen]
     if known:
         listing = "\n".join(f"  {external} is {case_id}" for external, case_id in known)
         raise InputError(

@@ -12,8 +12,8 @@ from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import CaseRow, write_contract, write_dataset
 from prostate_seg.data.loading import LoadedCase, bad_case, load_case, refuse_or_exclude
 from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_folder, md5_of, write_json
-from prostate_seg.imaging.image_io import write_volume
+from prostate_seg.files import atomic_folder, write_json
+from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import Finding, whole_gland
 from prostate_seg.progress import map_cases
@@ -109,8 +109,8 @@ def _row(
         study_id=case.study_id,
         image=case.image.relative_to(data).as_posix(),
         mask=case.mask.relative_to(data).as_posix(),
-        image_md5=md5_of(case.image),
-        mask_md5=md5_of(case.mask),
+        image_md5=content_md5(case.image),
+        mask_md5=content_md5(case.mask),
         num_slices=grid.shape_vox[0],
         spacing_z_mm=spacing_z_mm,
         spacing_y_mm=spacing_y_mm,

@@ -1,0 +1,54 @@
+"""Arrows point down only, and heavy or tracking libraries stay where they belong."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "prostate_seg"
+
+BASE = {"errors", "files", "progress"}
+MAY_IMPORT = {
+    "imaging": BASE | {"imaging"},
+    "data": BASE | {"imaging", "data"},
+    "segmentation": BASE | {"imaging", "segmentation", "config"},
+    "reporting": BASE | {"imaging", "segmentation", "reporting"},
+    "tracking": BASE | {"config", "workspace", "tracking"},
+    "stages": BASE | {"imaging", "data", "segmentation", "reporting", "config", "workspace", "stages"},
+}
+FORBIDDEN = {
+    "imaging": {"torch", "monai", "omegaconf", "hydra", "mlflow", "dvc"},
+    "data": {"torch", "monai", "omegaconf", "hydra", "mlflow", "dvc"},
+    "segmentation": {"mlflow", "hydra", "dvc", "omegaconf"},
+    "reporting": {"torch", "monai", "mlflow", "hydra", "dvc", "omegaconf"},
+    "stages": {"mlflow", "hydra", "dvc", "omegaconf"},
+    "tracking": {"torch", "monai"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.glob("*/**/*.py"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_what_lies_below_it(path: Path) -> None:
+    layer = path.relative_to(PACKAGE).parts[0]
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("prostate_seg.")}
+    assert ours <= MAY_IMPORT[layer]
+    others = {name.split(".")[0] for name in imports(path)}
+    assert not others & FORBIDDEN[layer]
+
+
+def test_every_folder_of_the_package_has_its_rule() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(MAY_IMPORT)

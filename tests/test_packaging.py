@@ -1,0 +1,88 @@
+"""What a newcomer types works as written: the README's commands, the Makefile's help, the installed wheel."""
+
+import os
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Launch
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python -m prostate_seg ")]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_command_composes_and_is_accepted(launch: Launch, command: str) -> None:
+    arguments = [part for part in command.split()[3:] if part != "-m" and not part.startswith("hydra/launcher")]
+    arguments = [re.sub(r"=([^\[]*?),.*", r"=\1", part) for part in arguments]
+    result = launch(*arguments, *([] if "--cfg" in arguments else ["--cfg", "job"]))
+    assert result.returncode == 0, result.stderr
+
+
+def test_readme_has_commands_and_its_links_lead_somewhere() -> None:
+    assert len(readme_commands()) >= 6
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_make_help_lists_every_target() -> None:
+    text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    for target in phony.group(1).split():
+        assert f"make {target}" in text
+
+
+@pytest.mark.slow
+def test_wheel_carries_the_configs_and_runs_outside_the_checkout(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "prostate_seg/configs/config.yaml" in names
+    shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {f"prostate_seg/{name}" for name in shipped} <= set(names)
+
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "others.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")) + "\n")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [tmp_path / "venv/bin/python", "-c", "from prostate_seg.__main__ import main; main()", "--cfg", "job"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "num_folds: 5" in result.stdout
+
+
+def test_console_script_is_installed_with_the_project(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("prostate-seg")
+    result = subprocess.run([script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Choose a stage" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_pins_every_dependency_exactly() -> None:
+    lock = (ROOT / "requirements.lock").read_text().lower().replace("_", "-")
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = re.findall(r'^  "([A-Za-z0-9_.-]+)', project, re.MULTILINE)
+    for name in wanted:
+        assert re.search(rf"^{re.escape(name.lower().replace('_', '-'))}==", lock, re.MULTILINE), name
+    assert "torch==2.13.0\n" in lock
+    assert not re.search(r"^nvidia|\+cpu|://", lock, re.MULTILINE)
