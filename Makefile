@@ -21,7 +21,8 @@ demo: setup  ## make 8 phantom patients, train 2 folds and evaluate them, in dem
 	$(RUN) -m prostate_seg -m stage=fetch,preprocess,prepare,train,evaluate experiment=quickstart paths.root=demo
 
 test: setup  ## run all tests
-	$(RUN) -m pytest --numprocesses 2 --dist worksteal
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not alone"
+	$(RUN) -m pytest -m alone
 
 lint: setup  ## check style and format
 	$(RUN) -m ruff check .

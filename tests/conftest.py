@@ -11,6 +11,9 @@ import pytest
 
 from prostate_seg.imaging.geometry import Geometry, Volume
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each wait for each other
+
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 

@@ -317,6 +317,7 @@ def test_dicom_series_in_place_of_an_image_gives_the_same_preprocessing(
     np.testing.assert_array_equal(sitk.GetArrayFromImage(first), sitk.GetArrayFromImage(second))
 
 
+@pytest.mark.alone
 def test_quickstart_reaches_dice_093_in_native_space(tmp_path: Path) -> None:
     text = succeed(
         tmp_path, "-m", "stage=fetch,preprocess,prepare,train,evaluate", "experiment=quickstart", "paths.root=demo"
