@@ -48,7 +48,7 @@ def augment(
     both = torch.cat([images, masks], dim=1)
     moved = functional.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=False)
     moved_images, moved_masks = moved.split([images.shape[1], masks.shape[1]], dim=1)
-    return _relight(moved_images, generator=generator), (moved_masks > 0.5).to(masks.dtype)
+    return _relight(moved_images.contiguous(), generator=generator), (moved_masks > 0.5).to(masks.dtype)
 
 
 def _sampling_grid(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:

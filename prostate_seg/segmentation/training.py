@@ -176,8 +176,10 @@ class Step:
         """Take one step and return its loss, a scalar still on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self.volumetric:  # the slices of a 3-D input are an axis, those of a 2.5-D input are channels
+            images, masks = images[:, None], masks[:, None]
         with autocast(self.device, precision=self.settings.precision):
-            logits = self.network(images[:, None])[:, 0] if self.volumetric else self.network(images)
+            logits = self.network(images)
         loss = self.loss(logits.float(), masks)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,0 +1,36 @@
+"""Every loss is near 0 for a right and sure answer and larger for a wrong one, in 2-D and in 3-D."""
+
+import pytest
+import torch
+
+from prostate_seg.config import Loss
+from prostate_seg.segmentation.losses import build_loss
+from prostate_seg.segmentation.training import Step
+from tests.segmentation_helpers import train_settings
+
+
+def target(*shape: int) -> torch.Tensor:
+    mask = torch.zeros(shape)
+    mask[..., 4:12, 4:12] = 1
+    return mask
+
+
+@pytest.mark.parametrize("name", list(Loss))
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 1, 4, 16, 16)], ids=["2-D", "3-D"])
+def test_right_answer_costs_nothing_and_a_wrong_one_does(name: Loss, shape: tuple[int, ...]) -> None:
+    loss, mask = build_loss(name), target(*shape)
+    logits = 40 * mask - 20
+    assert loss(logits, mask) < 0.01
+    assert loss(-logits, mask) > 0.5
+
+
+@pytest.mark.parametrize("volumetric", [False, True], ids=["2-D", "3-D"])
+def test_training_step_gives_the_loss_one_channel(volumetric: bool) -> None:
+    """MONAI takes several channels for classes that exclude each other, and slices are no classes."""
+    mask = target(2, 4, 16, 16) if volumetric else target(2, 1, 16, 16)
+    network = torch.nn.Conv3d(1, 1, 1) if volumetric else torch.nn.Conv2d(1, 1, 1)
+    with torch.no_grad():
+        network.weight.fill_(40.0)
+        network.bias.fill_(-20.0)  # type: ignore[union-attr]
+    step = Step(network, settings=train_settings(), device=torch.device("cpu"), volumetric=volumetric)
+    assert step(mask, mask, learning_rate=0.0) < 0.01
