@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "imaging": BASE | {"imaging"},
     "data": BASE | {"imaging", "data"},
     "segmentation": BASE | {"imaging", "segmentation", "config"},
-    "reporting": BASE | {"imaging", "segmentation", "reporting"},
+    "reporting": BASE | {"imaging", "data", "segmentation", "reporting"},
     "tracking": BASE | {"config", "workspace", "tracking"},
     "stages": BASE | {"imaging", "data", "segmentation", "reporting", "config", "workspace", "stages"},
 }

@@ -1,17 +1,13 @@
 """Stage evaluate: segment the original images of the test cases, and measure the masks on the images' own grid."""
 
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from prostate_seg.config import Config, EvaluateConfig, OnBadCase
+from prostate_seg.config import Config, OnBadCase
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import CaseRow
 from prostate_seg.data.folds import Fold
@@ -23,41 +19,15 @@ from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
 from prostate_seg.progress import map_cases
 from prostate_seg.reporting.overlays import draw_case_metrics, draw_overlay, overlay_title
+from prostate_seg.reporting.results import SUMMARISED, Scored, cases_table, summarise_folds, summary_table
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference import Predictor, segment
-from prostate_seg.segmentation.metrics import CaseMetrics, Overlap, case_metrics, gland_slice_overlap, pooled_iou
+from prostate_seg.segmentation.metrics import case_metrics, gland_slice_overlap
 from prostate_seg.segmentation.network_store import load_network, load_recipe
-from prostate_seg.segmentation.statistics import num_failures, summarise
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
 from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
-
-SUMMARISED = (
-    "dice",
-    "iou",
-    "hd95_mm",
-    "assd_mm",
-    "surface_dice_2mm",
-    "volume_difference_ml",
-    "volume_difference_percent",
-    "dice_apex",
-    "dice_mid",
-    "dice_base",
-)
-"""Metrics that get a mean and an interval."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """One segmented and measured case."""
-
-    fold: str
-    """Such as fold0; `ensemble` for external cases."""
-    case: CaseFiles
-    metrics: CaseMetrics
-    overlap: Overlap
-    """Pixels for the demo's pooled IoU on gland slices."""
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
@@ -71,10 +41,15 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             scored = score_test_cases(cfg, workspace, folder, folds, dataset)
         else:
             scored = score_external_cases(cfg, workspace, folder, Path(external), folds, dataset)
-        summary = summarise_folds(scored, cfg)
-        write_text(folder / "cases.csv", cases_table(scored, oracle=summary["oracle_crop"]).to_csv(index=False))
+        oracle_crop = preprocess_settings(cfg).crop == "mask"
+        summary = summarise_folds(
+            scored, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
+        )
+        table = cases_table(scored, oracle_crop=oracle_crop)
+        write_text(folder / "cases.csv", table.to_csv(index=False))
         write_json(folder / "metrics.json", summary)
-        _draw(folder, scored, cfg)
+        draw_case_metrics(folder / "cases.png", table)
+        _draw_extremes(folder, scored, cfg)
     for line in summary_table(summary):
         log.info("%s", line)
     log.info("tables, masks and overlays are in %s", target)
@@ -183,76 +158,6 @@ def score_case(
     ), findings
 
 
-def cases_table(scored: Sequence[Scored], *, oracle: bool) -> pd.DataFrame:
-    """Return one row per case: fold, ids, metrics and whether the crop knew the reference."""
-    return pd.DataFrame(
-        [
-            {
-                "fold": one.fold,
-                "case_id": one.case.case_id,
-                "patient_id": one.case.patient_id,
-                **asdict(one.metrics),
-                "oracle_crop": oracle,
-            }
-            for one in scored
-        ]
-    )
-
-
-def summarise_folds(scored: Sequence[Scored], cfg: Config) -> dict[str, Any]:
-    """Return metrics.json: each metric per fold and over all cases."""
-    by_fold: dict[str, list[Scored]] = defaultdict(list)
-    for one in scored:
-        by_fold[one.fold].append(one)
-    return {
-        "oracle_crop": preprocess_settings(cfg).crop == "mask",
-        "pooled": summarise_cases(scored, settings=cfg.evaluate, seed=cfg.seed),
-        "folds": {
-            fold: summarise_cases(members, settings=cfg.evaluate, seed=cfg.seed) for fold, members in by_fold.items()
-        },
-    }
-
-
-def summarise_cases(scored: Sequence[Scored], *, settings: EvaluateConfig, seed: int) -> dict[str, Any]:
-    """Return mean, spread and interval of every metric, and the counts of failures."""
-    patients = [one.case.patient_id for one in scored]
-    dices = np.array([one.metrics.dice for one in scored])
-    summary: dict[str, Any] = {
-        "num_cases": len(scored),
-        "num_patients": len(set(patients)),
-        "num_failures": num_failures(dices),
-        "num_missed_glands": sum(one.metrics.missed_gland for one in scored),
-        "iou_gland_slices_pooled": pooled_iou([one.overlap for one in scored]),
-    }
-    for name in SUMMARISED:
-        values = np.array([getattr(one.metrics, name) for one in scored], dtype=float)
-        summary[name] = summarise(values, patients=patients, num_bootstrap=settings.num_bootstrap, seed=seed).as_dict()
-    return summary
-
-
-def summary_table(summary: dict[str, Any]) -> list[str]:
-    """Return the pooled result as lines that fit a terminal."""
-    pooled = summary["pooled"]
-    lines = [
-        f"{pooled['num_cases']} cases of {pooled['num_patients']} patients in {len(summary['folds'])} folds, "
-        f"{pooled['num_failures']} failed, {pooled['num_missed_glands']} glands missed"
-        + (", ORACLE CROP: the window was placed with the reference" if summary["oracle_crop"] else ""),
-        f"{'metric':<26}{'mean':>8}{'SD':>8}{'median':>8}   95% CI of the mean",
-    ]
-    for name in SUMMARISED:
-        row = pooled[name]
-        interval = f"{_number(row['ci95_low'])} to {_number(row['ci95_high'])}"
-        lines.append(f"{name:<26}{_number(row['mean'])}{_number(row['sd'])}{_number(row['median'])}  {interval}")
-    lines.append(
-        f"{'iou_gland_slices_pooled':<26}{_number(pooled['iou_gland_slices_pooled'])}   (the public demo's metric)"
-    )
-    return lines
-
-
-def _number(value: float | None) -> str:
-    return f"{'-':>8}" if value is None else f"{value:8.3f}"
-
-
 def _original(row: CaseRow, data: Path) -> CaseFiles:
     return CaseFiles(
         case_id=row.case_id,
@@ -296,14 +201,13 @@ def _mask_path(folder: Path, fold: str, case_id: str) -> Path:
     return folder / "masks" / fold / f"{case_id}.nii.gz"
 
 
-def _draw(folder: Path, scored: Sequence[Scored], cfg: Config) -> None:
-    """Draw the worst, the median and the best case, and all cases per metric."""
+def _draw_extremes(folder: Path, scored: Sequence[Scored], cfg: Config) -> None:
+    """Draw the worst, the median and the best case."""
     ordered = sorted(scored, key=lambda one: one.metrics.dice)
     for name, one in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
         loaded, _ = load_case(one.case, labels=cfg.data.whole_gland_labels)
         assert loaded is not None
         _draw_case(folder, name, one, loaded, cfg)
-    draw_case_metrics(folder / "cases.png", cases_table(scored, oracle=False))
 
 
 def _draw_case(folder: Path, name: str, one: Scored, loaded: LoadedCase, cfg: Config) -> None:

@@ -1,0 +1,59 @@
+"""dataset.csv keeps ids as text and numbers as numbers; the contract names every difference."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prostate_seg.data.dataset import CaseRow, read_dataset, require_contract, write_contract, write_dataset
+from prostate_seg.errors import InputError
+from tests.test_preprocessing import DEFAULT
+
+ROW = CaseRow(
+    case_id="007_1",
+    patient_id="007",
+    study_id="1",
+    image="images/007_1.mha",
+    mask="masks/007_1.nii.gz",
+    image_md5="a",
+    mask_md5="b",
+    num_slices=19,
+    spacing_z_mm=3.0,
+    spacing_y_mm=0.5,
+    spacing_x_mm=0.5,
+    orientation="LPS",
+    gland_volume_ml=44.25,
+    gland_kept_fraction=1.0,
+    oracle_crop=False,
+    warnings="",
+)
+
+
+def test_rows_come_back_the_same_and_sorted(tmp_path: Path) -> None:
+    rows = [
+        ROW,
+        replace(ROW, case_id="001", patient_id="001", study_id=""),
+        replace(ROW, case_id="NA", patient_id="Ünal"),
+    ]
+    write_dataset(tmp_path / "dataset.csv", rows)
+    read = read_dataset(tmp_path / "dataset.csv")
+    assert list(read) == ["001", "007_1", "NA"]
+    assert set(read.values()) == set(rows)
+
+
+def test_absent_table_and_absent_contract_say_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run stage=preprocess first"):
+        read_dataset(tmp_path / "dataset.csv")
+    with pytest.raises(InputError, match="run stage=preprocess first"):
+        require_contract(tmp_path / "contract.json", DEFAULT)
+
+
+def test_contract_of_the_same_settings_holds_and_every_difference_is_named(tmp_path: Path) -> None:
+    write_contract(tmp_path / "contract.json", DEFAULT)
+    require_contract(tmp_path / "contract.json", DEFAULT)
+    other = replace(DEFAULT, spacing_mm=None, crop="mask")
+    with pytest.raises(InputError) as caught:
+        require_contract(tmp_path / "contract.json", other)
+    assert "spacing_mm: is [3.0, 0.5, 0.5], wanted None" in str(caught.value)
+    assert "crop: is center, wanted mask" in str(caught.value)
+    assert "image_size" not in str(caught.value)

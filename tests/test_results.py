@@ -1,0 +1,63 @@
+"""metrics.json and the table of the terminal, from cases whose numbers are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prostate_seg.data.cases import CaseFiles
+from prostate_seg.reporting.results import Scored, cases_table, summarise_folds, summary_table
+from prostate_seg.segmentation.metrics import case_metrics, gland_slice_overlap
+
+SPACING_MM = (3.0, 1.0, 1.0)
+
+
+def scored(case_id: str, *, fold: str, shift_vox: int | None) -> Scored:
+    """A 10 x 10 x 4 block, predicted with a shift along x, or missed."""
+    reference = np.zeros((8, 40, 40), dtype=bool)
+    reference[2:6, 10:20, 10:20] = True
+    predicted = np.zeros_like(reference) if shift_vox is None else np.roll(reference, shift_vox, axis=2)
+    patient_id, _, study_id = case_id.partition("_")
+    return Scored(
+        fold=fold,
+        case=CaseFiles(case_id=case_id, patient_id=patient_id, study_id=study_id, image=Path("i"), mask=Path("m")),
+        metrics=case_metrics(reference, predicted, spacing_mm=SPACING_MM),
+        overlap=gland_slice_overlap(reference, predicted),
+    )
+
+
+CASES = [
+    scored("a_1", fold="fold0", shift_vox=0),  # Dice 1
+    scored("a_2", fold="fold0", shift_vox=5),  # Dice 0.5
+    scored("b_1", fold="fold1", shift_vox=None),  # missed
+]
+
+
+def test_folds_and_pool_count_cases_patients_failures_and_missed_glands() -> None:
+    summary = summarise_folds(CASES, oracle_crop=False, num_bootstrap=200, seed=0)
+    pooled = summary["pooled"]
+    assert (pooled["num_cases"], pooled["num_patients"]) == (3, 2)
+    assert (pooled["num_failures"], pooled["num_missed_glands"]) == (1, 1)
+    assert pooled["dice"]["mean"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert summary["folds"]["fold0"]["dice"]["mean"] == pytest.approx(0.75)
+    assert summary["folds"]["fold0"]["dice"]["ci95_low"] is None  # one patient says nothing about patients
+    diagonal = np.linalg.norm((8 * 3, 40, 40))
+    assert summary["folds"]["fold1"]["hd95_mm"]["mean"] == pytest.approx(diagonal)
+    # Pooled IoU of fold 0: (400 + 200) pixels shared of (400 + 600).
+    assert summary["folds"]["fold0"]["iou_gland_slices_pooled"] == pytest.approx(0.6)
+
+
+def test_table_has_a_row_per_case_and_marks_the_oracle_crop() -> None:
+    table = cases_table(CASES, oracle_crop=True)
+    assert list(table["case_id"]) == ["a_1", "a_2", "b_1"]
+    assert table["oracle_crop"].all()
+    assert table["missed_gland"].tolist() == [False, False, True]
+
+
+def test_lines_fit_a_terminal_and_shout_the_oracle_crop() -> None:
+    lines = summary_table(summarise_folds(CASES, oracle_crop=True, num_bootstrap=200, seed=0))
+    assert "ORACLE CROP" in lines[0]
+    assert max(len(line) for line in lines) <= 120
+    single = summary_table(summarise_folds(CASES[:1], oracle_crop=False, num_bootstrap=200, seed=0))
+    assert "ORACLE" not in single[0]
+    assert any(line.startswith("dice ") and " - " in line for line in single)
