@@ -271,26 +271,27 @@ def train(
 
     from prostate_seg.segmentation.inference import Predictor
     from prostate_seg.segmentation.models import build_network
-    from prostate_seg.segmentation.training import fit
+    from prostate_seg.segmentation.training import fit, reproducible
 
-    fit(
-        packed,
-        train_ids=list(packed.cases),
-        val_ids=[],
-        settings=replace(cfg.train, steps_per_epoch=num_steps, max_epochs=num_epochs),
-        predictor=Predictor(
-            networks=[build_network(cfg.model)],
-            model=cfg.model,
-            preprocess=BENCHMARK_PREPROCESS,
-            zscore=False,
-            device=torch.device("cpu"),
-            precision=cfg.train.precision,
-            flips=False,
-        ),
-        seed=0,
-        on_epoch_end=on_epoch_end,
-        on_best=lambda _: None,
-    )
+    with reproducible(0, deterministic=cfg.train.deterministic):
+        fit(
+            packed,
+            train_ids=list(packed.cases),
+            val_ids=[],
+            settings=replace(cfg.train, steps_per_epoch=num_steps, max_epochs=num_epochs),
+            predictor=Predictor(
+                networks=[build_network(cfg.model)],
+                model=cfg.model,
+                preprocess=BENCHMARK_PREPROCESS,
+                zscore=False,
+                device=torch.device("cpu"),
+                precision=cfg.train.precision,
+                flips=False,
+            ),
+            seed=0,
+            on_epoch_end=on_epoch_end,
+            on_best=lambda _: None,
+        )
 
 
 def metrics_row() -> Row:

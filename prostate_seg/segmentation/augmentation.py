@@ -1,8 +1,9 @@
 """Random changes to a whole batch at once, on the device where it lies.
 
 Images are [B, C, Y, X] with mean 0 and SD 1, masks the same shape with 0 and 1. The slices of one input (the channels) move
-together. Every change draws one strength per input; those not chosen get a strength that changes nothing, so that there
-is one path and no branching by sample. Ranges follow nnU-Net's for T2-weighted MRI.
+together. Every change draws one strength per input. Cheap changes go over the whole batch, with a strength that changes
+nothing for the inputs not chosen; dear ones over a fixed part of every batch. Neither waits for a number from the device.
+Ranges follow nnU-Net's for T2-weighted MRI.
 """
 
 import math
@@ -45,10 +46,11 @@ def augment(
         Images and masks of the same shapes; masks stay 0 or 1.
     """
     grid = _sampling_grid(images, generator=generator)
-    both = torch.cat([images, masks], dim=1)
-    moved = functional.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    moved_images, moved_masks = moved.split([images.shape[1], masks.shape[1]], dim=1)
-    return _relight(moved_images.contiguous(), generator=generator), (moved_masks > 0.5).to(masks.dtype)
+    moved, moved_masks = (
+        functional.grid_sample(one, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        for one in (images, masks)
+    )
+    return _relight_(moved, generator=generator), (moved_masks > 0.5).to(masks.dtype)
 
 
 def _sampling_grid(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
@@ -96,40 +98,40 @@ def _bumps(size: int, num_knots: int, device: torch.device) -> torch.Tensor:
     return lines[0, :, :, 0].T.contiguous()
 
 
-def _relight(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+def _relight_(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+    """Change the intensities in place: fresh memory costs more than the arithmetic."""
     num, _, height, width = images.shape
-    images = _gamma(images, generator=generator)
+    low = images.amin(dim=(1, 2, 3), keepdim=True)
     contrast = _strength(num, math.log(CONTRAST_RANGE[0]), math.log(CONTRAST_RANGE[1]), generator).exp()
     brightness = _chosen(num, CHANCE, generator) * BRIGHTNESS_SD * _normal((num,), generator)
     knots = _normal((num, 1, NUM_BIAS_KNOTS, NUM_BIAS_KNOTS), generator) * BIAS_STRENGTH
-    knots = knots * _chosen(num, CHANCE, generator).view(num, 1, 1, 1)
-    bias = _smooth_field(knots, height, width).exp()
-    floor = images.amin(dim=(1, 2, 3), keepdim=True)
-    lit = (images - floor) * bias * _per_input(contrast) + floor + _per_input(brightness)
-    noise_sd = _strength(num, 0.0, NOISE_SD, generator)
-    return _blur(lit, generator=generator) + _per_input(noise_sd) * _normal(tuple(lit.shape), generator)
+    bias = _smooth_field(knots * _per_input(_chosen(num, CHANCE, generator)), height, width).exp()
+    images.sub_(low).mul_(bias * _per_input(contrast)).add_(low + _per_input(brightness))
+    for change, chance in ((_gamma, CHANCE), (_blur, CHANCE_OF_BLUR), (_noise, CHANCE)):  # the dear ones
+        some = torch.randperm(num, generator=generator, device=images.device)[: max(1, round(chance * num))]
+        images[some] = change(images[some], generator=generator)
+    return images
 
 
 def _gamma(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
     """Bend the intensity scale between its own extremes."""
-    gamma = _strength(len(images), math.log(GAMMA_RANGE[0]), math.log(GAMMA_RANGE[1]), generator).exp()
     low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
     span = (high - low).clamp_min(1e-6)
-    return ((images - low) / span).clamp(1e-6, 1.0).pow(_per_input(gamma)) * span + low
+    gamma = _uniform(len(images), math.log(GAMMA_RANGE[0]), math.log(GAMMA_RANGE[1]), generator).exp()
+    return images.sub_(low).div_(span).clamp_(1e-6, 1.0).pow_(_per_input(gamma)).mul_(span).add_(low)
 
 
 def _blur(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-    """Mix some inputs with the mean of each pixel and its four neighbours."""
-    weight = _chosen(len(images), CHANCE_OF_BLUR, generator) * _uniform(len(images), 0.5, 1.0, generator)
-    around = _per_input(weight) / 5
-    blurred = images * (1 - 4 * around)
-    for axis in (-2, -1):
-        size = images.shape[axis]
-        blurred.narrow(axis, 1, size - 1).addcmul_(images.narrow(axis, 0, size - 1), around)
-        blurred.narrow(axis, 0, size - 1).addcmul_(images.narrow(axis, 1, size - 1), around)
-        for end in (0, size - 1):  # beyond the border lies the border's own value
-            blurred.narrow(axis, end, 1).addcmul_(images.narrow(axis, end, 1), around)
-    return blurred
+    """Mix every pixel with the mean of itself and its neighbours."""
+    weight = _per_input(_uniform(len(images), 0.5, 1.0, generator))
+    blurred = functional.avg_pool2d(images, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+    return torch.lerp(images, blurred, weight)
+
+
+def _noise(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+    """Add normal noise."""
+    sd = _uniform(len(images), 0.0, NOISE_SD, generator)
+    return images.addcmul_(_normal(tuple(images.shape), generator), _per_input(sd))
 
 
 def _smooth_field(knots: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ device, and no step waits for a number to come back. What is validated and kept 
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ class Batches:
         low, high, mean, sd = self.intensity[:, torch.from_numpy(slices), None, None, None].to(self.device)
         images = self.images[torch.from_numpy(rows)].to(self.device, torch.float32)
         masks = self.masks[torch.from_numpy(wanted)].to(self.device, torch.float32)
-        return (images.clamp(low, high) - mean) / sd, masks
+        return images.clamp_(low, high).sub_(mean).div_(sd), masks
 
 
 def fit(
@@ -229,6 +230,9 @@ def mean_dice(packed: PackedSet, case_ids: Sequence[str], *, predictor: Predicto
 def reproducible(seed: int, *, deterministic: bool) -> Iterator[None]:
     """Seed torch and, if asked, allow only operations that give the same bits each time."""
     torch.manual_seed(seed)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    # Nothing here reads memory that was not written, so it need not be filled.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     try:
