@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from prostate_seg.files import atomic_path
 
@@ -20,6 +21,7 @@ def draw_history(
     for axes, values, label in ((left, loss, "training loss"), (right, val_dice, "val Dice")):
         axes.plot(epochs, values, marker="." if len(epochs) < 40 else None, color="#0072B2")
         axes.axvline(epochs[best], color="#D55E00", linewidth=1, linestyle="--")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
     right.set_title(f"best {val_dice[best]:.3f} in epoch {epochs[best]}", fontsize=9)
