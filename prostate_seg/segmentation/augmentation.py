@@ -46,11 +46,11 @@ def augment(
         Images and masks of the same shapes; masks stay 0 or 1.
     """
     grid = _sampling_grid(images, generator=generator)
-    moved, moved_masks = (
-        functional.grid_sample(one, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        for one in (images, masks)
-    )
-    return _relight_(moved, generator=generator), (moved_masks > 0.5).to(masks.dtype)
+    both = torch.cat([images, masks], dim=1)
+    moved = functional.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    num_slices = images.shape[1]
+    moved_images, moved_masks = moved[:, :num_slices].contiguous(), moved[:, num_slices:] > 0.5
+    return _relight_(moved_images, generator=generator), moved_masks.to(masks.dtype)
 
 
 def _sampling_grid(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
@@ -122,10 +122,16 @@ def _gamma(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
 
 
 def _blur(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-    """Mix every pixel with the mean of itself and its neighbours."""
-    weight = _per_input(_uniform(len(images), 0.5, 1.0, generator))
-    blurred = functional.avg_pool2d(images, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-    return torch.lerp(images, blurred, weight)
+    """Mix every pixel with the mean of itself and its four neighbours; several times faster than pooling."""
+    part = _per_input(_uniform(len(images), 0.5, 1.0, generator)) / 5
+    blurred = images * (1 - 4 * part)
+    for axis in (-2, -1):
+        size = images.shape[axis]
+        blurred.narrow(axis, 1, size - 1).addcmul_(images.narrow(axis, 0, size - 1), part)
+        blurred.narrow(axis, 0, size - 1).addcmul_(images.narrow(axis, 1, size - 1), part)
+        for end in (0, size - 1):  # beyond the border lies the border's own value
+            blurred.narrow(axis, end, 1).addcmul_(images.narrow(axis, end, 1), part)
+    return blurred
 
 
 def _noise(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
