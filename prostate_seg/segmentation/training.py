@@ -133,18 +133,9 @@ def fit(
     history: list[Epoch] = []
     best = -1.0
     while not budget.is_spent():
-        losses = []
         # Seeded by the epoch, so that an epoch is the same whether or not those before it ran in this process.
         order = np.random.default_rng([seed, len(history)])
-        chance = torch.Generator(device).manual_seed(int(order.integers(2**62)))
-        for slices in batches.order(settings.batch_size, num_batches=steps_per_epoch, generator=order):
-            if budget.is_spent():
-                break
-            images, masks = batches.load(slices)
-            if settings.augmentation is Augmentation.standard:
-                images, masks = augment(images, masks, generator=chance)
-            losses.append(step(images, masks, learning_rate=budget.learning_rate()))
-            budget.num_steps += 1
+        losses = _train_epoch(batches, step, budget, num_steps=steps_per_epoch, order=order)
         history.append(
             Epoch(
                 epoch=len(history) + 1,
@@ -159,6 +150,23 @@ def fit(
             on_best(step.averaged.module.state_dict())
         on_epoch_end(history[-1])
     return history
+
+
+def _train_epoch(
+    batches: Batches, step: "Step", budget: "Budget", *, num_steps: int, order: np.random.Generator
+) -> list[torch.Tensor]:
+    """Take the steps of an epoch, fewer when the budget ends before, and return their losses."""
+    settings, losses = step.settings, []
+    chance = torch.Generator(step.device).manual_seed(int(order.integers(2**62)))
+    for slices in batches.order(settings.batch_size, num_batches=num_steps, generator=order):
+        if budget.is_spent():
+            break
+        images, masks = batches.load(slices)
+        if settings.augmentation is Augmentation.standard:
+            images, masks = augment(images, masks, generator=chance)
+        losses.append(step(images, masks, learning_rate=budget.learning_rate()))
+        budget.num_steps += 1
+    return losses
 
 
 class Step:

@@ -22,7 +22,10 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             f"{workspace.data} holds images that are not a phantom, and they are not overwritten\n"
             "Name another data.root or paths.root, or use them: data=folder data.root=" + str(workspace.data)
         )
-    settings = PhantomSettings(**_tuples(asdict(cfg.data.phantom)))
+    try:
+        settings = PhantomSettings(**_tuples(asdict(cfg.data.phantom)))
+    except ValueError as error:  # rules between settings, such as a gland that the field of view cannot hold
+        raise InputError(f"data.phantom: {error}") from error
     with progress("fetch", total=settings.num_patients + settings.num_second_studies) as advance:
         images = write_phantom(
             workspace.data, settings=settings, seed=cfg.seed, on_progress=lambda _done, _of: advance()

@@ -62,6 +62,13 @@ def test_refused_input_exits_with_1_and_no_traceback(launch: Launch) -> None:
     assert "preprocess FAILED" in result.stdout
 
 
+def test_phantom_whose_glands_do_not_fit_its_field_of_view_is_refused_in_words(launch: Launch) -> None:
+    result = launch("stage=fetch", "data.phantom.field_of_view_mm=80")
+    assert result.returncode == 1
+    assert "data.phantom: field_of_view_mm" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_debug_shows_the_traceback(launch: Launch) -> None:
     result = launch("stage=preprocess", "data=folder", "data.root=absent", PROSTATE_SEG_DEBUG="1")
     assert result.returncode == 1
