@@ -20,22 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from prostate_seg.config import Config
-from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.packing import PackedSet
 from prostate_seg.segmentation.training import Epoch
+from prostate_seg.stages.common import preprocess_settings
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
-
-BENCHMARK_PREPROCESS = PreprocessSettings(
-    spacing_mm=(3.0, 0.5, 0.5),
-    image_size=160,
-    crop="center",
-    to_8bit=True,
-    intensity_percentiles=(0.5, 99.5),
-    whole_gland_labels=None,
-)
-"""The shipped defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +116,12 @@ def preprocess_row() -> Row:
         cases, _ = discover_cases(folder / "data", patient_pattern="(.+)", exclude=[])
 
         def ours() -> None:
-            work = partial(preprocess_case, data=folder / "data", folder=folder / "ours", settings=BENCHMARK_PREPROCESS)
+            work = partial(
+                preprocess_case,
+                data=folder / "data",
+                folder=folder / "ours",
+                settings=preprocess_settings(benchmark_config()),
+            )
             map_cases(work, cases, num_workers=None, label="preprocess")
 
         def naive() -> None:
@@ -282,7 +277,7 @@ def train(
             predictor=Predictor(
                 networks=[build_network(cfg.model)],
                 model=cfg.model,
-                preprocess=BENCHMARK_PREPROCESS,
+                preprocess=preprocess_settings(cfg),
                 zscore=False,
                 device=torch.device("cpu"),
                 precision=cfg.train.precision,
