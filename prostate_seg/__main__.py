@@ -1,4 +1,4 @@
-"""The launcher: compose the config, check it, open the run, call one stage, close the run.
+"""The launcher: compose the config, check it, call one stage. The callback opens the run before and closes it after.
 
 Exit codes: 0 done; 1 refused input or failed stage; 2 bad command line or config; 130 Ctrl-C; 143 SIGTERM.
 Nothing heavy is imported here; a stage brings its own libraries when it is dispatched.
@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -19,9 +20,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg import config, stages
+from prostate_seg.callback import active_run
 from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.tracking.run import open_run
-from prostate_seg.workspace import EpochHook, Workspace
+from prostate_seg.tracking.job import INTERRUPTED, TERMINATED
+from prostate_seg.workspace import workspace_of
 
 EXECUTION_WHITELIST = [
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
@@ -29,10 +31,11 @@ EXECUTION_WHITELIST = [
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
     "logging.StreamHandler",
     "logging.FileHandler",
+    "prostate_seg.callback.TrackingCallback",
 ]
 """The only `_target_`s and logging classes that a config may name."""
 
-FAILED, BAD_COMMAND, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+FAILED, BAD_COMMAND = 1, 2
 
 
 def config_folder() -> Path:
@@ -49,9 +52,9 @@ def run_stage(composed: DictConfig) -> float | None:
         stage = stages.load_stage(cfg.stage)
     except ConfigError as error:  # left at once: Hydra would put a line of its own before the text
         _leave(error, str(error), BAD_COMMAND)
-    with open_run(cfg) as run:
-        result = stage(cfg, _workspace(cfg, run.on_epoch_end))
-        run.finish(result)
+    run = active_run()
+    result = stage(cfg, replace(workspace_of(cfg), open_fold=run.open_fold))
+    run.finish(result)
     return result.objective
 
 
@@ -73,16 +76,6 @@ def main() -> None:
         if not _raised_by_hydra(error):
             raise
         _leave(error, str(error), BAD_COMMAND)
-
-
-def _workspace(cfg: config.Config, on_epoch_end: EpochHook) -> Workspace:
-    root = Path(cfg.paths.root)
-    return Workspace(
-        root=root,
-        data=Path(cfg.data.root) if cfg.data.root is not None else root / "data",
-        cache=Path(cfg.paths.cache),
-        on_epoch_end=on_epoch_end,
-    )
 
 
 def _require_stage(arguments: list[str]) -> None:

@@ -126,6 +126,20 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class OnRerun(Enum):
+    """What becomes of a stage's earlier run in the same pipeline once a new one has finished."""
+
+    supersede = "supersede"
+    keep = "keep"
+
+
+class TableFormat(Enum):
+    """How a stage that answers a question prints its answer."""
+
+    table = "table"
+    json = "json"
+
+
 @dataclass(kw_only=True, slots=True)
 class PhantomConfig:
     """Size and difficulty of the made data set."""
@@ -420,6 +434,53 @@ class MachineConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class MlflowConfig:
+    """Where runs are recorded, and under which name."""
+
+    tracking_uri: str | None
+    """Address of the store; a relative sqlite file lies in the project's root; null records nothing."""
+    experiment: str
+    """Experiment that holds all pipelines."""
+    name: str
+    """Name of the pipeline that the stages' runs belong to."""
+    on_rerun: OnRerun
+    """What becomes of a stage's earlier run once a new one has finished."""
+    fresh: bool
+    """Whether to begin a new pipeline of that name instead of going on with the newest."""
+    system_metrics: bool
+    """Whether the use of processor, memory, disk, network and GPU is recorded every ten seconds."""
+
+    def __post_init__(self) -> None:
+        _check(
+            "mlflow",
+            self,
+            ("experiment", bool(self.experiment.strip()), "must not be empty"),
+            ("name", bool(re.fullmatch(r"[\w\-. :/]{1,100}", self.name)), f"must be {NAME_RULE}"),
+        )
+
+
+NAME_RULE = "1 to 100 letters, digits, spaces or any of _ - . : /"
+
+
+@dataclass(kw_only=True, slots=True)
+class VerifyConfig:
+    """What stage=verify compares the workspace with."""
+
+    run: str | None
+    """Id of a run of a stage or of a whole pipeline; null takes the newest of each stage in DS_VERSION.json."""
+    format: TableFormat
+    """How the answer is printed."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DoctorConfig:
+    """What stage=doctor may mend."""
+
+    close_silent: bool
+    """Whether runs of other hosts that have given no sign of life for an hour are closed too."""
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """A whole run."""
 
@@ -433,8 +494,11 @@ class Config:
     model: ModelConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+    mlflow: MlflowConfig
     paths: PathsConfig
     machine: MachineConfig
+    verify: VerifyConfig
+    doctor: DoctorConfig
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -443,6 +507,16 @@ class Config:
 
 SCIENCE_GROUPS = ("data", "preprocess", "fold", "model", "train", "evaluate")
 """Groups that decide a result; the others describe the machine."""
+
+
+STAGE_GROUPS = {
+    "fetch": ("data",),
+    "preprocess": ("data", "preprocess"),
+    "prepare": ("data", "preprocess", "fold"),
+    "train": ("data", "preprocess", "fold", "model", "train"),
+    "evaluate": ("data", "preprocess", "fold", "train", "evaluate"),
+}
+"""Of the science groups, those that decide what a stage writes; the seed decides all of them."""
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -493,6 +567,12 @@ def closest(word: str, known: list[str]) -> str | None:
 def known_keys() -> list[str]:
     """Return every key of the schema, dotted, groups included."""
     return [key for key, _ in _walk(Config, "")]
+
+
+def science_of(cfg: Config) -> dict[str, Any]:
+    """Return the settings that decide a result, as plain types: seed and science groups."""
+    whole = as_container(cfg)
+    return {"seed": cfg.seed, **{group: whole[group] for group in SCIENCE_GROUPS}}
 
 
 def as_container(part: Any) -> dict[str, Any]:

@@ -1,15 +1,40 @@
 """Where stages read and write, and what a stage hands back. Paths only; nothing here opens a file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-EpochHook = Callable[[int, int, Mapping[str, float]], None]
-"""Told after each epoch: fold index, epoch (from 1), metrics by name."""
+from prostate_seg.config import Config
 
 
-def _no_epoch_hook(_fold: int, _epoch: int, _metrics: Mapping[str, float]) -> None:
-    """Tell nobody."""
+class FoldRecord(Protocol):
+    """Who is told how the training of one fold goes."""
+
+    def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of one epoch, counted from 1."""
+
+    def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
+        """Take what the fold came to, and the pictures of it."""
+
+
+OpenFold = Callable[[int], AbstractContextManager[FoldRecord]]
+"""Starts the record of a fold by its index; the block around the training ends it."""
+
+
+class _Nobody:
+    def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
+        pass
+
+
+@contextmanager
+def unrecorded_fold(_index: int) -> Iterator[FoldRecord]:
+    """Record nothing."""
+    yield _Nobody()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +47,8 @@ class Workspace:
     """Folder with images/ and masks/."""
     cache: Path
     """Folder for what can be made again at any time."""
-    on_epoch_end: EpochHook = _no_epoch_hook
-    """Called by training after each epoch of each fold."""
+    open_fold: OpenFold = unrecorded_fold
+    """Called by training around each fold."""
 
     @property
     def preprocess(self) -> Path:
@@ -54,6 +79,10 @@ class Workspace:
         """Weights and history of one fold."""
         return self.model / f"fold{fold_index}"
 
+    def unfinished_fold(self, fold_index: int) -> Path:
+        """What a fold writes until it has finished; outside model/, which holds finished folds only."""
+        return self.root / ".training" / f"fold{fold_index}"
+
     @property
     def evaluation(self) -> Path:
         """cases.csv, metrics.json, predicted masks and overlays."""
@@ -77,5 +106,17 @@ class StageResult:
     """Numbers by name, such as test/dice."""
     figures: list[Path] = field(default_factory=list)
     """Pictures among the outputs worth a look."""
+    tables: list[Path] = field(default_factory=list)
+    """Small tables among the outputs worth a look."""
     objective: float | None = None
     """What a sweep maximises."""
+
+
+def workspace_of(cfg: Config) -> Workspace:
+    """Return the folders that a config names."""
+    root = Path(cfg.paths.root)
+    return Workspace(
+        root=root,
+        data=Path(cfg.data.root) if cfg.data.root is not None else root / "data",
+        cache=Path(cfg.paths.cache),
+    )

@@ -16,8 +16,13 @@ STAGES = {
     "prepare": "divide the patients into train, val and test, fold by fold, and look for leaks",
     "train": "fit the network, fold by fold, and keep the weights that are best on val",
     "evaluate": "segment the original test images and measure the masks on their own grid",
+    "verify": "compare data, results, code, packages and settings with what a run recorded",
+    "doctor": "check packages, store, disk, git and folders, and close what killed runs left open",
 }
-"""Name and sentence of each stage, in the order of the pipeline."""
+"""Name and sentence of each stage, in the order of the pipeline; those that only answer a question come last."""
+
+QUESTIONS = frozenset({"verify", "doctor"})
+"""Stages that only answer, and leave no run."""
 
 Stage = Callable[[Config, Workspace], StageResult]
 

@@ -58,7 +58,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         inputs=[workspace.model, workspace.kfold_json, workspace.data if external is None else Path(external)],
         outputs=[target],
         metrics={f"test/{name}": mean for name, mean in pooled.items() if mean is not None},
-        figures=sorted((target / "overlays").glob("*.png")),
+        figures=[target / "cases.png", *sorted((target / "overlays").glob("*.png"))],
+        tables=[target / "cases.csv", target / "metrics.json"],
         objective=pooled["dice"],
     )
 

@@ -57,6 +57,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         inputs=[workspace.data],
         outputs=[workspace.preprocess],
         metrics=_metrics(rows, excluded, findings),
+        tables=[workspace.dataset_csv, workspace.preprocess / "preprocess_log.json"],
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from filelock import FileLock
 
-from prostate_seg.config import Config, as_container
+from prostate_seg.config import Config, science_of
 from prostate_seg.data.dataset import CaseRow
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.files import md5_of, md5_of_text, read_json, replace_folder, write_json, write_text
@@ -24,7 +24,7 @@ from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_we
 from prostate_seg.segmentation.packing import PackedSet, is_packed, open_packed, pack
 from prostate_seg.segmentation.training import Epoch, fit, reproducible
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.workspace import FoldRecord, StageResult, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +37,21 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     packed = packed_set(cfg, workspace, dataset)
     log.info("%s", EPOCH_HEADER)
     for index, fold in folds.items():
-        train_fold(cfg, workspace, packed, index, fold)
-    table = collect_folds(workspace)
-    dices = [row["val_dice"] for row in table.values()]
-    log.info("val Dice of %d folds: %s, mean %.3f", len(dices), " ".join(f"{d:.3f}" for d in dices), np.mean(dices))
+        with workspace.open_fold(index) as record:
+            train_fold(cfg, workspace, packed, index, fold, record)
+    trained = collect_folds(workspace, list(folds))
+    mean = float(np.mean(list(trained.values())))
+    shown = ", ".join(f"fold {index} {dice:.3f}" for index, dice in trained.items())
+    log.info("best val Dice: %s, mean %.3f; the weights are in %s", shown, mean, workspace.model)
     return StageResult(
         inputs=[workspace.preprocess, workspace.kfold_json],
-        outputs=[workspace.model],
+        outputs=[workspace.model] if cfg.fold.index is None else [workspace.fold(cfg.fold.index)],
         metrics={
-            "val/dice": float(np.mean(dices)),
-            **{f"val/dice_fold{i}": row["val_dice"] for i, row in table.items()},
+            "val/best_dice": mean,
+            **{f"val/best_dice_fold{index}": dice for index, dice in trained.items()},
         },
-        figures=[workspace.fold(index) / "history.png" for index in folds],
-        objective=float(np.mean([table[index]["val_dice"] for index in folds])),
+        tables=[workspace.model / "folds.json"],
+        objective=mean,
     )
 
 
@@ -69,9 +71,11 @@ def packed_set(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -
     return open_packed(folder)
 
 
-def train_fold(cfg: Config, workspace: Workspace, packed: PackedSet, index: int, fold: Fold) -> None:
+def train_fold(
+    cfg: Config, workspace: Workspace, packed: PackedSet, index: int, fold: Fold, record: FoldRecord
+) -> None:
     """Fit one fold beside its folder, and let the result replace the folder at the end."""
-    partial = workspace.model / f"fold{index}.partial"
+    partial = workspace.unfinished_fold(index)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     recipe = Recipe(
@@ -82,11 +86,11 @@ def train_fold(cfg: Config, workspace: Workspace, packed: PackedSet, index: int,
         val_ids=fold.val,
     )
     save_recipe(partial, recipe)
-    write_text(partial / "config.yaml", yaml.safe_dump(as_container(cfg), sort_keys=False))
+    write_text(partial / "config.yaml", yaml.safe_dump(science_of(cfg), sort_keys=False))
 
     def on_epoch_end(epoch: Epoch) -> None:
         log.info("%s", epoch_line(index, epoch))
-        workspace.on_epoch_end(index, epoch.epoch, epoch.as_dict())
+        record.on_epoch_end(epoch.epoch, epoch.as_dict())
 
     seed = cfg.seed + index
     with reproducible(seed, deterministic=cfg.train.deterministic):
@@ -108,18 +112,28 @@ def train_fold(cfg: Config, workspace: Workspace, packed: PackedSet, index: int,
             on_epoch_end=on_epoch_end,
             on_best=lambda weights: save_weights(partial, weights),
         )
-    _write_history(partial, history, title=f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies")
+    title = f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies"
+    summary = _write_history(partial, history, title=title)
     replace_folder(partial, workspace.fold(index))
+    record.finish(
+        {
+            "val/best_dice": summary["val_dice"],
+            "val/best_epoch": summary["best_epoch"],
+            "train/num_epochs": summary["num_epochs"],
+            "train/minutes": history[-1].seconds / 60,
+        },
+        [workspace.fold(index) / "history.png"],
+    )
 
 
-def collect_folds(workspace: Workspace) -> dict[int, dict[str, float]]:
-    """Write model/folds.json from the folds that are trained, and return it by fold index."""
-    with FileLock(workspace.model / ".folds.lock"):
+def collect_folds(workspace: Workspace, trained: Sequence[int]) -> dict[int, float]:
+    """Write model/folds.json from all folds that lie there, and return the best val Dice of those just trained."""
+    with FileLock(workspace.cache / "folds.lock"):
         num_folds = len(read_folds(workspace.kfold_json))
         summaries = {index: workspace.fold(index) / "summary.json" for index in range(num_folds)}
         table = {index: read_json(path) for index, path in summaries.items() if path.is_file()}
         write_json(workspace.model / "folds.json", {f"fold{index}": row for index, row in table.items()})
-    return table
+    return {index: table[index]["val_dice"] for index in trained}
 
 
 EPOCH_HEADER = "fold  epoch  train loss  val Dice  learning rate   time"
@@ -134,9 +148,11 @@ def epoch_line(fold_index: int, epoch: Epoch) -> str:
     )
 
 
-def _write_history(folder: Path, history: Sequence[Epoch], *, title: str) -> None:
-    """Write history.csv, history.png and summary.json."""
+def _write_history(folder: Path, history: Sequence[Epoch], *, title: str) -> dict[str, float]:
+    """Write history.csv, history.png and summary.json, and return the summary; no times, so that equal runs are equal."""
     rows = [{"epoch": epoch.epoch, **epoch.as_dict()} for epoch in history]
+    for row in rows:
+        del row["seconds"]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -150,10 +166,6 @@ def _write_history(folder: Path, history: Sequence[Epoch], *, title: str) -> Non
         title=title,
     )
     best = max(history, key=lambda epoch: epoch.val_dice)
-    summary = {
-        "val_dice": best.val_dice,
-        "best_epoch": best.epoch,
-        "num_epochs": len(history),
-        "minutes": history[-1].seconds / 60,
-    }
+    summary = {"val_dice": best.val_dice, "best_epoch": best.epoch, "num_epochs": len(history)}
     write_json(folder / "summary.json", summary)
+    return summary

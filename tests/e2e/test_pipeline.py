@@ -18,6 +18,7 @@ from tests.conftest import ROOT, Launch
 pytestmark = pytest.mark.slow
 
 SMALL = [
+    "mlflow=off",
     "data.phantom.num_patients=5",
     "data.phantom.num_second_studies=1",
     "data.phantom.field_of_view_mm=100",

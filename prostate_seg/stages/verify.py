@@ -1,0 +1,48 @@
+"""Stage verify: say of everything that a run recorded whether it is still the same here."""
+
+import importlib
+import logging
+from typing import Any
+
+from prostate_seg.config import Config, TableFormat, as_container
+from prostate_seg.errors import InputError
+from prostate_seg.tracking.ds_version import file_of, read_entries
+from prostate_seg.tracking.record import settings_of
+from prostate_seg.tracking.redaction import Redactor
+from prostate_seg.tracking.verification import Verdict, as_json, as_table, compare
+from prostate_seg.workspace import StageResult, Workspace
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: Config, workspace: Workspace) -> StageResult:
+    """Print a table; end with an error when anything is changed or missing."""
+    settings = Redactor(settings=as_container(cfg)).tree(settings_of(cfg) | as_container(cfg))
+    items = [
+        item
+        for stage, record in _recorded(cfg, workspace)
+        for item in compare(stage, record, settings=settings, workspace=workspace)
+    ]
+    is_json = cfg.verify.format is TableFormat.json
+    for line in [as_json(items)] if is_json else as_table(items):
+        log.info("%s", line)
+    different = [item for item in items if item.verdict is not Verdict.same]
+    if different:
+        raise InputError(
+            f"{len(different)} of {len(items)} recorded items are not the same here\n"
+            "Restore them, or run the stages again; settings are compared with those of this command."
+        )
+    return StageResult()
+
+
+def _recorded(cfg: Config, workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
+    if cfg.verify.run is not None:
+        recorded = importlib.import_module("prostate_seg.tracking.recorded")  # mlflow, which the other way does without
+        found: list[tuple[str, dict[str, Any]]] = recorded.recorded_stages(
+            cfg.verify.run, cfg.mlflow, cache=workspace.cache
+        )
+        return found
+    entries = read_entries(workspace)
+    if not entries:
+        raise InputError(f"{file_of(workspace)} has no stage yet: run one, or name a run with verify.run=ID")
+    return list(entries.items())

@@ -1,0 +1,31 @@
+"""Addresses of tracking stores. Nothing here connects to one."""
+
+import os
+import re
+from pathlib import Path
+
+
+def resolved_uri(uri: str) -> str:
+    """Return the address with a relative sqlite file placed in the project's root."""
+    match = re.match(r"sqlite:///(?!/)(.+)$", uri)
+    return f"sqlite:///{project_root() / match.group(1)}" if match else uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a resolved sqlite address, None for every other."""
+    match = re.match(r"sqlite:///(/[^?]*)", uri)
+    return Path(match.group(1)) if match else None
+
+
+def project_root() -> Path:
+    """Return where the project's store lies: DVC's root, also from inside its temporary workspaces; git's; or here."""
+    if os.environ.get("DVC_ROOT"):
+        return Path(os.environ["DVC_ROOT"]).absolute()
+    here = Path.cwd()
+    around = (folder for folder in (here, *here.parents) if (folder / ".git").exists() or (folder / ".dvc").is_dir())
+    return next(around, here)
+
+
+def shown_address(uri: str) -> str:
+    """Return an address without user, password and query."""
+    return re.sub(r"\?.*$", "", re.sub(r"(://)[^/@]*@", r"\1", uri))

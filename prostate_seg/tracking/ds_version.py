@@ -1,0 +1,54 @@
+"""DS_VERSION.json: the newest finished run of each stage in this workspace, readable without any server.
+
+A writer holds the lock, reads, changes one entry and lets a complete new file replace the old one. So a process killed at
+any moment leaves the file from before or the file from after, and other stages' entries untouched.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from prostate_seg.errors import InputError
+from prostate_seg.files import read_json, write_json
+from prostate_seg.workspace import Workspace
+
+FORMAT = 1
+
+
+def read_entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Return the entry of each stage by name; empty when there is no file yet.
+
+    Raises:
+        InputError: If the file is not what this module writes.
+    """
+    path = file_of(workspace)
+    if not path.is_file():
+        return {}
+    try:
+        content = read_json(path)
+        entries: dict[str, dict[str, Any]] = content["stages"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); it is written by stages only\n"
+            "Move it away; the next run of each stage writes its entry again."
+        ) from error
+    return entries
+
+
+def write_entry(workspace: Workspace, name: str, entry: dict[str, Any]) -> None:
+    """Replace the entry of a stage, such as train, or of a fold trained alone, such as train.fold0.
+
+    The entry of a whole stage takes the place of those of its folds.
+    """
+    workspace.cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(workspace.cache / "ds_version.lock", timeout=60):
+        others = {key: old for key, old in read_entries(workspace).items() if not key.startswith(f"{name}.")}
+        entries = others | {name: entry}
+        write_json(file_of(workspace), {"format": FORMAT, "stages": dict(sorted(entries.items()))})
+
+
+def file_of(workspace: Workspace) -> Path:
+    """Return where the file lies."""
+    return workspace.root / "DS_VERSION.json"

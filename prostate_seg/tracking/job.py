@@ -1,0 +1,61 @@
+"""What Hydra knows of a job, how it may end, and what a stage sees of its run. No library is needed to say so."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from prostate_seg.workspace import FoldRecord, StageResult, unrecorded_fold
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes of a process that Ctrl-C or SIGTERM ended."""
+
+
+class Outcome(Enum):
+    """How a stage ended, in MLflow's words."""
+
+    finished = "FINISHED"
+    failed = "FAILED"
+    killed = "KILLED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job of a command line."""
+
+    overrides: tuple[str, ...]
+    """What the command line set."""
+    output_dir: Path
+    """Hydra's folder for the job, with its log."""
+    hydra_dir: str
+    """Name of the folder inside it with the config as composed."""
+    sweep_folder: Path | None
+    """Folder of the multirun that the job is part of; None for a single run."""
+    number: int | None
+    """Number of the job in it."""
+
+
+class Recorded(Protocol):
+    """The run as the launcher sees it."""
+
+    def open_fold(self, index: int) -> AbstractContextManager[FoldRecord]:
+        """Record one fold of training."""
+
+    def finish(self, result: StageResult) -> None:
+        """Take what the stage read, wrote and measured."""
+
+    def close(self, outcome: Outcome) -> None:
+        """End the run."""
+
+
+class Unrecorded:
+    """Stands for the run of a stage that only answers a question."""
+
+    open_fold = staticmethod(unrecorded_fold)
+
+    def finish(self, result: StageResult) -> None:
+        """Forget the result."""
+
+    def close(self, outcome: Outcome) -> None:
+        """Do nothing."""

@@ -1,0 +1,61 @@
+"""Finding again what runs have recorded: the provenance.json of a run, of a whole pipeline, or of what is newest here."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from prostate_seg.config import MlflowConfig
+from prostate_seg.errors import InputError
+from prostate_seg.tracking.run_tree import Level, RunTree
+from prostate_seg.tracking.store import STORE_ERRORS, open_store, unusable
+
+
+def recorded_stages(run_id: str, settings: MlflowConfig, *, cache: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return (stage, provenance) of a run: of a stage its own, of a pipeline or sweep those below, of a fold its stage's.
+
+    Raises:
+        InputError: If there is no such run, it recorded nothing, or the store cannot be used.
+    """
+    if settings.tracking_uri is None:
+        raise InputError("mlflow=off: runs are looked up in the tracking store; choose the one that holds the run")
+    store = open_store(settings, cache=cache)
+    tree = RunTree(store)
+    try:
+        run = tree.get(run_id)
+        if run is None:
+            raise InputError(f"there is no run {run_id} in {store.address}\nLook for its id on the MLflow page.")
+        found = [(str(stage.data.tags["stage"]), _provenance(tree, stage)) for stage in _stages_of(tree, run)]
+    except STORE_ERRORS as error:
+        raise InputError(unusable(store.address, error)) from error
+    if not found:
+        raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
+    return found
+
+
+def _stages_of(tree: RunTree, run: Run) -> list[Run]:
+    level = run.data.tags.get("level")
+    if level == Level.fold.value:
+        parent = tree.get(run.data.tags["mlflow.parentRunId"])
+        return [parent] if parent is not None else []
+    if level in (Level.pipeline.value, Level.sweep.value):
+        below = tree.children(run.info.run_id)
+        return [child for child in below if child.info.status == "FINISHED" and child.data.tags["level"] != "sweep"]
+    return [run]
+
+
+def _provenance(tree: RunTree, run: Run) -> dict[str, Any]:
+    source = run.data.tags.get("reused_from", run.info.run_id)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = tree.client.download_artifacts(source, "provenance.json", folder)
+        except (MlflowException, OSError) as error:
+            raise InputError(
+                f"run {run.info.run_id} ({run.info.run_name}, {run.info.status}) has no provenance.json: "
+                "only a stage that finished records what it touched"
+            ) from error
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,215 @@
+"""The tree of runs: pipeline > stage > fold, and pipeline > sweep > trial > fold.
+
+Every run carries the tags level, pipeline, stage, fold and sweep, so that a flat search finds what the tree shows. Parents
+are found or made, and statuses of parents changed, only while the store's lock is held. A pipeline is RUNNING exactly while
+one of its stages is; it belongs to no process. Runs of processes that have died are closed as KILLED at the next start.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from prostate_seg.tracking.job import Outcome
+from prostate_seg.tracking.process import is_alive, is_silent, this_process
+from prostate_seg.tracking.store import Store
+
+NAMES_PER_CALL = 100
+"""Params or tags that a server takes in one call."""
+NONE = "none"
+"""Value of a tag that does not apply: a run outside of a sweep has sweep=none."""
+ALL = "all"
+"""Value of the tags stage and fold of a run that stands above them."""
+SILENT_ON_ANOTHER_HOST = timedelta(hours=1)
+"""A run of another host may be closed after this long without a sign of life, when asked to."""
+
+
+class Level(Enum):
+    """Where a run stands in the tree."""
+
+    pipeline = "pipeline"
+    sweep = "sweep"
+    stage = "stage"
+    trial = "trial"
+    fold = "fold"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where in the tree a run belongs."""
+
+    level: Level
+    pipeline: str
+    stage: str = ALL
+    fold: str = ALL
+    sweep: str = NONE
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags that every run carries."""
+        return {
+            "level": self.level.value,
+            "pipeline": self.pipeline,
+            "stage": self.stage,
+            "fold": self.fold,
+            "sweep": self.sweep,
+        }
+
+
+class RunTree:
+    """Finds, makes and closes runs in one experiment. Nothing here knows what a stage does."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.client = store.client
+
+    def pipeline(self, name: str, *, fresh: bool) -> Run:
+        """Return the newest pipeline of that name, or a new one. Call with the lock held."""
+        found = [] if fresh else self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=1)
+        if found:
+            return found[0]
+        run = self.create(name, Place(level=Level.pipeline, pipeline=name), parent_id=None)
+        self.client.set_terminated(run.info.run_id, Outcome.finished.value)  # RUNNING only while a stage is
+        return run
+
+    def sweep(self, key: str) -> Run | None:
+        """Return the sweep of this key, if it has been made."""
+        return next(iter(self.search(level=Level.sweep, filters={"sweep.key": key}, newest_first=True, limit=1)), None)
+
+    def create(
+        self,
+        name: str,
+        place: Place,
+        *,
+        parent_id: str | None,
+        tags: Mapping[str, str] | None = None,
+        start_ms: int | None = None,
+    ) -> Run:
+        """Make a RUNNING run; below the pipeline level it belongs to this process."""
+        owner = {} if place.level is Level.pipeline else this_process().as_tags()
+        parent = {} if parent_id is None else {"mlflow.parentRunId": parent_id}
+        return self.client.create_run(
+            self.store.experiment_id,
+            run_name=name,
+            start_time=start_ms or now_ms(),
+            tags={**place.tags(), **owner, **parent, **(tags or {})},
+        )
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Log params, tags and last metrics, in as few calls as a server takes."""
+        stamp = now_ms()
+        all_params = [Param(key, value) for key, value in (params or {}).items()]
+        all_tags = [RunTag(key, value) for key, value in (tags or {}).items()]
+        all_metrics = [Metric(key, value, stamp, 0) for key, value in (metrics or {}).items()]
+        for start in range(0, max(len(all_params), len(all_tags), len(all_metrics)), NAMES_PER_CALL):
+            part = slice(start, start + NAMES_PER_CALL)
+            self.client.log_batch(run_id, params=all_params[part], tags=all_tags[part], metrics=all_metrics[part])
+
+    def reopen(self, run: Run) -> None:
+        """Show a parent as RUNNING while something below it runs. Call with the lock held."""
+        self.client.update_run(run.info.run_id, status="RUNNING")
+
+    def settle(self, run_id: str, outcome: Outcome) -> None:
+        """Close a pipeline with the outcome of what ended last, unless something below still runs. Lock held."""
+        filters = {"mlflow.parentRunId": run_id}
+        if not self.search(filters=filters, status="RUNNING", limit=1):
+            self.client.set_terminated(run_id, outcome.value)
+
+    def children(self, run_id: str, **place: str) -> list[Run]:
+        """Return the runs directly below one, oldest first."""
+        return self.search(filters={"mlflow.parentRunId": run_id, **place})
+
+    def delete_with_folds(self, run: Run, *, replaced_by: str) -> None:
+        """Move a run and those below it to MLflow's trash, from which they can be restored."""
+        for child in self.children(run.info.run_id):
+            self.client.delete_run(child.info.run_id)
+        self.client.set_tag(run.info.run_id, "superseded_by", replaced_by)
+        self.client.delete_run(run.info.run_id)
+
+    def close_orphans(self, *, close_silent: bool = False) -> list[Run]:
+        """Close the RUNNING runs whose process has died, and settle their pipelines. Call with the lock held.
+
+        Args:
+            close_silent: Whether runs of other hosts that gave no sign of life for an hour count as dead.
+
+        Returns:
+            The closed runs.
+        """
+        running = self.search(status="RUNNING")
+        owned = [run for run in running if run.data.tags.get("level") != Level.pipeline.value]
+        dead = [run for run in owned if _is_dead(run, close_silent=close_silent)]
+        for run in dead:
+            self.client.set_tag(run.info.run_id, "closed_by", "a later start: its process had ended without closing it")
+            self.client.set_terminated(run.info.run_id, Outcome.killed.value)
+        for run in running:
+            if run.data.tags.get("level") == Level.pipeline.value:
+                self.settle(run.info.run_id, Outcome.killed)
+        return dead
+
+    def get(self, run_id: str) -> Run | None:
+        """Return a run, or None if there is none of that id or it is deleted."""
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException:
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def search(
+        self,
+        *,
+        level: Level | None = None,
+        pipeline: str | None = None,
+        filters: Mapping[str, str] | None = None,
+        status: str | None = None,
+        newest_first: bool = False,
+        limit: int = 1000,
+    ) -> list[Run]:
+        """Return runs that are not deleted, oldest first unless asked otherwise."""
+        wanted = {"level": level.value if level else None, "pipeline": pipeline, **(filters or {})}
+        terms = [f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value is not None]
+        terms += [f"attributes.status = '{status}'"] if status else []
+        order = f"attributes.start_time {'DESC' if newest_first else 'ASC'}"
+        return _pages(
+            lambda token, size: self.client.search_runs(
+                [self.store.experiment_id],
+                " and ".join(terms),
+                max_results=size,
+                order_by=[order, "attributes.run_id ASC"],
+                page_token=token,
+            ),
+            limit,
+        )
+
+
+def now_ms() -> int:
+    """Return the time as MLflow counts it."""
+    return int(time.time() * 1000)
+
+
+def _is_dead(run: Run, *, close_silent: bool) -> bool:
+    alive = is_alive(run.data.tags)
+    if alive is None:
+        return close_silent and is_silent(run.data.tags, since=SILENT_ON_ANOTHER_HOST)
+    return not alive
+
+
+def _pages(ask: Callable[[str | None, int], Sequence[Run]], limit: int) -> list[Run]:
+    found: list[Run] = []
+    token = None
+    while len(found) < limit:
+        page = ask(token, min(limit - len(found), 1000))
+        found += page
+        token = getattr(page, "token", None)
+        if not token:
+            break
+    return found

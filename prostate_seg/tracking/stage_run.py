@@ -1,0 +1,150 @@
+"""The run of one stage, from its first second to its last: what is recorded wherever a store is used or not.
+
+open_stage_run  opens the branch of the run tree, unless mlflow=off
+close           hashes what the stage touched, writes its entry of DS_VERSION.json and lets the branch log and close
+"""
+
+import importlib
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prostate_seg.config import Config, as_container
+from prostate_seg.tracking import ds_version
+from prostate_seg.tracking.job import INTERRUPTED, TERMINATED, Job, Outcome
+from prostate_seg.tracking.lineage import ancestors
+from prostate_seg.tracking.process import now_text
+from prostate_seg.tracking.provenance import Surroundings, look_around
+from prostate_seg.tracking.record import Hashes, hash_stage, settings_of
+from prostate_seg.tracking.redaction import Redactor
+from prostate_seg.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
+
+if TYPE_CHECKING:
+    from prostate_seg.tracking.branch import Branch
+
+log = logging.getLogger(__name__)
+
+
+def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> "StageRun":
+    """Open the run of a stage.
+
+    Raises:
+        InputError: If the tracking store, or DS_VERSION.json, cannot be used.
+    """
+    run = StageRun(cfg, workspace, job)
+    if cfg.mlflow.tracking_uri is not None:
+        run.branch = importlib.import_module("prostate_seg.tracking.branch").open_branch(run)  # mlflow takes seconds
+    return run
+
+
+class StageRun:
+    """One stage of one job while it runs."""
+
+    def __init__(self, cfg: Config, workspace: Workspace, job: Job) -> None:
+        assert cfg.stage is not None
+        self.cfg = cfg
+        self.stage = cfg.stage
+        self.workspace = workspace
+        self.job = job
+        self.started = time.time()
+        self.redactor = Redactor(settings=as_container(cfg))
+        self.surroundings: Surroundings = look_around(Path.cwd())
+        self.entries_before = ds_version.read_entries(workspace)
+        self.branch: Branch | None = None
+        self.result: StageResult | None = None
+
+    @contextmanager
+    def open_fold(self, index: int) -> Iterator[FoldRecord]:
+        """Record the training of one fold: a run of its own below this one."""
+        if self.branch is None:
+            with unrecorded_fold(index) as nobody:
+                yield nobody
+            return
+        fold = self.branch.open_fold(index)
+        outcome = Outcome.failed
+        try:
+            yield fold
+            outcome = Outcome.finished
+        except KeyboardInterrupt:
+            outcome = Outcome.killed
+            raise
+        except SystemExit as error:
+            outcome = Outcome.killed if error.code in (INTERRUPTED, TERMINATED) else Outcome.failed
+            raise
+        finally:
+            fold.close(outcome)
+
+    def finish(self, result: StageResult) -> None:
+        """Take what the stage read, wrote and measured."""
+        self.result = result
+
+    def close(self, outcome: Outcome) -> None:
+        """Write down what is now known and close the run.
+
+        Raises:
+            InputError: If the store does not take it; the stage's files are complete then all the same.
+        """
+        where = "" if self.branch is None else f", run {self.branch.run_id} of {self.cfg.mlflow.name}"
+        log.info("%s %s after %.1f s%s", self.stage, outcome.value, time.time() - self.started, where)
+        record: dict[str, Any] | None = None
+        hashes: Hashes | None = None
+        if outcome is Outcome.finished and self.result is not None:
+            hashes = hash_stage(self.stage, self.result.inputs, self.result.outputs, workspace=self.workspace)
+            record = self._record(hashes)
+            ds_version.write_entry(self.workspace, self.entry_name, record)
+        if self.branch is not None:
+            self.branch.close(outcome, record, hashes)
+
+    def _record(self, hashes: Hashes) -> dict[str, Any]:
+        """Return the entry of DS_VERSION.json, without secrets."""
+        around = self.surroundings
+        git = {name: value for name, value in asdict(around.git).items() if name not in ("diff", "untracked")}
+        record = {
+            "run_id": None if self.branch is None else self.branch.run_id,
+            "pipeline": self.cfg.mlflow.name,
+            "pipeline_run_id": None if self.branch is None else self.branch.pipeline_id,
+            "experiment": self.cfg.mlflow.experiment,
+            "finished_at": now_text(),
+            "seconds": round(time.time() - self.started, 1),
+            "command": command_line(),
+            "overrides": list(self.job.overrides),
+            "settings": settings_of(self.cfg),
+            "inputs": {key: hashed.md5 for key, hashed in hashes.inputs.items()},
+            "outputs": {key: hashed.md5 for key, hashed in hashes.outputs.items()},
+            "inputs_changed_while_running": self._changed_inputs(hashes),
+            "upstream": ancestors(hashes.inputs, self._other_entries(), workspace=self.workspace),
+            "code": {key: hashed.md5 for key, hashed in hashes.code.items()},
+            "git": git,
+            "packages": around.packages,
+            "machine": around.machine,
+        }
+        people_wrote = ("command", "overrides", "settings", "git")
+        return {key: self.redactor.tree(value) if key in people_wrote else value for key, value in record.items()}
+
+    @property
+    def entry_name(self) -> str:
+        """The key in DS_VERSION.json; a fold that was trained alone stands beside the others."""
+        alone = self.stage == "train" and self.cfg.fold.index is not None
+        return f"{self.stage}.fold{self.cfg.fold.index}" if alone else self.stage
+
+    def _other_entries(self) -> Mapping[str, Mapping[str, Any]]:
+        entries = ds_version.read_entries(self.workspace)
+        return {name: entry for name, entry in entries.items() if name.split(".")[0] != self.stage}
+
+    def _changed_inputs(self, hashes: Hashes) -> Sequence[str]:
+        changed = [key for key, hashed in hashes.inputs.items() if hashed.newest_mtime > self.started]
+        for key in changed:
+            log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.stage)
+        return changed
+
+
+def command_line() -> str:
+    """Return how this process was started, as a person would type it."""
+    arguments = [word for word in sys.argv[1:] if word != "hydra.sweeper.max_batch_size=1"]
+    return shlex.join(["python", "-m", "prostate_seg", *arguments])

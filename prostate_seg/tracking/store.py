@@ -1,0 +1,191 @@
+"""The tracking store: its address, whether it can be used, and a client for it. The whole of MLflow is imported here.
+
+A store that cannot be used stops a run before its stage starts, within ten seconds, with the address and the next step.
+"""
+
+import logging
+import os
+import re
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from filelock import BaseFileLock, FileLock
+
+from prostate_seg.config import MlflowConfig
+from prostate_seg.errors import InputError
+from prostate_seg.tracking.address import resolved_uri, shown_address, sqlite_file
+
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # patient data are near: nobody is called
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+from mlflow import MlflowClient  # noqa: E402 - reads the lines above
+from mlflow.exceptions import MlflowException  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+SECONDS_TO_ANSWER = 8.0
+"""A store that has not answered by then counts as unreachable; ten seconds are promised."""
+CREATING_SECONDS = 120.0
+"""A database file that does not exist yet may take this long: its tables are made first."""
+
+STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+"""What a call to the store raises when the store is at fault."""
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """An open store."""
+
+    client: MlflowClient
+    experiment_id: str
+    address: str
+    """For people: without user and password."""
+    lock: BaseFileLock
+    """Held while parents are found or made, so that processes that start together agree."""
+
+    def ask(self, question: Callable[[], Answer]) -> Answer:
+        """Return the answer of several calls, or raise TimeoutError when they take too long."""
+        return _within(SECONDS_TO_ANSWER, question)
+
+
+def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
+    """Connect, and find or make the experiment.
+
+    Args:
+        settings: Group mlflow of the config; its tracking_uri is not None.
+        cache: Folder for the lock of a store that is not a local file.
+
+    Raises:
+        InputError: If the store cannot be reached, read or written.
+    """
+    assert settings.tracking_uri is not None
+    _quiet()
+    uri = resolved_uri(settings.tracking_uri)
+    address = shown_address(uri)
+    file = sqlite_file(uri)
+    is_new = file is not None and not file.exists()
+    lock_file = file.with_name(f"{file.name}.lock") if file else cache / "mlflow.lock"
+    try:
+        _require_reachable(uri)
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_file, timeout=CREATING_SECONDS)
+        with lock:
+            client, experiment_id = _within(
+                CREATING_SECONDS if is_new else SECONDS_TO_ANSWER,
+                lambda: _client_and_experiment(uri, settings.experiment, file),
+            )
+    except (*STORE_ERRORS, TimeoutError) as error:
+        raise InputError(unusable(address, error)) from error
+    return Store(client=client, experiment_id=experiment_id, address=address, lock=lock)
+
+
+def unusable(address: str, error: BaseException) -> str:
+    """Word an error of the store."""
+    return (
+        f"the tracking store {address} cannot be used: {_reason(error)}\n"
+        f"{_next_step(error)}, or choose another store: mlflow=server, mlflow.tracking_uri=ADDRESS, or mlflow=off"
+    )
+
+
+def _client_and_experiment(uri: str, name: str, file: Path | None) -> tuple[MlflowClient, str]:
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            artifacts = (file.parent / "mlruns" / re.sub(r"[^\w.\-]", "_", name)).as_uri() if file else None
+            return client, client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # made by another host just now
+    assert found is not None
+    if found.lifecycle_stage != "active":
+        raise MlflowException(
+            f"its experiment {name!r} is deleted (mlflow experiments restore --experiment-id {found.experiment_id})"
+        )
+    return client, str(found.experiment_id)
+
+
+def _require_reachable(uri: str) -> None:
+    """Ask the cheapest question first, so that the answer is plain: does the file open, does the port answer."""
+    file = sqlite_file(uri)
+    if file is not None:
+        _require_writable(file)
+        return
+    parts = urlsplit(uri)
+    port = parts.port or {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}.get(parts.scheme.split("+")[0])
+    if parts.hostname and port:
+        with socket.create_connection((parts.hostname, port), timeout=SECONDS_TO_ANSWER / 2):
+            pass
+    elif not parts.scheme or parts.scheme == "file":
+        raise OSError("a folder cannot be a store since MLflow 3.13; use sqlite:///FILE")
+
+
+def _require_writable(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise OSError(f"the folder {file.parent} does not exist")
+    if not os.access(file.parent, os.W_OK):
+        raise OSError(f"the folder {file.parent} cannot be written")
+    if file.exists():
+        try:
+            connection = sqlite3.connect(file, timeout=SECONDS_TO_ANSWER / 2)
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+            connection.close()
+        except sqlite3.Error as error:
+            raise OSError(str(error)) from error
+
+
+def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """Return what `ask` returns, or raise TimeoutError; the thread that hangs then cannot keep the process."""
+    answer: list[Answer] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            answer.append(ask())
+        except BaseException as error:  # handed on to the caller's thread below
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="store")
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answer:
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return answer[0]
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error.__cause__ or error) if isinstance(error, SQLAlchemyError) else str(error)
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    return shown_address(first.strip())
+
+
+def _next_step(error: BaseException) -> str:
+    text = str(error)
+    if "out-of-date" in text or "Can't locate revision" in text:
+        return "Back it up and run: mlflow db upgrade ADDRESS"
+    if "locked" in text:
+        return "Close what holds it and start again"
+    if isinstance(error, (TimeoutError, ConnectionError, socket.gaierror)):
+        return "Start the server, or check the address"
+    return "Check the address and who may write there"
+
+
+def _quiet() -> None:
+    """Keep the libraries' notes about tables and migrations out of a run's log."""
+    for name in ("mlflow", "alembic", "mlflow.store.db.utils", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING if name != "urllib3" else logging.ERROR)

@@ -1,0 +1,78 @@
+"""The doctor's questions to the tracking store; opening it checks its tables too."""
+
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from prostate_seg.config import Config
+from prostate_seg.errors import InputError
+from prostate_seg.tracking.health import Finding, Severity
+from prostate_seg.tracking.process import is_alive, is_silent
+from prostate_seg.tracking.run_tree import SILENT_ON_ANOTHER_HOST, Level, RunTree
+from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
+from prostate_seg.workspace import Workspace
+
+
+def check_store(cfg: Config, workspace: Workspace) -> list[Finding]:
+    """Open the store, close what killed runs left open, and look whether artifacts can be written."""
+    try:
+        store = open_store(cfg.mlflow, cache=workspace.cache)
+        with store.lock:
+            return store.ask(lambda: _findings(store, close_silent=cfg.doctor.close_silent))
+    except InputError as error:
+        return [_unusable(str(error))]
+    except (*STORE_ERRORS, TimeoutError) as error:
+        return [_unusable(unusable(store.address, error))]
+
+
+def _findings(store: Store, *, close_silent: bool) -> list[Finding]:
+    tree = RunTree(store)
+    closed = tree.close_orphans(close_silent=close_silent)
+    running = [run for run in tree.search(status="RUNNING") if run.data.tags.get("level") != Level.pipeline.value]
+    silent = [
+        run
+        for run in running
+        if is_alive(run.data.tags) is None and is_silent(run.data.tags, since=SILENT_ON_ANOTHER_HOST)
+    ]
+    text = f"{store.address} answers, its tables are current"
+    return [
+        Finding(name="tracking", severity=Severity.good, text=text),
+        _artifacts(store),
+        Finding(
+            name="runs",
+            severity=Severity.good,
+            text=f"{len(closed)} of killed processes closed, {len(running)} running",
+        ),
+        *([_silent(len(silent))] if silent else []),
+    ]
+
+
+def _artifacts(store: Store) -> Finding:
+    location = store.client.get_experiment(store.experiment_id).artifact_location
+    if urlsplit(location).scheme not in ("", "file"):
+        return Finding(name="artifacts", severity=Severity.good, text=location)
+    folder = Path(unquote(urlsplit(location).path))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        text = f"{folder} cannot be written: {error.strerror}"
+        return Finding(
+            name="artifacts", severity=Severity.bad, text=text, fix="create it, or choose another mlflow.experiment"
+        )
+    return Finding(name="artifacts", severity=Severity.good, text=str(folder))
+
+
+def _silent(number: int) -> Finding:
+    return Finding(
+        name="silent",
+        severity=Severity.note,
+        text=f"{number} runs of other hosts have given no sign of life for an hour",
+        fix="stage=doctor on those hosts, or here with doctor.close_silent=true",
+    )
+
+
+def _unusable(text: str) -> Finding:
+    first, *rest = text.splitlines()
+    return Finding(name="tracking", severity=Severity.bad, text=first, fix=" ".join(rest))

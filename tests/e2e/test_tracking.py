@@ -1,0 +1,553 @@
+"""What is recorded of real command lines: the tree, its statuses, what reruns replace, and what no record may hold."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from prostate_seg.tracking.record import path_of
+from prostate_seg.workspace import Workspace
+from tests.conftest import ROOT
+from tests.test_hashing import dvc_md5
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "data.phantom.num_patients=4",
+    "data.phantom.num_second_studies=0",
+    "data.phantom.field_of_view_mm=100",
+    "data.phantom.gland_volume_range_ml=[25,50]",
+    "preprocess.spacing_mm=[3,0.8,0.8]",
+    "preprocess.image_size=96",
+    "fold.num_folds=2",
+    "model.channels=[8,16]",
+    "model.strides=[[2,2]]",
+    "train.steps_per_epoch=2",
+    "train.max_epochs=2",
+    "evaluate.num_bootstrap=100",
+]
+FAULTY = Path(__file__).with_name("faulty.py")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a workspace and a store."""
+
+    folder: Path
+
+    def run(
+        self, *arguments: str, program: str = "-m prostate_seg", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        env = clean_environment() | environment
+        command = [sys.executable, *program.split(), *arguments, *SMALL]
+        return subprocess.run(
+            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    def start(self, *arguments: str, program: str = "-m prostate_seg") -> subprocess.Popen[str]:
+        command = [sys.executable, *program.split(), *arguments, *SMALL]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
+
+    def runs(self, *, deleted: bool = False, **tags: str) -> list[Run]:
+        """Return runs, oldest first."""
+        experiment = self.client.get_experiment_by_name("prostate_seg")
+        assert experiment is not None
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+        query = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+        order = ["attributes.start_time ASC"]
+        return list(self.client.search_runs([experiment.experiment_id], query, run_view_type=view, order_by=order))
+
+    def only(self, **tags: str) -> Run:
+        (run,) = self.runs(**tags)
+        return run
+
+    def artifacts(self, run: Run, folder: str = "") -> set[str]:
+        found = set()
+        for info in self.client.list_artifacts(run.info.run_id, folder or None):
+            found |= self.artifacts(run, info.path) if info.is_dir else {info.path}
+        return found
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what would change where or how runs are recorded."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC", "PROSTATE_SEG"))}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A pipeline that has run once, in one command."""
+    project = Project(tmp_path_factory.mktemp("finished"))
+    done = project.run("-m", "stage=fetch,preprocess,prepare,train,evaluate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    """The data of the finished pipeline, with no store yet."""
+    for name in ("data", "preprocess", "prepared"):
+        shutil.copytree(finished.folder / name, tmp_path / name)
+    return Project(tmp_path)
+
+
+def test_chain_of_stages_is_one_pipeline_with_a_run_per_stage_and_fold(finished: Project) -> None:
+    pipeline = finished.only(level="pipeline")
+    stages = finished.runs(level="stage")
+    assert [run.info.run_name for run in stages] == ["fetch", "preprocess", "prepare", "train", "evaluate"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in stages} == {pipeline.info.run_id}
+    folds = finished.runs(level="fold")
+    assert [run.data.tags["fold"] for run in folds] == ["0", "1"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in folds} == {
+        finished.only(level="stage", stage="train").info.run_id
+    }
+    for run in finished.runs():
+        assert run.info.status == "FINISHED"
+        assert {"level", "pipeline", "stage", "fold", "sweep"} <= set(run.data.tags)
+
+
+def test_aggregates_stand_on_every_level(finished: Project) -> None:
+    pipeline, train = finished.only(level="pipeline"), finished.only(level="stage", stage="train")
+    folds = [run.data.metrics["val/best_dice"] for run in finished.runs(level="fold")]
+    assert train.data.metrics["val/best_dice"] == pytest.approx(sum(folds) / 2)
+    assert pipeline.data.metrics["val/best_dice"] == train.data.metrics["val/best_dice"]
+    evaluate = finished.only(level="stage", stage="evaluate")
+    assert pipeline.data.metrics["test/dice"] == evaluate.data.metrics["test/dice"]
+
+
+def test_each_fold_has_a_point_per_epoch_and_its_picture(finished: Project) -> None:
+    for run in finished.runs(level="fold"):
+        history = finished.client.get_metric_history(run.info.run_id, "val/dice")
+        assert [point.step for point in history] == [1, 2]
+        assert max(point.value for point in history) == pytest.approx(run.data.metrics["val/best_dice"])
+        assert finished.artifacts(run) == {"figures/history.png"}
+
+
+def test_stage_logs_settings_code_packages_machine_and_files(finished: Project) -> None:
+    run = finished.only(level="stage", stage="evaluate")
+    assert run.data.params["data.phantom.num_patients"] == "4"
+    assert run.data.params["preprocess.spacing_mm"] == "[3.0, 0.8, 0.8]"
+    assert run.data.params["seed"] == "12345"
+    assert not [key for key in run.data.params if key.startswith(("paths", "machine", "mlflow", "doctor"))]
+    tags = run.data.tags
+    assert "stage=evaluate" in tags["overrides"]
+    assert tags["machine.host"] == socket.gethostname()
+    assert {"machine.cpu", "machine.gpu", "package.torch", "package.mlflow", "command"} <= set(tags)
+    assert {
+        "config.yaml", "packages.txt", "provenance.json", "hydra/config.yaml", "hydra/overrides.yaml", "hydra/hydra.yaml",
+        "log/prostate_seg.log", "figures/worst.png", "figures/best.png", "figures/cases.png", "tables/metrics.json",
+        "tables/cases.csv",
+    } <= finished.artifacts(run)  # fmt: skip
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"model", "prepared/kfold.json", "data"}
+    log = finished.client.download_artifacts(run.info.run_id, "log/prostate_seg.log")
+    assert "evaluate FINISHED after" in Path(log).read_text()
+
+
+def test_every_hash_in_a_run_equals_that_of_dvc_add(finished: Project, tmp_path: Path) -> None:
+    workspace = Workspace(root=finished.folder, data=finished.folder / "data", cache=finished.folder / ".cache")
+    wanted: dict[Path, str] = {}
+    for run in finished.runs(level="stage"):
+        for key, value in run.data.tags.items():
+            kind, _, name = key.partition("/")
+            if kind in ("md5.inputs", "md5.outputs"):
+                wanted[path_of(name, workspace)] = value
+            elif kind == "md5.code":
+                wanted[ROOT / name] = value
+    assert {path.name for path in wanted} >= {"data", "preprocess", "kfold.json", "model", "evaluation", "dataset.csv"}
+    copies: dict[Path, str] = {}
+    (tmp_path / "copies").mkdir()
+    for number, (path, md5) in enumerate(wanted.items()):
+        copy = tmp_path / "copies" / f"{number}_{path.name}"
+        shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+        copies[copy] = md5
+    (tmp_path / "repository").mkdir()
+    theirs = dvc_md5(tmp_path / "repository", *copies)
+    assert {copy.name: md5 for copy, md5 in copies.items()} == theirs
+    assert len(theirs) > 40
+
+
+def test_stage_names_the_runs_it_rests_on(finished: Project) -> None:
+    tags = finished.only(level="stage", stage="evaluate").data.tags
+    for stage in ("fetch", "preprocess", "prepare", "train"):
+        assert tags[f"previous_run_id.{stage}"] == finished.only(level="stage", stage=stage).info.run_id
+
+
+def test_ds_version_mirrors_the_runs(finished: Project) -> None:
+    entries = json.loads((finished.folder / "DS_VERSION.json").read_text())["stages"]
+    for stage, entry in entries.items():
+        run = finished.only(level="stage", stage=stage)
+        assert entry["run_id"] == run.info.run_id
+        for kind in ("inputs", "outputs", "code"):
+            for key, md5 in entry[kind].items():
+                assert run.data.tags[f"md5.{kind}/{key}"] == md5
+    assert list(entries) == ["evaluate", "fetch", "prepare", "preprocess", "train"]
+
+
+def test_rerun_replaces_the_stage_once_it_has_finished_and_a_failed_one_costs_nothing(project: Project) -> None:
+    assert project.run("stage=prepare").returncode == 0
+    first = project.only(level="stage").info.run_id
+    assert project.run("raise", "preprocess", "stage=preprocess", program=str(FAULTY)).returncode == 1
+    assert project.run("stage=prepare", "fold.num_folds=9").returncode == 1  # 4 patients
+    assert first in {run.info.run_id for run in project.runs(level="stage", stage="prepare")}
+    assert project.run("stage=prepare").returncode == 0
+    second = project.only(level="stage", stage="prepare")
+    assert second.info.run_id != first
+    gone = [run for run in project.runs(deleted=True) if run.info.run_id == first]
+    assert gone[0].data.tags["superseded_by"] == second.info.run_id
+    assert project.run("stage=prepare", "mlflow.on_rerun=keep").returncode == 0
+    assert len(project.runs(level="stage", stage="prepare")) == 2
+
+
+def test_folds_trained_one_after_the_other_do_not_replace_each_other(project: Project) -> None:
+    for index in (0, 1):
+        assert project.run("stage=train", f"fold.index={index}").returncode == 0
+    assert [run.data.tags["folds"] for run in project.runs(level="stage")] == ["0", "1"]
+    assert project.run("stage=train").returncode == 0
+    assert project.only(level="stage").data.tags["folds"] == "0,1"
+    assert [run.data.tags["fold"] for run in project.runs(level="fold")] == ["0", "1"]
+
+
+def test_fresh_pipeline_leaves_the_old_one_alone(project: Project) -> None:
+    assert project.run("stage=prepare").returncode == 0
+    assert project.run("stage=prepare", "mlflow.fresh=true").returncode == 0
+    assert len(project.runs(level="pipeline")) == 2
+    assert len(project.runs(level="stage")) == 2
+
+
+def test_new_name_links_what_it_reuses(finished: Project, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    project = Project(tmp_path / "copy")
+    assert project.run("stage=evaluate", "mlflow.name=second").returncode == 0
+    linked = project.runs(level="stage", pipeline="second")
+    origins = {run.info.run_name: run.data.tags.get("reused_from") for run in linked}
+    old = {run.info.run_name: run.info.run_id for run in project.runs(level="stage", pipeline="baseline")}
+    assert origins == {name: old[name] for name in ("fetch", "preprocess", "prepare", "train")} | {"evaluate": None}
+    pipeline = project.only(level="pipeline", pipeline="second")
+    assert {"val/best_dice", "test/dice"} <= set(pipeline.data.metrics)
+    assert project.run("stage=prepare", "mlflow.name=second").returncode == 0
+    assert "reused_from" not in project.only(pipeline="second", stage="prepare").data.tags
+
+
+def test_verify_finds_everything_as_it_was_and_then_what_changed(finished: Project, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    project = Project(tmp_path / "copy")
+    pipeline = finished.only(level="pipeline").info.run_id
+    for what in ([], [f"verify.run={pipeline}"], [f"verify.run={finished.only(level='fold', fold='1').info.run_id}"]):
+        done = project.run("stage=verify", *what)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "0 changed, 0 missing" in done.stdout
+    (project.folder / "model" / "fold0" / "history.csv").write_text("spoilt")
+    (project.folder / "prepared" / "kfold.json").unlink()
+    train = finished.only(level="stage", stage="train").info.run_id
+    done = project.run("stage=verify", f"verify.run={train}", "train.learning_rate=0.1")
+    assert done.returncode == 1
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["train", "outputs", "changed", "model"] in lines
+    assert ["changed", "fold0/history.csv"] in lines
+    assert ["train", "inputs", "missing", "prepared/kfold.json"] in lines
+    assert ["train", "config", "changed", "train.learning_rate:", "0.003", "->", "0.1"] in lines
+    assert "Traceback" not in done.stderr
+    rows = json.loads(project.run("stage=verify", f"verify.run={train}", "verify.format=json").stdout)
+    assert {row["name"] for row in rows if row["verdict"] != "same"} == {"model", "prepared/kfold.json"}
+    assert len(project.runs(level="stage")) == 5  # a question leaves no run
+
+
+def test_verify_of_an_unknown_run_says_so(finished: Project) -> None:
+    done = finished.run("stage=verify", "verify.run=0123")
+    assert done.returncode == 1
+    assert "there is no run 0123 in sqlite:///" in done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_sweep_has_a_run_with_its_trials_below(project: Project, launcher: str) -> None:
+    extra = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    done = project.run("-m", "stage=train", "fold.index=0,1", f"hydra/launcher={launcher}", *extra)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pipeline, sweep = project.only(level="pipeline"), project.only(level="sweep")
+    assert sweep.data.tags["mlflow.parentRunId"] == pipeline.info.run_id
+    trials = sorted(project.runs(level="trial"), key=lambda run: str(run.info.run_name))
+    assert [run.info.run_name for run in trials] == ["trial 0", "trial 1"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {sweep.info.run_id}
+    assert {run.data.tags["sweep"] for run in project.runs(level="fold")} == {sweep.info.run_name}
+    best = max(trials, key=lambda run: run.data.metrics["objective"])
+    assert sweep.data.tags["best_run_id"] == best.info.run_id
+    assert sweep.data.metrics["sweep/num_finished"] == 2
+    assert {run.info.status for run in project.runs()} == {"FINISHED"}
+
+
+def test_failed_trial_makes_a_failed_sweep(project: Project) -> None:
+    done = project.run("-m", "stage=prepare", "fold.num_folds=9,2", "fold.val_fraction=0.5")
+    assert done.returncode == 1
+    states = {run.info.run_name: run.info.status for run in project.runs()}
+    assert states["trial 0"] == "FAILED"
+    assert states[project.only(level="sweep").info.run_name] == "FAILED"
+    assert "RUNNING" not in states.values()
+
+
+ENDS = [
+    # fault, signal, exit code, status of the run right after, status after the next start
+    ("raise", None, 1, "FAILED", "FAILED"),
+    ("exit3", None, 3, "FAILED", "FAILED"),
+    ("exit0", None, 1, "FAILED", "FAILED"),
+    ("hang", signal.SIGINT, 130, "KILLED", "KILLED"),
+    ("hang", signal.SIGTERM, 143, "KILLED", "KILLED"),
+    ("hang", signal.SIGKILL, -9, "RUNNING", "KILLED"),
+]
+
+
+@pytest.mark.parametrize(("place", "stage"), [("preprocess", "preprocess"), ("fold1", "train")])
+def test_status_after_every_kind_of_end(project: Project, place: str, stage: str) -> None:
+    shown = []
+    for fault, sent, code, at_once, later in ENDS:
+        name = f"{fault} {sent.name if sent else ''}".strip()
+        process = project.start(fault, place, f"stage={stage}", f"mlflow.name={name}", program=str(FAULTY))
+        if sent is not None:
+            wait_for(project.folder / "hanging")
+            time.sleep(0.5)
+            process.send_signal(sent)
+        out, _ = process.communicate(timeout=120)
+        (project.folder / "hanging").unlink(missing_ok=True)
+        assert process.returncode == code, out
+        assert project.only(pipeline=name, level="stage").info.status == at_once, name
+        shown.append((name, later))
+    assert project.run("stage=prepare", "mlflow.name=next").returncode == 0
+    for name, later in shown:
+        assert {run.info.status for run in project.runs(pipeline=name, level="stage")} == {later}, name
+        assert {run.info.status for run in project.runs(pipeline=name, level="pipeline")} == {later}, name
+        folds = {run.data.tags["fold"]: run.info.status for run in project.runs(pipeline=name, level="fold")}
+        assert folds == ({"0": "FINISHED", "1": later} if place == "fold1" else {}), name
+    assert not [run for run in project.runs() if run.info.status == "RUNNING"]
+
+
+def test_interrupted_sweep_is_killed_with_its_trial(project: Project) -> None:
+    process = project.start("hang", "fold1", "-m", "stage=train", "train.learning_rate=1e-3,2e-3", program=str(FAULTY))
+    wait_for(project.folder / "hanging")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert {run.info.run_name: run.info.status for run in project.runs(level="trial")} == {"trial 0": "KILLED"}
+    assert project.only(level="sweep").info.status == "KILLED"
+    assert project.only(level="pipeline").info.status == "KILLED"
+
+
+def test_doctor_closes_orphans_and_says_what_is_wrong(project: Project) -> None:
+    process = project.start("hang", "preprocess", "stage=preprocess", program=str(FAULTY))
+    wait_for(project.folder / "hanging")
+    process.kill()
+    process.communicate()
+    done = project.run("stage=doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of killed processes closed, 0 running" in done.stdout
+    assert "ok   python     3." in done.stdout
+    assert {run.info.status for run in project.runs()} == {"KILLED"}
+    (project.folder / "DS_VERSION.json").write_text("{")
+    done = project.run("stage=doctor", "mlflow=server", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "BAD  record" in done.stdout
+    assert "BAD  tracking   the tracking store http://127.0.0.1:9 cannot be used" in done.stdout
+    assert "fix: mv DS_VERSION.json" in done.stdout
+
+
+def test_failure_while_closing_ends_with_1_and_leaves_no_run_open(project: Project) -> None:
+    done = project.run("raise", "close", "stage=prepare", program=str(FAULTY))
+    assert done.returncode == 1
+    assert "built-in fault" in done.stderr
+    assert project.run("stage=prepare", "mlflow.on_rerun=keep").returncode == 0
+    assert [run.info.status for run in project.runs(level="stage")] == ["KILLED", "FINISHED"]
+
+
+def test_config_without_the_callback_is_refused(project: Project) -> None:
+    done = project.run("stage=prepare", "~hydra.callbacks.tracking")
+    assert done.returncode == 1
+    assert "this config has no tracking callback" in done.stderr
+
+
+def test_tracking_off_records_in_the_workspace_alone(project: Project) -> None:
+    assert project.run("stage=prepare", "mlflow=off").returncode == 0
+    assert not (project.folder / "mlflow.db").exists()
+    assert json.loads((project.folder / "DS_VERSION.json").read_text())["stages"]["prepare"]["run_id"] is None
+    assert project.run("stage=verify", "mlflow=off").returncode == 0
+
+
+def test_run_id_in_the_environment_is_ignored_in_words(project: Project) -> None:
+    done = project.run("stage=prepare", MLFLOW_RUN_ID="0123456789abcdef0123456789abcdef")
+    assert done.returncode == 0
+    assert "MLFLOW_RUN_ID=0123456789abcdef0123456789abcdef is ignored" in done.stdout
+    run = project.only(level="stage")
+    assert run.data.tags["mlflow.parentRunId"] == project.only(level="pipeline").info.run_id
+
+
+def test_unreachable_store_stops_the_run_within_ten_seconds(project: Project) -> None:
+    with silent_port() as silent:
+        for port in (9, silent):
+            start = time.monotonic()
+            done = project.run(
+                "stage=prepare", "mlflow=server", f"mlflow.tracking_uri=http://ann:hunter2@127.0.0.1:{port}"
+            )
+            took = time.monotonic() - start
+            assert done.returncode == 1
+            assert f"the tracking store http://127.0.0.1:{port} cannot be used" in done.stderr
+            assert "mlflow=off" in done.stderr
+            assert "hunter2" not in done.stdout + done.stderr
+            assert "Traceback" not in done.stderr
+            assert took < 10 + 8, took  # ten from the start of the stage; the rest is Python and MLflow being imported
+    assert not (project.folder / "DS_VERSION.json").exists()
+
+
+def test_locked_database_stops_the_run_in_words(project: Project) -> None:
+    assert project.run("stage=prepare").returncode == 0
+    with contextlib.closing(sqlite3.connect(project.folder / "mlflow.db")) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        done = project.run("stage=prepare")
+    assert done.returncode == 1
+    assert "cannot be used: database is locked" in done.stderr
+
+
+SECRETS = {
+    "MY_SERVICE_TOKEN": "planted-token-0123456789",
+    "AWS_SECRET_ACCESS_KEY": "plantedAwsKey0123456789",
+    "DATABASE_URL": "postgresql://ann:planted-db-password@db/x",
+}
+
+
+def test_no_planted_secret_reaches_the_store(project: Project) -> None:
+    remote = "https://ann:planted-remote-password@git.example.org/x.git"
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    (project.folder / "settings.py").write_text("x = 1\n")
+    for command in (
+        ["init", "-q"],
+        ["remote", "add", "origin", remote],
+        ["add", "settings.py"],
+        ["commit", "-qm", "x"],
+    ):
+        subprocess.run([*git, *command], cwd=project.folder, check=True)
+    (project.folder / "settings.py").write_text("x = 2\npassword = 'planted-in-diff'\n# planted-token-0123456789\n")
+    env_set = "hydra.job.env_set={X_PASSWORD:planted-env-set,URL:'http://ann:planted-url-password@host/'}"
+    done = project.run("stage=preprocess", "data.exclude=[planted-token-0123456789]", env_set, **SECRETS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = [project.folder / "mlflow.db", *(project.folder / "mlruns").rglob("*"), project.folder / "DS_VERSION.json"]
+    texts = {path: path.read_bytes() for path in files if path.is_file()}
+    assert any(path.name == "git.diff" and b"x = 2" in text for path, text in texts.items())
+    assert any(path.name == "hydra.yaml" for path in texts)
+    assert not [path for path, text in texts.items() if b"planted" in text]
+    assert project.only(level="stage").data.tags["git.dirty"] == "true"
+    assert project.only(level="stage").data.tags["git.remote"] == "https://[redacted]@git.example.org/x.git"
+
+
+def test_processes_that_start_together_on_a_new_store_agree(project: Project) -> None:
+    starts = [project.start("stage=prepare") for _ in range(8)]
+    outs = [start.communicate(timeout=300)[0] for start in starts]
+    assert [start.returncode for start in starts] == [0] * 8, outs
+    pipeline = project.only(level="pipeline")
+    stages = project.runs(level="stage")
+    assert len(stages) == 8
+    assert {run.data.tags["mlflow.parentRunId"] for run in stages} == {pipeline.info.run_id}
+    assert {run.info.status for run in project.runs()} == {"FINISHED"}
+
+
+def test_server_records_the_same_with_system_metrics(project: Project) -> None:
+    with server(project.folder / "server") as address:
+        done = project.run(
+            "stage=train", "fold.index=0", "mlflow=server", "mlflow.system_metrics=true",
+            MLFLOW_TRACKING_URI=address, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        client = MlflowClient(tracking_uri=address)
+        experiment = client.get_experiment_by_name("prostate_seg")
+        assert experiment is not None
+        runs = {run.data.tags["level"]: run for run in client.search_runs([experiment.experiment_id])}
+        assert {level: run.info.status for level, run in runs.items()} == dict.fromkeys(
+            ("pipeline", "stage", "fold"), "FINISHED"
+        )
+        assert [key for key in runs["stage"].data.metrics if key.startswith("system/")]
+        assert "provenance.json" in {info.path for info in client.list_artifacts(runs["stage"].info.run_id)}
+        verified = project.run(
+            "stage=verify", f"verify.run={runs['stage'].info.run_id}", "fold.index=0", "mlflow=server",
+            MLFLOW_TRACKING_URI=address,
+        )  # fmt: skip
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert not (project.folder / "mlflow.db").exists()
+
+
+def wait_for(path: Path, seconds: float = 90) -> None:
+    until(path.exists, seconds)
+
+
+def until(holds: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen(16)
+        yield int(one.getsockname()[1])
+
+
+@contextlib.contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """An MLflow server on a free port, with its own database and artifacts."""
+    folder.mkdir()
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=clean_environment(), start_new_session=True
+        )
+    try:
+        until(lambda: answers(f"{address}/health"), 90)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False

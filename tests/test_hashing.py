@@ -1,0 +1,79 @@
+"""Hashes are those that DVC writes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prostate_seg.errors import InputError
+from prostate_seg.tracking import hashing
+from prostate_seg.tracking.hashing import hash_paths
+
+
+def dvc_md5(repository: Path, *paths: Path) -> dict[str, str]:
+    """Let `dvc add` hash copies of the paths in a repository of its own."""
+    env = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(repository / "site")}
+    subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q"], cwd=repository, check=True, env=env)
+    found = {}
+    for path in paths:
+        subprocess.run(["cp", "-rL", str(path), str(repository / path.name)], check=True)
+        subprocess.run([*dvc, "add", "-q", path.name], cwd=repository, check=True, env=env)
+        found[path.name] = yaml.safe_load((repository / f"{path.name}.dvc").read_text())["outs"][0]["md5"]
+    return found
+
+
+@pytest.fixture
+def things(tmp_path: Path) -> Path:
+    folder = tmp_path / "things"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "a.txt").write_text("a\r\nb\n")
+    (folder / "empty").write_bytes(b"")
+    (folder / "deep" / "b.bin").write_bytes(bytes(range(256)) * 9000)
+    (folder / "deep" / "er" / "ümlaut name.csv").write_text("x,y\n")
+    (folder / ".hidden").write_text("h")
+    (folder / "link.txt").symlink_to(folder / "a.txt")
+    return folder
+
+
+@pytest.mark.slow
+def test_hashes_equal_those_of_dvc_add(things: Path, tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    alone = tmp_path / "alone.bin"
+    alone.write_bytes(os.urandom(3_000_000))
+    theirs = dvc_md5(tmp_path / "repository", things, alone)
+    ours = hash_paths([things, alone], cache=tmp_path / "cache")
+    assert {path.name: hashed.md5 for path, hashed in ours.items()} == theirs
+
+
+def test_listing_names_every_file_with_its_md5(things: Path, tmp_path: Path) -> None:
+    hashed = hash_paths([things], cache=tmp_path / "cache")[things]
+    assert set(hashed.files) == {
+        ".hidden", "a.txt", "deep/b.bin", "deep/er/ümlaut name.csv", "empty", "link.txt",
+    }  # fmt: skip
+    assert hashed.files["empty"] == "d41d8cd98f00b204e9800998ecf8427e"
+    assert hashed.md5.endswith(".dir")
+
+
+def test_unchanged_file_is_not_read_again(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hash_paths([things], cache=tmp_path / "cache")
+    monkeypatch.setattr(hashing, "_hash_file", lambda path, info: pytest.fail(f"read {path}"))
+    assert hash_paths([things], cache=tmp_path / "cache") == before
+
+
+def test_changed_file_is_read_again_and_changes_its_folder(things: Path, tmp_path: Path) -> None:
+    before = hash_paths([things], cache=tmp_path / "cache")[things]
+    (things / "a.txt").write_text("a\r\nc\n")
+    os.utime(things / "a.txt", (1, 1))
+    after = hash_paths([things], cache=tmp_path / "cache")[things]
+    assert after.md5 != before.md5
+    assert {name for name in after.files if after.files[name] != before.files[name]} == {"a.txt", "link.txt"}
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="absent.csv: cannot be hashed"):
+        hash_paths([tmp_path / "absent.csv"], cache=tmp_path / "cache")

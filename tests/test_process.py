@@ -1,0 +1,42 @@
+"""A run's process counts as dead when it is, and never when it may be alive."""
+
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import psutil
+
+from prostate_seg.tracking.process import is_alive, is_silent, this_process
+
+
+def test_this_process_is_alive() -> None:
+    assert is_alive(this_process().as_tags()) is True
+
+
+def test_ended_process_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = psutil.Process(child.pid).create_time()
+    tags = this_process().as_tags() | {"process.pid": str(child.pid), "process.process_started": f"{started:.2f}"}
+    assert is_alive(tags) is True
+    child.communicate(b"\n")
+    assert is_alive(tags) is False
+
+
+def test_process_that_got_the_same_id_later_is_another_one() -> None:
+    assert is_alive(this_process().as_tags() | {"process.process_started": "1.00"}) is False
+
+
+def test_process_of_another_host_cannot_be_judged() -> None:
+    assert is_alive(this_process().as_tags() | {"process.host": "elsewhere"}) is None
+
+
+def test_namesake_with_another_boot_counts_as_alive_until_it_falls_silent() -> None:
+    tags = this_process().as_tags() | {"process.boot_id": "other"}
+    assert tags["process.host"] == socket.gethostname()
+    assert is_alive(tags) is True
+    assert is_alive(tags, now=datetime.now(UTC) + timedelta(minutes=6)) is False
+
+
+def test_run_without_a_heartbeat_is_silent() -> None:
+    assert is_silent({}, since=timedelta(days=365))

@@ -1,0 +1,162 @@
+"""The tree of runs in a real sqlite store: found or made once, closed with the right status, replaced without loss."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run, ViewType
+
+from prostate_seg.config import MlflowConfig, OnRerun
+from prostate_seg.errors import InputError
+from prostate_seg.tracking.job import Outcome
+from prostate_seg.tracking.process import this_process
+from prostate_seg.tracking.run_tree import Level, Place, RunTree
+from prostate_seg.tracking.store import open_store
+
+SETTINGS = MlflowConfig(
+    tracking_uri=None,
+    experiment="one",
+    name="baseline",
+    on_rerun=OnRerun.supersede,
+    fresh=False,
+    system_metrics=False,
+)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
+
+
+@pytest.fixture
+def tree(database: Path, request: pytest.FixtureRequest) -> RunTree:
+    """A tree in an experiment of the test's own."""
+    settings = replace(SETTINGS, tracking_uri=f"sqlite:///{database}", experiment=request.node.name)
+    return RunTree(open_store(settings, cache=database.parent))
+
+
+def stage(tree: RunTree, pipeline: Run, name: str = "train") -> Run:
+    return tree.create(name, Place(level=Level.stage, pipeline="p", stage=name), parent_id=pipeline.info.run_id)
+
+
+def status(tree: RunTree, run: Run) -> str:
+    return str(tree.client.get_run(run.info.run_id).info.status)
+
+
+def test_pipeline_is_made_once_and_found_again(tree: RunTree) -> None:
+    first = tree.pipeline("p", fresh=False)
+    assert tree.pipeline("p", fresh=False).info.run_id == first.info.run_id
+    assert tree.pipeline("other", fresh=False).info.run_id != first.info.run_id
+    assert status(tree, first) == "FINISHED"
+
+
+def test_fresh_pipeline_is_the_one_that_is_found_from_then_on(tree: RunTree) -> None:
+    first = tree.pipeline("p", fresh=False)
+    time.sleep(0.002)
+    fresh = tree.pipeline("p", fresh=True)
+    assert fresh.info.run_id != first.info.run_id
+    assert tree.pipeline("p", fresh=False).info.run_id == fresh.info.run_id
+
+
+def test_every_run_carries_the_five_tags(tree: RunTree) -> None:
+    pipeline = tree.pipeline("p", fresh=False)
+    run = stage(tree, pipeline)
+    for one in (pipeline, run):
+        assert {"level", "pipeline", "stage", "fold", "sweep"} <= set(one.data.tags)
+    assert run.data.tags["mlflow.parentRunId"] == pipeline.info.run_id
+
+
+def test_pipeline_runs_while_a_stage_runs_and_ends_as_the_last_one_ended(tree: RunTree) -> None:
+    pipeline = tree.pipeline("p", fresh=False)
+    one, two = stage(tree, pipeline, "prepare"), stage(tree, pipeline, "train")
+    tree.reopen(pipeline)
+    tree.client.set_terminated(one.info.run_id, "FINISHED")
+    tree.settle(pipeline.info.run_id, Outcome.finished)
+    assert status(tree, pipeline) == "RUNNING"
+    tree.client.set_terminated(two.info.run_id, "FAILED")
+    tree.settle(pipeline.info.run_id, Outcome.failed)
+    assert status(tree, pipeline) == "FAILED"
+
+
+def test_orphan_is_closed_with_its_pipeline_and_a_live_run_is_not(tree: RunTree) -> None:
+    pipeline, busy = tree.pipeline("p", fresh=False), tree.pipeline("busy", fresh=False)
+    orphan = stage(tree, pipeline)
+    tree.client.set_tag(orphan.info.run_id, "process.process_started", "1.00")
+    alive = stage(tree, busy)
+    for parent in (pipeline, busy):
+        tree.reopen(parent)
+    closed = tree.close_orphans()
+    assert [run.info.run_id for run in closed] == [orphan.info.run_id]
+    assert [status(tree, run) for run in (orphan, pipeline, alive, busy)] == ["KILLED", "KILLED", "RUNNING", "RUNNING"]
+
+
+def test_silent_run_of_another_host_is_closed_only_when_asked(tree: RunTree) -> None:
+    elsewhere = stage(tree, tree.pipeline("p", fresh=False))
+    tree.client.set_tag(elsewhere.info.run_id, "process.host", "elsewhere")
+    assert tree.close_orphans(close_silent=True) == []  # it beat a moment ago
+    tree.client.set_tag(elsewhere.info.run_id, "process.heartbeat", "2020-01-01T00:00:00+00:00")
+    assert tree.close_orphans() == []
+    assert len(tree.close_orphans(close_silent=True)) == 1
+
+
+def test_deleted_run_can_be_restored_with_its_folds(tree: RunTree) -> None:
+    run = stage(tree, tree.pipeline("p", fresh=False))
+    fold = tree.create(
+        "fold0", Place(level=Level.fold, pipeline="p", stage="train", fold="0"), parent_id=run.info.run_id
+    )
+    tree.delete_with_folds(run, replaced_by="other")
+    assert tree.get(run.info.run_id) is None
+    trash = tree.client.search_runs([tree.store.experiment_id], run_view_type=ViewType.DELETED_ONLY)
+    assert {one.info.run_id for one in trash} == {run.info.run_id, fold.info.run_id}
+    tree.client.restore_run(run.info.run_id)
+    assert tree.client.get_run(run.info.run_id).data.tags["superseded_by"] == "other"
+
+
+def test_more_names_than_one_call_takes_are_all_logged(tree: RunTree) -> None:
+    run = stage(tree, tree.pipeline("p", fresh=False))
+    params = {f"p{i}": str(i) for i in range(250)}
+    tree.log(run.info.run_id, params=params, tags={f"t{i}": "x" for i in range(120)}, metrics={"m": 1.5})
+    data = tree.client.get_run(run.info.run_id).data
+    assert data.params == params
+    assert sum(key.startswith("t") for key in data.tags) == 120
+    assert data.metrics == {"m": 1.5}
+
+
+def test_owner_tags_name_this_process(tree: RunTree) -> None:
+    run = stage(tree, tree.pipeline("p", fresh=False))
+    tags = this_process().as_tags()
+    assert {key: run.data.tags[key] for key in tags if key != "process.heartbeat"} == {
+        key: value for key, value in tags.items() if key != "process.heartbeat"
+    }
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("sqlite:////absent/folder/mlflow.db", "the folder /absent/folder does not exist"),
+        ("http://ann:hunter2@127.0.0.1:9/", r"http://127.0.0.1:9/ cannot be used: .*refused"),
+        ("http://no-such-host.invalid:5000", "cannot be used"),
+        ("mlruns", "a folder cannot be a store"),
+    ],
+)
+def test_unusable_store_is_named_without_its_password(uri: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        open_store(replace(SETTINGS, tracking_uri=uri), cache=tmp_path)
+    assert "hunter2" not in str(caught.value)
+    assert "mlflow=off" in str(caught.value)
+
+
+def test_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("these are my notes, not a database, and I need them")
+    with pytest.raises(InputError, match="not a database"):
+        open_store(replace(SETTINGS, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"), cache=tmp_path)
+    assert (tmp_path / "mlflow.db").read_text().startswith("these are my notes")
+
+
+def test_deleted_experiment_is_refused_with_the_way_back(database: Path) -> None:
+    settings = replace(SETTINGS, tracking_uri=f"sqlite:///{database}", experiment="gone")
+    store = open_store(settings, cache=database.parent)
+    store.client.delete_experiment(store.experiment_id)
+    with pytest.raises(InputError, match="mlflow experiments restore"):
+        open_store(settings, cache=database.parent)

@@ -1,0 +1,27 @@
+"""The source files of a stage are those that it imports, however deep."""
+
+import subprocess
+import sys
+
+import pytest
+
+from prostate_seg.tracking.source_files import PACKAGE, source_files
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize("stage", ["fetch", "preprocess", "prepare", "train", "evaluate"])
+def test_they_are_those_that_python_loads(stage: str) -> None:
+    code = (
+        f"import sys; import prostate_seg.stages.{stage};"
+        "print(*sorted(m.__file__ for n, m in list(sys.modules.items()) if n.split('.')[0] == 'prostate_seg'))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    table = str(PACKAGE / "stages" / "__init__.py")
+    assert {str(path) for path in source_files(stage)} == set(loaded.split()) - {table}
+
+
+def test_a_stage_has_no_part_in_another() -> None:
+    prepare = {path.relative_to(PACKAGE).as_posix() for path in source_files("prepare")}
+    assert "data/folds.py" in prepare
+    assert "segmentation/training.py" not in prepare
+    assert not [name for name in prepare if name.startswith("tracking/")]
