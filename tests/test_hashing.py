@@ -19,12 +19,11 @@ def dvc_md5(repository: Path, *paths: Path) -> dict[str, str]:
     subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "-q"], cwd=repository, check=True, env=env)
-    found = {}
     for path in paths:
         subprocess.run(["cp", "-rL", str(path), str(repository / path.name)], check=True)
-        subprocess.run([*dvc, "add", "-q", path.name], cwd=repository, check=True, env=env)
-        found[path.name] = yaml.safe_load((repository / f"{path.name}.dvc").read_text())["outs"][0]["md5"]
-    return found
+    names = [path.name for path in paths]
+    subprocess.run([*dvc, "add", "-q", *names], cwd=repository, check=True, env=env)
+    return {name: yaml.safe_load((repository / f"{name}.dvc").read_text())["outs"][0]["md5"] for name in names}
 
 
 @pytest.fixture

@@ -53,13 +53,13 @@ class Project:
         self, *arguments: str, program: str = "-m prostate_seg", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         env = clean_environment() | environment
-        command = [sys.executable, *program.split(), *arguments, *SMALL]
+        command = [sys.executable, *program.split(), *arguments, *small_for(arguments)]
         return subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False
         )
 
     def start(self, *arguments: str, program: str = "-m prostate_seg") -> subprocess.Popen[str]:
-        command = [sys.executable, *program.split(), *arguments, *SMALL]
+        command = [sys.executable, *program.split(), *arguments, *small_for(arguments)]
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -91,6 +91,12 @@ class Project:
         for info in self.client.list_artifacts(run.info.run_id, folder or None):
             found |= self.artifacts(run, info.path) if info.is_dir else {info.path}
         return found
+
+
+def small_for(arguments: tuple[str, ...]) -> list[str]:
+    """Return the settings of a small run but those that a test sets itself."""
+    given = {argument.split("=")[0] for argument in arguments}
+    return [setting for setting in SMALL if setting.split("=")[0] not in given]
 
 
 def clean_environment() -> dict[str, str]:
@@ -301,7 +307,7 @@ def test_sweep_has_a_run_with_its_trials_below(project: Project, launcher: str) 
 
 
 def test_failed_trial_makes_a_failed_sweep(project: Project) -> None:
-    done = project.run("-m", "stage=prepare", "fold.num_folds=9,2", "fold.val_fraction=0.5")
+    done = project.run("-m", "stage=prepare", "fold.num_folds=9,2")
     assert done.returncode == 1
     states = {run.info.run_name: run.info.status for run in project.runs()}
     assert states["trial 0"] == "FAILED"
@@ -447,16 +453,37 @@ def test_no_planted_secret_reaches_the_store(project: Project) -> None:
     ):
         subprocess.run([*git, *command], cwd=project.folder, check=True)
     (project.folder / "settings.py").write_text("x = 2\npassword = 'planted-in-diff'\n# planted-token-0123456789\n")
-    env_set = "hydra.job.env_set={X_PASSWORD:planted-env-set,URL:'http://ann:planted-url-password@host/'}"
-    done = project.run("stage=preprocess", "data.exclude=[planted-token-0123456789]", env_set, **SECRETS)
+    overrides = [
+        "data.exclude=[planted-token-0123456789]",
+        "data.on_bad_case=exclude",
+        "+hydra.job.env_set.X_PASSWORD=planted-env-set",
+        "+hydra.job.env_set.URL='http://ann:planted-url-password@host/'",
+    ]
+    done = project.run("stage=preprocess", *overrides, **SECRETS)
     assert done.returncode == 0, done.stdout + done.stderr
     files = [project.folder / "mlflow.db", *(project.folder / "mlruns").rglob("*"), project.folder / "DS_VERSION.json"]
     texts = {path: path.read_bytes() for path in files if path.is_file()}
     assert any(path.name == "git.diff" and b"x = 2" in text for path, text in texts.items())
     assert any(path.name == "hydra.yaml" for path in texts)
-    assert not [path for path, text in texts.items() if b"planted" in text]
+    assert not [path for path, text in texts.items() if b"planted-" in text or b"plantedAws" in text]
     assert project.only(level="stage").data.tags["git.dirty"] == "true"
     assert project.only(level="stage").data.tags["git.remote"] == "https://[redacted]@git.example.org/x.git"
+
+
+def test_twenty_times_eight_processes_that_meet_at_a_new_store_agree(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("start_together.py")
+    composed = Project(tmp_path).run("stage=prepare", "--cfg", "job", "--resolve")
+    (tmp_path / "config.yaml").write_text(composed.stdout)
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "config.yaml"), "20"],
+        cwd=tmp_path,
+        env=clean_environment() | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["experiments 1 parents 1 children 8 finished 9 errors 0"] * 20, done.stderr
 
 
 def test_processes_that_start_together_on_a_new_store_agree(project: Project) -> None:
