@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types bench lock clean
+.PHONY: help setup demo ui test lint types bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -19,6 +19,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 demo: setup  ## make 8 phantom patients, train 2 folds and evaluate them, in demo/
 	$(RUN) -m prostate_seg -m stage=fetch,preprocess,prepare,train,evaluate experiment=quickstart paths.root=demo
+
+ui: setup  ## open the recorded runs in MLflow's page, http://127.0.0.1:5000
+	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db
 
 test: setup  ## run all tests
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not alone"

@@ -13,11 +13,11 @@ import pytest
 
 from tests.conftest import ROOT, Launch
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def readme_commands() -> list[str]:
-    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    blocks = [block for page in PAGES for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL)]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("python -m prostate_seg ")]
 
@@ -32,8 +32,9 @@ def test_readme_command_composes_and_is_accepted(launch: Launch, command: str) -
 
 def test_readme_has_commands_and_its_links_lead_somewhere() -> None:
     assert len(readme_commands()) >= 6
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_make_help_lists_every_target() -> None:

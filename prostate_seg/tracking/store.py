@@ -38,6 +38,9 @@ SECONDS_TO_ANSWER = 8.0
 CREATING_SECONDS = 120.0
 """A database file that does not exist yet may take this long: its tables are made first."""
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets MLflow's page open with runs and curves rather than with traces of language models."""
+
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 """What a call to the store raises when the store is at fault."""
 
@@ -105,7 +108,7 @@ def _client_and_experiment(uri: str, name: str, file: Path | None) -> tuple[Mlfl
     if found is None:
         try:
             artifacts = (file.parent / "mlruns" / re.sub(r"[^\w.\-]", "_", name)).as_uri() if file else None
-            return client, client.create_experiment(name, artifact_location=artifacts)
+            return client, client.create_experiment(name, artifact_location=artifacts, tags=EXPERIMENT_TAGS)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
