@@ -33,7 +33,7 @@ from mlflow import MlflowClient  # noqa: E402 - reads the lines above
 from mlflow.exceptions import MlflowException  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
-SECONDS_TO_ANSWER = 8.0
+SECONDS_TO_ANSWER = 6.0
 """A store that has not answered by then counts as unreachable; ten seconds are promised."""
 CREATING_SECONDS = 120.0
 """A database file that does not exist yet may take this long: its tables are made first."""

@@ -421,7 +421,7 @@ def test_unreachable_store_stops_the_run_within_ten_seconds(project: Project) ->
             assert "mlflow=off" in done.stderr
             assert "hunter2" not in done.stdout + done.stderr
             assert "Traceback" not in done.stderr
-            assert took < 10 + 8, took  # ten from the start of the stage; the rest is Python and MLflow being imported
+            assert took < 10 + 5, took  # Python and MLflow being imported on a busy machine come on top
     assert not (project.folder / "DS_VERSION.json").exists()
 
 
