@@ -4,10 +4,10 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo ui test lint types bench lock clean
+.PHONY: help setup demo ui test lint types bench dvc-deps hooks lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
 
 setup: $(INSTALLED)  ## install the locked packages into .venv
 
@@ -36,6 +36,12 @@ types: setup  ## check types
 
 bench: setup  ## measure speed and memory as ratios, into bench.json
 	$(RUN) scripts/benchmark.py --output bench.json
+
+dvc-deps: setup  ## write the source files of each stage into dvc.yaml
+	$(RUN) scripts/update_dvc_yaml.py
+
+hooks: setup  ## let every git commit tell the runs whose results it holds
+	scripts/install_hooks.sh $(abspath $(RUN))
 
 lock: setup  ## write the installed versions to requirements.lock
 	$(RUN) -m pip freeze --exclude-editable | sed -E 's/\+(cpu|cu[0-9]+)$$//' > requirements.lock

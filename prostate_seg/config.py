@@ -473,6 +473,45 @@ class VerifyConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """What stage=export does with params.yaml."""
+
+    check: bool
+    """Whether to compare params.yaml with the config instead of writing it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FindConfig:
+    """What stage=find looks up; one of the two."""
+
+    commit: str | None
+    """Commit, branch, tag or DVC experiment whose runs are wanted."""
+    run: str | None
+    """Id of a run whose commit and commands are wanted."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LinkConfig:
+    """What stage=link writes to runs."""
+
+    commit: str
+    """Commit, or name of a DVC experiment, whose dvc.lock names the results."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ReproduceConfig:
+    """What stage=reproduce runs again."""
+
+    run: str | None
+    """Id of the run of a stage."""
+    tolerance: float
+    """Largest difference of a metric, relative to the recorded value, that still counts as reproduced."""
+
+    def __post_init__(self) -> None:
+        _check("reproduce", self, ("tolerance", 0 <= self.tolerance <= 1, "must be from 0 to 1"))
+
+
+@dataclass(kw_only=True, slots=True)
 class DoctorConfig:
     """What stage=doctor may mend."""
 
@@ -497,7 +536,11 @@ class Config:
     mlflow: MlflowConfig
     paths: PathsConfig
     machine: MachineConfig
+    export: ExportConfig
     verify: VerifyConfig
+    find: FindConfig
+    link: LinkConfig
+    reproduce: ReproduceConfig
     doctor: DoctorConfig
 
     def __post_init__(self) -> None:
@@ -509,14 +552,14 @@ SCIENCE_GROUPS = ("data", "preprocess", "fold", "model", "train", "evaluate")
 """Groups that decide a result; the others describe the machine."""
 
 
-STAGE_GROUPS = {
-    "fetch": ("data",),
+STAGE_SETTINGS = {
+    "fetch": ("data", "seed"),
     "preprocess": ("data", "preprocess"),
-    "prepare": ("data", "preprocess", "fold"),
-    "train": ("data", "preprocess", "fold", "model", "train"),
-    "evaluate": ("data", "preprocess", "fold", "train", "evaluate"),
+    "prepare": ("fold", "seed"),
+    "train": ("model", "train", "fold.index", "seed"),
+    "evaluate": ("evaluate", "train.precision", "fold.index", "seed"),
 }
-"""Of the science groups, those that decide what a stage writes; the seed decides all of them."""
+"""Of the science settings, those that decide what a stage makes of its inputs; dvc.yaml has the same under `params`."""
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -526,6 +569,8 @@ def parse(cfg: DictConfig) -> Config:
         ConfigError: For an unknown key, a wrong type, a missing or an impossible value.
     """
     try:
+        if cfg.get("stage") == "export":
+            _require_plain_science(cfg)
         merged = OmegaConf.merge(OmegaConf.structured(Config), cfg)
         return cast(Config, OmegaConf.to_object(merged))
     except ConfigError:
@@ -551,6 +596,20 @@ def parse_group(kind: type[Group], values: Mapping[str, Any]) -> Group:
         return cast(Group, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(values))))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{kind.__name__}: {error.full_key}: {error.msg}") from error
+
+
+def _require_plain_science(cfg: DictConfig) -> None:
+    """Refuse to export what this machine's environment would fill in: params.yaml lies in git."""
+    groups = [group for group in (*SCIENCE_GROUPS, "seed") if group in cfg]
+    for key, value in _leaves(OmegaConf.to_container(OmegaConf.masked_copy(cfg, groups), resolve=False)):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{key}: must be a plain value to be exported, is {value}")
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        return [(prefix.removesuffix("."), tree)]
+    return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}{key}.")]
 
 
 def unknown_key_message(key: str) -> str:

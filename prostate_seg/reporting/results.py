@@ -86,6 +86,12 @@ def summarise_cases(scored: Sequence[Scored], *, num_bootstrap: int, seed: int) 
     return summary
 
 
+def flat_summary(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return summary.json: the pooled means that exist, which is what two runs are compared by."""
+    means = {name: summary["pooled"][name]["mean"] for name in SUMMARISED}
+    return {"test": {name: mean for name, mean in means.items() if mean is not None}}
+
+
 def summary_table(summary: dict[str, Any]) -> list[str]:
     """Return the pooled result as lines that fit a terminal."""
     pooled = summary["pooled"]

@@ -16,13 +16,17 @@ STAGES = {
     "prepare": "divide the patients into train, val and test, fold by fold, and look for leaks",
     "train": "fit the network, fold by fold, and keep the weights that are best on val",
     "evaluate": "segment the original test images and measure the masks on their own grid",
+    "export": "write the settings that decide results to params.yaml, for DVC",
     "verify": "compare data, results, code, packages and settings with what a run recorded",
+    "find": "list the runs of a commit or DVC experiment, or what made a run and how to make it again",
+    "link": "tell the runs whose results a commit holds that it does",
+    "reproduce": "run a recorded stage again from its commit and inputs, elsewhere, and compare",
     "doctor": "check packages, store, disk, git and folders, and close what killed runs left open",
 }
-"""Name and sentence of each stage, in the order of the pipeline; those that only answer a question come last."""
+"""Name and sentence of each stage, in the order of the pipeline; those that leave no run come last."""
 
-QUESTIONS = frozenset({"verify", "doctor"})
-"""Stages that only answer, and leave no run."""
+QUESTIONS = frozenset({"export", "verify", "find", "link", "reproduce", "doctor"})
+"""Stages that leave no run."""
 
 Stage = Callable[[Config, Workspace], StageResult]
 

@@ -19,7 +19,7 @@ from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
 from prostate_seg.progress import map_cases
 from prostate_seg.reporting.overlays import draw_case_metrics, draw_overlay, overlay_title
-from prostate_seg.reporting.results import SUMMARISED, Scored, cases_table, summarise_folds, summary_table
+from prostate_seg.reporting.results import Scored, cases_table, flat_summary, summarise_folds, summary_table
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference import Predictor, segment
 from prostate_seg.segmentation.metrics import case_metrics, gland_slice_overlap
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Write evaluation/ (or evaluation_external/): cases.csv, metrics.json, masks and overlays."""
+    """Write evaluation/ (or evaluation_external/): cases.csv, metrics.json, summary.json, masks and overlays."""
     dataset = checked_dataset(cfg, workspace)
     folds = checked_folds(cfg, workspace, dataset)
     external = cfg.evaluate.external_root
@@ -48,19 +48,25 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         table = cases_table(scored, oracle_crop=oracle_crop)
         write_text(folder / "cases.csv", table.to_csv(index=False))
         write_json(folder / "metrics.json", summary)
+        write_json(folder / "summary.json", flat_summary(summary))
         draw_case_metrics(folder / "cases.png", table)
         _draw_extremes(folder, scored, cfg)
     for line in summary_table(summary):
         log.info("%s", line)
     log.info("tables, masks and overlays are in %s", target)
-    pooled = {name: summary["pooled"][name]["mean"] for name in SUMMARISED}
+    pooled = flat_summary(summary)["test"]
     return StageResult(
-        inputs=[workspace.model, workspace.kfold_json, workspace.data if external is None else Path(external)],
+        inputs=[
+            workspace.data if external is None else Path(external),
+            workspace.preprocess,
+            workspace.kfold_json,
+            workspace.model,
+        ],
         outputs=[target],
-        metrics={f"test/{name}": mean for name, mean in pooled.items() if mean is not None},
+        metrics={f"test/{name}": mean for name, mean in pooled.items()},
         figures=[target / "cases.png", *sorted((target / "overlays").glob("*.png"))],
         tables=[target / "cases.csv", target / "metrics.json"],
-        objective=pooled["dice"],
+        objective=pooled.get("dice"),
     )
 
 

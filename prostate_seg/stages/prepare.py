@@ -24,7 +24,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     for line in describe(folds, cases):
         log.info("%s", line)
     return StageResult(
-        inputs=[workspace.dataset_csv, *([Path(cfg.fold.file)] if cfg.fold.file else [])],
+        inputs=[workspace.preprocess, *([Path(cfg.fold.file)] if cfg.fold.file else [])],
         outputs=[workspace.kfold_json],
         metrics={"prepare/num_folds": len(folds), "prepare/num_cases": len(cases)},
         tables=[workspace.kfold_json],

@@ -17,10 +17,10 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from prostate_seg.config import OnRerun, as_container
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.address import resolved_uri
-from prostate_seg.tracking.job import Outcome
+from prostate_seg.tracking.job import Outcome, command_line
 from prostate_seg.tracking.record import Hashes, flat, settings_of
 from prostate_seg.tracking.run_tree import ALL, NONE, Level, Place, RunTree
-from prostate_seg.tracking.stage_run import StageRun, command_line
+from prostate_seg.tracking.stage_run import StageRun
 from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
 from prostate_seg.tracking.sweeps import sweep_key, update_sweep
 from prostate_seg.tracking.writer import Writer

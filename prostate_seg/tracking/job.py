@@ -1,5 +1,7 @@
 """What Hydra knows of a job, how it may end, and what a stage sees of its run. No library is needed to say so."""
 
+import shlex
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -59,3 +61,9 @@ class Unrecorded:
 
     def close(self, outcome: Outcome) -> None:
         """Do nothing."""
+
+
+def command_line() -> str:
+    """Return how this process was started, as a person would type it."""
+    arguments = [word for word in sys.argv[1:] if word != "hydra.sweeper.max_batch_size=1"]
+    return shlex.join(["python", "-m", "prostate_seg", *arguments])

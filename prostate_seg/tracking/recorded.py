@@ -20,20 +20,47 @@ def recorded_stages(run_id: str, settings: MlflowConfig, *, cache: Path) -> list
     Raises:
         InputError: If there is no such run, it recorded nothing, or the store cannot be used.
     """
-    if settings.tracking_uri is None:
-        raise InputError("mlflow=off: runs are looked up in the tracking store; choose the one that holds the run")
-    store = open_store(settings, cache=cache)
-    tree = RunTree(store)
+    tree = _tree(settings, cache)
     try:
-        run = tree.get(run_id)
-        if run is None:
-            raise InputError(f"there is no run {run_id} in {store.address}\nLook for its id on the MLflow page.")
+        run = _require(tree, run_id)
         found = [(str(stage.data.tags["stage"]), _provenance(tree, stage)) for stage in _stages_of(tree, run)]
     except STORE_ERRORS as error:
-        raise InputError(unusable(store.address, error)) from error
+        raise InputError(unusable(tree.store.address, error)) from error
     if not found:
         raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
     return found
+
+
+def find_run(run_id: str, settings: MlflowConfig, *, cache: Path) -> Run:
+    """Return a run.
+
+    Raises:
+        InputError: If there is no such run, or the store cannot be used.
+    """
+    return _require(_tree(settings, cache), run_id)
+
+
+def artifact_text(run_id: str, path: str, settings: MlflowConfig, *, cache: Path) -> str | None:
+    """Return a text artifact of a run, None if it has none of that name."""
+    client = _tree(settings, cache).client
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+        except (MlflowException, OSError):
+            return None
+
+
+def _tree(settings: MlflowConfig, cache: Path) -> RunTree:
+    if settings.tracking_uri is None:
+        raise InputError("mlflow=off: runs are looked up in the tracking store; choose the one that holds the run")
+    return RunTree(open_store(settings, cache=cache))
+
+
+def _require(tree: RunTree, run_id: str) -> Run:
+    run = tree.get(run_id)
+    if run is None:
+        raise InputError(f"there is no run {run_id} in {tree.store.address}\nLook for its id on the MLflow page.")
+    return run
 
 
 def _stages_of(tree: RunTree, run: Run) -> list[Run]:

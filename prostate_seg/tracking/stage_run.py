@@ -6,8 +6,6 @@ close           hashes what the stage touched, writes its entry of DS_VERSION.js
 
 import importlib
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from prostate_seg.config import Config, as_container
 from prostate_seg.tracking import ds_version
-from prostate_seg.tracking.job import INTERRUPTED, TERMINATED, Job, Outcome
+from prostate_seg.tracking.job import INTERRUPTED, TERMINATED, Job, Outcome, command_line
 from prostate_seg.tracking.lineage import ancestors
 from prostate_seg.tracking.process import now_text
 from prostate_seg.tracking.provenance import Surroundings, look_around
@@ -115,6 +113,7 @@ class StageRun:
             "command": command_line(),
             "overrides": list(self.job.overrides),
             "settings": settings_of(self.cfg),
+            "metrics": {} if self.result is None else dict(self.result.metrics),
             "inputs": {key: hashed.md5 for key, hashed in hashes.inputs.items()},
             "outputs": {key: hashed.md5 for key, hashed in hashes.outputs.items()},
             "inputs_changed_while_running": self._changed_inputs(hashes),
@@ -142,9 +141,3 @@ class StageRun:
         for key in changed:
             log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.stage)
         return changed
-
-
-def command_line() -> str:
-    """Return how this process was started, as a person would type it."""
-    arguments = [word for word in sys.argv[1:] if word != "hydra.sweeper.max_batch_size=1"]
-    return shlex.join(["python", "-m", "prostate_seg", *arguments])

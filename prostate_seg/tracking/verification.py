@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from prostate_seg.config import STAGE_GROUPS
+from prostate_seg.config import STAGE_SETTINGS
 from prostate_seg.tracking.hashing import Hashed, hash_paths
 from prostate_seg.tracking.provenance import packages
 from prostate_seg.tracking.record import flat, path_of
@@ -110,8 +110,12 @@ def _item(stage: str, kind: str, name: str, recorded: str, now: str | None, deta
 
 def _deciding(stage: str, settings: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Return the recorded settings that decide what the stage writes, flat."""
-    groups = (*STAGE_GROUPS[stage.split(".")[0]], "seed")
-    return flat({group: value for group, value in settings.items() if group in groups}).items()
+    deciding = STAGE_SETTINGS[stage.split(".")[0]]
+    return [
+        (key, value)
+        for key, value in flat(settings).items()
+        if any(key == one or key.startswith(f"{one}.") for one in deciding)
+    ]
 
 
 def _different_files(recorded: Mapping[str, str], now: Hashed) -> tuple[str, ...]:

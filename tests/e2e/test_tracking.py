@@ -169,7 +169,12 @@ def test_stage_logs_settings_code_packages_machine_and_files(finished: Project) 
         "log/prostate_seg.log", "figures/worst.png", "figures/best.png", "figures/cases.png", "tables/metrics.json",
         "tables/cases.csv",
     } <= finished.artifacts(run)  # fmt: skip
-    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"model", "prepared/kfold.json", "data"}
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {
+        "model",
+        "prepared/kfold.json",
+        "data",
+        "preprocess",
+    }
     log = finished.client.download_artifacts(run.info.run_id, "log/prostate_seg.log")
     assert "evaluate FINISHED after" in Path(log).read_text()
 
@@ -184,7 +189,7 @@ def test_every_hash_in_a_run_equals_that_of_dvc_add(finished: Project, tmp_path:
                 wanted[path_of(name, workspace)] = value
             elif kind == "md5.code":
                 wanted[ROOT / name] = value
-    assert {path.name for path in wanted} >= {"data", "preprocess", "kfold.json", "model", "evaluation", "dataset.csv"}
+    assert {path.name for path in wanted} >= {"data", "preprocess", "kfold.json", "model", "evaluation"}
     copies: dict[Path, str] = {}
     (tmp_path / "copies").mkdir()
     for number, (path, md5) in enumerate(wanted.items()):

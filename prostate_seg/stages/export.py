@@ -1,0 +1,51 @@
+"""Stage export: write the settings that decide results to params.yaml, which DVC tracks and git keeps."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prostate_seg.config import Config, science_of
+from prostate_seg.errors import InputError
+from prostate_seg.files import write_text
+from prostate_seg.tracking.job import command_line
+from prostate_seg.tracking.record import flat
+from prostate_seg.workspace import StageResult, Workspace
+
+log = logging.getLogger(__name__)
+
+PARAMS = Path("params.yaml")
+"""In the current folder, beside dvc.yaml."""
+
+
+def run(cfg: Config, workspace: Workspace) -> StageResult:
+    """Write params.yaml, or with export.check compare it."""
+    settings = science_of(cfg)
+    if cfg.export.check:
+        _require_same(settings)
+        log.info("%s is what this command composes", PARAMS)
+    else:
+        write_text(PARAMS, params_text(settings, command=command_line()))
+        log.info("wrote %s; run it with dvc repro", PARAMS)
+    return StageResult()
+
+
+def params_text(settings: dict[str, Any], *, command: str) -> str:
+    """Return params.yaml: how it was made, then the settings, sorted."""
+    header = f"# The settings that decide results. Made by, and not to be edited but by:\n#   {command}\n"
+    return header + yaml.safe_dump(settings, sort_keys=True, default_flow_style=None, width=120)
+
+
+def _require_same(settings: dict[str, Any]) -> None:
+    if not PARAMS.is_file():
+        raise InputError(f"{PARAMS} is absent: write it with stage=export and the same overrides")
+    there, composed = flat(yaml.safe_load(PARAMS.read_text(encoding="utf-8")) or {}), flat(settings)
+    different = [
+        f"  {key}: {there.get(key, 'absent')} in {PARAMS}, {composed.get(key, 'absent')} in the config"
+        for key in sorted(there.keys() | composed.keys())
+        if there.get(key) != composed.get(key)
+    ]
+    if different:
+        listing = "\n".join(different)
+        raise InputError(f"{PARAMS} is not what this command composes:\n{listing}\nWrite it again with stage=export.")

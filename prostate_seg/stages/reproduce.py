@@ -1,0 +1,33 @@
+"""Stage reproduce: run a recorded stage again from its own code and inputs, and say whether the same came out."""
+
+import importlib
+import logging
+
+from prostate_seg.config import Config
+from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.workspace import StageResult, Workspace
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: Config, workspace: Workspace) -> StageResult:
+    """Print a line per output and the verdict; end with an error when the result is another one."""
+    if cfg.reproduce.run is None:
+        raise ConfigError("reproduce.run: must be the id of a run; the MLflow page and stage=find show them")
+    reproduction = importlib.import_module("prostate_seg.tracking.reproduction")
+    result = reproduction.reproduce(cfg.reproduce.run, cfg.mlflow, workspace=workspace)
+    log.info("%s was run again with the code of %s", result.stage, result.code)
+    for key, (old, new) in result.outputs.items():
+        log.info("%-9s %s", "same" if old == new else "different", key)
+    if result.is_identical:
+        log.info("bit-identical: every output has the recorded hash")
+        return StageResult()
+    for key, (old_value, new_value) in result.metrics.items():
+        log.info("%-30s recorded %.6g, now %s", key, old_value, "absent" if new_value is None else f"{new_value:.6g}")
+    if not result.agrees_within(cfg.reproduce.tolerance):
+        raise InputError(
+            f"not reproduced: outputs differ, and a metric by more than {cfg.reproduce.tolerance:.2%} of its value\n"
+            "stage=verify says whether packages or inputs are others than then."
+        )
+    log.info("reproduced: outputs differ, every metric agrees within %.2f%%", 100 * cfg.reproduce.tolerance)
+    return StageResult()

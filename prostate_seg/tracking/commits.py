@@ -1,0 +1,122 @@
+"""How commits, DVC experiments and runs find each other: through the hashes in dvc.lock, which the runs carry as tags."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from mlflow.entities import Run
+
+from prostate_seg.config import MlflowConfig
+from prostate_seg.errors import InputError
+from prostate_seg.tracking.address import project_root
+from prostate_seg.tracking.run_tree import Level, RunTree
+from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
+
+COMMITTED_IN = "committed_in"
+"""Tag of a run: the commits whose dvc.lock holds its results, oldest first, separated by spaces."""
+EXPERIMENT_COMMIT = "dvc.experiment_commit"
+"""Tag of a run of a DVC experiment: the experiment's own commit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """A stage of a dvc.lock and the run that made its outputs."""
+
+    stage: str
+    run: Run | None
+    """None when no run in the store wrote these outputs."""
+
+
+def runs_of_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, list[Match]]:
+    """Return the commit that a revision or DVC experiment stands for, and the run behind each stage of its dvc.lock.
+
+    Raises:
+        InputError: If there is no such commit, it has no dvc.lock, or the store cannot be used.
+    """
+    commit = commit_of(revision)
+    outputs = locked_outputs(commit)
+    store = _store(settings, cache)
+    try:
+        tree = RunTree(store)
+        return commit, [Match(stage=stage, run=_run_with(tree, stage, md5s)) for stage, md5s in outputs.items()]
+    except STORE_ERRORS as error:
+        raise InputError(unusable(store.address, error)) from error
+
+
+def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, list[Match]]:
+    """Write a commit, or the commit of a DVC experiment, to the runs whose results its dvc.lock holds.
+
+    Raises:
+        InputError: As `runs_of_commit`.
+    """
+    commit, matches = runs_of_commit(revision, settings, cache=cache)
+    tree = RunTree(_store(settings, cache))
+    is_experiment = commit in experiments().values()
+    for match in matches:
+        if match.run is None:
+            continue
+        if is_experiment:
+            tree.client.set_tag(match.run.info.run_id, EXPERIMENT_COMMIT, commit)
+            continue
+        known = match.run.data.tags.get(COMMITTED_IN, "").split()
+        if commit not in known:
+            tree.client.set_tag(match.run.info.run_id, COMMITTED_IN, " ".join([*known, commit]))
+    return commit, matches
+
+
+def commit_of(revision: str) -> str:
+    """Return the full hash of a commit, branch, tag or DVC experiment.
+
+    Raises:
+        InputError: If git knows none of that name.
+    """
+    found = experiments().get(revision) or _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+    if not found:
+        raise InputError(
+            f"{revision}: git knows no commit, and DVC no experiment, of that name\nSee git log and dvc exp show."
+        )
+    return found
+
+
+def experiments() -> dict[str, str]:
+    """Return the commit of every DVC experiment by its name."""
+    listing = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+    rows = re.findall(r"^(\w+) refs/exps/\w\w/\w+/(\S+)$", listing, re.MULTILINE)
+    return {name: commit for commit, name in rows}
+
+
+def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
+    """Return, by stage, the md5 of each output that the dvc.lock of a commit names.
+
+    Raises:
+        InputError: If the commit has none.
+    """
+    text = _git("show", f"{commit}:dvc.lock")
+    if not text:
+        raise InputError(f"commit {commit[:12]} has no dvc.lock\nRun dvc repro and commit dvc.lock.")
+    stages = yaml.safe_load(text).get("stages", {})
+    return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
+
+
+def _run_with(tree: RunTree, stage: str, md5s: dict[str, str]) -> Run | None:
+    """Return the newest run of the stage that wrote exactly these outputs."""
+    wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in md5s.items()}
+    found = [run for run in tree.search(filters=wanted, newest_first=True) if "reused_from" not in run.data.tags]
+    return next((run for run in found if run.data.tags.get("level") != Level.fold.value), None)
+
+
+def _store(settings: MlflowConfig, cache: Path) -> Store:
+    if settings.tracking_uri is None:
+        raise InputError("mlflow=off: runs are looked up in the tracking store; choose the one that holds them")
+    return open_store(settings, cache=cache)
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints in the project's root; empty when it refuses."""
+    command = ["git", "-C", str(project_root()), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError as error:
+        raise InputError("git is not installed, and commits are asked for") from error

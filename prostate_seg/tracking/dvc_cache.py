@@ -1,0 +1,38 @@
+"""Files and folders by their hash, out of DVC's cache, or its remote where the cache lacks them."""
+
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.hashfile import load
+from dvc_data.hashfile.checkout import checkout
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_objects.fs.local import localfs
+
+from prostate_seg.errors import InputError
+from prostate_seg.tracking.address import project_root
+
+
+def restore(md5: str, target: Path) -> None:
+    """Write the file or folder of a hash to `target`.
+
+    Raises:
+        InputError: If there is no DVC project here, or neither its cache nor its remote has the hash.
+    """
+    wanted = HashInfo("md5", md5)
+    try:
+        with Repo(str(project_root())) as repo:
+            cache = repo.cache.local
+            try:
+                found = load(cache, wanted)
+                cache.check(md5)
+            except FileNotFoundError:
+                repo.cloud.pull([wanted])
+                found = load(cache, wanted)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            checkout(str(target), localfs, found, cache, force=True, quiet=True)
+    except (DvcException, OSError) as error:
+        raise InputError(
+            f"{target.name} with md5 {md5} is neither here, nor in DVC's cache, nor in its remote: {error}\n"
+            "Get it with dvc pull, or put the data back that the run read."
+        ) from error

@@ -1,0 +1,161 @@
+"""Running a recorded stage again, elsewhere: its code, its settings, its inputs, nothing of what lies around here."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prostate_seg.config import MlflowConfig
+from prostate_seg.errors import InputError
+from prostate_seg.files import read_json
+from prostate_seg.tracking import dvc_cache
+from prostate_seg.tracking.address import project_root
+from prostate_seg.tracking.commits import COMMITTED_IN, EXPERIMENT_COMMIT
+from prostate_seg.tracking.hashing import hash_paths
+from prostate_seg.tracking.record import path_of
+from prostate_seg.tracking.recorded import artifact_text, find_run, recorded_stages
+from prostate_seg.tracking.source_files import PACKAGE
+from prostate_seg.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """What came of running a stage again."""
+
+    stage: str
+    code: str
+    """Where its code came from."""
+    outputs: Mapping[str, tuple[str, str | None]]
+    """Recorded and new md5 of each output."""
+    metrics: Mapping[str, tuple[float, float | None]]
+    """Recorded and new value of each metric."""
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every output has the recorded hash."""
+        return all(old == new for old, new in self.outputs.values())
+
+    def agrees_within(self, tolerance: float) -> bool:
+        """Return whether no metric is further from its recorded value than this part of it."""
+        return all(new is not None and abs(new - old) <= tolerance * abs(old) for old, new in self.metrics.values())
+
+
+def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> Reproduction:
+    """Run the stage of a run again in a temporary folder, with tracking off.
+
+    Raises:
+        InputError: If the run is not that of one stage, or its code or an input cannot be restored, or the stage fails.
+    """
+    stages = recorded_stages(run_id, settings, cache=workspace.cache)
+    if len(stages) != 1:
+        raise InputError(f"run {run_id} holds {len(stages)} stages: name the run of one, such as train")
+    stage, record = stages[0]
+    with (
+        tempfile.TemporaryDirectory(prefix="prostate_seg-") as name,
+        _code(run_id, record, settings, workspace, Path(name)) as (
+            folder,
+            source,
+        ),
+    ):
+        for key, md5 in record["inputs"].items():
+            _restore_input(key, md5, folder, workspace)
+        (folder / "params.yaml").write_text(yaml.safe_dump(_science(record)), encoding="utf-8")
+        _run(stage, folder)
+        made = read_json(folder / "DS_VERSION.json")["stages"]
+        entry = next(value for key, value in made.items() if key.split(".")[0] == stage)
+    return Reproduction(
+        stage=stage,
+        code=source,
+        outputs={key: (md5, entry["outputs"].get(key)) for key, md5 in record["outputs"].items()},
+        metrics={key: (value, entry["metrics"].get(key)) for key, value in record["metrics"].items()},
+    )
+
+
+@contextlib.contextmanager
+def _code(
+    run_id: str, record: Mapping[str, Any], settings: MlflowConfig, workspace: Workspace, folder: Path
+) -> Iterator[tuple[Path, str]]:
+    """Yield a folder with the run's own source files, and where they came from."""
+    tags = find_run(run_id, settings, cache=workspace.cache).data.tags
+    started_in = record["git"]["commit"]
+    diff = artifact_text(run_id, "git.diff", settings, cache=workspace.cache) if record["git"]["is_dirty"] else None
+    candidates = [(started_in, diff), (started_in, None)]
+    candidates += [(commit, None) for commit in [*tags.get(COMMITTED_IN, "").split(), tags.get(EXPERIMENT_COMMIT)]]
+    different: list[str] = []
+    for number, (commit, patch) in enumerate(candidates):
+        if not commit:
+            continue
+        tree = folder / f"code{number}"
+        if _git("worktree", "add", "--detach", "--quiet", str(tree), commit) != 0:
+            continue
+        try:
+            patched = patch is None or _apply(patch, tree)
+            different = _different_code(record["code"], tree, workspace)
+            if patched and not different:
+                yield tree, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
+                return
+        finally:
+            _git("worktree", "remove", "--force", str(tree))
+    here = folder / "here"
+    here.mkdir()
+    different = different or _different_code(record["code"], PACKAGE.parent, workspace)
+    if _different_code(record["code"], PACKAGE.parent, workspace):
+        listing = ", ".join(different[:5]) + (" ..." if len(different) > 5 else "")
+        raise InputError(
+            f"the code of run {run_id} cannot be restored from its commit: {len(different)} files differ ({listing})\n"
+            "It ran on changes that were in no commit and in no git.diff."
+        )
+    yield here, "the installed package, which is the same"
+
+
+def _different_code(recorded: Mapping[str, str], root: Path, workspace: Workspace) -> list[str]:
+    """Return the recorded source files that are not the same below `root`."""
+    there = {key: root / key for key in recorded if (root / key).is_file()}
+    hashed = hash_paths(there.values(), cache=workspace.cache)
+    return [key for key, md5 in recorded.items() if key not in there or hashed[there[key]].md5 != md5]
+
+
+def _restore_input(key: str, md5: str, folder: Path, workspace: Workspace) -> None:
+    """Put an input where the stage will look: from here if it is still the same, else from DVC."""
+    here, target = path_of(key, workspace), folder / key
+    is_here = here.exists() and hash_paths([here], cache=workspace.cache)[here].md5 == md5
+    if Path(key).is_absolute():
+        if not is_here:
+            raise InputError(f"{key} is not what the run read; it lies outside of the workspace, so put it back there")
+    elif is_here:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(here.absolute(), target_is_directory=here.is_dir())
+    else:
+        dvc_cache.restore(md5, target)
+
+
+def _science(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recorded settings; data lie where `_restore_input` puts them."""
+    science = {key: value for key, value in record["settings"].items() if key not in ("verify", "doctor")}
+    return science | {"data": science["data"] | {"root": None}}
+
+
+def _run(stage: str, folder: Path) -> None:
+    code = folder if (folder / PACKAGE.name).is_dir() else PACKAGE.parent
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "PROSTATE_SEG_"))}
+    command = [sys.executable, "-m", PACKAGE.name, "--config-name", "from_params", f"stage={stage}", "mlflow=off"]
+    done = subprocess.run(command, cwd=folder, env=kept | {"PYTHONPATH": str(code)}, check=False)
+    if done.returncode != 0:
+        raise InputError(f"{stage} failed when it was run again (exit code {done.returncode}); its words are above")
+
+
+def _apply(patch: str, tree: Path) -> bool:
+    command = ["git", "-C", str(tree), "apply", "--whitespace=nowarn", "-"]
+    return subprocess.run(command, input=patch, text=True, capture_output=True, check=False).returncode == 0
+
+
+def _git(*arguments: str) -> int:
+    command = ["git", "-C", str(project_root()), *arguments]
+    return subprocess.run(command, capture_output=True, check=False).returncode
