@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+STORE ?= $(firstword $(wildcard mlflow.db demo/mlflow.db))
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help setup demo ui test lint types bench dvc-deps hooks lock clean
@@ -17,11 +18,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: setup  ## make 8 phantom patients, train 2 folds and evaluate them, in demo/
-	$(RUN) -m prostate_seg -m stage=fetch,preprocess,prepare,train,evaluate experiment=quickstart paths.root=demo
+demo: setup  ## make 8 phantom patients, train 2 folds and evaluate them with DVC, in demo/
+	scripts/demo.sh $(abspath $(RUN))
 
-ui: setup  ## open the recorded runs in MLflow's page, http://127.0.0.1:5000
-	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db
+ui: setup  ## open the recorded runs in MLflow's page, http://127.0.0.1:5000 (STORE=FILE for others)
+	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(STORE)
 
 test: setup  ## run all tests
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not alone"

@@ -97,6 +97,8 @@ def _config_message(error: Exception) -> str:
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         return config.unknown_key_message(unknown.group(1))
+    if "'params'" in text and "Could not" in text:
+        return "params.yaml is absent in this folder: write it with stage=export and the overrides you want"
     no_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if no_option:
         return _no_option_message(*no_option.groups())

@@ -53,7 +53,7 @@ def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[
     """
     commit, matches = runs_of_commit(revision, settings, cache=cache)
     tree = RunTree(_store(settings, cache))
-    is_experiment = commit in experiments().values()
+    is_experiment = not _git("for-each-ref", "--contains", commit, "refs/heads", "refs/tags", "refs/remotes").strip()
     for match in matches:
         if match.run is None:
             continue

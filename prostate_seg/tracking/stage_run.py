@@ -6,15 +6,17 @@ close           hashes what the stage touched, writes its entry of DS_VERSION.js
 
 import importlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prostate_seg.config import Config, as_container
 from prostate_seg.tracking import ds_version
+from prostate_seg.tracking.address import project_root
 from prostate_seg.tracking.job import INTERRUPTED, TERMINATED, Job, Outcome, command_line
 from prostate_seg.tracking.lineage import ancestors
 from prostate_seg.tracking.process import now_text
@@ -133,7 +135,10 @@ class StageRun:
         return f"{self.stage}.fold{self.cfg.fold.index}" if alone else self.stage
 
     def _other_entries(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return what is known of the other stages; a temporary workspace of DVC's starts with what the project knows."""
         entries = ds_version.read_entries(self.workspace)
+        if not entries and os.environ.get("DVC_ROOT"):
+            entries = ds_version.read_entries(replace(self.workspace, root=project_root()))
         return {name: entry for name, entry in entries.items() if name.split(".")[0] != self.stage}
 
     def _changed_inputs(self, hashes: Hashes) -> Sequence[str]:

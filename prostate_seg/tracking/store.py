@@ -24,6 +24,7 @@ from prostate_seg.tracking.address import resolved_uri, shown_address, sqlite_fi
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # patient data are near: nobody is called
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # one line of our own names the run
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
 }.items():

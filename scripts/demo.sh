@@ -1,0 +1,37 @@
+#!/bin/sh
+# Make demo/ a project of its own (code, data, settings, git, DVC, runs) and run the pipeline in it: scripts/demo.sh PYTHON
+set -eu
+PATH=$(dirname "$1"):$PATH
+export PATH
+cd "$(dirname "$0")/.."
+
+has_git() { command -v git > /dev/null; }
+commit() { if has_git; then git -c user.name=demo -c user.email=demo@localhost commit --quiet --message "$1" || true; fi; }
+add() { if has_git; then git add "$@"; fi; }
+
+if [ -d demo/.dvc ]; then
+    echo "demo/ is there already: going on with it (make clean removes it)"
+    cd demo
+else
+    mkdir -p demo
+    tar --exclude=__pycache__ -cf - configs prostate_seg scripts dvc.yaml .dvc/config .dvc/.gitignore .dvcignore .gitignore |
+        tar -xf - -C demo
+    cd demo
+    if has_git; then git init --quiet; else printf '[core]\n    no_scm = true\n' > .dvc/config.local; fi
+    add --all
+    commit "The code"
+fi
+if [ ! -f data.dvc ]; then
+    python -m prostate_seg stage=fetch experiment=quickstart
+    dvc add --quiet data
+    python -m prostate_seg stage=export experiment=quickstart
+    add data.dvc params.yaml
+    commit "Data and settings"
+fi
+dvc repro
+add dvc.lock
+commit "Results"
+if has_git; then python -m prostate_seg stage=link > /dev/null; fi
+echo
+echo "Tables, masks and pictures: demo/evaluation.  The runs: make ui.  demo/ is a project to try things in:"
+echo "  cd demo && dvc exp run -S experiment=quickstart -S train.learning_rate=1e-3 && dvc exp show --only-changed"

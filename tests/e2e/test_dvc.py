@@ -1,0 +1,359 @@
+"""DVC drives the pipeline: what reruns, what is tracked, and how commits, experiments and runs find each other."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tests.conftest import ROOT
+from tests.e2e.test_tracking import free_port, until
+
+pytestmark = pytest.mark.slow
+
+EXPERIMENT = """# @package _global_
+# Choose in a test.
+data: {phantom: {num_patients: 4, num_second_studies: 0, field_of_view_mm: 100, gland_volume_range_ml: [25, 50]}}
+preprocess: {spacing_mm: [3, 0.8, 0.8], image_size: 96}
+fold: {num_folds: 2}
+model: {channels: [8, 16], strides: [[2, 2]]}
+train: {steps_per_epoch: 2, max_epochs: 2}
+evaluate: {num_bootstrap: 100}
+"""
+NOTHING_RAN = "Data and pipelines are up to date."
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone of the project with data, settings and commits of its own."""
+
+    folder: Path
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("MLFLOW", "DVC", "PYTHONPATH", "GIT"))
+        }
+        env = kept | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(self.folder / "site"),
+            "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org",
+            "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org",
+        }  # fmt: skip
+        done = subprocess.run(
+            command, cwd=self.folder, env=env | environment, capture_output=True, text=True, timeout=500, check=False
+        )
+        assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def stage(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("python", "-m", "prostate_seg", *arguments, check=check)
+
+    def commit(self, message: str) -> str:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
+        return self.run("git", "rev-parse", "HEAD").stdout.strip()
+
+    def runs(self, **tags: str) -> list[Run]:
+        client = MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        experiment = client.get_experiment_by_name("prostate_seg")
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"]))
+
+    def lock(self) -> dict[str, dict[str, list[dict[str, str]]]]:
+        stages: dict[str, dict[str, list[dict[str, str]]]] = yaml.safe_load((self.folder / "dvc.lock").read_text())[
+            "stages"
+        ]
+        return stages
+
+    def dice(self) -> float:
+        return float(json.loads((self.folder / "evaluation" / "summary.json").read_text())["test"]["dice"])
+
+    def learning_rate(self) -> float:
+        return float(yaml.safe_load((self.folder / "params.yaml").read_text())["train"]["learning_rate"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """Where DVC pushes to."""
+
+    url: str
+    options: dict[str, str]
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The pipeline, run once by `dvc repro` and committed."""
+    clone = Clone(tmp_path_factory.mktemp("dvc") / "clone")
+    clone.folder.mkdir()
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    for name in files:
+        if not name.startswith(("tests/", "docs/")) and (ROOT / name).is_file():
+            (clone.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone.folder / name)
+    (clone.folder / "configs" / "experiment" / "small.yaml").write_text(EXPERIMENT)
+    with (clone.folder / ".gitignore").open("a") as ignored:
+        ignored.write("/site/\n")
+    clone.run("git", "init", "--quiet", "--initial-branch", "main")
+    clone.commit("The code")
+    clone.stage("stage=fetch", "experiment=small")
+    clone.run("dvc", "add", "--quiet", "data")
+    clone.stage("stage=export", "experiment=small")
+    clone.commit("Data and settings")
+    clone.run("scripts/install_hooks.sh", sys.executable)
+    clone.run("dvc", "repro")
+    clone.commit("Results")
+    return clone
+
+
+@pytest.fixture
+def clone(finished: Clone, tmp_path: Path) -> Clone:
+    shutil.copytree(finished.folder, tmp_path / "clone", symlinks=True)
+    database = tmp_path / "clone" / "mlflow.db"
+    assert database.is_file()
+    return Clone(tmp_path / "clone")
+
+
+def test_second_repro_runs_nothing_and_only_what_a_stage_uses_reruns_it(clone: Clone) -> None:
+    assert NOTHING_RAN in clone.run("dvc", "repro").stdout
+    for name in (
+        "prostate_seg/tracking/sweeps.py",
+        "prostate_seg/__main__.py",
+        "configs/machine/default.yaml",
+        "README.md",
+    ):
+        with (clone.folder / name).open("a") as file:
+            file.write("\n# a remark\n")
+    assert NOTHING_RAN in clone.run("dvc", "repro").stdout
+    with (clone.folder / "prostate_seg" / "reporting" / "overlays.py").open("a") as file:
+        file.write("\n# a remark\n")
+    shown = clone.run("dvc", "status").stdout
+    assert "evaluate:" in shown
+    assert not [name for name in ("preprocess:", "prepare:", "train:") if name in shown]
+    out = clone.run("dvc", "repro").stdout
+    assert "Running stage 'evaluate'" in out
+    assert "Stage 'train' didn't change, skipping" in out
+
+
+def test_hashes_in_the_runs_equal_dvc_lock_line_by_line(finished: Clone) -> None:
+    num_lines = 0
+    for stage, lines in finished.lock().items():
+        (run,) = finished.runs(stage=stage, level="stage")
+        for kind, deps in (("inputs", lines["deps"]), ("outputs", lines["outs"])):
+            for line in deps:
+                name = "code" if line["path"].startswith("prostate_seg/") else kind
+                assert run.data.tags[f"md5.{name}/{line['path']}"] == line["md5"], (stage, line["path"])
+                num_lines += 1
+    assert num_lines > 60
+
+
+def test_commit_and_runs_find_each_other(finished: Clone) -> None:
+    head = finished.run("git", "rev-parse", "HEAD").stdout.strip()
+    for stage in ("preprocess", "prepare", "train", "evaluate"):
+        (run,) = finished.runs(stage=stage, level="stage")
+        assert run.data.tags["committed_in"] == head  # by the hook
+        found = finished.stage("stage=find", "find.commit=main").stdout
+        assert f"{stage:<11} {run.info.run_id}  FINISHED  baseline" in found.splitlines()
+    shown = finished.stage("stage=find", f"find.run={run.info.run_id}").stdout
+    assert f"committed in  {head}" in shown
+    assert f"git checkout {head} && dvc checkout && dvc repro --force --single-item evaluate" in shown
+    refused = finished.stage("stage=find", "find.commit=no-such-thing", check=False)
+    assert refused.returncode == 1
+    assert "no-such-thing: git knows no commit, and DVC no experiment, of that name" in refused.stderr
+    assert "has no dvc.lock" in finished.stage("stage=find", "find.commit=main~2", check=False).stderr
+
+
+def test_export_check_and_settings_of_the_machine(clone: Clone) -> None:
+    assert clone.stage("stage=export", "experiment=small", "export.check=true").returncode == 0
+    refused = clone.stage(
+        "stage=export", "experiment=small", "export.check=true", "train.learning_rate=0.1", check=False
+    )
+    assert refused.returncode == 1
+    assert "  train.learning_rate: 0.003 in params.yaml, 0.1 in the config" in refused.stderr
+    before = (clone.folder / "params.yaml").read_text()
+    clone.stage("stage=export", "experiment=small", "mlflow.name=other", "machine.num_workers=1", "paths.cache=/tmp/x")
+    text = (clone.folder / "params.yaml").read_text()
+    assert [line for line in text.splitlines() if line[0] != "#"] == [
+        line for line in before.splitlines() if line[0] != "#"
+    ]
+    assert NOTHING_RAN in clone.run("dvc", "repro").stdout
+    refused = clone.stage("stage=export", "data.root=${oc.env:HOME}", check=False)
+    assert refused.returncode == 2
+    assert "data.root: must be a plain value to be exported, is ${oc.env:HOME}" in refused.stderr
+
+
+def test_forced_and_single_stages_replace_their_runs(clone: Clone) -> None:
+    clone.run("dvc", "repro", "--force", "--single-item", "prepare")
+    assert len(clone.runs(stage="prepare", level="stage")) == 1
+    clone.stage("stage=export", "experiment=small", "train.learning_rate=0.001")
+    clone.run("dvc", "repro", "--single-item", "train")
+    (run,) = clone.runs(stage="train", level="stage")
+    assert run.data.params["train.learning_rate"] == "0.001"
+    assert "train:" not in clone.run("dvc", "status").stdout
+    assert "evaluate:" in clone.run("dvc", "status").stdout
+
+
+def test_experiments_leave_files_params_and_runs_where_they_belong(clone: Clone) -> None:
+    baseline, dice = clone.run("git", "rev-parse", "HEAD").stdout.strip(), clone.dice()
+    small = ["-S", "experiment=small"]
+    clone.run("dvc", "exp", "run", "--temp", "-n", "tempered", *small, "-S", "train.learning_rate=1e-3")
+    assert clone.dice() == dice
+    assert clone.learning_rate() == 0.003
+    (train,) = clone.runs(pipeline="tempered", stage="train", level="stage")
+    assert train.data.tags["dvc.experiment"] == "tempered"
+    assert train.data.tags["dvc.baseline"] == baseline
+    assert [run.data.tags["reused_from"] for run in clone.runs(pipeline="tempered", stage="preprocess")]
+    assert clone.runs(pipeline="baseline", stage="train", level="stage")  # not replaced
+    shown = clone.stage("stage=find", "find.commit=tempered").stdout
+    assert f"train       {train.info.run_id}  FINISHED  tempered" in shown
+    clone.stage("stage=link", "link.commit=tempered")
+    (train,) = clone.runs(pipeline="tempered", stage="train", level="stage")
+    assert train.data.tags["dvc.experiment_commit"]
+
+    failed = clone.run(
+        "dvc", "exp", "run", "-n", "doomed", *small, "-S", "fold.num_folds=9", check=False
+    )  # fmt: skip
+    assert failed.returncode != 0
+    (prepare,) = clone.runs(pipeline="doomed", stage="prepare")
+    assert prepare.info.status == "FAILED"
+    clone.run("git", "checkout", "--quiet", ".")
+    clone.run("dvc", "checkout", "--quiet")
+    assert NOTHING_RAN in clone.run("dvc", "repro").stdout
+
+    clone.run("dvc", "exp", "apply", "tempered")
+    assert clone.learning_rate() == 0.001
+    assert NOTHING_RAN in clone.run("dvc", "repro").stdout
+    assert clone.dice() != dice
+    clone.commit("The tempered one")
+    clone.run("git", "checkout", "--quiet", baseline)
+    clone.run("dvc", "checkout", "--quiet")
+    assert clone.dice() == dice
+    assert clone.learning_rate() == 0.003
+
+
+def test_queued_experiments_run_side_by_side(clone: Clone) -> None:
+    small = ["-S", "experiment=small"]
+    clone.run("dvc", "exp", "run", "--queue", "-n", "one", *small, "-S", "model=unet3d", "-S", "model.num_slices=8",
+              "-S", "model.channels=[8,16]", "-S", "model.strides=[[1,2,2]]")  # fmt: skip
+    clone.run("dvc", "exp", "run", "--queue", "-n", "two", *small, "-S", "train.learning_rate=1e-3")
+    clone.run("dvc", "queue", "start", "-j", "2")
+    end = time.monotonic() + 240
+    while "Running" in (status := clone.run("dvc", "queue", "status").stdout) or "Queued" in status:
+        assert time.monotonic() < end, status
+        time.sleep(2)
+    assert status.count("Success") == 2, status + clone.run("dvc", "queue", "logs", "one", check=False).stdout
+    for name, model in (("one", "unet3d"), ("two", "unet")):
+        (run,) = clone.runs(pipeline=name, stage="evaluate", level="stage")
+        assert run.info.status == "FINISHED"
+        assert run.data.params["model.name"] == model
+    table = clone.run("dvc", "exp", "show", "--json").stdout
+    assert {"one", "two"} <= {exp["name"] for row in json.loads(table) for exp in row["experiments"] or []}
+    assert clone.learning_rate() == 0.003
+
+
+def test_metrics_and_plots_are_useful_as_they_come(clone: Clone) -> None:
+    clone.stage("stage=export", "experiment=small", "train.learning_rate=0.001")
+    clone.run("dvc", "repro")
+    difference = json.loads(clone.run("dvc", "metrics", "diff", "--json").stdout)
+    assert set(difference["evaluation/summary.json"]) >= {"test.dice", "test.hd95_mm"}
+    out = clone.run("dvc", "plots", "diff", "-o", "site/plots")
+    page = (clone.folder / "site" / "plots" / "index.html").read_text()
+    assert "val Dice of fold 0" in page, out.stderr
+    assert "Dice of each case" in page
+
+
+def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> None:
+    (train,) = clone.runs(stage="train", level="stage")
+    done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
+    assert "bit-identical: every output has the recorded hash" in done.stdout
+    assert clone.run("git", "worktree", "list").stdout.count("\n") == 1
+
+    shutil.rmtree(clone.folder / "preprocess")  # comes out of DVC's cache then
+    done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
+    assert "bit-identical" in done.stdout
+    assert not (clone.folder / "preprocess").exists()
+
+    with (clone.folder / "prostate_seg" / "segmentation" / "losses.py").open("a") as file:
+        file.write("\n# a remark that is in no commit\n")
+    done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
+    assert "the code of commit" in done.stdout
+    assert "bit-identical" in done.stdout
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{clone.folder}/mlflow.db")
+    path = Path(client.download_artifacts(train.info.run_id, "provenance.json"))
+    record = json.loads(path.read_text())
+    record["outputs"]["model"] = "0" * 32 + ".dir"
+    path.write_text(json.dumps(record))
+    done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
+    assert "different model" in done.stdout
+    assert "reproduced: outputs differ, every metric agrees within 1.00%" in done.stdout
+    record["metrics"]["val/best_dice"] = 0.9
+    path.write_text(json.dumps(record))
+    done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}", check=False)
+    assert done.returncode == 1
+    assert "not reproduced" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_data_and_model_go_to_a_remote_and_come_back(clone: Clone, tmp_path: Path, kind: str) -> None:
+    with s3_remote(tmp_path) if kind == "s3" else folder_remote(tmp_path) as remote:
+        clone.run("dvc", "remote", "add", "--default", "store", remote.url)
+        for name, value in remote.options.items():
+            clone.run("dvc", "remote", "modify", "store", name, value)
+        clone.run("dvc", "push", **remote.environment)
+        weights = (clone.folder / "model" / "fold0" / "weights.safetensors").read_bytes()
+        for name in ("data", "model", "preprocess", ".dvc/cache", "site"):
+            shutil.rmtree(clone.folder / name)
+        clone.run("dvc", "pull", **remote.environment)
+        assert (clone.folder / "model" / "fold0" / "weights.safetensors").read_bytes() == weights
+        assert NOTHING_RAN in clone.run("dvc", "repro").stdout
+
+
+@contextlib.contextmanager
+def folder_remote(folder: Path) -> Iterator[Remote]:
+    """A folder as a remote."""
+    yield Remote(url=str(folder / "remote"), options={}, environment={})
+
+
+@contextlib.contextmanager
+def s3_remote(folder: Path) -> Iterator[Remote]:
+    """An S3 server on a free port, with a bucket."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+    def bucket_is_made() -> bool:
+        try:
+            return urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).status == 200
+        except OSError:
+            return False
+
+    try:
+        until(bucket_is_made, 60)
+        yield Remote(url="s3://bucket/dvc", options={"endpointurl": address}, environment=keys)
+    finally:
+        process.terminate()
+        process.wait(20)
