@@ -62,6 +62,7 @@ def main() -> None:
     """Run the command line and exit with one of the codes above."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, so that they are worded and counted here.
     signal.signal(signal.SIGTERM, _terminate)
+    sys.argv[1:] = [_as_text(argument) for argument in sys.argv[1:]]
     sys.argv += _stop_chain_at_first_failure(sys.argv[1:])
     try:
         _require_stage(sys.argv[1:])
@@ -89,6 +90,12 @@ def _stop_chain_at_first_failure(arguments: list[str]) -> list[str]:
     chained = any(re.match(r"stage=.*,", argument) for argument in arguments)
     other_sweeper = any(re.match(r"\+?(hydra/)?sweep(er)?=", argument) for argument in arguments)
     return ["hydra.sweeper.max_batch_size=1"] if chained and not other_sweeper else []
+
+
+def _as_text(argument: str) -> str:
+    """Quote a revision or run id: Hydra would read 12e4567 as a number, and main~2 not at all."""
+    named = re.fullmatch(r"((?:find|link)\.commit|(?:find|verify|reproduce)\.run)=([\w.\-/~^@{}]+)", argument)
+    return f"{named.group(1)}='{named.group(2)}'" if named and named.group(2) != "null" else argument
 
 
 def _config_message(error: Exception) -> str:

@@ -56,6 +56,7 @@ class ModelName(Enum):
     """Networks in `segmentation/models.py`."""
 
     unet = "unet"
+    attention_unet = "attention_unet"
     unet3d = "unet3d"
 
 
@@ -308,6 +309,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         dims = 3 if self.name is ModelName.unet3d else 2
+        is_attention = self.name is ModelName.attention_unet
         _check(
             "model",
             self,
@@ -325,6 +327,13 @@ class ModelConfig:
                 f"must have {dims} numbers above 0 per level for model.name={self.name.value}",
             ),
             ("num_res_units", 0 <= self.num_res_units <= 8, "must be from 0 to 8"),
+            ("num_res_units", not is_attention or self.num_res_units == 0, "must be 0 for model.name=attention_unet"),
+            ("norm", not is_attention or self.norm is Norm.batch, "must be batch for model.name=attention_unet"),
+            (
+                "activation",
+                not is_attention or self.activation is Activation.relu,
+                "must be relu for model.name=attention_unet",
+            ),
             ("dropout", 0 <= self.dropout < 1, "must be at least 0 and below 1"),
         )
 

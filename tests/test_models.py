@@ -28,7 +28,7 @@ def test_logits_have_the_shape_of_the_mask(model: config.ModelConfig, shape: tup
     assert build_network(model)(torch.zeros(shape)).shape == expected
 
 
-@pytest.mark.parametrize("option", ["unet", "unet3d"])
+@pytest.mark.parametrize("option", ["unet", "attention_unet", "unet3d"])
 def test_shipped_options_take_the_shipped_size(option: str) -> None:
     cfg = config.parse(composed(f"model={option}"))
     require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)

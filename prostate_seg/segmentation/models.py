@@ -7,6 +7,7 @@ A 2-D network takes [B, num_slices, Y, X] and a 3-D network [B, 1, Z, Y, X]; bot
 from collections.abc import Callable
 
 import numpy as np
+from monai.networks.nets.attentionunet import AttentionUnet
 from monai.networks.nets.unet import UNet
 from torch import nn
 
@@ -58,5 +59,21 @@ def _unet(settings: ModelConfig) -> nn.Module:
     )
 
 
-NETWORKS: dict[ModelName, Callable[[ModelConfig], nn.Module]] = {ModelName.unet: _unet, ModelName.unet3d: _unet}
+def _attention_unet(settings: ModelConfig) -> nn.Module:
+    """MONAI's attention U-Net (Oktay et al. 2018); its blocks are batch-normalised, with ReLU."""
+    return AttentionUnet(
+        spatial_dims=3 if is_3d(settings) else 2,
+        in_channels=1 if is_3d(settings) else settings.num_slices,
+        out_channels=1,
+        channels=settings.channels,
+        strides=[tuple(level) for level in settings.strides],
+        dropout=settings.dropout,
+    )
+
+
+NETWORKS: dict[ModelName, Callable[[ModelConfig], nn.Module]] = {
+    ModelName.unet: _unet,
+    ModelName.attention_unet: _attention_unet,
+    ModelName.unet3d: _unet,
+}
 """Builder of each network."""

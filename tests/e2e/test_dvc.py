@@ -284,6 +284,7 @@ def test_metrics_and_plots_are_useful_as_they_come(clone: Clone) -> None:
 
 
 def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> None:
+    clone.run("dvc", "repro", "--force", "--single-item", "train")  # a run whose artifacts are this test's own
     (train,) = clone.runs(stage="train", level="stage")
     done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
     assert "bit-identical: every output has the recorded hash" in done.stdout
@@ -301,15 +302,17 @@ def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> 
     assert "bit-identical" in done.stdout
 
     client = MlflowClient(tracking_uri=f"sqlite:///{clone.folder}/mlflow.db")
-    path = Path(client.download_artifacts(train.info.run_id, "provenance.json"))
-    record = json.loads(path.read_text())
+    path = clone.folder / "provenance.json"
+    record = json.loads(Path(client.download_artifacts(train.info.run_id, "provenance.json")).read_text())
     record["outputs"]["model"] = "0" * 32 + ".dir"
     path.write_text(json.dumps(record))
+    client.log_artifact(train.info.run_id, str(path))
     done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
     assert "different model" in done.stdout
     assert "reproduced: outputs differ, every metric agrees within 1.00%" in done.stdout
     record["metrics"]["val/best_dice"] = 0.9
     path.write_text(json.dumps(record))
+    client.log_artifact(train.info.run_id, str(path))
     done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}", check=False)
     assert done.returncode == 1
     assert "not reproduced" in done.stderr

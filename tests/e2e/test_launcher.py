@@ -36,7 +36,10 @@ def test_unknown_stage_says_what_was_meant_and_lists_the_stages(launch: Launch) 
         (["stage=train", "+train.epochz=3"], "train.epochz: unknown key; did you mean train.max_epochs?"),
         (["stage=train", "train.epochs=3"], "train.epochs: unknown key; did you mean train.max_epochs?"),
         (["stage=train", "modl=unet"], "modl: unknown key; did you mean model?"),
-        (["stage=train", "model=unett"], "model: no option 'unett'; known are unet, unet3d; did you mean model=unet?"),
+        (
+            ["stage=train", "model=unett"],
+            "model: no option 'unett'; known are attention_unet, unet, unet3d; did you mean model=unet?",
+        ),
         (["stage=train", "train.max_epochs=many"], "train.max_epochs: must be a whole number, is many"),
         (["stage=train", "train.max_epochs=0"], "train.max_epochs: must be from 1 to 100000, is 0"),
         (["stage=train", "model=3"], "Config group override must be a string or a list"),
@@ -127,6 +130,13 @@ def test_interrupted_stage_exits_with_its_code_and_leaves_no_half_data(tmp_path:
     assert "fetch KILLED" in out
     assert "Traceback" not in err
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_revision_that_looks_like_a_number_stays_text(launch: Launch) -> None:
+    for revision in ("12e4567", "0012", "main~2", "HEAD^"):
+        assert f"commit: {revision}" in launch("stage=find", f"find.commit={revision}", "--cfg", "job").stdout.replace(
+            "'", ""
+        )
 
 
 def test_every_run_leaves_its_config_and_log(launch: Launch, tmp_path: Path) -> None:

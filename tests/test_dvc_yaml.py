@@ -1,0 +1,91 @@
+"""dvc.yaml says of each stage what the code says: source files, settings, inputs; and params.yaml brings all settings back."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from prostate_seg.__main__ import config_folder
+from prostate_seg.config import SCIENCE_GROUPS, STAGE_SETTINGS, Config, parse, science_of
+from prostate_seg.errors import ConfigError
+from prostate_seg.stages.export import params_text
+from prostate_seg.tracking.record import code_key
+from prostate_seg.tracking.source_files import source_files
+from tests.conftest import ROOT
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = sorted(PIPELINE["stages"])
+OPTIONS = [
+    f"{path.parent.name}={path.stem}"
+    for group in (*SCIENCE_GROUPS, "experiment")
+    for path in sorted((ROOT / "configs" / group).glob("*.yaml"))
+]
+NEEDED = {"data=folder": ["data.root=/data"], "fold=picai": ["fold.file=folds.json"]}
+
+
+def composed(*overrides: str, name: str = "config", folder: Path | None = None) -> DictConfig:
+    with initialize_config_dir(config_dir=str(config_folder())):
+        search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
+        return compose(name, overrides=[*overrides, "paths.root=.", *search])
+
+
+def parsed(*overrides: str) -> Config:
+    return parse(composed(*overrides))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_of_a_stage_is_all_that_it_imports(stage: str) -> None:
+    code = [dep for dep in PIPELINE["stages"][stage]["deps"] if dep.startswith("prostate_seg/")]
+    assert code == [code_key(path) for path in source_files(stage)], "run: make dvc-deps"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_settings_of_a_stage_are_those_that_decide_it(stage: str) -> None:
+    assert tuple(PIPELINE["stages"][stage]["params"]) == STAGE_SETTINGS[stage]
+
+
+def test_results_persist_and_commands_take_their_settings_from_params() -> None:
+    for name, stage in PIPELINE["stages"].items():
+        assert stage["cmd"] == f"python -m prostate_seg --config-name from_params stage={name}"
+        assert all(list(out.values()) == [{"persist": True}] for out in stage["outs"])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_exported_settings_come_back_as_they_were(option: str, tmp_path: Path) -> None:
+    overrides = [option, *NEEDED.get(option, [])]
+    text = params_text(science_of(parsed(*overrides)), command="x")
+    (tmp_path / "params.yaml").write_text(text)
+    back = parse(composed(name="from_params", folder=tmp_path))
+    assert science_of(back) == science_of(parsed(*overrides))
+    assert parse(OmegaConf.merge(composed(*overrides), OmegaConf.load(tmp_path / "params.yaml"))) == parsed(*overrides)
+
+
+def test_params_hold_science_only_sorted_and_with_their_origin() -> None:
+    text = params_text(science_of(parsed("experiment=quickstart")), command="python -m prostate_seg stage=export")
+    settings = yaml.safe_load(text)
+    assert list(settings) == sorted([*SCIENCE_GROUPS, "seed"])
+    assert text.startswith("#")
+    assert "python -m prostate_seg stage=export" in text
+    assert isinstance(settings["train"]["learning_rate"], float)
+    assert isinstance(settings["preprocess"]["spacing_mm"][0], float)
+
+
+def test_what_dvc_composes_is_what_is_exported() -> None:
+    with initialize_config_dir(config_dir=str(config_folder())):
+        by_dvc = compose("science", overrides=["experiment=quickstart"])
+    OmegaConf.resolve(by_dvc)
+    ours = parsed("experiment=quickstart")
+    assert parse(OmegaConf.merge(composed(), by_dvc)) == ours
+    assert sorted(str(key) for key in by_dvc) == sorted([*SCIENCE_GROUPS, "seed"])
+
+
+def test_environment_values_are_not_exported() -> None:
+    with pytest.raises(ConfigError, match="data.root: must be a plain value to be exported"):
+        parsed("stage=export", "data.root=${oc.env:HOME}")
+    assert parsed("stage=train", "data=folder", "data.root=${oc.env:HOME}").data.root
+
+
+def test_no_config_has_a_name_that_dvc_takes_for_its_own() -> None:
+    assert list((ROOT / "configs").rglob("dvc.yaml")) == []
