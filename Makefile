@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-STORE ?= $(firstword $(wildcard mlflow.db demo/mlflow.db))
+STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help setup demo ui test lint types bench dvc-deps hooks lock clean

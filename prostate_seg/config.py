@@ -643,6 +643,13 @@ def science_of(cfg: Config) -> dict[str, Any]:
     return {"seed": cfg.seed, **{group: whole[group] for group in SCIENCE_GROUPS}}
 
 
+def portable_science_of(cfg: Config) -> dict[str, Any]:
+    """Return the same without the folder that the data lie in on this machine, so that equal trainings write equal files."""
+    science = science_of(cfg)
+    del science["data"]["root"]
+    return science
+
+
 def as_container(part: Any) -> dict[str, Any]:
     """Return a config dataclass as plain JSON and YAML types; enums become their names."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(part), enum_to_str=True))

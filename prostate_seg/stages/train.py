@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from filelock import FileLock
 
-from prostate_seg.config import Config, science_of
+from prostate_seg.config import Config, portable_science_of
 from prostate_seg.data.dataset import CaseRow
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.files import md5_of, md5_of_text, read_json, replace_folder, write_json, write_text
@@ -86,7 +86,7 @@ def train_fold(
         val_ids=fold.val,
     )
     save_recipe(partial, recipe)
-    write_text(partial / "config.yaml", yaml.safe_dump(science_of(cfg), sort_keys=False))
+    write_text(partial / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
 
     def on_epoch_end(epoch: Epoch) -> None:
         log.info("%s", epoch_line(index, epoch))

@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
         ),
     ):
         for key, md5 in record["inputs"].items():
-            _restore_input(key, md5, folder, workspace)
-        (folder / "params.yaml").write_text(yaml.safe_dump(_science(record)), encoding="utf-8")
+            _restore_input(key, md5, folder, _places(key, record, workspace), cache=workspace.cache)
+        (folder / "params.yaml").write_text(yaml.safe_dump(_settings(record)), encoding="utf-8")
         _run(stage, folder)
         made = read_json(folder / "DS_VERSION.json")["stages"]
         entry = next(value for key, value in made.items() if key.split(".")[0] == stage)
@@ -122,24 +122,32 @@ def _different_code(recorded: Mapping[str, str], root: Path, workspace: Workspac
     return [key for key, md5 in recorded.items() if key not in there or hashed[there[key]].md5 != md5]
 
 
-def _restore_input(key: str, md5: str, folder: Path, workspace: Workspace) -> None:
+def _places(key: str, record: Mapping[str, Any], workspace: Workspace) -> list[Path]:
+    """Return where an input may lie on this machine."""
+    there = [path_of(key, workspace)]
+    root = record["settings"]["data"]["root"]
+    if root is not None:  # the data folder that the run named
+        there.append(path_of(key, replace(workspace, data=Path(root))))
+    return [path for path in there if path.exists()]
+
+
+def _restore_input(key: str, md5: str, folder: Path, places: Sequence[Path], *, cache: Path) -> None:
     """Put an input where the stage will look: from here if it is still the same, else from DVC."""
-    here, target = path_of(key, workspace), folder / key
-    is_here = here.exists() and hash_paths([here], cache=workspace.cache)[here].md5 == md5
+    target = folder / key
+    here = next((path for path in places if hash_paths([path], cache=cache)[path].md5 == md5), None)
     if Path(key).is_absolute():
-        if not is_here:
+        if here is None:
             raise InputError(f"{key} is not what the run read; it lies outside of the workspace, so put it back there")
-    elif is_here:
+    elif here is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(here.absolute(), target_is_directory=here.is_dir())
     else:
         dvc_cache.restore(md5, target)
 
 
-def _science(record: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recorded settings; data lie where `_restore_input` puts them."""
-    science = {key: value for key, value in record["settings"].items() if key not in ("verify", "doctor")}
-    return science | {"data": science["data"] | {"root": None}}
+    return {**record["settings"], "data": {**record["settings"]["data"], "root": None}}
 
 
 def _run(stage: str, folder: Path) -> None:

@@ -331,6 +331,12 @@ def test_data_and_model_go_to_a_remote_and_come_back(clone: Clone, tmp_path: Pat
         clone.run("dvc", "pull", **remote.environment)
         assert (clone.folder / "model" / "fold0" / "weights.safetensors").read_bytes() == weights
         assert NOTHING_RAN in clone.run("dvc", "repro").stdout
+        if kind == "folder":  # an input that is neither here nor in the cache comes from the remote
+            for name in ("preprocess", ".dvc/cache", "site"):
+                shutil.rmtree(clone.folder / name)
+            (prepare,) = clone.runs(stage="prepare", level="stage")
+            done = clone.stage("stage=reproduce", f"reproduce.run={prepare.info.run_id}")
+            assert "bit-identical" in done.stdout
 
 
 @contextlib.contextmanager
