@@ -111,6 +111,13 @@ class TrainingSlices(Enum):
     gland = "gland"
 
 
+class Resume(Enum):
+    """What a training does about one that was stopped before it had finished."""
+
+    auto = "auto"
+    never = "never"
+
+
 class Precision(Enum):
     """Number format of the forward pass; `auto` takes bfloat16 where the processor computes in it."""
 
@@ -372,6 +379,8 @@ class TrainConfig:
     """Whether each image is clipped to its 5th to 95th percentile before it is brought to mean 0 and SD 1."""
     precision: Precision
     """Number format of the forward pass."""
+    resume: Resume
+    """Whether a training that was stopped goes on from its last complete epoch."""
     deterministic: bool
     """Whether two runs on one machine give the same bits; slower."""
 
@@ -644,9 +653,12 @@ def science_of(cfg: Config) -> dict[str, Any]:
 
 
 def portable_science_of(cfg: Config) -> dict[str, Any]:
-    """Return the same without the folder that the data lie in on this machine, so that equal trainings write equal files."""
+    """Return the same without what leaves a fold's weights as they are, so that equal trainings write equal files.
+
+    That is where the data lie on this machine, whether other folds are trained too, and what is done about a stop.
+    """
     science = science_of(cfg)
-    del science["data"]["root"]
+    del science["data"]["root"], science["fold"]["index"], science["train"]["resume"]
     return science
 
 

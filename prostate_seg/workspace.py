@@ -81,7 +81,12 @@ class Workspace:
 
     def unfinished_fold(self, fold_index: int) -> Path:
         """What a fold writes until it has finished; outside model/, which holds finished folds only."""
-        return self.root / ".training" / f"fold{fold_index}"
+        return self.training / f"fold{fold_index}"
+
+    @property
+    def training(self) -> Path:
+        """What a training keeps until all of its folds have finished."""
+        return self.root / ".training"
 
     @property
     def evaluation(self) -> Path:

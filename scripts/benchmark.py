@@ -290,7 +290,6 @@ def train(
             ),
             seed=0,
             on_epoch_end=on_epoch_end,
-            on_best=lambda _: None,
         )
 
 

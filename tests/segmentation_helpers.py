@@ -16,6 +16,7 @@ from prostate_seg.config import (
     Norm,
     Optimizer,
     Precision,
+    Resume,
     Schedule,
     TrainConfig,
     TrainingSlices,
@@ -79,6 +80,7 @@ def train_settings(**changes: object) -> TrainConfig:
         "ema_decay": 0.5,
         "zscore": False,
         "precision": Precision.fp32,
+        "resume": Resume.auto,
         "deterministic": True,
     }
     return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Training learns, ends with its budget, keeps the best weights, and repeats itself bit for bit."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from prostate_seg.config import Augmentation, ModelConfig, Precision, Schedule, TrainConfig, TrainingSlices
 from prostate_seg.errors import InputError
+from prostate_seg.segmentation.checkpoints import Checkpoints
 from prostate_seg.segmentation.models import build_network
 from prostate_seg.segmentation.network_store import Recipe, load_network, load_recipe, save_recipe, save_weights
 from prostate_seg.segmentation.packing import PackedSet
@@ -25,26 +26,27 @@ def packed(tmp_path: Path) -> PackedSet:
 
 
 def run_fit(
-    packed: PackedSet, settings: TrainConfig, *, model: ModelConfig | None = None, seed: int = 0
-) -> tuple[list[Epoch], dict[str, torch.Tensor]]:
+    packed: PackedSet,
+    settings: TrainConfig,
+    *,
+    model: ModelConfig | None = None,
+    seed: int = 0,
+    on_epoch_end: Callable[[Epoch], None] = lambda _: None,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[list[Epoch], Mapping[str, torch.Tensor]]:
     model = model or model_2d()
-    kept: dict[str, torch.Tensor] = {}
-
-    def keep(weights: Mapping[str, torch.Tensor]) -> None:
-        kept.update({name: value.clone() for name, value in weights.items()})
-
     with reproducible(seed, deterministic=settings.deterministic):
-        history = fit(
+        fitted = fit(
             packed,
             train_ids=TRAIN,
             val_ids=VAL,
             settings=settings,
             predictor=predictor(build_network(model), model=model),
             seed=seed,
-            on_epoch_end=lambda _: None,
-            on_best=keep,
+            on_epoch_end=on_epoch_end,
+            checkpoints=checkpoints,
         )
-    return history, kept
+    return fitted.history, fitted.weights
 
 
 @pytest.mark.parametrize("model", [model_2d(), model_2d(num_slices=3), model_3d()], ids=["2-D", "2.5-D", "3-D"])
@@ -134,7 +136,10 @@ def test_loss_that_is_not_finite_stops_with_the_next_step(packed: PackedSet) -> 
     broken = build_network(model_2d())
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
-    with pytest.raises(InputError, match=r"training loss is nan in epoch 1.*\n.*train.learning_rate"):
+    with pytest.raises(
+        InputError,
+        match=r"loss is nan in step 1 \(epoch 1\), on slices of [abc].*; the state after epoch 0 is kept\n.*learning_rate",
+    ):
         fit(
             packed,
             train_ids=TRAIN,
@@ -143,7 +148,6 @@ def test_loss_that_is_not_finite_stops_with_the_next_step(packed: PackedSet) -> 
             predictor=predictor(broken),
             seed=0,
             on_epoch_end=lambda _: None,
-            on_best=lambda _: None,
         )
 
 

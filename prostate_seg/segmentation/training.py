@@ -4,12 +4,14 @@ The loop moves tensors and nothing else: slices come from the packed set, are st
 device, and no step waits for a number to come back. What is validated and kept is the running mean of the weights.
 """
 
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,12 +21,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from prostate_seg.config import Augmentation, ModelConfig, Optimizer, Schedule, TrainConfig, TrainingSlices
 from prostate_seg.errors import InputError
 from prostate_seg.segmentation.augmentation import augment
+from prostate_seg.segmentation.checkpoints import Checkpoints, TrainingState
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference import Predictor, predict_probability
 from prostate_seg.segmentation.losses import LossFunction, build_loss
 from prostate_seg.segmentation.models import is_3d
 from prostate_seg.segmentation.packing import PackedSet
 from prostate_seg.segmentation.windows import neighbours, patches
+
+log = logging.getLogger(__name__)
 
 GPU_SHARE_FOR_DATA = 0.5
 """Part of the free memory of a GPU that the packed set may fill; a larger set stays on the host."""
@@ -94,6 +99,16 @@ class Batches:
         return images.clamp_(low, high).sub_(mean).div_(sd), masks
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """What a training came to."""
+
+    history: list[Epoch]
+    """One row per epoch."""
+    weights: Mapping[str, torch.Tensor]
+    """Of the epoch with the best val Dice."""
+
+
 def fit(
     packed: PackedSet,
     *,
@@ -103,8 +118,8 @@ def fit(
     predictor: Predictor,
     seed: int,
     on_epoch_end: Callable[[Epoch], None],
-    on_best: Callable[[Mapping[str, torch.Tensor]], None],
-) -> list[Epoch]:
+    checkpoints: Checkpoints | None = None,
+) -> Fitted:
     """Train until the budget of epochs or minutes is spent.
 
     Args:
@@ -113,49 +128,85 @@ def fit(
         val_ids: Studies that choose the checkpoint.
         settings: How to train.
         predictor: The one fresh network, and how it is run for validation.
-        seed: Source of order and augmentation.
-        on_epoch_end: Told after each epoch, after `on_best`.
-        on_best: Given the weights whenever val Dice has risen.
-
-    Returns:
-        One row per epoch.
+        seed: Source of order, augmentation and dropout.
+        on_epoch_end: Told after each epoch; of epochs before an interruption too, at once.
+        checkpoints: Where the state is kept after each epoch, and where a training that was stopped goes on.
 
     Raises:
         InputError: If the loss is no longer finite.
     """
-    start = time.perf_counter()
     device, volumetric = predictor.device, is_3d(predictor.model)
     batches = Batches(packed, train_ids, model=predictor.model, device=device, kind=settings.slices)
     step = Step(predictor.networks[0], settings=settings, device=device, volumetric=volumetric)
     averaged = replace(predictor, networks=[step.averaged.module])
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
-    budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start)
-    history: list[Epoch] = []
-    best = -1.0
+    progress = Progress()
+    found = checkpoints.newest() if checkpoints is not None else None
+    if found is not None:
+        progress = Progress.restored(found)
+        step.restore(found)
+        for epoch in progress.history:
+            on_epoch_end(epoch)
+        log.info("go on after epoch %d, where training was stopped", len(progress.history))
+    start = time.perf_counter() - progress.seconds
+    budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps)
     while not budget.is_spent():
         # Seeded by the epoch, so that an epoch is the same whether or not those before it ran in this process.
-        order = np.random.default_rng([seed, len(history)])
+        number = len(progress.history)
+        order = np.random.default_rng([seed, number])
+        torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))  # dropout
         losses = _train_epoch(batches, step, budget, num_steps=steps_per_epoch, order=order)
-        history.append(
-            Epoch(
-                epoch=len(history) + 1,
-                loss=_finite_mean(losses, epoch=len(history) + 1),
-                val_dice=mean_dice(packed, val_ids, predictor=averaged),
-                learning_rate=budget.learning_rate(),
-                seconds=time.perf_counter() - start,
-            )
+        epoch = Epoch(
+            epoch=number + 1,
+            loss=_finite_mean(losses, packed=packed, first_step=step.num_steps - len(losses), epoch=number + 1),
+            val_dice=mean_dice(packed, val_ids, predictor=averaged),
+            learning_rate=budget.learning_rate(),
+            seconds=time.perf_counter() - start,
         )
-        if history[-1].val_dice > best:
-            best = history[-1].val_dice
-            on_best(step.averaged.module.state_dict())
-        on_epoch_end(history[-1])
-    return history
+        progress.add(epoch, step.averaged.module.state_dict())
+        if checkpoints is not None:
+            checkpoints.save(progress.state(step), epoch=epoch.epoch)
+        on_epoch_end(epoch)
+    return Fitted(history=progress.history, weights=progress.best_weights)
+
+
+class Progress:
+    """The epochs so far and the weights of the best one."""
+
+    def __init__(self) -> None:
+        self.history: list[Epoch] = []
+        self.best_weights: Mapping[str, torch.Tensor] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Return the time that the epochs so far took."""
+        return self.history[-1].seconds if self.history else 0.0
+
+    def add(self, epoch: Epoch, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take an epoch, and its weights if it is the best."""
+        if not self.history or epoch.val_dice > max(before.val_dice for before in self.history):
+            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
+        self.history.append(epoch)
+
+    def state(self, step: "Step") -> TrainingState:
+        """Return all that the next epoch depends on."""
+        best = {f"best.{name}": value for name, value in self.best_weights.items()}
+        facts = {"history": [asdict(epoch) for epoch in self.history], "num_steps": step.num_steps}
+        return TrainingState(tensors=step.tensors() | best, facts=facts)
+
+    @classmethod
+    def restored(cls, state: TrainingState) -> Self:
+        """Read what `state` gave."""
+        progress = cls()
+        progress.history = [Epoch(**row) for row in state.facts["history"]]
+        progress.best_weights = state.part("best")
+        return progress
 
 
 def _train_epoch(
     batches: Batches, step: "Step", budget: "Budget", *, num_steps: int, order: np.random.Generator
-) -> list[torch.Tensor]:
-    """Take the steps of an epoch, fewer when the budget ends before, and return their losses."""
+) -> list[tuple[torch.Tensor, np.ndarray]]:
+    """Take the steps of an epoch, fewer when the budget ends before, and return their losses and slices."""
     settings, losses = step.settings, []
     chance = torch.Generator(step.device).manual_seed(int(order.integers(2**62)))
     for slices in batches.order(settings.batch_size, num_batches=num_steps, generator=order):
@@ -164,7 +215,7 @@ def _train_epoch(
         images, masks = batches.load(slices)
         if settings.augmentation is Augmentation.standard:
             images, masks = augment(images, masks, generator=chance)
-        losses.append(step(images, masks, learning_rate=budget.learning_rate()))
+        losses.append((step(images, masks, learning_rate=budget.learning_rate()), slices))
         budget.num_steps += 1
     return losses
 
@@ -199,14 +250,34 @@ class Step:
         self.averaged.update_parameters(self.network)
         return loss.detach()
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return network, running mean and optimiser by dotted name."""
+        optimizer = self.optimizer.state_dict()["state"]
+        return {
+            **{f"network.{name}": value for name, value in self.network.state_dict().items()},
+            **{f"averaged.{name}": value for name, value in self.averaged.state_dict().items()},
+            **{f"optimizer.{i}.{name}": value for i, state in optimizer.items() for name, value in state.items()},
+        }
+
+    def restore(self, state: TrainingState) -> None:
+        """Become what `tensors` and the number of steps describe."""
+        self.network.load_state_dict(state.part("network"))
+        self.averaged.load_state_dict(state.part("averaged"))
+        optimizer = self.optimizer.state_dict()
+        for key, value in state.part("optimizer").items():
+            index, name = key.split(".")
+            optimizer["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(optimizer)
+        self.num_steps = int(state.facts["num_steps"])
+
 
 class Budget:
     """How much of the epochs and minutes is spent; the learning rate follows whichever ends first."""
 
-    def __init__(self, settings: TrainConfig, *, steps_per_epoch: int, start: float):
+    def __init__(self, settings: TrainConfig, *, steps_per_epoch: int, start: float, num_steps: int = 0):
         self.settings, self.start = settings, start
         self.max_steps = settings.max_epochs * steps_per_epoch
-        self.num_steps = 0
+        self.num_steps = num_steps
 
     def spent_fraction(self) -> float:
         """Return the spent part of the budget, 0 to 1 and a little beyond."""
@@ -285,11 +356,25 @@ def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Op
     return kind(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
-def _finite_mean(losses: Sequence[torch.Tensor], *, epoch: int) -> float:
-    mean = float(torch.stack(list(losses)).mean()) if losses else float("nan")
-    if losses and not math.isfinite(mean):
-        raise InputError(
-            f"the training loss is {mean} in epoch {epoch}; the best weights so far are kept\n"
-            "Lower train.learning_rate, or use train.precision=fp32."
-        )
-    return mean
+def _finite_mean(
+    losses: Sequence[tuple[torch.Tensor, np.ndarray]], *, packed: PackedSet, first_step: int, epoch: int
+) -> float:
+    """Return the mean loss of an epoch; the first that is not finite stops the training by step and studies."""
+    if not losses:  # the time was up before the first step
+        return float("nan")
+    values = torch.stack([loss for loss, _ in losses]).float().cpu()
+    finite = torch.isfinite(values)
+    if bool(finite.all()):
+        return float(values.mean())
+    bad = int((~finite).nonzero()[0])
+    slices = losses[bad][1]
+    studies = [case_id for case_id, case in packed.cases.items() if _holds(case.first_slice, case.last_slice, slices)]
+    raise InputError(
+        f"the training loss is {float(values[bad])} in step {first_step + bad + 1} (epoch {epoch}), "
+        f"on slices of {', '.join(studies)}; the state after epoch {epoch - 1} is kept\n"
+        "Look at these studies; then lower train.learning_rate, or use train.precision=fp32."
+    )
+
+
+def _holds(first: int, last: int, slices: np.ndarray) -> bool:
+    return bool(((slices >= first) & (slices <= last)).any())

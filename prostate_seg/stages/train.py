@@ -2,21 +2,23 @@
 
 import csv
 import io
+import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 from filelock import FileLock
 
-from prostate_seg.config import Config, portable_science_of
+from prostate_seg.config import Config, Resume, portable_science_of
 from prostate_seg.data.dataset import CaseRow
 from prostate_seg.data.folds import Fold, read_folds
-from prostate_seg.files import md5_of, md5_of_text, read_json, replace_folder, write_json, write_text
+from prostate_seg.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.curves import draw_history
+from prostate_seg.segmentation.checkpoints import Checkpoints
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference import Predictor
 from prostate_seg.segmentation.models import build_network, require_legal_size
@@ -37,8 +39,11 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     packed = packed_set(cfg, workspace, dataset)
     log.info("%s", EPOCH_HEADER)
     for index, fold in folds.items():
-        with workspace.open_fold(index) as record:
+        lock = FileLock(workspace.cache / f"training_fold{index}.lock")
+        with workspace.open_fold(index) as record, lock:  # another process that trains this fold here goes first
             train_fold(cfg, workspace, packed, index, fold, record)
+    for index in folds:
+        _finished_mark(workspace, index).unlink(missing_ok=True)  # all are done: the next training starts afresh
     trained = collect_folds(workspace, list(folds))
     mean = float(np.mean(list(trained.values())))
     shown = ", ".join(f"fold {index} {dice:.3f}" for index, dice in trained.items())
@@ -58,8 +63,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 def packed_set(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -> PackedSet:
     """Open the packed set of this preprocessing, and make it first where it is absent."""
     images, masks = workspace.preprocess / "images", workspace.preprocess / "masks"
-    facts = [md5_of(workspace.dataset_csv), md5_of(workspace.contract_json), str(cfg.train.zscore)]
-    folder = workspace.cache / "packed" / md5_of_text(" ".join(facts))
+    folder = workspace.cache / "packed" / packed_digest(cfg, workspace)
 
     def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
         name = f"{case_id}.nii.gz"
@@ -71,13 +75,17 @@ def packed_set(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -
     return open_packed(folder)
 
 
+def packed_digest(cfg: Config, workspace: Workspace) -> str:
+    """Return a hash of all that the packed set is made of."""
+    facts = [md5_of(workspace.dataset_csv), md5_of(workspace.contract_json), str(cfg.train.zscore)]
+    return md5_of_text(" ".join(facts))
+
+
 def train_fold(
     cfg: Config, workspace: Workspace, packed: PackedSet, index: int, fold: Fold, record: FoldRecord
 ) -> None:
     """Fit one fold beside its folder, and let the result replace the folder at the end."""
-    partial = workspace.unfinished_fold(index)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    unfinished = workspace.unfinished_fold(index)
     recipe = Recipe(
         model=cfg.model,
         preprocess=preprocess_settings(cfg),
@@ -85,8 +93,14 @@ def train_fold(
         train_ids=fold.train,
         val_ids=fold.val,
     )
-    save_recipe(partial, recipe)
-    write_text(partial / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
+    identity = training_identity(cfg, recipe, data=packed_digest(cfg, workspace))
+    if cfg.train.resume is Resume.never:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    elif _has_finished(workspace, index, identity):
+        log.info("fold %d had finished before training was stopped, and is kept", index)
+        record.finish(_fold_metrics(read_json(workspace.fold(index) / "summary.json")), _pictures(workspace, index))
+        return
+    checkpoints = Checkpoints(folder=unfinished / "checkpoints", identity=identity)
 
     def on_epoch_end(epoch: Epoch) -> None:
         log.info("%s", epoch_line(index, epoch))
@@ -94,7 +108,7 @@ def train_fold(
 
     seed = cfg.seed + index
     with reproducible(seed, deterministic=cfg.train.deterministic):
-        history = fit(
+        fitted = fit(
             packed,
             train_ids=fold.train,
             val_ids=fold.val,
@@ -110,20 +124,46 @@ def train_fold(
             ),
             seed=seed,
             on_epoch_end=on_epoch_end,
-            on_best=lambda weights: save_weights(partial, weights),
+            checkpoints=checkpoints,
         )
     title = f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies"
-    summary = _write_history(partial, history, title=title)
-    replace_folder(partial, workspace.fold(index))
-    record.finish(
-        {
-            "val/best_dice": summary["val_dice"],
-            "val/best_epoch": summary["best_epoch"],
-            "train/num_epochs": summary["num_epochs"],
-            "train/minutes": history[-1].seconds / 60,
-        },
-        [workspace.fold(index) / "history.png"],
-    )
+    with atomic_folder(workspace.fold(index)) as folder:
+        save_recipe(folder, recipe)
+        save_weights(folder, fitted.weights)
+        write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
+        summary = _write_history(folder, fitted.history, title=title)
+    write_json(_finished_mark(workspace, index), {"identity": identity})
+    shutil.rmtree(unfinished, ignore_errors=True)
+    minutes = {"train/minutes": fitted.history[-1].seconds / 60}
+    record.finish(_fold_metrics(summary) | minutes, _pictures(workspace, index))
+
+
+def training_identity(cfg: Config, recipe: Recipe, *, data: str) -> str:
+    """Return a hash of all that decides a fold's weights: a training that was stopped goes on only as the same one."""
+    settings = portable_science_of(cfg)["train"]
+    return md5_of_text(json.dumps([recipe.as_dict(), settings, cfg.seed, data], sort_keys=True))
+
+
+def _finished_mark(workspace: Workspace, index: int) -> Path:
+    """Return the file that says, while other folds still train, that this one is done."""
+    return workspace.training / f"fold{index}.finished.json"
+
+
+def _has_finished(workspace: Workspace, index: int, identity: str) -> bool:
+    mark = _finished_mark(workspace, index)
+    return mark.is_file() and workspace.fold(index).is_dir() and read_json(mark)["identity"] == identity
+
+
+def _fold_metrics(summary: Mapping[str, float]) -> dict[str, float]:
+    return {
+        "val/best_dice": summary["val_dice"],
+        "val/best_epoch": summary["best_epoch"],
+        "train/num_epochs": summary["num_epochs"],
+    }
+
+
+def _pictures(workspace: Workspace, index: int) -> list[Path]:
+    return [workspace.fold(index) / "history.png"]
 
 
 def collect_folds(workspace: Workspace, trained: Sequence[int]) -> dict[int, float]:

@@ -8,8 +8,9 @@ numbers come from (seed, patient id) for anatomy and (seed, case id) for a study
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,17 +105,19 @@ def write_phantom(
     case_ids = phantom_case_ids(settings)
     with atomic_folder(folder / "images") as images, atomic_folder(folder / "masks") as masks:
         rows = []
-        for row in _in_threads(
-            lambda case_id: _write_case(case_id, images, masks, settings=settings, seed=seed), case_ids
-        ):
-            rows.append(row)
-            if on_progress is not None:
-                on_progress(len(rows), len(case_ids))
+        made = _in_threads(lambda case_id: _write_case(case_id, images, masks, settings=settings, seed=seed), case_ids)
+        with closing(made):  # an interrupt ends the threads before the folders that they write to are removed
+            for row in made:
+                rows.append(row)
+                if on_progress is not None:
+                    on_progress(len(rows), len(case_ids))
     _write_csv(folder / "phantom.csv", rows)
     return [folder / "images" / f"{case_id}.nii.gz" for case_id in case_ids]
 
 
-def _in_threads(make: Callable[[str], dict[str, str]], case_ids: Sequence[str]) -> Iterator[dict[str, str]]:
+def _in_threads(
+    make: Callable[[str], dict[str, str]], case_ids: Sequence[str]
+) -> Generator[dict[str, str], None, None]:
     """Yield `make` of every case, in order; numpy and gzip leave the other cores to other threads."""
     executor = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, MAX_THREADS))
     try:

@@ -1,0 +1,81 @@
+"""A training that is killed at any moment goes on to the very same files."""
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from prostate_seg.tracking.hashing import hash_paths
+from tests.e2e.test_tracking import FAULTY, Project, wait_for
+
+pytestmark = pytest.mark.slow
+
+LONGER = ["train.max_epochs=8", "train.steps_per_epoch=12", "mlflow=off"]
+
+
+def model_hash(folder: Path) -> str:
+    return hash_paths([folder / "model"], cache=folder / ".hashes")[folder / "model"].md5
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("prepared"))
+    done = project.run("-m", "stage=fetch,preprocess,prepare", "mlflow=off")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+def copy_of(project: Project, folder: Path) -> Project:
+    shutil.copytree(project.folder, folder)
+    return Project(folder)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_files(prepared: Project, tmp_path: Path) -> None:
+    whole = copy_of(prepared, tmp_path / "whole")
+    start = time.monotonic()
+    assert whole.run("stage=train", *LONGER).returncode == 0
+    seconds = time.monotonic() - start
+
+    stopped = copy_of(prepared, tmp_path / "stopped")
+    rng = random.Random(1)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        process = stopped.start("stage=train", *LONGER)
+        time.sleep(seconds * rng.uniform(0.45, 0.9))
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    done = stopped.run("stage=train", *LONGER)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert model_hash(stopped.folder) == model_hash(whole.folder)
+    left = [path for path in (stopped.folder / ".training").rglob("*") if path.is_file()]
+    assert left == []
+
+
+def test_fold_that_had_finished_is_kept_and_the_next_training_starts_afresh(prepared: Project, tmp_path: Path) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    process = project.start("hang", "fold1", "stage=train", *LONGER, program=str(FAULTY))
+    wait_for(project.folder / "hanging")
+    process.kill()
+    process.communicate()
+    weights = project.folder / "model" / "fold0" / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    done = project.run("stage=train", *LONGER)
+    assert "fold 0 had finished before training was stopped, and is kept" in done.stdout
+    assert weights.stat().st_mtime_ns == before
+    again = project.run("stage=train", *LONGER)
+    assert "is kept" not in again.stdout
+    assert "go on after" not in again.stdout
+
+
+def test_other_settings_do_not_go_on_with_what_was_stopped(prepared: Project, tmp_path: Path) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    process = project.start("hang", "fold1", "stage=train", *LONGER, program=str(FAULTY))
+    wait_for(project.folder / "hanging")
+    process.kill()
+    process.communicate()
+    for other in ("train.learning_rate=0.001", "train.resume=never"):
+        done = project.run("stage=train", "fold.index=0", other, *LONGER)
+        assert done.returncode == 0
+        assert "is kept" not in done.stdout

@@ -1,0 +1,90 @@
+"""A training that was stopped goes on as if it never had been; a damaged checkpoint is set aside."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from prostate_seg.config import Precision
+from prostate_seg.segmentation.checkpoints import Checkpoints, TrainingState
+from prostate_seg.segmentation.packing import PackedSet
+from prostate_seg.segmentation.training import Epoch
+from tests.segmentation_helpers import model_2d, packed_discs, train_settings
+from tests.test_training import TRAIN, VAL, run_fit
+
+
+class Stopped(Exception):  # noqa: N818 - a signal, not an error
+    pass
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> PackedSet:
+    return packed_discs(tmp_path / "packed", TRAIN + VAL)
+
+
+def stop_after(epoch: int) -> object:
+    def on_epoch_end(one: Epoch) -> None:
+        if one.epoch == epoch:
+            raise Stopped
+
+    return on_epoch_end
+
+
+@pytest.mark.parametrize("stops", [[1], [3], [2, 4]])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    packed: PackedSet, tmp_path: Path, stops: list[int]
+) -> None:
+    settings, model = train_settings(max_epochs=6, precision=Precision.auto), replace(model_2d(), dropout=0.2)
+    whole, weights = run_fit(packed, settings, model=model)
+    checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
+    for stop in stops:
+        with pytest.raises(Stopped):
+            run_fit(packed, settings, model=model, checkpoints=checkpoints, on_epoch_end=stop_after(stop))  # type: ignore[arg-type]
+    told: list[int] = []
+    resumed, same = run_fit(
+        packed, settings, model=model, checkpoints=checkpoints, on_epoch_end=lambda epoch: told.append(epoch.epoch)
+    )
+    assert [(e.epoch, e.loss, e.val_dice, e.learning_rate) for e in resumed] == [
+        (e.epoch, e.loss, e.val_dice, e.learning_rate) for e in whole
+    ]
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert told == [1, 2, 3, 4, 5, 6]
+    assert len(list(checkpoints.folder.iterdir())) == 2
+
+
+def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(folder=tmp_path, identity="x")
+    for epoch in (1, 2):
+        state = TrainingState(tensors={"network.a": torch.full((64,), float(epoch))}, facts={"epoch": epoch})
+        checkpoints.save(state, epoch=epoch)
+    newest = tmp_path / "epoch000002.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-3] ^= 1  # one bit of one weight
+    newest.write_bytes(content)
+    found = checkpoints.newest()
+    assert found is not None
+    assert found.facts == {"epoch": 1}
+    assert torch.equal(found.part("network")["a"], torch.ones(64))
+    assert "epoch000002.safetensors is damaged" in caplog.text
+    assert (tmp_path / "epoch000002.safetensors.damaged").is_file()
+    (tmp_path / "epoch000001.safetensors").write_bytes(content[:100])
+    assert checkpoints.newest() is None
+
+
+def test_checkpoint_of_another_training_is_not_used(tmp_path: Path) -> None:
+    Checkpoints(folder=tmp_path, identity="x").save(TrainingState(tensors={"a": torch.ones(1)}, facts={}), epoch=1)
+    assert Checkpoints(folder=tmp_path, identity="y").newest() is None
+    assert Checkpoints(folder=tmp_path, identity="x").newest() is not None
+    assert Checkpoints(folder=tmp_path / "absent", identity="x").newest() is None
+
+
+def test_values_of_every_type_come_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(folder=tmp_path, identity="x")
+    tensors = {"a": torch.tensor(3), "b": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(1.5)}
+    checkpoints.save(TrainingState(tensors=tensors, facts={"x": [1]}), epoch=1)
+    found = checkpoints.newest()
+    assert found is not None
+    assert all(torch.equal(found.tensors[name], value) for name, value in tensors.items())
