@@ -204,8 +204,11 @@ def test_export_check_and_settings_of_the_machine(clone: Clone) -> None:
 
 
 def test_forced_and_single_stages_replace_their_runs(clone: Clone) -> None:
-    clone.run("dvc", "repro", "--force", "--single-item", "prepare")
-    assert len(clone.runs(stage="prepare", level="stage")) == 1
+    before = clone.lock()
+    clone.run("dvc", "repro", "--force")
+    assert clone.lock() == before  # the same bits again
+    for stage in ("preprocess", "prepare", "train", "evaluate"):
+        assert len(clone.runs(stage=stage, level="stage")) == 1
     clone.stage("stage=export", "experiment=small", "train.learning_rate=0.001")
     clone.run("dvc", "repro", "--single-item", "train")
     (run,) = clone.runs(stage="train", level="stage")
@@ -231,6 +234,15 @@ def test_experiments_leave_files_params_and_runs_where_they_belong(clone: Clone)
     (train,) = clone.runs(pipeline="tempered", stage="train", level="stage")
     assert train.data.tags["dvc.experiment_commit"]
 
+    direct = ["-S", "model=attention_unet", "-S", "train.learning_rate=1e-3"]
+    clone.run("dvc", "exp", "run", "-n", "direct", *small, *direct)
+    assert clone.learning_rate() == 0.001
+    (train,) = clone.runs(pipeline="direct", stage="train", level="stage")
+    assert train.data.params["model.name"] == "attention_unet"
+    assert train.data.tags["dvc.baseline"] == baseline
+    clone.run("git", "checkout", "--quiet", ".")
+    clone.run("dvc", "checkout", "--quiet")
+
     failed = clone.run(
         "dvc", "exp", "run", "-n", "doomed", *small, "-S", "fold.num_folds=9", check=False
     )  # fmt: skip
@@ -254,8 +266,7 @@ def test_experiments_leave_files_params_and_runs_where_they_belong(clone: Clone)
 
 def test_queued_experiments_run_side_by_side(clone: Clone) -> None:
     small = ["-S", "experiment=small"]
-    clone.run("dvc", "exp", "run", "--queue", "-n", "one", *small, "-S", "model=unet3d", "-S", "model.num_slices=8",
-              "-S", "model.channels=[8,16]", "-S", "model.strides=[[1,2,2]]")  # fmt: skip
+    clone.run("dvc", "exp", "run", "--queue", "-n", "one", *small, "-S", "model=attention_unet")
     clone.run("dvc", "exp", "run", "--queue", "-n", "two", *small, "-S", "train.learning_rate=1e-3")
     clone.run("dvc", "queue", "start", "-j", "2")
     end = time.monotonic() + 240
@@ -263,7 +274,7 @@ def test_queued_experiments_run_side_by_side(clone: Clone) -> None:
         assert time.monotonic() < end, status
         time.sleep(2)
     assert status.count("Success") == 2, status + clone.run("dvc", "queue", "logs", "one", check=False).stdout
-    for name, model in (("one", "unet3d"), ("two", "unet")):
+    for name, model in (("one", "attention_unet"), ("two", "unet")):
         (run,) = clone.runs(pipeline=name, stage="evaluate", level="stage")
         assert run.info.status == "FINISHED"
         assert run.data.params["model.name"] == model
