@@ -44,7 +44,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def replace_folder(fresh: Path, target: Path) -> None:
     """Move `fresh` to `target`; what was there is moved aside first, put back on failure and removed on success."""
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(fresh, target)
         return
     aside = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent)) / target.name

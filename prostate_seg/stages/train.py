@@ -132,7 +132,8 @@ def train_fold(
         save_weights(folder, fitted.weights)
         write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
         summary = _write_history(folder, fitted.history, title=title)
-    write_json(_finished_mark(workspace, index), {"identity": identity})
+    mark = {"identity": identity, "md5": md5_of(workspace.fold(index))}
+    write_json(_finished_mark(workspace, index), mark)
     shutil.rmtree(unfinished, ignore_errors=True)
     minutes = {"train/minutes": fitted.history[-1].seconds / 60}
     record.finish(_fold_metrics(summary) | minutes, _pictures(workspace, index))
@@ -150,8 +151,9 @@ def _finished_mark(workspace: Workspace, index: int) -> Path:
 
 
 def _has_finished(workspace: Workspace, index: int, identity: str) -> bool:
-    mark = _finished_mark(workspace, index)
-    return mark.is_file() and workspace.fold(index).is_dir() and read_json(mark)["identity"] == identity
+    """Return whether the fold's folder is the one that this very training wrote; a checkout may have brought another."""
+    mark, folder = _finished_mark(workspace, index), workspace.fold(index)
+    return mark.is_file() and folder.is_dir() and read_json(mark) == {"identity": identity, "md5": md5_of(folder)}
 
 
 def _fold_metrics(summary: Mapping[str, float]) -> dict[str, float]:

@@ -37,6 +37,7 @@ def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> "StageRun":
     Raises:
         InputError: If the tracking store, or DS_VERSION.json, cannot be used.
     """
+    ds_version.read_entries(workspace)  # one that cannot be read stops the stage now, not when it has finished
     run = StageRun(cfg, workspace, job)
     if cfg.mlflow.tracking_uri is not None:
         run.branch = importlib.import_module("prostate_seg.tracking.branch").open_branch(run)  # mlflow takes seconds
@@ -55,7 +56,6 @@ class StageRun:
         self.started = time.time()
         self.redactor = Redactor(settings=as_container(cfg))
         self.surroundings: Surroundings = look_around(Path.cwd())
-        self.entries_before = ds_version.read_entries(workspace)
         self.branch: Branch | None = None
         self.result: StageResult | None = None
 
