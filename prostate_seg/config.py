@@ -57,6 +57,9 @@ class ModelName(Enum):
 
     unet = "unet"
     attention_unet = "attention_unet"
+    resunet_a = "resunet_a"
+    dynunet = "dynunet"
+    segresnet = "segresnet"
     unet3d = "unet3d"
 
 
@@ -78,9 +81,18 @@ class Norm(Enum):
 class Loss(Enum):
     """Losses in `segmentation/losses.py`."""
 
-    dice_ce = "dice_ce"
-    dice = "dice"
     bce = "bce"
+    dice = "dice"
+    dice_ce = "dice_ce"
+    iou = "iou"
+    focal_dice = "focal_dice"
+
+
+class ValMetric(Enum):
+    """What is compared between epochs, on the val studies."""
+
+    dice = "dice"
+    iou = "iou"
 
 
 class Optimizer(Enum):
@@ -306,7 +318,9 @@ class ModelConfig:
     strides: list[list[int]]
     """Down-sampling between levels, (y, x) or (z, y, x) each; one entry fewer than channels."""
     num_res_units: int
-    """Residual units per level; 0 takes plain convolutions."""
+    """Residual units per level; 0 takes plain convolutions. For dynunet 0 or 1: without or with; for segresnet at least 1."""
+    dilations: list[list[int]] | None
+    """Dilations of resunet_a's parallel branches, a list per level, finest first; null for every other network."""
     norm: Norm
     """Normalisation after each convolution."""
     activation: Activation
@@ -316,7 +330,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         dims = 3 if self.name is ModelName.unet3d else 2
-        is_attention = self.name is ModelName.attention_unet
         _check(
             "model",
             self,
@@ -334,15 +347,42 @@ class ModelConfig:
                 f"must have {dims} numbers above 0 per level for model.name={self.name.value}",
             ),
             ("num_res_units", 0 <= self.num_res_units <= 8, "must be from 0 to 8"),
-            ("num_res_units", not is_attention or self.num_res_units == 0, "must be 0 for model.name=attention_unet"),
-            ("norm", not is_attention or self.norm is Norm.batch, "must be batch for model.name=attention_unet"),
-            (
-                "activation",
-                not is_attention or self.activation is Activation.relu,
-                "must be relu for model.name=attention_unet",
-            ),
+            *self._rules_of_network(),
             ("dropout", 0 <= self.dropout < 1, "must be at least 0 and below 1"),
         )
+
+    def _rules_of_network(self) -> list[Check]:
+        """Return what holds for this network alone."""
+        suffix = f" for model.name={self.name.value}"
+        is_dilated = self.name is ModelName.resunet_a
+        dilations = self.dilations or []
+        doubled = [self.channels[0] * 2**level for level in range(len(self.channels))] if self.channels else []
+        own: dict[ModelName, list[Check]] = {
+            ModelName.attention_unet: [
+                ("num_res_units", self.num_res_units == 0, "must be 0"),
+                ("norm", self.norm is Norm.batch, "must be batch"),
+                ("activation", self.activation is Activation.relu, "must be relu"),
+            ],
+            ModelName.resunet_a: [
+                ("num_res_units", self.num_res_units == 0, "must be 0 (each dilation is a residual branch)"),
+                (
+                    "dilations",
+                    len(dilations) == len(self.channels) and all(level and min(level) >= 1 for level in dilations),
+                    "must be a list of numbers above 0 for each of model.channels",
+                ),
+            ],
+            ModelName.dynunet: [
+                ("num_res_units", self.num_res_units <= 1, "must be 0 or 1"),
+                ("channels", len(self.channels) >= 3, "must be three or more numbers"),
+            ],
+            ModelName.segresnet: [
+                ("num_res_units", self.num_res_units >= 1, "must be at least 1"),
+                ("channels", self.channels == doubled, "must double from level to level"),
+                ("strides", all(set(level) == {2} for level in self.strides), "must all be 2"),
+            ],
+        }
+        rules = [(key, holds, f"{rule}{suffix}") for key, holds, rule in own.get(self.name, [])]
+        return [*rules, ("dilations", is_dilated or self.dilations is None, f"must be null{suffix}")]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -351,6 +391,8 @@ class TrainConfig:
 
     loss: Loss
     """What is minimised."""
+    metric: ValMetric
+    """Which mean over the val studies chooses the weights that are kept."""
     optimizer: Optimizer
     """How."""
     learning_rate: float

@@ -1,6 +1,7 @@
 """Small networks, settings and packed sets for the tests of `segmentation`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from prostate_seg.config import (
     Schedule,
     TrainConfig,
     TrainingSlices,
+    ValMetric,
 )
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.inference import Predictor
@@ -44,10 +46,25 @@ def model_2d(*, num_slices: int = 1) -> ModelConfig:
         channels=[4, 8],
         strides=[[2, 2]],
         num_res_units=1,
+        dilations=None,
         norm=Norm.instance,
         activation=Activation.prelu,
         dropout=0.0,
     )
+
+
+def small_model(name: ModelName) -> ModelConfig:
+    """Return the smallest network of each name that is still all of it."""
+    if name is ModelName.unet3d:
+        return model_3d()
+    own: dict[ModelName, dict[str, object]] = {
+        ModelName.unet: {"num_res_units": 1},
+        ModelName.resunet_a: {"dilations": [[1, 3], [1]]},
+        ModelName.dynunet: {"channels": [4, 8, 8], "strides": [[2, 2], [2, 2]]},
+        ModelName.segresnet: {"num_res_units": 1, "channels": [8, 16]},
+    }
+    plain = replace(model_2d(num_slices=3), num_res_units=0, norm=Norm.batch, activation=Activation.relu)
+    return replace(plain, name=name, **own.get(name, {}))  # type: ignore[arg-type]
 
 
 def model_3d(*, num_slices: int = 4) -> ModelConfig:
@@ -57,6 +74,7 @@ def model_3d(*, num_slices: int = 4) -> ModelConfig:
         channels=[4, 8],
         strides=[[2, 2, 2]],
         num_res_units=0,
+        dilations=None,
         norm=Norm.instance,
         activation=Activation.relu,
         dropout=0.0,
@@ -66,6 +84,7 @@ def model_3d(*, num_slices: int = 4) -> ModelConfig:
 def train_settings(**changes: object) -> TrainConfig:
     values: dict[str, object] = {
         "loss": Loss.dice_ce,
+        "metric": ValMetric.dice,
         "optimizer": Optimizer.adamw,
         "learning_rate": 1e-2,
         "weight_decay": 0.0,

@@ -45,7 +45,7 @@ def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
         (["train.max_epochs=many"], "train.max_epochs: must be a whole number, is many"),
         (["train.max_minutes=soon"], "train.max_minutes: must be null or a number, is soon"),
         (["train.zscore=maybe"], "train.zscore: must be true or false, is maybe"),
-        (["train.loss=dise"], "train.loss: must be one of dice_ce, dice, bce, is dise"),
+        (["train.loss=dise"], "train.loss: must be one of bce, dice, dice_ce, iou, focal_dice, is dise"),
         (["model.strides=[2,2]"], "model.strides: must be a list, each a list, each a whole number, is [2, 2]"),
         (["data=folder"], "data.root: must be set"),
         (["fold=picai"], "fold.file: must be set"),

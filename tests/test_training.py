@@ -8,14 +8,42 @@ import numpy as np
 import pytest
 import torch
 
-from prostate_seg.config import Augmentation, ModelConfig, Precision, Schedule, TrainConfig, TrainingSlices
+from prostate_seg.config import (
+    Augmentation,
+    Loss,
+    ModelConfig,
+    ModelName,
+    Precision,
+    Schedule,
+    TrainConfig,
+    TrainingSlices,
+    ValMetric,
+)
 from prostate_seg.errors import InputError
 from prostate_seg.segmentation.checkpoints import Checkpoints
 from prostate_seg.segmentation.models import build_network
 from prostate_seg.segmentation.network_store import Recipe, load_network, load_recipe, save_recipe, save_weights
 from prostate_seg.segmentation.packing import PackedSet
-from prostate_seg.segmentation.training import Batches, Budget, Epoch, fit, mean_dice, reproducible
-from tests.segmentation_helpers import SETTINGS, SIZE, model_2d, model_3d, packed_discs, predictor, train_settings
+from prostate_seg.segmentation.training import (
+    Batches,
+    Budget,
+    Epoch,
+    Fitted,
+    Progress,
+    best_epoch,
+    fit,
+    reproducible,
+    val_scores,
+)
+from tests.segmentation_helpers import (
+    SETTINGS,
+    SIZE,
+    model_2d,
+    packed_discs,
+    predictor,
+    small_model,
+    train_settings,
+)
 
 TRAIN, VAL = ["a", "b", "c"], ["d"]
 
@@ -49,8 +77,9 @@ def run_fit(
     return fitted.history, fitted.weights
 
 
-@pytest.mark.parametrize("model", [model_2d(), model_2d(num_slices=3), model_3d()], ids=["2-D", "2.5-D", "3-D"])
-def test_every_kind_of_network_learns_a_disc(packed: PackedSet, model: ModelConfig) -> None:
+@pytest.mark.parametrize("name", list(ModelName))
+def test_every_network_of_the_table_learns_a_disc(packed: PackedSet, name: ModelName) -> None:
+    model = small_model(name)
     history, _ = run_fit(packed, train_settings(max_epochs=40, augmentation=Augmentation.none), model=model)
     assert history[-1].loss < history[0].loss
     assert max(epoch.val_dice for epoch in history) > 0.85
@@ -72,7 +101,70 @@ def test_kept_weights_are_those_of_the_best_epoch(packed: PackedSet, tmp_path: P
     network = build_network(model_2d())
     network.load_state_dict(kept)
     best = max(epoch.val_dice for epoch in history)
-    assert mean_dice(packed, VAL, predictor=predictor(network.eval())) == pytest.approx(best, abs=1e-12)
+    dice, iou = val_scores(packed, VAL, predictor=predictor(network.eval()))
+    assert dice == pytest.approx(best, abs=1e-12)
+    assert iou == pytest.approx(dice / (2 - dice), abs=1e-12)  # of one study
+
+
+@pytest.mark.parametrize("metric", list(ValMetric))
+def test_metric_decides_which_epoch_is_kept(metric: ValMetric) -> None:
+    def epoch(number: int, dice: float, iou: float) -> Epoch:
+        return Epoch(
+            epoch=number, loss=0.1, val_dice=dice, val_iou=iou, learning_rate=0.1, batch_size=4, seconds=float(number)
+        )
+
+    progress = Progress(metric)
+    for number, (dice, iou) in enumerate([(0.5, 0.4), (0.6, 0.5), (0.7, 0.45), (0.6, 0.5)]):
+        progress.add(epoch(number, dice, iou), {"weight": torch.tensor(number)})
+    kept = {ValMetric.dice: 2, ValMetric.iou: 1}[metric]
+    assert progress.best_weights["weight"] == kept
+    assert best_epoch(progress.history, metric=metric).epoch == kept
+
+
+class RunsOutOfMemory(torch.nn.Conv2d):
+    """A network that takes at most so many inputs at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(1, 1, 3, padding=1)
+        self.most = most
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training and len(inputs) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().forward(inputs)
+
+
+def fit_with_little_memory(packed: PackedSet, settings: TrainConfig, *, most: int) -> Fitted:
+    with reproducible(0, deterministic=True):
+        return fit(
+            packed,
+            train_ids=TRAIN,
+            val_ids=VAL,
+            settings=settings,
+            predictor=predictor(RunsOutOfMemory(most)),
+            seed=0,
+            on_epoch_end=lambda _: None,
+        )
+
+
+def test_batch_that_does_not_fit_goes_through_in_parts(packed: PackedSet, caplog: pytest.LogCaptureFixture) -> None:
+    """With a loss that is a mean over pixels the parts' gradients add up to that of the whole batch."""
+    settings = train_settings(batch_size=4, loss=Loss.bce, augmentation=Augmentation.none)
+    whole = fit_with_little_memory(packed, settings, most=4)
+    halved = fit_with_little_memory(packed, settings, most=1)
+    assert [epoch.batch_size for epoch in whole.history] == [4, 4, 4]
+    assert [epoch.batch_size for epoch in halved.history] == [1, 1, 1]
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(halved.weights[name], value, rtol=1e-4, atol=1e-6)
+    told = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
+    assert len(told) == 2
+    assert "batches of train.batch_size=4 go through it in parts of 2 from step 1 on" in told[0]
+
+
+def test_input_that_does_not_fit_alone_is_an_error_with_the_next_step(packed: PackedSet) -> None:
+    with pytest.raises(InputError, match=r"(?s)one input does not fit .*Lower preprocess.image_size") as caught:
+        fit_with_little_memory(packed, train_settings(batch_size=4), most=0)
+    assert "20.00 MiB" in str(caught.value)
 
 
 def test_training_ends_with_its_minutes_and_the_learning_rate_with_it(packed: PackedSet) -> None:

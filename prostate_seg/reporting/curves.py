@@ -11,20 +11,19 @@ from prostate_seg.files import atomic_path
 
 
 def draw_history(
-    path: Path, *, epochs: Sequence[int], loss: Sequence[float], val_dice: Sequence[float], title: str
+    path: Path, *, epochs: Sequence[int], loss: Sequence[float], val_dice: Sequence[float], kept: int, title: str
 ) -> None:
-    """Draw training loss and val Dice by epoch as a PNG; a line marks the epoch that is kept."""
+    """Draw training loss and val Dice by epoch as a PNG; a line marks the epoch `kept`."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    best = max(range(len(epochs)), key=lambda index: val_dice[index])
     for axes, values, label in ((left, loss, "training loss"), (right, val_dice, "val Dice")):
         axes.plot(epochs, values, marker="." if len(epochs) < 40 else None, color="#0072B2")
-        axes.axvline(epochs[best], color="#D55E00", linewidth=1, linestyle="--")
+        axes.axvline(kept, color="#D55E00", linewidth=1, linestyle="--")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
-    right.set_title(f"best {val_dice[best]:.3f} in epoch {epochs[best]}", fontsize=9)
+    right.set_title(f"{val_dice[epochs.index(kept)]:.3f} in epoch {kept}, which is kept", fontsize=9)
     figure.suptitle(title, fontsize=10)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, metadata={"Software": None})

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from monai.losses.dice import DiceCELoss, DiceLoss
+from monai.losses.dice import DiceCELoss, DiceFocalLoss, DiceLoss
 from torch import nn
 
 from prostate_seg.config import Loss
@@ -14,8 +14,10 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def build_loss(name: Loss) -> LossFunction:
     """Return a loss; Dice is pooled over the batch, because a slice without gland has no Dice of its own."""
     losses: dict[Loss, Callable[[], nn.Module]] = {
-        Loss.dice_ce: lambda: DiceCELoss(sigmoid=True, batch=True),
-        Loss.dice: lambda: DiceLoss(sigmoid=True, batch=True),
         Loss.bce: nn.BCEWithLogitsLoss,
+        Loss.dice: lambda: DiceLoss(sigmoid=True, batch=True),
+        Loss.dice_ce: lambda: DiceCELoss(sigmoid=True, batch=True),
+        Loss.iou: lambda: DiceLoss(sigmoid=True, batch=True, jaccard=True),
+        Loss.focal_dice: lambda: DiceFocalLoss(sigmoid=True, batch=True),
     }
     return losses[name]()

@@ -18,7 +18,15 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from prostate_seg.config import Augmentation, ModelConfig, Optimizer, Schedule, TrainConfig, TrainingSlices
+from prostate_seg.config import (
+    Augmentation,
+    ModelConfig,
+    Optimizer,
+    Schedule,
+    TrainConfig,
+    TrainingSlices,
+    ValMetric,
+)
 from prostate_seg.errors import InputError
 from prostate_seg.segmentation.augmentation import augment
 from prostate_seg.segmentation.checkpoints import Checkpoints, TrainingState
@@ -47,16 +55,26 @@ class Epoch:
     """Mean training loss."""
     val_dice: float
     """Mean Dice of the val studies on the network's grid."""
+    val_iou: float
+    """Mean intersection over union of the same."""
     learning_rate: float
+    batch_size: int
+    """At the end of the epoch; smaller than asked for once a GPU has run out of memory."""
     seconds: float
     """Since training began."""
+
+    def score(self, metric: ValMetric) -> float:
+        """Return what epochs are compared by."""
+        return {ValMetric.dice: self.val_dice, ValMetric.iou: self.val_iou}[metric]
 
     def as_dict(self) -> dict[str, float]:
         """Return metric names and values."""
         return {
             "train/loss": self.loss,
             "val/dice": self.val_dice,
+            "val/iou": self.val_iou,
             "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size,
             "seconds": self.seconds,
         }
 
@@ -80,11 +98,11 @@ class Batches:
         if kind is TrainingSlices.gland:
             self.slices = self.slices[packed.masks[self.slices].any(axis=(1, 2))]
 
-    def order(self, batch_size: int, *, num_batches: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yield batches of [batch_size] slices; each slice comes once before any comes again."""
+    def order(self, batch_size: int, *, num_batches: int, generator: np.random.Generator) -> np.ndarray:
+        """Return [num_batches, batch_size] slices; each slice comes once before any comes again."""
         num_passes = math.ceil(num_batches * batch_size / len(self.slices))
         order = np.concatenate([generator.permutation(self.slices) for _ in range(num_passes)])
-        yield from order[: num_batches * batch_size].reshape(num_batches, batch_size)
+        return order[: num_batches * batch_size].reshape(num_batches, batch_size)
 
     def load(self, slices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Return standardised images [B, C, Y, X] and 0/1 masks [B, D, Y, X] around some slices, on the device."""
@@ -106,7 +124,7 @@ class Fitted:
     history: list[Epoch]
     """One row per epoch."""
     weights: Mapping[str, torch.Tensor]
-    """Of the epoch with the best val Dice."""
+    """Of the best epoch."""
 
 
 def fit(
@@ -140,10 +158,10 @@ def fit(
     step = Step(predictor.networks[0], settings=settings, device=device, volumetric=volumetric)
     averaged = replace(predictor, networks=[step.averaged.module])
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
-    progress = Progress()
+    progress = Progress(settings.metric)
     found = checkpoints.newest() if checkpoints is not None else None
     if found is not None:
-        progress = Progress.restored(found)
+        progress = Progress.restored(found, metric=settings.metric)
         step.restore(found)
         for epoch in progress.history:
             on_epoch_end(epoch)
@@ -156,11 +174,14 @@ def fit(
         order = np.random.default_rng([seed, number])
         torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))  # dropout
         losses = _train_epoch(batches, step, budget, num_steps=steps_per_epoch, order=order)
+        val_dice, val_iou = val_scores(packed, val_ids, predictor=averaged)
         epoch = Epoch(
             epoch=number + 1,
             loss=_finite_mean(losses, packed=packed, first_step=step.num_steps - len(losses), epoch=number + 1),
-            val_dice=mean_dice(packed, val_ids, predictor=averaged),
+            val_dice=val_dice,
+            val_iou=val_iou,
             learning_rate=budget.learning_rate(),
+            batch_size=step.batch_size,
             seconds=time.perf_counter() - start,
         )
         progress.add(epoch, step.averaged.module.state_dict())
@@ -173,7 +194,8 @@ def fit(
 class Progress:
     """The epochs so far and the weights of the best one."""
 
-    def __init__(self) -> None:
+    def __init__(self, metric: ValMetric) -> None:
+        self.metric = metric
         self.history: list[Epoch] = []
         self.best_weights: Mapping[str, torch.Tensor] = {}
 
@@ -184,23 +206,31 @@ class Progress:
 
     def add(self, epoch: Epoch, weights: Mapping[str, torch.Tensor]) -> None:
         """Take an epoch, and its weights if it is the best."""
-        if not self.history or epoch.val_dice > max(before.val_dice for before in self.history):
+        if not self.history or epoch.score(self.metric) > best_epoch(self.history, metric=self.metric).score(
+            self.metric
+        ):
             self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
         self.history.append(epoch)
 
     def state(self, step: "Step") -> TrainingState:
         """Return all that the next epoch depends on."""
         best = {f"best.{name}": value for name, value in self.best_weights.items()}
-        facts = {"history": [asdict(epoch) for epoch in self.history], "num_steps": step.num_steps}
+        history = [asdict(epoch) for epoch in self.history]
+        facts = {"history": history, "num_steps": step.num_steps, "batch_size": step.batch_size}
         return TrainingState(tensors=step.tensors() | best, facts=facts)
 
     @classmethod
-    def restored(cls, state: TrainingState) -> Self:
+    def restored(cls, state: TrainingState, *, metric: ValMetric) -> Self:
         """Read what `state` gave."""
-        progress = cls()
+        progress = cls(metric)
         progress.history = [Epoch(**row) for row in state.facts["history"]]
         progress.best_weights = state.part("best")
         return progress
+
+
+def best_epoch(history: Sequence[Epoch], *, metric: ValMetric) -> Epoch:
+    """Return the first of the epochs with the highest score."""
+    return max(history, key=lambda epoch: epoch.score(metric))
 
 
 def _train_epoch(
@@ -212,18 +242,42 @@ def _train_epoch(
     for slices in batches.order(settings.batch_size, num_batches=num_steps, generator=order):
         if budget.is_spent():
             break
-        images, masks = batches.load(slices)
-        if settings.augmentation is Augmentation.standard:
-            images, masks = augment(images, masks, generator=chance)
-        losses.append((step(images, masks, learning_rate=budget.learning_rate()), slices))
+        losses.append((_train_step(batches, step, slices, budget.learning_rate(), chance=chance), slices))
         budget.num_steps += 1
     return losses
+
+
+def _train_step(
+    batches: Batches, step: "Step", slices: np.ndarray, learning_rate: float, *, chance: torch.Generator
+) -> torch.Tensor:
+    """Take one step and return its loss; a batch that the GPU has no room for goes through in parts, from here on."""
+    while True:
+        parts = np.array_split(slices, math.ceil(len(slices) / step.batch_size))
+        try:
+            losses = []
+            for part in parts:
+                images, masks = batches.load(part)
+                if step.settings.augmentation is Augmentation.standard:
+                    images, masks = augment(images, masks, generator=chance)
+                losses.append(step.add_gradient(images, masks, share=len(part) / len(slices)))
+            step.descend(learning_rate)
+            return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        except torch.OutOfMemoryError as error:
+            reason = str(error)  # the error itself holds the tensors of the step, and ends with this block
+        step.halve_batch(reason)
 
 
 class Step:
     """One step of gradient descent, and the running mean of the weights."""
 
-    def __init__(self, network: nn.Module, *, settings: TrainConfig, device: torch.device, volumetric: bool):
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        settings: TrainConfig,
+        device: torch.device,
+        volumetric: bool,
+    ):
         memory_format = torch.channels_last if device.type == "cuda" and not volumetric else torch.contiguous_format
         self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
         self.settings, self.device, self.volumetric = settings, device, volumetric
@@ -231,24 +285,51 @@ class Step:
         self.optimizer = build_optimizer(network, settings)
         self.averaged = AveragedModel(network, use_buffers=True).eval()
         self.num_steps = 0
+        self.batch_size = settings.batch_size
+        """Inputs that go through the network at once."""
 
-    def __call__(self, images: torch.Tensor, masks: torch.Tensor, *, learning_rate: float) -> torch.Tensor:
-        """Take one step and return its loss, a scalar still on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+    def add_gradient(self, images: torch.Tensor, masks: torch.Tensor, *, share: float = 1.0) -> torch.Tensor:
+        """Add the gradient of some inputs, that are a share of the batch, and return their part of its loss, on the device."""
         if self.volumetric:  # the slices of a 3-D input are an axis, those of a 2.5-D input are channels
             images, masks = images[:, None], masks[:, None]
         with autocast(self.device, precision=self.settings.precision):
             logits = self.network(images)
-        loss = self.loss(logits.float(), masks)
-        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(logits.float(), masks) * share
         loss.backward()
+        return loss.detach()
+
+    def descend(self, learning_rate: float) -> None:
+        """Follow the gradient."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.num_steps += 1
         decay = min(self.settings.ema_decay, self.num_steps / (EMA_START_STEPS + self.num_steps))
         self.averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self.averaged.update_parameters(self.network)
-        return loss.detach()
+
+    def halve_batch(self, reason: str) -> None:
+        """Send half as many inputs at once, their gradients still added up over the whole batch.
+
+        Raises:
+            InputError: If a single input does not fit.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.batch_size == 1:
+            raise InputError(
+                f"one input does not fit into the memory of the GPU: {reason}\n"
+                "Lower preprocess.image_size or model.channels, or use machine.device=cpu."
+            )
+        self.batch_size = math.ceil(self.batch_size / 2)
+        log.warning(
+            "the GPU is out of memory: batches of train.batch_size=%d go through it in parts of %d from step %d on",
+            self.settings.batch_size,
+            self.batch_size,
+            self.num_steps + 1,
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return network, running mean and optimiser by dotted name."""
@@ -269,6 +350,7 @@ class Step:
             optimizer["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(optimizer)
         self.num_steps = int(state.facts["num_steps"])
+        self.batch_size = int(state.facts["batch_size"])
 
 
 class Budget:
@@ -299,10 +381,13 @@ class Budget:
         return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
 
 
-def mean_dice(packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor) -> float:
-    """Return the mean Dice of some studies on the network's grid."""
-    dices = [_dice_of(packed, case_id, predictor=predictor) for case_id in case_ids]
-    return float(np.mean(dices)) if dices else 0.0
+def val_scores(packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor) -> tuple[float, float]:
+    """Return the mean Dice and the mean intersection over union of some studies on the network's grid."""
+    if not case_ids:
+        return 0.0, 0.0
+    scores = [_dice_and_iou(packed, case_id, predictor=predictor) for case_id in case_ids]
+    dice, iou = np.mean(scores, axis=0)
+    return float(dice), float(iou)
 
 
 @contextmanager
@@ -320,15 +405,15 @@ def reproducible(seed: int, *, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _dice_of(packed: PackedSet, case_id: str, *, predictor: Predictor) -> float:
+def _dice_and_iou(packed: PackedSet, case_id: str, *, predictor: Predictor) -> tuple[float, float]:
     case = packed.cases[case_id]
     part = slice(case.first_slice, case.last_slice + 1)
     clipped = np.clip(packed.images[part], case.intensity.low, case.intensity.high).astype(np.float32)
     image = torch.from_numpy((clipped - case.intensity.mean) / case.intensity.sd)
     predicted = predict_probability(image, predictor=predictor) >= 0.5
     reference = packed.masks[part] > 0
-    size = np.count_nonzero(predicted) + np.count_nonzero(reference)
-    return 2 * np.count_nonzero(predicted & reference) / size if size else 1.0
+    both, size = np.count_nonzero(predicted & reference), np.count_nonzero(predicted) + np.count_nonzero(reference)
+    return (2 * both / size, both / (size - both)) if size else (1.0, 1.0)
 
 
 def _resident(packed: PackedSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from filelock import FileLock
 
-from prostate_seg.config import Config, Resume, portable_science_of
+from prostate_seg.config import Config, Resume, ValMetric, portable_science_of
 from prostate_seg.data.dataset import CaseRow
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
@@ -24,7 +24,7 @@ from prostate_seg.segmentation.inference import Predictor
 from prostate_seg.segmentation.models import build_network, require_legal_size
 from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
 from prostate_seg.segmentation.packing import PackedSet, is_packed, open_packed, pack
-from prostate_seg.segmentation.training import Epoch, fit, reproducible
+from prostate_seg.segmentation.training import Epoch, best_epoch, fit, reproducible
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
 from prostate_seg.workspace import FoldRecord, StageResult, Workspace
 
@@ -131,7 +131,7 @@ def train_fold(
         save_recipe(folder, recipe)
         save_weights(folder, fitted.weights)
         write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
-        summary = _write_history(folder, fitted.history, title=title)
+        summary = _write_history(folder, fitted.history, metric=cfg.train.metric, title=title)
     mark = {"identity": identity, "md5": md5_of(workspace.fold(index))}
     write_json(_finished_mark(workspace, index), mark)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -159,6 +159,7 @@ def _has_finished(workspace: Workspace, index: int, identity: str) -> bool:
 def _fold_metrics(summary: Mapping[str, float]) -> dict[str, float]:
     return {
         "val/best_dice": summary["val_dice"],
+        "val/best_iou": summary["val_iou"],
         "val/best_epoch": summary["best_epoch"],
         "train/num_epochs": summary["num_epochs"],
     }
@@ -190,7 +191,7 @@ def epoch_line(fold_index: int, epoch: Epoch) -> str:
     )
 
 
-def _write_history(folder: Path, history: Sequence[Epoch], *, title: str) -> dict[str, float]:
+def _write_history(folder: Path, history: Sequence[Epoch], *, metric: ValMetric, title: str) -> dict[str, float]:
     """Write history.csv, history.png and summary.json, and return the summary; no times, so that equal runs are equal."""
     rows = [{"epoch": epoch.epoch, **epoch.as_dict()} for epoch in history]
     for row in rows:
@@ -200,14 +201,20 @@ def _write_history(folder: Path, history: Sequence[Epoch], *, title: str) -> dic
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "history.csv", text.getvalue())
+    best = best_epoch(history, metric=metric)
     draw_history(
         folder / "history.png",
         epochs=[epoch.epoch for epoch in history],
         loss=[epoch.loss for epoch in history],
         val_dice=[epoch.val_dice for epoch in history],
+        kept=best.epoch,
         title=title,
     )
-    best = max(history, key=lambda epoch: epoch.val_dice)
-    summary = {"val_dice": best.val_dice, "best_epoch": best.epoch, "num_epochs": len(history)}
+    summary = {
+        "val_dice": best.val_dice,
+        "val_iou": best.val_iou,
+        "best_epoch": best.epoch,
+        "num_epochs": len(history),
+    }
     write_json(folder / "summary.json", summary)
     return summary

@@ -1,0 +1,129 @@
+"""ResUNet-a: a U-Net whose levels see several scales at once, from MONAI's blocks.
+
+Source: Diakogiannis et al., "ResUNet-a: a deep learning framework for semantic segmentation of remotely sensed data",
+ISPRS Journal of Photogrammetry and Remote Sensing 162 (2020). Norm and activation follow each convolution, as in MONAI.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks.convolutions import Convolution
+from monai.networks.blocks.upsample import UpSample
+from monai.networks.layers.factories import Pool
+from torch import nn
+from torch.nn import functional
+
+PYRAMID = (1, 2, 4, 8)
+"""Cells along each edge of the pyramid's pooling levels."""
+
+
+class ResUNetA(nn.Module):
+    """Dilated residual levels down and up, joined by concatenation; pooled context at the coarsest level and at the end.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the input, [B, in_channels, ...].
+        out_channels: Channels of the logits, [B, out_channels, ...].
+        channels: Features per level, finest first.
+        strides: Down-sampling between levels.
+        dilations: Dilations of the parallel branches, per level.
+        act: MONAI's name of the activation.
+        norm: MONAI's name of the normalisation.
+        dropout: Dropout probability.
+    """
+
+    def __init__(
+        self,
+        *,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        dilations: Sequence[Sequence[int]],
+        act: str,
+        norm: str,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+
+        def convolution(inputs: int, outputs: int, *, kernel: int, stride: Sequence[int] | int = 1) -> Convolution:
+            return Convolution(
+                spatial_dims, inputs, outputs, strides=stride, kernel_size=kernel, act=act, norm=norm, dropout=dropout
+            )
+
+        def level(number: int) -> _DilatedResidual:
+            return _DilatedResidual(
+                spatial_dims, channels[number], dilations[number], act=act, norm=norm, dropout=dropout
+            )
+
+        pairs = list(zip(channels[:-1], channels[1:], strides, strict=True))
+        numbers = range(len(pairs))
+        self.stem = nn.Sequential(convolution(in_channels, channels[0], kernel=1), level(0))
+        self.down = nn.ModuleList(
+            nn.Sequential(convolution(fine, coarse, kernel=1, stride=stride), level(number + 1))
+            for number, (fine, coarse, stride) in zip(numbers, pairs, strict=True)
+        )
+        self.middle = _PyramidPooling(spatial_dims, channels[-1], act=act, norm=norm)
+        self.up = nn.ModuleList(
+            UpSample(spatial_dims, coarse, fine, scale_factor=tuple(stride), mode="deconv")
+            for fine, coarse, stride in pairs
+        )
+        self.join = nn.ModuleList(
+            nn.Sequential(convolution(2 * fine, fine, kernel=1), level(number))
+            for number, (fine, _, _) in zip(numbers, pairs, strict=True)
+        )
+        self.end = nn.Sequential(
+            _PyramidPooling(spatial_dims, channels[0], act=act, norm=norm),
+            Convolution(spatial_dims, channels[0], out_channels, kernel_size=1, conv_only=True),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, out_channels, ...] of an input [B, in_channels, ...]."""
+        skips = [self.stem(x)]
+        for down in self.down:
+            skips.append(down(skips[-1]))
+        x = self.middle(skips.pop())
+        for up, join in zip(reversed(self.up), reversed(self.join), strict=True):
+            x = join(torch.cat([up(x), skips.pop()], dim=1))
+        return self.end(x)
+
+
+class _DilatedResidual(nn.Module):
+    """The sum of the input and of two convolutions at each dilation."""
+
+    def __init__(
+        self, spatial_dims: int, channels: int, dilations: Sequence[int], *, act: str, norm: str, dropout: float
+    ) -> None:
+        super().__init__()
+
+        def convolution(dilation: int) -> Convolution:
+            return Convolution(spatial_dims, channels, channels, dilation=dilation, act=act, norm=norm, dropout=dropout)
+
+        self.branches = nn.ModuleList(nn.Sequential(convolution(d), convolution(d)) for d in dilations)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = x
+        for branch in self.branches:
+            total = total + branch(x)
+        return total
+
+
+class _PyramidPooling(nn.Module):
+    """Join the input with the maxima of ever smaller cells of it (Zhao et al. 2017, with maxima as in ResUNet-a)."""
+
+    def __init__(self, spatial_dims: int, channels: int, *, act: str, norm: str) -> None:
+        super().__init__()
+        part = max(1, channels // len(PYRAMID))
+        pool = Pool["ADAPTIVEMAX", spatial_dims]
+        self.pools = nn.ModuleList(
+            nn.Sequential(pool(cells), Convolution(spatial_dims, channels, part, kernel_size=1, conv_only=True))
+            for cells in PYRAMID
+        )
+        self.join = Convolution(
+            spatial_dims, channels + part * len(PYRAMID), channels, kernel_size=1, act=act, norm=norm
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scales = [functional.interpolate(pooled(x), size=x.shape[2:], mode="nearest") for pooled in self.pools]
+        return self.join(torch.cat([x, *scales], dim=1))
