@@ -421,6 +421,8 @@ class TrainConfig:
     """Whether each image is clipped to its 5th to 95th percentile before it is brought to mean 0 and SD 1."""
     precision: Precision
     """Number format of the forward pass."""
+    num_parallel_folds: int
+    """Folds that train side by side, each with its part of the cores, or a GPU of its own."""
     resume: Resume
     """Whether a training that was stopped goes on from its last complete epoch."""
     deterministic: bool
@@ -441,6 +443,7 @@ class TrainConfig:
             ),
             ("max_epochs", 1 <= self.max_epochs <= 100_000, "must be from 1 to 100000"),
             ("max_minutes", self.max_minutes is None or self.max_minutes > 0, "must be null or above 0"),
+            ("num_parallel_folds", 1 <= self.num_parallel_folds <= 100, "must be from 1 to 100"),
             ("ema_decay", 0 <= self.ema_decay < 1, "must be at least 0 and below 1"),
         )
 

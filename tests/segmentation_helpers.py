@@ -99,6 +99,7 @@ def train_settings(**changes: object) -> TrainConfig:
         "ema_decay": 0.5,
         "zscore": False,
         "precision": Precision.fp32,
+        "num_parallel_folds": 1,
         "resume": Resume.auto,
         "deterministic": True,
     }

@@ -6,6 +6,8 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,11 @@ from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference import Predictor
 from prostate_seg.segmentation.models import build_network, require_legal_size
 from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
-from prostate_seg.segmentation.packing import PackedSet, is_packed, open_packed, pack
+from prostate_seg.segmentation.packing import is_packed, open_packed, pack
 from prostate_seg.segmentation.training import Epoch, best_epoch, fit, reproducible
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
-from prostate_seg.workspace import FoldRecord, StageResult, Workspace
+from prostate_seg.stages.fold_processes import train_side_by_side
+from prostate_seg.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +39,16 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     dataset = checked_dataset(cfg, workspace)
     folds = checked_folds(cfg, workspace, dataset)
     require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
-    packed = packed_set(cfg, workspace, dataset)
+    pack_studies(cfg, workspace, dataset)
     log.info("%s", EPOCH_HEADER)
-    for index, fold in folds.items():
-        lock = FileLock(workspace.cache / f"training_fold{index}.lock")
-        with workspace.open_fold(index) as record, lock:  # another process that trains this fold here goes first
-            train_fold(cfg, workspace, packed, index, fold, record)
+    work = partial(train_fold, cfg, replace(workspace, open_fold=unrecorded_fold), folds)
+    num_parallel = min(cfg.train.num_parallel_folds, len(folds))
+    if num_parallel > 1:
+        train_side_by_side(work, list(folds), num_parallel=num_parallel, open_fold=workspace.open_fold)
+    else:
+        for index in folds:
+            with workspace.open_fold(index) as record:
+                work(index, record)
     for index in folds:
         _finished_mark(workspace, index).unlink(missing_ok=True)  # all are done: the next training starts afresh
     trained = collect_folds(workspace, list(folds))
@@ -60,30 +67,33 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     )
 
 
-def packed_set(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -> PackedSet:
-    """Open the packed set of this preprocessing, and make it first where it is absent."""
+def pack_studies(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -> None:
+    """Make the packed set of this preprocessing where it is absent."""
     images, masks = workspace.preprocess / "images", workspace.preprocess / "masks"
-    folder = workspace.cache / "packed" / packed_digest(cfg, workspace)
 
     def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
         name = f"{case_id}.nii.gz"
         return read_volume(images / name).array, read_volume(masks / name).array
 
+    folder = packed_folder(cfg, workspace)
     if not is_packed(folder):
         log.info("pack %d studies into %s", len(dataset), folder)
-        return pack(folder, list(dataset), read_case=read_case, zscore=cfg.train.zscore)
-    return open_packed(folder)
+        pack(folder, list(dataset), read_case=read_case, zscore=cfg.train.zscore)
 
 
-def packed_digest(cfg: Config, workspace: Workspace) -> str:
-    """Return a hash of all that the packed set is made of."""
+def packed_folder(cfg: Config, workspace: Workspace) -> Path:
+    """Return the folder of the packed set; its name is a hash of all that the set is made of."""
     facts = [md5_of(workspace.dataset_csv), md5_of(workspace.contract_json), str(cfg.train.zscore)]
-    return md5_of_text(" ".join(facts))
+    return workspace.cache / "packed" / md5_of_text(" ".join(facts))
 
 
-def train_fold(
-    cfg: Config, workspace: Workspace, packed: PackedSet, index: int, fold: Fold, record: FoldRecord
-) -> None:
+def train_fold(cfg: Config, workspace: Workspace, folds: Mapping[int, Fold], index: int, record: FoldRecord) -> None:
+    """Train one fold; another process that trains it in this workspace goes first."""
+    with FileLock(workspace.cache / f"training_fold{index}.lock"):
+        _train_fold(cfg, workspace, folds[index], index, record)
+
+
+def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, record: FoldRecord) -> None:
     """Fit one fold beside its folder, and let the result replace the folder at the end."""
     unfinished = workspace.unfinished_fold(index)
     recipe = Recipe(
@@ -93,7 +103,8 @@ def train_fold(
         train_ids=fold.train,
         val_ids=fold.val,
     )
-    identity = training_identity(cfg, recipe, data=packed_digest(cfg, workspace))
+    data = packed_folder(cfg, workspace)
+    identity = training_identity(cfg, recipe, data=data.name)
     if cfg.train.resume is Resume.never:
         shutil.rmtree(unfinished, ignore_errors=True)
     elif _has_finished(workspace, index, identity):
@@ -109,7 +120,7 @@ def train_fold(
     seed = cfg.seed + index
     with reproducible(seed, deterministic=cfg.train.deterministic):
         fitted = fit(
-            packed,
+            open_packed(data),
             train_ids=fold.train,
             val_ids=fold.val,
             settings=cfg.train,
@@ -139,9 +150,13 @@ def train_fold(
     record.finish(_fold_metrics(summary) | minutes, _pictures(workspace, index))
 
 
+HOW_NOT_WHAT = ("num_parallel_folds", "resume")
+"""Settings of train that may be others when a stopped training goes on."""
+
+
 def training_identity(cfg: Config, recipe: Recipe, *, data: str) -> str:
     """Return a hash of all that decides a fold's weights: a training that was stopped goes on only as the same one."""
-    settings = portable_science_of(cfg)["train"]
+    settings = {key: value for key, value in portable_science_of(cfg)["train"].items() if key not in HOW_NOT_WHAT}
     return md5_of_text(json.dumps([recipe.as_dict(), settings, cfg.seed, data], sort_keys=True))
 
 
