@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,24 @@ class Checkpoints:
     """Hash of all that decides the training; a checkpoint of another one is not used."""
 
     def save(self, state: TrainingState, *, epoch: int) -> None:
-        """Write the state after an epoch, and remove all but the newest."""
+        """Write the state after an epoch, and remove all but the newest.
+
+        Raises:
+            InputError: If it cannot be written, as on a full disk; the checkpoint before is whole.
+        """
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
         metadata = {"identity": self.identity, "facts": json.dumps(state.facts), "md5": _md5(tensors)}
-        with atomic_path(self.folder / f"epoch{epoch:06d}.safetensors") as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        path = self.folder / f"epoch{epoch:06d}.safetensors"
+        try:
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            megabytes = sum(value.nbytes for value in tensors.values()) / 1e6
+            raise InputError(
+                f"{path} cannot be written: {error}\n"
+                f"Make room (each takes {megabytes:.1f} MB) or mend the disk, then give the same command again: "
+                f"training goes on after epoch {epoch - 1}."
+            ) from error
         for path in self._files()[:-NUM_KEPT]:
             path.unlink()
 
