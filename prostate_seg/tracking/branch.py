@@ -45,12 +45,8 @@ def open_branch(stage_run: StageRun) -> "Branch":
     """
     _drop_foreign_run_id()
     store = open_store(stage_run.cfg.mlflow, cache=stage_run.workspace.cache)
-    try:
-        with store.lock:
-            branch = store.ask(lambda: _make_run(stage_run, store))
-        store.ask(branch.log_start)
-    except (*STORE_ERRORS, TimeoutError) as error:
-        raise InputError(unusable(store.address, error)) from error
+    branch = store.ask(lambda: _make_run(stage_run, store), locked=True)
+    store.ask(branch.log_start)
     return branch
 
 
