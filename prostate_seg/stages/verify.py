@@ -38,9 +38,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 def _recorded(cfg: Config, workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
     if cfg.verify.run is not None:
         recorded = importlib.import_module("prostate_seg.tracking.recorded")  # mlflow, which the other way does without
-        found: list[tuple[str, dict[str, Any]]] = recorded.recorded_stages(
-            cfg.verify.run, cfg.mlflow, cache=workspace.cache
-        )
+        tree = recorded.open_tree(cfg.mlflow, cache=workspace.cache)
+        found: list[tuple[str, dict[str, Any]]] = recorded.recorded_stages(tree, cfg.verify.run)
         return found
     entries = read_entries(workspace)
     if not entries:
