@@ -22,6 +22,12 @@ class Outcome(Enum):
     killed = "KILLED"
 
 
+def outcome_of(error: BaseException) -> Outcome:
+    """Say what becomes of a run that this error ends: KILLED by Ctrl-C and SIGTERM, else FAILED."""
+    is_signal = isinstance(error, SystemExit) and error.code in (INTERRUPTED, TERMINATED)
+    return Outcome.killed if is_signal or isinstance(error, KeyboardInterrupt) else Outcome.failed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job of a command line."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prostate_seg.config import Config, as_container
 from prostate_seg.tracking import ds_version
 from prostate_seg.tracking.address import project_root
-from prostate_seg.tracking.job import INTERRUPTED, TERMINATED, Job, Outcome, command_line
+from prostate_seg.tracking.job import Job, Outcome, command_line, outcome_of
 from prostate_seg.tracking.lineage import ancestors
 from prostate_seg.tracking.process import now_text
 from prostate_seg.tracking.provenance import Surroundings, look_around
@@ -67,18 +67,12 @@ class StageRun:
                 yield nobody
             return
         fold = self.branch.open_fold(index)
-        outcome = Outcome.failed
         try:
             yield fold
-            outcome = Outcome.finished
-        except KeyboardInterrupt:
-            outcome = Outcome.killed
+        except BaseException as error:
+            fold.close(outcome_of(error))
             raise
-        except SystemExit as error:
-            outcome = Outcome.killed if error.code in (INTERRUPTED, TERMINATED) else Outcome.failed
-            raise
-        finally:
-            fold.close(outcome)
+        fold.close(Outcome.finished)
 
     def finish(self, result: StageResult) -> None:
         """Take what the stage read, wrote and measured."""
