@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,7 +25,7 @@ from prostate_seg import config as configuration
 from prostate_seg.config import Config
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.stages import QUESTIONS, STAGES
-from prostate_seg.tracking.job import TERMINATED, Job, Outcome, Recorded, Unrecorded, outcome_of
+from prostate_seg.tracking.job import Job, Outcome, Recorded, Unrecorded, outcome_of, terminate
 from prostate_seg.workspace import workspace_of
 
 _active: list[Recorded] = []
@@ -69,7 +69,7 @@ class TrackingCallback(Callback):
         """Open the run of a stage."""
         _active.clear()
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
-            signal.signal(signal.SIGTERM, _terminate)
+            signal.signal(signal.SIGTERM, terminate)
         with _failures_leave():
             cfg = _parsed(config)
             if cfg is not None and cfg.stage in QUESTIONS:
@@ -159,10 +159,6 @@ def _no_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(TERMINATED)
 
 
 def _tracking(module: str) -> ModuleType:

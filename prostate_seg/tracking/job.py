@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 from prostate_seg.workspace import FoldRecord, StageResult, unrecorded_fold
@@ -67,6 +68,11 @@ class Unrecorded:
 
     def close(self, outcome: Outcome) -> None:
         """Do nothing."""
+
+
+def terminate(_signal: int, _frame: FrameType | None) -> None:
+    """Turn SIGTERM into an exception, so that every `finally` on the way out runs."""
+    sys.exit(TERMINATED)
 
 
 def command_line() -> str:
