@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from prostate_seg.errors import InputError
 from prostate_seg.tracking.address import resolved_uri
 from prostate_seg.tracking.job import Outcome, command_line
 from prostate_seg.tracking.record import Hashes, flat, settings_of
-from prostate_seg.tracking.run_tree import ALL, NONE, Level, Place, RunTree
+from prostate_seg.tracking.run_tree import ALL, NONE, Level, Place, RunTree, now_ms
 from prostate_seg.tracking.stage_run import StageRun
 from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
 from prostate_seg.tracking.sweeps import sweep_key, update_sweep
@@ -264,12 +263,12 @@ class FoldBranch:
         self.place = Place(
             level=Level.fold, pipeline=stage.pipeline, stage=stage.stage, fold=str(index), sweep=stage.sweep
         )
-        started = int(time.time() * 1000)
+        started = now_ms()
         branch.writer.put(lambda: self._create(started))
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of an epoch in one call."""
-        stamp = int(time.time() * 1000)
+        stamp = now_ms()
         batch = [Metric(name, float(value), stamp, epoch) for name, value in metrics.items()]
         self.branch.writer.put(lambda: self.branch.tree.client.log_batch(self.run_id, metrics=batch))
 
@@ -283,7 +282,7 @@ class FoldBranch:
 
     def close(self, outcome: Outcome) -> None:
         """End the fold's run."""
-        ended = int(time.time() * 1000)
+        ended = now_ms()
         self.branch.writer.put(
             lambda: self.branch.tree.client.set_terminated(self.run_id, outcome.value, end_time=ended)
         )
