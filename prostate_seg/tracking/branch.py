@@ -13,11 +13,11 @@ import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from prostate_seg.config import OnRerun, as_container
+from prostate_seg.config import OnRerun, as_container, science_of
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.address import resolved_uri
 from prostate_seg.tracking.job import Outcome, command_line
-from prostate_seg.tracking.record import Hashes, flat, settings_of
+from prostate_seg.tracking.record import Hashes, flat
 from prostate_seg.tracking.run_tree import ALL, NONE, Level, Place, RunTree, now_ms
 from prostate_seg.tracking.stage_run import StageRun
 from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
@@ -93,7 +93,7 @@ class Branch:
     def log_start(self) -> None:
         """Log what is known before the stage has done anything: settings, code, packages, machine."""
         around, redact = self.stage_run.surroundings, self.stage_run.redactor
-        params = flat(redact.tree(settings_of(self.stage_run.cfg)))
+        params = flat(redact.tree(science_of(self.stage_run.cfg)))
         tags = {
             "command": command_line(),
             "overrides": " ".join(self.stage_run.job.overrides),
@@ -295,7 +295,7 @@ class FoldBranch:
         self.branch.tree.log(self.run_id, params=self._params())
 
     def _params(self) -> dict[str, str]:
-        settings = self.branch.stage_run.redactor.tree(settings_of(self.branch.stage_run.cfg))
+        settings = self.branch.stage_run.redactor.tree(science_of(self.branch.stage_run.cfg))
         return {key: _cut(value, LONGEST_PARAM) for key, value in flat(settings).items()}
 
 
