@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.tracking.hashing import hash_paths
-from tests.e2e.test_tracking import FAULTY, Project, wait_for
+from tests.project_helpers import FAULTY, Project, wait_for
 
 pytestmark = pytest.mark.slow
 
