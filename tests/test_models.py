@@ -7,8 +7,8 @@ from prostate_seg import config
 from prostate_seg.config import ModelName
 from prostate_seg.errors import InputError
 from prostate_seg.segmentation.models import NETWORKS, build_network, require_legal_size
+from tests.conftest import composed
 from tests.segmentation_helpers import model_2d, model_3d
-from tests.test_config import composed
 
 
 def test_table_has_every_name() -> None:
