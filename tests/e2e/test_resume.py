@@ -33,6 +33,16 @@ def copy_of(project: Project, folder: Path) -> Project:
     return Project(folder)
 
 
+def killed_in_fold1(prepared: Project, folder: Path) -> Project:
+    """Return a copy whose training has finished fold 0 and was killed at the start of fold 1."""
+    project = copy_of(prepared, folder)
+    process = project.start("hang", "fold1", "stage=train", *LONGER, program=str(FAULTY))
+    wait_for(folder / "hanging")
+    process.kill()
+    process.communicate()
+    return project
+
+
 def test_killed_at_random_moments_it_ends_with_the_same_files(prepared: Project, tmp_path: Path) -> None:
     whole = copy_of(prepared, tmp_path / "whole")
     start = time.monotonic()
@@ -54,11 +64,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(prepared: Project,
 
 
 def test_fold_that_had_finished_is_kept_and_the_next_training_starts_afresh(prepared: Project, tmp_path: Path) -> None:
-    project = copy_of(prepared, tmp_path / "project")
-    process = project.start("hang", "fold1", "stage=train", *LONGER, program=str(FAULTY))
-    wait_for(project.folder / "hanging")
-    process.kill()
-    process.communicate()
+    project = killed_in_fold1(prepared, tmp_path / "project")
     weights = project.folder / "model" / "fold0" / "weights.safetensors"
     before = weights.stat().st_mtime_ns
     done = project.run("stage=train", *LONGER)
@@ -70,11 +76,7 @@ def test_fold_that_had_finished_is_kept_and_the_next_training_starts_afresh(prep
 
 
 def test_other_settings_do_not_go_on_with_what_was_stopped(prepared: Project, tmp_path: Path) -> None:
-    project = copy_of(prepared, tmp_path / "project")
-    process = project.start("hang", "fold1", "stage=train", *LONGER, program=str(FAULTY))
-    wait_for(project.folder / "hanging")
-    process.kill()
-    process.communicate()
+    project = killed_in_fold1(prepared, tmp_path / "project")
     for other in ("train.learning_rate=0.001", "train.resume=never"):
         done = project.run("stage=train", "fold.index=0", other, *LONGER)
         assert done.returncode == 0
