@@ -264,7 +264,8 @@ class FoldBranch:
             level=Level.fold, pipeline=stage.pipeline, stage=stage.stage, fold=str(index), sweep=stage.sweep
         )
         started = now_ms()
-        branch.writer.put(lambda: self._create(started))
+        branch.writer.put(lambda: self._create(started))  # alone: what fails is tried again, and a run is made once
+        branch.writer.put(lambda: branch.tree.log(self.run_id, params=self._params()))
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of an epoch in one call."""
@@ -292,7 +293,6 @@ class FoldBranch:
             f"fold{self.index}", self.place, parent_id=self.branch.run_id, start_ms=started_ms
         )
         self.run_id = str(run.info.run_id)
-        self.branch.tree.log(self.run_id, params=self._params())
 
     def _params(self) -> dict[str, str]:
         settings = self.branch.stage_run.redactor.tree(science_of(self.branch.stage_run.cfg))
