@@ -11,7 +11,6 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import hydra
@@ -22,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prostate_seg import config, stages
 from prostate_seg.callback import active_run
 from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.tracking.job import INTERRUPTED, TERMINATED
+from prostate_seg.tracking.job import INTERRUPTED, terminate
 from prostate_seg.workspace import workspace_of
 
 EXECUTION_WHITELIST = [
@@ -61,7 +60,7 @@ def run_stage(composed: DictConfig) -> float | None:
 def main() -> None:
     """Run the command line and exit with one of the codes above."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, so that they are worded and counted here.
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     sys.argv[1:] = [_as_text(argument) for argument in sys.argv[1:]]
     sys.argv += _stop_chain_at_first_failure(sys.argv[1:])
     try:
@@ -123,11 +122,6 @@ def _raised_by_hydra(error: Exception) -> bool:
     """Return whether composing raised this: Hydra words some errors of the command line as plain ValueErrors."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return Path(hydra.__file__).parent in Path(last.filename).parents
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """Turn SIGTERM into an exception, so that every `finally` on the way out runs."""
-    sys.exit(TERMINATED)
 
 
 def _leave(error: BaseException, text: str, code: int) -> NoReturn:

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,7 +25,7 @@ from prostate_seg import config as configuration
 from prostate_seg.config import Config
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.stages import QUESTIONS, STAGES
-from prostate_seg.tracking.job import INTERRUPTED, TERMINATED, Job, Outcome, Recorded, Unrecorded
+from prostate_seg.tracking.job import Job, Outcome, Recorded, Unrecorded, outcome_of, terminate
 from prostate_seg.workspace import workspace_of
 
 _active: list[Recorded] = []
@@ -69,7 +69,7 @@ class TrackingCallback(Callback):
         """Open the run of a stage."""
         _active.clear()
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
-            signal.signal(signal.SIGTERM, _terminate)
+            signal.signal(signal.SIGTERM, terminate)
         with _failures_leave():
             cfg = _parsed(config)
             if cfg is not None and cfg.stage in QUESTIONS:
@@ -84,17 +84,9 @@ class TrackingCallback(Callback):
         run = _active.pop()
         is_completed = job_return.status is JobStatus.COMPLETED
         with _failures_leave(replace_error=is_completed), _no_sigterm():
-            run.close(_outcome(job_return))
+            run.close(Outcome.finished if is_completed else outcome_of(job_return._return_value))
         if not is_completed and _exit_code(job_return) == 0:
             sys.exit(1)  # a stage that left by sys.exit(0) has no result, and that is no success
-
-
-def _outcome(job_return: JobReturn) -> Outcome:
-    """Say how a job ended; Hydra's own status knows no difference between a failure and a Ctrl-C."""
-    if job_return.status is JobStatus.COMPLETED:
-        return Outcome.finished
-    interrupted = isinstance(job_return._return_value, KeyboardInterrupt)
-    return Outcome.killed if interrupted or _exit_code(job_return) in (INTERRUPTED, TERMINATED) else Outcome.failed
 
 
 def _exit_code(job_return: JobReturn) -> int | None:
@@ -167,10 +159,6 @@ def _no_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(TERMINATED)
 
 
 def _tracking(module: str) -> ModuleType:

@@ -514,15 +514,13 @@ class MlflowConfig:
     """Whether the use of processor, memory, disk, network and GPU is recorded every ten seconds."""
 
     def __post_init__(self) -> None:
+        is_name = bool(re.fullmatch(r"[\w\-. :/]{1,100}", self.name))
         _check(
             "mlflow",
             self,
             ("experiment", bool(self.experiment.strip()), "must not be empty"),
-            ("name", bool(re.fullmatch(r"[\w\-. :/]{1,100}", self.name)), f"must be {NAME_RULE}"),
+            ("name", is_name, "must be 1 to 100 letters, digits, spaces or any of _ - . : /"),
         )
-
-
-NAME_RULE = "1 to 100 letters, digits, spaces or any of _ - . : /"
 
 
 @dataclass(kw_only=True, slots=True)

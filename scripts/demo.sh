@@ -34,4 +34,9 @@ commit "Results"
 if has_git; then python -m prostate_seg stage=link > /dev/null; fi
 echo
 echo "Tables, masks and pictures: demo/evaluation.  The runs: make ui.  demo/ is a project to try things in:"
-echo "  cd demo && dvc exp run -S experiment=quickstart -S train.learning_rate=1e-3 && dvc exp show --only-changed"
+if has_git; then
+    echo "  cd demo && dvc exp run -S experiment=quickstart -S train.learning_rate=1e-3 && dvc exp show --only-changed"
+else
+    echo "  cd demo && python -m prostate_seg stage=export experiment=quickstart train.learning_rate=1e-3 && dvc repro"
+    echo "Without git there are no commits and no experiments (dvc exp); the runs record everything else."
+fi

@@ -1,4 +1,4 @@
-"""What several test files share: real data when it is there, the launcher as a person calls it, small volumes."""
+"""What several test files share: real data when it is there, the launcher as a person calls it, configs, small volumes."""
 
 import os
 import subprocess
@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
+from prostate_seg.__main__ import config_folder
 from prostate_seg.imaging.geometry import Geometry, Volume
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -18,6 +21,13 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def composed(*overrides: str, name: str = "config", folder: Path | None = None) -> DictConfig:
+    """Compose a config as the launcher does; options of `folder` are found too."""
+    with initialize_config_dir(config_dir=str(config_folder())):
+        search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
+        return compose(name, overrides=[*overrides, "paths.root=.", *search])
 
 
 @pytest.fixture

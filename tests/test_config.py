@@ -5,19 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from prostate_seg import config
 from prostate_seg.__main__ import config_folder
 from prostate_seg.errors import ConfigError
+from tests.conftest import composed
 
 NEEDED = {"data=folder": ["data.root=x"], "fold=picai": ["fold.file=x"], "model=unet3d": []}
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(config_dir=str(config_folder())):
-        return compose("config", overrides=["paths.root=.", *overrides])
 
 
 def options() -> list[str]:

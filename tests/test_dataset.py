@@ -7,7 +7,7 @@ import pytest
 
 from prostate_seg.data.dataset import CaseRow, read_dataset, require_contract, write_contract, write_dataset
 from prostate_seg.errors import InputError
-from tests.test_preprocessing import DEFAULT
+from tests.imaging_helpers import DEFAULT
 
 ROW = CaseRow(
     case_id="007_1",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from prostate_seg.__main__ import config_folder
 from prostate_seg.config import SCIENCE_GROUPS, STAGE_SETTINGS, Config, parse, science_of
@@ -13,7 +13,7 @@ from prostate_seg.errors import ConfigError
 from prostate_seg.stages.export import params_text
 from prostate_seg.tracking.record import code_key
 from prostate_seg.tracking.source_files import source_files
-from tests.conftest import ROOT
+from tests.conftest import ROOT, composed
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = sorted(PIPELINE["stages"])
@@ -23,12 +23,6 @@ OPTIONS = [
     for path in sorted((ROOT / "configs" / group).glob("*.yaml"))
 ]
 NEEDED = {"data=folder": ["data.root=/data"], "fold=picai": ["fold.file=folds.json"]}
-
-
-def composed(*overrides: str, name: str = "config", folder: Path | None = None) -> DictConfig:
-    with initialize_config_dir(config_dir=str(config_folder())):
-        search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
-        return compose(name, overrides=[*overrides, "paths.root=.", *search])
 
 
 def parsed(*overrides: str) -> Config:

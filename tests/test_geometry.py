@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prostate_seg.imaging.geometry import Geometry
-from tests.test_preprocessing import rotate
+from tests.imaging_helpers import rotate
 
 GRID = Geometry(
     shape_vox=(20, 384, 384),

@@ -1,29 +1,14 @@
 """Hashes are those that DVC writes."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from prostate_seg.errors import InputError
 from prostate_seg.tracking import hashing
 from prostate_seg.tracking.hashing import hash_paths
-
-
-def dvc_md5(repository: Path, *paths: Path) -> dict[str, str]:
-    """Let `dvc add` hash copies of the paths in a repository of its own."""
-    env = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(repository / "site")}
-    subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
-    dvc = [sys.executable, "-m", "dvc"]
-    subprocess.run([*dvc, "init", "-q"], cwd=repository, check=True, env=env)
-    for path in paths:
-        subprocess.run(["cp", "-rL", str(path), str(repository / path.name)], check=True)
-    names = [path.name for path in paths]
-    subprocess.run([*dvc, "add", "-q", *names], cwd=repository, check=True, env=env)
-    return {name: yaml.safe_load((repository / f"{name}.dvc").read_text())["outs"][0]["md5"] for name in names}
+from tests.project_helpers import dvc_md5
 
 
 @pytest.fixture

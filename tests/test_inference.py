@@ -12,8 +12,8 @@ from prostate_seg.config import ModelConfig
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.segmentation.inference import keep_largest_component, predict_probability, segment
+from tests.imaging_helpers import DEFAULT, dice, real_study, rotate, rotation
 from tests.segmentation_helpers import model_2d, model_3d, predictor
-from tests.test_preprocessing import DEFAULT, dice, real_study, rotate, rotation
 
 
 class Bright(nn.Module):

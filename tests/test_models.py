@@ -10,8 +10,8 @@ from prostate_seg import config
 from prostate_seg.config import ModelName, Norm
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.segmentation.models import NETWORKS, build_network, is_3d, require_legal_size
+from tests.conftest import composed
 from tests.segmentation_helpers import model_2d, model_3d, small_model
-from tests.test_config import composed
 
 
 def test_table_has_every_name() -> None:

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from prostate_seg.errors import InputError
-from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, to_sitk, write_volume
 from prostate_seg.imaging.preprocessing import (
     PreprocessSettings,
@@ -16,25 +16,9 @@ from prostate_seg.imaging.preprocessing import (
     resampled_geometry,
     restore_probability,
 )
+from tests.imaging_helpers import DEFAULT, dice, real_study, rotate, rotation
 
-DEFAULT = PreprocessSettings(
-    spacing_mm=(3.0, 0.5, 0.5),
-    image_size=160,
-    crop="center",
-    to_8bit=True,
-    intensity_percentiles=(0.5, 99.5),
-    whole_gland_labels=None,
-)
 REAL_STUDIES = ["10795_1000811", "10795_1000811b", "11373_1001396", "p158020_1", "p158021_1"]
-
-
-def real_study(shared_data: Path, case_id: str) -> tuple[Volume, Volume]:
-    (image,) = (shared_data / "t2w" / "images").glob(f"{case_id}.*")
-    return read_volume(image), read_volume(shared_data / "t2w" / "masks" / f"{case_id}.nii.gz")
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
 
 
 def block_mask(volume: Volume, *, y: slice = slice(20, 40), x: slice = slice(20, 40)) -> Volume:
@@ -190,18 +174,3 @@ def test_rigidly_rotated_header_gives_the_same_voxels_on_the_rotated_grid(cube_v
 def test_settings_round_trip_and_hash_sees_every_change() -> None:
     assert PreprocessSettings.from_dict(DEFAULT.as_dict()) == DEFAULT
     assert replace(DEFAULT, image_size=161).digest != DEFAULT.digest
-
-
-def rotation(degrees: float) -> np.ndarray:
-    """Return an oblique rotation about the axis (1, 2, 3)."""
-    axis = np.array([1.0, 2.0, 3.0]) / np.sqrt(14)
-    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    angle = np.radians(degrees)
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-
-
-def rotate(geometry: Geometry, *, degrees: float) -> Geometry:
-    """Turn a grid rigidly about the world's origin."""
-    turned = rotation(degrees) @ np.array(geometry.direction).reshape(3, 3)
-    x, y, z = rotation(degrees) @ np.array(geometry.origin_mm)
-    return replace(geometry, direction=tuple(turned.ravel()), origin_mm=(float(x), float(y), float(z)))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from mlflow.entities import Run, ViewType
 
 from prostate_seg.config import MlflowConfig, OnRerun
@@ -129,6 +130,20 @@ def test_owner_tags_name_this_process(tree: RunTree) -> None:
     assert {key: run.data.tags[key] for key in tags if key != "process.heartbeat"} == {
         key: value for key, value in tags.items() if key != "process.heartbeat"
     }
+
+
+def test_locked_question_holds_the_lock_and_lets_go_of_it_when_the_store_fails(tree: RunTree) -> None:
+    another = FileLock(tree.store.lock.lock_file, timeout=0)
+
+    def question() -> None:
+        with pytest.raises(Timeout):
+            another.acquire()
+        raise ConnectionError("it went away")
+
+    with pytest.raises(InputError, match=r"the tracking store .*mlflow.db cannot be used: it went away"):
+        tree.store.ask(question, locked=True)
+    with another:
+        assert another.is_locked
 
 
 @pytest.mark.parametrize(

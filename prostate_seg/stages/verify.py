@@ -7,7 +7,6 @@ from typing import Any
 from prostate_seg.config import Config, TableFormat, as_container
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.ds_version import file_of, read_entries
-from prostate_seg.tracking.record import settings_of
 from prostate_seg.tracking.redaction import Redactor
 from prostate_seg.tracking.verification import Verdict, as_json, as_table, compare
 from prostate_seg.workspace import StageResult, Workspace
@@ -17,7 +16,8 @@ log = logging.getLogger(__name__)
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Print a table; end with an error when anything is changed or missing."""
-    settings = Redactor(settings=as_container(cfg)).tree(settings_of(cfg) | as_container(cfg))
+    whole = as_container(cfg)
+    settings = Redactor(settings=whole).tree(whole)
     items = [
         item
         for stage, record in _recorded(cfg, workspace)
@@ -38,9 +38,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 def _recorded(cfg: Config, workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
     if cfg.verify.run is not None:
         recorded = importlib.import_module("prostate_seg.tracking.recorded")  # mlflow, which the other way does without
-        found: list[tuple[str, dict[str, Any]]] = recorded.recorded_stages(
-            cfg.verify.run, cfg.mlflow, cache=workspace.cache
-        )
+        tree = recorded.open_tree(cfg.mlflow, cache=workspace.cache)
+        found: list[tuple[str, dict[str, Any]]] = recorded.recorded_stages(tree, cfg.verify.run)
         return found
     entries = read_entries(workspace)
     if not entries:

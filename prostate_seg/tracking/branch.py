@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from prostate_seg.config import OnRerun, as_container
+from prostate_seg.config import OnRerun, as_container, science_of
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.address import resolved_uri
 from prostate_seg.tracking.job import Outcome, command_line
-from prostate_seg.tracking.record import Hashes, flat, settings_of
-from prostate_seg.tracking.run_tree import ALL, NONE, Level, Place, RunTree
+from prostate_seg.tracking.record import Hashes, flat
+from prostate_seg.tracking.run_tree import ALL, NONE, Level, Place, RunTree, now_ms
 from prostate_seg.tracking.stage_run import StageRun
 from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
 from prostate_seg.tracking.sweeps import sweep_key, update_sweep
@@ -45,12 +44,8 @@ def open_branch(stage_run: StageRun) -> "Branch":
     """
     _drop_foreign_run_id()
     store = open_store(stage_run.cfg.mlflow, cache=stage_run.workspace.cache)
-    try:
-        with store.lock:
-            branch = store.ask(lambda: _make_run(stage_run, store))
-        store.ask(branch.log_start)
-    except (*STORE_ERRORS, TimeoutError) as error:
-        raise InputError(unusable(store.address, error)) from error
+    branch = store.ask(lambda: _make_run(stage_run, store), locked=True)
+    store.ask(branch.log_start)
     return branch
 
 
@@ -98,7 +93,7 @@ class Branch:
     def log_start(self) -> None:
         """Log what is known before the stage has done anything: settings, code, packages, machine."""
         around, redact = self.stage_run.surroundings, self.stage_run.redactor
-        params = flat(redact.tree(settings_of(self.stage_run.cfg)))
+        params = flat(redact.tree(science_of(self.stage_run.cfg)))
         tags = {
             "command": command_line(),
             "overrides": " ".join(self.stage_run.job.overrides),
@@ -268,12 +263,13 @@ class FoldBranch:
         self.place = Place(
             level=Level.fold, pipeline=stage.pipeline, stage=stage.stage, fold=str(index), sweep=stage.sweep
         )
-        started = int(time.time() * 1000)
-        branch.writer.put(lambda: self._create(started))
+        started = now_ms()
+        branch.writer.put(lambda: self._create(started))  # alone: what fails is tried again, and a run is made once
+        branch.writer.put(lambda: branch.tree.log(self.run_id, params=self._params()))
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of an epoch in one call."""
-        stamp = int(time.time() * 1000)
+        stamp = now_ms()
         batch = [Metric(name, float(value), stamp, epoch) for name, value in metrics.items()]
         self.branch.writer.put(lambda: self.branch.tree.client.log_batch(self.run_id, metrics=batch))
 
@@ -287,7 +283,7 @@ class FoldBranch:
 
     def close(self, outcome: Outcome) -> None:
         """End the fold's run."""
-        ended = int(time.time() * 1000)
+        ended = now_ms()
         self.branch.writer.put(
             lambda: self.branch.tree.client.set_terminated(self.run_id, outcome.value, end_time=ended)
         )
@@ -297,10 +293,9 @@ class FoldBranch:
             f"fold{self.index}", self.place, parent_id=self.branch.run_id, start_ms=started_ms
         )
         self.run_id = str(run.info.run_id)
-        self.branch.tree.log(self.run_id, params=self._params())
 
     def _params(self) -> dict[str, str]:
-        settings = self.branch.stage_run.redactor.tree(settings_of(self.branch.stage_run.cfg))
+        settings = self.branch.stage_run.redactor.tree(science_of(self.branch.stage_run.cfg))
         return {key: _cut(value, LONGEST_PARAM) for key, value in flat(settings).items()}
 
 

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from mlflow.entities import Run
 from prostate_seg.config import MlflowConfig
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.address import project_root
+from prostate_seg.tracking.recorded import open_tree
 from prostate_seg.tracking.run_tree import Level, RunTree
-from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
+from prostate_seg.tracking.store import STORE_ERRORS, unusable
 
 COMMITTED_IN = "committed_in"
 """Tag of a run: the commits whose dvc.lock holds its results, oldest first, separated by spaces."""
@@ -37,12 +39,7 @@ def runs_of_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tup
     """
     commit = commit_of(revision)
     outputs = locked_outputs(commit)
-    store = _store(settings, cache)
-    try:
-        tree = RunTree(store)
-        return commit, [Match(stage=stage, run=_run_with(tree, stage, md5s)) for stage, md5s in outputs.items()]
-    except STORE_ERRORS as error:
-        raise InputError(unusable(store.address, error)) from error
+    return commit, _matches(open_tree(settings, cache=cache), outputs)
 
 
 def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, list[Match]]:
@@ -51,8 +48,10 @@ def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[
     Raises:
         InputError: As `runs_of_commit`.
     """
-    commit, matches = runs_of_commit(revision, settings, cache=cache)
-    tree = RunTree(_store(settings, cache))
+    commit = commit_of(revision)
+    outputs = locked_outputs(commit)
+    tree = open_tree(settings, cache=cache)
+    matches = _matches(tree, outputs)
     is_experiment = not _git("for-each-ref", "--contains", commit, "refs/heads", "refs/tags", "refs/remotes").strip()
     for match in matches:
         if match.run is None:
@@ -100,17 +99,18 @@ def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
     return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
 
 
-def _run_with(tree: RunTree, stage: str, md5s: dict[str, str]) -> Run | None:
+def _matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> list[Match]:
+    try:
+        return [Match(stage=stage, run=_run_with(tree, stage, md5s)) for stage, md5s in outputs.items()]
+    except STORE_ERRORS as error:
+        raise InputError(unusable(tree.store.address, error)) from error
+
+
+def _run_with(tree: RunTree, stage: str, md5s: Mapping[str, str]) -> Run | None:
     """Return the newest run of the stage that wrote exactly these outputs."""
     wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in md5s.items()}
     found = [run for run in tree.search(filters=wanted, newest_first=True) if "reused_from" not in run.data.tags]
     return next((run for run in found if run.data.tags.get("level") != Level.fold.value), None)
-
-
-def _store(settings: MlflowConfig, cache: Path) -> Store:
-    if settings.tracking_uri is None:
-        raise InputError("mlflow=off: runs are looked up in the tracking store; choose the one that holds them")
-    return open_store(settings, cache=cache)
 
 
 def _git(*arguments: str) -> str:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 from prostate_seg.workspace import FoldRecord, StageResult, unrecorded_fold
@@ -20,6 +21,12 @@ class Outcome(Enum):
     finished = "FINISHED"
     failed = "FAILED"
     killed = "KILLED"
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """Say what becomes of a run that this error ends: KILLED by Ctrl-C and SIGTERM, else FAILED."""
+    is_signal = isinstance(error, SystemExit) and error.code in (INTERRUPTED, TERMINATED)
+    return Outcome.killed if is_signal or isinstance(error, KeyboardInterrupt) else Outcome.failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +68,11 @@ class Unrecorded:
 
     def close(self, outcome: Outcome) -> None:
         """Do nothing."""
+
+
+def terminate(_signal: int, _frame: FrameType | None) -> None:
+    """Turn SIGTERM into an exception, so that every `finally` on the way out runs."""
+    sys.exit(TERMINATED)
 
 
 def command_line() -> str:

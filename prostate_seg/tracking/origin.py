@@ -6,7 +6,7 @@ from mlflow.entities import Run
 
 from prostate_seg.config import MlflowConfig
 from prostate_seg.tracking.commits import COMMITTED_IN, EXPERIMENT_COMMIT, experiments
-from prostate_seg.tracking.recorded import find_run
+from prostate_seg.tracking.recorded import find_run, open_tree
 
 
 def origin_of(run_id: str, settings: MlflowConfig, *, cache: Path) -> list[str]:
@@ -15,7 +15,7 @@ def origin_of(run_id: str, settings: MlflowConfig, *, cache: Path) -> list[str]:
     Raises:
         InputError: If there is no such run, or the store cannot be used.
     """
-    run = find_run(run_id, settings, cache=cache)
+    run = find_run(open_tree(settings, cache=cache), run_id)
     tags = run.data.tags
     dirty = " with changes that were not committed: artifact git.diff" if tags.get("git.dirty") == "true" else ""
     rows = {

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prostate_seg.config import Config, as_container, science_of
 from prostate_seg.tracking.hashing import Hashed, hash_paths
 from prostate_seg.tracking.source_files import PACKAGE, source_files
 from prostate_seg.workspace import Workspace
@@ -59,13 +58,6 @@ def path_of(key: str, workspace: Workspace) -> Path:
 def code_key(path: Path) -> str:
     """Return the name under which a file of the package is recorded."""
     return path.relative_to(PACKAGE.parent).as_posix()
-
-
-def settings_of(cfg: Config) -> dict[str, Any]:
-    """Return what a run logs of the config: seed, science groups and the group of the stage's own name."""
-    whole = as_container(cfg)
-    own = {cfg.stage: whole[cfg.stage]} if cfg.stage in whole and cfg.stage is not None else {}
-    return science_of(cfg) | own
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -14,15 +14,25 @@ from prostate_seg.tracking.run_tree import Level, RunTree
 from prostate_seg.tracking.store import STORE_ERRORS, open_store, unusable
 
 
-def recorded_stages(run_id: str, settings: MlflowConfig, *, cache: Path) -> list[tuple[str, dict[str, Any]]]:
+def open_tree(settings: MlflowConfig, *, cache: Path) -> RunTree:
+    """Open the store in which runs are looked up.
+
+    Raises:
+        InputError: If there is none, or it cannot be used.
+    """
+    if settings.tracking_uri is None:
+        raise InputError("mlflow=off: runs are looked up in the tracking store; choose the one that holds them")
+    return RunTree(open_store(settings, cache=cache))
+
+
+def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any]]]:
     """Return (stage, provenance) of a run: of a stage its own, of a pipeline or sweep those below, of a fold its stage's.
 
     Raises:
         InputError: If there is no such run, it recorded nothing, or the store cannot be used.
     """
-    tree = _tree(settings, cache)
     try:
-        run = _require(tree, run_id)
+        run = find_run(tree, run_id)
         found = [(str(stage.data.tags["stage"]), _provenance(tree, stage)) for stage in _stages_of(tree, run)]
     except STORE_ERRORS as error:
         raise InputError(unusable(tree.store.address, error)) from error
@@ -31,36 +41,25 @@ def recorded_stages(run_id: str, settings: MlflowConfig, *, cache: Path) -> list
     return found
 
 
-def find_run(run_id: str, settings: MlflowConfig, *, cache: Path) -> Run:
+def find_run(tree: RunTree, run_id: str) -> Run:
     """Return a run.
 
     Raises:
-        InputError: If there is no such run, or the store cannot be used.
+        InputError: If there is no such run.
     """
-    return _require(_tree(settings, cache), run_id)
-
-
-def artifact_text(run_id: str, path: str, settings: MlflowConfig, *, cache: Path) -> str | None:
-    """Return a text artifact of a run, None if it has none of that name."""
-    client = _tree(settings, cache).client
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
-        except (MlflowException, OSError):
-            return None
-
-
-def _tree(settings: MlflowConfig, cache: Path) -> RunTree:
-    if settings.tracking_uri is None:
-        raise InputError("mlflow=off: runs are looked up in the tracking store; choose the one that holds the run")
-    return RunTree(open_store(settings, cache=cache))
-
-
-def _require(tree: RunTree, run_id: str) -> Run:
     run = tree.get(run_id)
     if run is None:
         raise InputError(f"there is no run {run_id} in {tree.store.address}\nLook for its id on the MLflow page.")
     return run
+
+
+def artifact_text(tree: RunTree, run_id: str, path: str) -> str | None:
+    """Return a text artifact of a run, None if it has none of that name."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(tree.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+        except (MlflowException, OSError):
+            return None
 
 
 def _stages_of(tree: RunTree, run: Run) -> list[Run]:

@@ -20,7 +20,8 @@ from prostate_seg.tracking.address import project_root
 from prostate_seg.tracking.commits import COMMITTED_IN, EXPERIMENT_COMMIT
 from prostate_seg.tracking.hashing import hash_paths
 from prostate_seg.tracking.record import path_of
-from prostate_seg.tracking.recorded import artifact_text, find_run, recorded_stages
+from prostate_seg.tracking.recorded import artifact_text, find_run, open_tree, recorded_stages
+from prostate_seg.tracking.run_tree import RunTree
 from prostate_seg.tracking.source_files import PACKAGE
 from prostate_seg.workspace import Workspace
 
@@ -53,16 +54,14 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
     Raises:
         InputError: If the run is not that of one stage, or its code or an input cannot be restored, or the stage fails.
     """
-    stages = recorded_stages(run_id, settings, cache=workspace.cache)
+    tree = open_tree(settings, cache=workspace.cache)
+    stages = recorded_stages(tree, run_id)
     if len(stages) != 1:
         raise InputError(f"run {run_id} holds {len(stages)} stages: name the run of one, such as train")
     stage, record = stages[0]
     with (
         tempfile.TemporaryDirectory(prefix="prostate_seg-") as name,
-        _code(run_id, record, settings, workspace, Path(name)) as (
-            folder,
-            source,
-        ),
+        _code(tree, run_id, record, workspace, Path(name)) as (folder, source),
     ):
         for key, md5 in record["inputs"].items():
             _restore_input(key, md5, folder, _places(key, record, workspace), cache=workspace.cache)
@@ -80,33 +79,34 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
 
 @contextlib.contextmanager
 def _code(
-    run_id: str, record: Mapping[str, Any], settings: MlflowConfig, workspace: Workspace, folder: Path
+    tree: RunTree, run_id: str, record: Mapping[str, Any], workspace: Workspace, folder: Path
 ) -> Iterator[tuple[Path, str]]:
     """Yield a folder with the run's own source files, and where they came from."""
-    tags = find_run(run_id, settings, cache=workspace.cache).data.tags
+    tags = find_run(tree, run_id).data.tags
     started_in = record["git"]["commit"]
-    diff = artifact_text(run_id, "git.diff", settings, cache=workspace.cache) if record["git"]["is_dirty"] else None
+    diff = artifact_text(tree, run_id, "git.diff") if record["git"]["is_dirty"] else None
     candidates = [(started_in, diff), (started_in, None)]
     candidates += [(commit, None) for commit in [*tags.get(COMMITTED_IN, "").split(), tags.get(EXPERIMENT_COMMIT)]]
     different: list[str] = []
     for number, (commit, patch) in enumerate(candidates):
         if not commit:
             continue
-        tree = folder / f"code{number}"
-        if _git("worktree", "add", "--detach", "--quiet", str(tree), commit) != 0:
+        checkout = folder / f"code{number}"
+        if _git("worktree", "add", "--detach", "--quiet", str(checkout), commit) != 0:
             continue
         try:
-            patched = patch is None or _apply(patch, tree)
-            different = _different_code(record["code"], tree, workspace)
+            patched = patch is None or _apply(patch, checkout)
+            different = _different_code(record["code"], checkout, workspace)
             if patched and not different:
-                yield tree, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
+                yield checkout, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
                 return
         finally:
-            _git("worktree", "remove", "--force", str(tree))
+            _git("worktree", "remove", "--force", str(checkout))
     here = folder / "here"
     here.mkdir()
-    different = different or _different_code(record["code"], PACKAGE.parent, workspace)
-    if _different_code(record["code"], PACKAGE.parent, workspace):
+    different_here = _different_code(record["code"], PACKAGE.parent, workspace)
+    if different_here:
+        different = different or different_here
         listing = ", ".join(different[:5]) + (" ..." if len(different) > 5 else "")
         raise InputError(
             f"the code of run {run_id} cannot be restored from its commit: {len(different)} files differ ({listing})\n"
@@ -159,8 +159,8 @@ def _run(stage: str, folder: Path) -> None:
         raise InputError(f"{stage} failed when it was run again (exit code {done.returncode}); its words are above")
 
 
-def _apply(patch: str, tree: Path) -> bool:
-    command = ["git", "-C", str(tree), "apply", "--whitespace=nowarn", "-"]
+def _apply(patch: str, checkout: Path) -> bool:
+    command = ["git", "-C", str(checkout), "apply", "--whitespace=nowarn", "-"]
     return subprocess.run(command, input=patch, text=True, capture_output=True, check=False).returncode == 0
 
 

@@ -14,14 +14,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prostate_seg.config import Config, as_container
+from prostate_seg.config import Config, as_container, science_of
 from prostate_seg.tracking import ds_version
 from prostate_seg.tracking.address import project_root
-from prostate_seg.tracking.job import INTERRUPTED, TERMINATED, Job, Outcome, command_line
+from prostate_seg.tracking.job import Job, Outcome, command_line, outcome_of
 from prostate_seg.tracking.lineage import ancestors
 from prostate_seg.tracking.process import now_text
 from prostate_seg.tracking.provenance import Surroundings, look_around
-from prostate_seg.tracking.record import Hashes, hash_stage, settings_of
+from prostate_seg.tracking.record import Hashes, hash_stage
 from prostate_seg.tracking.redaction import Redactor
 from prostate_seg.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
 
@@ -67,18 +67,12 @@ class StageRun:
                 yield nobody
             return
         fold = self.branch.open_fold(index)
-        outcome = Outcome.failed
         try:
             yield fold
-            outcome = Outcome.finished
-        except KeyboardInterrupt:
-            outcome = Outcome.killed
+        except BaseException as error:
+            fold.close(outcome_of(error))
             raise
-        except SystemExit as error:
-            outcome = Outcome.killed if error.code in (INTERRUPTED, TERMINATED) else Outcome.failed
-            raise
-        finally:
-            fold.close(outcome)
+        fold.close(Outcome.finished)
 
     def finish(self, result: StageResult) -> None:
         """Take what the stage read, wrote and measured."""
@@ -114,7 +108,7 @@ class StageRun:
             "seconds": round(time.time() - self.started, 1),
             "command": command_line(),
             "overrides": list(self.job.overrides),
-            "settings": settings_of(self.cfg),
+            "settings": science_of(self.cfg),
             "metrics": {} if self.result is None else dict(self.result.metrics),
             "inputs": {key: hashed.md5 for key, hashed in hashes.inputs.items()},
             "outputs": {key: hashed.md5 for key, hashed in hashes.outputs.items()},

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -43,7 +44,7 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Lets MLflow's page open with runs and curves rather than with traces of language models."""
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
-"""What a call to the store raises when the store is at fault."""
+"""What a call to the store raises when the store is at fault; a TimeoutError is an OSError."""
 
 Answer = TypeVar("Answer")
 
@@ -59,9 +60,21 @@ class Store:
     lock: BaseFileLock
     """Held while parents are found or made, so that processes that start together agree."""
 
-    def ask(self, question: Callable[[], Answer]) -> Answer:
-        """Return the answer of several calls, or raise TimeoutError when they take too long."""
-        return _within(SECONDS_TO_ANSWER, question)
+    def ask(self, question: Callable[[], Answer], *, locked: bool = False) -> Answer:
+        """Return the answer of several calls.
+
+        Args:
+            question: Makes the calls.
+            locked: Whether the lock is held meanwhile.
+
+        Raises:
+            InputError: If the store fails, or takes too long to answer.
+        """
+        try:
+            with self.lock if locked else nullcontext():
+                return _within(SECONDS_TO_ANSWER, question)
+        except STORE_ERRORS as error:
+            raise InputError(unusable(self.address, error)) from error
 
 
 def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
@@ -90,7 +103,7 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
                 CREATING_SECONDS if is_new else SECONDS_TO_ANSWER,
                 lambda: _client_and_experiment(uri, settings.experiment, file),
             )
-    except (*STORE_ERRORS, TimeoutError) as error:
+    except STORE_ERRORS as error:
         raise InputError(unusable(address, error)) from error
     return Store(client=client, experiment_id=experiment_id, address=address, lock=lock)
 

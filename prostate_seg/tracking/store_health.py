@@ -9,7 +9,7 @@ from prostate_seg.errors import InputError
 from prostate_seg.tracking.health import Finding, Severity
 from prostate_seg.tracking.process import is_alive, is_silent
 from prostate_seg.tracking.run_tree import SILENT_ON_ANOTHER_HOST, Level, RunTree
-from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
+from prostate_seg.tracking.store import Store, open_store
 from prostate_seg.workspace import Workspace
 
 
@@ -17,12 +17,9 @@ def check_store(cfg: Config, workspace: Workspace) -> list[Finding]:
     """Open the store, close what killed runs left open, and look whether artifacts can be written."""
     try:
         store = open_store(cfg.mlflow, cache=workspace.cache)
-        with store.lock:
-            return store.ask(lambda: _findings(store, close_silent=cfg.doctor.close_silent))
+        return store.ask(lambda: _findings(store, close_silent=cfg.doctor.close_silent), locked=True)
     except InputError as error:
         return [_unusable(str(error))]
-    except (*STORE_ERRORS, TimeoutError) as error:
-        return [_unusable(unusable(store.address, error))]
 
 
 def _findings(store: Store, *, close_silent: bool) -> list[Finding]:

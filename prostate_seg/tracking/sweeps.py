@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from prostate_seg.config import Config
-from prostate_seg.errors import InputError
 from prostate_seg.files import md5_of_text
 from prostate_seg.tracking.job import Outcome
 from prostate_seg.tracking.process import this_process
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
-from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
+from prostate_seg.tracking.store import Store, open_store
 from prostate_seg.workspace import workspace_of
 
 
@@ -21,11 +20,7 @@ def begin_multirun(cfg: Config, folder: Path, *, is_sweep: bool) -> None:
     if cfg.mlflow.tracking_uri is None:
         return
     store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
-    try:
-        with store.lock:
-            store.ask(lambda: _begin(cfg, store, folder, is_sweep=is_sweep))
-    except (*STORE_ERRORS, TimeoutError) as error:
-        raise InputError(unusable(store.address, error)) from error
+    store.ask(lambda: _begin(cfg, store, folder, is_sweep=is_sweep), locked=True)
 
 
 def end_multirun(cfg: Config, folder: Path) -> None:
@@ -37,11 +32,7 @@ def end_multirun(cfg: Config, folder: Path) -> None:
     if cfg.mlflow.tracking_uri is None:
         return
     store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
-    try:
-        with store.lock:
-            store.ask(lambda: _end(store, folder))
-    except (*STORE_ERRORS, TimeoutError) as error:
-        raise InputError(unusable(store.address, error)) from error
+    store.ask(lambda: _end(store, folder), locked=True)
 
 
 def sweep_key(folder: Path) -> str:

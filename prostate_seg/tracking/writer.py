@@ -28,12 +28,14 @@ class Writer:
         self._waiting: queue.Queue[Send | None] = queue.Queue()
         self._give_up_at: float | None = None
         self._is_failing = False
-        self._num_lost = 0
+        self._num_put = 0
+        self._num_sent = 0
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow writer")
         self._thread.start()
 
     def put(self, send: Send) -> None:
         """Take one call to the store; returns at once."""
+        self._num_put += 1
         self._waiting.put(send)
 
     def close(self, *, within_seconds: float) -> int:
@@ -41,7 +43,7 @@ class Writer:
         self._give_up_at = time.monotonic() + within_seconds
         self._waiting.put(None)
         self._thread.join(within_seconds + SECONDS_BETWEEN_TRIES)
-        return self._num_lost + self._waiting.qsize()
+        return self._num_put - self._num_sent
 
     def _work(self) -> None:
         next_beat = time.monotonic() + HEARTBEAT_SECONDS
@@ -63,13 +65,13 @@ class Writer:
             except STORE_ERRORS as error:
                 self._say(f"the tracking store {self._store.address} fails; what it misses is sent later: {error}")
                 if self._give_up_at is not None and time.monotonic() > self._give_up_at:
-                    self._num_lost += 1
                     return
                 time.sleep(SECONDS_BETWEEN_TRIES)
             else:
                 if self._is_failing:
                     log.info("the tracking store %s answers again", self._store.address)
                 self._is_failing = False
+                self._num_sent += 1
                 return
 
     def _beat(self) -> None:

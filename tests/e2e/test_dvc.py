@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.conftest import ROOT
-from tests.e2e.test_tracking import free_port, until
+from tests.project_helpers import free_port, until
 
 pytestmark = pytest.mark.slow
 

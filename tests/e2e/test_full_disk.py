@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_resume import LONGER, copy_of, model_hash, prepared  # noqa: F401 - a fixture
-from tests.e2e.test_tracking import Project, wait_for
+from tests.project_helpers import LONGER, Project, copy_of, model_hash, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +34,7 @@ def fill(file: Path) -> None:
 
 
 def test_full_disk_stops_training_and_it_goes_on_once_there_is_room(
-    prepared: Project,  # noqa: F811
+    prepared: Project,
     small_disk: Path,
     tmp_path: Path,
 ) -> None:

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from prostate_seg.stages import STAGES
 from tests.conftest import ROOT, Launch
+from tests.project_helpers import wait_for
 
 HEAVY = ("torch", "monai", "SimpleITK", "sklearn", "scipy", "pandas", "matplotlib", "numpy", "mlflow", "dvc", "optuna")
 
@@ -144,10 +144,3 @@ def test_every_run_leaves_its_config_and_log(launch: Launch, tmp_path: Path) -> 
     (config,) = tmp_path.glob("logs/*/*/.hydra/config.yaml")
     assert "seed: 77" in config.read_text()
     assert (config.parents[1] / "prostate_seg.log").is_file()
-
-
-def wait_for(path: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.05)

@@ -1,36 +1,25 @@
 """A training that is killed at any moment goes on to the very same files."""
 
 import random
-import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from prostate_seg.tracking.hashing import hash_paths
-from tests.e2e.test_tracking import FAULTY, Project, wait_for
+from tests.project_helpers import FAULTY, LONGER, Project, copy_of, model_hash, wait_for
 
 pytestmark = pytest.mark.slow
 
-LONGER = ["train.max_epochs=8", "train.steps_per_epoch=12", "mlflow=off"]
 
-
-def model_hash(folder: Path) -> str:
-    return hash_paths([folder / "model"], cache=folder / ".hashes")[folder / "model"].md5
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(tmp_path_factory.mktemp("prepared"))
-    done = project.run("-m", "stage=fetch,preprocess,prepare", "mlflow=off")
-    assert done.returncode == 0, done.stdout + done.stderr
+def killed_in_fold1(prepared: Project, folder: Path) -> Project:
+    """Return a copy whose training has finished fold 0 and was killed at the start of fold 1."""
+    project = copy_of(prepared, folder)
+    process = project.start("hang", "fold1", "stage=train", *LONGER, program=str(FAULTY))
+    wait_for(folder / "hanging")
+    process.kill()
+    process.communicate()
     return project
-
-
-def copy_of(project: Project, folder: Path) -> Project:
-    shutil.copytree(project.folder, folder)
-    return Project(folder)
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_files(prepared: Project, tmp_path: Path) -> None:
@@ -54,11 +43,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(prepared: Project,
 
 
 def test_fold_that_had_finished_is_kept_and_the_next_training_starts_afresh(prepared: Project, tmp_path: Path) -> None:
-    project = copy_of(prepared, tmp_path / "project")
-    process = project.start("hang", "fold1", "stage=train", *LONGER, program=str(FAULTY))
-    wait_for(project.folder / "hanging")
-    process.kill()
-    process.communicate()
+    project = killed_in_fold1(prepared, tmp_path / "project")
     weights = project.folder / "model" / "fold0" / "weights.safetensors"
     before = weights.stat().st_mtime_ns
     done = project.run("stage=train", *LONGER)
@@ -70,11 +55,7 @@ def test_fold_that_had_finished_is_kept_and_the_next_training_starts_afresh(prep
 
 
 def test_other_settings_do_not_go_on_with_what_was_stopped(prepared: Project, tmp_path: Path) -> None:
-    project = copy_of(prepared, tmp_path / "project")
-    process = project.start("hang", "fold1", "stage=train", *LONGER, program=str(FAULTY))
-    wait_for(project.folder / "hanging")
-    process.kill()
-    process.communicate()
+    project = killed_in_fold1(prepared, tmp_path / "project")
     for other in ("train.learning_rate=0.001", "train.resume=never"):
         done = project.run("stage=train", "fold.index=0", other, *LONGER)
         assert done.returncode == 0

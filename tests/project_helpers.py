@@ -1,0 +1,138 @@
+"""A project folder as a person uses it: the launcher and DVC in it, its runs, and what a test waits for."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from prostate_seg.tracking.hashing import hash_paths
+from tests.conftest import ROOT
+
+SMALL = [
+    "data.phantom.num_patients=4",
+    "data.phantom.num_second_studies=0",
+    "data.phantom.field_of_view_mm=100",
+    "data.phantom.gland_volume_range_ml=[25,50]",
+    "preprocess.spacing_mm=[3,0.8,0.8]",
+    "preprocess.image_size=96",
+    "fold.num_folds=2",
+    "model.channels=[8,16]",
+    "model.strides=[[2,2]]",
+    "train.steps_per_epoch=2",
+    "train.max_epochs=2",
+    "evaluate.num_bootstrap=100",
+]
+LONGER = ["train.max_epochs=8", "train.steps_per_epoch=12", "mlflow=off"]
+"""A training of a few seconds, for tests that stop it."""
+FAULTY = Path(__file__).parent / "e2e" / "faulty.py"
+"""Run in place of the launcher, with a fault built in."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a workspace and a store."""
+
+    folder: Path
+
+    def run(
+        self, *arguments: str, program: str = "-m prostate_seg", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        env = clean_environment() | environment
+        command = [sys.executable, *program.split(), *arguments, *small_for(arguments)]
+        return subprocess.run(
+            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    def start(self, *arguments: str, program: str = "-m prostate_seg") -> subprocess.Popen[str]:
+        command = [sys.executable, *program.split(), *arguments, *small_for(arguments)]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
+
+    def runs(self, *, deleted: bool = False, **tags: str) -> list[Run]:
+        """Return runs, oldest first."""
+        experiment = self.client.get_experiment_by_name("prostate_seg")
+        assert experiment is not None
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+        query = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+        order = ["attributes.start_time ASC"]
+        return list(self.client.search_runs([experiment.experiment_id], query, run_view_type=view, order_by=order))
+
+    def only(self, **tags: str) -> Run:
+        (run,) = self.runs(**tags)
+        return run
+
+    def artifacts(self, run: Run, folder: str = "") -> set[str]:
+        found = set()
+        for info in self.client.list_artifacts(run.info.run_id, folder or None):
+            found |= self.artifacts(run, info.path) if info.is_dir else {info.path}
+        return found
+
+
+def copy_of(project: Project, folder: Path) -> Project:
+    shutil.copytree(project.folder, folder)
+    return Project(folder)
+
+
+def model_hash(folder: Path) -> str:
+    return hash_paths([folder / "model"], cache=folder / ".hashes")[folder / "model"].md5
+
+
+def small_for(arguments: tuple[str, ...]) -> list[str]:
+    """Return the settings of a small run but those that a test sets itself."""
+    given = {argument.split("=")[0] for argument in arguments}
+    return [setting for setting in SMALL if setting.split("=")[0] not in given]
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what would change where or how runs are recorded."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC", "PROSTATE_SEG"))}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+def dvc_md5(repository: Path, *paths: Path) -> dict[str, str]:
+    """Let `dvc add` hash copies of the paths in a repository of its own."""
+    env = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(repository / "site")}
+    subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q"], cwd=repository, check=True, env=env)
+    for path in paths:
+        subprocess.run(["cp", "-rL", str(path), str(repository / path.name)], check=True)
+    names = [path.name for path in paths]
+    subprocess.run([*dvc, "add", "-q", *names], cwd=repository, check=True, env=env)
+    return {name: yaml.safe_load((repository / f"{name}.dvc").read_text())["outs"][0]["md5"] for name in names}
+
+
+def wait_for(path: Path, seconds: float = 90) -> None:
+    until(path.exists, seconds)
+
+
+def until(holds: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
