@@ -6,23 +6,29 @@ compared, so that a machine that slows down slows both. Data are made; nothing i
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from benchmark_tracking import hashing_seconds, recording_seconds, tracked_prepare_seconds
+from benchmark_training import (
+    benchmark_config,
+    deterministic_seconds,
+    pack_noise,
+    seconds_to_dice,
+    step_seconds,
+    train,
+    train_once,
+)
 
-from prostate_seg.config import Config
-from prostate_seg.segmentation.packing import PackedSet
-from prostate_seg.segmentation.training import Epoch
+from prostate_seg.config import Precision
 from prostate_seg.stages.common import preprocess_settings
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +53,9 @@ def main() -> None:
         "launch": launch_row,
         "preprocess": preprocess_row,
         "training_step": training_step_row,
+        "step_fp32": training_step_fp32_row,
+        "deterministic": deterministic_row,
+        "time_to_dice": time_to_dice_row,
         "metrics": metrics_row,
         "memory": memory_row,
         "tracked_prepare": tracked_prepare_row,
@@ -178,7 +187,7 @@ def naive_preprocess(image_path: Path, mask_path: Path, folder: Path) -> None:
         ("masks", mask_path, sitk.sitkNearestNeighbor),
     ):
         image = sitk.ReadImage(str(path), sitk.sitkFloat32)
-        spacing = np.array([0.5, 0.5, 3.0])
+        spacing = np.array([0.625, 0.625, 3.0])
         old_size, old_spacing = np.array(image.GetSize()), np.array(image.GetSpacing())
         size = np.round(old_size * old_spacing / spacing).astype(int)
         first = (old_size - 1) / 2 - (size - 1) / 2 * spacing / old_spacing
@@ -207,90 +216,51 @@ def largest_difference(first: Path, second: Path) -> int:
 
 
 def training_step_row() -> Row:
-    """Time epochs of training against forward, loss, backward and optimiser alone."""
-    import torch
+    """Time epochs of training against forward, loss, backward and optimiser alone, as shipped."""
+    return _step_row("training_step", Precision.auto)
 
-    from prostate_seg.segmentation.devices import autocast
-    from prostate_seg.segmentation.losses import build_loss
-    from prostate_seg.segmentation.models import build_network
-    from prostate_seg.segmentation.training import Batches, build_optimizer
 
-    cfg = benchmark_config()
-    num_steps = 15
-    network, loss, device = build_network(cfg.model), build_loss(cfg.train.loss), torch.device("cpu")
-    optimizer = build_optimizer(network, cfg.train)
-    with tempfile.TemporaryDirectory() as folder:
-        packed = pack_noise(Path(folder) / "packed", num_cases=20)
-        batches = Batches(packed, list(packed.cases), model=cfg.model, device=device)
-        images, masks = batches.load(batches.slices[: cfg.train.batch_size])
+def training_step_fp32_row() -> Row:
+    """Time the same in float32."""
+    return _step_row("step_fp32", Precision.fp32)
 
-        def floor() -> None:
-            for _ in range(num_steps):
-                with autocast(device, precision=cfg.train.precision):
-                    logits = network(images)
-                value = loss(logits.float(), masks)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                optimizer.step()
 
-        whole, alone = epochs_in_turn(cfg, packed, floor, num_steps=num_steps, num_epochs=12)
+def _step_row(name: str, precision: Precision) -> Row:
+    whole, alone = step_seconds(precision=precision)
     return Row(
-        name="training_step",
-        ours=f"a step with loading, augmentation, running mean and logging {1000 * whole / num_steps:.0f} ms",
-        against=f"forward, loss, backward and optimiser alone {1000 * alone / num_steps:.0f} ms",
+        name=name,
+        ours=f"a step with loading, augmentation, running mean and logging {1000 * whole:.1f} ms",
+        against=f"forward, loss, backward and optimiser alone {1000 * alone:.1f} ms",
         ratio=alone / whole,
         target="at least 0.85",
         is_met=alone / whole >= 0.85,
     )
 
 
-def epochs_in_turn(
-    cfg: Config, packed: PackedSet, floor: Callable[[], None], *, num_steps: int, num_epochs: int
-) -> tuple[float, float]:
-    """Return the median seconds of an epoch of one training run, and of the floor, which runs after each epoch."""
-    epochs, floors, mark = [], [], time.perf_counter()
-
-    def after_epoch(_: Epoch) -> None:
-        nonlocal mark
-        start = time.perf_counter()
-        floor()
-        end = time.perf_counter()
-        epochs.append(start - mark)
-        floors.append(end - start)
-        mark = time.perf_counter()
-
-    train(cfg, packed, num_steps=num_steps, num_epochs=num_epochs, on_epoch_end=after_epoch)
-    return statistics.median(epochs[1:]), statistics.median(floors[1:])
+def deterministic_row() -> Row:
+    """Time epochs that give the same bits each time against epochs that need not."""
+    strict, free = deterministic_seconds(in_turn)
+    return Row(
+        name="deterministic",
+        ours=f"30 steps with train.deterministic=true {strict:.2f} s",
+        against=f"with train.deterministic=false {free:.2f} s",
+        ratio=strict / free,
+        target="at most 1.1",
+        is_met=strict / free <= 1.1,
+    )
 
 
-def train(
-    cfg: Config, packed: PackedSet, *, num_steps: int, num_epochs: int, on_epoch_end: Callable[[Epoch], None]
-) -> None:
-    """Run the product's own loop, without validation."""
-    import torch
-
-    from prostate_seg.segmentation.inference import Predictor
-    from prostate_seg.segmentation.models import build_network
-    from prostate_seg.segmentation.training import fit, reproducible
-
-    with reproducible(0, deterministic=cfg.train.deterministic):
-        fit(
-            packed,
-            train_ids=list(packed.cases),
-            val_ids=[],
-            settings=replace(cfg.train, steps_per_epoch=num_steps, max_epochs=num_epochs),
-            predictor=Predictor(
-                networks=[build_network(cfg.model)],
-                model=cfg.model,
-                preprocess=preprocess_settings(cfg),
-                zscore=False,
-                device=torch.device("cpu"),
-                precision=cfg.train.precision,
-                flips=False,
-            ),
-            seed=0,
-            on_epoch_end=on_epoch_end,
-        )
+def time_to_dice_row() -> Row:
+    """Train on the phantom until val Dice is 0.9, and time as many bare steps."""
+    seconds, alone, num_steps = seconds_to_dice(0.9)
+    return Row(
+        name="time_to_dice",
+        ours=f"phantom, a new network to val Dice 0.90: {seconds:.0f} s, {num_steps} steps, {num_steps // 50} looks at val",
+        against=f"forward, loss, backward and optimiser alone, as many steps {alone:.0f} s",
+        ratio=alone / seconds,
+        target="at least 0.75",
+        is_met=alone / seconds >= 0.75,
+    )
 
 
 def metrics_row() -> Row:
@@ -350,22 +320,6 @@ def memory_row() -> Row:
         target="at most 1",
         is_met=usage["peak"] <= allowed,
     )
-
-
-def train_once(folder: Path) -> None:
-    """Train for a while on a packed set of 100 studies and write down the memory that it took."""
-    from prostate_seg.segmentation.models import build_network
-
-    cfg = benchmark_config()
-    packed = pack_noise(folder / "packed", num_cases=100)
-    train(cfg, packed, num_steps=40, num_epochs=1, on_epoch_end=lambda _: None)
-    parameters = sum(value.nbytes for value in build_network(cfg.model).state_dict().values())
-    usage = {
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "packed": packed.images.nbytes + packed.masks.nbytes,
-        "model": 4 * parameters,  # weights, gradients and the two moments of AdamW
-    }
-    (folder / "memory.json").write_text(json.dumps(usage))
 
 
 def tracked_prepare_row() -> Row:
@@ -433,30 +387,6 @@ def hashing_row() -> Row:
         target="at least 0.9",
         is_met=theirs / ours >= 0.9,
     )
-
-
-def benchmark_config() -> Config:
-    """Return the shipped defaults."""
-    from hydra import compose, initialize_config_dir
-
-    from prostate_seg.__main__ import config_folder
-    from prostate_seg.config import parse
-
-    with initialize_config_dir(config_dir=str(config_folder())):
-        return parse(compose("config", overrides=["paths.root=."]))
-
-
-def pack_noise(folder: Path, *, num_cases: int) -> PackedSet:
-    """Pack made studies of 22 slices of 160x160."""
-    from prostate_seg.segmentation.packing import pack
-
-    def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
-        image = np.random.default_rng(int(case_id)).integers(0, 255, size=(22, 160, 160), dtype=np.uint8)
-        mask = np.zeros_like(image)
-        mask[5:17, 50:110, 45:115] = 1
-        return image, mask
-
-    return pack(folder, [str(number) for number in range(num_cases)], read_case=read_case, zscore=False)
 
 
 if __name__ == "__main__":

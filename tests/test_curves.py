@@ -16,7 +16,7 @@ def test_picture_is_written_whatever_the_number_of_epochs(tmp_path: Path, num_ep
         tmp_path / "h.png",
         epochs=epochs,
         loss=[1 - d for d in dices],
-        val_dice=dices,
+        val_dice=dict(zip(epochs, dices, strict=True)),
         kept=num_epochs,
         title="Fold 0, é",
     )

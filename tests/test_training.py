@@ -121,6 +121,15 @@ def test_metric_decides_which_epoch_is_kept(metric: ValMetric) -> None:
     assert best_epoch(progress.history, metric=metric).epoch == kept
 
 
+def test_many_val_studies_are_looked_at_less_often_but_at_the_end(packed: PackedSet) -> None:
+    """Val has 7 slices, and an epoch of one step brings 2 training slices, half of which may be looked at."""
+    history, weights = run_fit(packed, train_settings(batch_size=2, steps_per_epoch=1, max_epochs=16))
+    looked = [epoch.epoch for epoch in history if epoch.val_dice is not None]
+    assert looked == [7, 14, 16]
+    assert "val/dice" not in history[0].as_dict()
+    assert weights
+
+
 class RunsOutOfMemory(torch.nn.Conv2d):
     """A network that takes at most so many inputs at once."""
 

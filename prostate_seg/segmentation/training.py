@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 GPU_SHARE_FOR_DATA = 0.5
 """Part of the free memory of a GPU that the packed set may fill; a larger set stays on the host."""
 
+VAL_SLICES_SHARE = 0.5
+"""Val slices that are looked at, as a part of the training slices since the look before: about a sixth of the time at most."""
+
 EMA_START_STEPS = 10
 """The running mean of the weights spans about a tenth of the steps so far until its full decay is reached."""
 
@@ -53,9 +56,9 @@ class Epoch:
     epoch: int
     loss: float
     """Mean training loss."""
-    val_dice: float
-    """Mean Dice of the val studies on the network's grid."""
-    val_iou: float
+    val_dice: float | None
+    """Mean Dice of the val studies on the network's grid; None where they were not looked at."""
+    val_iou: float | None
     """Mean intersection over union of the same."""
     learning_rate: float
     batch_size: int
@@ -64,15 +67,20 @@ class Epoch:
     """Since training began."""
 
     def score(self, metric: ValMetric) -> float:
-        """Return what epochs are compared by."""
-        return {ValMetric.dice: self.val_dice, ValMetric.iou: self.val_iou}[metric]
+        """Return what epochs are compared by; minus infinity where val was not looked at."""
+        score = {ValMetric.dice: self.val_dice, ValMetric.iou: self.val_iou}[metric]
+        return -math.inf if score is None else score
 
     def as_dict(self) -> dict[str, float]:
         """Return metric names and values."""
+        looked = (
+            {}
+            if self.val_dice is None or self.val_iou is None
+            else {"val/dice": self.val_dice, "val/iou": self.val_iou}
+        )
         return {
             "train/loss": self.loss,
-            "val/dice": self.val_dice,
-            "val/iou": self.val_iou,
+            **looked,
             "learning_rate": self.learning_rate,
             "batch_size": self.batch_size,
             "seconds": self.seconds,
@@ -158,6 +166,8 @@ def fit(
     step = Step(predictor.networks[0], settings=settings, device=device, volumetric=volumetric)
     averaged = replace(predictor, networks=[step.averaged.module])
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
+    new_slices = VAL_SLICES_SHARE * steps_per_epoch * settings.batch_size
+    epochs_per_look = max(1, math.ceil(len(packed.slices_of(val_ids)) / new_slices))
     progress = Progress(settings.metric)
     found = checkpoints.newest() if checkpoints is not None else None
     if found is not None:
@@ -168,13 +178,16 @@ def fit(
         log.info("go on after epoch %d, where training was stopped", len(progress.history))
     start = time.perf_counter() - progress.seconds
     budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps)
-    while not budget.is_spent():
+    is_over = budget.is_spent()
+    while not is_over:
         # Seeded by the epoch, so that an epoch is the same whether or not those before it ran in this process.
         number = len(progress.history)
         order = np.random.default_rng([seed, number])
         torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))  # dropout
         losses = _train_epoch(batches, step, budget, num_steps=steps_per_epoch, order=order)
-        val_dice, val_iou = val_scores(packed, val_ids, predictor=averaged)
+        is_over = budget.is_spent()
+        looks = is_over or (number + 1) % epochs_per_look == 0
+        val_dice, val_iou = val_scores(packed, val_ids, predictor=averaged) if looks else (None, None)
         epoch = Epoch(
             epoch=number + 1,
             loss=_finite_mean(losses, packed=packed, first_step=step.num_steps - len(losses), epoch=number + 1),
@@ -188,6 +201,7 @@ def fit(
         if checkpoints is not None:
             checkpoints.save(progress.state(step), epoch=epoch.epoch)
         on_epoch_end(epoch)
+        is_over = is_over or (looks and budget.is_spent())  # a look takes time too, and the last epoch has one
     return Fitted(history=progress.history, weights=progress.best_weights)
 
 
@@ -206,11 +220,9 @@ class Progress:
 
     def add(self, epoch: Epoch, weights: Mapping[str, torch.Tensor]) -> None:
         """Take an epoch, and its weights if it is the best."""
-        if not self.history or epoch.score(self.metric) > best_epoch(self.history, metric=self.metric).score(
-            self.metric
-        ):
-            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
         self.history.append(epoch)
+        if not self.best_weights or best_epoch(self.history, metric=self.metric) is epoch:
+            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
 
     def state(self, step: "Step") -> TrainingState:
         """Return all that the next epoch depends on."""

@@ -200,8 +200,9 @@ EPOCH_HEADER = "fold  epoch  train loss  val Dice  learning rate   time"
 def epoch_line(fold_index: int, epoch: Epoch) -> str:
     """Return a row of the table that training prints."""
     minutes, seconds = divmod(round(epoch.seconds), 60)
+    dice = "-" if epoch.val_dice is None else f"{epoch.val_dice:.4f}"
     return (
-        f"{fold_index:4d} {epoch.epoch:6d} {epoch.loss:11.4f} {epoch.val_dice:9.4f} {epoch.learning_rate:14.2e} "
+        f"{fold_index:4d} {epoch.epoch:6d} {epoch.loss:11.4f} {dice:>9} {epoch.learning_rate:14.2e} "
         f"{minutes:3d}:{seconds:02d}"
     )
 
@@ -212,7 +213,7 @@ def _write_history(folder: Path, history: Sequence[Epoch], *, metric: ValMetric,
     for row in rows:
         del row["seconds"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[-1]), lineterminator="\n")  # the last has a look at val
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "history.csv", text.getvalue())
@@ -221,13 +222,13 @@ def _write_history(folder: Path, history: Sequence[Epoch], *, metric: ValMetric,
         folder / "history.png",
         epochs=[epoch.epoch for epoch in history],
         loss=[epoch.loss for epoch in history],
-        val_dice=[epoch.val_dice for epoch in history],
+        val_dice={epoch.epoch: epoch.val_dice for epoch in history if epoch.val_dice is not None},
         kept=best.epoch,
         title=title,
     )
     summary = {
-        "val_dice": best.val_dice,
-        "val_iou": best.val_iou,
+        "val_dice": best.score(ValMetric.dice),
+        "val_iou": best.score(ValMetric.iou),
         "best_epoch": best.epoch,
         "num_epochs": len(history),
     }

@@ -1,0 +1,225 @@
+"""The training rows of `make bench`: what a step, an epoch, a whole training and its memory cost.
+
+They run on a GPU where there is one.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from prostate_seg.config import Config, Precision
+from prostate_seg.segmentation.packing import PackedSet
+from prostate_seg.segmentation.training import Epoch
+from prostate_seg.stages.common import preprocess_settings
+
+NUM_STEPS = 15
+"""Of a short epoch."""
+
+
+def step_seconds(*, precision: Precision) -> tuple[float, float]:
+    """Return the seconds of a step of training, and of the bare step."""
+    cfg = benchmark_config()
+    cfg = replace(cfg, train=replace(cfg.train, precision=precision))
+    with tempfile.TemporaryDirectory() as folder:
+        packed = pack_noise(Path(folder) / "packed", num_cases=20)
+        floor = bare_steps(cfg, packed, num_steps=NUM_STEPS)
+        whole, alone = epochs_in_turn(cfg, packed, floor, num_steps=NUM_STEPS, num_epochs=12)
+    return whole / NUM_STEPS, alone / NUM_STEPS
+
+
+def bare_steps(cfg: Config, packed: PackedSet, *, num_steps: int) -> Callable[[], None]:
+    """Return what takes steps over one batch that lies ready: forward, loss, backward, optimiser."""
+    import torch
+
+    from prostate_seg.segmentation.devices import autocast, choose_device
+    from prostate_seg.segmentation.losses import build_loss
+    from prostate_seg.segmentation.models import build_network
+    from prostate_seg.segmentation.training import Batches, build_optimizer
+
+    device = choose_device(cfg.machine.device)
+    network, loss = build_network(cfg.model).to(device), build_loss(cfg.train.loss)
+    if device.type == "cuda":
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(network, cfg.train)
+    batches = Batches(packed, list(packed.cases), model=cfg.model, device=device)
+    images, masks = batches.load(batches.slices[: cfg.train.batch_size])
+
+    def steps() -> None:
+        for _ in range(num_steps):
+            with autocast(device, precision=cfg.train.precision):
+                logits = network(images)
+            value = loss(logits.float(), masks)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+        value.item()  # waits for the device
+
+    return steps
+
+
+def deterministic_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[float, float]:
+    """Return the seconds of 30 steps of training with and without deterministic operations."""
+    cfg = benchmark_config()
+    free = replace(cfg, train=replace(cfg.train, deterministic=False))
+    with tempfile.TemporaryDirectory() as folder:
+        packed = pack_noise(Path(folder) / "packed", num_cases=20)
+
+        def run(settings: Config) -> None:
+            train(settings, packed, num_steps=30, num_epochs=1, on_epoch_end=lambda _: None)
+
+        return in_turn(lambda: run(cfg), lambda: run(free), repeats=5)
+
+
+def seconds_to_dice(dice: float) -> tuple[float, float, int]:
+    """Train the shipped network on the demo's phantom, fold 0, until val Dice is reached.
+
+    Returns:
+        Seconds of training with its looks at val, seconds of as many bare steps, and the number of steps.
+    """
+    from prostate_seg.data.dataset import read_dataset
+    from prostate_seg.data.folds import read_folds
+    from prostate_seg.segmentation.packing import open_packed
+    from prostate_seg.stages.train import pack_studies, packed_folder
+    from prostate_seg.workspace import workspace_of
+
+    class Reached(Exception):  # noqa: N818 - a signal, not an error
+        pass
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["experiment=quickstart", f"paths.root={folder}", f"paths.cache={folder}/cache", "mlflow=off"]
+        command = [sys.executable, "-m", "prostate_seg", "-m", "stage=fetch,preprocess,prepare", *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd=folder)
+        cfg = benchmark_config(*arguments)
+        workspace = workspace_of(cfg)
+        pack_studies(cfg, workspace, read_dataset(workspace.dataset_csv))
+        packed, fold = open_packed(packed_folder(cfg, workspace)), read_folds(workspace.kfold_json)[0]
+        history: list[Epoch] = []
+
+        def after_epoch(epoch: Epoch) -> None:
+            history.append(epoch)
+            if epoch.val_dice >= dice:
+                raise Reached
+
+        steps_per_epoch = cfg.train.steps_per_epoch or 50
+        try:
+            train(
+                cfg,
+                packed,
+                num_steps=steps_per_epoch,
+                num_epochs=60,
+                on_epoch_end=after_epoch,
+                train_ids=fold.train,
+                val_ids=fold.val,
+            )
+        except Reached:
+            floor = bare_steps(cfg, packed, num_steps=steps_per_epoch)
+            floor()  # the first is slower, and does not count
+            start = time.perf_counter()
+            floor()
+            alone = (time.perf_counter() - start) * len(history)
+            return history[-1].seconds, alone, steps_per_epoch * len(history)
+    raise RuntimeError(f"val Dice is only {max(epoch.val_dice for epoch in history):.3f} after {len(history)} epochs")
+
+
+def epochs_in_turn(
+    cfg: Config, packed: PackedSet, floor: Callable[[], None], *, num_steps: int, num_epochs: int
+) -> tuple[float, float]:
+    """Return the median seconds of an epoch of one training run, and of the floor, which runs after each epoch."""
+    epochs, floors, mark = [], [], time.perf_counter()
+
+    def after_epoch(_: Epoch) -> None:
+        nonlocal mark
+        start = time.perf_counter()
+        floor()
+        end = time.perf_counter()
+        epochs.append(start - mark)
+        floors.append(end - start)
+        mark = time.perf_counter()
+
+    train(cfg, packed, num_steps=num_steps, num_epochs=num_epochs, on_epoch_end=after_epoch)
+    return statistics.median(epochs[1:]), statistics.median(floors[1:])
+
+
+def train(
+    cfg: Config,
+    packed: PackedSet,
+    *,
+    num_steps: int,
+    num_epochs: int,
+    on_epoch_end: Callable[[Epoch], None],
+    train_ids: Sequence[str] | None = None,
+    val_ids: Sequence[str] = (),
+) -> None:
+    """Run the product's own loop."""
+    from prostate_seg.segmentation.devices import choose_device
+    from prostate_seg.segmentation.inference import Predictor
+    from prostate_seg.segmentation.models import build_network
+    from prostate_seg.segmentation.training import fit, reproducible
+
+    with reproducible(0, deterministic=cfg.train.deterministic):
+        fit(
+            packed,
+            train_ids=list(packed.cases) if train_ids is None else train_ids,
+            val_ids=val_ids,
+            settings=replace(cfg.train, steps_per_epoch=num_steps, max_epochs=num_epochs),
+            predictor=Predictor(
+                networks=[build_network(cfg.model)],
+                model=cfg.model,
+                preprocess=preprocess_settings(cfg),
+                zscore=False,
+                device=choose_device(cfg.machine.device),
+                precision=cfg.train.precision,
+                flips=False,
+            ),
+            seed=0,
+            on_epoch_end=on_epoch_end,
+        )
+
+
+def train_once(folder: Path) -> None:
+    """Train for a while on a packed set of 100 studies and write down the memory that it took."""
+    from prostate_seg.segmentation.models import build_network
+
+    cfg = benchmark_config()
+    packed = pack_noise(folder / "packed", num_cases=100)
+    train(cfg, packed, num_steps=40, num_epochs=1, on_epoch_end=lambda _: None)
+    parameters = sum(value.nbytes for value in build_network(cfg.model).state_dict().values())
+    usage = {
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "packed": packed.images.nbytes + packed.masks.nbytes,
+        "model": 4 * parameters,  # weights, gradients and the two moments of AdamW
+    }
+    (folder / "memory.json").write_text(json.dumps(usage))
+
+
+def benchmark_config(*overrides: str) -> Config:
+    """Return the shipped defaults, or what the overrides make of them."""
+    from hydra import compose, initialize_config_dir
+
+    from prostate_seg.__main__ import config_folder
+    from prostate_seg.config import parse
+
+    with initialize_config_dir(config_dir=str(config_folder())):
+        return parse(compose("config", overrides=["paths.root=.", *overrides]))
+
+
+def pack_noise(folder: Path, *, num_cases: int) -> PackedSet:
+    """Pack made studies of 22 slices of 160x160."""
+    from prostate_seg.segmentation.packing import pack
+
+    def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
+        image = np.random.default_rng(int(case_id)).integers(0, 255, size=(22, 160, 160), dtype=np.uint8)
+        mask = np.zeros_like(image)
+        mask[5:17, 50:110, 45:115] = 1
+        return image, mask
+
+    return pack(folder, [str(number) for number in range(num_cases)], read_case=read_case, zscore=False)
