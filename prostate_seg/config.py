@@ -114,6 +114,8 @@ class Augmentation(Enum):
 
     none = "none"
     standard = "standard"
+    coil = "coil"
+    """Standard, and an endorectal coil drawn into an eighth of the inputs."""
 
 
 class TrainingSlices(Enum):

@@ -1,5 +1,6 @@
 """Augmentation moves image and mask together, keeps masks binary, and is decided by its generator."""
 
+import pytest
 import torch
 
 from prostate_seg.segmentation import augmentation
@@ -16,9 +17,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_shapes_stay_and_masks_stay_binary() -> None:
+@pytest.mark.parametrize("coil", [False, True])
+def test_shapes_stay_and_masks_stay_binary(coil: bool) -> None:
     images, masks = batch(channels=3)
-    moved, moved_masks = augment(images, masks, generator=generator())
+    moved, moved_masks = augment(images, masks, generator=generator(), coil=coil)
     assert moved.shape == images.shape
     assert moved_masks.shape == masks.shape
     assert set(moved_masks.unique().tolist()) == {0.0, 1.0}
@@ -58,3 +60,13 @@ def test_areas_change_by_the_scale_range_at_most() -> None:
     assert ratio.min() > low**2 * 0.8
     assert ratio.max() < high**2 * 1.25
     assert 0.8 < ratio.mean() < 1.25
+
+
+def test_coil_brightens_the_back_and_keeps_mean_and_sd() -> None:
+    images = torch.rand((64, 3, 48, 48), generator=generator())
+    lit = augmentation._coil(images.clone(), generator=generator(1))
+    torch.testing.assert_close(lit.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(lit.std(dim=(1, 2, 3)), images.std(dim=(1, 2, 3)))
+    front, back = (lit - images)[:, :, :8].mean(), (lit - images)[:, :, -24:].mean()
+    assert back > front + 0.05
+    assert len({float(value) for value in lit[:, 0, 0, 0]}) == 64

@@ -3,7 +3,7 @@
 Images are [B, C, Y, X] with mean 0 and SD 1, masks the same shape with 0 and 1. The slices of one input (the channels) move
 together. Every change draws one strength per input. Cheap changes go over the whole batch, with a strength that changes
 nothing for the inputs not chosen; dear ones over a fixed part of every batch. Neither waits for a number from the device.
-Ranges follow nnU-Net's for T2-weighted MRI.
+Most ranges follow nnU-Net's for T2-weighted MRI; the y axis runs to the back, where an endorectal coil lies.
 """
 
 import math
@@ -22,6 +22,10 @@ NUM_BEND_KNOTS = 5
 NUM_BIAS_KNOTS = 4
 BIAS_STRENGTH = 0.3
 """SD of the logarithm of the multiplicative field."""
+COIL_GAIN = 4.0
+"""Largest brightening beside an endorectal coil, over the unchanged far side."""
+COIL_WIDTH_RANGE = (0.25, 0.8)
+"""SD of the bright region, as a fraction of half the image's edge."""
 GAMMA_RANGE = (0.7, 1.5)
 CONTRAST_RANGE = (0.75, 1.3)
 BRIGHTNESS_SD = 0.15
@@ -30,10 +34,11 @@ CHANCE = 0.3
 """Of each change of intensity to be applied to an input."""
 CHANCE_OF_BEND = 0.5
 CHANCE_OF_BLUR = 0.2
+CHANCE_OF_COIL = 0.15
 
 
 def augment(
-    images: torch.Tensor, masks: torch.Tensor, *, generator: torch.Generator
+    images: torch.Tensor, masks: torch.Tensor, *, generator: torch.Generator, coil: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Move, bend, mirror and relight a batch.
 
@@ -41,6 +46,7 @@ def augment(
         images: float [B, C, Y, X], mean 0 and SD 1.
         masks: float 0 or 1, [B, D, Y, X]; D may differ from C.
         generator: Source of randomness, on the device of the images.
+        coil: Whether an endorectal coil is drawn into some of the images.
 
     Returns:
         Images and masks of the same shapes; masks stay 0 or 1.
@@ -50,7 +56,7 @@ def augment(
     moved = functional.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=False)
     num_slices = images.shape[1]
     moved_images, moved_masks = moved[:, :num_slices].contiguous(), moved[:, num_slices:] > 0.5
-    return _relight_(moved_images, generator=generator), moved_masks.to(masks.dtype)
+    return _relight_(moved_images, generator=generator, coil=coil), moved_masks.to(masks.dtype)
 
 
 def _sampling_grid(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
@@ -83,11 +89,17 @@ def _bend_weights(num: int, *, generator: torch.Generator) -> torch.Tensor:
 @cache
 def _grid_pictures(height: int, width: int, device: torch.device) -> torch.Tensor:
     """Return x, y, 1 and the bump of each knot at every pixel, [3 + NUM_BEND_KNOTS ** 2, Y * X]."""
-    y, x = (torch.arange(size, device=device) * (2 / size) + (1 / size - 1) for size in (height, width))
+    y, x = (_line(size, device) for size in (height, width))
     plane = [x.expand(height, width), y[:, None].expand(height, width), torch.ones(height, width, device=device)]
     bumps_y, bumps_x = (_bumps(size, NUM_BEND_KNOTS, device) for size in (height, width))
     bumps = torch.einsum("yi,xj->ijyx", bumps_y, bumps_x).flatten(0, 1)
     return torch.cat([torch.stack(plane), bumps]).flatten(1)
+
+
+@cache
+def _line(size: int, device: torch.device) -> torch.Tensor:
+    """Return the coordinates of the pixels of a line, -1 to 1 from edge to edge."""
+    return torch.arange(size, device=device) * (2 / size) + (1 / size - 1)
 
 
 @cache
@@ -98,7 +110,7 @@ def _bumps(size: int, num_knots: int, device: torch.device) -> torch.Tensor:
     return lines[0, :, :, 0].T.contiguous()
 
 
-def _relight_(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+def _relight_(images: torch.Tensor, *, generator: torch.Generator, coil: bool) -> torch.Tensor:
     """Change the intensities in place: fresh memory costs more than the arithmetic."""
     num, _, height, width = images.shape
     low = images.amin(dim=(1, 2, 3), keepdim=True)
@@ -107,10 +119,26 @@ def _relight_(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tens
     knots = _normal((num, 1, NUM_BIAS_KNOTS, NUM_BIAS_KNOTS), generator) * BIAS_STRENGTH
     bias = _smooth_field(knots * _per_input(_chosen(num, CHANCE, generator)), height, width).exp()
     images.sub_(low).mul_(bias * _per_input(contrast)).add_(low + _per_input(brightness))
-    for change, chance in ((_gamma, CHANCE), (_blur, CHANCE_OF_BLUR), (_noise, CHANCE)):  # the dear ones
+    dear = [(_gamma, CHANCE), (_blur, CHANCE_OF_BLUR), (_noise, CHANCE)]
+    for change, chance in [(_coil, CHANCE_OF_COIL), *dear] if coil else dear:
         some = torch.randperm(num, generator=generator, device=images.device)[: max(1, round(chance * num))]
         images[some] = change(images[some], generator=generator)
     return images
+
+
+def _coil(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+    """Brighten a region behind the gland, as an endorectal coil does; mean and SD, which inference would restore, stay."""
+    num, _, height, width = images.shape
+    gain, spread = _uniform(num, 0.0, COIL_GAIN, generator), _uniform(num, *COIL_WIDTH_RANGE, generator)[:, None]
+    y, x = (
+        torch.exp(-(((_line(size, images.device) - _uniform(num, *centers, generator)[:, None]) / spread) ** 2) / 2)
+        for size, centers in ((height, (-0.2, 1.0)), (width, (-0.6, 0.6)))
+    )
+    sd, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True)
+    low = images.amin(dim=(1, 2, 3), keepdim=True)
+    lit = (images - low) * (1 + _per_input(gain) * y[:, None, :, None] * x[:, None, None, :])
+    new_sd, new_mean = torch.std_mean(lit, dim=(1, 2, 3), keepdim=True)
+    return lit.sub_(new_mean).mul_(sd / new_sd.clamp_min(1e-6)).add_(mean)
 
 
 def _gamma(images: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:

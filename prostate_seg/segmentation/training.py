@@ -269,8 +269,9 @@ def _train_step(
             losses = []
             for part in parts:
                 images, masks = batches.load(part)
-                if step.settings.augmentation is Augmentation.standard:
-                    images, masks = augment(images, masks, generator=chance)
+                if step.settings.augmentation is not Augmentation.none:
+                    coil = step.settings.augmentation is Augmentation.coil
+                    images, masks = augment(images, masks, generator=chance, coil=coil)
                 losses.append(step.add_gradient(images, masks, share=len(part) / len(slices)))
             step.descend(learning_rate)
             return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
