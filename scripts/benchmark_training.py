@@ -3,6 +3,7 @@
 They run on a GPU where there is one.
 """
 
+import contextlib
 import json
 import resource
 import statistics
@@ -102,15 +103,24 @@ def seconds_to_dice(dice: float) -> tuple[float, float, int]:
         workspace = workspace_of(cfg)
         pack_studies(cfg, workspace, read_dataset(workspace.dataset_csv))
         packed, fold = open_packed(packed_folder(cfg, workspace)), read_folds(workspace.kfold_json)[0]
-        history: list[Epoch] = []
+        steps_per_epoch = cfg.train.steps_per_epoch or 50
+        floor = bare_steps(cfg, packed, num_steps=steps_per_epoch)
+        floor()  # the first is slower, and does not count
+        seconds, bare_seconds, dices = 0.0, 0.0, []
+        mark = time.perf_counter()
 
         def after_epoch(epoch: Epoch) -> None:
-            history.append(epoch)
-            if epoch.val_dice >= dice:
+            nonlocal seconds, bare_seconds, mark
+            start = time.perf_counter()
+            seconds += start - mark
+            floor()
+            mark = time.perf_counter()
+            bare_seconds += mark - start
+            dices.append(epoch.val_dice or 0.0)
+            if dices[-1] >= dice:
                 raise Reached
 
-        steps_per_epoch = cfg.train.steps_per_epoch or 50
-        try:
+        with contextlib.suppress(Reached):
             train(
                 cfg,
                 packed,
@@ -120,14 +130,8 @@ def seconds_to_dice(dice: float) -> tuple[float, float, int]:
                 train_ids=fold.train,
                 val_ids=fold.val,
             )
-        except Reached:
-            floor = bare_steps(cfg, packed, num_steps=steps_per_epoch)
-            floor()  # the first is slower, and does not count
-            start = time.perf_counter()
-            floor()
-            alone = (time.perf_counter() - start) * len(history)
-            return history[-1].seconds, alone, steps_per_epoch * len(history)
-    raise RuntimeError(f"val Dice is only {max(epoch.val_dice for epoch in history):.3f} after {len(history)} epochs")
+            raise RuntimeError(f"val Dice is only {max(dices):.3f} after {len(dices)} epochs")
+    return seconds, bare_seconds, steps_per_epoch * len(dices)
 
 
 def epochs_in_turn(
