@@ -38,7 +38,8 @@ def test_unknown_stage_says_what_was_meant_and_lists_the_stages(launch: Launch) 
         (["stage=train", "modl=unet"], "modl: unknown key; did you mean model?"),
         (
             ["stage=train", "model=unett"],
-            "model: no option 'unett'; known are attention_unet, unet, unet3d; did you mean model=unet?",
+            "model: no option 'unett'; known are attention_unet, dynunet, resunet_a, segresnet, unet, unet3d; "
+            "did you mean model=unet?",
         ),
         (["stage=train", "train.max_epochs=many"], "train.max_epochs: must be a whole number, is many"),
         (["stage=train", "train.max_epochs=0"], "train.max_epochs: must be from 1 to 100000, is 0"),

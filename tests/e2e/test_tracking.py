@@ -68,9 +68,11 @@ def test_aggregates_stand_on_every_level(finished: Project) -> None:
 
 def test_each_fold_has_a_point_per_epoch_and_its_picture(finished: Project) -> None:
     for run in finished.runs(level="fold"):
-        history = finished.client.get_metric_history(run.info.run_id, "val/dice")
-        assert [point.step for point in history] == [1, 2]
-        assert max(point.value for point in history) == pytest.approx(run.data.metrics["val/best_dice"])
+        losses = finished.client.get_metric_history(run.info.run_id, "train/loss")
+        assert [point.step for point in losses] == [1, 2]
+        looks = finished.client.get_metric_history(run.info.run_id, "val/dice")
+        assert [point.step for point in looks] == [2]  # two steps are too few for a look at val after each
+        assert max(point.value for point in looks) == pytest.approx(run.data.metrics["val/best_dice"])
         assert finished.artifacts(run) == {"figures/history.png"}
 
 
