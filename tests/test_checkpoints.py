@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from prostate_seg.config import Precision
+from prostate_seg.config import ModelName, Precision
 from prostate_seg.segmentation.checkpoints import Checkpoints, TrainingState
+from prostate_seg.segmentation.network_store import save_weights
 from prostate_seg.segmentation.packing import PackedSet
 from prostate_seg.segmentation.training import Epoch
-from tests.segmentation_helpers import model_2d, packed_discs, train_settings
+from tests.segmentation_helpers import model_2d, packed_discs, small_model, train_settings
 from tests.test_training import TRAIN, VAL, run_fit
 
 
@@ -51,6 +52,20 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     assert all(torch.equal(weights[name], same[name]) for name in weights)
     assert told == [1, 2, 3, 4, 5, 6]
     assert len(list(checkpoints.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", list(ModelName))
+def test_every_network_of_the_table_can_be_stopped_and_goes_on(
+    packed: PackedSet, tmp_path: Path, name: ModelName
+) -> None:
+    settings, model = train_settings(max_epochs=2), small_model(name)
+    _, weights = run_fit(packed, settings, model=model)
+    checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
+    with pytest.raises(Stopped):
+        run_fit(packed, settings, model=model, checkpoints=checkpoints, on_epoch_end=stop_after(1))  # type: ignore[arg-type]
+    _, same = run_fit(packed, settings, model=model, checkpoints=checkpoints)
+    assert all(torch.equal(weights[key], same[key]) for key in weights)
+    save_weights(tmp_path, same)
 
 
 def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(

@@ -54,7 +54,8 @@ class Checkpoints:
         Raises:
             InputError: If it cannot be written, as on a full disk; the checkpoint before is whole.
         """
-        tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
+        # Copies: DynUNet knows some of its layers by two names, and safetensors takes no memory twice.
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.tensors.items()}
         metadata = {"identity": self.identity, "facts": json.dumps(state.facts), "md5": _md5(tensors)}
         path = self.folder / f"epoch{epoch:06d}.safetensors"
         try:
