@@ -113,6 +113,8 @@ class StageResult:
     """Pictures among the outputs worth a look."""
     tables: list[Path] = field(default_factory=list)
     """Small tables among the outputs worth a look."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Verdicts in words, by name, such as leak_gate."""
     objective: float | None = None
     """What a sweep maximises."""
 

@@ -27,6 +27,7 @@ from prostate_seg.segmentation.metrics import (
     hd95_mm,
     iou,
     pooled_iou,
+    slice_counts,
     surface,
     surface_dice,
     surface_distances,
@@ -308,8 +309,9 @@ def test_thirds_without_slices_have_no_dice() -> None:
 
 
 def test_pooled_iou_counts_gland_slices_of_all_cases_together() -> None:
-    first = gland_slice_overlap(slices_with_gland(3, 4), slices_with_gland(4, 5, 6))  # slices 5 and 6 are left out
-    second = gland_slice_overlap(slices_with_gland(1, 2, 3), slices_with_gland(1, 2, 3))
+    # Slices 5 and 6 are left out.
+    first = gland_slice_overlap(slice_counts(slices_with_gland(3, 4), slices_with_gland(4, 5, 6)))
+    second = gland_slice_overlap(slice_counts(slices_with_gland(1, 2, 3), slices_with_gland(1, 2, 3)))
     assert first == Overlap(intersection_vox=16, union_vox=32)
     assert second == Overlap(intersection_vox=48, union_vox=48)
     assert pooled_iou([first, second]) == pytest.approx(64 / 80)
@@ -318,7 +320,7 @@ def test_pooled_iou_counts_gland_slices_of_all_cases_together() -> None:
 def test_pooled_iou_without_a_gland_slice_is_refused() -> None:
     nothing = slices_with_gland()
     with pytest.raises(ValueError, match="got none in 1 cases"):
-        pooled_iou([gland_slice_overlap(nothing, slices_with_gland(2))])
+        pooled_iou([gland_slice_overlap(slice_counts(nothing, slices_with_gland(2)))])
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ def test_writing_twice_gives_the_same_bytes_and_keeps_other_files(tmp_path: Path
     assert written == [tmp_path / "images" / "ph001_1.nii.gz", tmp_path / "images" / "ph001_2.nii.gz"]
     assert progress == [(1, 2), (2, 2)]
     files = ["images/ph001_1.nii.gz", "images/ph001_2.nii.gz", "masks/ph001_1.nii.gz", "masks/ph001_2.nii.gz"]
-    assert list(first) == [*files, "notes.txt", "phantom.csv"]
+    assert list(first) == ["cases.csv", *files, "notes.txt", "phantom.csv"]
 
 
 def test_table_states_the_volume_by_formula(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from prostate_seg.data.cases import CaseFiles
 from prostate_seg.reporting.results import Scored, cases_table, summarise_folds, summary_table
-from prostate_seg.segmentation.metrics import case_metrics, gland_slice_overlap
+from prostate_seg.segmentation.metrics import case_metrics, slice_counts
 
 SPACING_MM = (3.0, 1.0, 1.0)
 
@@ -22,7 +22,9 @@ def scored(case_id: str, *, fold: str, shift_vox: int | None) -> Scored:
         fold=fold,
         case=CaseFiles(case_id=case_id, patient_id=patient_id, study_id=study_id, image=Path("i"), mask=Path("m")),
         metrics=case_metrics(reference, predicted, spacing_mm=SPACING_MM),
-        overlap=gland_slice_overlap(reference, predicted),
+        counts=slice_counts(reference, predicted),
+        image_md5="i",
+        mask_md5="m",
     )
 
 

@@ -9,9 +9,10 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from prostate_seg.data.attributes import FILE_NAME, read_attributes
 from prostate_seg.errors import InputError
 from prostate_seg.imaging.quality import Finding
 from prostate_seg.imaging.sitk_reader import image_suffix
@@ -42,6 +43,8 @@ class CaseFiles:
     """Image file, or folder with a DICOM series."""
     mask: Path | None
     """None when there is none and none is needed."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What cases.csv says of it, by column; the same columns for every case of a data set."""
 
 
 def discover_cases(
@@ -57,12 +60,14 @@ def discover_cases(
 
     Returns:
         The cases sorted by id, and what is wrong with the rest: `image_without_mask`, `mask_without_image`, `duplicate_stem`,
-        `no_patient_id` and `unknown_exclude` are errors, `ignored_file` is a warning.
+        `no_patient_id` and `unknown_exclude` are errors, `ignored_file` and `no_attributes` are warnings.
 
     Raises:
-        InputError: If a folder is missing or there are no images.
+        InputError: If a folder is missing, there are no images, or cases.csv is no such table.
     """
     images, masks, findings = _listing(root, masks_required=masks_required)
+    attributes = {_nfc(case_id): row for case_id, row in read_attributes(root).items()}
+    unknown = dict.fromkeys(next(iter(attributes.values()), {}), "")
     excluded = {_nfc(case_id) for case_id in exclude}
     findings += [_unknown_exclude(case_id, {*images, *masks}) for case_id in sorted(excluded - {*images, *masks})]
     cases = []
@@ -74,7 +79,9 @@ def discover_cases(
         elif patient is None or not patient.group(1):
             findings.append(_no_patient_id(case_id, patient_pattern))
         else:
-            cases.append(_case(case_id, patient, image=images[case_id][0], masks=masks.get(case_id, [])))
+            case = _case(case_id, patient, image=images[case_id][0], masks=masks.get(case_id, []))
+            cases.append(replace(case, attributes=attributes.get(case_id, unknown)))
+            findings += [] if case_id in attributes or not attributes else [_no_attributes(case_id)]
     return cases, findings
 
 
@@ -158,6 +165,11 @@ def _unknown_exclude(case_id: str, known: Collection[str]) -> Finding:
 def _ignored(path: Path) -> Finding:
     message = f"{path.parent.name}/{path.name} is no image by its suffix and is ignored; convert it or take it away"
     return Finding(case_id=path.name, check="ignored_file", is_error=False, message=message)
+
+
+def _no_attributes(case_id: str) -> Finding:
+    message = f"{FILE_NAME} has no row of it, so that its attributes are unknown; add one"
+    return Finding(case_id=case_id, check="no_attributes", is_error=False, message=message)
 
 
 def _error(case_id: str, check: str, message: str) -> Finding:

@@ -3,8 +3,9 @@
 Paths in the table are relative to the data folder, so that the file is the same on every machine.
 """
 
+import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,8 @@ class CaseRow:
     """Whether the window was placed with the reference."""
     warnings: str
     """Names of the checks that this case did not pass cleanly, joined by a semicolon."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What cases.csv of the data folder says of it; a column each, after the others."""
 
     @property
     def info(self) -> CaseInfo:
@@ -55,10 +58,17 @@ class CaseRow:
         return CaseIdentity(patient_id=self.patient_id, image_md5=self.image_md5)
 
 
+OWN_COLUMNS = tuple(one.name for one in fields(CaseRow) if one.name != "attributes")
+"""Columns that dataset.csv always has."""
+
+
 def write_dataset(path: Path, rows: Sequence[CaseRow]) -> None:
     """Write dataset.csv, one row per case, sorted by case id."""
-    ordered = sorted((asdict(row) for row in rows), key=lambda row: row["case_id"])
-    columns = [field.name for field in fields(CaseRow)]
+    ordered = [
+        {name: value for name, value in (asdict(row) | dict(row.attributes)).items() if name != "attributes"}
+        for row in sorted(rows, key=lambda row: row.case_id)
+    ]
+    columns = list(dict.fromkeys([*OWN_COLUMNS, *(name for row in ordered for name in row)]))
     write_text(
         path, pd.DataFrame(ordered, columns=columns).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     )
@@ -72,9 +82,17 @@ def read_dataset(path: Path) -> dict[str, CaseRow]:
     """
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=preprocess first")
-    text = {field.name: str for field in fields(CaseRow) if field.type in (str, "str")}
-    table = pd.read_csv(path, dtype=text, keep_default_na=False)
-    rows = [CaseRow(**{str(key): value for key, value in row.items()}) for row in table.to_dict("records")]
+    with path.open(encoding="utf-8", newline="") as stream:
+        columns = next(csv.reader(stream))
+    text = {one.name for one in fields(CaseRow) if one.type in (str, "str")} | (set(columns) - set(OWN_COLUMNS))
+    table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
+    rows = [
+        CaseRow(
+            **{str(name): value for name, value in row.items() if name in OWN_COLUMNS},
+            attributes={str(name): value for name, value in row.items() if name not in OWN_COLUMNS},
+        )
+        for row in table.to_dict("records")
+    ]
     return {row.case_id: row for row in rows}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from prostate_seg.data.cases import CaseFiles
-from prostate_seg.segmentation.metrics import CaseMetrics, Overlap, pooled_iou
+from prostate_seg.segmentation.metrics import CaseMetrics, SliceCounts, gland_slice_overlap, pooled_iou
 from prostate_seg.segmentation.statistics import num_failures, summarise
 
 SUMMARISED = (
@@ -34,13 +34,16 @@ class Scored:
     fold: str
     """Such as fold0; `ensemble` for external cases."""
     case: CaseFiles
+    image_md5: str
+    mask_md5: str
+    """Of the files, so that two tables can be told to be of the same references."""
     metrics: CaseMetrics
-    overlap: Overlap
-    """Pixels for the demo's pooled IoU on gland slices."""
+    counts: SliceCounts
+    """Voxels per slice, from apex to base."""
 
 
 def cases_table(scored: Sequence[Scored], *, oracle_crop: bool) -> pd.DataFrame:
-    """Return one row per case: fold, ids, metrics and whether the crop knew the reference."""
+    """Return one row per case: fold, ids, metrics, whether the crop knew the reference, file hashes and attributes."""
     return pd.DataFrame(
         [
             {
@@ -49,10 +52,38 @@ def cases_table(scored: Sequence[Scored], *, oracle_crop: bool) -> pd.DataFrame:
                 "patient_id": one.case.patient_id,
                 **asdict(one.metrics),
                 "oracle_crop": oracle_crop,
+                "image_md5": one.image_md5,
+                "mask_md5": one.mask_md5,
+                **one.case.attributes,
             }
             for one in scored
         ]
     )
+
+
+def slices_table(scored: Sequence[Scored]) -> pd.DataFrame:
+    """Return one row per slice with reference or predicted gland, from apex to base.
+
+    `position` is the slice's centre on the reference's extent, from 0 (apex) to 1 (base); slices beyond it lie outside.
+    """
+    return pd.DataFrame([row for one in scored for row in _slice_rows(one)])
+
+
+def _slice_rows(one: Scored) -> list[dict[str, Any]]:
+    counts, gland = one.counts, np.flatnonzero(one.counts.reference_vox)
+    return [
+        {
+            "fold": one.fold,
+            "case_id": one.case.case_id,
+            "patient_id": one.case.patient_id,
+            "slice": int(z),
+            "position": float((z - gland[0] + 0.5) / (gland[-1] - gland[0] + 1)),
+            "reference_vox": int(counts.reference_vox[z]),
+            "predicted_vox": int(counts.predicted_vox[z]),
+            "dice": counts.part(z, z + 1).dice(),
+        }
+        for z in np.flatnonzero(counts.union_vox).tolist()
+    ]
 
 
 def summarise_folds(scored: Sequence[Scored], *, oracle_crop: bool, num_bootstrap: int, seed: int) -> dict[str, Any]:
@@ -78,7 +109,7 @@ def summarise_cases(scored: Sequence[Scored], *, num_bootstrap: int, seed: int) 
         "num_patients": len(set(patients)),
         "num_failures": num_failures(dices),
         "num_missed_glands": sum(one.metrics.missed_gland for one in scored),
-        "iou_gland_slices_pooled": pooled_iou([one.overlap for one in scored]),
+        "iou_gland_slices_pooled": pooled_iou([gland_slice_overlap(one.counts) for one in scored]),
     }
     for name in SUMMARISED:
         values = np.array([getattr(one.metrics, name) for one in scored], dtype=float)

@@ -253,13 +253,12 @@ def third_of_slice(num_slices: int) -> np.ndarray:
     return 3 * (2 * np.arange(num_slices) + 1) // (2 * num_slices)
 
 
-def gland_slice_overlap(reference: np.ndarray, predicted: np.ndarray) -> Overlap:
+def gland_slice_overlap(counts: SliceCounts) -> Overlap:
     """Return intersection and union over the slices in which the reference has gland.
 
     Predicted voxels on other slices are left out: they cost nothing here, which flatters over-segmentation beyond apex
     and base. It is the demo's metric, kept for comparison.
     """
-    counts = slice_counts(reference, predicted)
     gland = counts.reference_vox > 0
     return Overlap(int(counts.intersection_vox[gland].sum()), int(counts.union_vox[gland].sum()))
 

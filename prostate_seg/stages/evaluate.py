@@ -19,10 +19,17 @@ from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
 from prostate_seg.progress import map_cases
 from prostate_seg.reporting.overlays import draw_case_metrics, draw_overlay, overlay_title
-from prostate_seg.reporting.results import Scored, cases_table, flat_summary, summarise_folds, summary_table
+from prostate_seg.reporting.results import (
+    Scored,
+    cases_table,
+    flat_summary,
+    slices_table,
+    summarise_folds,
+    summary_table,
+)
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference import Predictor, segment
-from prostate_seg.segmentation.metrics import case_metrics, gland_slice_overlap
+from prostate_seg.segmentation.metrics import case_metrics, slice_counts
 from prostate_seg.segmentation.network_store import load_network, load_recipe
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
 from prostate_seg.workspace import StageResult, Workspace
@@ -31,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Write evaluation/ (or evaluation_external/): cases.csv, metrics.json, summary.json, masks and overlays."""
+    """Write evaluation/ (or evaluation_external/): cases.csv, slices.csv, metrics.json, summary.json, masks and overlays."""
     dataset = checked_dataset(cfg, workspace)
     folds = checked_folds(cfg, workspace, dataset)
     external = cfg.evaluate.external_root
@@ -47,6 +54,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         )
         table = cases_table(scored, oracle_crop=oracle_crop)
         write_text(folder / "cases.csv", table.to_csv(index=False))
+        write_text(folder / "slices.csv", slices_table(scored).to_csv(index=False, float_format="%.6g"))
         write_json(folder / "metrics.json", summary)
         write_json(folder / "summary.json", flat_summary(summary))
         draw_case_metrics(folder / "cases.png", table)
@@ -148,6 +156,7 @@ def score_case(
     loaded, findings = load_case(case, labels=cfg.data.whole_gland_labels)
     if loaded is None:
         return None, findings
+    assert case.mask is not None
     reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
     predicted = segment(
         loaded.image,
@@ -160,8 +169,10 @@ def score_case(
     return Scored(
         fold=fold,
         case=case,
+        image_md5=content_md5(case.image),
+        mask_md5=content_md5(case.mask),
         metrics=case_metrics(reference, predicted, spacing_mm=loaded.image.geometry.spacing_mm),
-        overlap=gland_slice_overlap(reference, predicted),
+        counts=slice_counts(reference, predicted),
     ), findings
 
 
@@ -172,6 +183,7 @@ def _original(row: CaseRow, data: Path) -> CaseFiles:
         study_id=row.study_id,
         image=data / row.image,
         mask=data / row.mask,
+        attributes=row.attributes,
     )
 
 

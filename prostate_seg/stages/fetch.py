@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Write data/images, data/masks and data/phantom.csv."""
+    """Write data/images, data/masks, data/phantom.csv and data/cases.csv."""
     if cfg.data.phantom is None:
         raise InputError("data=folder: there is nothing to fetch, the data are yours; go on with stage=preprocess")
     if (workspace.data / "images").exists() and not (workspace.data / "phantom.csv").is_file():

@@ -121,6 +121,7 @@ def _row(
         gland_kept_fraction=result.gland_kept_fraction,
         oracle_crop=settings.crop == Crop.mask.value,
         warnings=";".join(sorted({finding.check for finding in findings if not finding.is_error})),
+        attributes=case.attributes,
     )
 
 

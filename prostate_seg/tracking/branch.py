@@ -156,6 +156,7 @@ class Branch:
             for stage, run in record["upstream"].items()
         }
         tags = {_tag_key(key): value for key, value in (md5 | upstream).items()}
+        tags |= dict(result.tags)
         tags["folds"] = ",".join(str(fold.index) for fold in self.folds) or NONE
         if record["inputs_changed_while_running"]:
             tags["inputs_changed_while_running"] = ", ".join(record["inputs_changed_while_running"])

@@ -66,6 +66,7 @@ def test_every_stage_leaves_its_files(finished: Path) -> None:
     for name in (
         "data/images/ph001_1.nii.gz",
         "data/masks/ph001_2.nii.gz",
+        "data/cases.csv",
         "data/phantom.csv",
         "preprocess/images/ph001_1.nii.gz",
         "preprocess/masks/ph001_1.nii.gz",
@@ -81,6 +82,7 @@ def test_every_stage_leaves_its_files(finished: Path) -> None:
         "model/fold1/summary.json",
         "model/folds.json",
         "evaluation/cases.csv",
+        "evaluation/slices.csv",
         "evaluation/metrics.json",
         "evaluation/cases.png",
         "evaluation/overlays/worst.png",

@@ -8,12 +8,13 @@ numbers come from (seed, patient id) for anatomy and (seed, case id) for a study
 import csv
 import io
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from prostate_seg.data.attributes import FILE_NAME
 from prostate_seg.data.phantom.acquisition import acquire
 from prostate_seg.data.phantom.patient import draw_patient, generator_for
 from prostate_seg.data.phantom.settings import PhantomSettings as PhantomSettings
@@ -24,6 +25,9 @@ from prostate_seg.data.phantom.study import draw_study, rasterise
 from prostate_seg.files import atomic_folder, write_text
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import write_volume
+
+FINE_PIXEL_MM = 0.45
+"""Middle of the pixel spacings; which side a study lies on is its attribute in cases.csv."""
 
 MAX_THREADS = 8
 """Cases made at the same time, at most; each takes about 150 MB meanwhile."""
@@ -89,7 +93,7 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
 def write_phantom(
     folder: Path, *, settings: PhantomSettings, seed: int, on_progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
-    """Write `images/<case_id>.nii.gz`, `masks/<case_id>.nii.gz` and `phantom.csv` below `folder`.
+    """Write `images/<case_id>.nii.gz`, `masks/<case_id>.nii.gz`, `phantom.csv` and `cases.csv` below `folder`.
 
     What was there is replaced when every case is complete; other files in `folder` stay.
 
@@ -112,6 +116,7 @@ def write_phantom(
                 if on_progress is not None:
                     on_progress(len(rows), len(case_ids))
     _write_csv(folder / "phantom.csv", rows)
+    _write_csv(folder / FILE_NAME, [{"case_id": row["case_id"], "pixels": _pixels(row)} for row in rows])
     return [folder / "images" / f"{case_id}.nii.gz" for case_id in case_ids]
 
 
@@ -145,6 +150,10 @@ def _csv_row(case: PhantomCase) -> dict[str, str]:
         "num_slices": str(case.image.geometry.shape_vox[0]),
         "stored_orientation": case.image.stored_orientation,
     }
+
+
+def _pixels(row: Mapping[str, str]) -> str:
+    return f"{'below' if float(row['spacing_y_mm']) < FINE_PIXEL_MM else 'from'} {FINE_PIXEL_MM} mm"
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:

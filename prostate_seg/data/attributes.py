@@ -1,0 +1,52 @@
+"""What is known of the cases beside their files: `cases.csv` in the data folder, such as each study's centre and scanner.
+
+The columns go into dataset.csv and, with the results, into evaluation/cases.csv, where results are compared by them. All
+values are text; an empty cell is unknown.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from prostate_seg.errors import InputError
+
+FILE_NAME = "cases.csv"
+
+RESERVED = frozenset(
+    (
+        *("case_id", "patient_id", "study_id", "image", "mask", "image_md5", "mask_md5", "pixels_sha1", "num_slices"),
+        *("spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "orientation", "gland_volume_ml", "gland_kept_fraction"),
+        *("oracle_crop", "warnings", "fold", "dice", "iou", "hd95_mm", "assd_mm", "surface_dice_2mm"),
+        *("volume_reference_ml", "volume_predicted_ml", "volume_difference_ml", "volume_difference_percent"),
+        *("dice_apex", "dice_mid", "dice_base", "missed_gland", "volume_tertile"),
+    )
+)
+"""Columns that the project's own tables have."""
+
+Attributes = Mapping[str, Mapping[str, str]]
+"""Column and value of each case, by case id."""
+
+
+def read_attributes(root: Path) -> Attributes:
+    """Read cases.csv of a data folder; nothing is known of any case when there is none.
+
+    Raises:
+        InputError: If it cannot be read as a table with a row per case id, or has a column of the project's own tables.
+    """
+    path = root / FILE_NAME
+    if not path.is_file():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}\nSave it as UTF-8 with commas, one row per case.") from error
+    if "case_id" not in table.columns:
+        raise InputError(f"{path}: must have a column case_id, has {', '.join(map(str, table.columns))}")
+    repeated = sorted(set(table["case_id"][table["case_id"].duplicated()]))
+    if repeated:
+        raise InputError(f"{path}: must have one row per case, has several of {', '.join(repeated[:10])}")
+    taken = [column for column in table.columns if column != "case_id" and column in RESERVED]
+    if taken:
+        raise InputError(f"{path}: {', '.join(taken)}: columns of the project's own tables; name them otherwise")
+    return table.set_index("case_id").to_dict("index")  # type: ignore[return-value]
