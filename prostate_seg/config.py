@@ -544,6 +544,14 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class AuditConfig:
+    """Which split stage=audit looks at."""
+
+    splits: str | None
+    """Split file: JSON of this project, of PI-CAI or of nnU-Net; null takes kfold.json of the workspace."""
+
+
+@dataclass(kw_only=True, slots=True)
 class FindConfig:
     """What stage=find looks up; one of the two."""
 
@@ -600,6 +608,7 @@ class Config:
     paths: PathsConfig
     machine: MachineConfig
     export: ExportConfig
+    audit: AuditConfig
     verify: VerifyConfig
     find: FindConfig
     link: LinkConfig

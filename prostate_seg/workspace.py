@@ -52,13 +52,18 @@ class Workspace:
 
     @property
     def preprocess(self) -> Path:
-        """Preprocessed images and masks, dataset.csv, preprocess_log.json, contract.json."""
+        """Preprocessed images and masks, dataset.csv, thumbnails.npy, preprocess_log.json, contract.json."""
         return self.root / "preprocess"
 
     @property
     def dataset_csv(self) -> Path:
         """One row per usable case."""
         return self.preprocess / "dataset.csv"
+
+    @property
+    def thumbnails_npy(self) -> Path:
+        """A small picture of each case, in the order of dataset.csv, by which the leak gate finds copies."""
+        return self.preprocess / "thumbnails.npy"
 
     @property
     def contract_json(self) -> Path:

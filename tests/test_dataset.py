@@ -17,6 +17,7 @@ ROW = CaseRow(
     mask="masks/007_1.nii.gz",
     image_md5="a",
     mask_md5="b",
+    voxels_sha1="c",
     num_slices=19,
     spacing_z_mm=3.0,
     spacing_y_mm=0.5,

@@ -1,34 +1,98 @@
-"""The leak gate names what the parts of a fold share, and is silent when they share nothing."""
+"""The leak gate names what the parts of a fold share, by kind, and is silent when they share nothing."""
 
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pytest
 
 from prostate_seg.data.folds import Fold
-from prostate_seg.data.leak_gate import CaseIdentity, find_leaks, stop_on_leaks
+from prostate_seg.data.leak_gate import CaseIdentity, Check, find_leaks, stop_on_leaks
 from prostate_seg.errors import InputError
+from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 
 FOLDS = [Fold(train=["a_1", "a_2"], val=["b_1"], test=["c_1"])]
 
 
-def identities(**changes: CaseIdentity) -> dict[str, CaseIdentity]:
-    clean = {case: CaseIdentity(patient_id=case[0], image_md5=case) for case in ("a_1", "a_2", "b_1", "c_1")}
-    return {**clean, **changes}
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-127, 128, THUMBNAIL_SHAPE).astype(np.int8)
+
+
+def identities(case_id: str = "", **changes: Any) -> dict[str, CaseIdentity]:
+    clean = {
+        case: CaseIdentity(
+            patient_id=case[0],
+            image_md5=f"image {case}",
+            mask_md5=f"mask {case}",
+            voxels_sha1=f"voxels {case}",
+            thumbnail=picture(seed),
+            oracle_crop=False,
+            own_intensities=True,
+        )
+        for seed, case in enumerate(("a_1", "a_2", "b_1", "c_1"))
+    }
+    return clean | ({case_id: replace(clean[case_id], **changes)} if case_id else {})
 
 
 def test_clean_folds_pass_with_two_studies_of_a_patient_in_one_part() -> None:
-    assert find_leaks(FOLDS, identities=identities()) == []
-    stop_on_leaks(FOLDS, identities=identities())
+    verdict = stop_on_leaks(FOLDS, identities=identities())
+    assert verdict.text == "passed"
+    assert set(verdict.as_dict()["checks"].values()) == {"passed"}
 
 
-def test_patient_in_train_and_test_is_named() -> None:
-    leaky = identities(c_1=CaseIdentity(patient_id="b", image_md5="c_1"))
-    with pytest.raises(InputError, match=r"fold 0: patient overlap: b_1 \(val\) and c_1 \(test\)"):
-        stop_on_leaks(FOLDS, identities=leaky)
+def test_copies_within_one_part_are_no_leak() -> None:
+    twins = identities("a_2", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
+    assert find_leaks(FOLDS, identities=twins).leaks == []
 
 
-def test_identical_image_files_of_two_patients_are_named() -> None:
-    leaky = identities(c_1=CaseIdentity(patient_id="c", image_md5="a_2"))
-    with pytest.raises(InputError, match=r"identical image files: a_2 \(train\) and c_1 \(test\)"):
-        stop_on_leaks(FOLDS, identities=leaky)
+@pytest.mark.parametrize(
+    ("case_id", "changes", "message"),
+    [
+        ("c_1", {"patient_id": "b"}, r"fold 0: patient overlap \(b\): b_1 \(val\) and c_1 \(test\)"),
+        ("c_1", {"image_md5": "image a_2"}, r"fold 0: identical image files: a_2 \(train\) and c_1 \(test\)"),
+        ("c_1", {"voxels_sha1": "voxels b_1"}, r"fold 0: identical voxels: b_1 \(val\) and c_1 \(test\)"),
+        (
+            "c_1",
+            {"thumbnail": np.roll(picture(0), 1, axis=2)},
+            r"fold 0: near-identical images \(correlation 1.00\): a_1 \(train\) and c_1 \(test\)",
+        ),
+        ("c_1", {"mask_md5": "mask a_1"}, r"fold 0: identical mask files: a_1 \(train\) and c_1 \(test\)"),
+        ("b_1", {"own_intensities": False}, r"intensities from outside the study: b_1\n"),
+        ("a_1", {"oracle_crop": True}, r"oracle crop: a_1\n"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else str(value)[:30],
+)
+def test_each_planted_leak_stops_the_run_and_is_named(case_id: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        stop_on_leaks(FOLDS, identities=identities(case_id, **changes))
+
+
+def test_test_case_in_val_is_named_as_that_and_not_as_its_patient() -> None:
+    folds = [replace(FOLDS[0], val=["b_1", "c_1"])]
+    (leak,) = find_leaks(folds, identities=identities()).leaks
+    assert str(leak) == "fold 0: case in two parts: c_1 (val) and c_1 (test)"
+
+
+def test_copy_is_named_once_by_the_first_check_that_finds_it() -> None:
+    copy = identities("c_1", patient_id="a", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
+    leaks = find_leaks(FOLDS, identities=copy).leaks
+    assert [(leak.check, leak.first) for leak in leaks] == [
+        (Check.patient, "a_1 (train)"),
+        (Check.patient, "a_2 (train)"),
+    ]
+
+
+def test_oracle_crop_that_was_asked_for_is_noted_and_stops_nothing() -> None:
+    verdict = stop_on_leaks(FOLDS, identities=identities("a_1", oracle_crop=True), allowed=[Check.oracle_crop])
+    assert verdict.text == "leaks: oracle crop"
+
+
+def test_what_is_not_known_is_not_called_passed() -> None:
+    names_alone = {case: CaseIdentity(patient_id=case[0]) for case in identities()}
+    checks = find_leaks(FOLDS, identities=names_alone | {"a_1": identities()["a_1"]}).as_dict()["checks"]
+    assert checks["patient overlap"] == "passed"
+    assert checks["near-identical images"] == "passed on 1 of 4 cases"
+    assert find_leaks(FOLDS, identities=names_alone).as_dict()["checks"]["identical voxels"] == "not run"
 
 
 def test_case_that_is_no_longer_in_the_data_set_is_named() -> None:
@@ -41,7 +105,7 @@ def test_case_that_is_no_longer_in_the_data_set_is_named() -> None:
 def test_many_leaks_are_counted_and_the_first_shown() -> None:
     everyone = [f"x_{i}" for i in range(30)]
     folds = [Fold(train=everyone[:10], val=everyone[10:20], test=everyone[20:])]
-    same = {case: CaseIdentity(patient_id="x", image_md5=case) for case in everyone}
-    with pytest.raises(InputError, match="the folds leak, 300 pairs of cases") as caught:
+    same = {case: CaseIdentity(patient_id="x") for case in everyone}
+    with pytest.raises(InputError, match="the folds leak") as caught:
         stop_on_leaks(folds, identities=same)
     assert "and 280 more" in str(caught.value)

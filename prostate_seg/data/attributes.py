@@ -15,7 +15,7 @@ FILE_NAME = "cases.csv"
 
 RESERVED = frozenset(
     (
-        *("case_id", "patient_id", "study_id", "image", "mask", "image_md5", "mask_md5", "pixels_sha1", "num_slices"),
+        *("case_id", "patient_id", "study_id", "image", "mask", "image_md5", "mask_md5", "voxels_sha1", "num_slices"),
         *("spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "orientation", "gland_volume_ml", "gland_kept_fraction"),
         *("oracle_crop", "warnings", "fold", "dice", "iou", "hd95_mm", "assd_mm", "surface_dice_2mm"),
         *("volume_reference_ml", "volume_predicted_ml", "volume_difference_ml", "volume_difference_percent"),

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from prostate_seg.data.folds import CaseInfo
 from prostate_seg.data.leak_gate import CaseIdentity
 from prostate_seg.errors import InputError
-from prostate_seg.files import read_json, write_json, write_text
+from prostate_seg.files import atomic_path, read_json, write_json, write_text
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 
 
@@ -30,6 +31,8 @@ class CaseRow:
     """Path of the original mask, relative to the data folder."""
     image_md5: str
     mask_md5: str
+    voxels_sha1: str
+    """Of the decoded image, whatever its file format."""
     num_slices: int
     spacing_z_mm: float
     spacing_y_mm: float
@@ -52,10 +55,16 @@ class CaseRow:
         """What a split needs."""
         return CaseInfo(case_id=self.case_id, patient_id=self.patient_id, gland_volume_ml=self.gland_volume_ml)
 
-    @property
-    def identity(self) -> CaseIdentity:
-        """What the leak gate needs."""
-        return CaseIdentity(patient_id=self.patient_id, image_md5=self.image_md5)
+    def identity(self, thumbnail: np.ndarray) -> CaseIdentity:
+        """Return what the leak gate needs."""
+        return CaseIdentity(
+            patient_id=self.patient_id,
+            image_md5=self.image_md5,
+            mask_md5=self.mask_md5,
+            voxels_sha1=self.voxels_sha1,
+            thumbnail=thumbnail,
+            oracle_crop=self.oracle_crop,
+        )
 
 
 OWN_COLUMNS = tuple(one.name for one in fields(CaseRow) if one.name != "attributes")
@@ -78,12 +87,17 @@ def read_dataset(path: Path) -> dict[str, CaseRow]:
     """Read dataset.csv, by case id.
 
     Raises:
-        InputError: If it is absent.
+        InputError: If it is absent or lacks a column.
     """
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=preprocess first")
     with path.open(encoding="utf-8", newline="") as stream:
         columns = next(csv.reader(stream))
+    absent = [name for name in OWN_COLUMNS if name not in columns]
+    if absent:
+        raise InputError(
+            f"{path} has no column {', '.join(absent)}: an older version wrote it; run stage=preprocess again"
+        )
     text = {one.name for one in fields(CaseRow) if one.type in (str, "str")} | (set(columns) - set(OWN_COLUMNS))
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
     rows = [
@@ -94,6 +108,24 @@ def read_dataset(path: Path) -> dict[str, CaseRow]:
         for row in table.to_dict("records")
     ]
     return {row.case_id: row for row in rows}
+
+
+def write_thumbnails(path: Path, thumbnails: Mapping[str, np.ndarray]) -> None:
+    """Write the thumbnails, one row per case, sorted by case id as dataset.csv."""
+    with atomic_path(path) as temporary:
+        np.save(temporary, np.stack([thumbnails[case_id] for case_id in sorted(thumbnails)]))
+
+
+def read_identities(dataset: Mapping[str, CaseRow], *, thumbnails: Path) -> dict[str, CaseIdentity]:
+    """Return what the leak gate knows of each case.
+
+    Raises:
+        InputError: If the thumbnails are absent or of other cases.
+    """
+    rows = np.load(thumbnails, mmap_mode="r") if thumbnails.is_file() else []
+    if len(rows) != len(dataset):
+        raise InputError(f"{thumbnails} has {len(rows)} of {len(dataset)} thumbnails: run stage=preprocess again")
+    return {case_id: dataset[case_id].identity(row) for case_id, row in zip(sorted(dataset), rows, strict=True)}
 
 
 def write_contract(path: Path, settings: PreprocessSettings) -> None:

@@ -17,6 +17,7 @@ STAGES = {
     "train": "fit the network, fold by fold, and keep the weights that are best on val",
     "evaluate": "segment the original test images and measure the masks on their own grid",
     "export": "write the settings that decide results to params.yaml, for DVC",
+    "audit": "look for leaks in any split file: patients, copies and near copies across the parts of a fold",
     "verify": "compare data, results, code, packages and settings with what a run recorded",
     "find": "list the runs of a commit or DVC experiment, or what made a run and how to make it again",
     "link": "tell the runs whose results a commit holds that it does",
@@ -25,7 +26,7 @@ STAGES = {
 }
 """Name and sentence of each stage, in the order of the pipeline; those that leave no run come last."""
 
-QUESTIONS = frozenset({"export", "verify", "find", "link", "reproduce", "doctor"})
+QUESTIONS = frozenset({"export", "audit", "verify", "find", "link", "reproduce", "doctor"})
 """Stages that leave no run."""
 
 Stage = Callable[[Config, Workspace], StageResult]

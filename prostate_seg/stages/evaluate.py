@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from prostate_seg.config import Config, OnBadCase
 from prostate_seg.data.cases import CaseFiles, discover_cases
-from prostate_seg.data.dataset import CaseRow
+from prostate_seg.data.dataset import CaseRow, read_identities
 from prostate_seg.data.folds import Fold
+from prostate_seg.data.leak_gate import find_leaks, listing
 from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
 from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_folder, write_json, write_text
@@ -31,7 +33,7 @@ from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference import Predictor, segment
 from prostate_seg.segmentation.metrics import case_metrics, slice_counts
 from prostate_seg.segmentation.network_store import load_network, load_recipe
-from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
+from prostate_seg.stages.common import checked_dataset, checked_folds, identity_of_files, preprocess_settings
 from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ log = logging.getLogger(__name__)
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write evaluation/ (or evaluation_external/): cases.csv, slices.csv, metrics.json, summary.json, masks and overlays."""
     dataset = checked_dataset(cfg, workspace)
-    folds = checked_folds(cfg, workspace, dataset)
+    folds, verdict = checked_folds(cfg, workspace, dataset)
     external = cfg.evaluate.external_root
     target = workspace.evaluation if external is None else workspace.external_evaluation
     with atomic_folder(target) as folder:
@@ -52,6 +54,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         summary = summarise_folds(
             scored, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
         )
+        summary["leak_gate"] = verdict.as_dict()
         table = cases_table(scored, oracle_crop=oracle_crop)
         write_text(folder / "cases.csv", table.to_csv(index=False))
         write_text(folder / "slices.csv", slices_table(scored).to_csv(index=False, float_format="%.6g"))
@@ -73,7 +76,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         outputs=[target],
         metrics={f"test/{name}": mean for name, mean in pooled.items()},
         figures=[target / "cases.png", *sorted((target / "overlays").glob("*.png"))],
-        tables=[target / "cases.csv", target / "metrics.json"],
+        tables=[target / "cases.csv", target / "slices.csv", target / "metrics.json"],
+        tags={"leak_gate": verdict.text},
         objective=pooled.get("dice"),
     )
 
@@ -110,7 +114,7 @@ def score_external_cases(
 ) -> list[Scored]:
     """Score the ensemble of the trained folds on the cases of another folder."""
     cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
-    _require_unseen(cases, dataset)
+    _require_unseen(cfg, workspace, cases, dataset)
     predictor = load_predictor(cfg, workspace, folds)
     work = partial(score_case, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
     outcomes = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="evaluate")
@@ -200,14 +204,27 @@ def _require_unchanged(cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) 
                 raise InputError(f"{case.case_id}: {path} has changed since stage=preprocess: run the pipeline again")
 
 
-def _require_unseen(cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) -> None:
-    """Check that no external image is one that the networks were trained on."""
-    seen = {row.image_md5: row.case_id for row in dataset.values()}
-    known = [(case.case_id, seen[md5]) for case in cases if (md5 := content_md5(case.image)) in seen]
-    if known:
-        listing = "\n".join(f"  {external} is {case_id}" for external, case_id in known)
+def _require_unseen(cfg: Config, workspace: Workspace, cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) -> None:
+    """Check that no external image is, or nearly is, one that the networks were trained on.
+
+    Patients of two data sets can have the same number, so that a shared patient id is only a warning.
+    """
+    trained = read_identities(dataset, thumbnails=workspace.thumbnails_npy)
+    read = map_cases(identity_of_files, cases, num_workers=cfg.machine.num_workers, label="leak gate")
+    external = {case.case_id: identity for case, identity in zip(cases, read, strict=True)}
+    shared = sorted({one.patient_id for one in trained.values()} & {one.patient_id for one in external.values()})
+    if shared:
+        log.warning("patient ids of both data sets: %s; exclude them if they are the same people", ", ".join(shared))
+    renamed = {
+        f"{case_id}{suffix}": replace(identity, patient_id=f"{case_id}{suffix}", oracle_crop=None)
+        for group, suffix in ((trained, ""), (external, " of " + str(cfg.evaluate.external_root)))
+        for case_id, identity in group.items()
+    }
+    fold = Fold(train=sorted(trained), val=[], test=sorted(set(renamed) - set(trained)))
+    leaks = find_leaks([fold], identities=renamed).leaks
+    if leaks:
         raise InputError(
-            f"{len(known)} of {len(cases)} external images are in the data set of the trained folds:\n{listing}\n"
+            f"external images are in the data set of the trained folds:\n  {listing(leaks)}\n"
             "List them under data.exclude."
         )
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from prostate_seg.config import Config, SplitStrategy
 from prostate_seg.data.folds import CaseInfo, Fold, all_train, imported, kfold, write_folds
-from prostate_seg.data.leak_gate import stop_on_leaks
-from prostate_seg.stages.common import checked_dataset
+from prostate_seg.stages.common import checked_dataset, pass_leak_gate
 from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
@@ -18,7 +17,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     dataset = checked_dataset(cfg, workspace)
     cases = [row.info for row in dataset.values()]
     folds = make_folds(cfg, cases)
-    stop_on_leaks(folds, identities={case_id: row.identity for case_id, row in dataset.items()})
+    verdict = pass_leak_gate(cfg, workspace, folds, dataset)
     how = {"strategy": cfg.fold.strategy.value, "seed": cfg.seed, "val_fraction": cfg.fold.val_fraction}
     write_folds(workspace.kfold_json, folds, how=how)
     for line in describe(folds, cases):
@@ -28,6 +27,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         outputs=[workspace.kfold_json],
         metrics={"prepare/num_folds": len(folds), "prepare/num_cases": len(cases)},
         tables=[workspace.kfold_json],
+        tags={"leak_gate": verdict.text},
     )
 
 

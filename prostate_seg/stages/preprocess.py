@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from prostate_seg.config import Config, Crop, OnBadCase
 from prostate_seg.data.cases import CaseFiles, discover_cases
-from prostate_seg.data.dataset import CaseRow, write_contract, write_dataset
+from prostate_seg.data.dataset import CaseRow, write_contract, write_dataset, write_thumbnails
 from prostate_seg.data.loading import LoadedCase, bad_case, load_case, refuse_or_exclude
 from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_folder, write_json
+from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import Finding, whole_gland
@@ -32,11 +35,13 @@ class Outcome:
 
     row: CaseRow | None
     """None for a bad case."""
+    thumbnail: np.ndarray | None
+    """None for a bad case; see `imaging.fingerprint`."""
     findings: list[Finding]
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Write preprocess/: images, masks, dataset.csv, preprocess_log.json and contract.json."""
+    """Write preprocess/: images, masks, dataset.csv, thumbnails.npy, preprocess_log.json and contract.json."""
     settings = preprocess_settings(cfg)
     cases, findings = discover_cases(workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
     log.info("preprocess %d cases of %s", len(cases), workspace.data)
@@ -49,6 +54,10 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         exclude = cfg.data.on_bad_case is OnBadCase.exclude
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=exclude)
         write_dataset(folder / "dataset.csv", rows)
+        write_thumbnails(
+            folder / "thumbnails.npy",
+            {one.row.case_id: one.thumbnail for one in outcomes if one.row is not None and one.thumbnail is not None},
+        )
         write_contract(folder / "contract.json", settings)
         write_json(folder / "preprocess_log.json", _log_of(findings, rows, excluded, cfg.data.exclude, settings))
     for line in _summary(rows, excluded):
@@ -65,14 +74,17 @@ def preprocess_case(case: CaseFiles, *, data: Path, folder: Path, settings: Prep
     """Read, check, preprocess and write one case; a bad case becomes findings, never an exception."""
     loaded, findings = load_case(case, labels=settings.whole_gland_labels)
     if loaded is None:
-        return Outcome(row=None, findings=findings)
+        return Outcome(row=None, thumbnail=None, findings=findings)
     try:
         result = preprocess_study(loaded.image, loaded.mask, settings=settings)
     except InputError as error:
-        return Outcome(row=None, findings=[*findings, bad_case(case.case_id, "constant_image", str(error))])
+        return Outcome(
+            row=None, thumbnail=None, findings=[*findings, bad_case(case.case_id, "constant_image", str(error))]
+        )
     findings += _cut_gland(case.case_id, result)
     _write(result, case.case_id, folder)
-    return Outcome(row=_row(case, loaded, result, findings, data=data, settings=settings), findings=findings)
+    row = _row(case, loaded, result, findings, data=data, settings=settings)
+    return Outcome(row=row, thumbnail=thumbnail(loaded.image), findings=findings)
 
 
 def _cut_gland(case_id: str, result: Preprocessed) -> list[Finding]:
@@ -112,6 +124,7 @@ def _row(
         mask=case.mask.relative_to(data).as_posix(),
         image_md5=content_md5(case.image),
         mask_md5=content_md5(case.mask),
+        voxels_sha1=voxels_sha1(loaded.image),
         num_slices=grid.shape_vox[0],
         spacing_z_mm=spacing_z_mm,
         spacing_y_mm=spacing_y_mm,

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write model/fold<i>/ (weights, recipe, history, config) and model/folds.json."""
     dataset = checked_dataset(cfg, workspace)
-    folds = checked_folds(cfg, workspace, dataset)
+    folds, verdict = checked_folds(cfg, workspace, dataset)
     require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
     pack_studies(cfg, workspace, dataset)
     log.info("%s", EPOCH_HEADER)
@@ -63,6 +63,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             **{f"val/best_dice_fold{index}": dice for index, dice in trained.items()},
         },
         tables=[workspace.model / "folds.json"],
+        tags={"leak_gate": verdict.text},
         objective=mean,
     )
 

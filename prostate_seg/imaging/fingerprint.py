@@ -1,0 +1,112 @@
+"""What tells whether two studies are the same picture: a hash of the voxels, and a thumbnail that survives small changes.
+
+A thumbnail is the middle of a study on a coarse grid, [Z, Y, X] in LPS, with only the structures of a few millimetres left:
+neither a bias field nor noise, neither another scale of the intensities nor another pixel size changes it much. Nothing here
+knows patients or splits.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import ndimage
+
+from prostate_seg.imaging.geometry import Geometry, Volume
+
+THUMBNAIL_SHAPE = (16, 50, 50)
+"""Voxels of a thumbnail."""
+
+THUMBNAIL_SPACING_MM = (3.0, 2.0, 2.0)
+"""Their edges: the middle 48 x 100 x 100 mm, which hold the gland."""
+
+BAND_MM = (1.0, 3.0)
+"""Standard deviations of the two Gaussians whose difference keeps the structures in between."""
+
+MAX_CONTRAST = 3.0
+"""Standard deviations at which a thumbnail is clipped, so that a few bright voxels do not decide."""
+
+MAX_SHIFT_VOX = (2, 4, 4)
+"""Shifts that are tried on a pair: 6 mm along z, 8 mm in the plane."""
+
+COARSE = 2
+"""Voxels along each axis that make one of the copies on which all pairs are compared first."""
+
+COARSE_SIMILARITY = 0.4
+"""Least correlation of the coarse copies of a pair that is looked at closely; different patients: 0.12 on real scans."""
+
+SAME_PICTURE = 0.64
+"""Least correlation of one picture. Measured: 0.73 for two series of one visit, 0.66 and more for copies that were shifted,
+cropped or made noisy, 0.09 at most for different patients; 0.56 for phantom patients, who share a drawn pelvis."""
+
+
+def voxels_sha1(volume: Volume) -> str:
+    """Return a hash of shape and values that does not depend on file format, compression, axis order or integer type."""
+    values = np.ascontiguousarray(volume.array, dtype=np.float32)
+    digest = hashlib.sha1(repr(values.shape).encode(), usedforsecurity=False)
+    digest.update(values.data)
+    return digest.hexdigest()
+
+
+def thumbnail(image: Volume) -> np.ndarray:
+    """Return the thumbnail of a study, int8 of shape `THUMBNAIL_SHAPE`; its own centre is that of the study."""
+    z, y, x = (
+        _mean_weights(image.geometry, axis, num_vox=num_vox, edge_mm=edge_mm)
+        for axis, (num_vox, edge_mm) in enumerate(zip(THUMBNAIL_SHAPE, THUMBNAIL_SPACING_MM, strict=True))
+    )
+    small = np.tensordot(z, y @ (image.array.astype(np.float32) @ x.T), axes=1)
+    fine, broad = (
+        ndimage.gaussian_filter(small, [0.0, *(sd_mm / edge_mm for edge_mm in THUMBNAIL_SPACING_MM[1:])])
+        for sd_mm in BAND_MM
+    )
+    band = fine - broad
+    contrast = np.clip(band / max(float(band.std()), 1e-12), -MAX_CONTRAST, MAX_CONTRAST)
+    return np.rint(contrast * (127 / MAX_CONTRAST)).astype(np.int8)
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the highest correlation of two thumbnails over small shifts, -1 to 1."""
+    spectrum = np.fft.rfftn(_normalised(first)) * np.conj(np.fft.rfftn(_normalised(second)))
+    correlation = np.fft.irfftn(spectrum, s=first.shape, axes=(0, 1, 2))
+    nearby = np.roll(correlation, MAX_SHIFT_VOX, axis=(0, 1, 2))
+    return float(nearby[tuple(slice(2 * shift + 1) for shift in MAX_SHIFT_VOX)].max())
+
+
+def same_pictures(thumbnails: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
+    """Return the pairs that are nearly one picture, with their similarity.
+
+    All pairs are compared on coarse copies by matrix products (1,500 studies in seconds), and what is alike there closely.
+    """
+    names = sorted(thumbnails)
+    if len(names) < 2:
+        return {}
+    alike = np.argwhere(np.triu(_coarse_similarity([thumbnails[name] for name in names]) >= COARSE_SIMILARITY, k=1))
+    pairs = [(names[i], names[j]) for i, j in alike.tolist()]
+    found = {pair: similarity(thumbnails[pair[0]], thumbnails[pair[1]]) for pair in pairs}
+    return {pair: value for pair, value in found.items() if value >= SAME_PICTURE}
+
+
+def _mean_weights(geometry: Geometry, axis: int, *, num_vox: int, edge_mm: float) -> np.ndarray:
+    """Return the weight of each voxel along an axis in each thumbnail voxel's mean, float32; 0 beyond the study."""
+    edges_mm = geometry.spacing_mm[axis] * (np.arange(geometry.shape_vox[axis] + 1) - geometry.shape_vox[axis] / 2)
+    wanted_mm = edge_mm * (np.arange(num_vox + 1) - num_vox / 2)
+    shared_mm = np.minimum(wanted_mm[1:, None], edges_mm[1:]) - np.maximum(wanted_mm[:-1, None], edges_mm[:-1])
+    return (np.clip(shared_mm, 0, None) / edge_mm).astype(np.float32)
+
+
+def _coarse_similarity(thumbnails: list[np.ndarray]) -> np.ndarray:
+    """Return the highest correlation of all pairs of coarse copies over shifts by one voxel in the plane, [N, N]."""
+    depth, height, width = (size // COARSE for size in THUMBNAIL_SHAPE)
+    blocks = (len(thumbnails), depth, COARSE, height, COARSE, width, COARSE)
+    means = np.stack(thumbnails).reshape(blocks).mean(axis=(2, 4, 6), dtype=np.float32)
+    coarse = np.stack([_normalised(one) for one in means])
+    flat = coarse.reshape(len(coarse), -1)
+    best = np.full((len(flat), len(flat)), -1.0, dtype=np.float32)
+    for shift in ((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)):
+        np.maximum(best, flat @ np.roll(coarse, shift, axis=(2, 3)).reshape(flat.shape).T, out=best)
+    return best
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    """Return values with mean 0 and norm 1, float32; zeros for a thumbnail without contrast."""
+    centred = values.astype(np.float32) - values.mean(dtype=np.float32)
+    return centred / max(float(np.linalg.norm(centred)), 1e-12)

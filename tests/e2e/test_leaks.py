@@ -1,0 +1,104 @@
+"""What leaks does not train; any split file can be audited, with or without images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prostate_seg.imaging.image_io import read_volume, write_volume
+from tests.project_helpers import Project, copy_of
+
+OFF = "mlflow=off"
+
+
+def official_ids(shared_data: Path) -> tuple[Path, list[str]]:
+    file = shared_data / "picai_folds.json"
+    return file, sorted(case_id for fold in json.loads(file.read_text())["folds"] for case_id in fold["val"])
+
+
+def test_official_folds_pass_and_a_plain_shuffled_kfold_splits_17_patients(shared_data: Path, tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    file, ids = official_ids(shared_data)
+    passed = project.run("stage=audit", f"audit.splits={file}", OFF)
+    assert passed.returncode == 0, passed.stderr
+    assert "5 folds, 1500 cases of 1476 patients, known by their names alone" in passed.stdout
+    assert "patient overlap                      passed" in passed.stdout
+    assert "near-identical images                not run" in passed.stdout
+    order = np.arange(len(ids))
+    np.random.RandomState(12345).shuffle(order)
+    tests = [sorted(ids[i] for i in part) for part in np.array_split(order, 5)]
+    splits = [{"train": sorted(set(ids) - set(test)), "val": test} for test in tests]
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits))
+    leaky = project.run("stage=audit", "audit.splits=splits_final.json", OFF)
+    assert leaky.returncode == 1
+    assert "17 patients are split: " in leaky.stdout
+    assert "patient overlap" in leaky.stderr
+    assert "Traceback" not in leaky.stderr
+
+
+def test_repeated_series_under_another_patients_name_stops_prepare_and_audit(shared_data: Path, tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    data = ["data=folder", f"data.root={shared_data / 't2w'}", "data.patient_pattern='(.+)'", OFF]
+    splits = [{"train": ["11373_1001396", "10795_1000811"], "val": ["10795_1000811b", "p158020_1"]}]
+    (tmp_path / "s.json").write_text(json.dumps(splits))
+    audited = project.run("stage=audit", "audit.splits=s.json", *data)
+    assert audited.returncode == 1
+    assert "near-identical images (correlation 0.73): 10795_1000811 (train) and 10795_1000811b (val)" in audited.stderr
+    assert audited.stderr.count("near-identical images (") == 1
+    assert "known by the files in" in audited.stdout
+    done = project.run("stage=preprocess", *data)
+    assert done.returncode == 0, done.stderr
+    refused = project.run("stage=prepare", "fold.num_folds=5", "seed=1", *data)
+    assert refused.returncode == 1
+    assert "10795_1000811 (" in refused.stderr
+    assert "near-identical images" in refused.stderr
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_intensities_fitted_to_the_whole_data_set_stop_training(prepared: Project, tmp_path: Path) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    images = sorted((project.folder / "preprocess/images").glob("*.nii.gz"))
+    for path in images:  # as if one window had been fitted to all studies
+        volume = read_volume(path)
+        scaled = np.clip(volume.array.astype(np.float32) * 0.8 + 5, 0, 255).astype(np.uint8)
+        write_volume(path, type(volume)(array=scaled, geometry=volume.geometry))
+    refused = project.run("stage=train", OFF)
+    assert refused.returncode == 1
+    assert "intensities from outside the study: ph001_1" in refused.stderr
+    assert "Run stage=preprocess again" in refused.stderr
+
+
+def test_patient_in_two_parts_of_kfold_json_stops_training(prepared: Project, tmp_path: Path) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    file = project.folder / "prepared/kfold.json"
+    content = json.loads(file.read_text())
+    fold = content["folds"][0]
+    fold["val"].append(fold["test"][0])
+    file.write_text(json.dumps(content))
+    refused = project.run("stage=train", OFF)
+    assert refused.returncode == 1
+    assert f"fold 0: case in two parts: {fold['test'][0]} (val) and {fold['test'][0]} (test)" in refused.stderr
+
+
+def test_oracle_crop_trains_with_a_mark_and_does_not_pass_an_audit(prepared: Project, tmp_path: Path) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    done = project.run("-m", "stage=preprocess,prepare", "preprocess.crop=mask")
+    assert done.returncode == 0, done.stderr
+    assert project.only(level="stage", stage="prepare").data.tags["leak_gate"] == "leaks: oracle crop"
+    refused = project.run("stage=audit", "preprocess.crop=mask", OFF)
+    assert refused.returncode == 1
+    assert "oracle crop: ph001_1" in refused.stderr
+    clean = prepared.run("stage=audit", OFF)
+    assert clean.returncode == 0, clean.stderr
+    assert "intensities from outside the study   passed\n" in clean.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1]", "a split file is JSON of one of these forms"), ("{", "is no JSON")]
+)
+def test_split_file_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "s.json").write_text(text)
+    refused = Project(tmp_path).run("stage=audit", "audit.splits=s.json", OFF)
+    assert refused.returncode == 1
+    assert message in refused.stderr

@@ -1,0 +1,87 @@
+"""A study is known again by its voxels and by its thumbnail; other patients' are not taken for it."""
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from prostate_seg.data.phantom import PhantomSettings, make_phantom_case
+from prostate_seg.imaging.fingerprint import SAME_PICTURE, same_pictures, similarity, thumbnail, voxels_sha1
+from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.image_io import read_volume, write_volume
+
+
+def changed(volume: Volume, kind: str) -> Volume:
+    """Return what a copy becomes on its way through other programs."""
+    values, grid = volume.array.astype(np.float32), volume.geometry
+    if kind == "noise":
+        return replace(volume, array=values + np.random.default_rng(0).normal(0, 0.5 * values.std(), values.shape))
+    if kind == "scale and gamma":
+        return replace(volume, array=255 * (values / values.max()) ** 1.4)
+    if kind == "shift by 3 mm":
+        return replace(volume, array=ndimage.shift(values, (0, 3 / grid.spacing_mm[1], 0), order=1, mode="nearest"))
+    if kind == "half the pixels":
+        z, y, x = grid.spacing_mm
+        small = values[:, ::2, ::2]
+        return Volume(array=small, geometry=replace(grid, shape_vox=small.shape, spacing_mm=(z, 2 * y, 2 * x)))
+    margin = grid.shape_vox[1] // 10
+    kept = values[1:-1, margin:-margin, margin:-margin]
+    return Volume(array=kept, geometry=replace(grid, shape_vox=kept.shape))
+
+
+@pytest.mark.parametrize("kind", ["noise", "scale and gamma", "shift by 3 mm", "half the pixels", "cropped"])
+def test_copy_that_was_changed_a_little_is_the_same_picture(shared_data: Path, kind: str) -> None:
+    for path in ("11373_1001396.mha", "p158020_1.nii.gz"):
+        image = read_volume(shared_data / "t2w" / "images" / path)
+        pair = {"original": thumbnail(image), "copy": thumbnail(changed(image, kind))}
+        assert same_pictures(pair), path
+
+
+def test_repeated_series_is_found_and_different_patients_are_far_apart(shared_data: Path) -> None:
+    files = sorted((shared_data / "t2w" / "images").iterdir())
+    thumbnails = {path.name.split(".")[0]: thumbnail(read_volume(path)) for path in files}
+    assert list(same_pictures(thumbnails)) == [("10795_1000811", "10795_1000811b")]
+    others = [
+        similarity(thumbnails[a], thumbnails[b])
+        for a, b in combinations(thumbnails, 2)
+        if (a, b) != ("10795_1000811", "10795_1000811b")
+    ]
+    assert max(others) < SAME_PICTURE / 4
+
+
+def test_phantom_patients_who_share_a_drawn_pelvis_are_not_one(tmp_path: Path) -> None:
+    settings = PhantomSettings(
+        num_patients=8,
+        num_second_studies=0,
+        field_of_view_mm=140.0,
+        num_slices_range=(18, 24),
+        gland_volume_range_ml=(25.0, 90.0),
+        difficulty=0.3,
+    )
+    images = {
+        f"ph00{i}_1": thumbnail(make_phantom_case(f"ph00{i}_1", settings=settings, seed=12345).image)
+        for i in range(1, 9)
+    }
+    assert same_pictures(images) == {}
+
+
+def test_voxels_have_one_hash_in_every_file_format_and_integer_type(tmp_path: Path, cube_volume: Volume) -> None:
+    whole = replace(cube_volume, array=np.rint(cube_volume.array).astype(np.int16))
+    write_volume(tmp_path / "a.mha", whole)
+    write_volume(tmp_path / "b.nii.gz", replace(whole, array=whole.array.astype(np.uint16), stored_orientation="RAS"))
+    write_volume(tmp_path / "c.nrrd", replace(whole, array=whole.array.astype(np.float32)))
+    hashes = {voxels_sha1(read_volume(tmp_path / name)) for name in ("a.mha", "b.nii.gz", "c.nrrd")}
+    assert hashes == {voxels_sha1(whole)}
+    other = whole.array.copy()
+    other[3, 4, 5] += 1
+    assert voxels_sha1(replace(whole, array=other)) not in hashes
+
+
+def test_nothing_to_compare_and_no_contrast_are_no_pair() -> None:
+    flat = np.zeros((16, 50, 50), dtype=np.int8)
+    assert same_pictures({}) == {}
+    assert same_pictures({"a": flat}) == {}
+    assert same_pictures({"a": flat, "b": flat}) == {}
