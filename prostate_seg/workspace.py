@@ -52,7 +52,7 @@ class Workspace:
 
     @property
     def preprocess(self) -> Path:
-        """Preprocessed images and masks, dataset.csv, thumbnails.npy, preprocess_log.json, contract.json."""
+        """Preprocessed images and masks, dataset.csv, reference_quality.csv, thumbnails.npy, the log and contract.json."""
         return self.root / "preprocess"
 
     @property

@@ -1,23 +1,30 @@
 """Checks on images and masks: what each one says, and what it lets pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from prostate_seg.data.phantom import PhantomCase, PhantomSettings, make_phantom_case
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.imaging.quality import (
+    MAX_IMAGE_DISORDER,
+    MAX_MASK_DISORDER,
     Finding,
     check_case,
-    check_image,
-    check_mask,
     check_pair,
+    check_zones,
+    image_disorder,
+    mask_disorder,
+    measure_reference,
     solid_fraction,
     whole_gland,
 )
+from tests.imaging_helpers import real_study
 
 GRID = Geometry(
     shape_vox=(20, 100, 100),
@@ -25,6 +32,14 @@ GRID = Geometry(
     origin_mm=(-50.0, -50.0, -30.0),
     direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
 )
+ORDERS: dict[str, Callable[[int], list[int]]] = {
+    "even then odd": lambda num: [*range(0, num, 2), *range(1, num, 2)],
+    "every third": lambda num: [*range(0, num, 3), *range(1, num, 3), *range(2, num, 3)],
+    "by name": lambda num: sorted(range(num), key=str),
+    "shuffled": lambda num: np.random.default_rng(0).permutation(num).tolist(),
+}
+"""What goes wrong when files become a volume."""
+
 REAL_STUDIES = ["10795_1000811", "10795_1000811b", "11373_1001396", "p158020_1", "p158021_1"]
 
 
@@ -44,6 +59,14 @@ def made_mask(array: np.ndarray | None = None) -> Volume:
     return Volume(array=ellipsoid() if array is None else array, geometry=GRID)
 
 
+def check_image(case_id: str, image: Volume) -> list[Finding]:
+    return check_case(case_id, image, None, labels=None).findings
+
+
+def check_mask(case_id: str, mask: Volume, *, labels: Sequence[int] | None) -> list[Finding]:
+    return check_case(case_id, None, mask, labels=labels).findings
+
+
 def only(findings: list[Finding]) -> Finding:
     assert len(findings) == 1, findings
     return findings[0]
@@ -55,7 +78,7 @@ def checks(findings: list[Finding]) -> dict[str, bool]:
 
 
 def test_a_good_case_has_no_findings() -> None:
-    assert check_case("a", made_image(), made_mask(), labels=None) == []
+    assert check_case("a", made_image(), made_mask(), labels=None).findings == []
 
 
 class TestImage:
@@ -125,7 +148,7 @@ class TestPair:
         write_volume(tmp_path / "mask.nii.gz", replace(made_mask(), stored_orientation=code))
         image, mask = read_volume(tmp_path / "image.mha"), read_volume(tmp_path / "mask.nii.gz")
         assert mask.stored_orientation == code
-        assert check_case("a", image, mask, labels=None) == []
+        assert check_case("a", image, mask, labels=None).findings == []
         np.testing.assert_array_equal(mask.array, ellipsoid())
 
 
@@ -169,7 +192,7 @@ class TestLabels:
 class TestGland:
     def test_components_are_a_warning_with_their_sizes(self) -> None:
         array = ellipsoid()
-        array[1, 2:7, 2:7] = 1
+        array[4, 2:7, 2:7] = 1
         finding = only(check_mask("a", made_mask(array), labels=None))
         assert (finding.check, finding.is_error) == ("several_components", False)
         gland_ml = ellipsoid().sum() * 0.003
@@ -254,12 +277,136 @@ class TestOutline:
         assert "not_compact" not in checks(check_mask("a", made_mask(array), labels=None))
 
 
+@cache
+def phantom(seed: int, difficulty: float) -> PhantomCase:
+    settings = PhantomSettings(
+        num_patients=1,
+        num_second_studies=0,
+        field_of_view_mm=100.0,
+        num_slices_range=(18, 24),
+        gland_volume_range_ml=(25.0, 90.0),
+        difficulty=difficulty,
+    )
+    return make_phantom_case("ph001_1", settings=settings, seed=seed)
+
+
+PHANTOMS = [(0, 0.0), (1, 0.3), (2, 0.6), (3, 1.0)]
+
+
+class TestSliceOrder:
+    def test_what_turning_a_run_round_saves_is_counted_in_mean_steps(self) -> None:
+        # Correlations of 4 slices are the cosines between 0, 60, 30 and 90 degrees: the middle two are swapped.
+        first, second = np.array([[1, 1], [-1, -1]]), np.array([[1, -1], [1, -1]])
+        swapped = np.stack([np.cos(a) * first + np.sin(a) * second + 7 for a in np.deg2rad([0, 60, 30, 90])])
+        near, far = 1 - np.cos(np.deg2rad(30)), 1 - np.cos(np.deg2rad(60))
+        assert image_disorder(swapped) == pytest.approx(2 * (far - near) / ((2 * far + near) / 3))
+        assert image_disorder(swapped[[0, 2, 1, 3]]) == pytest.approx(0, abs=1e-9)
+        assert image_disorder(swapped[[2, 0, 1, 3]]) > MAX_IMAGE_DISORDER  # a run at the end of the stack
+
+    def test_a_mask_leaves_out_what_lies_between_its_neighbours(self) -> None:
+        gland = np.zeros((5, 6, 6), dtype=bool)
+        gland[[0, 2, 4], 1:5, 1:5] = gland[1, 2:4, 2:4] = True  # 16, 4, 16, none and 16 pixels
+        assert mask_disorder(gland) == 0.75  # a slice without gland is a gap, not disorder
+        assert mask_disorder(ellipsoid() > 0) == 0.0
+
+    @pytest.mark.parametrize("case", PHANTOMS)
+    def test_phantoms_in_order_are_in_order_also_upside_down(self, case: tuple[int, float]) -> None:
+        image, mask = phantom(*case).image.array, phantom(*case).mask.array > 0
+        for step in (1, -1):
+            assert image_disorder(image[::step]) == 0
+            assert mask_disorder(mask[::step]) < 0.01
+
+    @pytest.mark.parametrize("order", ORDERS)
+    @pytest.mark.parametrize("case", PHANTOMS)
+    def test_slices_of_a_phantom_out_of_order_are_two_warnings(self, case: tuple[int, float], order: str) -> None:
+        index = ORDERS[order](phantom(*case).image.geometry.shape_vox[0])
+        image, mask = (
+            replace(volume, array=volume.array[index]) for volume in (phantom(*case).image, phantom(*case).mask)
+        )
+        found = [
+            one for one in check_case("a", image, mask, labels=None).findings if one.check == "slices_out_of_order"
+        ]
+        assert [finding.is_error for finding in found] == [False, False]
+        assert "sort the slices by position" in found[0].message
+        assert "mask" in found[1].message
+
+    @pytest.mark.parametrize("case", PHANTOMS)
+    def test_two_neighbours_swapped_in_the_image_are_found(self, case: tuple[int, float]) -> None:
+        array = phantom(*case).image.array.copy()
+        middle = len(array) // 2
+        array[[middle, middle + 1]] = array[[middle + 1, middle]]
+        assert image_disorder(array) > MAX_IMAGE_DISORDER
+
+    def test_blank_repeated_and_noisy_slices_are_in_order(self) -> None:
+        array = phantom(1, 0.3).image.array.astype(float)
+        array[[0, 1, -1]] = 0
+        noise = np.random.default_rng(0).normal(scale=array.std(), size=array.shape)
+        for stack in (
+            array,
+            array.repeat(3, axis=0),
+            array + noise,
+            np.zeros_like(array),
+            array[5:6].repeat(9, axis=0),
+        ):
+            assert image_disorder(stack) < MAX_IMAGE_DISORDER / 5
+
+    def test_slices_without_gland_between_gland_are_a_warning_naming_them(self) -> None:
+        array = ellipsoid()
+        array[[9, 12]] = 0
+        findings = check_mask("a", made_mask(array), labels=None)
+        assert checks(findings) == {"several_components": False, "gap": False}
+        assert "2 slices between slices with gland have none (9, 12, " in findings[1].message
+
+
+class TestZones:
+    def test_labels_have_volumes_also_those_that_are_not_gland(self) -> None:
+        array = np.zeros(GRID.shape_vox, np.uint8)
+        array[5:10, 20:60, 20:60], array[5:10, 20:60, 60:70], array[5, 0:10, 0:10] = 1, 2, 9
+        quality = measure_reference(made_mask(array), labels=[1, 2])
+        assert quality.labels_ml == pytest.approx({1: 24.0, 2: 6.0, 9: 0.3})
+        assert quality.gland_volume_ml == pytest.approx(30.0)
+        assert (quality.num_slices, quality.components_ml) == (5, pytest.approx((30.0,)))
+
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [([2], "has 2, lacks 1"), ([1, 2, 3], "has 1, 2, 3, alone has 3"), ([4], "has 4, lacks 1, 2, alone has 4")],
+    )
+    def test_a_mask_unlike_most_others_is_a_warning_naming_the_labels(self, labels: list[int], words: str) -> None:
+        finding = only(check_zones({**{name: [1, 2] for name in "bcdef"}, "a": labels}))
+        assert (finding.case_id, finding.check, finding.is_error) == ("a", "zone_missing", False)
+        assert words in finding.message
+
+    @pytest.mark.parametrize(
+        "labels_of",
+        [
+            {"a": [1, 2], "b": [2], "c": [1, 2]},
+            {"a": [1], "b": [1], "c": [1], "d": [1, 2], "e": [1, 2]},
+            {"a": [1], "b": [1], "c": [1], "d": [1], "e": [1]},
+            {},
+        ],
+        ids=["few", "mixed", "all alike", "none"],
+    )
+    def test_data_sets_without_a_majority_or_an_exception_are_not_judged(self, labels_of: dict[str, list[int]]) -> None:
+        assert check_zones(labels_of) == []
+
+
 class TestRealData:
+    @pytest.mark.parametrize("order", ORDERS)
+    @pytest.mark.parametrize("case_id", REAL_STUDIES)
+    def test_real_slices_are_in_order_and_out_of_order_when_mixed(
+        self, shared_data: Path, case_id: str, order: str
+    ) -> None:
+        image, mask = real_study(shared_data, case_id)
+        gland = mask.array[mask.array.any(axis=(1, 2))] > 0
+        assert image_disorder(image.array) == 0
+        assert mask_disorder(gland) < MAX_MASK_DISORDER / 1.8
+        assert image_disorder(image.array[ORDERS[order](len(image.array))]) > 2 * MAX_IMAGE_DISORDER
+        assert mask_disorder(gland[ORDERS[order](len(gland))]) > 1.5 * MAX_MASK_DISORDER
+
     def test_real_cases_have_no_findings(self, shared_data: Path) -> None:
         for case_id in REAL_STUDIES:
-            (image,) = (shared_data / "t2w" / "images").glob(f"{case_id}.*")
-            mask = read_volume(shared_data / "t2w" / "masks" / f"{case_id}.nii.gz")
-            assert check_case(case_id, read_volume(image), mask, labels=None) == []
+            image, mask = real_study(shared_data, case_id)
+            assert check_case(case_id, image, mask, labels=None).findings == []
             assert solid_fraction(mask.array > 0) > 0.95
 
     def test_the_mask_that_its_source_calls_faulty_is_refused(self, shared_data: Path) -> None:
@@ -272,4 +419,4 @@ class TestRealData:
         image = read_volume(shared_data / "t2w" / "images" / "10795_1000811.mha")
         mask = read_volume(shared_data / "t2w" / "masks" / "11373_1001396.nii.gz")
         assert image.geometry.shape_vox == mask.geometry.shape_vox
-        assert list(checks(check_case("a", image, mask, labels=None))) == ["grids_differ"]
+        assert list(checks(check_case("a", image, mask, labels=None).findings)) == ["grids_differ"]

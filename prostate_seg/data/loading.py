@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from prostate_seg.data.cases import CaseFiles
 from prostate_seg.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume
-from prostate_seg.imaging.quality import Finding, check_case
+from prostate_seg.imaging.quality import CaseQuality, Finding, check_case
 
 log = logging.getLogger(__name__)
 
@@ -22,28 +23,28 @@ class LoadedCase:
     """Labels as in the file."""
 
 
-def load_case(case: CaseFiles, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, list[Finding]]:
+def load_case(case: CaseFiles, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, CaseQuality]:
     """Read and check image and mask; a bad case gives None and the reasons, never an exception.
 
     Args:
         case: Files; both image and mask.
         labels: Mask labels that are gland; None takes every label above 0.
     """
-    volumes: list[Volume] = []
-    findings: list[Finding] = []
     assert case.mask is not None
-    for path in (case.image, case.mask):
-        try:
-            volumes.append(read_volume(path))
-        except VolumeError as error:
-            findings.append(bad_case(case.case_id, error.check, f"{path.name}: {error}"))
-    if findings:
-        return None, findings
-    image, mask = volumes
-    findings = check_case(case.case_id, image, mask, labels=labels)
-    if any(finding.is_error for finding in findings):
-        return None, findings
-    return LoadedCase(image=image, mask=mask), findings
+    image, unreadable_image = _read(case.case_id, case.image)
+    mask, unreadable_mask = _read(case.case_id, case.mask)
+    checked = check_case(case.case_id, image, mask, labels=labels)
+    quality = replace(checked, findings=[*unreadable_image, *unreadable_mask, *checked.findings])
+    if image is None or mask is None or any(finding.is_error for finding in quality.findings):
+        return None, quality
+    return LoadedCase(image=image, mask=mask), quality
+
+
+def _read(case_id: str, path: Path) -> tuple[Volume | None, list[Finding]]:
+    try:
+        return read_volume(path), []
+    except VolumeError as error:
+        return None, [bad_case(case_id, error.check, f"{path.name}: {error}")]
 
 
 def bad_case(case_id: str, check: str, message: str) -> Finding:

@@ -157,9 +157,9 @@ def score_case(
     case: CaseFiles, *, cfg: Config, predictor: Predictor, folder: Path, fold: str
 ) -> tuple[Scored | None, list[Finding]]:
     """Segment one original image, write the mask on its grid and measure it; a bad case gives None and the reasons."""
-    loaded, findings = load_case(case, labels=cfg.data.whole_gland_labels)
+    loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
     if loaded is None:
-        return None, findings
+        return None, quality.findings
     assert case.mask is not None
     reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
     predicted = segment(
@@ -177,7 +177,7 @@ def score_case(
         mask_md5=content_md5(case.mask),
         metrics=case_metrics(reference, predicted, spacing_mm=loaded.image.geometry.spacing_mm),
         counts=slice_counts(reference, predicted),
-    ), findings
+    ), quality.findings
 
 
 def _original(row: CaseRow, data: Path) -> CaseFiles:

@@ -13,12 +13,13 @@ from prostate_seg.config import Config, Crop, OnBadCase
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import CaseRow, write_contract, write_dataset, write_thumbnails
 from prostate_seg.data.loading import LoadedCase, bad_case, load_case, refuse_or_exclude
+from prostate_seg.data.quality_table import write_quality_table
 from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_folder, write_json
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
-from prostate_seg.imaging.quality import Finding, whole_gland
+from prostate_seg.imaging.quality import CaseQuality, Finding, check_zones, whole_gland
 from prostate_seg.progress import map_cases
 from prostate_seg.stages.common import preprocess_settings
 from prostate_seg.workspace import StageResult, Workspace
@@ -33,30 +34,38 @@ ENOUGH_KEPT = 0.995
 class Outcome:
     """What became of one case."""
 
+    case_id: str
     row: CaseRow | None
     """None for a bad case."""
-    thumbnail: np.ndarray | None
+    quality: CaseQuality
+    """With the findings of preprocessing itself."""
+    thumbnail: np.ndarray | None = None
     """None for a bad case; see `imaging.fingerprint`."""
-    findings: list[Finding]
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Write preprocess/: images, masks, dataset.csv, thumbnails.npy, preprocess_log.json and contract.json."""
+    """Write preprocess/: images, masks, dataset.csv, reference_quality.csv, thumbnails.npy, the log and contract.json."""
     settings = preprocess_settings(cfg)
     cases, findings = discover_cases(workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
     log.info("preprocess %d cases of %s", len(cases), workspace.data)
     with atomic_folder(workspace.preprocess) as folder:
         work = partial(preprocess_case, data=workspace.data, folder=folder, settings=settings)
         outcomes = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="preprocess")
-        findings = findings + [finding for outcome in outcomes for finding in outcome.findings]
+        findings = findings + [finding for outcome in outcomes for finding in outcome.quality.findings]
         rows = [outcome.row for outcome in outcomes if outcome.row is not None]
-        findings += _identical_files(rows)
+        findings += _identical_files(rows) + check_zones(_zones(outcomes, labels=settings.whole_gland_labels))
         exclude = cfg.data.on_bad_case is OnBadCase.exclude
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=exclude)
         write_dataset(folder / "dataset.csv", rows)
         write_thumbnails(
             folder / "thumbnails.npy",
             {one.row.case_id: one.thumbnail for one in outcomes if one.row is not None and one.thumbnail is not None},
+        )
+        write_quality_table(
+            folder / "reference_quality.csv",
+            {outcome.case_id: outcome.quality for outcome in outcomes},
+            findings=findings,
+            used={row.case_id for row in rows},
         )
         write_contract(folder / "contract.json", settings)
         write_json(folder / "preprocess_log.json", _log_of(findings, rows, excluded, cfg.data.exclude, settings))
@@ -66,25 +75,26 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         inputs=[workspace.data],
         outputs=[workspace.preprocess],
         metrics=_metrics(rows, excluded, findings),
-        tables=[workspace.dataset_csv, workspace.preprocess / "preprocess_log.json"],
+        tables=[
+            workspace.preprocess / name for name in ("dataset.csv", "reference_quality.csv", "preprocess_log.json")
+        ],
     )
 
 
 def preprocess_case(case: CaseFiles, *, data: Path, folder: Path, settings: PreprocessSettings) -> Outcome:
     """Read, check, preprocess and write one case; a bad case becomes findings, never an exception."""
-    loaded, findings = load_case(case, labels=settings.whole_gland_labels)
+    loaded, quality = load_case(case, labels=settings.whole_gland_labels)
     if loaded is None:
-        return Outcome(row=None, thumbnail=None, findings=findings)
+        return Outcome(case_id=case.case_id, row=None, quality=quality)
     try:
         result = preprocess_study(loaded.image, loaded.mask, settings=settings)
     except InputError as error:
-        return Outcome(
-            row=None, thumbnail=None, findings=[*findings, bad_case(case.case_id, "constant_image", str(error))]
-        )
-    findings += _cut_gland(case.case_id, result)
+        quality.findings.append(bad_case(case.case_id, "constant_image", str(error)))
+        return Outcome(case_id=case.case_id, row=None, quality=quality)
+    quality.findings.extend(_cut_gland(case.case_id, result))
     _write(result, case.case_id, folder)
-    row = _row(case, loaded, result, findings, data=data, settings=settings)
-    return Outcome(row=row, thumbnail=thumbnail(loaded.image), findings=findings)
+    row = _row(case, loaded, result, quality.findings, data=data, settings=settings)
+    return Outcome(case_id=case.case_id, row=row, quality=quality, thumbnail=thumbnail(loaded.image))
 
 
 def _cut_gland(case_id: str, result: Preprocessed) -> list[Finding]:
@@ -152,6 +162,15 @@ def _identical_files(rows: Sequence[CaseRow]) -> list[Finding]:
                 )
             first_with.setdefault(md5, row.case_id)
     return findings
+
+
+def _zones(outcomes: Sequence[Outcome], *, labels: Sequence[int] | None) -> dict[str, list[int]]:
+    """Return the labels that are gland in each mask that could be measured, refused ones included."""
+    return {
+        outcome.case_id: [label for label in outcome.quality.reference.labels_ml if labels is None or label in labels]
+        for outcome in outcomes
+        if outcome.quality.reference is not None
+    }
 
 
 def _log_of(

@@ -71,6 +71,7 @@ def test_every_stage_leaves_its_files(finished: Path) -> None:
         "preprocess/images/ph001_1.nii.gz",
         "preprocess/masks/ph001_1.nii.gz",
         "preprocess/dataset.csv",
+        "preprocess/reference_quality.csv",
         "preprocess/preprocess_log.json",
         "preprocess/contract.json",
         "prepared/kfold.json",
@@ -212,6 +213,34 @@ def test_bad_cases_can_be_excluded_and_are_listed(workspace: Path) -> None:
     log = json.loads((workspace / "preprocess/preprocess_log.json").read_text())
     assert log["excluded_by_checks"] == ["ph002_1"]
     assert log["findings"][0]["check"] == "unreadable"
+    table = pd.read_csv(workspace / "preprocess/reference_quality.csv", index_col="case_id")
+    assert table["used"].to_dict() == {
+        path.name.removesuffix(".nii.gz"): path.name != "ph002_1.nii.gz"
+        for path in (workspace / "data/masks").iterdir()
+    }
+    assert table["findings"].dropna().to_dict() == {"ph002_1": "unreadable"}
+    assert table.loc["ph002_1", "gland_volume_ml"] > 20
+    assert table["image_disorder"].drop("ph002_1").eq(0).all()
+
+
+def test_a_mask_that_lacks_a_zone_is_named_also_when_it_is_refused_for_its_shape(workspace: Path) -> None:
+    for case_id, label in (("ph003_1", 1), ("ph004_1", 2)):  # the central gland alone, the peripheral zone alone
+        path = str(workspace / f"data/masks/{case_id}.nii.gz")
+        sitk.WriteImage(sitk.Cast(sitk.ReadImage(path) == label, sitk.sitkUInt8) * label, path)
+    for kind in ("images", "masks"):
+        for number in range(6, 9):
+            shutil.copy(workspace / f"data/{kind}/ph001_1.nii.gz", workspace / f"data/{kind}/ph00{number}_1.nii.gz")
+    text = succeed(workspace, "stage=preprocess", "data.on_bad_case=exclude", *SMALL)
+    assert (
+        "ph003_1: zone_missing: 80% or more of the other masks agree on their labels, and this has 1, lacks 2" in text
+    )
+    assert (
+        "ph004_1: zone_missing: 80% or more of the other masks agree on their labels, and this has 2, lacks 1" in text
+    )
+    table = pd.read_csv(workspace / "preprocess/reference_quality.csv", index_col="case_id")
+    assert table["used"].value_counts().to_dict() == {True: 8, False: 1}
+    assert {"not_compact", "zone_missing"} <= set(table.loc["ph004_1", "findings"].split(";"))
+    assert [labels.split(":")[0] for labels in table.loc[["ph003_1", "ph004_1"], "labels"]] == ["1", "2"]
 
 
 def test_copied_image_under_another_patients_name_stops_prepare(workspace: Path) -> None:
