@@ -1,12 +1,19 @@
 """Per-case metrics: hand-computed values, agreement with MONAI, missed glands, thirds, refusals."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from monai.metrics import (
+    AbsoluteVolumeDifferenceMetric,
+    CumulativeIterationMetric,
+    DiceMetric,
     HausdorffDistanceMetric,
+    MeanIoU,
+    SurfaceDiceMetric,
+    SurfaceDistanceMetric,
     compute_average_surface_distance,
     compute_dice,
     compute_hausdorff_distance,
@@ -59,6 +66,112 @@ def slices_with_gland(*indices: int, num_slices: int = 12) -> np.ndarray:
     mask = np.zeros((num_slices, 8, 8), dtype=bool)
     mask[list(indices), 2:6, 2:6] = True
     return mask
+
+
+# --- shapes by hand: every metric ----------------------------------------------------------------------------------
+
+
+BLOCK = box_mask((6, 16, 16), (1, 5), (2, 14), (2, 14))
+"""Four slices of 12 x 12 voxels; at 3 x 1 x 1 mm a cube of 12 mm, 1.728 mL, with 4 * 144 - 2 * 100 surface voxels."""
+
+
+def test_a_cube_shifted_by_one_slice_of_3_mm_has_every_metric_by_hand() -> None:
+    # In either direction 144 voxels of one end face are 3 mm off. Of the other end face, 10 x 10 voxels lie inside the
+    # other cube, next to its side wall or 3 mm under its end: 36 are 1 mm, 28 are 2 mm and 36 are 3 mm off. Base: 144 of
+    # the reference against 288, as the slice above its extent counts there.
+    result = case_metrics(BLOCK, np.roll(BLOCK, 1, axis=0), spacing_mm=(3.0, 1.0, 1.0))
+    assert asdict(result) == pytest.approx(
+        {
+            "dice": 3 / 4,
+            "iou": 3 / 5,
+            "hd95_mm": 3.0,
+            "assd_mm": (180 * 3 + 28 * 2 + 36 * 1) / 376,
+            "surface_dice_2mm": 196 / 376,
+            "volume_reference_ml": 1.728,
+            "volume_predicted_ml": 1.728,
+            "volume_difference_ml": 0.0,
+            "volume_difference_percent": 0.0,
+            "dice_apex": 0.0,
+            "dice_mid": 1.0,
+            "dice_base": 2 / 3,
+            "missed_gland": False,
+        }
+    )
+
+
+def test_a_cube_without_its_top_slice_has_every_metric_by_hand() -> None:
+    # From the reference 144 voxels are 3 mm off. From the prediction the 10 x 10 voxels of its new end face are off the
+    # side wall by 1, 2 and 3 mm or more, as above, and 3 mm under the reference's end. 376 and 332 surface voxels.
+    predicted = BLOCK.copy()
+    predicted[4] = False
+    result = case_metrics(BLOCK, predicted, spacing_mm=(3.0, 1.0, 1.0))
+    assert asdict(result) == pytest.approx(
+        {
+            "dice": 6 / 7,
+            "iou": 3 / 4,
+            "hd95_mm": 3.0,
+            "assd_mm": (180 * 3 + 28 * 2 + 36 * 1) / (376 + 332),
+            "surface_dice_2mm": 1 - 180 / (376 + 332),
+            "volume_reference_ml": 1.728,
+            "volume_predicted_ml": 1.296,
+            "volume_difference_ml": -0.432,
+            "volume_difference_percent": -25.0,
+            "dice_apex": 1.0,
+            "dice_mid": 1.0,
+            "dice_base": 0.0,
+            "missed_gland": False,
+        }
+    )
+
+
+@pytest.mark.parametrize("slices", [slice(1, 5), slice(1, None)], ids=["both ends", "lower end"])
+def test_the_border_of_the_image_changes_no_metric(slices: slice) -> None:
+    reference, predicted = BLOCK[slices, 2:14, 2:], np.roll(BLOCK, -1, axis=2)[slices, 2:14, 1:-1]
+    padded = [np.pad(mask, 3) for mask in (reference, predicted)]
+    at_border = case_metrics(reference, predicted, spacing_mm=(3.0, 1.0, 1.0))
+    assert case_metrics(*padded, spacing_mm=(3.0, 1.0, 1.0)) == at_border
+
+
+def slab_ml(radius_mm: float, half_mm: float) -> float:
+    """Return the volume of a ball within a distance of its equator: pi (r^2 - z^2) integrated over z."""
+    return 2 * math.pi * (radius_mm**2 * half_mm - half_mm**3 / 3) / 1000
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "shape"), [((0.5, 0.5, 0.5), (91, 91, 91)), ((3.0, 0.5, 0.5), (17, 101, 101))], ids=str
+)
+@pytest.mark.parametrize(("inner_mm", "outer_mm"), [(18.0, 21.0), (18.0, 19.5)])
+def test_balls_around_one_centre_have_the_metrics_of_the_formulas(
+    inner_mm: float, outer_mm: float, spacing_mm: Spacing, shape: tuple[int, int, int]
+) -> None:
+    # Lengths within half a voxel's diagonal on either surface, volumes within 2%, Dice within 0.02, thirds (cut at a
+    # whole slice) within 0.04.
+    small, large = (ball(radius_mm, spacing_mm=spacing_mm, shape=shape) for radius_mm in (inner_mm, outer_mm))
+    result = case_metrics(small, large, spacing_mm=spacing_mm)
+    small_ml, large_ml = (4 / 3 * math.pi * radius_mm**3 / 1000 for radius_mm in (inner_mm, outer_mm))
+    assert result.volume_reference_ml == pytest.approx(small_ml, rel=0.02)
+    assert result.volume_predicted_ml == pytest.approx(large_ml, rel=0.02)
+    assert result.volume_difference_ml == pytest.approx(large_ml - small_ml, abs=0.02 * (small_ml + large_ml))
+    assert result.volume_difference_percent == pytest.approx(100 * (large_ml / small_ml - 1), abs=4)
+    assert result.dice == pytest.approx(2 * small_ml / (small_ml + large_ml), abs=0.02)
+    assert result.iou == pytest.approx(small_ml / large_ml, abs=0.03)
+    voxel_mm = math.hypot(*spacing_mm)
+    assert result.hd95_mm == pytest.approx(outer_mm - inner_mm, abs=voxel_mm)
+    assert result.assd_mm == pytest.approx(outer_mm - inner_mm, abs=voxel_mm / 2)
+    extent = np.count_nonzero(small.any(axis=(1, 2)))
+    half_mm = spacing_mm[0] * np.count_nonzero(third_of_slice(extent) == 1) / 2
+    mid = [slab_ml(radius_mm, half_mm) for radius_mm in (inner_mm, outer_mm)]
+    end = [(small_ml - mid[0]) / 2, (large_ml - mid[1]) / 2]
+    assert result.dice_mid == pytest.approx(2 * mid[0] / sum(mid), abs=0.04)
+    assert (result.dice_apex, result.dice_base) == pytest.approx((2 * end[0] / sum(end),) * 2, abs=0.04)
+    if spacing_mm[0] < 1:  # 2 mm is between the two gaps, by more than the voxels' rounding
+        assert result.surface_dice_2mm == pytest.approx(1.0 if outer_mm - inner_mm < 2 else 0.0, abs=0.01)
+
+
+def test_two_balls_apart_overlap_in_a_lens() -> None:
+    reference = ball(20.0, spacing_mm=SPACING_MM, shape=(17, 121, 121))
+    predicted = np.roll(reference, 12, axis=2)  # 6 mm; lens over ball: (4 r + d) (2 r - d)^2 / 16 r^3
+    assert dice(reference, predicted) == pytest.approx((80 + 6) * (40 - 6) ** 2 / (16 * 20**3), abs=0.005)
 
 
 # --- overlap -------------------------------------------------------------------------------------------------------
@@ -207,6 +320,61 @@ def test_metrics_agree_with_monai_on_random_blobs(seed: int, spacing_mm: Spacing
     for name, expected in monai_metrics(reference, predicted, spacing_mm=spacing_mm).items():
         # torch.quantile rounds the rank to float32, so that MONAI's HD95 is a little off where it interpolates.
         assert getattr(result, name) == pytest.approx(expected, abs=1e-4 if name == "hd95_mm" else 1e-5), name
+
+
+def monai_value(
+    metric: CumulativeIterationMetric, reference: np.ndarray, predicted: np.ndarray, **spacing: object
+) -> float:
+    metric(as_batch(predicted), as_batch(reference), **spacing)
+    return float(metric.aggregate().item())
+
+
+PAIRS = {
+    "cube, one slice": (BLOCK, np.roll(BLOCK, 1, axis=0)),
+    "cube at the border": (BLOCK[1:5, 2:14, 2:], np.roll(BLOCK, -1, axis=2)[1:5, 2:14, 2:]),
+    "ball, one slice": [np.roll(ball(18.0, spacing_mm=SPACING_MM, shape=(17, 91, 91)), n, axis=0) for n in (0, 1)],
+    "balls": [ball(radius_mm, spacing_mm=SPACING_MM, shape=(17, 101, 101)) for radius_mm in (18.0, 21.0)],
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_metric_agrees_with_the_class_of_monai(pair: str) -> None:
+    reference, predicted = PAIRS[pair]
+    result = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
+    overlap_classes = {"dice": DiceMetric(), "iou": MeanIoU()}
+    distance_classes = {
+        "hd95_mm": HausdorffDistanceMetric(include_background=True, percentile=95),
+        "assd_mm": SurfaceDistanceMetric(include_background=True, symmetric=True),
+        "surface_dice_2mm": SurfaceDiceMetric([2.0], include_background=True),
+    }
+    theirs = {name: monai_value(metric, reference, predicted) for name, metric in overlap_classes.items()}
+    for name, metric in distance_classes.items():
+        theirs[name] = monai_value(metric, reference, predicted, spacing=list(SPACING_MM))
+    gland = np.flatnonzero(reference.any(axis=(1, 2)))
+    nearest = np.clip(np.arange(len(reference)), gland[0], gland[-1]) - gland[0]
+    for index, name in enumerate(("dice_apex", "dice_mid", "dice_base")):
+        third = (third_of_slice(len(gland))[nearest] == index)[:, None, None]
+        theirs[name] = monai_value(DiceMetric(), reference & third, predicted & third)
+    # MONAI's quantile rounds the rank to float32.
+    assert {name: getattr(result, name) for name in theirs} == pytest.approx(theirs, abs=1e-4)
+    difference_vox = monai_value(AbsoluteVolumeDifferenceMetric(include_background=True), reference, predicted)
+    # MONAI counts voxels, and takes away the sign.
+    assert abs(result.volume_difference_ml) == pytest.approx(difference_vox * math.prod(SPACING_MM) / 1000)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_monai_has_no_number_where_the_reference_is_empty_and_we_have() -> None:
+    # DiceMetric and MeanIoU leave such a case out of their mean, whatever was predicted; so does SurfaceDiceMetric where
+    # both are empty. Ours are 0 for gland that is not there, and 1 where both agree that there is none.
+    gland, nothing = slices_with_gland(3, 4, 5), slices_with_gland()
+    for predicted, ours in ((gland, 0.0), (nothing, 1.0)):
+        theirs = monai_metrics(nothing, predicted, spacing_mm=SPACING_MM)
+        result = case_metrics(nothing, predicted, spacing_mm=SPACING_MM)
+        assert math.isnan(theirs["dice"])
+        assert math.isnan(theirs["iou"])
+        assert (result.dice, result.iou, result.surface_dice_2mm) == (ours, ours, ours)
+    assert math.isnan(theirs["surface_dice_2mm"])
 
 
 @pytest.mark.filterwarnings("ignore")
