@@ -1,19 +1,26 @@
-"""What a table of per-case values says: mean, spread, confidence interval, failures.
+"""What a table of per-case values says: mean, spread, confidence interval, failures; and how two tables differ.
 
 Values come one per case (study); a patient can have several. Studies of one patient are alike, so the unit that is drawn
-in the bootstrap is the patient. How a value is measured is in `metrics`.
+in the bootstrap, and ranked in the test, is the patient. How a value is measured is in `metrics`.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from scipy.stats import wilcoxon
 
 FAILURE_DICE = 0.5
 """A case with Dice below this failed, missed glands included: the masks share less than half of their mean volume."""
 
 CI_PERCENTILES = (2.5, 97.5)
 """Ends of the 95% percentile interval."""
+
+FEWEST_TESTED_PATIENTS = 6
+"""Of fewer patients that differ, the signed-rank test cannot give p < 0.05: all of five in one direction give 2 / 2^5."""
+
+ROUNDING_DECIMALS = 12
+"""Differences are ranked after rounding, so that 0.3 - 0.1 and 0.2 are a tie in binary too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,3 +128,105 @@ def _per_patient(values: np.ndarray, *, patients: Sequence[str]) -> tuple[np.nda
 def num_failures(dice: np.ndarray) -> int:
     """Return how many cases have a Dice below `FAILURE_DICE`; a case without a Dice (NaN) is a failure too."""
     return int(np.sum(~(np.asarray(dice, dtype=float) >= FAILURE_DICE)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedDifference:
+    """How one metric differs between two runs on the same cases; None where a number does not exist, never NaN."""
+
+    num_cases: int
+    """Cases with a value in both runs."""
+    num_patients: int
+    """Patients of these cases."""
+    num_missing: int
+    """Cases left out because a value is NaN in one run or in both."""
+    mean_baseline: float | None
+    """Mean over these cases in the baseline; None without cases."""
+    mean_other: float | None
+    """The same in the other run."""
+    difference: float | None
+    """Mean over these cases of other minus baseline."""
+    ci95_low: float | None
+    """Lower end of the paired bootstrap interval of the difference; None below two patients."""
+    ci95_high: float | None
+    """Upper end; None below two patients."""
+    num_patients_higher: int
+    """Patients whose mean is higher in the other run."""
+    num_patients_lower: int
+    """Patients whose mean is lower in the other run; the rest are equal."""
+    p_wilcoxon: float | None
+    """Two-sided p of the Wilcoxon signed-rank test over the patients that differ; None where `no_p` says why."""
+    no_p: str | None
+    """Why there is no p."""
+
+    def as_dict(self) -> dict[str, int | float | str | None]:
+        """Return the fields as plain values."""
+        return asdict(self)
+
+
+def paired_difference(
+    baseline: np.ndarray, other: np.ndarray, *, patients: Sequence[str], num_bootstrap: int, seed: int
+) -> PairedDifference:
+    """Compare one metric between two runs on the same cases.
+
+    The interval is a bootstrap over patients of the mean difference: a drawn patient brings all its cases, from both runs.
+    The test ranks one number per patient, the mean of its cases' differences (Wilcoxon 1945); equal patients are left out.
+
+    Args:
+        baseline: One value per case, shape [N]; NaN marks a case for which the metric is not defined.
+        other: Values of the same cases in the other run, shape [N].
+        patients: Patient id of each case, length N.
+        num_bootstrap: Number of bootstrap samples, at least 1.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If the lengths differ, a value is infinite, or `num_bootstrap` is below 1.
+    """
+    for values in (baseline, other):
+        _check(values, patients=patients, num_bootstrap=num_bootstrap)
+    is_pair = ~(np.isnan(baseline) | np.isnan(other))
+    ids = np.asarray(patients, dtype=object)[is_pair].tolist()
+    differences = (other - baseline)[is_pair]
+    sums, counts = _per_patient(differences, patients=ids)
+    by_patient = np.round(sums / counts, ROUNDING_DECIMALS)
+    low, high = mean_interval(differences, patients=ids, num_bootstrap=num_bootstrap, seed=seed)
+    p_wilcoxon, no_p = _signed_rank_p(by_patient)
+    return PairedDifference(
+        num_cases=differences.size,
+        num_patients=by_patient.size,
+        num_missing=baseline.size - differences.size,
+        mean_baseline=_mean(baseline[is_pair]),
+        mean_other=_mean(other[is_pair]),
+        difference=_mean(differences),
+        ci95_low=low,
+        ci95_high=high,
+        num_patients_higher=int((by_patient > 0).sum()),
+        num_patients_lower=int((by_patient < 0).sum()),
+        p_wilcoxon=p_wilcoxon,
+        no_p=no_p,
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+def _signed_rank_p(differences: np.ndarray) -> tuple[float | None, str | None]:
+    """Return the two-sided p, exact where scipy can (up to 50 values without ties, up to 13 with), or why there is none."""
+    different = differences[differences != 0]
+    if different.size == 0:
+        return None, "no patient differs"
+    if different.size < FEWEST_TESTED_PATIENTS:
+        return None, f"fewer than {FEWEST_TESTED_PATIENTS} patients differ"
+    return float(wilcoxon(different).pvalue), None
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p values adjusted for the number of tests (Holm 1979), in the order given; None stays None and is no test."""
+    tests = sorted((p, number) for number, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, number) in enumerate(tests):
+        largest = max(largest, min(1.0, (len(tests) - rank) * p))
+        adjusted[number] = largest
+    return adjusted
