@@ -92,7 +92,11 @@ def _stop_chain_at_first_failure(arguments: list[str]) -> list[str]:
 
 
 def _as_text(argument: str) -> str:
-    """Quote a revision or run id: Hydra would read 12e4567 as a number, and main~2 not at all."""
+    """Quote revisions, run ids and folders: Hydra would read 12e4567 as a number, and main~2 not at all."""
+    listed = re.fullmatch(r"(compare\.runs)=\[([^\[\]'\"]+)\]", argument)
+    if listed:
+        quoted = [f"'{run.strip()}'" for run in listed.group(2).split(",")]
+        return f"{listed.group(1)}=[{','.join(quoted)}]"
     named = re.fullmatch(r"((?:find|link)\.commit|(?:find|verify|reproduce)\.run)=([\w.\-/~^@{}]+)", argument)
     return f"{named.group(1)}='{named.group(2)}'" if named and named.group(2) != "null" else argument
 

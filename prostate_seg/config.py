@@ -583,6 +583,14 @@ class ReproduceConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CompareConfig:
+    """What stage=compare compares."""
+
+    runs: list[str]
+    """The baseline and one or more others: ids of evaluations or of pipelines that hold one, or folders with a cases.csv."""
+
+
+@dataclass(kw_only=True, slots=True)
 class DoctorConfig:
     """What stage=doctor may mend."""
 
@@ -613,6 +621,7 @@ class Config:
     find: FindConfig
     link: LinkConfig
     reproduce: ReproduceConfig
+    compare: CompareConfig
     doctor: DoctorConfig
 
     def __post_init__(self) -> None:

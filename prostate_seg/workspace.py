@@ -103,6 +103,11 @@ class Workspace:
         """The same for cases of another folder."""
         return self.root / "evaluation_external"
 
+    @property
+    def comparison(self) -> Path:
+        """How runs differ: comparison.csv, comparison.json, comparison.png."""
+        return self.root / "comparison"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:

@@ -22,11 +22,12 @@ STAGES = {
     "find": "list the runs of a commit or DVC experiment, or what made a run and how to make it again",
     "link": "tell the runs whose results a commit holds that it does",
     "reproduce": "run a recorded stage again from its commit and inputs, elsewhere, and compare",
+    "compare": "say by how much runs differ on the same cases, with intervals, tests and subgroups",
     "doctor": "check packages, store, disk, git and folders, and close what killed runs left open",
 }
 """Name and sentence of each stage, in the order of the pipeline; those that leave no run come last."""
 
-QUESTIONS = frozenset({"export", "audit", "verify", "find", "link", "reproduce", "doctor"})
+QUESTIONS = frozenset({"export", "audit", "compare", "verify", "find", "link", "reproduce", "doctor"})
 """Stages that leave no run."""
 
 Stage = Callable[[Config, Workspace], StageResult]

@@ -1,7 +1,8 @@
-"""Finding again what runs have recorded: the provenance.json of a run, of a whole pipeline, or of what is newest here."""
+"""Finding again what runs have recorded: the provenance.json of a run or of a whole pipeline, and the per-case results."""
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,18 @@ from prostate_seg.config import MlflowConfig
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.run_tree import Level, RunTree
 from prostate_seg.tracking.store import STORE_ERRORS, open_store, unusable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCases:
+    """The per-case results of one run."""
+
+    run_id: str
+    """The run that measured them."""
+    name: str
+    """Its pipeline, its own name and the start of its id."""
+    text: str
+    """Its cases.csv."""
 
 
 def open_tree(settings: MlflowConfig, *, cache: Path) -> RunTree:
@@ -60,6 +73,44 @@ def artifact_text(tree: RunTree, run_id: str, path: str) -> str | None:
             return Path(tree.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
         except (MlflowException, OSError):
             return None
+
+
+def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
+    """Return the per-case results of an evaluation or trial, or of the one evaluation that a pipeline holds.
+
+    Raises:
+        InputError: If there is no such run, it measured nothing, or the store cannot be used.
+    """
+    try:
+        run = _evaluation_of(tree, find_run(tree, run_id))
+        source = str(run.data.tags.get("reused_from", run.info.run_id))
+        text = artifact_text(tree, source, "tables/cases.csv")
+    except STORE_ERRORS as error:
+        raise InputError(unusable(tree.store.address, error)) from error
+    if text is None:
+        raise InputError(
+            f"run {run_id} ({run.info.run_name}, {run.info.status}) has no per-case results\n"
+            "Name a finished run of stage=evaluate, or the pipeline that holds it."
+        )
+    return RecordedCases(run_id=source, name=f"{run.data.tags['pipeline']} {run.info.run_name} {source[:8]}", text=text)
+
+
+def _evaluation_of(tree: RunTree, run: Run) -> Run:
+    """Return the run itself, or the finished evaluation of a pipeline."""
+    level = run.data.tags.get("level")
+    if level == Level.sweep.value:
+        raise InputError(f"run {run.info.run_id} ({run.info.run_name}) is a sweep: name two of its trials")
+    if level != Level.pipeline.value:
+        return run
+    below = tree.children(run.info.run_id, stage="evaluate", level=Level.stage.value)
+    finished = [child for child in below if child.info.status == "FINISHED"]
+    if len(finished) == 1:
+        return finished[0]
+    ids = ", ".join(child.info.run_id for child in finished)
+    raise InputError(
+        f"pipeline {run.info.run_id} ({run.info.run_name}) must hold one finished evaluation, holds {len(finished)}"
+        + (f"\nName one of them: {ids}" if finished else "\nRun stage=evaluate in it first.")
+    )
 
 
 def _stages_of(tree: RunTree, run: Run) -> list[Run]:
