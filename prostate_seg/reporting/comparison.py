@@ -208,7 +208,7 @@ def require_same_cases(baseline: Results, other: Results) -> None:
     found["another volume of the same reference (other data.whole_gland_labels?)"] = shared[
         volumes_differ & (a["mask_md5"] == b["mask_md5"])
     ].tolist()
-    lines = [f"  {len(cases)} {words}: {_listed(cases)}" for words, cases in found.items() if cases]
+    lines = [f"  {words}, {len(cases)}: {_listed(cases)}" for words, cases in found.items() if cases]
     if lines:
         raise InputError(
             "\n".join([f"{other.name} and {baseline.name} were not measured on the same:", *lines])
@@ -268,7 +268,7 @@ def _notes(baseline: Results, other: Results, rows: Sequence[Row]) -> list[str]:
         notes.append(f"{moved} of {len(a)} cases were tested in another fold, by networks trained on other patients")
     for name in a.columns.intersection(b.columns).difference(sorted(RESERVED)):
         if (a[name] != b[name]).any():
-            notes.append(f"{name} differs in {(a[name] != b[name]).sum()} cases; a's is used")
+            notes.append(f"{name} differs in {(a[name] != b[name]).sum()} of {len(a)} cases; a's is used")
     main = [row for row in rows if row.subgroup == ALL]
     notes += [
         f"cases without {row.metric} in a or b, left out: {row.paired.num_missing}"
