@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prostate_seg.imaging.image_io import read_volume, write_volume
+from tests.conftest import Launch
 from tests.project_helpers import Project, copy_of
 
 OFF = "mlflow=off"
@@ -37,19 +38,20 @@ def test_official_folds_pass_and_a_plain_shuffled_kfold_splits_17_patients(share
     assert "Traceback" not in leaky.stderr
 
 
-def test_repeated_series_under_another_patients_name_stops_prepare_and_audit(shared_data: Path, tmp_path: Path) -> None:
-    project = Project(tmp_path)
+def test_repeated_series_under_another_patients_name_stops_prepare_and_audit(
+    shared_data: Path, tmp_path: Path, launch: Launch
+) -> None:
     data = ["data=folder", f"data.root={shared_data / 't2w'}", "data.patient_pattern='(.+)'", OFF]
     splits = [{"train": ["11373_1001396", "10795_1000811"], "val": ["10795_1000811b", "p158020_1"]}]
     (tmp_path / "s.json").write_text(json.dumps(splits))
-    audited = project.run("stage=audit", "audit.splits=s.json", *data)
+    audited = launch("stage=audit", "audit.splits=s.json", *data)
     assert audited.returncode == 1
     assert "near-identical images (correlation 0.73): 10795_1000811 (train) and 10795_1000811b (val)" in audited.stderr
     assert audited.stderr.count("near-identical images (") == 1
     assert "known by the files in" in audited.stdout
-    done = project.run("stage=preprocess", *data)
+    done = launch("stage=preprocess", *data)
     assert done.returncode == 0, done.stderr
-    refused = project.run("stage=prepare", "fold.num_folds=5", "seed=1", *data)
+    refused = launch("stage=prepare", "fold.num_folds=5", "seed=1", *data)
     assert refused.returncode == 1
     assert "10795_1000811 (" in refused.stderr
     assert "near-identical images" in refused.stderr
