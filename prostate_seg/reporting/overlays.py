@@ -121,11 +121,18 @@ def overlay_figure(
         ax.imshow(image[panel], cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
         _draw_contour(ax, reference[panel], colour=REFERENCE_COLOUR, style="-")
         _draw_contour(ax, predicted[panel], colour=PREDICTED_COLOUR, style="--")
-        ax.set_xlabel(_slice_label(index, reference[panel], predicted[panel]))
+        ax.set_xlabel(slice_label(index, reference[panel], predicted[panel]))
     _mark_sides(axes[0])
     _add_title(figure, printable(title))
     _add_legend(figure, is_predicted_empty=not predicted.any())
     return figure
+
+
+def slice_label(index: int, reference: np.ndarray, predicted: np.ndarray) -> str:
+    """Return the index of a slice and the Dice of its masks [Y, X]."""
+    if not reference.any() and not predicted.any():
+        return f"z = {index}   no gland"
+    return f"z = {index}   Dice {dice(reference[None], predicted[None]):.2f}"
 
 
 def slice_indices(mask: np.ndarray, *, num_slices: int) -> list[int]:
@@ -200,12 +207,6 @@ def _draw_contour(ax: Axes, mask: np.ndarray, *, colour: str, style: str) -> Non
     ax.set_ylim(mask.shape[0] - 0.5, -0.5)
 
 
-def _slice_label(index: int, reference: np.ndarray, predicted: np.ndarray) -> str:
-    if not reference.any() and not predicted.any():
-        return f"z = {index}   no gland"
-    return f"z = {index}   Dice {dice(reference[None], predicted[None]):.2f}"
-
-
 def _mark_sides(ax: Axes) -> None:
     """Mark the patient's right and anterior, which LPS arrays have at the left and at the top."""
     ax.text(0.02, 0.5, "R", transform=ax.transAxes, color="white", ha="left", va="center")
@@ -247,16 +248,22 @@ def case_metrics_figure(table: pd.DataFrame) -> Figure:
         raise ValueError(f"the case table needs the columns {', '.join(missing)}; it has {', '.join(table.columns)}.")
     if table.empty:
         raise ValueError("the case table has no row, so there is nothing to plot.")
-    folds = sorted(table["fold"].unique().tolist())
-    figure = Figure(figsize=(max(9.0, 0.75 * len(folds) * len(PLOTTED_METRICS)), 3.6), layout="constrained")
+    num_folds = table["fold"].nunique()
+    figure = Figure(figsize=(max(9.0, 0.75 * num_folds * len(PLOTTED_METRICS)), 3.6), layout="constrained")
     for number, (name, label) in enumerate(PLOTTED_METRICS.items()):
         ax = figure.add_subplot(1, len(PLOTTED_METRICS), number + 1)
-        groups = [table.loc[table["fold"] == fold, name].dropna().to_numpy(dtype=float) for fold in folds]
-        _draw_groups(ax, groups, labels=[f"{fold}\nn={len(group)}" for fold, group in zip(folds, groups, strict=True)])
+        draw_metric(ax, table, name)
         ax.set_title(label, fontsize=11)
-        ax.set_xlabel("fold")
-        _scale_axis(ax, name)
     return figure
+
+
+def draw_metric(ax: Axes, table: pd.DataFrame, name: str) -> None:
+    """Draw a box and all cases per fold of one of `PLOTTED_METRICS`."""
+    folds = sorted(table["fold"].unique().tolist())
+    groups = [table.loc[table["fold"] == fold, name].dropna().to_numpy(dtype=float) for fold in folds]
+    _draw_groups(ax, groups, labels=[f"{fold}\nn={len(group)}" for fold, group in zip(folds, groups, strict=True)])
+    ax.set_xlabel("fold")
+    _scale_axis(ax, name)
 
 
 def _draw_groups(ax: Axes, groups: Sequence[np.ndarray], *, labels: Sequence[str]) -> None:

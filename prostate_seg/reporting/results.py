@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ SUMMARISED = (
     "dice_base",
 )
 """Metrics that get a mean and an interval."""
+
+METRICS = tuple(one.name for one in fields(CaseMetrics) if one.type in (float, "float"))
+"""Columns of numbers in the table of cases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
