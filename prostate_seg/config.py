@@ -639,6 +639,7 @@ STAGE_SETTINGS = {
     "prepare": ("fold", "seed"),
     "train": ("model", "train", "fold.index", "seed"),
     "evaluate": ("evaluate", "train.precision", "fold.index", "seed"),
+    "report": ("data.whole_gland_labels", "evaluate.external_root", "evaluate.num_bootstrap", "seed"),
 }
 """Of the science settings, those that decide what a stage makes of its inputs; dvc.yaml has the same under `params`."""
 

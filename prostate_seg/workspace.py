@@ -108,6 +108,16 @@ class Workspace:
         """How runs differ: comparison.csv, comparison.json, comparison.png."""
         return self.root / "comparison"
 
+    @property
+    def report(self) -> Path:
+        """report.html, model_card.md and the tables behind the plots."""
+        return self.root / "report"
+
+    @property
+    def external_report(self) -> Path:
+        """The same for cases of another folder."""
+        return self.root / "report_external"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
@@ -123,6 +133,8 @@ class StageResult:
     """Pictures among the outputs worth a look."""
     tables: list[Path] = field(default_factory=list)
     """Small tables among the outputs worth a look."""
+    reports: list[Path] = field(default_factory=list)
+    """Pages among the outputs for people to read."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Verdicts in words, by name, such as leak_gate."""
     objective: float | None = None

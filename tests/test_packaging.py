@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from prostate_seg.tracking.source_files import source_files
 from tests.conftest import ROOT, Launch
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,7 +54,8 @@ def test_wheel_carries_the_configs_and_runs_outside_the_checkout(tmp_path: Path)
     names = zipfile.ZipFile(wheel).namelist()
     assert "prostate_seg/configs/config.yaml" in names
     shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
-    assert {f"prostate_seg/{name}" for name in shipped} <= set(names)
+    templates = {str(path.relative_to(ROOT)) for path in source_files("report")}
+    assert {f"prostate_seg/{name}" for name in shipped} | templates <= set(names)
 
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))

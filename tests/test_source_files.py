@@ -9,7 +9,7 @@ from prostate_seg.tracking.source_files import PACKAGE, source_files
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("stage", ["fetch", "preprocess", "prepare", "train", "evaluate"])
+@pytest.mark.parametrize("stage", ["fetch", "preprocess", "prepare", "train", "evaluate", "report"])
 def test_they_are_those_that_python_loads(stage: str) -> None:
     code = (
         f"import sys; import prostate_seg.stages.{stage};"
@@ -17,7 +17,13 @@ def test_they_are_those_that_python_loads(stage: str) -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     table = str(PACKAGE / "stages" / "__init__.py")
-    assert {str(path) for path in source_files(stage)} == set(loaded.split()) - {table}
+    assert {str(path) for path in source_files(stage) if path.suffix == ".py"} == set(loaded.split()) - {table}
+
+
+def test_templates_belong_to_the_stage_that_fills_them() -> None:
+    templates = {"report.html.j2", "report.css", "report.js", "model_card.md.j2"}
+    assert {path.name for path in source_files("report") if path.suffix != ".py"} == templates
+    assert all(path.suffix == ".py" for path in source_files("train"))
 
 
 def test_a_stage_has_no_part_in_another() -> None:

@@ -16,6 +16,7 @@ STAGES = {
     "prepare": "divide the patients into train, val and test, fold by fold, and look for leaks",
     "train": "fit the network, fold by fold, and keep the weights that are best on val",
     "evaluate": "segment the original test images and measure the masks on their own grid",
+    "report": "put everything on one page, report/report.html, and into a model card",
     "export": "write the settings that decide results to params.yaml, for DVC",
     "audit": "look for leaks in any split file: patients, copies and near copies across the parts of a fold",
     "verify": "compare data, results, code, packages and settings with what a run recorded",
@@ -50,5 +51,8 @@ def _no_such_stage(name: str | None) -> str:
     lines = [f"stage: unknown stage {name!r}" + (f"; did you mean {meant}?" if meant else "")] if name else []
     lines += ["Choose a stage: python -m prostate_seg stage=NAME", ""]
     lines += [f"  {stage:<11} {sentence}" for stage, sentence in STAGES.items()]
-    lines += ["", "Several, one after the other: python -m prostate_seg -m stage=preprocess,prepare,train,evaluate"]
+    lines += [
+        "",
+        "Several, one after the other: python -m prostate_seg -m stage=preprocess,prepare,train,evaluate,report",
+    ]
     return "\n".join(lines)

@@ -243,6 +243,7 @@ class Branch:
             redact.copy_file(path, folder / "log" / path.name)
         if result is not None:
             _copy(result.figures, folder / "figures")
+            _copy(result.reports, folder / "report")
             for path in result.tables:
                 redact.copy_file(path, folder / "tables" / path.name)
 

@@ -1,6 +1,7 @@
 """Which files of the package a stage is made of: the stage's module and, from there, all that is imported.
 
-The imports are read from the text, so that nothing is run; importing a module runs the `__init__` of its folders too.
+The imports are read from the text, so that nothing is run; importing a module runs the `__init__` of its folders too. Files of
+other kinds, such as templates, belong to the `__init__` that they lie beside.
 """
 
 import ast
@@ -19,6 +20,8 @@ def source_files(stage: str) -> list[Path]:
         if file not in found:
             found.add(file)
             waiting += _imported_files(file)
+        if file.name == "__init__.py":  # templates lie in the folder of the code that fills them
+            found |= {path for path in file.parent.iterdir() if path.is_file() and path.suffix != ".py"}
     return sorted(found - {PACKAGE / "stages" / "__init__.py"})
 
 
