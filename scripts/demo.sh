@@ -33,7 +33,8 @@ add dvc.lock
 commit "Results"
 if has_git; then python -m prostate_seg stage=link > /dev/null; fi
 echo
-echo "Tables, masks and pictures: demo/evaluation.  The runs: make ui.  demo/ is a project to try things in:"
+echo "The report, one page: demo/report/report.html.  Tables, masks and pictures: demo/evaluation."
+echo "  The runs: make ui.  demo/ is a project to try things in:"
 if has_git; then
     echo "  cd demo && dvc exp run -S experiment=quickstart -S train.learning_rate=1e-3 && dvc exp show --only-changed"
 else
