@@ -124,13 +124,13 @@ def _gallery_case(cfg: Config, rank: str, row: Row, *, files: dict[str, CaseFile
         return missing_case(rank, case_id, metrics, reason="its original image or mask is not there.")
     if (content_md5(case.image), content_md5(case.mask)) != (row["image_md5"], row["mask_md5"]):
         return missing_case(rank, case_id, metrics, reason="its image or mask has changed since it was measured.")
-    loaded, findings = load_case(case, labels=labels)
+    loaded, quality = load_case(case, labels=labels)
     try:
         predicted = read_volume(mask_path).array > 0
     except VolumeError as error:
         return missing_case(rank, case_id, metrics, reason=f"its predicted mask cannot be read: {error}")
     if loaded is None or predicted.shape != loaded.image.array.shape:
-        reason = "; ".join(finding.message for finding in findings) or "its predicted mask is on another grid."
+        reason = "; ".join(finding.message for finding in quality.findings) or "its predicted mask is on another grid."
         return missing_case(rank, case_id, metrics, reason=reason)
     return gallery_case(
         rank,
