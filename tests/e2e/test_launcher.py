@@ -140,6 +140,12 @@ def test_revision_that_looks_like_a_number_stays_text(launch: Launch) -> None:
         )
 
 
+def test_runs_to_compare_stay_text_quoted_or_not(launch: Launch) -> None:
+    for given in ("[12e4567,0012, ../a~b/c d]", "['12e4567','0012','../a~b/c d']"):
+        shown = launch("stage=compare", f"compare.runs={given}", "--cfg", "job").stdout.replace("'", "")
+        assert "  runs:\n  - 12e4567\n  - 0012\n  - ../a~b/c d\n" in shown
+
+
 def test_every_run_leaves_its_config_and_log(launch: Launch, tmp_path: Path) -> None:
     launch("stage=prepare", "seed=77")
     (config,) = tmp_path.glob("logs/*/*/.hydra/config.yaml")
