@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prostate_seg.data.cases import CaseFiles
-from prostate_seg.reporting.results import Scored, cases_table, summarise_folds, summary_table
+from prostate_seg.reporting.results import Scored, cases_table, flat_summary, summarise_folds, summary_table
 from prostate_seg.segmentation.metrics import case_metrics, slice_counts
 
 SPACING_MM = (3.0, 1.0, 1.0)
@@ -47,6 +47,15 @@ def test_folds_and_pool_count_cases_patients_failures_and_missed_glands() -> Non
     assert summary["folds"]["fold1"]["hd95_mm"]["mean"] == pytest.approx(diagonal)
     # Pooled IoU of fold 0: (400 + 200) pixels shared of (400 + 600).
     assert summary["folds"]["fold0"]["iou_gland_slices_pooled"] == pytest.approx(0.6)
+
+
+def test_flat_means_have_their_intervals_where_one_exists() -> None:
+    flat = flat_summary(summarise_folds(CASES, oracle_crop=False, num_bootstrap=200, seed=0))["test"]
+    assert flat["dice"] == pytest.approx(0.5)
+    assert (flat["dice_ci95_low"], flat["dice_ci95_high"]) == (0.0, 0.75)  # the means of the two patients
+    alone = flat_summary(summarise_folds(CASES[:2], oracle_crop=False, num_bootstrap=200, seed=0))["test"]
+    assert "dice" in alone
+    assert "dice_ci95_low" not in alone
 
 
 def test_table_has_a_row_per_case_and_marks_the_oracle_crop() -> None:

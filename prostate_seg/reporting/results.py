@@ -121,9 +121,11 @@ def summarise_cases(scored: Sequence[Scored], *, num_bootstrap: int, seed: int) 
 
 
 def flat_summary(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return summary.json: the pooled means that exist, which is what two runs are compared by."""
-    means = {name: summary["pooled"][name]["mean"] for name in SUMMARISED}
-    return {"test": {name: mean for name, mean in means.items() if mean is not None}}
+    """Return summary.json: the pooled means, and the ends of their intervals, as far as they exist."""
+    pooled = summary["pooled"]
+    means = {name: pooled[name]["mean"] for name in SUMMARISED}
+    ends = {f"{name}_{end}": pooled[name][end] for name in SUMMARISED for end in ("ci95_low", "ci95_high")}
+    return {"test": {name: value for name, value in (means | ends).items() if value is not None}}
 
 
 def summary_table(summary: dict[str, Any]) -> list[str]:
