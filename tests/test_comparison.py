@@ -264,5 +264,12 @@ def test_figure_shows_what_differs_filled_and_what_does_not_open(tmp_path: Path)
     assert labels[0] == "Dice (12)"
     assert labels[-2:] == ["centre: RUMC (6)", "centre: ZGT (6)"]
     assert [text.get_text() for text in panels[3].get_legend().get_texts()] == ["24 better in b"]
+    few = comparisons_figure(
+        compare(results("a", cases()[:10]), [results("b", cases(dice=0.6)[:10])], num_bootstrap=100, seed=0)
+    )
+    assert {line.get_color() for line in few.subfigs[0].axes[0].get_lines()} == {
+        "black",
+        UNCLEAR_COLOUR,
+    }  # five patients
     draw_comparisons(tmp_path / "comparison.png", both)
     assert imread(tmp_path / "comparison.png").std() > 0.05

@@ -299,7 +299,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     for row in comparison.rows:
         if (row.subgroup, row.group) != heading:
             heading = (row.subgroup, row.group)
-            lines.append(f"{_cut(row.subgroup, 40)} = {_cut(row.group, 40)}, {row.paired.num_patients} patients")
+            lines.append(f"{_cut(row.subgroup, 40)} = {_cut(row.group, 40)}; patients: {row.paired.num_patients}")
         lines.append(_line(row))
     lines += [
         "p: Wilcoxon signed-rank test over patients; p Holm: adjusted for all tests of all cases; subgroups explore"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from prostate_seg.files import atomic_path
 from prostate_seg.reporting.comparison import ALL, Comparison, Row
@@ -18,9 +19,9 @@ BETTER_COLOUR, WORSE_COLOUR, UNCLEAR_COLOUR = "#0072B2", "#D55E00", "#666666"
 """Blue and vermillion of Okabe and Ito's palette, and grey."""
 
 PANELS = {
-    "Dice and IoU": ("dice", "dice_base", "dice_mid", "dice_apex", "iou", "surface_dice_2mm"),
-    "distance (mm)": ("hd95_mm", "assd_mm"),
-    "volume (% of reference)": ("abs_volume_difference_percent",),
+    "Dice, IoU; subgroups: Dice": ("dice", "dice_base", "dice_mid", "dice_apex", "iou", "surface_dice_2mm"),
+    "distance (mm); subgroups: HD95": ("hd95_mm", "assd_mm"),
+    "volume error (% of reference)": ("abs_volume_difference_percent",),
 }
 """Metrics that share an axis, by its label; volumes in mL say the same as in percent and are left to the table."""
 
@@ -93,9 +94,8 @@ def _draw_panel(ax: Axes, comparison: Comparison, metrics: Sequence[str], *, lab
     ax.set_ylim(NUM_MAIN_LINES + len(parts) - 0.4, -0.6)
     ax.axhline(NUM_MAIN_LINES - 0.5, color="black", linewidth=0.8, linestyle=":")
     ax.margins(x=0.1)
-    ax.set_xlabel(
-        f"{label}, subgroups: {SHOWN[metrics[0]]}\n{'← b better' if main[0].lower_is_better else 'b better →'}"
-    )
+    ax.set_xlabel(f"{label}\n{'← b better' if main[0].lower_is_better else 'b better →'}")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.grid(axis="x", alpha=0.3)
 
 
@@ -116,9 +116,9 @@ def _label(row: Row) -> str:
 
 
 def _colour(row: Row) -> str:
-    """Return grey unless the interval lies on one side of 0."""
+    """Return grey unless the interval lies on one side of 0, of patients that are enough for a test."""
     low, high = row.paired.ci95_low, row.paired.ci95_high
-    if low is None or high is None or low <= 0 <= high:
+    if row.paired.p_wilcoxon is None or low is None or high is None or low <= 0 <= high:
         return UNCLEAR_COLOUR
     return BETTER_COLOUR if (high < 0) == row.lower_is_better else WORSE_COLOUR
 
@@ -136,5 +136,6 @@ def _draw_cases(ax: Axes, comparison: Comparison) -> None:
             ax.plot(a[is_kind], change[is_kind], marker, color=colour, alpha=0.7, label=f"{is_kind.sum()} {label}")
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set(xlabel="Dice of a case in a", title="Dice of a case, b - a")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, loc="best")
