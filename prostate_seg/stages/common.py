@@ -104,8 +104,10 @@ def identity_of_files(case: CaseFiles) -> CaseIdentity:
     return replace(identity, voxels_sha1=voxels_sha1(image), thumbnail=thumbnail(image))
 
 
-def _is_made_of_its_study_alone(row: CaseRow, *, settings: PreprocessSettings, workspace: Workspace) -> bool:
-    """Return whether preprocessing the original again gives the stored image."""
+def _is_made_of_its_study_alone(row: CaseRow, *, settings: PreprocessSettings, workspace: Workspace) -> bool | None:
+    """Return whether preprocessing the original again gives the stored image; None when the original is another by now."""
+    if content_md5(workspace.data / row.image) != row.image_md5:
+        return None
     image = read_volume(workspace.data / row.image)
     mask = read_volume(workspace.data / row.mask) if settings.crop == "mask" else None
     again = preprocess_study(image, mask, settings=settings).image.array.astype(np.float32)

@@ -224,8 +224,8 @@ def _require_unseen(cfg: Config, workspace: Workspace, cases: Sequence[CaseFiles
     leaks = find_leaks([fold], identities=renamed).leaks
     if leaks:
         raise InputError(
-            f"external images are in the data set of the trained folds:\n  {listing(leaks)}\n"
-            "List them under data.exclude."
+            f"{len({leak.second for leak in leaks})} of {len(cases)} external images are in the data set of the trained folds:"
+            f"\n  {listing(leaks)}\nList them under data.exclude."
         )
 
 
