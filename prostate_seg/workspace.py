@@ -47,6 +47,8 @@ class Workspace:
     """Folder with images/ and masks/."""
     cache: Path
     """Folder for what can be made again at any time."""
+    trained: Path | None = None
+    """Folder of model/ and .training/; None for the root."""
     open_fold: OpenFold = unrecorded_fold
     """Called by training around each fold."""
 
@@ -78,7 +80,7 @@ class Workspace:
     @property
     def model(self) -> Path:
         """One folder of weights and history per fold, and folds.json."""
-        return self.root / "model"
+        return (self.trained or self.root) / "model"
 
     def fold(self, fold_index: int) -> Path:
         """Weights and history of one fold."""
@@ -91,7 +93,7 @@ class Workspace:
     @property
     def training(self) -> Path:
         """What a training keeps until all of its folds have finished."""
-        return self.root / ".training"
+        return (self.trained or self.root) / ".training"
 
     @property
     def evaluation(self) -> Path:
@@ -138,7 +140,15 @@ class StageResult:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Verdicts in words, by name, such as leak_gate."""
     objective: float | None = None
-    """What a sweep maximises."""
+    """What a sweep maximises: of a training the mean over its folds of the best val Dice."""
+    seconds: float | None = None
+    """What a sweep may minimise: the time of the training, over all of its folds and stops."""
+
+    @property
+    def sought(self) -> dict[str, float]:
+        """Return what a sweep can look for, by name; empty for a stage that is no training."""
+        both = {"objective": self.objective, "seconds": self.seconds}
+        return {name: value for name, value in both.items() if value is not None}
 
 
 def workspace_of(cfg: Config) -> Workspace:
@@ -148,4 +158,5 @@ def workspace_of(cfg: Config) -> Workspace:
         root=root,
         data=Path(cfg.data.root) if cfg.data.root is not None else root / "data",
         cache=Path(cfg.paths.cache),
+        trained=None if cfg.paths.trained is None else Path(cfg.paths.trained),
     )

@@ -49,8 +49,10 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         for index in folds:
             with workspace.open_fold(index) as record:
                 work(index, record)
-    for index in folds:
-        _finished_mark(workspace, index).unlink(missing_ok=True)  # all are done: the next training starts afresh
+    marks = [_finished_mark(workspace, index) for index in folds]
+    seconds = sum(read_json(mark)["seconds"] for mark in marks)
+    for mark in marks:
+        mark.unlink()  # all are done: the next training starts afresh
     trained = collect_folds(workspace, list(folds))
     mean = float(np.mean(list(trained.values())))
     shown = ", ".join(f"fold {index} {dice:.3f}" for index, dice in trained.items())
@@ -65,6 +67,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         tables=[workspace.model / "folds.json"],
         tags={"leak_gate": verdict.text},
         objective=mean,
+        seconds=seconds,
     )
 
 
@@ -90,7 +93,8 @@ def packed_folder(cfg: Config, workspace: Workspace) -> Path:
 
 def train_fold(cfg: Config, workspace: Workspace, folds: Mapping[int, Fold], index: int, record: FoldRecord) -> None:
     """Train one fold; another process that trains it in this workspace goes first."""
-    with FileLock(workspace.cache / f"training_fold{index}.lock"):
+    place = md5_of_text(str(workspace.training.absolute()))[:8]
+    with FileLock(workspace.cache / f"training_{place}_fold{index}.lock"):
         _train_fold(cfg, workspace, folds[index], index, record)
 
 
@@ -144,10 +148,11 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
         save_weights(folder, fitted.weights)
         write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
         summary = _write_history(folder, fitted.history, metric=cfg.train.metric, title=title)
-    mark = {"identity": identity, "md5": md5_of(workspace.fold(index))}
+    seconds = fitted.history[-1].seconds
+    mark = {"identity": identity, "md5": md5_of(workspace.fold(index)), "seconds": seconds}
     write_json(_finished_mark(workspace, index), mark)
     shutil.rmtree(unfinished, ignore_errors=True)
-    minutes = {"train/minutes": fitted.history[-1].seconds / 60}
+    minutes = {"train/minutes": seconds / 60}
     record.finish(_fold_metrics(summary) | minutes, _pictures(workspace, index))
 
 
@@ -169,7 +174,10 @@ def _finished_mark(workspace: Workspace, index: int) -> Path:
 def _has_finished(workspace: Workspace, index: int, identity: str) -> bool:
     """Return whether the fold's folder is the one that this very training wrote; a checkout may have brought another."""
     mark, folder = _finished_mark(workspace, index), workspace.fold(index)
-    return mark.is_file() and folder.is_dir() and read_json(mark) == {"identity": identity, "md5": md5_of(folder)}
+    if not mark.is_file() or not folder.is_dir():
+        return False
+    found = read_json(mark)
+    return bool(found["identity"] == identity and found["md5"] == md5_of(folder))
 
 
 def _fold_metrics(summary: Mapping[str, float]) -> dict[str, float]:

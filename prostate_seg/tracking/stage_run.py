@@ -78,7 +78,7 @@ class StageRun:
         """Take what the stage read, wrote and measured."""
         self.result = result
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """Write down what is now known and close the run.
 
         Raises:
@@ -91,9 +91,9 @@ class StageRun:
         if outcome is Outcome.finished and self.result is not None:
             hashes = hash_stage(self.stage, self.result.inputs, self.result.outputs, workspace=self.workspace)
             record = self._record(hashes)
-            ds_version.write_entry(self.workspace, self.entry_name, record)
+            ds_version.write_entry(recording_workspace(self.cfg, self.workspace), entry_name(self.cfg), record)
         if self.branch is not None:
-            self.branch.close(outcome, record, hashes)
+            self.branch.close(outcome, record, hashes, error)
 
     def _record(self, hashes: Hashes) -> dict[str, Any]:
         """Return the entry of DS_VERSION.json, without secrets."""
@@ -110,6 +110,7 @@ class StageRun:
             "overrides": list(self.job.overrides),
             "settings": science_of(self.cfg),
             "metrics": {} if self.result is None else dict(self.result.metrics),
+            "sought": {} if self.result is None else self.result.sought,
             "inputs": {key: hashed.md5 for key, hashed in hashes.inputs.items()},
             "outputs": {key: hashed.md5 for key, hashed in hashes.outputs.items()},
             "inputs_changed_while_running": self._changed_inputs(hashes),
@@ -122,15 +123,10 @@ class StageRun:
         people_wrote = ("command", "overrides", "settings", "git")
         return {key: self.redactor.tree(value) if key in people_wrote else value for key, value in record.items()}
 
-    @property
-    def entry_name(self) -> str:
-        """The key in DS_VERSION.json; a fold that was trained alone stands beside the others."""
-        alone = self.stage == "train" and self.cfg.fold.index is not None
-        return f"{self.stage}.fold{self.cfg.fold.index}" if alone else self.stage
-
     def _other_entries(self) -> Mapping[str, Mapping[str, Any]]:
         """Return what is known of the other stages; a temporary workspace of DVC's starts with what the project knows."""
-        entries = ds_version.read_entries(self.workspace)
+        networks = replace(self.workspace, root=self.workspace.model.parent)
+        entries = ds_version.read_entries(self.workspace) | ds_version.read_entries(networks)
         if not entries and os.environ.get("DVC_ROOT"):
             entries = ds_version.read_entries(replace(self.workspace, root=project_root()))
         return {name: entry for name, entry in entries.items() if name.split(".")[0] != self.stage}
@@ -140,3 +136,14 @@ class StageRun:
         for key in changed:
             log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.stage)
         return changed
+
+
+def entry_name(cfg: Config) -> str:
+    """Return the key in DS_VERSION.json; a fold that was trained alone stands beside the others."""
+    alone = cfg.stage == "train" and cfg.fold.index is not None
+    return f"{cfg.stage}.fold{cfg.fold.index}" if alone else str(cfg.stage)
+
+
+def recording_workspace(cfg: Config, workspace: Workspace) -> Workspace:
+    """Return the workspace whose DS_VERSION.json has the run: networks that lie elsewhere (paths.trained) have their own."""
+    return replace(workspace, root=workspace.model.parent) if cfg.stage == "train" else workspace
