@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 refused input or failed stage; 2 bad command line or confi
 Nothing heavy is imported here; a stage brings its own libraries when it is dispatched.
 """
 
+import math
 import os
 import re
 import signal
@@ -11,9 +12,11 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -21,7 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from prostate_seg import config, stages
 from prostate_seg.callback import active_run
 from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.tracking.job import INTERRUPTED, terminate
+from prostate_seg.sweeping.pairs import PairSweeper
+from prostate_seg.sweeping.sweeper import StudySweeper, watched_by_study
+from prostate_seg.tracking.job import INTERRUPTED, Skipped, terminate
 from prostate_seg.workspace import workspace_of
 
 EXECUTION_WHITELIST = [
@@ -31,6 +36,8 @@ EXECUTION_WHITELIST = [
     "logging.StreamHandler",
     "logging.FileHandler",
     "prostate_seg.callback.TrackingCallback",
+    "prostate_seg.sweeping.pairs.PairSweeper",
+    "prostate_seg.sweeping.sweeper.StudySweeper",
 ]
 """The only `_target_`s and logging classes that a config may name."""
 
@@ -44,27 +51,35 @@ def config_folder() -> Path:
 
 
 @hydra.main(config_path=str(config_folder()), config_name="config", execution_whitelist=EXECUTION_WHITELIST)
-def run_stage(composed: DictConfig) -> float | None:
-    """Run the stage that the config names and return what a sweep maximises."""
+def run_stage(composed: DictConfig) -> dict[str, float]:
+    """Run the stage that the config names and return what a sweep can look for."""
     try:
         cfg = config.parse(composed)
-        stage = stages.load_stage(cfg.stage)
+        stages.require_stage(cfg.stage)
     except ConfigError as error:  # left at once: Hydra would put a line of its own before the text
         _leave(error, str(error), BAD_COMMAND)
     run = active_run()
-    result = stage(cfg, replace(workspace_of(cfg), open_fold=run.open_fold))
+    if isinstance(run, Skipped):
+        return run.result.sought
+    open_fold = watched_by_study(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
+    result = stages.load_stage(cfg.stage)(cfg, replace(workspace_of(cfg), open_fold=open_fold))
+    if result.objective is not None and math.isnan(result.objective):
+        raise InputError("the objective, mean val Dice over the folds, is not a number: look at val studies and loss")
     run.finish(result)
-    return result.objective
+    return result.sought
 
 
 def main() -> None:
     """Run the command line and exit with one of the codes above."""
+    for sweeper in (PairSweeper, StudySweeper):
+        Plugins.instance().register(sweeper)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, so that they are worded and counted here.
     signal.signal(signal.SIGTERM, terminate)
     sys.argv[1:] = [_as_text(argument) for argument in sys.argv[1:]]
     sys.argv += _stop_chain_at_first_failure(sys.argv[1:])
     try:
         _require_stage(sys.argv[1:])
+        _require_multirun(sys.argv[1:])
         run_stage()
     except KeyboardInterrupt as error:
         _leave(error, "interrupted", INTERRUPTED)
@@ -82,6 +97,13 @@ def _require_stage(arguments: list[str]) -> None:
     """List the stages at once, before Hydra makes a folder for the run's log."""
     if not any(re.match(r"stage=|--", argument) for argument in arguments):
         stages.load_stage(None)
+
+
+def _require_multirun(arguments: list[str]) -> None:
+    """Refuse a sweep that Hydra would run as a single job."""
+    sweeps = [argument for argument in arguments if argument.startswith("+sweep=")]
+    if sweeps and not any(re.match(r"-m$|--", argument) for argument in arguments):
+        raise ConfigError(f"{sweeps[0]}: a sweep is many jobs; add -m to the command")
 
 
 def _stop_chain_at_first_failure(arguments: list[str]) -> list[str]:

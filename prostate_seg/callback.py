@@ -5,12 +5,14 @@ code 1 and words for a person. Imports MLflow only when a stage really starts.
 """
 
 import importlib
+import logging
+import math
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -25,8 +27,12 @@ from prostate_seg import config as configuration
 from prostate_seg.config import Config
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.stages import QUESTIONS, STAGES
-from prostate_seg.tracking.job import Job, Outcome, Recorded, Unrecorded, outcome_of, terminate
+from prostate_seg.sweeping.fits import announce, num_folds_of
+from prostate_seg.sweeping.sweeper import is_study, sweep_place, trial_number
+from prostate_seg.tracking.job import Job, Outcome, Recorded, Skipped, Unrecorded, outcome_of, terminate
 from prostate_seg.workspace import workspace_of
+
+log = logging.getLogger(__name__)
 
 _active: list[Recorded] = []
 """The open run of this process, at most one; __main__ asks for it."""
@@ -53,17 +59,24 @@ class TrackingCallback(Callback):
         """Make the pipeline and, for a real sweep, its run, before any job can look for it."""
         with _failures_leave():
             cfg = _parsed(config)
-            if cfg is not None and cfg.stage not in QUESTIONS:
-                _tracking("sweeps").begin_multirun(
-                    cfg, _sweep_folder(config), is_sweep=_varies_more_than_the_stage(config)
-                )
+            if cfg is None or cfg.stage in QUESTIONS:
+                return
+            swept = _swept(config)
+            is_sweep = is_study(config.hydra) or bool(set(swept) - {"stage"})
+            if cfg.mlflow.tracking_uri is not None:
+                _tracking("sweeps").begin_multirun(cfg, sweep_place(config), is_sweep=is_sweep)
+            if is_sweep and not is_study(config.hydra):  # a study says itself what it still lacks
+                _announce(cfg, swept, is_paired="PairSweeper" in config.hydra.sweeper._target_)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Close the sweep's run with the worst status of its trials."""
+        """Close the sweep's run with the worst status of its trials, and say how to train the best setting."""
         with _failures_leave():
             cfg = _parsed(config)
-            if cfg is not None and cfg.stage not in QUESTIONS:
-                _tracking("sweeps").end_multirun(cfg, _sweep_folder(config))
+            if cfg is None or cfg.stage in QUESTIONS or cfg.mlflow.tracking_uri is None:
+                return
+            command = _tracking("sweeps").end_multirun(cfg, sweep_place(config), draw=_draw_sweep)
+            if command is not None and not is_study(config.hydra):
+                log.info("to train the best setting of this sweep:\n  %s", command)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Open the run of a stage."""
@@ -75,7 +88,7 @@ class TrackingCallback(Callback):
             if cfg is not None and cfg.stage in QUESTIONS:
                 _active.append(Unrecorded())
             elif cfg is not None and cfg.stage in STAGES:
-                _active.append(_tracking("stage_run").open_stage_run(cfg, workspace_of(cfg), _job(config)))
+                _active.append(_skipped(cfg, _job(config)) or _opened(cfg, _job(config)))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Close it: FINISHED, FAILED or KILLED."""
@@ -84,7 +97,8 @@ class TrackingCallback(Callback):
         run = _active.pop()
         is_completed = job_return.status is JobStatus.COMPLETED
         with _failures_leave(replace_error=is_completed), _no_sigterm():
-            run.close(Outcome.finished if is_completed else outcome_of(job_return._return_value))
+            error = None if is_completed else job_return._return_value
+            run.close(Outcome.finished if error is None else outcome_of(error), error)
         if not is_completed and _exit_code(job_return) == 0:
             sys.exit(1)  # a stage that left by sys.exit(0) has no result, and that is no success
 
@@ -100,8 +114,7 @@ def _exit_code(job_return: JobReturn) -> int | None:
 def _parsed(config: DictConfig) -> Config | None:
     """Return the config, or None for one that the stage itself is about to refuse."""
     try:
-        plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        return configuration.parse(plain)
+        return configuration.parse_job(config)
     except ConfigError:
         return None
 
@@ -112,23 +125,50 @@ def _job(config: DictConfig) -> Job:
         overrides=tuple(config.hydra.overrides.task),
         output_dir=Path(config.hydra.runtime.output_dir),
         hydra_dir=config.hydra.output_subdir or ".hydra",
-        sweep_folder=_sweep_folder(config) if is_multirun else None,
-        number=OmegaConf.select(config, "hydra.job.num", throw_on_missing=False, default=None) if is_multirun else None,
+        sweep_folder=sweep_place(config) if is_multirun else None,
+        number=_number(config.hydra) if is_multirun else None,
     )
 
 
-def _sweep_folder(config: DictConfig) -> Path:
-    return Path(config.hydra.sweep.dir).absolute()
+def _number(hydra: DictConfig) -> int | None:
+    number: int | None = OmegaConf.select(hydra, "job.num", throw_on_missing=False, default=None)
+    return trial_number(hydra) if is_study(hydra) else number
 
 
-def _varies_more_than_the_stage(config: DictConfig) -> bool:
-    """Return whether a multirun is a sweep; `-m stage=a,b` is only a chain of stages."""
-    if "BasicSweeper" not in config.hydra.sweeper._target_:
-        return True
+def _swept(config: DictConfig) -> dict[str, int]:
+    """Return the settings that a multirun varies, with the number of their values."""
     words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     words += list(config.hydra.overrides.task)
     overrides = OverridesParser.create().parse_overrides(words)
-    return any(override.is_sweep_override() and override.get_key_element() != "stage" for override in overrides)
+    return {
+        override.get_key_element(): sum(1 for _ in override.sweep_iterator()) if override.is_discrete_sweep() else 0
+        for override in overrides
+        if override.is_sweep_override()
+    }
+
+
+def _announce(cfg: Config, swept: dict[str, int], *, is_paired: bool) -> None:
+    """Say how many trainings a grid or pairs are."""
+    if cfg.stage != "train":
+        return
+    counts = swept.values()
+    num_folds = 1 if "fold.index" in swept else num_folds_of(cfg)
+    announce(cfg, num_trials=max(counts) if is_paired else math.prod(counts), num_folds=num_folds)
+
+
+def _skipped(cfg: Config, job: Job) -> Skipped | None:
+    """Return what stands for a run that need not be, if mlflow.skip_finished asks for that and there is one."""
+    done = _tracking("finished").finished_before(cfg, workspace_of(cfg), job) if cfg.mlflow.skip_finished else None
+    return None if done is None else Skipped(done)
+
+
+def _opened(cfg: Config, job: Job) -> Recorded:
+    run: Recorded = _tracking("stage_run").open_stage_run(cfg, workspace_of(cfg), job)
+    return run
+
+
+def _draw_sweep(folder: Path, rows: Sequence[tuple[Mapping[str, str], float]]) -> None:
+    importlib.import_module("prostate_seg.reporting.sweeps").draw_sweep(folder, rows)
 
 
 @contextmanager

@@ -482,6 +482,8 @@ class PathsConfig:
     """Workspace folder: preprocess/, prepared/, model/ and evaluation/ lie in it."""
     cache: str
     """Folder for files that can be made again at any time."""
+    trained: str | None
+    """Folder of model/ and of unfinished training, where trainings side by side each need their own; null takes root."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -512,6 +514,8 @@ class MlflowConfig:
     """What becomes of a stage's earlier run once a new one has finished."""
     fresh: bool
     """Whether to begin a new pipeline of that name instead of going on with the newest."""
+    skip_finished: bool
+    """Whether a stage is skipped whose last run had the same settings, inputs and code, and left its outputs in place."""
     system_metrics: bool
     """Whether the use of processor, memory, disk, network and GPU is recorded every ten seconds."""
 
@@ -666,6 +670,15 @@ def parse(cfg: DictConfig) -> Config:
         raise ConfigError(_type_message(cfg)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}") from error
+
+
+def parse_job(composed: DictConfig) -> Config:
+    """Return the same of a config that still has Hydra's own part.
+
+    Raises:
+        ConfigError: As `parse`.
+    """
+    return parse(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
 
 
 def parse_group(kind: type[Group], values: Mapping[str, Any]) -> Group:

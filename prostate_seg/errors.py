@@ -17,5 +17,9 @@ class VolumeError(InputError):
         """Name of the check that refused it, such as missing_slice."""
 
 
+class Pruned(Exception):  # noqa: N818 - no error: the study has asked for it
+    """A trial of a sweep was stopped early because it is hopeless; the text says where it stood."""
+
+
 class ConfigError(ValueError):
     """A setting cannot be used; the text names the key, the rule and the value (exit code 2)."""

@@ -16,7 +16,9 @@ NEEDED = {"data=folder": ["data.root=x"], "fold=picai": ["fold.file=x"], "model=
 
 
 def options() -> list[str]:
-    return sorted(f"{path.parent.name}={path.stem}" for path in config_folder().glob("*/*.yaml"))
+    """Return all but the sweeps, which name parts of a multirun; tests/e2e/test_sweeps.py runs each."""
+    paths = (path for path in config_folder().glob("*/*.yaml") if path.parent.name != "sweep")
+    return sorted(f"{path.parent.name}={path.stem}" for path in paths)
 
 
 @pytest.mark.parametrize("option", options())

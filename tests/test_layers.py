@@ -14,16 +14,19 @@ MAY_IMPORT = {
     "segmentation": BASE | {"imaging", "segmentation", "config"},
     "reporting": BASE | {"imaging", "data", "segmentation", "reporting"},
     "tracking": BASE | {"config", "workspace", "tracking"},
+    "sweeping": BASE | {"config", "workspace", "tracking", "sweeping"},
     "stages": BASE | {"imaging", "data", "segmentation", "reporting", "tracking", "config", "workspace", "stages"},
 }
 RECORDING = {"mlflow", "dvc", "dvc_data", "dvc_objects"}
+SEARCHING = {"hydra", "omegaconf", "optuna"}
 FORBIDDEN = {
-    "imaging": {"torch", "monai", "omegaconf", "hydra", *RECORDING},
-    "data": {"torch", "monai", "omegaconf", "hydra", *RECORDING},
-    "segmentation": {"hydra", "omegaconf", *RECORDING},
-    "reporting": {"torch", "monai", "hydra", "omegaconf", *RECORDING},
-    "stages": {"hydra", "omegaconf", *RECORDING},
-    "tracking": {"torch", "monai", "hydra", "omegaconf"},
+    "imaging": {"torch", "monai", *SEARCHING, *RECORDING},
+    "data": {"torch", "monai", *SEARCHING, *RECORDING},
+    "segmentation": {*SEARCHING, *RECORDING},
+    "reporting": {"torch", "monai", *SEARCHING, *RECORDING},
+    "stages": {*SEARCHING, *RECORDING},
+    "tracking": {"torch", "monai", *SEARCHING},
+    "sweeping": {"torch", "monai", *RECORDING},
 }
 
 
@@ -53,7 +56,7 @@ def test_module_imports_only_what_lies_below_it(path: Path) -> None:
 def test_launcher_and_callback_import_nothing_heavy_at_the_top() -> None:
     for name in ("__main__.py", "callback.py"):
         top = {module.split(".")[0] for module in imports(PACKAGE / name)}
-        assert not top & (RECORDING | {"torch", "monai", "numpy", "psutil"}), name
+        assert not top & (RECORDING | {"torch", "monai", "numpy", "psutil", "optuna"}), name
 
 
 def test_dvc_is_known_to_hashes_and_cache_alone() -> None:

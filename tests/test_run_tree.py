@@ -21,6 +21,7 @@ SETTINGS = MlflowConfig(
     name="baseline",
     on_rerun=OnRerun.supersede,
     fresh=False,
+    skip_finished=False,
     system_metrics=False,
 )
 

@@ -40,10 +40,19 @@ def load_stage(name: str | None) -> Stage:
     Raises:
         ConfigError: If there is no such stage; the text lists those that exist.
     """
-    if name not in STAGES:
-        raise ConfigError(_no_such_stage(name))
+    require_stage(name)
     run: Stage = importlib.import_module(f"prostate_seg.stages.{name}").run
     return run
+
+
+def require_stage(name: str | None) -> None:
+    """Check that there is a stage of this name, without importing it.
+
+    Raises:
+        ConfigError: If there is none; the text lists those that exist.
+    """
+    if name not in STAGES:
+        raise ConfigError(_no_such_stage(name))
 
 
 def _no_such_stage(name: str | None) -> str:

@@ -14,7 +14,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from prostate_seg.config import OnRerun, as_container, science_of
-from prostate_seg.errors import InputError
+from prostate_seg.errors import InputError, Pruned
 from prostate_seg.tracking.address import resolved_uri
 from prostate_seg.tracking.job import Outcome, command_line
 from prostate_seg.tracking.record import Hashes, flat
@@ -119,8 +119,14 @@ class Branch:
         self.folds.append(fold)
         return fold
 
-    def close(self, outcome: Outcome, record: Mapping[str, Any] | None, hashes: Hashes | None) -> None:
-        """Log the results and close the run, then bring the parents up to date.
+    def close(
+        self,
+        outcome: Outcome,
+        record: Mapping[str, Any] | None,
+        hashes: Hashes | None,
+        error: BaseException | None,
+    ) -> None:
+        """Log the results, or what ended the run early, and close it, then bring the parents up to date.
 
         Raises:
             InputError: If the store does not take it.
@@ -133,6 +139,7 @@ class Branch:
                 raise OSError(f"{num_lost} records of this run were not taken")
             if record is not None and hashes is not None:
                 self._log_results(record, hashes)
+            self.tree.log(self.run_id, tags=self._ending(outcome, error))
             self._log_files(self._write_end)
             self.tree.client.set_terminated(self.run_id, outcome.value)
             with self.tree.store.lock:
@@ -144,6 +151,15 @@ class Branch:
                 f"{self.stage_run.stage} has ended {outcome.value} and its files are in {self.stage_run.workspace.root}, "
                 f"but run {self.run_id} is not complete\n{unusable(self.tree.store.address, error)}"
             ) from error
+
+    def _ending(self, outcome: Outcome, error: BaseException | None) -> dict[str, str]:
+        """Return tags that say what ended a run early, and of a trial what it is to its sweep."""
+        pruned = isinstance(error, Pruned)
+        state = {} if self.sweep_id is None else {"trial.state": "pruned" if pruned else outcome.name}
+        if error is None:
+            return state
+        text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return state | {"ended_by": _cut(self.stage_run.redactor.text(text), LONGEST_TAG)}
 
     def _log_results(self, record: Mapping[str, Any], hashes: Hashes) -> None:
         result = self.stage_run.result
@@ -160,8 +176,7 @@ class Branch:
         tags["folds"] = ",".join(str(fold.index) for fold in self.folds) or NONE
         if record["inputs_changed_while_running"]:
             tags["inputs_changed_while_running"] = ", ".join(record["inputs_changed_while_running"])
-        objective = {} if result.objective is None else {"objective": result.objective}
-        self.tree.log(self.run_id, tags=tags, metrics={**result.metrics, **objective})
+        self.tree.log(self.run_id, tags=tags, metrics={**result.metrics, **result.sought})
         self.tree.client.log_inputs(self.run_id, [_dataset(key, md5) for key, md5 in record["inputs"].items()])
         folders = {key: dict(one.files) for key, one in (*hashes.inputs.items(), *hashes.outputs.items()) if one.files}
         self._log_files(lambda folder: _write_json(folder / "provenance.json", {**record, "files": folders}))
@@ -200,22 +215,9 @@ class Branch:
                 self.tree.get(origin["run_id"]) if origin["run_id"] and origin["unchanged"] and not is_there else None
             )
             if source is not None and source.data.tags.get("mlflow.parentRunId") != self.pipeline_id:
-                self._link(stage, source)
-
-    def _link(self, stage: str, source: Run) -> None:
-        """Make a finished run that stands for `source`, with its numbers and hashes."""
-        kept = {
-            key: value
-            for key, value in source.data.tags.items()
-            if not key.startswith(("mlflow.", "process.")) and key not in self.place.tags()
-        }
-        origin = source.data.tags.get("reused_from", source.info.run_id)
-        tags = {**kept, "reused_from": origin, "reused_pipeline": source.data.tags.get("pipeline", NONE)}
-        place = Place(level=Level.stage, pipeline=self.place.pipeline, stage=stage)
-        link = self.tree.create(stage, place, parent_id=self.pipeline_id, tags=tags, start_ms=source.info.start_time)
-        self.tree.log(link.info.run_id, params=source.data.params, metrics=source.data.metrics)
-        self.tree.log(self.pipeline_id, metrics=source.data.metrics)
-        self.tree.client.set_terminated(link.info.run_id, source.info.status, source.info.end_time)
+                place = Place(level=Level.stage, pipeline=self.place.pipeline, stage=stage)
+                self.tree.link(source, stage, place, parent_id=self.pipeline_id)
+                self.tree.log(self.pipeline_id, metrics=source.data.metrics)
 
     def _log_files(self, write: Callable[[Path], object]) -> None:
         """Log what `write` puts into a folder."""

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from prostate_seg.errors import Pruned
 from prostate_seg.workspace import FoldRecord, StageResult, unrecorded_fold
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -24,9 +26,9 @@ class Outcome(Enum):
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Say what becomes of a run that this error ends: KILLED by Ctrl-C and SIGTERM, else FAILED."""
+    """Say what becomes of a run that this error ends: KILLED by Ctrl-C, SIGTERM and a study's pruner, else FAILED."""
     is_signal = isinstance(error, SystemExit) and error.code in (INTERRUPTED, TERMINATED)
-    return Outcome.killed if is_signal or isinstance(error, KeyboardInterrupt) else Outcome.failed
+    return Outcome.killed if is_signal or isinstance(error, KeyboardInterrupt | Pruned) else Outcome.failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,8 @@ class Recorded(Protocol):
     def finish(self, result: StageResult) -> None:
         """Take what the stage read, wrote and measured."""
 
-    def close(self, outcome: Outcome) -> None:
-        """End the run."""
+    def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        """End the run, with what ended it early."""
 
 
 class Unrecorded:
@@ -66,8 +68,15 @@ class Unrecorded:
     def finish(self, result: StageResult) -> None:
         """Forget the result."""
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """Do nothing."""
+
+
+class Skipped(Unrecorded):
+    """Stands for the run of a stage that has been run before and need not run again."""
+
+    def __init__(self, result: StageResult) -> None:
+        self.result = result
 
 
 def terminate(_signal: int, _frame: FrameType | None) -> None:
@@ -77,5 +86,24 @@ def terminate(_signal: int, _frame: FrameType | None) -> None:
 
 def command_line() -> str:
     """Return how this process was started, as a person would type it."""
-    arguments = [word for word in sys.argv[1:] if word != "hydra.sweeper.max_batch_size=1"]
+    return _typed([word for word in sys.argv[1:] if word != "hydra.sweeper.max_batch_size=1"])
+
+
+NOT_OF_ONE_RUN = ("+sweep", "mlflow.skip_finished")
+"""Settings that a sweep has and the training of its best setting has not."""
+
+
+def command_of(overrides: Iterable[str], *, without: Sequence[str] = ()) -> str:
+    """Return what to type to run one job of a sweep by itself.
+
+    Args:
+        overrides: Of the job.
+        without: Settings to leave out.
+    """
+    left_out = (*NOT_OF_ONE_RUN, *without)
+    kept = [word for word in overrides if word.split("=")[0] not in left_out]
+    return _typed(sorted(kept, key=lambda word: not word.startswith("stage=")))
+
+
+def _typed(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "prostate_seg", *arguments])

@@ -98,6 +98,20 @@ class RunTree:
             tags={**place.tags(), **owner, **parent, **(tags or {})},
         )
 
+    def link(self, source: Run, name: str, place: Place, *, parent_id: str) -> Run:
+        """Make a closed run that stands for `source` in another place, with its numbers and hashes."""
+        tags = {
+            key: value
+            for key, value in source.data.tags.items()
+            if not key.startswith(("mlflow.", "process.")) and key not in place.tags()
+        }
+        tags["reused_from"] = source.data.tags.get("reused_from", source.info.run_id)
+        tags["reused_pipeline"] = source.data.tags.get("pipeline", NONE)
+        link = self.create(name, place, parent_id=parent_id, tags=tags, start_ms=source.info.start_time)
+        self.log(link.info.run_id, params=source.data.params, metrics=source.data.metrics)
+        self.client.set_terminated(link.info.run_id, source.info.status, source.info.end_time)
+        return link
+
     def log(
         self,
         run_id: str,

@@ -1,0 +1,251 @@
+"""An Optuna study that any number of processes work on: who has which trial, which trials were orphaned, what each came to.
+
+A trial is claimed under a lock that all processes of the store see, and carries the process that has it. A process that was
+killed leaves its trial RUNNING; the next claim takes that trial over, with its number and settings. So a study never holds
+more trials than were asked for. The whole of Optuna is imported here.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, GridSampler
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.sweeping.pruning import IsHopeless
+from prostate_seg.tracking.address import resolved_uri, shown_address, sqlite_file
+from prostate_seg.tracking.process import HEARTBEAT_SECONDS, SILENT_AFTER, is_alive, is_silent, this_process
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+MOST_STARTS = 3
+"""A trial whose process has died this often is taken to be the reason, as one that needs more memory than there is."""
+LOCK_KEY = 20_260_118
+"""Names the lock of studies inside a Postgres database."""
+SECONDS_TO_WRITE = 60
+"""How long a writer of a sqlite file waits for the others."""
+
+STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError, OSError, ImportError)
+"""What a storage raises that cannot be used; ImportError where the driver of its database is not installed."""
+
+
+class SharedStudy:
+    """The trials of one study."""
+
+    def __init__(self, study: optuna.Study, uri: str) -> None:
+        self.study = study
+        self._uri = uri
+
+    def claim(self, *, num_trials: int, at_most: int) -> list[Trial]:
+        """Return trials for this process to run: orphaned ones first, then new ones until the study has `num_trials`."""
+        with _locked(self._uri):
+            claimed = self._orphans()[:at_most]
+            num_begun = sum(one.state is not TrialState.WAITING for one in self._all())
+            claimed += [self.study.ask() for _ in range(min(at_most - len(claimed), num_trials - num_begun))]
+            for trial in claimed:
+                trial.set_user_attr("starts", _starts(trial) + 1)
+                trial.set_user_attr("owner", this_process().as_tags())
+        return claimed
+
+    def release(self, trials: Sequence[Trial]) -> None:
+        """Give back trials whose job has died, to be claimed again."""
+        for trial in trials:
+            trial.set_user_attr("owner", {})
+
+    def is_anything_running(self) -> bool:
+        """Return whether another process still works on a trial."""
+        return any(one.state is TrialState.RUNNING for one in self._all())
+
+    def suggest(self, trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+        """Return the settings of a trial; those that it had before it was orphaned stay."""
+        return {name: trial._suggest(name, distribution) for name, distribution in space.items()}
+
+    def complete(self, trial: Trial, values: Sequence[float]) -> None:
+        """Record what a trial came to."""
+        self._tell(trial, TrialState.COMPLETE, values)
+
+    def prune(self, trial: Trial) -> None:
+        """Record that a trial was stopped early."""
+        self._tell(trial, TrialState.PRUNED)
+
+    def fail(self, trial: Trial, reason: str) -> None:
+        """Record that a trial gave no result."""
+        trial.set_user_attr("reason", reason)
+        self._tell(trial, TrialState.FAIL)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of trials by state."""
+        states = [one.state.name for one in self._all()]
+        return {state.name: states.count(state.name) for state in TrialState}
+
+    def best(self) -> list[FrozenTrial]:
+        """Return the best trial; of several objectives all that no other beats in each; empty when none has finished."""
+        return self.study.best_trials if self.counts()["COMPLETE"] else []
+
+    def last_reason(self) -> str:
+        """Return why the newest failed trial has failed."""
+        return next((str(one.user_attrs["reason"]) for one in reversed(self._all()) if "reason" in one.user_attrs), "")
+
+    @contextmanager
+    def kept_alive(self, trials: Sequence[Trial]) -> Iterator[None]:
+        """Let trials give a sign of life while their jobs run, for those who look from other machines."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            while not is_over.wait(HEARTBEAT_SECONDS):
+                with suppress(*STORAGE_ERRORS):  # the next one may get through
+                    for trial in trials:
+                        trial.set_user_attr("owner", this_process().as_tags())
+
+        thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+    def _all(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _orphans(self) -> list[Trial]:
+        """Return the running trials whose process has ended, but for those that have ended too many; these fail."""
+        found = []
+        for one in self._all():
+            if one.state is TrialState.RUNNING and not _is_owned(one):
+                trial = Trial(self.study, one._trial_id)
+                if _starts(trial) < MOST_STARTS:
+                    found.append(trial)
+                else:
+                    self.fail(trial, f"its process died {MOST_STARTS} times, as when memory is short")
+        return found
+
+    def _tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
+        try:
+            self.study.tell(trial, values, state)
+        except (
+            RuntimeError
+        ):  # the state is stored; a grid that is used up tells Optuna's own loop, which is not ours, to end
+            if not isinstance(self.study.sampler, GridSampler):
+                raise
+
+
+def open_study(
+    address: str, name: str, *, objectives: Mapping[str, str], sampler: BaseSampler, question: Mapping[str, str]
+) -> SharedStudy:
+    """Make a study, or go on with it.
+
+    Args:
+        address: Its storage: sqlite, where a relative file lies in the project's root, or Postgres.
+        name: Its name in there.
+        objectives: What is sought, with its direction.
+        sampler: Proposes settings.
+        question: All that must be the same for trials to be compared.
+
+    Raises:
+        ConfigError: If the study was begun with another question.
+        InputError: If the storage cannot be used.
+    """
+    uri = _supported(address)
+    try:
+        with _locked(uri):
+            study = optuna.create_study(
+                storage=_storage(uri),
+                study_name=name,
+                sampler=sampler,
+                directions=[StudyDirection[direction.upper()] for direction in objectives.values()],
+                load_if_exists=True,
+            )
+            begun_with = study.user_attrs.get("question")
+            if begun_with is None:
+                study.set_user_attr("question", dict(question))
+    except STORAGE_ERRORS as error:
+        raise InputError(_unusable(uri, error)) from error
+    if begun_with is not None:
+        _require_same(begun_with, question, where=f"study {name} in {shown_address(uri)}")
+    return SharedStudy(study, uri)
+
+
+def judge(address: str, name: str, *, number: int, pruner: BasePruner) -> IsHopeless:
+    """Return what tells the study how a trial stands and asks the pruner; it runs in the process that trains."""
+    uri = _supported(address)
+    study = optuna.load_study(study_name=name, storage=_storage(uri), pruner=pruner)
+    if len(study.directions) > 1:  # Optuna prunes for one objective only
+        return lambda _step, _value: False
+    trial = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    told = set(trial.storage.get_trial(trial._trial_id).intermediate_values)  # before an interruption
+
+    def is_hopeless(step: int, value: float) -> bool:
+        if step not in told:
+            trial.report(value, step)
+        return trial.should_prune()
+
+    return is_hopeless
+
+
+def _starts(trial: Trial) -> int:
+    return int(trial.user_attrs.get("starts", 0))
+
+
+def _is_owned(trial: FrozenTrial) -> bool:
+    """Return whether the process that has a trial lives; one of another machine counts as dead when it is silent."""
+    owner = trial.user_attrs.get("owner", {})
+    alive = is_alive(owner)
+    return not is_silent(owner, since=SILENT_AFTER) if alive is None else alive
+
+
+def _require_same(begun_with: Mapping[str, str], question: Mapping[str, str], *, where: str) -> None:
+    keys = sorted(begun_with.keys() | question.keys())
+    changed = [key for key in keys if begun_with.get(key) != question.get(key)]
+    if changed:
+        lines = [f"  {key}: {begun_with.get(key, 'absent')} -> {question.get(key, 'absent')}" for key in changed[:10]]
+        raise ConfigError(
+            f"{where} was begun with other settings or data, and its trials cannot be compared with new ones:\n"
+            + "\n".join(lines)
+            + "\nGo on with what it was begun with, or begin another one: hydra.sweeper.study_name=NAME"
+        )
+
+
+def _supported(address: str) -> str:
+    uri = resolved_uri(address)
+    if sqlite_file(uri) is None and not uri.startswith("postgresql"):
+        shown = shown_address(uri)
+        raise ConfigError(f"hydra.sweeper.storage: must be sqlite:///FILE or postgresql://..., is {shown}")
+    return uri
+
+
+def _storage(uri: str) -> RDBStorage:
+    waiting = {"timeout": SECONDS_TO_WRITE} if sqlite_file(uri) else {}
+    return RDBStorage(uri, engine_kwargs={"connect_args": waiting})
+
+
+@contextmanager
+def _locked(uri: str) -> Iterator[None]:
+    """Hold the lock of all who use a storage; the system takes it from a process that dies."""
+    file = sqlite_file(uri)
+    if file is not None:
+        with FileLock(file.with_name(f"{file.name}.lock")):
+            yield
+        return
+    with create_engine(uri, poolclass=NullPool).connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK_KEY})
+        yield
+
+
+def _unusable(uri: str, error: BaseException) -> str:
+    return (
+        f"the study's storage {shown_address(uri)} cannot be used: {str(error).splitlines()[0]}\n"
+        "Check the address and who may write there, or choose another: hydra.sweeper.storage=ADDRESS"
+    )
