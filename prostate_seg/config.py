@@ -657,7 +657,8 @@ def parse(cfg: DictConfig) -> Config:
     try:
         if cfg.get("stage") == "export":
             _require_plain_science(cfg)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        # Resolved first: a path that names a setting gets the word that YAML has, not the enum's Python name.
+        merged = OmegaConf.merge(OmegaConf.structured(Config), cast(Any, OmegaConf.to_container(cfg, resolve=True)))
         return cast(Config, OmegaConf.to_object(merged))
     except ConfigError:
         raise

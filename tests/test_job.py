@@ -2,7 +2,8 @@
 
 import pytest
 
-from prostate_seg.tracking.job import Outcome, outcome_of
+from prostate_seg.errors import Pruned
+from prostate_seg.tracking.job import Outcome, command_of, outcome_of
 
 
 @pytest.mark.parametrize(
@@ -11,6 +12,7 @@ from prostate_seg.tracking.job import Outcome, outcome_of
         (KeyboardInterrupt(), Outcome.killed),
         (SystemExit(130), Outcome.killed),
         (SystemExit(143), Outcome.killed),
+        (Pruned("hopeless"), Outcome.killed),
         (SystemExit(0), Outcome.failed),
         (SystemExit(1), Outcome.failed),
         (SystemExit("in words"), Outcome.failed),
@@ -18,5 +20,11 @@ from prostate_seg.tracking.job import Outcome, outcome_of
     ],
     ids=repr,
 )
-def test_only_signals_kill_a_run(error: BaseException, outcome: Outcome) -> None:
+def test_only_signals_and_pruners_kill_a_run(error: BaseException, outcome: Outcome) -> None:
     assert outcome_of(error) is outcome
+
+
+def test_command_of_a_job_leaves_out_the_sweep_and_is_quoted() -> None:
+    overrides = ["train.loss=dice", "+sweep=optuna", "stage=train", "fold.index=1", "model.channels=[8,16]"]
+    expected = "python -m prostate_seg stage=train train.loss=dice 'model.channels=[8,16]'"
+    assert command_of(overrides, without=["fold.index"]) == expected

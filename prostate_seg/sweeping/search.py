@@ -145,12 +145,13 @@ class Search:
         fixed: Sequence[str],
     ) -> None:
         """Run some trials side by side and tell the study what they came to."""
-        jobs = {}
+        jobs: dict[Trial, list[str]] = {}
         for trial in trials:
+            is_orphan = bool(trial.params)
             settings = shared.suggest(trial, space)
             overrides = [*(f"{name}={value}" for name, value in settings.items()), *fixed]
             overrides.append(f"hydra.sweep.subdir={trial.number}")
-            if trial.user_attrs["starts"] > 1:  # it may have finished just before it was orphaned
+            if is_orphan:  # it may have finished just before it became one
                 overrides.append("mlflow.skip_finished=true")
             try:
                 configuration.parse_job(self._compose(overrides))
@@ -158,19 +159,26 @@ class Search:
                 self._fail(shared, trial, error)
             else:
                 jobs[trial] = overrides
-        if not jobs:
-            return
-        try:
-            with shared.kept_alive(list(jobs)):
-                returns = self.launcher.launch(list(jobs.values()), initial_job_idx=min(trial.number for trial in jobs))
-        except Exception as error:  # a job's process has died, and its launcher does not say which
-            if isinstance(error, HydraException):
-                raise
-            log.warning("trials %s are run again: %s", ", ".join(str(one.number) for one in jobs), _line(error))
-            shared.release(list(jobs))
-            return
-        for trial, job in zip(jobs, returns, strict=True):
+        returns = self._launch(shared, jobs) if jobs else []
+        for trial, job in zip(jobs, returns, strict=False):  # none came back of a launch that died
             self._tell(shared, trial, job)
+
+    def _launch(self, shared: SharedStudy, jobs: Mapping[Trial, Sequence[str]]) -> Sequence[JobReturn]:
+        """Return what jobs came to; nothing when one has died, and its launcher does not say which."""
+        trials = list(jobs)
+        try:
+            with shared.kept_alive(trials):
+                first = min(trial.number for trial in trials)
+                return self.launcher.launch(list(jobs.values()), initial_job_idx=first)
+        except HydraException:
+            raise
+        except Exception as error:
+            log.warning("trials %s are run again: %s", ", ".join(str(one.number) for one in trials), _line(error))
+            shared.release(trials, died=True)
+            return []
+        except BaseException:  # Ctrl-C, SIGTERM
+            shared.release(trials, died=False)
+            raise
 
     def _tell(self, shared: SharedStudy, trial: Trial, job: JobReturn) -> None:
         if job.status is JobStatus.COMPLETED:

@@ -5,6 +5,7 @@ killed leaves its trial RUNNING; the next claim takes that trial over, with its 
 more trials than were asked for. The whole of Optuna is imported here.
 """
 
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,12 +31,12 @@ from prostate_seg.tracking.process import HEARTBEAT_SECONDS, SILENT_AFTER, is_al
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-MOST_STARTS = 3
+MOST_DEATHS = 4
 """A trial whose process has died this often is taken to be the reason, as one that needs more memory than there is."""
 LOCK_KEY = 20_260_118
 """Names the lock of studies inside a Postgres database."""
 SECONDS_TO_WRITE = 60
-"""How long a writer of a sqlite file waits for the others."""
+"""How long one who needs a sqlite file waits for the others."""
 
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError, OSError, ImportError)
 """What a storage raises that cannot be used; ImportError where the driver of its database is not installed."""
@@ -52,17 +53,18 @@ class SharedStudy:
         """Return trials for this process to run: orphaned ones first, then new ones until the study has `num_trials`."""
         with _locked(self._uri):
             claimed = self._orphans()[:at_most]
+            for trial in claimed:
+                trial.set_user_attr("deaths", _deaths(trial))
             num_begun = sum(one.state is not TrialState.WAITING for one in self._all())
             claimed += [self.study.ask() for _ in range(min(at_most - len(claimed), num_trials - num_begun))]
             for trial in claimed:
-                trial.set_user_attr("starts", _starts(trial) + 1)
                 trial.set_user_attr("owner", this_process().as_tags())
         return claimed
 
-    def release(self, trials: Sequence[Trial]) -> None:
-        """Give back trials whose job has died, to be claimed again."""
+    def release(self, trials: Sequence[Trial], *, died: bool) -> None:
+        """Give back trials to be claimed again: their job's process has died, or a person or scheduler has stopped it."""
         for trial in trials:
-            trial.set_user_attr("owner", {})
+            trial.set_user_attr("owner", {"process.died": "true"} if died else {})
 
     def is_anything_running(self) -> bool:
         """Return whether another process still works on a trial."""
@@ -121,15 +123,15 @@ class SharedStudy:
         return self.study.get_trials(deepcopy=False)
 
     def _orphans(self) -> list[Trial]:
-        """Return the running trials whose process has ended, but for those that have ended too many; these fail."""
+        """Return the running trials that no process has, but for those whose processes keep dying; these fail."""
         found = []
         for one in self._all():
             if one.state is TrialState.RUNNING and not _is_owned(one):
                 trial = Trial(self.study, one._trial_id)
-                if _starts(trial) < MOST_STARTS:
+                if _deaths(trial) < MOST_DEATHS:
                     found.append(trial)
                 else:
-                    self.fail(trial, f"its process died {MOST_STARTS} times, as when memory is short")
+                    self.fail(trial, f"its process died {_deaths(trial)} times, as when memory is short")
         return found
 
     def _tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
@@ -160,6 +162,7 @@ def open_study(
     """
     uri = _supported(address)
     try:
+        _require_folder(uri)
         with _locked(uri):
             study = optuna.create_study(
                 storage=_storage(uri),
@@ -195,8 +198,9 @@ def judge(address: str, name: str, *, number: int, pruner: BasePruner) -> IsHope
     return is_hopeless
 
 
-def _starts(trial: Trial) -> int:
-    return int(trial.user_attrs.get("starts", 0))
+def _deaths(orphan: Trial) -> int:
+    """Return how often a trial's process has died: one that was told to stop has given its trial back."""
+    return int(orphan.user_attrs.get("deaths", 0)) + bool(orphan.user_attrs.get("owner"))
 
 
 def _is_owned(trial: FrozenTrial) -> bool:
@@ -226,6 +230,13 @@ def _supported(address: str) -> str:
     return uri
 
 
+def _require_folder(uri: str) -> None:
+    """Refuse a file in a folder that does not exist: the lock beside it would make the folder."""
+    file = sqlite_file(uri)
+    if file is not None and not os.access(file.parent, os.W_OK):
+        raise OSError(f"the folder {file.parent} does not exist or cannot be written")
+
+
 def _storage(uri: str) -> RDBStorage:
     waiting = {"timeout": SECONDS_TO_WRITE} if sqlite_file(uri) else {}
     return RDBStorage(uri, engine_kwargs={"connect_args": waiting})
@@ -236,7 +247,7 @@ def _locked(uri: str) -> Iterator[None]:
     """Hold the lock of all who use a storage; the system takes it from a process that dies."""
     file = sqlite_file(uri)
     if file is not None:
-        with FileLock(file.with_name(f"{file.name}.lock")):
+        with FileLock(file.with_name(f"{file.name}.lock"), timeout=SECONDS_TO_WRITE):
             yield
         return
     with create_engine(uri, poolclass=NullPool).connect() as connection:
@@ -245,7 +256,9 @@ def _locked(uri: str) -> Iterator[None]:
 
 
 def _unusable(uri: str, error: BaseException) -> str:
+    driver = "Install a driver and name it (prostate-seg[postgres] has that of postgresql+psycopg2://...)"
+    next_step = driver if isinstance(error, ImportError) else "Check the address and who may write there"
     return (
         f"the study's storage {shown_address(uri)} cannot be used: {str(error).splitlines()[0]}\n"
-        "Check the address and who may write there, or choose another: hydra.sweeper.storage=ADDRESS"
+        f"{next_step}, or choose another: hydra.sweeper.storage=ADDRESS"
     )

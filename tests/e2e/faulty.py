@@ -1,11 +1,15 @@
 """Run the launcher with a fault built in: `python faulty.py FAULT PLACE ARGUMENTS...`.
 
-FAULT is raise, exit0, exit3 or hang, which makes the file `hanging` and waits for a signal. PLACE is preprocess, fold1 (the
-second fold of a training) or close, where results are logged.
+FAULT is raise, nan, oom, exit0, exit3, kill (as kill -9), or hang, which makes the file `hanging` and waits for a signal. PLACE
+is preprocess, fold1 (the second fold of a training), close, where results are logged, trainings (at the end of each, so that
+ok,raise lets the second fail), claim, where a sweep has just taken a trial, or told, where it tells what its second came to.
 """
 
+import os
+import signal
 import sys
 import time
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,12 @@ from prostate_seg.__main__ import main
 def misbehave(fault: str) -> None:
     if fault == "raise":
         raise RuntimeError("built-in fault")
+    if fault == "oom":
+        import torch
+
+        raise torch.OutOfMemoryError("built-in fault")
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
     if fault == "hang":
         Path("hanging").touch()
         time.sleep(120)
@@ -29,18 +39,36 @@ def build_in(fault: str, place: str) -> None:
     elif place == "fold1":
         from prostate_seg.stages import train
 
-        fit = train.fit
-        folds: list[Any] = []
+        train.fit = in_turn(train.fit, ["ok", fault])
+    elif place == "trainings":
+        from prostate_seg.stages import train
 
-        def fit_once(*arguments: Any, **keywords: Any) -> Any:
-            folds.append(arguments)
-            return fit(*arguments, **keywords) if len(folds) == 1 else misbehave(fault)
+        train.collect_folds = in_turn(train.collect_folds, fault.split(","))
+    elif place == "claim":
+        from prostate_seg.sweeping.study import SharedStudy
 
-        train.fit = fit_once
+        SharedStudy.suggest = lambda *_: misbehave(fault)  # type: ignore[method-assign,assignment,return-value]
+    elif place == "told":
+        from prostate_seg.sweeping.study import SharedStudy
+
+        SharedStudy.complete = in_turn(SharedStudy.complete, ["ok", fault])  # type: ignore[method-assign]
     elif place == "close":
         from prostate_seg.tracking.branch import Branch
 
         Branch._log_results = lambda *_: misbehave(fault)  # type: ignore[method-assign,assignment,return-value]
+
+
+def in_turn(function: Any, faults: list[str]) -> Any:
+    """Return the function, whose first calls have these faults."""
+    waiting = chain(faults, repeat("ok"))
+
+    def faulty(*arguments: Any, **keywords: Any) -> Any:
+        fault = next(waiting)
+        if fault == "nan":
+            return {0: float("nan")}
+        return function(*arguments, **keywords) if fault == "ok" else misbehave(fault)
+
+    return faulty
 
 
 if __name__ == "__main__":

@@ -219,17 +219,18 @@ def test_verify_of_an_unknown_run_says_so(finished: Project) -> None:
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_sweep_has_a_run_with_its_trials_below(project: Project, launcher: str) -> None:
     extra = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
-    done = project.run("-m", "stage=train", "fold.index=0,1", f"hydra/launcher={launcher}", *extra)
+    grid = ["model=unet,attention_unet", "fold.index=0,1"]
+    done = project.run("-m", "stage=train", *grid, f"hydra/launcher={launcher}", *extra)
     assert done.returncode == 0, done.stdout + done.stderr
     pipeline, sweep = project.only(level="pipeline"), project.only(level="sweep")
     assert sweep.data.tags["mlflow.parentRunId"] == pipeline.info.run_id
     trials = sorted(project.runs(level="trial"), key=lambda run: str(run.info.run_name))
-    assert [run.info.run_name for run in trials] == ["trial 0", "trial 1"]
+    assert [run.info.run_name for run in trials] == [f"trial {number}" for number in range(4)]
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {sweep.info.run_id}
     assert {run.data.tags["sweep"] for run in project.runs(level="fold")} == {sweep.info.run_name}
     best = max(trials, key=lambda run: run.data.metrics["objective"])
     assert sweep.data.tags["best_run_id"] == best.info.run_id
-    assert sweep.data.metrics["sweep/num_finished"] == 2
+    assert sweep.data.metrics["sweep/num_finished"] == 4
     assert {run.info.status for run in project.runs()} == {"FINISHED"}
 
 

@@ -1,0 +1,252 @@
+"""Sweeps as a person runs them: grids, pairs and studies; what fails, is stopped early or killed; and what is recorded."""
+
+import re
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tests.conftest import ROOT
+from tests.project_helpers import FAULTY, Project, copy_of
+
+pytestmark = pytest.mark.slow
+
+STUDY = ["-m", "+sweep=optuna", "stage=train"]
+ONE_FOLD = ["fold.index=0", "mlflow=off"]
+
+
+@pytest.fixture
+def project(prepared: Project, tmp_path: Path) -> Project:
+    return copy_of(prepared, tmp_path / "project")
+
+
+def trials_of(project: Project, name: str = "baseline") -> list[optuna.trial.FrozenTrial]:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{project.folder}/optuna.db")
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+def run(project: Project, *arguments: str, program: str = "-m prostate_seg", code: int = 0) -> str:
+    done = project.run(*arguments, program=program)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+def settings_of(project: Project, number: int) -> dict[str, str]:
+    lines = (project.folder / f"sweeps/baseline/{number}/.hydra/overrides.yaml").read_text().splitlines()
+    return dict(line.removeprefix("- ").split("=", 1) for line in lines)
+
+
+def test_study_killed_at_three_moments_ends_with_its_trials_each_trained_once(project: Project) -> None:
+    sweep = [*STUDY, "hydra.sweeper.n_trials=3"]
+    text = run(project, "kill", "claim", *sweep, program=str(FAULTY), code=-9)
+    assert "study baseline: 3 of 3 trials are missing" in text
+    assert [trial.params for trial in trials_of(project)] == [{}]  # at the start of the first trial
+    run(project, "kill", "fold1", *sweep, program=str(FAULTY), code=-9)  # while it trained
+    settings = settings_of(project, 0)
+    text = run(project, "kill", "told", *sweep, program=str(FAULTY), code=-9)  # between the second and the third
+    assert "fold 0 had finished before training was stopped, and is kept" in text
+    assert [trial.state.name for trial in trials_of(project)] == ["COMPLETE", "RUNNING"]
+    weights = project.folder / "sweeps/baseline/1/model/fold0/weights.safetensors"
+    before = weights.stat().st_mtime_ns
+
+    text = run(project, *sweep)
+    assert "study baseline: 2 of 3 trials are missing" in text
+    assert "train is skipped: run " in text
+    assert weights.stat().st_mtime_ns == before
+    trials = trials_of(project)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+    assert settings.items() - {("mlflow.skip_finished", "true")} <= settings_of(project, 0).items()
+    folders = [path for path in (project.folder / "sweeps/baseline").iterdir() if path.is_dir()]
+    assert {path.name for path in folders} == {"0", "1", "2"}
+    runs = {str(run.info.run_name): run for run in project.runs(level="trial")}
+    assert sorted(runs) == ["trial 0", "trial 1", "trial 2"]
+    assert len(project.runs(level="trial")) == 3
+    for trial in trials:
+        assert runs[f"trial {trial.number}"].data.metrics["objective"] == trial.value
+    assert {run.info.status for run in project.runs()} == {"FINISHED"}
+    assert (
+        project.only(level="sweep").data.tags["best_trial"] == f"trial {max(trials, key=lambda one: one.value).number}"
+    )
+
+    text = run(project, *sweep)
+    assert "study baseline: 0 of 3 trials are missing" in text
+    assert "train FINISHED" not in text
+
+
+def test_trials_that_raise_give_no_number_or_run_out_of_memory_fail_and_the_sweep_goes_on(project: Project) -> None:
+    text = run(
+        project,
+        "ok,raise,nan,oom,ok",
+        "trainings",
+        *STUDY,
+        "fold.index=0",
+        "hydra.sweeper.n_trials=5",
+        program=str(FAULTY),
+    )
+    assert "2 trials trained, 0 stopped early, 3 failed" in text
+    trials = trials_of(project)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
+    reasons = [str(trial.user_attrs["reason"]) for trial in trials[1:4]]
+    assert reasons[0] == "RuntimeError: built-in fault"
+    assert "is not a number" in reasons[1]
+    assert reasons[2].startswith("OutOfMemoryError")
+    runs = {str(run.info.run_name): run for run in project.runs(level="trial")}
+    assert [runs[f"trial {number}"].info.status for number in range(5)] == ["FINISHED", *["FAILED"] * 3, "FINISHED"]
+    assert runs["trial 1"].data.tags["trial.state"] == "failed"
+    assert runs["trial 1"].data.tags["ended_by"] == "RuntimeError: built-in fault"
+    assert project.only(level="sweep").info.status == "FINISHED"
+
+
+def test_hopeless_trials_stop_early_and_the_record_says_so(project: Project) -> None:
+    """One learning rate that learns and, after it, two that do not."""
+    training = [
+        "train.max_epochs=6",
+        "train.steps_per_epoch=25",
+        "model.channels=[8,16,32]",
+        "model.strides=[[2,2],[2,2]]",
+    ]
+    space = ["hydra.sweeper.params=null", "train.learning_rate=choice(0.01,1e-7,2e-7)"]
+    grid = ["hydra/sweeper/sampler=grid", "hydra.sweeper.sampler.seed=1"]
+    pruner = ["hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=3"]
+    text = run(project, *STUDY, *training, *space, *grid, *pruner)
+    assert "1 trials trained, 2 stopped early, 0 failed" in text
+    whole, *stopped_early = trials_of(project)
+    for trial in stopped_early:
+        assert trial.state.name == "PRUNED"
+        assert trial.last_step == 4
+        assert trial.duration is not None
+        assert whole.duration is not None
+        assert trial.duration < whole.duration
+    assert whole.last_step == 12
+
+    number = 1
+    stopped = next(run for run in project.runs(level="trial") if run.info.run_name == f"trial {number}")
+    assert stopped.info.status == "KILLED"
+    assert stopped.data.tags["trial.state"] == "pruned"
+    assert "is hopeless" in stopped.data.tags["ended_by"]
+    folds = [run for run in project.runs(level="fold") if run.data.tags["mlflow.parentRunId"] == stopped.info.run_id]
+    assert folds[-1].info.status == "KILLED"
+    sweep = project.only(level="sweep")
+    assert sweep.info.status == "FINISHED"
+    command = sweep.data.tags["best_command"]
+    assert command.startswith("python -m prostate_seg stage=train ")
+    assert "+sweep" not in command
+    assert re.search(
+        r"best: trial \d+, objective [\d.]+; to train it here:\n  python -m prostate_seg stage=train", text
+    )
+    best = next(run for run in project.runs(level="trial") if run.info.run_id == sweep.data.tags["best_run_id"])
+    assert f"train.learning_rate={best.data.params['train.learning_rate']}" in command
+
+
+def test_two_objectives_have_a_front_and_trials_run_side_by_side_in_folders_of_their_own(project: Project) -> None:
+    side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"]
+    text = run(
+        project, "-m", "+sweep=optuna_pareto", "stage=train", *ONE_FOLD, *side_by_side, "hydra.sweeper.n_trials=4",
+        "hydra/sweeper/sampler=nsgaii",
+    )  # fmt: skip
+    assert "sweep: 4 trials x 1 folds = 4 fits, no past run to estimate from" in text
+    trials = trials_of(project)
+    assert [len(trial.values or []) for trial in trials] == [2] * 4
+    assert re.search(r"best: trial \d, objective 0\.\d+, seconds ", text)
+    for number in range(4):
+        assert (project.folder / f"sweeps/baseline/{number}/model/fold0/weights.safetensors").is_file()
+    assert not (project.folder / "model").exists()
+
+
+def test_pairs_are_tried_together_and_must_be_as_many(project: Project) -> None:
+    pairs = ["-m", "+sweep=pairs", "stage=train", "mlflow=off", "fold.index=0,1"]
+    run(project, *pairs, "train.learning_rate=0.001,0.002")
+    folds = [(project.folder / f"model/fold{index}/config.yaml").read_text() for index in (0, 1)]
+    assert ["learning_rate: 0.001" in folds[0], "learning_rate: 0.002" in folds[1]] == [True, True]
+    text = run(project, *pairs, "train.learning_rate=0.001,0.002,0.003", code=2)
+    assert "all swept settings must have as many values, have: fold.index 2, train.learning_rate 3" in text
+
+
+def test_grid_that_is_run_again_skips_what_has_finished_and_says_which_run(project: Project) -> None:
+    grid = ["-m", "stage=train", "fold.index=0,1", "train.loss=dice,bce", "paths.trained=models/${train.loss}"]
+    text = run(project, *grid)
+    assert "sweep: 4 trials x 1 folds = 4 fits, no past run to estimate from" in text
+    first = project.only(level="sweep").data.tags
+    assert "fold.index" not in first["best_command"]
+    assert first["best_command"] in text
+    figures = {"figures/parallel_coordinates.png", "figures/importance.png"}
+    assert project.artifacts(project.only(level="sweep")) == figures
+    ids = {run.info.run_id for run in project.runs(level="trial")}
+
+    (project.folder / "models/bce/model/fold1/history.csv").write_text("spoilt")
+    text = run(project, *grid, "mlflow.skip_finished=true")
+    assert re.search(r"sweep: 4 trials x 1 folds = 4 fits, about \d+ s one after the other", text)
+    skipped = re.findall(r"train\.fold[01] is skipped: run (\w+) of baseline", text)
+    assert len(skipped) == 3
+    assert set(skipped) <= ids
+    assert "train.fold1 runs again: outputs models/bce/model/fold1 is changed" in text
+    second = project.runs(level="sweep")[-1]
+    trials = [run for run in project.runs(level="trial") if run.data.tags["mlflow.parentRunId"] == second.info.run_id]
+    assert {run.data.tags.get("reused_from") for run in trials} == {None, *skipped}
+    assert (
+        second.data.metrics["sweep/best_objective"]
+        == project.runs(level="sweep")[0].data.metrics["sweep/best_objective"]
+    )
+
+    text = run(project, "stage=train", "fold.index=0", "train.loss=bce", "paths.trained=models/bce", "seed=7",
+               "mlflow.skip_finished=true")  # fmt: skip
+    assert "train.fold0 runs again: config seed is changed" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-m", "+sweep=optuna", "stage=prepare"], 2, "stage: must be train for sweep=optuna, is prepare"),
+        (["+sweep=optuna", "stage=train"], 2, "a sweep is many jobs; add -m to the command"),
+        ([*STUDY, "train.lerning_rate=choice(1,2)"], 2, "train.lerning_rate: unknown key"),
+        ([*STUDY, "hydra.sweeper.params=null"], 2, "hydra.sweeper.params: must name a setting to search"),
+        ([*STUDY, "+hydra.sweeper.objectives.test=maximize"], 2, "must be objective or seconds"),
+        ([*STUDY, "hydra.sweeper.storage=mysql://x/y"], 2, "must be sqlite:///FILE or postgresql://"),
+        ([*STUDY, "hydra.sweeper.storage=sqlite:///absent/optuna.db"], 1, "cannot be used"),
+        ([*STUDY, "paths.root=elsewhere"], 1, "run stage=preprocess and stage=prepare first"),
+        (["-m", "+sweep=optun", "stage=train"], 2, "did you mean sweep=optuna?"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_words(
+    prepared: Project, arguments: list[str], code: int, message: str
+) -> None:
+    text = run(prepared, *arguments, "mlflow=off", code=code)
+    assert message in text
+
+
+def test_other_settings_or_data_do_not_go_on_with_a_study(project: Project) -> None:
+    sweep = [*STUDY, *ONE_FOLD, "hydra.sweeper.n_trials=1"]
+    run(project, *sweep)
+    text = run(project, *sweep, "train.batch_size=4", code=2)
+    assert "study baseline in sqlite:///" in text
+    assert "train.batch_size: 8 -> 4" in text
+    assert "hydra.sweeper.study_name=NAME" in text
+    run(project, *sweep, "train.batch_size=4", "hydra.sweeper.study_name=smaller")
+    assert [trial.state.name for trial in trials_of(project, "smaller")] == ["COMPLETE"]
+
+
+def test_search_in_which_nothing_finishes_ends_with_1_and_the_reason(project: Project) -> None:
+    text = run(project, *STUDY, *ONE_FOLD, "hydra.sweeper.n_trials=2", "train.batch_size=choice(0)", code=1)
+    assert (
+        "none of the 2 trials of study baseline has finished; the last: train.batch_size: must be from 1 to 4096"
+        in text
+    )
+
+
+SMALLER = {
+    "demo": [],
+    "quickstart": [],
+    "volumetric": ["model.strides=[[1,2,2]]", "model.num_slices=4", "train.batch_size=2"],
+}
+
+
+def test_every_experiment_is_run_by_the_test_below() -> None:
+    assert set(SMALLER) == {path.stem for path in (ROOT / "configs/experiment").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("experiment", SMALLER)
+def test_experiment_runs(project: Project, experiment: str) -> None:
+    chain = ["-m", "stage=preprocess,prepare,train,evaluate", f"experiment={experiment}", "mlflow=off"]
+    text = run(project, *chain, *SMALLER[experiment])
+    assert "evaluate FINISHED" in text
