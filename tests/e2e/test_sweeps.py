@@ -189,9 +189,18 @@ def test_grid_that_is_run_again_skips_what_has_finished_and_says_which_run(proje
         == project.runs(level="sweep")[0].data.metrics["sweep/best_objective"]
     )
 
-    text = run(project, "stage=train", "fold.index=0", "train.loss=bce", "paths.trained=models/bce", "seed=7",
-               "mlflow.skip_finished=true")  # fmt: skip
-    assert "train.fold0 runs again: config seed is changed" in text
+
+def test_stage_is_skipped_only_while_settings_inputs_and_outputs_are_the_same(project: Project) -> None:
+    again = ["stage=prepare", "mlflow=off", "mlflow.skip_finished=true"]
+    text = run(project, *again)
+    assert "prepare is skipped: of baseline, finished 20" in text
+    assert "prepare FINISHED" not in text
+    assert "prepare runs again: config seed is changed" in run(project, *again, "seed=7")
+    (project.folder / "prepared/kfold.json").unlink()
+    assert "prepare runs again: outputs prepared/kfold.json is missing" in run(project, *again, "seed=7")
+    with (project.folder / "preprocess/dataset.csv").open("a") as file:
+        file.write("\n")
+    assert "prepare runs again: inputs preprocess is changed" in run(project, *again, "seed=7")
 
 
 @pytest.mark.parametrize(
