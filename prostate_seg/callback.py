@@ -29,6 +29,7 @@ from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.stages import QUESTIONS, STAGES
 from prostate_seg.sweeping.fits import announce, num_folds_of
 from prostate_seg.sweeping.sweeper import is_study, sweep_place, trial_number
+from prostate_seg.tracking.cluster import cluster_job_key, heed_cluster_signals, is_cluster_job
 from prostate_seg.tracking.job import Job, Outcome, Recorded, Skipped, Unrecorded, outcome_of, terminate
 from prostate_seg.workspace import workspace_of
 
@@ -81,7 +82,9 @@ class TrackingCallback(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Open the run of a stage."""
         _active.clear()
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
+        if is_cluster_job():
+            heed_cluster_signals()
+        elif signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
             signal.signal(signal.SIGTERM, terminate)
         with _failures_leave():
             cfg = _parsed(config)
@@ -127,6 +130,7 @@ def _job(config: DictConfig) -> Job:
         hydra_dir=config.hydra.output_subdir or ".hydra",
         sweep_folder=sweep_place(config) if is_multirun else None,
         number=_number(config.hydra) if is_multirun else None,
+        cluster_key=cluster_job_key(sweep_place(config), config.hydra.job.id) if is_cluster_job() else None,
     )
 
 

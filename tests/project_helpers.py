@@ -31,8 +31,9 @@ SMALL = [
     "train.max_epochs=2",
     "evaluate.num_bootstrap=100",
 ]
-LONGER = ["train.max_epochs=8", "train.steps_per_epoch=12", "mlflow=off"]
+LONGER_RECORDED = ["train.max_epochs=8", "train.steps_per_epoch=12"]
 """A training of a few seconds, for tests that stop it."""
+LONGER = [*LONGER_RECORDED, "mlflow=off"]
 FAULTY = Path(__file__).parent / "e2e" / "faulty.py"
 """Run in place of the launcher, with a fault built in."""
 
@@ -52,12 +53,14 @@ class Project:
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False
         )
 
-    def start(self, *arguments: str, program: str = "-m prostate_seg") -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, program: str = "-m prostate_seg", **environment: str
+    ) -> subprocess.Popen[str]:
         command = [sys.executable, *program.split(), *arguments, *small_for(arguments)]
         return subprocess.Popen(
             command,
             cwd=self.folder,
-            env=clean_environment(),
+            env=clean_environment() | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -25,7 +25,7 @@ def readme_commands() -> list[str]:
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_command_composes_and_is_accepted(launch: Launch, command: str) -> None:
-    arguments = [part for part in command.split()[3:] if part != "-m" and not part.startswith("hydra/launcher")]
+    arguments = [part for part in command.split()[3:] if part != "-m"]
     arguments = [re.sub(r"=([^\[]*?),.*", r"=\1", part) for part in arguments]
     result = launch(*arguments, *([] if "--cfg" in arguments else ["--cfg", "job"]))
     assert result.returncode == 0, result.stderr

@@ -16,7 +16,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from prostate_seg.config import OnRerun, as_container, science_of
 from prostate_seg.errors import InputError, Pruned
 from prostate_seg.tracking.address import resolved_uri
-from prostate_seg.tracking.job import Outcome, command_line
+from prostate_seg.tracking.job import Job, Outcome, command_line
 from prostate_seg.tracking.record import Hashes, flat
 from prostate_seg.tracking.run_tree import ALL, NONE, Level, Place, RunTree, now_ms
 from prostate_seg.tracking.stage_run import StageRun
@@ -34,6 +34,8 @@ LONGEST_TAG = 5000
 """Characters of a tag; MLflow's databases hold a little more."""
 SHOWN_PACKAGES = ("torch", "monai", "numpy", "scipy", "simpleitk", "hydra-core", "mlflow", "dvc", "prostate-seg")
 """Packages whose versions are tags; packages.txt has all."""
+CLUSTER_KEY, NUM_STARTS = "cluster.key", "cluster.num_starts"
+"""Tags of a job of a cluster: what it is known by when it is started again, and how often it was started."""
 
 
 def open_branch(stage_run: StageRun) -> "Branch":
@@ -52,6 +54,7 @@ def open_branch(stage_run: StageRun) -> "Branch":
 def _make_run(stage_run: StageRun, store: Store) -> "Branch":
     """Close what died, find or make the parents, and open the run. Call with the lock held."""
     cfg, job, tree = stage_run.cfg, stage_run.job, RunTree(store)
+    begun = _taken_over(job, tree)  # before orphans are closed: it may look like one
     for orphan in tree.close_orphans():
         log.info("closed as KILLED: run %s (%s)", orphan.info.run_id, orphan.info.run_name)
     pipeline = tree.pipeline(cfg.mlflow.name, fresh=cfg.mlflow.fresh and job.sweep_folder is None)
@@ -63,14 +66,27 @@ def _make_run(stage_run: StageRun, store: Store) -> "Branch":
         fold=ALL if cfg.fold.index is None else str(cfg.fold.index),
         sweep=NONE if sweep is None else str(sweep.info.run_name),
     )
-    run = tree.create(
+    run = begun or tree.create(
         stage_run.stage if sweep is None else f"trial {job.number}",
         place,
         parent_id=(sweep or pipeline).info.run_id,
+        tags=None if job.cluster_key is None else {CLUSTER_KEY: job.cluster_key, NUM_STARTS: "1"},
         start_ms=int(stage_run.started * 1000),
     )
     tree.reopen(pipeline)
     return Branch(stage_run, tree, place, run=run, pipeline=pipeline, sweep=sweep)
+
+
+def _taken_over(job: Job, tree: RunTree) -> Run | None:
+    """Return the run that a cluster's job began when it was started before, as this process's; None without one."""
+    if job.cluster_key is None:
+        return None
+    runs = tree.search(filters={CLUSTER_KEY: job.cluster_key}, newest_first=True)
+    begun = next((run for run in runs if run.info.status != Outcome.finished.value), None)
+    if begun is not None:
+        tree.take_over(begun, {NUM_STARTS: str(int(begun.data.tags[NUM_STARTS]) + 1)})
+        log.info("go on in run %s, that this job began when it was started before", begun.info.run_id)
+    return begun
 
 
 class Branch:
@@ -95,7 +111,7 @@ class Branch:
         around, redact = self.stage_run.surroundings, self.stage_run.redactor
         params = flat(redact.tree(science_of(self.stage_run.cfg)))
         tags = {
-            "command": command_line(),
+            "command": command_line(self.stage_run.job),
             "overrides": " ".join(self.stage_run.job.overrides),
             "git.commit": around.git.commit,
             "git.branch": around.git.branch,
@@ -263,23 +279,23 @@ class FoldBranch:
         self.branch = branch
         self.index = index
         self.run_id = ""
+        self.logged: set[tuple[str, int, float]] = set()
+        """Name, step and value of metrics that the run has from before."""
         stage = branch.place
         self.place = Place(
             level=Level.fold, pipeline=stage.pipeline, stage=stage.stage, fold=str(index), sweep=stage.sweep
         )
         started = now_ms()
-        branch.writer.put(lambda: self._create(started))  # alone: what fails is tried again, and a run is made once
+        branch.writer.put(lambda: self._open(started))  # alone: what fails is tried again, and a run is made once
         branch.writer.put(lambda: branch.tree.log(self.run_id, params=self._params()))
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of an epoch in one call."""
-        stamp = now_ms()
-        batch = [Metric(name, float(value), stamp, epoch) for name, value in metrics.items()]
-        self.branch.writer.put(lambda: self.branch.tree.client.log_batch(self.run_id, metrics=batch))
+        self._put(metrics, step=epoch)
 
     def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
         """Send what the fold came to."""
-        self.branch.writer.put(lambda: self.branch.tree.log(self.run_id, metrics=metrics))
+        self._put(metrics, step=0)
         for path in figures:
             self.branch.writer.put(
                 lambda path=path: self.branch.tree.client.log_artifact(self.run_id, str(path), "figures")  # type: ignore[misc]
@@ -292,11 +308,34 @@ class FoldBranch:
             lambda: self.branch.tree.client.set_terminated(self.run_id, outcome.value, end_time=ended)
         )
 
-    def _create(self, started_ms: int) -> None:
-        run = self.branch.tree.create(
-            f"fold{self.index}", self.place, parent_id=self.branch.run_id, start_ms=started_ms
-        )
-        self.run_id = str(run.info.run_id)
+    def _put(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Send metrics but those that the run has from before: training repeats the epochs after which it goes on."""
+        stamp = now_ms()
+
+        def send() -> None:
+            new = [
+                Metric(name, float(value), stamp, step)
+                for name, value in metrics.items()
+                if (name, step, float(value)) not in self.logged
+            ]
+            if new:
+                self.branch.tree.client.log_batch(self.run_id, metrics=new)
+
+        self.branch.writer.put(send)
+
+    def _open(self, started_ms: int) -> None:
+        """Make the run, or go on in that of the fold in a stage that was started before."""
+        tree, parent = self.branch.tree, self.branch.run_id
+        begun = next(iter(tree.children(parent, fold=str(self.index))), None)
+        if begun is None:
+            run = tree.create(f"fold{self.index}", self.place, parent_id=parent, start_ms=started_ms)
+            self.run_id = str(run.info.run_id)
+            return
+        self.run_id = str(begun.info.run_id)
+        for name in begun.data.metrics:
+            history = tree.client.get_metric_history(self.run_id, name)
+            self.logged |= {(name, metric.step, metric.value) for metric in history}
+        tree.take_over(begun)
 
     def _params(self) -> dict[str, str]:
         settings = self.branch.stage_run.redactor.tree(science_of(self.branch.stage_run.cfg))

@@ -15,6 +15,8 @@ from prostate_seg.workspace import FoldRecord, StageResult, unrecorded_fold
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of a process that Ctrl-C or SIGTERM ended."""
+REQUEUED = (-1, 144)
+"""Exit codes of a job that submitit has put back into the queue: on Slurm, and on this machine."""
 
 
 class Outcome(Enum):
@@ -26,8 +28,8 @@ class Outcome(Enum):
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Say what becomes of a run that this error ends: KILLED by Ctrl-C, SIGTERM and a study's pruner, else FAILED."""
-    is_signal = isinstance(error, SystemExit) and error.code in (INTERRUPTED, TERMINATED)
+    """Say what becomes of a run that this error ends: KILLED by a signal and a study's pruner, else FAILED."""
+    is_signal = isinstance(error, SystemExit) and error.code in (INTERRUPTED, TERMINATED, *REQUEUED)
     return Outcome.killed if is_signal or isinstance(error, KeyboardInterrupt | Pruned) else Outcome.failed
 
 
@@ -45,6 +47,8 @@ class Job:
     """Folder of the multirun that the job is part of; None for a single run."""
     number: int | None
     """Number of the job in it."""
+    cluster_key: str | None = None
+    """Names the job of a cluster, that may be stopped and started again; None elsewhere."""
 
 
 class Recorded(Protocol):
@@ -84,9 +88,10 @@ def terminate(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(TERMINATED)
 
 
-def command_line() -> str:
-    """Return how this process was started, as a person would type it."""
-    return _typed([word for word in sys.argv[1:] if word != "hydra.sweeper.max_batch_size=1"])
+def command_line(job: Job | None = None) -> str:
+    """Return how this process was started, as a person would type it; of a cluster's job, what it runs."""
+    typed = job.overrides if job is not None and job.cluster_key is not None else sys.argv[1:]
+    return _typed([word for word in typed if word != "hydra.sweeper.max_batch_size=1"])
 
 
 NOT_OF_ONE_RUN = ("+sweep", "mlflow.skip_finished")

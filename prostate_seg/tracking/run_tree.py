@@ -130,8 +130,13 @@ class RunTree:
             self.client.log_batch(run_id, params=all_params[part], tags=all_tags[part], metrics=all_metrics[part])
 
     def reopen(self, run: Run) -> None:
-        """Show a parent as RUNNING while something below it runs. Call with the lock held."""
+        """Show a run as RUNNING again: a parent while something below it runs. Call with the lock held."""
         self.client.update_run(run.info.run_id, status="RUNNING")
+
+    def take_over(self, run: Run, tags: Mapping[str, str] | None = None) -> None:
+        """Go on in a run that another process has begun. Call with the lock held."""
+        self.log(run.info.run_id, tags={**this_process().as_tags(), **(tags or {})})
+        self.reopen(run)
 
     def settle(self, run_id: str, outcome: Outcome) -> None:
         """Close a pipeline with the outcome of what ended last, unless something below still runs. Lock held."""

@@ -106,7 +106,7 @@ class StageRun:
             "experiment": self.cfg.mlflow.experiment,
             "finished_at": now_text(),
             "seconds": round(time.time() - self.started, 1),
-            "command": command_line(),
+            "command": command_line(self.job),
             "overrides": list(self.job.overrides),
             "settings": science_of(self.cfg),
             "metrics": {} if self.result is None else dict(self.result.metrics),

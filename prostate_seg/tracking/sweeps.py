@@ -15,7 +15,6 @@ from mlflow.entities import Run
 from prostate_seg.config import Config
 from prostate_seg.files import md5_of_text
 from prostate_seg.tracking.job import Job, Outcome, command_of
-from prostate_seg.tracking.process import this_process
 from prostate_seg.tracking.recorded import artifact_text
 from prostate_seg.tracking.run_tree import ALL, Level, Place, RunTree
 from prostate_seg.tracking.store import Store, open_store
@@ -159,8 +158,7 @@ def _begin(cfg: Config, store: Store, place: Path, *, is_sweep: bool) -> None:
         return
     found = tree.sweep(sweep_key(place))
     if found is not None:  # the same place again: a sweep that goes on
-        tree.log(found.info.run_id, tags=this_process().as_tags() | {"sweep.complete": "false"})
-        tree.reopen(found)
+        tree.take_over(found, {"sweep.complete": "false"})
     else:
         name = f"sweep/{place.name}"
         where = Place(level=Level.sweep, pipeline=cfg.mlflow.name, stage=cfg.stage or ALL, sweep=name)

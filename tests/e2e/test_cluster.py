@@ -1,0 +1,101 @@
+"""Jobs of a cluster record like any others; one that is stopped and started again goes on in its run, to the same weights.
+
+Always with submitit's jobs on this machine; and with a real Slurm where one can be started.
+"""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.project_helpers import LONGER_RECORDED, Project, copy_of, until, wait_for
+from tests.slurm_helpers import ask, slurm, why_no_slurm
+
+pytestmark = pytest.mark.slow
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Weights are the same bits only with the same number of threads."""
+
+
+class LocalJobs:
+    """Jobs on this machine."""
+
+    launcher = ("hydra/launcher=submitit_local",)
+    environment = ONE_THREAD
+
+    def preempt_both(self, launcher: subprocess.Popen[str]) -> None:
+        """Tell one job by either signal that its machine is wanted back."""
+        for process, number in zip(tasks(launcher), (signal.SIGUSR1, signal.SIGUSR2), strict=True):
+            process.send_signal(number)
+
+
+class SlurmJobs:
+    """Jobs of a Slurm cluster."""
+
+    launcher = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment | ONE_THREAD
+
+    def preempt_both(self, _launcher: subprocess.Popen[str]) -> None:
+        """Signal one job, and let Slurm take the machine from the other."""
+        first, second = sorted(ask(self.environment, "squeue", "--noheader", "--format=%i").split())
+        ask(self.environment, "scancel", "--signal=USR1", first)
+        ask(self.environment, "scontrol", "requeue", second)
+
+
+@pytest.fixture(params=["local", "slurm"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[LocalJobs | SlurmJobs]:
+    if request.param == "local":
+        yield LocalJobs()
+        return
+    reason = why_no_slurm()
+    if reason is not None:
+        pytest.skip(f"no Slurm here: {reason}")
+    with slurm() as environment:
+        yield SlurmJobs(environment)
+
+
+def tasks(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the processes of submitit's jobs on this machine."""
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    return [child for child in children if "submitit.core._submit" in child.cmdline()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose folds were trained without a stop."""
+    project = copy_of(prepared, tmp_path_factory.mktemp("undisturbed") / "project")
+    done = project.run("stage=train", "mlflow=off", *LONGER_RECORDED, **ONE_THREAD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+def test_preempted_jobs_go_on_in_their_runs_to_the_same_weights(
+    cluster: LocalJobs | SlurmJobs, prepared: Project, undisturbed: Project, tmp_path: Path
+) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    grid = ["-m", "stage=train", "fold.index=0,1", *LONGER_RECORDED]
+    launcher = project.start(*grid, *cluster.launcher, **cluster.environment)
+    for fold in (0, 1):
+        wait_for(project.folder / ".training" / f"fold{fold}" / "checkpoints")
+    begun = {run.info.run_id for run in project.runs(level="trial")}
+    cluster.preempt_both(launcher)
+    until(lambda: "KILLED" in {run.info.status for run in project.runs(level="trial")}, 60)
+    output, _ = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, output
+
+    sweep, trials = project.only(level="sweep"), project.runs(level="trial")
+    assert {run.info.run_id for run in trials} == begun
+    assert {run.data.tags["cluster.num_starts"] for run in trials} == {"2"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {sweep.info.run_id}
+    assert {run.info.status for run in project.runs()} == {"FINISHED"}
+    for fold in ("0", "1"):
+        run = project.only(level="fold", fold=fold)
+        epochs = [metric.step for metric in project.client.get_metric_history(run.info.run_id, "train/loss")]
+        assert epochs == list(range(1, 9))
+        weights = Path("model") / f"fold{fold}" / "weights.safetensors"
+        assert (project.folder / weights).read_bytes() == (undisturbed.folder / weights).read_bytes()
