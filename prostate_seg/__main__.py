@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from prostate_seg import config, stages
+from prostate_seg import config, stages, torchrun
 from prostate_seg.callback import active_run
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.sweeping.pairs import PairSweeper
@@ -80,8 +80,12 @@ def main() -> None:
     sys.argv[1:] = [_as_text(argument) for argument in sys.argv[1:]]
     sys.argv += _stop_chain_at_first_failure(sys.argv[1:])
     try:
+        if torchrun.rank() > 0:
+            _follow()
         _require_stage(sys.argv[1:])
         _require_multirun(sys.argv[1:])
+        if torchrun.num_processes() > 1:
+            torchrun.require_one_training(sys.argv[1:])
         run_stage()
     except KeyboardInterrupt as error:
         _leave(error, "interrupted", INTERRUPTED)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -31,6 +32,7 @@ from prostate_seg.errors import InputError
 from prostate_seg.segmentation.augmentation import augment
 from prostate_seg.segmentation.checkpoints import Checkpoints, TrainingState
 from prostate_seg.segmentation.devices import autocast
+from prostate_seg.segmentation.distributed import ALONE, Team
 from prostate_seg.segmentation.inference import Predictor, predict_probability
 from prostate_seg.segmentation.losses import LossFunction, build_loss
 from prostate_seg.segmentation.models import is_3d
@@ -145,6 +147,7 @@ def fit(
     seed: int,
     on_epoch_end: Callable[[Epoch], None],
     checkpoints: Checkpoints | None = None,
+    team: Team = ALONE,
 ) -> Fitted:
     """Train until the budget of epochs or minutes is spent.
 
@@ -157,19 +160,20 @@ def fit(
         seed: Source of order, augmentation and dropout.
         on_epoch_end: Told after each epoch; of epochs before an interruption too, at once.
         checkpoints: Where the state is kept after each epoch, and where a training that was stopped goes on.
+        team: The processes that train this network; each calls this, the first with checkpoints.
 
     Raises:
-        InputError: If the loss is no longer finite.
+        InputError: If the loss is no longer finite, or a batch has fewer inputs than there are processes.
     """
     device, volumetric = predictor.device, is_3d(predictor.model)
     batches = Batches(packed, train_ids, model=predictor.model, device=device, kind=settings.slices)
-    step = Step(predictor.networks[0], settings=settings, device=device, volumetric=volumetric)
+    step = Step(predictor.networks[0], settings=settings, device=device, volumetric=volumetric, team=team)
     averaged = replace(predictor, networks=[step.averaged.module])
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
     new_slices = VAL_SLICES_SHARE * steps_per_epoch * settings.batch_size
     epochs_per_look = max(1, math.ceil(len(packed.slices_of(val_ids)) / new_slices))
     progress = Progress(settings.metric)
-    found = checkpoints.newest() if checkpoints is not None else None
+    found = team.of_first(lambda: None if checkpoints is None else checkpoints.newest())
     if found is not None:
         progress = Progress.restored(found, metric=settings.metric)
         step.restore(found)
@@ -177,20 +181,22 @@ def fit(
             on_epoch_end(epoch)
         log.info("go on after epoch %d, where training was stopped", len(progress.history))
     start = time.perf_counter() - progress.seconds
-    budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps)
+    budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, team=team)
     is_over = budget.is_spent()
     while not is_over:
         # Seeded by the epoch, so that an epoch is the same whether or not those before it ran in this process.
         number = len(progress.history)
         order = np.random.default_rng([seed, number])
-        torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))  # dropout
+        dropout = np.random.SeedSequence([seed, number, team.rank])  # of rank 0 it is the same without the rank
+        torch.manual_seed(int(dropout.generate_state(1)[0]))
         losses = _train_epoch(batches, step, budget, num_steps=steps_per_epoch, order=order)
         is_over = budget.is_spent()
         looks = is_over or (number + 1) % epochs_per_look == 0
-        val_dice, val_iou = val_scores(packed, val_ids, predictor=averaged) if looks else (None, None)
+        val_dice, val_iou = val_scores(packed, val_ids, predictor=averaged, team=team) if looks else (None, None)
+        first_step = step.num_steps - len(losses)
         epoch = Epoch(
             epoch=number + 1,
-            loss=_finite_mean(losses, packed=packed, first_step=step.num_steps - len(losses), epoch=number + 1),
+            loss=team.of_first(partial(_finite_mean, losses, packed=packed, first_step=first_step, epoch=number + 1)),
             val_dice=val_dice,
             val_iou=val_iou,
             learning_rate=budget.learning_rate(),
@@ -290,10 +296,17 @@ class Step:
         settings: TrainConfig,
         device: torch.device,
         volumetric: bool,
+        team: Team = ALONE,
     ):
+        if settings.batch_size < team.size:
+            raise InputError(
+                f"train.batch_size: must be at least the {team.size} processes that torchrun has started, each of which "
+                f"takes a part of every batch, is {settings.batch_size}; use --nproc-per-node={settings.batch_size}"
+            )
         memory_format = torch.channels_last if device.type == "cuda" and not volumetric else torch.contiguous_format
         self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
-        self.settings, self.device, self.volumetric = settings, device, volumetric
+        self.replica = team.replica(self.network)
+        self.settings, self.device, self.volumetric, self.team = settings, device, volumetric, team
         self.loss: LossFunction = build_loss(settings.loss)
         self.optimizer = build_optimizer(network, settings)
         self.averaged = AveragedModel(network, use_buffers=True).eval()
@@ -302,13 +315,16 @@ class Step:
         """Inputs that go through the network at once."""
 
     def add_gradient(self, images: torch.Tensor, masks: torch.Tensor, *, share: float = 1.0) -> torch.Tensor:
-        """Add the gradient of some inputs, that are a share of the batch, and return their part of its loss, on the device."""
+        """Add the gradient of some inputs, that are a share of the batch, and return their part of its loss, on the device.
+
+        Of several processes each is given all of them and runs the network on its part.
+        """
         if self.volumetric:  # the slices of a 3-D input are an axis, those of a 2.5-D input are channels
             images, masks = images[:, None], masks[:, None]
         with autocast(self.device, precision=self.settings.precision):
-            logits = self.network(images)
-        loss = self.loss(logits.float(), masks) * share
-        loss.backward()
+            logits = self.replica(images[self.team.part(len(images))])
+        loss = self.loss(self.team.whole(logits.float(), len(images)), masks) * share
+        (loss * self.team.size).backward()  # the processes' gradients are parts of a sum, and averaged
         return loss.detach()
 
     def descend(self, learning_rate: float) -> None:
@@ -326,11 +342,17 @@ class Step:
         """Send half as many inputs at once, their gradients still added up over the whole batch.
 
         Raises:
-            InputError: If a single input does not fit.
+            InputError: If a single input does not fit, or several processes would have to halve at the same place.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if self.team.size > 1:
+            raise InputError(
+                f"a part of train.batch_size={self.batch_size} does not fit into the memory of the GPU of process "
+                f"{self.team.rank}: {reason}\n"
+                "Start more processes or lower train.batch_size; only a single process sends a batch in halves."
+            )
         if self.batch_size == 1:
             raise InputError(
                 f"one input does not fit into the memory of the GPU: {reason}\n"
@@ -363,22 +385,27 @@ class Step:
             optimizer["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(optimizer)
         self.num_steps = int(state.facts["num_steps"])
-        self.batch_size = int(state.facts["batch_size"])
+        if self.team.size == 1:
+            self.batch_size = int(state.facts["batch_size"])
 
 
 class Budget:
     """How much of the epochs and minutes is spent; the learning rate follows whichever ends first."""
 
-    def __init__(self, settings: TrainConfig, *, steps_per_epoch: int, start: float, num_steps: int = 0):
-        self.settings, self.start = settings, start
+    def __init__(
+        self, settings: TrainConfig, *, steps_per_epoch: int, start: float, num_steps: int = 0, team: Team = ALONE
+    ):
+        self.settings, self.start, self.team = settings, start, team
         self.max_steps = settings.max_epochs * steps_per_epoch
         self.num_steps = num_steps
 
     def spent_fraction(self) -> float:
         """Return the spent part of the budget, 0 to 1 and a little beyond."""
-        minutes = (time.perf_counter() - self.start) / 60
-        by_time = minutes / self.settings.max_minutes if self.settings.max_minutes else 0.0
-        return max(self.num_steps / self.max_steps, by_time)
+        by_steps, max_minutes = self.num_steps / self.max_steps, self.settings.max_minutes
+        if max_minutes is None:
+            return by_steps
+        minutes = self.team.of_first(lambda: (time.perf_counter() - self.start) / 60)
+        return max(by_steps, minutes / max_minutes)
 
     def is_spent(self) -> bool:
         """Return whether training must end."""
@@ -394,11 +421,14 @@ class Budget:
         return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
 
 
-def val_scores(packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor) -> tuple[float, float]:
+def val_scores(
+    packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor, team: Team = ALONE
+) -> tuple[float, float]:
     """Return the mean Dice and the mean intersection over union of some studies on the network's grid."""
     if not case_ids:
         return 0.0, 0.0
-    scores = [_dice_and_iou(packed, case_id, predictor=predictor) for case_id in case_ids]
+    mine = case_ids[team.part(len(case_ids))]
+    scores = team.gathered([_dice_and_iou(packed, case_id, predictor=predictor) for case_id in mine])
     dice, iou = np.mean(scores, axis=0)
     return float(dice), float(iou)
 

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,19 +14,22 @@ import numpy as np
 import yaml
 from filelock import FileLock
 
-from prostate_seg.config import Config, Resume, ValMetric, portable_science_of
+from prostate_seg import torchrun
+from prostate_seg.config import Config, Device, Resume, TrainConfig, ValMetric, portable_science_of
 from prostate_seg.data.dataset import CaseRow
 from prostate_seg.data.folds import Fold, read_folds
+from prostate_seg.errors import ConfigError
 from prostate_seg.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.curves import draw_history
 from prostate_seg.segmentation.checkpoints import Checkpoints
 from prostate_seg.segmentation.devices import choose_device
+from prostate_seg.segmentation.distributed import ALONE, Team, join_team
 from prostate_seg.segmentation.inference import Predictor
 from prostate_seg.segmentation.models import build_network, require_legal_size
 from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
 from prostate_seg.segmentation.packing import is_packed, open_packed, pack
-from prostate_seg.segmentation.training import Epoch, best_epoch, fit, reproducible
+from prostate_seg.segmentation.training import Epoch, Fitted, best_epoch, fit, reproducible
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
 from prostate_seg.stages.fold_processes import train_side_by_side
 from prostate_seg.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
@@ -44,11 +47,14 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     work = partial(train_fold, cfg, replace(workspace, open_fold=unrecorded_fold), folds)
     num_parallel = min(cfg.train.num_parallel_folds, len(folds))
     if num_parallel > 1:
+        _require_one_process(cfg)
         train_side_by_side(work, list(folds), num_parallel=num_parallel, open_fold=workspace.open_fold)
     else:
-        for index in folds:
-            with workspace.open_fold(index) as record:
-                work(index, record)
+        with join_team() as team:
+            for index in folds:
+                with workspace.open_fold(index) as record:
+                    work(index, record, team=team)
+            team.of_first(lambda: None)  # no more work: the others leave
     marks = [_finished_mark(workspace, index) for index in folds]
     seconds = sum(read_json(mark)["seconds"] for mark in marks)
     for mark in marks:
@@ -71,6 +77,21 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     )
 
 
+def _require_one_process(cfg: Config) -> None:
+    if torchrun.num_processes() > 1:
+        raise ConfigError(
+            "train.num_parallel_folds: must be 1 with torchrun, whose processes train one fold together, "
+            f"is {cfg.train.num_parallel_folds}\nLeave out one of the two."
+        )
+
+
+def follow() -> None:
+    """Be a process of torchrun other than the first: fit what the first one names, and write nothing."""
+    with join_team() as team:
+        while (work := team.of_first(lambda: None)) is not None:
+            work(team=team)
+
+
 def pack_studies(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -> None:
     """Make the packed set of this preprocessing where it is absent."""
     images, masks = workspace.preprocess / "images", workspace.preprocess / "masks"
@@ -91,14 +112,16 @@ def packed_folder(cfg: Config, workspace: Workspace) -> Path:
     return workspace.cache / "packed" / md5_of_text(" ".join(facts))
 
 
-def train_fold(cfg: Config, workspace: Workspace, folds: Mapping[int, Fold], index: int, record: FoldRecord) -> None:
+def train_fold(
+    cfg: Config, workspace: Workspace, folds: Mapping[int, Fold], index: int, record: FoldRecord, team: Team = ALONE
+) -> None:
     """Train one fold; another process that trains it in this workspace goes first."""
     place = md5_of_text(str(workspace.training.absolute()))[:8]
     with FileLock(workspace.cache / f"training_{place}_fold{index}.lock"):
-        _train_fold(cfg, workspace, folds[index], index, record)
+        _train_fold(cfg, workspace, folds[index], index, record, team)
 
 
-def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, record: FoldRecord) -> None:
+def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, record: FoldRecord, team: Team) -> None:
     """Fit one fold beside its folder, and let the result replace the folder at the end."""
     unfinished = workspace.unfinished_fold(index)
     recipe = Recipe(
@@ -122,26 +145,10 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
         log.info("%s", epoch_line(index, epoch))
         record.on_epoch_end(epoch.epoch, epoch.as_dict())
 
-    seed = cfg.seed + index
-    with reproducible(seed, deterministic=cfg.train.deterministic):
-        fitted = fit(
-            open_packed(data),
-            train_ids=fold.train,
-            val_ids=fold.val,
-            settings=cfg.train,
-            predictor=Predictor(
-                networks=[build_network(cfg.model)],
-                model=cfg.model,
-                preprocess=recipe.preprocess,
-                zscore=recipe.zscore,
-                device=choose_device(cfg.machine.device),
-                precision=cfg.train.precision,
-                flips=False,
-            ),
-            seed=seed,
-            on_epoch_end=on_epoch_end,
-            checkpoints=checkpoints,
-        )
+    work = partial(
+        fit_fold, recipe, data, settings=cfg.train, device=cfg.machine.device, seed=cfg.seed + index
+    )
+    fitted = team.of_first(lambda: work)(team=team, on_epoch_end=on_epoch_end, checkpoints=checkpoints)
     title = f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies"
     with atomic_folder(workspace.fold(index)) as folder:
         save_recipe(folder, recipe)
@@ -154,6 +161,40 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
     shutil.rmtree(unfinished, ignore_errors=True)
     minutes = {"train/minutes": seconds / 60}
     record.finish(_fold_metrics(summary) | minutes, _pictures(workspace, index))
+
+
+def fit_fold(
+    recipe: Recipe,
+    data: Path,
+    *,
+    settings: TrainConfig,
+    device: Device,
+    seed: int,
+    team: Team,
+    on_epoch_end: Callable[[Epoch], None] = lambda _: None,
+    checkpoints: Checkpoints | None = None,
+) -> Fitted:
+    """Fit a new network on a fold of the packed set in `data`; every process of a team does."""
+    with reproducible(seed, deterministic=settings.deterministic):
+        return fit(
+            open_packed(data),
+            train_ids=recipe.train_ids,
+            val_ids=recipe.val_ids,
+            settings=settings,
+            predictor=Predictor(
+                networks=[build_network(recipe.model)],
+                model=recipe.model,
+                preprocess=recipe.preprocess,
+                zscore=recipe.zscore,
+                device=team.own_gpu(choose_device(device)),
+                precision=settings.precision,
+                flips=False,
+            ),
+            seed=seed,
+            on_epoch_end=on_epoch_end,
+            checkpoints=checkpoints,
+            team=team,
+        )
 
 
 HOW_NOT_WHAT = ("num_parallel_folds", "resume")
