@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 refused input or failed stage; 2 bad command line or confi
 Nothing heavy is imported here; a stage brings its own libraries when it is dispatched.
 """
 
+import importlib
 import math
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn, cast
 
 import hydra
@@ -62,6 +64,8 @@ def run_stage(composed: DictConfig) -> dict[str, float]:
         _leave(error, str(error), BAD_COMMAND)
     run = active_run()
     if isinstance(run, Skipped):
+        if torchrun.num_processes() > 1:
+            _training().dismiss()
         return run.result.sought
     open_fold = watched_by_study(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
     result = stages.load_stage(cfg.stage)(cfg, replace(workspace_of(cfg), open_fold=open_fold))
@@ -97,6 +101,17 @@ def main() -> None:
         if not _raised_by_hydra(error):
             raise
         _leave(error, str(error), BAD_COMMAND)
+
+
+def _follow() -> NoReturn:
+    """Be a process that torchrun has started beside the first one: train with it and leave with it."""
+    _training().follow()
+    sys.exit(0)
+
+
+def _training() -> ModuleType:
+    """Import what imports torch."""
+    return importlib.import_module("prostate_seg.stages.train")
 
 
 def _require_stage(arguments: list[str]) -> None:

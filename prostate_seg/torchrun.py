@@ -34,13 +34,13 @@ def require_one_training(arguments: Sequence[str]) -> None:
     """Check that a command is one that several processes can share.
 
     Raises:
-        ConfigError: If it is another stage than train, or a multirun.
+        ConfigError: If it is another stage than train, a multirun, or a question to Hydra.
     """
-    is_multirun = any(re.fullmatch(r"-m|--multirun|hydra\.mode=MULTIRUN", argument) for argument in arguments)
-    if is_multirun or "stage=train" not in arguments:
+    others = r"-m|--multirun|hydra\.mode=MULTIRUN|--?(help|h|hydra-help|version|cfg|c|info|i)(=.*)?"
+    if "stage=train" not in arguments or any(re.fullmatch(others, argument) for argument in arguments):
         raise ConfigError(
             f"torchrun: its {num_processes()} processes share one stage=train, is {' '.join(arguments)}\n"
-            "Give other stages, and multiruns, to python -m prostate_seg."
+            "Give all else to python -m prostate_seg."
         )
 
 

@@ -53,9 +53,7 @@ class Project:
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False
         )
 
-    def start(
-        self, *arguments: str, program: str = "-m prostate_seg", **environment: str
-    ) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, program: str = "-m prostate_seg", **environment: str) -> subprocess.Popen[str]:
         command = [sys.executable, *program.split(), *arguments, *small_for(arguments)]
         return subprocess.Popen(
             command,

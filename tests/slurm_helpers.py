@@ -1,4 +1,4 @@
-"""A Slurm cluster of one node on this machine, that lives as long as a test: munged, slurmctld, slurmd, in a folder of its own."""
+"""A Slurm cluster of one node on this machine, in a folder of its own, that lives as long as a test."""
 
 import os
 import shutil

@@ -1,10 +1,7 @@
 """A study that many processes work on never loses a trial, runs one twice or holds more than were asked for."""
 
 import os
-import shutil
 import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from multiprocessing import get_context
@@ -19,7 +16,8 @@ from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.sweeping import study as studies
 from prostate_seg.sweeping.study import MOST_DEATHS, SharedStudy, judge, open_study
 from prostate_seg.tracking.process import this_process
-from tests.project_helpers import free_port, until
+from tests.project_helpers import until
+from tests.server_helpers import postgres_server, why_no_postgres
 
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
 QUESTION = {"train.max_epochs": "2"}
@@ -38,26 +36,11 @@ def address(tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """The address of an empty database on a server of its own."""
-    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
-        pytest.skip("Postgres is absent: no initdb and pg_ctl on the PATH")
-    user = "nobody" if os.geteuid() == 0 else None  # the server refuses to run as root
-    folder, port = Path(tempfile.mkdtemp(prefix="pg-")), free_port()
-    if user:
-        shutil.chown(folder, user)
-
-    def run(*command: str) -> None:
-        subprocess.run(command, cwd=folder, user=user, check=True, stdout=subprocess.DEVNULL, timeout=60)
-
-    try:
-        run("initdb", "--pgdata", f"{folder}/data", "--username", "ann", "--auth", "trust")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
-        run("pg_ctl", "--pgdata", f"{folder}/data", "--log", f"{folder}/log", "--wait", "-o", options, "start")
-        try:
-            yield f"postgresql+psycopg2://ann@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "--pgdata", f"{folder}/data", "--mode", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    reason = why_no_postgres()
+    if reason is not None:
+        pytest.skip(f"no Postgres here: {reason}")
+    with postgres_server("study") as addresses:
+        yield addresses["study"]
 
 
 def disown(trial: optuna.Trial, **owner: str) -> None:

@@ -5,6 +5,7 @@ comes to in one process, up to rounding. What is decided by a clock or a file, t
 torch's own collectives and DistributedDataParallel do the work: through nccl between GPUs, through gloo between processors.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ TIMEOUT = timedelta(hours=1)
 Value = TypeVar("Value")
 
 
-class TeamLost(InputError):
+class TeamLostError(InputError):
     """Another process of the training has ended."""
 
 
@@ -74,7 +75,9 @@ class Team:
         """
         if self.size == 1:
             return network
-        return DistributedDataParallel(normalise_globally_(network), broadcast_buffers=False)
+        with warnings.catch_warnings():  # newer versions of torch have another name for the option
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(normalise_globally_(network), broadcast_buffers=False)
 
     def own_gpu(self, device: torch.device) -> torch.device:
         """Return the GPU of this process where GPUs are used.
@@ -102,7 +105,7 @@ def join_team() -> Iterator[Team]:
     """Work with the processes that torchrun has started until the block ends; without torchrun, alone.
 
     Raises:
-        TeamLost: If one of them ends before.
+        TeamLostError: If one of them ends before.
     """
     if torchrun.num_processes() == 1:
         yield ALONE
@@ -114,7 +117,7 @@ def join_team() -> Iterator[Team]:
     except RuntimeError as error:
         if not _is_of_connection(error):
             raise
-        raise TeamLost(
+        raise TeamLostError(
             f"another of the {dist.get_world_size()} processes of this training has ended: {error}\n"
             "What it said stands above, and its exit code in what torchrun says below. "
             "Give the same command again: training goes on after the last complete epoch."

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -48,9 +47,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 def _global_statistics(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the number of values per channel, their mean and their variance over all processes, each [C]."""
-    mean, var = (
-        value.double() for value in torch.batch_norm_update_stats(inputs, None, None, 0.0)
-    )
+    mean, var = (value.double() for value in torch.batch_norm_update_stats(inputs, None, None, 0.0))
     count = torch.full_like(mean, inputs.numel() / inputs.shape[1])
     moments = count * torch.stack([torch.ones_like(mean), mean, var + mean**2])  # in float64, so that nothing cancels
     dist.all_reduce(moments)
@@ -62,7 +59,7 @@ class _Normalise(torch.autograd.Function):
     """Batch norm with given statistics, that in truth depend on the inputs of all processes."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         inputs: torch.Tensor,
         weight: torch.Tensor,
@@ -77,7 +74,7 @@ class _Normalise(torch.autograd.Function):
         return functional.batch_norm(inputs, mean, var, weight, bias, eps=eps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Ioffe and Szegedy 2015, section 3, with the sums taken over all processes."""
         inputs, weight, count, mean, var = ctx.saved_tensors
         direct, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(

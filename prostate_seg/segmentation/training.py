@@ -163,7 +163,7 @@ def fit(
         team: The processes that train this network; each calls this, the first with checkpoints.
 
     Raises:
-        InputError: If the loss is no longer finite, or a batch has fewer inputs than there are processes.
+        InputError: If the loss is no longer finite.
     """
     device, volumetric = predictor.device, is_3d(predictor.model)
     batches = Batches(packed, train_ids, model=predictor.model, device=device, kind=settings.slices)
@@ -298,11 +298,6 @@ class Step:
         volumetric: bool,
         team: Team = ALONE,
     ):
-        if settings.batch_size < team.size:
-            raise InputError(
-                f"train.batch_size: must be at least the {team.size} processes that torchrun has started, each of which "
-                f"takes a part of every batch, is {settings.batch_size}; use --nproc-per-node={settings.batch_size}"
-            )
         memory_format = torch.channels_last if device.type == "cuda" and not volumetric else torch.contiguous_format
         self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
         self.replica = team.replica(self.network)

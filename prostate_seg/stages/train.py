@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.curves import draw_history
 from prostate_seg.segmentation.checkpoints import Checkpoints
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.distributed import ALONE, Team, join_team
+from prostate_seg.segmentation.distributed import ALONE, Team, TeamLostError, join_team
 from prostate_seg.segmentation.inference import Predictor
 from prostate_seg.segmentation.models import build_network, require_legal_size
 from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write model/fold<i>/ (weights, recipe, history, config) and model/folds.json."""
+    if torchrun.num_processes() > 1:
+        _require_shareable(cfg, torchrun.num_processes())
     dataset = checked_dataset(cfg, workspace)
     folds, verdict = checked_folds(cfg, workspace, dataset)
     require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
@@ -47,7 +50,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     work = partial(train_fold, cfg, replace(workspace, open_fold=unrecorded_fold), folds)
     num_parallel = min(cfg.train.num_parallel_folds, len(folds))
     if num_parallel > 1:
-        _require_one_process(cfg)
         train_side_by_side(work, list(folds), num_parallel=num_parallel, open_fold=workspace.open_fold)
     else:
         with join_team() as team:
@@ -71,25 +73,40 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             **{f"val/best_dice_fold{index}": dice for index, dice in trained.items()},
         },
         tables=[workspace.model / "folds.json"],
-        tags={"leak_gate": verdict.text},
+        tags={"leak_gate": verdict.text, "num_processes": str(torchrun.num_processes())},
         objective=mean,
         seconds=seconds,
     )
 
 
-def _require_one_process(cfg: Config) -> None:
-    if torchrun.num_processes() > 1:
+def _require_shareable(cfg: Config, num_processes: int) -> None:
+    """Refuse what the processes of torchrun cannot share."""
+    if cfg.train.num_parallel_folds > 1:
         raise ConfigError(
             "train.num_parallel_folds: must be 1 with torchrun, whose processes train one fold together, "
             f"is {cfg.train.num_parallel_folds}\nLeave out one of the two."
+        )
+    if cfg.train.batch_size < num_processes:
+        raise ConfigError(
+            f"train.batch_size: must be at least the {num_processes} processes that torchrun has started, each of which takes "
+            f"a part of every batch, is {cfg.train.batch_size}\nUse --nproc-per-node={cfg.train.batch_size}, or larger batches."
         )
 
 
 def follow() -> None:
     """Be a process of torchrun other than the first: fit what the first one names, and write nothing."""
+    try:
+        with join_team() as team:
+            while (work := team.of_first(lambda: None)) is not None:
+                work(team=team)
+    except TeamLostError:  # the first one has said why it left
+        sys.exit(1)
+
+
+def dismiss() -> None:
+    """Be the first process of torchrun where there is nothing to train: let the others leave."""
     with join_team() as team:
-        while (work := team.of_first(lambda: None)) is not None:
-            work(team=team)
+        team.of_first(lambda: None)
 
 
 def pack_studies(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -> None:
@@ -145,9 +162,7 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
         log.info("%s", epoch_line(index, epoch))
         record.on_epoch_end(epoch.epoch, epoch.as_dict())
 
-    work = partial(
-        fit_fold, recipe, data, settings=cfg.train, device=cfg.machine.device, seed=cfg.seed + index
-    )
+    work = partial(fit_fold, recipe, data, settings=cfg.train, device=cfg.machine.device, seed=cfg.seed + index)
     fitted = team.of_first(lambda: work)(team=team, on_epoch_end=on_epoch_end, checkpoints=checkpoints)
     title = f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies"
     with atomic_folder(workspace.fold(index)) as folder:

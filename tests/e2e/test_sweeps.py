@@ -5,9 +5,11 @@ from pathlib import Path
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 
 from tests.conftest import ROOT
-from tests.project_helpers import FAULTY, Project, copy_of
+from tests.project_helpers import FAULTY, Project, copy_of, until
+from tests.server_helpers import mlflow_server, postgres_server, why_no_postgres
 
 pytestmark = pytest.mark.slow
 
@@ -259,3 +261,52 @@ def test_experiment_runs(project: Project, experiment: str) -> None:
     chain = ["-m", "stage=preprocess,prepare,train,evaluate", f"experiment={experiment}", "mlflow=off"]
     text = run(project, *chain, *SMALLER[experiment])
     assert "evaluate FINISHED" in text
+
+
+def test_eight_workers_of_which_one_is_killed_fill_a_study_on_servers(project: Project) -> None:
+    """One MLflow server and one study, both in Postgres; none of 64 trials is lost and none is there twice."""
+    reason = why_no_postgres()
+    if reason is not None:
+        pytest.skip(f"no Postgres here: {reason}")
+    num_workers, num_trials = 8, 64
+    shortest = ["fold.index=0", "train.max_epochs=1", "train.steps_per_epoch=1", "hydra/sweeper/pruner=none"]
+    with (
+        postgres_server("study", "mlflow") as databases,
+        mlflow_server(project.folder / "server", store=databases["mlflow"], num_workers=2) as address,
+    ):
+        environment = {"MLFLOW_TRACKING_URI": address, "OPTUNA_STORAGE": databases["study"], "OMP_NUM_THREADS": "1"}
+        sweep = [*STUDY, *shortest, "mlflow=server", f"hydra.sweeper.n_trials={num_trials}"]
+        workers = [project.start(*sweep, **environment) for _ in range(num_workers)]
+        storage = optuna.storages.RDBStorage(databases["study"])
+        until(lambda: has_trained(storage), 200)
+        owner = next(trial for trial in study_in(storage).trials if trial.state.name == "RUNNING").user_attrs["owner"]
+        (victim,) = (worker for worker in workers if str(worker.pid) == owner["process.pid"])
+        victim.kill()
+        for worker in workers:
+            text, _ = worker.communicate(timeout=500)
+            assert worker.returncode == (-9 if worker is victim else 0), text
+
+        trials = study_in(storage).trials
+        assert [trial.state.name for trial in trials] == ["COMPLETE"] * num_trials
+        client = MlflowClient(tracking_uri=address)
+        experiment = client.get_experiment_by_name("prostate_seg")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], "tags.level = 'trial'", max_results=1000)
+        finished = {run.info.run_name: run for run in runs if run.info.status == "FINISHED"}
+        assert finished.keys() == {f"trial {trial.number}" for trial in trials}
+        assert len(runs) - len(finished) <= 1  # that of the killed one
+        for trial in trials:
+            assert finished[f"trial {trial.number}"].data.metrics["objective"] == pytest.approx(trial.value)
+        (sweep_run,) = client.search_runs([experiment.experiment_id], "tags.level = 'sweep'")
+        assert sweep_run.info.status == "FINISHED"
+
+
+def study_in(storage: optuna.storages.RDBStorage) -> optuna.Study:
+    return optuna.load_study(study_name="baseline", storage=storage)
+
+
+def has_trained(storage: optuna.storages.RDBStorage) -> bool:
+    """Return whether a study is there with trials that have finished, and one that runs."""
+    if "baseline" not in optuna.study.get_all_study_names(storage):
+        return False
+    return {"COMPLETE", "RUNNING"} <= {trial.state.name for trial in study_in(storage).trials}

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -10,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +18,8 @@ from mlflow import MlflowClient
 from prostate_seg.tracking.record import path_of
 from prostate_seg.workspace import Workspace
 from tests.conftest import ROOT
-from tests.project_helpers import FAULTY, Project, clean_environment, dvc_md5, free_port, until, wait_for
+from tests.project_helpers import FAULTY, Project, clean_environment, dvc_md5, wait_for
+from tests.server_helpers import mlflow_server
 
 pytestmark = pytest.mark.slow
 
@@ -427,7 +426,7 @@ def test_processes_that_start_together_on_a_new_store_agree(project: Project) ->
 
 
 def test_server_records_the_same_with_system_metrics(project: Project) -> None:
-    with server(project.folder / "server") as address:
+    with mlflow_server(project.folder / "server") as address:
         done = project.run(
             "stage=train", "fold.index=0", "mlflow=server", "mlflow.system_metrics=true",
             MLFLOW_TRACKING_URI=address, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="1",
@@ -457,36 +456,3 @@ def silent_port() -> Iterator[int]:
         one.bind(("127.0.0.1", 0))
         one.listen(16)
         yield int(one.getsockname()[1])
-
-
-@contextlib.contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """An MLflow server on a free port, with its own database and artifacts."""
-    folder.mkdir()
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env=clean_environment(), start_new_session=True
-        )
-    try:
-        until(lambda: answers(f"{address}/health"), 90)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False

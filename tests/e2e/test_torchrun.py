@@ -1,0 +1,113 @@
+"""One network trained by two processes under torchrun: the same result as of one, one record, and what stops it."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from tests.project_helpers import Project, copy_of, until
+
+pytestmark = pytest.mark.slow
+
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node=2 -m prostate_seg"
+TRAINING = ["stage=train", "fold.index=0", "train.precision=fp32", "train.batch_size=5"]
+TRAINING += ["train.max_epochs=4", "train.steps_per_epoch=6"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose fold one process has trained."""
+    project = copy_of(prepared, tmp_path_factory.mktemp("alone") / "project")
+    done = project.run(*TRAINING, "mlflow=off", **ONE_THREAD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+def history(project: Project) -> dict[str, np.ndarray]:
+    rows = list(csv.DictReader((project.folder / "model/fold0/history.csv").open()))
+    return {key: np.array([float(row[key] or "nan") for row in rows]) for key in rows[0]}
+
+
+def require_same(project: Project, alone: Project) -> None:
+    """Check that two trainings came to the same, but for rounding.
+
+    A bias before a batch norm has no gradient but rounding, of which Adam makes steps; the norm takes it out again, and the
+    running mean that is validated does so nearly.
+    """
+    ours, theirs = history(project), history(alone)
+    assert ours.keys() == theirs.keys()
+    for key, values in ours.items():
+        tolerance = 0.01 if key.startswith("val/") else 1e-4
+        np.testing.assert_allclose(values, theirs[key], rtol=0, atol=tolerance, err_msg=key)
+    weights, expected = (load_file(one.folder / "model/fold0/weights.safetensors") for one in (project, alone))
+    for name, value in weights.items():
+        tolerance = 0.05 if name.endswith(("conv.bias", "running_mean")) else 2e-4
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_two_processes_come_to_what_one_comes_to_and_leave_one_record(
+    prepared: Project, alone: Project, tmp_path: Path
+) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    done = project.run(*TRAINING, program=TORCHRUN)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    assert text.count("best val Dice: fold 0") == 1
+    require_same(project, alone)
+    for level in ("pipeline", "stage", "fold"):
+        run = project.only(level=level)
+        assert run.info.status == "FINISHED"
+    losses = project.client.get_metric_history(project.only(level="fold").info.run_id, "train/loss")
+    assert [metric.step for metric in losses] == [1, 2, 3, 4]
+    assert project.only(level="stage").data.tags["num_processes"] == "2"
+    evaluated = project.run("stage=evaluate", "fold.index=0", "mlflow=off")
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    assert json.loads((project.folder / "evaluation/summary.json").read_text())["test"]["dice"] >= 0
+
+    again = project.run(*TRAINING, "mlflow.skip_finished=true", program=TORCHRUN)  # the second process is let go
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "is skipped: run " in again.stdout + again.stderr
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_training_goes_on_after_one_of_its_processes_was_killed(victim: int, prepared: Project, tmp_path: Path) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    slow = [*TRAINING, "train.max_epochs=15"]
+    started = project.start(*slow, program=TORCHRUN)
+    until(lambda: len(list((project.folder / ".training/fold0/checkpoints").glob("epoch*.safetensors"))) > 0, 120)
+    workers = [one for one in psutil.Process(started.pid).children() if "prostate_seg" in " ".join(one.cmdline())]
+    (process,) = [one for one in workers if one.environ()["RANK"] == str(victim)]
+    process.send_signal(signal.SIGKILL)
+    text, _ = started.communicate(timeout=120)
+    assert started.returncode == 1
+    assert "Signal 9 (SIGKILL)" in text
+    if victim == 1:  # torchrun stops the first process, or that notices the silence itself
+        assert project.only(level="stage").info.status in ("KILLED", "FAILED")
+    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+    done = project.run(*slow, program=TORCHRUN)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    assert "where training was stopped" in text
+    assert len(history(project)["epoch"]) == 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["stage=evaluate"], 2, "torchrun: its 2 processes share one stage=train, is stage=evaluate"),
+        (["stage=train", "train.num_parallel_folds=2"], 2, "train.num_parallel_folds: must be 1 with torchrun"),
+        (["stage=train", "train.batch_size=1"], 2, "train.batch_size: must be at least the 2 processes"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(arguments: list[str], code: int, message: str, prepared: Project) -> None:
+    done = prepared.run(*arguments, "mlflow=off", program=TORCHRUN)
+    assert done.returncode == 1  # torchrun's own
+    assert f"exitcode  : {code}" in done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("prostate_seg: ") == 1

@@ -1,0 +1,87 @@
+"""An MLflow server and a Postgres server that live as long as a test, on free ports of this machine."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.project_helpers import clean_environment, free_port, until
+
+
+@contextmanager
+def mlflow_server(folder: Path, *, store: str | None = None, num_workers: int = 1) -> Iterator[str]:
+    """Start an MLflow server with artifacts of its own, and a database of its own unless one is named."""
+    folder.mkdir()
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", str(num_workers), "--backend-store-uri", store or f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=clean_environment(), start_new_session=True
+        )
+    try:
+        until(lambda: answers(f"{address}/health"), 90)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def why_no_postgres() -> str | None:
+    """Return why no Postgres server can be started here, None where one can."""
+    if postgres_programs() is None:
+        return "initdb is not installed (Debian's postgresql)"
+    return None
+
+
+def postgres_programs() -> Path | None:
+    """Return the newest folder with Postgres' programs; Debian keeps them off the PATH."""
+    on_path = shutil.which("initdb")
+    found = [Path(on_path)] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return found[-1].parent if found else None
+
+
+@contextmanager
+def postgres_server(*databases: str) -> Iterator[dict[str, str]]:
+    """Start a Postgres server with empty databases, and yield their addresses by name."""
+    programs, port = postgres_programs(), free_port()
+    assert programs is not None
+    user = "nobody" if os.geteuid() == 0 else None  # Postgres refuses root
+    with tempfile.TemporaryDirectory(prefix="postgres") as name:
+        folder = Path(name) / "data"
+        folder.mkdir()
+        if user:
+            Path(name).chmod(0o755)
+            shutil.chown(folder, user)
+        initdb = [programs / "initdb", "--no-sync", "--auth=trust", "--username=tests", "--encoding=UTF8", folder]
+        subprocess.run(initdb, check=True, capture_output=True, user=user, cwd=name)
+        options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-c", "fsync=off"]
+        command = [programs / "postgres", "-D", folder, *options]
+        with (Path(name) / "log").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, user=user, cwd=name)
+        there = ["--host=127.0.0.1", f"--port={port}", "--username=tests"]
+        try:
+            ready = [programs / "pg_isready", *there]
+            until(lambda: subprocess.run(ready, check=False, capture_output=True).returncode == 0, 30)
+            for database in databases:
+                subprocess.run([programs / "createdb", *there, database], check=True)
+            yield {database: f"postgresql+psycopg2://tests@127.0.0.1:{port}/{database}" for database in databases}
+        finally:
+            process.send_signal(signal.SIGINT)  # Postgres' fast end: it waits for nobody
+            process.wait(30)
