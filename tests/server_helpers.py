@@ -43,18 +43,19 @@ def answers(url: str) -> bool:
         return False
 
 
+POSTGRES_PROGRAMS = ("initdb", "postgres", "pg_isready", "createdb")
+
+
 def why_no_postgres() -> str | None:
     """Return why no Postgres server can be started here, None where one can."""
-    if postgres_programs() is None:
-        return "initdb is not installed (Debian's postgresql)"
-    return None
+    return None if postgres_programs() else f"not installed: {', '.join(POSTGRES_PROGRAMS)} (Debian's postgresql)"
 
 
 def postgres_programs() -> Path | None:
     """Return the newest folder with Postgres' programs; Debian keeps them off the PATH."""
-    on_path = shutil.which("initdb")
-    found = [Path(on_path)] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
+    folders = [*map(Path, os.environ["PATH"].split(os.pathsep)), *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
+    found = [folder for folder in folders if all((folder / program).is_file() for program in POSTGRES_PROGRAMS)]
+    return found[-1] if found else None
 
 
 @contextmanager

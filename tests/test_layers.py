@@ -11,11 +11,12 @@ BASE = {"errors", "files", "progress"}
 MAY_IMPORT = {
     "imaging": BASE | {"imaging"},
     "data": BASE | {"imaging", "data"},
-    "segmentation": BASE | {"imaging", "segmentation", "config"},
+    "segmentation": BASE | {"imaging", "segmentation", "config", "torchrun"},
     "reporting": BASE | {"imaging", "data", "segmentation", "reporting"},
     "tracking": BASE | {"config", "workspace", "tracking"},
     "sweeping": BASE | {"config", "workspace", "tracking", "sweeping"},
-    "stages": BASE | {"imaging", "data", "segmentation", "reporting", "tracking", "config", "workspace", "stages"},
+    "stages": BASE
+    | {"imaging", "data", "segmentation", "reporting", "tracking", "config", "workspace", "stages", "torchrun"},
 }
 RECORDING = {"mlflow", "dvc", "dvc_data", "dvc_objects"}
 SEARCHING = {"hydra", "omegaconf", "optuna"}
