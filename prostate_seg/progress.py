@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
+from prostate_seg.signals import submit_all
+
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -36,10 +38,10 @@ def map_cases(
         ThreadPoolExecutor(max_workers=workers) as pool,
         progress(label, total=len(cases)) as advance,
     ):
-        futures = [pool.submit(function, case) for case in cases]
-        for future in futures:
-            future.add_done_callback(lambda _: advance())
         try:
+            futures = submit_all(pool, function, cases)
+            for future in futures:
+                future.add_done_callback(lambda _: advance())
             return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -19,14 +20,15 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def readme_commands() -> list[str]:
     blocks = [block for page in PAGES for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL)]
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith("python -m prostate_seg ")]
 
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_command_composes_and_is_accepted(launch: Launch, command: str) -> None:
-    arguments = [part for part in command.split()[3:] if part != "-m"]
-    arguments = [re.sub(r"=([^\[]*?),.*", r"=\1", part) for part in arguments]
+    arguments = [part for part in shlex.split(command, comments=True)[3:] if part != "-m"]
+    first_of_a_sweep = r"=(?:tag\(log, )?(?:(?:interval|choice|range)\()?([^\[(]*?),.*"
+    arguments = [re.sub(first_of_a_sweep, r"=\1", part) for part in arguments]
     result = launch(*arguments, *([] if "--cfg" in arguments else ["--cfg", "job"]))
     assert result.returncode == 0, result.stderr
 

@@ -18,6 +18,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> RunTree:
         name="baseline",
         on_rerun=OnRerun.supersede,
         fresh=False,
+        skip_finished=False,
         system_metrics=False,
     )
     return open_tree(settings, cache=folder)

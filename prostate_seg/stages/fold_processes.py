@@ -19,6 +19,7 @@ import torch
 
 from prostate_seg.errors import InputError
 from prostate_seg.progress import num_cores
+from prostate_seg.signals import submit_all
 from prostate_seg.workspace import FoldRecord, OpenFold
 
 log = logging.getLogger(__name__)
@@ -57,9 +58,8 @@ def train_side_by_side(
             raise
 
     with ThreadPoolExecutor(num_parallel) as pool:
-        futures = [pool.submit(watch, index) for index in indices]
         try:
-            for future in as_completed(futures):
+            for future in as_completed(submit_all(pool, watch, indices)):
                 future.result()
         except BaseException:
             stop.set()

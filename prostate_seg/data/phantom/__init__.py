@@ -25,6 +25,7 @@ from prostate_seg.data.phantom.study import draw_study, rasterise
 from prostate_seg.files import atomic_folder, write_text
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import write_volume
+from prostate_seg.signals import submit_all
 
 FINE_PIXEL_MM = 0.45
 """Middle of the pixel spacings; which side a study lies on is its attribute in cases.csv."""
@@ -126,7 +127,8 @@ def _in_threads(
     """Yield `make` of every case, in order; numpy and gzip leave the other cores to other threads."""
     executor = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, MAX_THREADS))
     try:
-        yield from executor.map(make, case_ids)
+        for future in submit_all(executor, make, case_ids):
+            yield future.result()
     finally:
         executor.shutdown(cancel_futures=True)
 

@@ -1,0 +1,60 @@
+"""Ctrl-C comes through, but only when nothing is left half done."""
+
+import signal
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from prostate_seg.signals import signals_held, submit_all
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_signal_within_the_block_arrives_after_it(number: signal.Signals, error: type[BaseException]) -> None:
+    def stop(_number: int, _frame: object) -> None:
+        raise error
+
+    before = signal.signal(number, stop)
+    ended = False
+    try:
+        with pytest.raises(error), signals_held():
+            signal.raise_signal(number)
+            ended = True
+        assert ended
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+
+
+def test_error_of_the_block_passes_and_the_handlers_are_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="own"), signals_held():
+        raise ValueError("own")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_thread_other_than_the_main_one_may_hold_too() -> None:
+    with ThreadPoolExecutor(1) as outer, ThreadPoolExecutor(2) as inner:
+        futures: Future[list[Future[int]]] = outer.submit(submit_all, inner, abs, [-1, -2])
+        assert [future.result() for future in futures.result()] == [1, 2]
+
+
+def test_pool_whose_filling_is_interrupted_waits_for_each_of_its_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_and_interrupt(thread: threading.Thread) -> None:
+        start(thread)
+        threads.append(thread)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+    pool = ThreadPoolExecutor(2)
+    with pytest.raises(KeyboardInterrupt):
+        submit_all(pool, time.sleep, [0.2, 0.2])
+    pool.shutdown(cancel_futures=True)
+    assert len(threads) == 2
+    assert not any(thread.is_alive() for thread in threads)
