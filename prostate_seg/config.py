@@ -155,6 +155,13 @@ class OnRerun(Enum):
     keep = "keep"
 
 
+class Backend(Enum):
+    """What computes the networks of a prediction."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
 class TableFormat(Enum):
     """How a stage that answers a question prints its answer."""
 
@@ -595,6 +602,70 @@ class CompareConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class RegisterConfig:
+    """What stage=register puts into the registry, and what a champion must have shown."""
+
+    run: str | None
+    """Id of an evaluation, of a training that was evaluated, or of a pipeline; null takes the pipeline's newest evaluation."""
+    name: str
+    """Name of the model in the registry."""
+    onnx: bool
+    """Whether each network is stored as ONNX too."""
+    promote: bool
+    """Whether the version becomes champion, if it passes the gate."""
+    min_test_patients: int
+    """Fewest patients that a champion was tested on."""
+    min_dice: float
+    """Lowest mean Dice of a champion over its test cases."""
+    max_failure_fraction: float
+    """Largest part of its test cases below the Dice of a failure."""
+    min_gain: float
+    """What the interval of the Dice gained on the present champion must lie above; below 0 an equal model may follow."""
+    force: bool
+    """Whether the version becomes champion although the gate refuses it."""
+    reason: str | None
+    """Why the alias moves, for those who ask later; needed with force."""
+
+    def __post_init__(self) -> None:
+        is_name = bool(re.fullmatch(r"[\w\-. ]{1,100}", self.name))
+        has_reason = bool((self.reason or "").strip())
+        _check(
+            "register",
+            self,
+            ("name", is_name, "must be 1 to 100 letters, digits, spaces or any of _ - ."),
+            ("min_test_patients", self.min_test_patients >= 1, "must be at least 1"),
+            ("min_dice", 0 <= self.min_dice <= 1, "must be from 0 to 1"),
+            ("max_failure_fraction", 0 <= self.max_failure_fraction <= 1, "must be from 0 to 1"),
+            ("min_gain", -1 <= self.min_gain <= 1, "must be from -1 to 1"),
+            ("force", self.promote or not self.force, "goes with register.promote=true"),
+            ("reason", has_reason or not self.force, "must say why, for register.force=true"),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictConfig:
+    """What stage=predict segments, with which networks, and where the masks go."""
+
+    model: str | None
+    """Registered model such as models:/prostate_seg@champion, or folder of networks; null takes those of the workspace."""
+    input: str | None
+    """Image file, folder of images, DICOM series, or folder of patients with any of these in it."""
+    pattern: str
+    """Which images of a folder are taken: a file name pattern, such as *_t2w.mha; DICOM series go by their folder's name."""
+    output: str
+    """Folder for masks/, overlays/ and volumes.csv."""
+    overwrite: bool
+    """Whether masks that are there and not of this input and model are replaced."""
+    dicom_seg: bool
+    """Whether masks of DICOM series are written as DICOM SEG too."""
+    backend: Backend
+    """What computes; onnx needs a model that was registered with register.onnx=true."""
+
+    def __post_init__(self) -> None:
+        _check("predict", self, ("pattern", bool(self.pattern.strip()), "must not be empty; * takes all"))
+
+
+@dataclass(kw_only=True, slots=True)
 class DoctorConfig:
     """What stage=doctor may mend."""
 
@@ -626,6 +697,8 @@ class Config:
     link: LinkConfig
     reproduce: ReproduceConfig
     compare: CompareConfig
+    register: RegisterConfig
+    predict: PredictConfig
     doctor: DoctorConfig
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ def map_cases(
     Threads are enough where the work is done by libraries that release Python's lock, as SimpleITK, NumPy and torch do.
     Linear algebra keeps to one thread a case meanwhile, because threads of threads wait for each other.
     """
-    workers = num_workers or num_cores()
+    workers = max(1, min(num_workers or num_cores(), len(cases)))
     with (
         threadpool_limits(max(1, num_cores() // workers), user_api="blas"),
         ThreadPoolExecutor(max_workers=workers) as pool,

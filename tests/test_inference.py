@@ -45,7 +45,7 @@ class Left(nn.Module):
 
 def bright_mask(image: Volume) -> np.ndarray:
     ready = replace(predictor(Bright()), preprocess=replace(DEFAULT, spacing_mm=(3.0, 0.45, 0.45)))
-    return segment(image, None, predictor=ready, threshold=0.5, largest_component=True)
+    return segment(image, None, predictor=ready, threshold=0.5, largest_component=True).mask
 
 
 @pytest.mark.parametrize("model", [model_2d(), model_2d(num_slices=3), model_3d(), model_3d(num_slices=16)])

@@ -63,17 +63,34 @@ class _Slice:
 
 def read_series(folder: Path) -> sitk.Image:
     """Read the one DICOM series of a folder, its slices sorted by position."""
+    ordered = _checked_slices(folder)
+    if len(ordered) == 1:
+        return _read_single(ordered[0])
+    with refusing_unreadable():
+        image = _series_reader(ordered).Execute()
+    return _placed(image, ordered)
+
+
+def series_files(folder: Path) -> list[Path]:
+    """Return the files of the one DICOM series of a folder in the order of its slices; one file of several frames alone.
+
+    Raises:
+        VolumeError: As `read_series`.
+    """
+    return [one.path for one in _checked_slices(folder)]
+
+
+def _checked_slices(folder: Path) -> list[_Slice]:
+    """Return the headers of the one volume of a folder, sorted by position."""
     slices = _slices_of(folder)
     if len(slices) == 1:
-        return _read_single(slices[0])
+        return slices
     _check_one_series(slices)
     _check_parallel(slices)
     _check_same_pixels(slices)
     ordered = _ordered(slices)
     _check_positions(ordered)
-    with refusing_unreadable():
-        image = _series_reader(ordered).Execute()
-    return _placed(image, ordered)
+    return ordered
 
 
 def _slices_of(folder: Path) -> list[_Slice]:

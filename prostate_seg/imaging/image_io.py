@@ -73,6 +73,11 @@ def write_volume(path: Path, volume: Volume) -> None:
         sitk.WriteImage(image, str(temporary), useCompression=True)
 
 
+def stored_array(volume: Volume) -> np.ndarray:
+    """Return the voxels with the axes of the file that the volume came from, [Z, Y, X] of that file."""
+    return sitk.GetArrayFromImage(_from_lps(to_sitk(volume), volume.stored_orientation))
+
+
 def content_md5(path: Path) -> str:
     """Return the md5 of an image: of its file, of all files of a DICOM folder, of header and voxels of a .mhd pair."""
     voxels = (

@@ -101,30 +101,58 @@ def draw_overlay(
     _save(figure, path)
 
 
+def draw_prediction(
+    path: Path, *, image: np.ndarray, predicted: np.ndarray, spacing_mm: Spacing, title: str, num_slices: int = 6
+) -> None:
+    """Write a PNG of axial slices with the contour of a mask that has no reference.
+
+    Args:
+        path: File to write.
+        image: Grey values, shape [Z, Y, X], LPS.
+        predicted: Binary mask on the same grid; may be empty.
+        spacing_mm: Voxel edge lengths along Z, Y, X.
+        title: Line above the panels.
+        num_slices: As in `draw_overlay`.
+
+    Raises:
+        ValueError: If the shapes differ, the mask is not binary, or `num_slices` is below 1.
+    """
+    if image.shape != predicted.shape:
+        raise ValueError(f"image and mask must have one shape, got {image.shape} and {predicted.shape}.")
+    predicted, _ = as_mask_pair(predicted, predicted)
+    figure = overlay_figure(image, None, predicted, spacing_mm=spacing_mm, title=title, num_slices=num_slices)
+    _save(figure, path)
+
+
 def overlay_figure(
     image: np.ndarray,
-    reference: np.ndarray,
+    reference: np.ndarray | None,
     predicted: np.ndarray,
     *,
     spacing_mm: Spacing,
     title: str,
     num_slices: int,
 ) -> Figure:
-    """Return the figure that `draw_overlay` writes; masks are boolean."""
-    indices = slice_indices(reference | predicted, num_slices=num_slices)
-    rows, columns = crop_around(reference | predicted, spacing_mm=spacing_mm)
-    image, reference, predicted = (volume[indices][:, rows, columns] for volume in (image, reference, predicted))
-    figure, axes = _panels(len(indices), height_over_width=_height_over_width(image, spacing_mm=spacing_mm))
-    black, white = np.percentile(image, WINDOW_PERCENTILES)
-    for panel, index in enumerate(indices):
-        ax = axes[panel]
-        ax.imshow(image[panel], cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
-        _draw_contour(ax, reference[panel], colour=REFERENCE_COLOUR, style="-")
-        _draw_contour(ax, predicted[panel], colour=PREDICTED_COLOUR, style="--")
-        ax.set_xlabel(slice_label(index, reference[panel], predicted[panel]))
+    """Return the figure that `draw_overlay` and `draw_prediction` write; masks are boolean."""
+    either = predicted if reference is None else reference | predicted
+    indices = slice_indices(either, num_slices=num_slices)
+    rows, columns = crop_around(either, spacing_mm=spacing_mm)
+    shown = image[indices][:, rows, columns]
+    figure, axes = _panels(len(indices), height_over_width=_height_over_width(shown, spacing_mm=spacing_mm))
+    black, white = np.percentile(shown, WINDOW_PERCENTILES)
+    for ax, picture, index in zip(axes, shown, indices, strict=True):
+        ax.imshow(picture, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
+        found = predicted[index, rows, columns]
+        if reference is None:
+            ax.set_xlabel(f"z = {index}" if found.any() else f"z = {index}   no gland")
+        else:
+            true = reference[index, rows, columns]
+            _draw_contour(ax, true, colour=REFERENCE_COLOUR, style="-")
+            ax.set_xlabel(slice_label(index, true, found))
+        _draw_contour(ax, found, colour=PREDICTED_COLOUR, style="-" if reference is None else "--")
     _mark_sides(axes[0])
     _add_title(figure, printable(title))
-    _add_legend(figure, is_predicted_empty=not predicted.any())
+    _add_legend(figure, has_reference=reference is not None, is_predicted_empty=not predicted.any())
     return figure
 
 
@@ -219,12 +247,13 @@ def _add_title(figure: Figure, text: str) -> None:
     figure.suptitle(text, fontsize=min(TITLE_SIZE_PT, fitting), parse_math=False)
 
 
-def _add_legend(figure: Figure, *, is_predicted_empty: bool) -> None:
-    predicted_label = "predicted (empty)" if is_predicted_empty else "predicted"
+def _add_legend(figure: Figure, *, has_reference: bool, is_predicted_empty: bool) -> None:
+    label = "predicted (empty)" if is_predicted_empty else "predicted"
     handles = [
-        Line2D([], [], color=REFERENCE_COLOUR, linestyle="-", linewidth=2, label="reference"),
-        Line2D([], [], color=PREDICTED_COLOUR, linestyle="--", linewidth=2, label=predicted_label),
+        Line2D([], [], color=PREDICTED_COLOUR, linestyle="--" if has_reference else "-", linewidth=2, label=label)
     ]
+    if has_reference:
+        handles.insert(0, Line2D([], [], color=REFERENCE_COLOUR, linestyle="-", linewidth=2, label="reference"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
 
 

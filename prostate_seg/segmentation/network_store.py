@@ -1,7 +1,7 @@
 """A trained network on disk: weights.safetensors, which holds no code, and recipe.json, all that inference must know of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from prostate_seg.config import ModelConfig, as_container, parse_group
 from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_path, read_json, write_json
 from prostate_seg.imaging.preprocessing import PreprocessSettings
+from prostate_seg.segmentation.familiarity import Ranges
 from prostate_seg.segmentation.models import build_network
 
 WEIGHTS, RECIPE = "weights.safetensors", "recipe.json"
@@ -28,6 +29,8 @@ class Recipe:
     zscore: bool
     train_ids: list[str]
     val_ids: list[str]
+    ranges: Ranges = field(default_factory=dict)
+    """What the training studies were like; see `familiarity`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""
@@ -38,6 +41,7 @@ class Recipe:
             "zscore": self.zscore,
             "train_ids": self.train_ids,
             "val_ids": self.val_ids,
+            "ranges": {name: list(both) for name, both in self.ranges.items()},
         }
 
     @classmethod
@@ -49,6 +53,7 @@ class Recipe:
             zscore=values["zscore"],
             train_ids=values["train_ids"],
             val_ids=values["val_ids"],
+            ranges={name: (low, high) for name, (low, high) in values.get("ranges", {}).items()},
         )
 
 

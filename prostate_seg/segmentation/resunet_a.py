@@ -125,5 +125,19 @@ class _PyramidPooling(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scales = [functional.interpolate(pooled(x), size=x.shape[2:], mode="nearest") for pooled in self.pools]
+        if torch.compiler.is_exporting():  # ONNX has no adaptive pooling
+            mixers = [mixer for _, mixer in (pool.children() for pool in self.pools)]
+            pooled = [mixer(_cell_maxima(x, cells)) for mixer, cells in zip(mixers, PYRAMID, strict=True)]
+        else:
+            pooled = [pool(x) for pool in self.pools]
+        scales = [functional.interpolate(cells, size=x.shape[2:], mode="nearest") for cells in pooled]
         return self.join(torch.cat([x, *scales], dim=1))
+
+
+def _cell_maxima(x: torch.Tensor, cells: int) -> torch.Tensor:
+    """Return what adaptive max pooling to `cells` along every axis but the first two returns, by plain maxima."""
+    for axis in range(2, x.ndim):
+        size = x.shape[axis]
+        edges = [(cell * size // cells, -((cell + 1) * size // -cells)) for cell in range(cells)]
+        x = torch.cat([x.narrow(axis, a, b - a).amax(dim=axis, keepdim=True) for a, b in edges], dim=axis)
+    return x

@@ -17,6 +17,8 @@ STAGES = {
     "train": "fit the network, fold by fold, and keep the weights that are best on val",
     "evaluate": "segment the original test images and measure the masks on their own grid",
     "report": "put everything on one page, report/report.html, and into a model card",
+    "register": "put evaluated networks into the registry, and let a version that passes the gate be champion",
+    "predict": "segment files, folders or DICOM series with a registered model or a folder of networks",
     "export": "write the settings that decide results to params.yaml, for DVC",
     "audit": "look for leaks in any split file: patients, copies and near copies across the parts of a fold",
     "verify": "compare data, results, code, packages and settings with what a run recorded",
@@ -28,7 +30,7 @@ STAGES = {
 }
 """Name and sentence of each stage, in the order of the pipeline; those that leave no run come last."""
 
-QUESTIONS = frozenset({"export", "audit", "compare", "verify", "find", "link", "reproduce", "doctor"})
+QUESTIONS = frozenset({"predict", "export", "audit", "compare", "verify", "find", "link", "reproduce", "doctor"})
 """Stages that leave no run."""
 
 Stage = Callable[[Config, Workspace], StageResult]

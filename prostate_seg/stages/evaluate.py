@@ -168,7 +168,7 @@ def score_case(
         predictor=predictor,
         threshold=cfg.evaluate.threshold,
         largest_component=cfg.evaluate.largest_component,
-    )
+    ).mask
     write_volume(_mask_path(folder, fold, case.case_id), _like(loaded.image, predicted))
     return Scored(
         fold=fold,

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from prostate_seg import torchrun
 from prostate_seg.config import Config, Device, Resume, TrainConfig, ValMetric, portable_science_of
-from prostate_seg.data.dataset import CaseRow
+from prostate_seg.data.dataset import CaseRow, read_dataset
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.errors import ConfigError
 from prostate_seg.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
@@ -26,6 +26,7 @@ from prostate_seg.reporting.curves import draw_history
 from prostate_seg.segmentation.checkpoints import Checkpoints
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.distributed import ALONE, Team, TeamLostError, join_team
+from prostate_seg.segmentation.familiarity import mean_grey, ranges_of
 from prostate_seg.segmentation.inference import Predictor
 from prostate_seg.segmentation.models import build_network, require_legal_size
 from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
@@ -141,14 +142,15 @@ def train_fold(
 def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, record: FoldRecord, team: Team) -> None:
     """Fit one fold beside its folder, and let the result replace the folder at the end."""
     unfinished = workspace.unfinished_fold(index)
+    data = packed_folder(cfg, workspace)
     recipe = Recipe(
         model=cfg.model,
         preprocess=preprocess_settings(cfg),
         zscore=cfg.train.zscore,
         train_ids=fold.train,
         val_ids=fold.val,
+        ranges=training_ranges(read_dataset(workspace.dataset_csv), fold, data),
     )
-    data = packed_folder(cfg, workspace)
     identity = training_identity(cfg, recipe, data=data.name)
     if cfg.train.resume is Resume.never:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -176,6 +178,21 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
     shutil.rmtree(unfinished, ignore_errors=True)
     minutes = {"train/minutes": seconds / 60}
     record.finish(_fold_metrics(summary) | minutes, _pictures(workspace, index))
+
+
+def training_ranges(dataset: Mapping[str, CaseRow], fold: Fold, data: Path) -> dict[str, tuple[float, float]]:
+    """Return what the training studies of a fold are like, so that prediction can tell a study that is not."""
+    packed = open_packed(data).cases
+    return ranges_of(
+        {
+            "spacing_y_mm": dataset[case_id].spacing_y_mm,
+            "spacing_z_mm": dataset[case_id].spacing_z_mm,
+            "num_slices": dataset[case_id].num_slices,
+            "mean_grey": mean_grey(packed[case_id].intensity),
+            "gland_volume_ml": dataset[case_id].gland_volume_ml,
+        }
+        for case_id in fold.train
+    )
 
 
 def fit_fold(

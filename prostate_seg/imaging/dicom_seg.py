@@ -1,0 +1,109 @@
+"""A mask as a DICOM Segmentation object beside the series that it was made from (DICOM PS3.3, A.51), through highdicom.
+
+highdicom and pydicom are the optional extra `dicom`. Arrays are [Z, Y, X] with the axes of the series: a frame per file.
+"""
+
+import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import prostate_seg
+from prostate_seg.errors import InputError, VolumeError
+from prostate_seg.files import atomic_path
+from prostate_seg.imaging.dicom_series import series_files
+from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.image_io import stored_array
+
+SERIES_NUMBER = 900
+"""High enough to stand behind the scanner's own series."""
+
+
+def require_dicom_packages() -> None:
+    """Check that DICOM SEG can be written here.
+
+    Raises:
+        InputError: If a package is missing.
+    """
+    for package in ("pydicom", "highdicom"):
+        _import(package)
+
+
+def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, model_md5: str) -> None:
+    """Write the whole gland as one binary segment that refers to the images of a series.
+
+    Args:
+        path: File to write; equal masks of equal series by one model get equal UIDs.
+        mask: 0 or 1 on the grid of the series; may be empty.
+        series: Folder that the mask's image was read from.
+        model_name: Names the networks in the object.
+        model_md5: Identifies them.
+
+    Raises:
+        VolumeError: If the series lacks attributes that the object must repeat.
+    """
+    pydicom, seg = _import("pydicom"), _import("highdicom.seg")
+    sources = [pydicom.dcmread(file) for file in series_files(series)]
+    voxels = stored_array(mask)
+    unique = [sources[0].SeriesInstanceUID, model_md5, voxels.tobytes().hex()]
+    with _naming_what_is_missing(), atomic_path(path) as temporary:
+        made = seg.Segmentation(
+            source_images=sources,
+            pixel_array=voxels.astype("uint8"),
+            segmentation_type="BINARY",
+            segment_descriptions=[_whole_gland(seg, model_name)],
+            series_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["series", *unique]),
+            series_number=SERIES_NUMBER,
+            sop_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["instance", *unique]),
+            instance_number=1,
+            manufacturer="prostate_seg",
+            manufacturer_model_name=model_name[:64],
+            software_versions=prostate_seg.__version__,
+            device_serial_number=model_md5[:16],
+            content_label="PROSTATE",
+            content_description="whole prostate gland, by a network",
+            series_description="prostate_seg whole gland",
+        )
+        made.save_as(temporary)
+
+
+def _whole_gland(seg: ModuleType, model_name: str) -> object:
+    """Return the segment: the prostate, outlined automatically by machine learning."""
+    highdicom, codes = _import("highdicom"), _import("pydicom.sr.codedict").codes
+    return seg.SegmentDescription(
+        segment_number=1,
+        segment_label="whole prostate gland",
+        segmented_property_category=codes.cid7150.AnatomicalStructure,
+        segmented_property_type=codes.SCT.Prostate,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name=f"prostate_seg {model_name}"[:64],
+            family=codes.cid7162.ArtificialIntelligence,
+            version=prostate_seg.__version__,
+        ),
+    )
+
+
+@contextmanager
+def _naming_what_is_missing() -> Iterator[None]:
+    """Turn what pydicom and highdicom raise about a series into a `VolumeError`."""
+    logging.getLogger("highdicom").setLevel(logging.ERROR)
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise VolumeError(
+            f"no DICOM SEG can be made for this series: {error}; the mask as a file needs no predict.dicom_seg",
+            "no_dicom_seg",
+        ) from error
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"{name} is not installed, which DICOM SEG needs: pip install 'prostate-seg[dicom]', "
+            "or predict.dicom_seg=false"
+        ) from error
