@@ -68,7 +68,8 @@ def run_stage(composed: DictConfig) -> dict[str, float]:
             _training().dismiss()
         return run.result.sought
     open_fold = watched_by_study(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
-    result = stages.load_stage(cfg.stage)(cfg, replace(workspace_of(cfg), open_fold=open_fold))
+    workspace = replace(workspace_of(cfg), open_fold=open_fold, run_id=run.run_id)
+    result = stages.load_stage(cfg.stage)(cfg, workspace)
     if result.objective is not None and math.isnan(result.objective):
         raise InputError("the objective, mean val Dice over the folds, is not a number: look at val studies and loss")
     run.finish(result)
@@ -140,7 +141,7 @@ def _as_text(argument: str) -> str:
     if listed:
         quoted = [f"'{run.strip()}'" for run in listed.group(2).split(",")]
         return f"{listed.group(1)}=[{','.join(quoted)}]"
-    named = re.fullmatch(r"((?:find|link)\.commit|(?:find|verify|reproduce)\.run)=([\w.\-/~^@{}]+)", argument)
+    named = re.fullmatch(r"((?:find|link)\.commit|(?:find|verify|reproduce|register)\.run)=([\w.\-/~^@{}]+)", argument)
     return f"{named.group(1)}='{named.group(2)}'" if named and named.group(2) != "null" else argument
 
 

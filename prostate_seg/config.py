@@ -717,6 +717,7 @@ STAGE_SETTINGS = {
     "train": ("model", "train", "fold.index", "seed"),
     "evaluate": ("evaluate", "train.precision", "fold.index", "seed"),
     "report": ("data.whole_gland_labels", "evaluate.external_root", "evaluate.num_bootstrap", "seed"),
+    "register": ("fold.index",),
 }
 """Of the science settings, those that decide what a stage makes of its inputs; dvc.yaml has the same under `params`."""
 

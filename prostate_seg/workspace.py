@@ -51,6 +51,8 @@ class Workspace:
     """Folder of model/ and .training/; None for the root."""
     open_fold: OpenFold = unrecorded_fold
     """Called by training around each fold."""
+    run_id: str | None = None
+    """Id of the run that records the stage; None where nothing does."""
 
     @property
     def preprocess(self) -> Path:

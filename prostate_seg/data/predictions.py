@@ -99,6 +99,6 @@ def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.Da
     records = [read_json(path) for path in (output / "records").rglob("*.json")]
     known = {row["name"]: row for row in records if (output / row["mask"]).is_file()}
     rows = [row for _, row in sorted((known | refused).items())]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"num_slices": "Int64"})
     write_text(output / "volumes.csv", table.to_csv(index=False))
     return table

@@ -51,15 +51,14 @@ def find_scans(root: Path, *, pattern: str) -> list[Scan]:
     root = root.resolve()
     if _is_series(root):
         return [Scan(name=root.name, path=root)]
-    top = root / "images" if (root / "images").is_dir() and (root / "masks").is_dir() else root
-    found = [path for path in _studies(top) if fnmatch(path.name, pattern)]
+    found = [path for path in _studies(root) if fnmatch(path.name, pattern)]
     if not found:
         raise InputError(
             f"predict.input: no image file and no DICOM series lies in {root}"
             + ("" if pattern == "*" else f" whose name matches predict.pattern {pattern}")
             + "; expected are .mha .mhd .nii .nii.gz .nrrd files or folders of DICOM files"
         )
-    scans = [Scan(name=_name(path, top), path=path) for path in found]
+    scans = [Scan(name=_name(path, root), path=path) for path in found]
     _require_unique(scans)
     return sorted(scans, key=lambda scan: scan.name)
 
@@ -75,8 +74,9 @@ def _single(file: Path) -> Scan:
 
 def _studies(folder: Path) -> Iterable[Path]:
     """Yield the image files and the folders of DICOM series below a folder; hidden ones are left out."""
+    is_data_set = (folder / "images").is_dir() and (folder / "masks").is_dir()
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or (is_data_set and path.name == "masks"):
             continue
         if path.is_dir():
             if _is_series(path):

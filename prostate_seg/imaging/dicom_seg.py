@@ -5,6 +5,7 @@ highdicom and pydicom are the optional extra `dicom`. Arrays are [Z, Y, X] with 
 
 import importlib
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,7 @@ def _whole_gland(seg: ModuleType, model_name: str) -> object:
 def _naming_what_is_missing() -> Iterator[None]:
     """Turn what pydicom and highdicom raise about a series into a `VolumeError`."""
     logging.getLogger("highdicom").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="highdicom")  # names of patients are as the scanner wrote them
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -41,7 +41,7 @@ def ranges_of(studies: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, 
 def unfamiliar(study: Mapping[str, float], *, ranges: Ranges) -> list[str]:
     """Return a sentence for each number of a study that lies well outside the range in training."""
     return [
-        f"{FORMATS[name].format(study[name])}, in training {low:g} to {high:g}"
+        f"{FORMATS[name].format(study[name])}, in training {low:.3g} to {high:.3g}"
         for name, (low, high) in ranges.items()
         if name in study and not _is_near(name, study[name], low, high)
     ]

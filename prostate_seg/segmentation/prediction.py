@@ -95,11 +95,13 @@ def _doubts(mask: np.ndarray, grid: Geometry, window: Geometry, *, volume_ml: fl
         doubts.append(f"gland of {volume_ml:.1f} mL, among 1,500 patients {low:g} to {high:g}")
     if mask[0].any() or mask[-1].any():
         doubts.append("gland in the first or last slice: it may be cut off")
-    _, rows, columns = (np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
     _, y, x = axis_index(grid, window)
-    ends = ((y[rows[[0, -1]]], window.shape_vox[1]), (x[columns[[0, -1]]], window.shape_vox[2]))
-    if any(first < 1 or last > size - 2 for (first, last), size in ends):
-        doubts.append("gland at the edge of the networks' window: it may be cut off")
+    for axis, index in ((1, y), (2, x)):
+        inside = np.flatnonzero(mask.any(axis=(0, 3 - axis)))[[0, -1]]
+        at_window = index[inside[0]] < 1 or index[inside[1]] > window.shape_vox[axis] - 2
+        if at_window or inside[0] == 0 or inside[1] == mask.shape[axis] - 1:
+            doubts.append("gland at the edge of the image or of the networks' window: it may be cut off")
+            break
     return doubts
 
 

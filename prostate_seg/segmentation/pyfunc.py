@@ -39,8 +39,13 @@ class ServedModel:
 
         Returns:
             One row per input, with the columns `COLUMNS`.
+
+        Raises:
+            InputError: If there is neither column.
         """
         del params
+        if not {"path", "content"} & set(model_input.columns):
+            raise InputError("a request has rows with a path or the content of an image file, and this has neither")
         rows = [self._answer(row) for row in model_input.to_dict("records")]
         return pd.DataFrame(rows, columns=list(COLUMNS), index=model_input.index, dtype=object)
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from prostate_seg.config import Backend, Config
@@ -197,4 +198,4 @@ def _shortened(name: str) -> str:
 
 
 def _number(value: Any, digits: int) -> str:
-    return "-" if value is None or value != value else f"{value:.{digits}f}"
+    return "-" if pd.isna(value) else f"{value:.{digits}f}"

@@ -34,6 +34,8 @@ LONGEST_TAG = 5000
 """Characters of a tag; MLflow's databases hold a little more."""
 SHOWN_PACKAGES = ("torch", "monai", "numpy", "scipy", "simpleitk", "hydra-core", "mlflow", "dvc", "prostate-seg")
 """Packages whose versions are tags; packages.txt has all."""
+NEVER_REPLACED = ("register",)
+"""Stages whose earlier runs stay: the versions of the registry are shown with them."""
 CLUSTER_KEY, NUM_STARTS = "cluster.key", "cluster.num_starts"
 """Tags of a job of a cluster: what it is known by when it is started again, and how often it was started."""
 
@@ -205,7 +207,7 @@ class Branch:
             update_sweep(self.tree, self.sweep_id)
         else:
             self.tree.log(self.pipeline_id, metrics=result.metrics)
-        if self.stage_run.cfg.mlflow.on_rerun is OnRerun.supersede:
+        if self.stage_run.cfg.mlflow.on_rerun is OnRerun.supersede and self.place.stage not in NEVER_REPLACED:
             self._supersede()
         if self.sweep_id is None:
             self._link_reused(record["upstream"])

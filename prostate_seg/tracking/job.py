@@ -54,6 +54,10 @@ class Job:
 class Recorded(Protocol):
     """The run as the launcher sees it."""
 
+    @property
+    def run_id(self) -> str | None:
+        """Its id in the store; None where nothing is recorded there."""
+
     def open_fold(self, index: int) -> AbstractContextManager[FoldRecord]:
         """Record one fold of training."""
 
@@ -68,6 +72,7 @@ class Unrecorded:
     """Stands for the run of a stage that only answers a question."""
 
     open_fold = staticmethod(unrecorded_fold)
+    run_id = None
 
     def finish(self, result: StageResult) -> None:
         """Forget the result."""

@@ -5,7 +5,9 @@ other kinds, such as templates, belong to the `__init__` that they lie beside.
 """
 
 import ast
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
@@ -13,8 +15,13 @@ PACKAGE = Path(__file__).parents[1]
 
 def source_files(stage: str) -> list[Path]:
     """Return the package's files that decide what a stage does, sorted; the table of stages does not."""
+    return sorted(set(files_behind(PACKAGE / "stages" / f"{stage}.py")) - {PACKAGE / "stages" / "__init__.py"})
+
+
+def files_behind(module: Path) -> list[Path]:
+    """Return the package's files without which a module cannot run, itself among them, sorted."""
     found: set[Path] = set()
-    waiting = [PACKAGE / "stages" / f"{stage}.py"]
+    waiting = [module]
     while waiting:
         file = waiting.pop()
         if file not in found:
@@ -22,7 +29,17 @@ def source_files(stage: str) -> list[Path]:
             waiting += _imported_files(file)
         if file.name == "__init__.py":  # templates lie in the folder of the code that fills them
             found |= {path for path in file.parent.iterdir() if path.is_file() and path.suffix != ".py"}
-    return sorted(found - {PACKAGE / "stages" / "__init__.py"})
+    return sorted(found)
+
+
+def packages_behind(files: Iterable[Path]) -> list[str]:
+    """Return the distributions that files import, pinned to the installed versions, as pip reads them, sorted.
+
+    A distribution is looked for by the name of its module, which is that of every package that this project uses.
+    """
+    modules = {name.split(".")[0] for file in files if file.suffix == ".py" for name in _imported_names(file)}
+    others = modules - sys.stdlib_module_names - {PACKAGE.name}
+    return [f"{name}=={version(name).partition('+')[0]}" for name in sorted(others)]  # +cpu names an index, no version
 
 
 def _imported_files(file: Path) -> Iterator[Path]:

@@ -59,6 +59,11 @@ class StageRun:
         self.branch: Branch | None = None
         self.result: StageResult | None = None
 
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run in the store."""
+        return None if self.branch is None else self.branch.run_id
+
     @contextmanager
     def open_fold(self, index: int) -> Iterator[FoldRecord]:
         """Record the training of one fold: a run of its own below this one."""
@@ -100,7 +105,7 @@ class StageRun:
         around = self.surroundings
         git = {name: value for name, value in asdict(around.git).items() if name not in ("diff", "untracked")}
         record = {
-            "run_id": None if self.branch is None else self.branch.run_id,
+            "run_id": self.run_id,
             "pipeline": self.cfg.mlflow.name,
             "pipeline_run_id": None if self.branch is None else self.branch.pipeline_id,
             "experiment": self.cfg.mlflow.experiment,

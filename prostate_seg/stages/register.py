@@ -1,0 +1,255 @@
+"""Stage register: put the networks that an evaluation tested into the registry, and let a version that passes be champion."""
+
+import importlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prostate_seg.config import Config
+from prostate_seg.errors import InputError
+from prostate_seg.files import md5_of_text, read_json, write_json, write_text
+from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.image_io import write_volume
+from prostate_seg.reporting.analysis import all_tables
+from prostate_seg.reporting.comparison import parse_results
+from prostate_seg.reporting.model_card import render_model_card
+from prostate_seg.reporting.promotion import Evidence, Rules, judge
+from prostate_seg.segmentation.model_folder import ONNX, Model, Usage, load_model, network_folders, write_usage
+from prostate_seg.segmentation.network_store import RECIPE, WEIGHTS
+from prostate_seg.stages.report import load_facts
+from prostate_seg.workspace import StageResult, Workspace
+
+log = logging.getLogger(__name__)
+
+EVALUATION = "evaluation"
+"""Folder inside the folder of networks with what they showed."""
+
+MODEL_CARD = "model_card.md"
+AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+"""Directions of a grid along the patient's axes."""
+
+
+def run(cfg: Config, workspace: Workspace) -> StageResult:
+    """Register the networks as challenger, unless they are registered already; with register.promote move champion."""
+    registry = importlib.import_module("prostate_seg.tracking.registry")
+    tree = importlib.import_module("prostate_seg.tracking.recorded").open_tree(cfg.mlflow, cache=workspace.cache)
+    assert workspace.run_id is not None  # there is a store, so that there is a run
+    evaluated = registry.evaluated_run(tree, cfg.register.run, pipeline=cfg.mlflow.name)
+    with tempfile.TemporaryDirectory(prefix="prostate_seg-") as name:
+        tested = registry.tested_networks(evaluated, workspace, otherwise=Path(name) / "model")
+        folder = Path(name) / registry.NETWORKS
+        model = gather(cfg, workspace, evaluated, tested, folder)
+        digest = md5_of_text(f"{model.md5} {evaluated.run_id} {cfg.register.onnx}")
+        version = registry.find_version(tree, cfg.register.name, digest=digest)
+        if version is not None:
+            log.info("%s version %s is this already", version.name, version.version)
+        else:
+            version = registry.add_version(
+                tree,
+                cfg.mlflow,
+                cfg.register.name,
+                folder,
+                run_id=workspace.run_id,
+                example=example_file(Path(name)),
+                description=_description(evaluated, model),
+                tags={"digest": digest, **_tags(evaluated, registry.training_runs(evaluated), model)},
+            )
+            log.info("registered as %s version %s", version.name, version.version)
+            why = cfg.register.reason or f"registered from evaluation {evaluated.run_id}"
+            registry.move_alias(tree, version.name, registry.CHALLENGER, to=str(version.version), why=why)
+    if cfg.register.promote:
+        promote(cfg, workspace, registry, tree, version)
+    log.info("predict with it: stage=predict predict.model=models:/%s/%s", version.name, version.version)
+    return StageResult(
+        inputs=[tested] if tested.is_relative_to(workspace.root) else [],
+        tags={"registered_model": str(version.name), "registered_version": str(version.version)},
+    )
+
+
+def gather(cfg: Config, workspace: Workspace, evaluated: Any, tested: Path, folder: Path) -> Model:
+    """Write the folder that is registered: the tested networks, how they were used, what they showed, and a card.
+
+    Raises:
+        InputError: If some networks were not tested, or they are no ensemble.
+    """
+    summary = json.loads(evaluated.tables["metrics.json"])
+    usage = _usage(cfg, evaluated.record["settings"])
+    for network in tested_folders(tested, summary, fold_index=cfg.fold.index):
+        (folder / network.name).mkdir(parents=True)
+        for file in (WEIGHTS, RECIPE):
+            shutil.copyfile(network / file, folder / network.name / file)
+    write_usage(folder, usage)
+    for name, text in evaluated.tables.items():
+        write_text(folder / EVALUATION / name, text)
+    model = load_model(folder, fold_index=None, usage=usage, device=torch.device("cpu"))
+    if cfg.register.onnx:
+        _add_onnx(folder, model)
+    write_json(folder / "origin.json", {"evaluation_run": evaluated.run_id, "record": dict(evaluated.record)})
+    write_text(folder / MODEL_CARD, _card(cfg, workspace, evaluated, folder))
+    return model
+
+
+def example_file(folder: Path) -> bytes:
+    """Return a small image file, drawn: a bright ellipsoid in noise, 12 x 48 x 48 voxels of 3 x 2 x 2 mm."""
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in (12, 48, 48)), indexing="ij")
+    noise = np.random.default_rng(0).normal(60, 8, size=z.shape)
+    image = noise + 80 * ((z / 0.7) ** 2 + (y / 0.4) ** 2 + (x / 0.5) ** 2 < 1)
+    geometry = Geometry(
+        shape_vox=(12, 48, 48), spacing_mm=(3.0, 2.0, 2.0), origin_mm=(-47.0, -47.0, -16.5), direction=AXES
+    )
+    write_volume(folder / "example.nii.gz", Volume(array=image.clip(0, 255).astype(np.uint8), geometry=geometry))
+    return (folder / "example.nii.gz").read_bytes()
+
+
+def tested_folders(tested: Path, summary: Mapping[str, Any], *, fold_index: int | None) -> list[Path]:
+    """Return the networks to register, each of which was tested: by itself, or in the ensemble of an external test.
+
+    Raises:
+        InputError: If one was not.
+    """
+    folders = network_folders(tested, fold_index=fold_index)
+    untested = [
+        path.name for path in folders if "ensemble" not in summary["folds"] and path.name not in summary["folds"]
+    ]
+    if untested:
+        raise InputError(
+            f"{', '.join(untested)} were trained but not tested by this evaluation, which has {', '.join(summary['folds'])}: "
+            "run stage=evaluate for all folds, or register one with fold.index"
+        )
+    return folders
+
+
+def promote(cfg: Config, workspace: Workspace, registry: Any, tree: Any, version: Any) -> None:
+    """Let a version become champion, if it passes the gate or is forced through it.
+
+    Raises:
+        InputError: If the gate refuses it.
+    """
+    with tree.store.lock:
+        champion = registry.version_of(tree, version.name, registry.CHAMPION)
+        if champion is not None and champion.version == version.version:
+            log.info("%s version %s is champion already", version.name, version.version)
+            return
+        rules = Rules(
+            min_test_patients=cfg.register.min_test_patients,
+            min_dice=cfg.register.min_dice,
+            max_failure_fraction=cfg.register.max_failure_fraction,
+            min_gain=cfg.register.min_gain,
+        )
+        shown = {
+            one.version: _evidence(registry.fetched(tree, cfg.mlflow, one, cache=workspace.cache), one)
+            for one in (version, champion)
+            if one is not None
+        }
+        present = None if champion is None else shown[champion.version]
+        rulings = judge(
+            shown[version.version], present, rules=rules, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
+        )
+        for ruling in rulings:
+            log.info("%s", ruling)
+        refused = [ruling for ruling in rulings if not ruling.is_passed]
+        if refused and not cfg.register.force:
+            raise InputError(
+                f"{version.name} version {version.version} does not become {registry.CHAMPION}: "
+                f"{', '.join(ruling.rule for ruling in refused)}\n"
+                + "\n".join(f"  {ruling.rule}: {ruling.words}" for ruling in refused)
+                + "\nIt stays registered. Mend that, or overrule the gate: register.force=true register.reason='...'"
+            )
+        why = _why(cfg, [ruling.rule for ruling in refused], rulings[-1].words)
+        registry.move_alias(tree, version.name, registry.CHAMPION, to=str(version.version), why=why)
+        challenger = registry.version_of(tree, version.name, registry.CHALLENGER)
+        if challenger is not None and challenger.version == version.version:
+            registry.move_alias(tree, version.name, registry.CHALLENGER, to=None, why="became champion")
+    log.info("%s version %s is %s now", version.name, version.version, registry.CHAMPION)
+
+
+def _why(cfg: Config, refused: list[str], comparison: str) -> str:
+    reason = f"{cfg.register.reason}; " if cfg.register.reason else ""
+    passed = f"forced although refused by: {', '.join(refused)}" if refused else f"passed the gate; {comparison}"
+    return reason + passed
+
+
+def _evidence(networks: Path, version: Any) -> Evidence:
+    name = f"{version.name} version {version.version}"
+    text = (networks / EVALUATION / "cases.csv").read_text(encoding="utf-8")
+    return Evidence(
+        summary=read_json(networks / EVALUATION / "metrics.json"), results=parse_results(text, name=name, source=name)
+    )
+
+
+def _usage(cfg: Config, recorded: Mapping[str, Any]) -> Usage:
+    """Return how the evaluation used the networks."""
+    evaluate = recorded["evaluate"]
+    values = {name: evaluate[name] for name in ("threshold", "largest_component", "flips")}
+    return Usage.from_dict({**values, "precision": recorded["train"].get("precision", cfg.train.precision.value)})
+
+
+def _add_onnx(folder: Path, model: Model) -> None:
+    onnx_network = importlib.import_module("prostate_seg.segmentation.onnx_network")
+    predictor = model.predictor
+    for path, network in zip(network_folders(folder, fold_index=None), predictor.networks, strict=True):
+        difference = onnx_network.export_onnx(
+            path / ONNX, network, model=predictor.model, image_size=predictor.preprocess.image_size
+        )
+        log.info("%s as ONNX: at most %.1e from torch in probability", path.name, difference)
+
+
+def _card(cfg: Config, workspace: Workspace, evaluated: Any, folder: Path) -> str:
+    """Return the model card: of the whole workspace while it is as it was tested, else of the evaluation alone."""
+    registry = importlib.import_module("prostate_seg.tracking.registry")
+    there = [workspace.evaluation, workspace.external_evaluation]
+    same = [path for path in there if registry.is_what_was_recorded(path, evaluated, cache=workspace.cache)]
+    alone = replace(workspace, root=folder, trained=None)
+    facts = load_facts(cfg, workspace if same else alone, same[0] if same else folder / EVALUATION)
+    facts = replace(facts, is_external="ensemble" in facts.summary["folds"])
+    subgroups = all_tables(facts)["subgroups"].to_dict("records")
+    return render_model_card(facts, subgroups=[{str(key): value for key, value in row.items()} for row in subgroups])
+
+
+def _tags(evaluated: Any, trainings: list[str], model: Model) -> dict[str, str]:
+    """Return what a version tells at a glance, and where it comes from."""
+    summary = json.loads(evaluated.tables["metrics.json"])
+    pooled, record = summary["pooled"], evaluated.record
+    return {
+        "model_md5": model.md5,
+        "num_networks": str(len(model.predictor.networks)),
+        "evaluation_run_id": evaluated.run_id,
+        "training_run_ids": ",".join(trainings) or "none",
+        "pipeline": evaluated.pipeline,
+        "git.commit": record["git"]["commit"] or "none",
+        "data_md5": next((md5 for key, md5 in record["inputs"].items() if Path(key).name == "preprocess"), "none"),
+        "leak_gate": summary.get("leak_gate", {}).get("verdict", "none"),
+        "oracle_crop": str(summary["oracle_crop"]).lower(),
+        "test.num_cases": str(pooled["num_cases"]),
+        "test.num_patients": str(pooled["num_patients"]),
+        "test.num_failures": str(pooled["num_failures"]),
+        "test.dice": f"{pooled['dice']['mean']:.4f}",
+    }
+
+
+def _description(evaluated: Any, model: Model) -> str:
+    """Return a version's words for people; model_card.md among its files says all."""
+    summary = json.loads(evaluated.tables["metrics.json"])
+    pooled = summary["pooled"]
+    dice, num = pooled["dice"], len(model.predictor.networks)
+    how = "together" if "ensemble" in summary["folds"] else "each on the patients that it had not seen"
+    lines = [
+        f"{num} network{'s' if num > 1 else ''} ({model.predictor.model.name.value}), tested {how}: Dice "
+        f"{dice['mean']:.3f}, {pooled['num_cases']} cases of {pooled['num_patients']} patients, "
+        f"{pooled['num_failures']} failed.",
+        f"Pipeline {evaluated.pipeline}, evaluation run {evaluated.run_id}. The model card is `{MODEL_CARD}` in "
+        "`data/networks`.",
+    ]
+    if summary["oracle_crop"]:
+        lines.insert(
+            0, "**ORACLE CROP**: the reference placed the windows of the test cases; the numbers are too good."
+        )
+    return "\n\n".join(lines)

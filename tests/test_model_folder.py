@@ -1,0 +1,93 @@
+"""A folder of networks is an ensemble that is used as it was evaluated; what is none is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prostate_seg.config import Backend, Precision
+from prostate_seg.errors import InputError
+from prostate_seg.imaging.preprocessing import PreprocessSettings
+from prostate_seg.segmentation.inference import predict_probability
+from prostate_seg.segmentation.model_folder import Model, Usage, load_model, read_usage, write_usage
+from prostate_seg.segmentation.models import build_network
+from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
+from tests.segmentation_helpers import SETTINGS, SIZE, model_2d
+
+USAGE = Usage(threshold=0.5, largest_component=True, flips=False, precision=Precision.fp32)
+CPU = torch.device("cpu")
+
+
+def save_fold(
+    folder: Path,
+    number: int,
+    *,
+    preprocess: PreprocessSettings = SETTINGS,
+    ranges: dict[str, tuple[float, float]] | None = None,
+) -> None:
+    """Write a network with weights of its own."""
+    torch.manual_seed(number)
+    path = folder / f"fold{number}"
+    path.mkdir(parents=True)
+    save_weights(path, build_network(model_2d()).state_dict())
+    recipe = Recipe(
+        model=model_2d(), preprocess=preprocess, zscore=False, train_ids=["a"], val_ids=["b"], ranges=ranges or {}
+    )
+    save_recipe(path, recipe)
+
+
+def load(folder: Path, *, fold_index: int | None = None, usage: Usage = USAGE) -> Model:
+    return load_model(folder, fold_index=fold_index, usage=usage, device=CPU)
+
+
+def test_all_folds_are_one_ensemble_and_one_can_be_taken(tmp_path: Path) -> None:
+    for number in (0, 1, 10):
+        save_fold(tmp_path, number)
+    image = torch.randn(5, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    alone = [predict_probability(image, predictor=load(tmp_path, fold_index=n).predictor) for n in (0, 1, 10)]
+    together = predict_probability(image, predictor=load(tmp_path).predictor)
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
+
+
+def test_usage_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    assert read_usage(tmp_path) is None
+    usage = Usage(threshold=0.4, largest_component=False, flips=True, precision=Precision.auto)
+    write_usage(tmp_path, usage)
+    assert read_usage(tmp_path) == usage
+
+
+def test_equal_models_have_one_md5_and_every_difference_another(tmp_path: Path) -> None:
+    save_fold(tmp_path, 0)
+    save_fold(tmp_path, 1)
+    whole = load(tmp_path).md5
+    assert load(tmp_path).md5 == whole
+    assert load(tmp_path, fold_index=0).md5 != whole
+    assert load(tmp_path, usage=replace(USAGE, threshold=0.4)).md5 != whole
+
+
+def test_ranges_of_an_ensemble_hold_those_of_its_networks(tmp_path: Path) -> None:
+    save_fold(tmp_path, 0, ranges={"spacing_z_mm": (3.0, 3.0), "num_slices": (19, 21)})
+    save_fold(tmp_path, 1, ranges={"spacing_z_mm": (2.5, 3.6)})
+    assert load(tmp_path).ranges == {"spacing_z_mm": (2.5, 3.6)}
+
+
+def test_networks_trained_on_an_oracle_crop_see_the_centre_and_say_so(tmp_path: Path) -> None:
+    save_fold(tmp_path, 0, preprocess=replace(SETTINGS, crop="mask"))
+    model = load(tmp_path)
+    assert model.predictor.preprocess.crop == "center"
+    assert "preprocess.crop=mask" in model.notes[0]
+
+
+def test_what_is_no_ensemble_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no trained networks"):
+        load(tmp_path)
+    save_fold(tmp_path, 0)
+    with pytest.raises(InputError, match=r"fold.index: .* has the folds 0, not 3"):
+        load(tmp_path, fold_index=3)
+    save_fold(tmp_path, 1, preprocess=replace(SETTINGS, image_size=64))
+    with pytest.raises(InputError, match="trained with other networks or preprocessing"):
+        load(tmp_path)
+    with pytest.raises(InputError, match=r"has no network.onnx.*register.onnx=true"):
+        load_model(tmp_path, fold_index=0, usage=USAGE, device=CPU, backend=Backend.onnx)

@@ -1,0 +1,115 @@
+"""What is said of a study without a reference: volume, confidence, agreement, and every reason to look at it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from prostate_seg.config import Precision
+from prostate_seg.errors import VolumeError
+from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.segmentation.familiarity import ranges_of, unfamiliar
+from prostate_seg.segmentation.inference import mean_agreement
+from prostate_seg.segmentation.model_folder import Model, Usage
+from prostate_seg.segmentation.prediction import Prediction, predict
+from tests.segmentation_helpers import SETTINGS, predictor
+from tests.test_inference import Always, Bright, Left
+
+GEOMETRY = Geometry(
+    shape_vox=(20, 60, 60), spacing_mm=(3.0, 1.0, 1.0), origin_mm=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
+)
+WIDE = replace(SETTINGS, spacing_mm=(3.0, 1.0, 1.0), image_size=64)
+
+
+def study() -> Volume:
+    """Return noise with a bright block of 10 x 30 x 30 voxels of 3 x 1 x 1 mm: 27 mL."""
+    array = np.random.default_rng(0).normal(20, 1, size=GEOMETRY.shape_vox).clip(0, 100).astype(np.float32)
+    array[5:15, 15:45, 15:45] += 60
+    return Volume(array=array, geometry=GEOMETRY, stored_orientation="RAS")
+
+
+def model(*networks: torch.nn.Module, ranges: dict[str, tuple[float, float]] | None = None) -> Model:
+    usage = Usage(threshold=0.5, largest_component=True, flips=False, precision=Precision.fp32)
+    ready = replace(predictor(*networks), preprocess=WIDE)
+    return Model(predictor=ready, usage=usage, ranges=ranges or {}, notes=(), md5="m")
+
+
+def found(*networks: torch.nn.Module, ranges: dict[str, tuple[float, float]] | None = None) -> Prediction:
+    return predict(study(), model=model(*networks, ranges=ranges))
+
+
+def test_a_clear_gland_has_its_volume_and_no_warning() -> None:
+    one = found(Bright())
+    assert one.mask.array.shape == GEOMETRY.shape_vox
+    assert one.mask.stored_orientation == "RAS"
+    assert one.volume_ml == pytest.approx(10 * 30 * 30 * 3 / 1000)
+    assert one.num_slices == 10
+    assert one.mean_confidence == pytest.approx(1.0, abs=1e-3)
+    assert one.fold_agreement is None
+    assert one.warnings == []
+
+
+def test_two_networks_that_see_the_same_agree_and_two_that_do_not_are_told() -> None:
+    assert found(Bright(), Bright()).fold_agreement == pytest.approx(1.0)
+    apart = found(Bright(), Left())
+    assert apart.fold_agreement is not None
+    assert apart.fold_agreement < 0.85
+    assert any(text.startswith("agreement between folds 0.") for text in apart.warnings)
+
+
+def test_no_gland_and_a_gland_that_fills_the_window_are_told() -> None:
+    none = found(Always(-5.0))
+    assert none.warnings == ["no gland was found"]
+    assert (none.volume_ml, none.num_slices, none.mean_confidence) == (0.0, 0, None)
+    everywhere = " / ".join(found(Always(0.5)).warnings)
+    for words in (
+        "first or last slice",
+        "edge of the image or of the networks' window",
+        "mean probability 0.62, below 0.8",
+    ):
+        assert words in everywhere
+
+
+def test_a_study_unlike_those_in_training_is_told_by_every_number_that_is_off() -> None:
+    like = {"spacing_z_mm": (2.5, 3.6), "num_slices": (16.0, 24.0), "gland_volume_ml": (20.0, 90.0)}
+    assert found(Bright(), ranges=like).warnings == []
+    unlike = found(Bright(), ranges={"spacing_z_mm": (1.0, 1.5), "num_slices": (30.0, 40.0), "mean_grey": (0.9, 0.95)})
+    assert unlike.warnings[0] == "slice spacing 3.00 mm, in training 1 to 1.5"
+    assert unlike.warnings[1] == "20 slices, in training 30 to 40"
+    assert unlike.warnings[2].startswith("mean grey 0.")
+
+
+def test_numbers_a_quarter_outside_of_training_are_still_familiar() -> None:
+    ranges = ranges_of(
+        [
+            {"spacing_y_mm": 0.4, "spacing_z_mm": 3.0, "num_slices": 20, "mean_grey": 0.3, "gland_volume_ml": 40},
+            {"spacing_y_mm": 0.5, "spacing_z_mm": 3.0, "num_slices": 20, "mean_grey": 0.4, "gland_volume_ml": 80},
+        ]
+    )
+    assert ranges["gland_volume_ml"] == (40.0, 80.0)
+    assert unfamiliar({"gland_volume_ml": 99, "spacing_y_mm": 0.33, "mean_grey": 0.49}, ranges=ranges) == []
+    assert len(unfamiliar({"gland_volume_ml": 101, "spacing_y_mm": 0.31, "mean_grey": 0.51}, ranges=ranges)) == 3
+    assert ranges_of([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("array", "check"),
+    [
+        (np.zeros((20, 60, 60), dtype=np.float32), "constant_image"),
+        (np.full((20, 60, 60), np.nan, dtype=np.float32), "nan"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_refused_by_name(array: np.ndarray, check: str) -> None:
+    with pytest.raises(VolumeError) as refusal:
+        predict(Volume(array=array, geometry=GEOMETRY), model=model(Bright()))
+    assert refusal.value.check == check
+
+
+def test_agreement_is_the_mean_dice_of_pairs() -> None:
+    a, b, c = (np.zeros((1, 2, 4), dtype=bool) for _ in range(3))
+    a[0, 0, :], b[0, 0, 2:], c[0, 1, :] = True, True, True
+    assert mean_agreement(np.stack([a, b])) == pytest.approx(2 * 2 / (4 + 2))
+    assert mean_agreement(np.stack([a, b, c])) == pytest.approx((4 / 6 + 0 + 0) / 3)
+    assert mean_agreement(np.stack([a])) is None
+    assert mean_agreement(np.zeros((2, 1, 2, 2), dtype=bool)) is None

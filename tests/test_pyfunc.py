@@ -1,0 +1,63 @@
+"""Rows in, rows out: a path or the bytes of a file, its mask back on its own grid, and reasons instead of exceptions."""
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prostate_seg.errors import InputError, VolumeError
+from prostate_seg.imaging.image_io import read_volume, write_volume
+from prostate_seg.segmentation.pyfunc import COLUMNS, ServedModel, suffix_of
+from tests.test_inference import Bright
+from tests.test_prediction import model, study
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+@pytest.fixture
+def served() -> ServedModel:
+    return ServedModel(model(Bright()))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_path_and_content_of_every_format_give_one_mask_on_the_grid_of_the_file(
+    served: ServedModel, tmp_path: Path, suffix: str
+) -> None:
+    file = tmp_path / f"study{suffix}"
+    write_volume(file, study())
+    assert suffix_of(file.read_bytes()) == suffix
+    by_path, by_content = (
+        served.predict(pd.DataFrame(rows)).iloc[0] for rows in ({"path": [str(file)]}, {"content": [file.read_bytes()]})
+    )
+    assert by_path["mask"] == by_content["mask"]
+    (tmp_path / "mask.nii.gz").write_bytes(base64.b64decode(by_path["mask"]))
+    mask = read_volume(tmp_path / "mask.nii.gz")
+    assert mask.geometry.is_same_grid(read_volume(file).geometry)
+    assert mask.array.sum() * 3 / 1000 == pytest.approx(by_path["volume_ml"])
+    assert by_path["error"] is None
+
+
+def test_a_bad_row_says_why_and_costs_the_others_nothing(served: ServedModel, tmp_path: Path) -> None:
+    write_volume(tmp_path / "good.mha", study())
+    rows = [
+        {"path": str(tmp_path / "good.mha"), "content": None},
+        {"path": str(tmp_path / "absent.mha"), "content": None},
+        {"path": np.nan, "content": b"no image"},
+        {"path": None, "content": None},
+    ]
+    answer = served.predict(pd.DataFrame(rows, index=[5, 6, 7, 8]))
+    assert tuple(answer.columns) == COLUMNS
+    assert list(answer.index) == [5, 6, 7, 8]
+    assert [error is None for error in answer["error"]] == [True, False, False, False]
+    assert answer["mask"].notna().tolist() == [True, False, False, False]
+    for words, error in zip(("no such file", "whole .nii.gz", "give one of the two"), answer["error"][1:], strict=True):
+        assert words in error
+
+
+def test_a_request_without_a_volume_is_refused(served: ServedModel) -> None:
+    with pytest.raises(InputError, match="a path or the content"):
+        served.predict(pd.DataFrame({"image": ["x"]}))
+    with pytest.raises(VolumeError, match="give a DICOM series as the path"):
+        suffix_of(b"PK\x03\x04")
