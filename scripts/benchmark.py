@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from benchmark_prediction import NUM_FOLDS, network_runs, study_runs
 from benchmark_sweep import trial_seconds
 from benchmark_tracking import hashing_seconds, recording_seconds, tracked_prepare_seconds
 from benchmark_training import (
@@ -64,6 +65,9 @@ def main() -> None:
         "tracked_http": tracked_http_row,
         "hashing": hashing_row,
         "sweep_trial": sweep_trial_row,
+        "predict": predict_row,
+        "ensemble": ensemble_row,
+        "onnx": onnx_row,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
@@ -407,6 +411,57 @@ def sweep_trial_row() -> Row:
         ratio=ratio,
         target="at most 1.02",
         is_met=ratio <= 1.02,
+    )
+
+
+STUDY_SECONDS = 2.0
+"""What a study may take, from its file to its mask and picture, with a network that is loaded."""
+
+
+def predict_row() -> Row:
+    """Time a study from file to mask, overlay and record."""
+    with study_runs() as (alone, _):
+        seconds, _ = in_turn(alone, lambda: None, repeats=9)
+    return Row(
+        name="predict",
+        ours=f"a study of 384x384x19, one network, no flips, to mask, overlay and record: {seconds:.2f} s",
+        against=f"{STUDY_SECONDS:g} s",
+        ratio=seconds / STUDY_SECONDS,
+        target="at most 1",
+        is_met=seconds <= STUDY_SECONDS,
+    )
+
+
+def ensemble_row() -> Row:
+    """Time an ensemble against as many predictions by one network."""
+    with study_runs() as (alone, together):
+        ensemble, one = in_turn(together, alone, repeats=9)
+    ratio = ensemble / (NUM_FOLDS * one)
+    return Row(
+        name="ensemble",
+        ours=f"the same with {NUM_FOLDS} networks {ensemble:.2f} s",
+        against=f"{NUM_FOLDS} times {one:.2f} s with one",
+        ratio=ratio,
+        target="at most 1",
+        is_met=ratio <= 1,
+    )
+
+
+def onnx_row() -> Row:
+    """Time each network by ONNX Runtime against torch; the ratio is that of the default network."""
+    ratios = {}
+    for name in ("unet", "attention_unet", "resunet_a", "dynunet", "segresnet", "unet3d"):
+        with network_runs(name) as (by_onnx, by_torch):
+            onnx, torch = in_turn(by_onnx, by_torch, repeats=5)
+        ratios[name] = onnx / torch
+    listing = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    return Row(
+        name="onnx",
+        ours=f"ONNX Runtime in float32, of torch's time: {listing}",
+        against="torch as in a prediction: bfloat16 where the processor has it",
+        ratio=ratios["unet"],
+        target="none: below 1 it pays",
+        is_met=True,
     )
 
 

@@ -3,6 +3,7 @@
 highdicom and pydicom are the optional extra `dicom`. Arrays are [Z, Y, X] with the axes of the series: a frame per file.
 """
 
+import hashlib
 import importlib
 import logging
 import warnings
@@ -46,21 +47,21 @@ def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, 
         VolumeError: If the series lacks attributes that the object must repeat.
     """
     pydicom, seg = _import("pydicom"), _import("highdicom.seg")
-    sources = [pydicom.dcmread(file) for file in series_files(series)]
     voxels = stored_array(mask)
-    unique = [sources[0].SeriesInstanceUID, model_md5, voxels.tobytes().hex()]
     with _naming_what_is_missing(), atomic_path(path) as temporary:
+        sources = [pydicom.dcmread(file) for file in series_files(series)]
+        unique = [sources[0].SeriesInstanceUID, model_md5, hashlib.sha256(voxels.tobytes()).hexdigest()]
         made = seg.Segmentation(
             source_images=sources,
             pixel_array=voxels.astype("uint8"),
             segmentation_type="BINARY",
-            segment_descriptions=[_whole_gland(seg, model_name)],
+            segment_descriptions=[_whole_gland(seg, _short_text(model_name))],
             series_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["series", *unique]),
             series_number=SERIES_NUMBER,
             sop_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["instance", *unique]),
             instance_number=1,
             manufacturer="prostate_seg",
-            manufacturer_model_name=model_name[:64],
+            manufacturer_model_name=_short_text(model_name),
             software_versions=prostate_seg.__version__,
             device_serial_number=model_md5[:16],
             content_label="PROSTATE",
@@ -68,6 +69,11 @@ def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, 
             series_description="prostate_seg whole gland",
         )
         made.save_as(temporary)
+
+
+def _short_text(text: str) -> str:
+    """Return what a Long String (LO) of the default repertoire can hold."""
+    return text.encode("ascii", "replace").decode().replace("\\", "/")[-50:]
 
 
 def _whole_gland(seg: ModuleType, model_name: str) -> object:
@@ -80,7 +86,7 @@ def _whole_gland(seg: ModuleType, model_name: str) -> object:
         segmented_property_type=codes.SCT.Prostate,
         algorithm_type="AUTOMATIC",
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            name=f"prostate_seg {model_name}"[:64],
+            name=f"prostate_seg {model_name}",
             family=codes.cid7162.ArtificialIntelligence,
             version=prostate_seg.__version__,
         ),

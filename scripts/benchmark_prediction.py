@@ -1,0 +1,91 @@
+"""The prediction rows of `make bench`: what a study takes from its file to its mask, alone, in an ensemble, by ONNX Runtime.
+
+Networks have random weights; the study is drawn: 384 x 384 x 19 voxels of 0.5 x 0.5 x 3 mm, as those of PI-CAI.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from benchmark_training import benchmark_config
+
+from prostate_seg.config import Config, Precision
+from prostate_seg.data.predictions import Target
+from prostate_seg.data.scans import Scan
+from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.image_io import write_volume
+from prostate_seg.segmentation.devices import autocast
+from prostate_seg.segmentation.model_folder import Usage, load_model
+from prostate_seg.segmentation.models import build_network, is_3d
+from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
+from prostate_seg.segmentation.onnx_network import OnnxNetwork, export_onnx
+from prostate_seg.stages.common import preprocess_settings
+from prostate_seg.stages.predict import NamedModel, segment_study
+
+NUM_FOLDS = 5
+CPU = torch.device("cpu")
+
+Run = Callable[[], object]
+
+
+@contextmanager
+def study_runs() -> Iterator[tuple[Run, Run]]:
+    """Yield what segments the study, file to file, with one network and with an ensemble of `NUM_FOLDS`; no flips."""
+    cfg = benchmark_config()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_volume(folder / "study.mha", drawn_study())
+        for number in range(NUM_FOLDS):
+            save_network(folder / "model" / f"fold{number}", cfg, seed=number)
+        usage = Usage(threshold=0.5, largest_component=True, flips=False, precision=Precision.auto)
+
+        def run(fold_index: int | None) -> Run:
+            model = load_model(folder / "model", fold_index=fold_index, usage=usage, device=CPU)
+            target = Target(scan=Scan(name="study", path=folder / "study.mha"), output=folder / "out")
+            return lambda: segment_study(target, named=NamedModel(name="benchmark", model=model), dicom_seg=False)
+
+        yield run(0), run(None)
+
+
+@contextmanager
+def network_runs(model: str) -> Iterator[tuple[Run, Run]]:
+    """Yield what computes the logits of a study by ONNX Runtime, and by torch as a prediction does."""
+    cfg = benchmark_config(f"model={model}")
+    torch.manual_seed(0)
+    network = build_network(cfg.model).eval()
+    size = cfg.preprocess.image_size
+    shape = (2, 1, cfg.model.num_slices, size, size) if is_3d(cfg.model) else (19, cfg.model.num_slices, size, size)
+    inputs = torch.randn(shape)
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        export_onnx(Path(name) / "network.onnx", network, model=cfg.model, image_size=size)
+        by_onnx = OnnxNetwork(Path(name) / "network.onnx")
+
+        def by_torch() -> None:
+            with autocast(CPU, precision=Precision.auto):
+                network(inputs)
+
+        yield lambda: by_onnx(inputs), by_torch
+
+
+def drawn_study() -> Volume:
+    """Return an ellipsoid in noise, uint16."""
+    z, y, x = np.meshgrid(np.arange(19), np.arange(384), np.arange(384), indexing="ij", sparse=True)
+    gland = ((z - 9) / 6) ** 2 + ((y - 190) / 40) ** 2 + ((x - 200) / 55) ** 2 < 1
+    image = np.random.default_rng(0).normal(300, 60, size=gland.shape) + 250 * gland
+    geometry = Geometry(
+        shape_vox=(19, 384, 384), spacing_mm=(3.0, 0.5, 0.5), origin_mm=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    )
+    return Volume(array=image.clip(0, 2000).astype(np.uint16), geometry=geometry)
+
+
+def save_network(folder: Path, cfg: Config, *, seed: int) -> None:
+    """Write a network of the default settings with random weights."""
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True)
+    save_weights(folder, build_network(cfg.model).state_dict())
+    settings = replace(preprocess_settings(cfg), crop="center")
+    save_recipe(folder, Recipe(model=cfg.model, preprocess=settings, zscore=False, train_ids=[], val_ids=[]))
