@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ from prostate_seg.segmentation.model_folder import ONNX, Model, Usage, load_mode
 from prostate_seg.segmentation.network_store import RECIPE, WEIGHTS
 from prostate_seg.stages.report import load_facts
 from prostate_seg.workspace import StageResult, Workspace
+
+if TYPE_CHECKING:
+    from prostate_seg.tracking.registry import Evaluated, Version
+    from prostate_seg.tracking.run_tree import RunTree
 
 log = logging.getLogger(__name__)
 
@@ -45,36 +49,53 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     evaluated = registry.evaluated_run(tree, cfg.register.run, pipeline=cfg.mlflow.name)
     with tempfile.TemporaryDirectory(prefix="prostate_seg-") as name:
         tested = registry.tested_networks(evaluated, workspace, otherwise=Path(name) / "model")
-        folder = Path(name) / registry.NETWORKS
-        model = gather(cfg, workspace, evaluated, tested, folder)
-        digest = md5_of_text(f"{model.md5} {evaluated.run_id} {cfg.register.onnx}")
-        version = registry.find_version(tree, cfg.register.name, digest=digest)
-        if version is not None:
-            log.info("%s version %s is this already", version.name, version.version)
-        else:
-            version = registry.add_version(
-                tree,
-                cfg.mlflow,
-                cfg.register.name,
-                folder,
-                run_id=workspace.run_id,
-                example=example_file(Path(name)),
-                description=_description(evaluated, model),
-                tags={"digest": digest, **_tags(evaluated, registry.training_runs(evaluated), model)},
-            )
-            log.info("registered as %s version %s", version.name, version.version)
-            why = cfg.register.reason or f"registered from evaluation {evaluated.run_id}"
-            registry.move_alias(tree, version.name, registry.CHALLENGER, to=str(version.version), why=why)
+        version = registered_version(cfg, workspace, tree, evaluated, tested, scratch=Path(name))
     if cfg.register.promote:
-        promote(cfg, workspace, registry, tree, version)
-    log.info("predict with it: stage=predict predict.model=models:/%s/%s", version.name, version.version)
+        promote(cfg, workspace, tree, version)
+    log.info("predict with it: stage=predict predict.model=models:/%s/%s", version.name, version.number)
+    read = [tested, *_as_recorded(workspace, evaluated)]
     return StageResult(
-        inputs=[tested] if tested.is_relative_to(workspace.root) else [],
-        tags={"registered_model": str(version.name), "registered_version": str(version.version)},
+        inputs=[path for path in read if path.is_relative_to(workspace.root)],
+        tags={"registered_model": str(version.name), "registered_version": version.number},
     )
 
 
-def gather(cfg: Config, workspace: Workspace, evaluated: Any, tested: Path, folder: Path) -> Model:
+def registered_version(
+    cfg: Config, workspace: Workspace, tree: "RunTree", evaluated: "Evaluated", tested: Path, *, scratch: Path
+) -> "Version":
+    """Return the version of these networks with this evaluation: the one that is there, or a new one as challenger."""
+    registry = importlib.import_module("prostate_seg.tracking.registry")
+    folder = scratch / registry.NETWORKS
+    model = gather(cfg, workspace, evaluated, tested, folder)
+    digest = md5_of_text(f"{model.md5} {evaluated.run_id} {cfg.register.onnx}")
+    known: Version | None = registry.find_version(tree, cfg.register.name, digest=digest)
+    if known is not None:
+        log.info("%s is this already", known)
+        return known
+    version: Version = registry.add_version(
+        tree,
+        cfg.mlflow,
+        cfg.register.name,
+        folder,
+        run_id=workspace.run_id,
+        example=example_file(scratch),
+        description=_description(evaluated, model),
+        tags={"digest": digest, **_tags(evaluated, registry.training_runs(evaluated), model)},
+    )
+    log.info("registered as %s", version)
+    why = cfg.register.reason or f"registered from evaluation {evaluated.run_id}"
+    registry.move_alias(tree, version.name, registry.CHALLENGER, to=version.number, why=why)
+    return version
+
+
+def _as_recorded(workspace: Workspace, evaluated: "Evaluated") -> list[Path]:
+    """Return the evaluation's folder if it still is what the evaluation wrote."""
+    registry = importlib.import_module("prostate_seg.tracking.registry")
+    there = (workspace.evaluation, workspace.external_evaluation)
+    return [path for path in there if registry.is_what_was_recorded(path, evaluated, cache=workspace.cache)]
+
+
+def gather(cfg: Config, workspace: Workspace, evaluated: "Evaluated", tested: Path, folder: Path) -> Model:
     """Write the folder that is registered: the tested networks, how they were used, what they showed, and a card.
 
     Raises:
@@ -127,48 +148,58 @@ def tested_folders(tested: Path, summary: Mapping[str, Any], *, fold_index: int 
     return folders
 
 
-def promote(cfg: Config, workspace: Workspace, registry: Any, tree: Any, version: Any) -> None:
+def promote(cfg: Config, workspace: Workspace, tree: "RunTree", version: "Version") -> None:
     """Let a version become champion, if it passes the gate or is forced through it.
 
     Raises:
         InputError: If the gate refuses it.
     """
+    registry = importlib.import_module("prostate_seg.tracking.registry")
     with tree.store.lock:
         champion = registry.version_of(tree, version.name, registry.CHAMPION)
-        if champion is not None and champion.version == version.version:
-            log.info("%s version %s is champion already", version.name, version.version)
+        if champion is not None and champion.number == version.number:
+            log.info("%s is champion already", version)
             return
-        rules = Rules(
-            min_test_patients=cfg.register.min_test_patients,
-            min_dice=cfg.register.min_dice,
-            max_failure_fraction=cfg.register.max_failure_fraction,
-            min_gain=cfg.register.min_gain,
-        )
-        shown = {
-            one.version: _evidence(registry.fetched(tree, cfg.mlflow, one, cache=workspace.cache), one)
-            for one in (version, champion)
-            if one is not None
-        }
-        present = None if champion is None else shown[champion.version]
-        rulings = judge(
-            shown[version.version], present, rules=rules, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
-        )
-        for ruling in rulings:
-            log.info("%s", ruling)
-        refused = [ruling for ruling in rulings if not ruling.is_passed]
-        if refused and not cfg.register.force:
-            raise InputError(
-                f"{version.name} version {version.version} does not become {registry.CHAMPION}: "
-                f"{', '.join(ruling.rule for ruling in refused)}\n"
-                + "\n".join(f"  {ruling.rule}: {ruling.words}" for ruling in refused)
-                + "\nIt stays registered. Mend that, or overrule the gate: register.force=true register.reason='...'"
-            )
-        why = _why(cfg, [ruling.rule for ruling in refused], rulings[-1].words)
-        registry.move_alias(tree, version.name, registry.CHAMPION, to=str(version.version), why=why)
+        why = pass_gate(cfg, workspace, tree, version, champion)
+        registry.move_alias(tree, version.name, registry.CHAMPION, to=version.number, why=why)
         challenger = registry.version_of(tree, version.name, registry.CHALLENGER)
-        if challenger is not None and challenger.version == version.version:
+        if challenger is not None and challenger.number == version.number:
             registry.move_alias(tree, version.name, registry.CHALLENGER, to=None, why="became champion")
-    log.info("%s version %s is %s now", version.name, version.version, registry.CHAMPION)
+    log.info("%s is %s now", version, registry.CHAMPION)
+
+
+def pass_gate(
+    cfg: Config, workspace: Workspace, tree: "RunTree", version: "Version", champion: "Version | None"
+) -> str:
+    """Judge a version beside the present champion, and return why it may follow.
+
+    Raises:
+        InputError: If it may not.
+    """
+    bounds = cfg.register
+    rulings = judge(
+        _evidence(cfg, workspace, tree, version),
+        None if champion is None else _evidence(cfg, workspace, tree, champion),
+        rules=Rules(
+            min_test_patients=bounds.min_test_patients,
+            min_dice=bounds.min_dice,
+            max_failure_fraction=bounds.max_failure_fraction,
+            min_gain=bounds.min_gain,
+        ),
+        num_bootstrap=cfg.evaluate.num_bootstrap,
+        seed=cfg.seed,
+    )
+    for ruling in rulings:
+        log.info("%s", ruling)
+    refused = [ruling for ruling in rulings if not ruling.is_passed]
+    if refused and not bounds.force:
+        raise InputError(
+            f"{version} does not become champion: "
+            f"{', '.join(ruling.rule for ruling in refused)}\n"
+            + "\n".join(f"  {ruling.rule}: {ruling.words}" for ruling in refused)
+            + "\nIt stays registered. Mend that, or overrule the gate: register.force=true register.reason='...'"
+        )
+    return _why(cfg, [ruling.rule for ruling in refused], rulings[-1].words)
 
 
 def _why(cfg: Config, refused: list[str], comparison: str) -> str:
@@ -177,12 +208,13 @@ def _why(cfg: Config, refused: list[str], comparison: str) -> str:
     return reason + passed
 
 
-def _evidence(networks: Path, version: Any) -> Evidence:
-    name = f"{version.name} version {version.version}"
-    text = (networks / EVALUATION / "cases.csv").read_text(encoding="utf-8")
-    return Evidence(
-        summary=read_json(networks / EVALUATION / "metrics.json"), results=parse_results(text, name=name, source=name)
-    )
+def _evidence(cfg: Config, workspace: Workspace, tree: "RunTree", version: "Version") -> Evidence:
+    """Read what a version has shown, from its own files."""
+    registry = importlib.import_module("prostate_seg.tracking.registry")
+    measured = registry.fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION
+    name = str(version)
+    text = (measured / "cases.csv").read_text(encoding="utf-8")
+    return Evidence(summary=read_json(measured / "metrics.json"), results=parse_results(text, name=name, source=name))
 
 
 def _usage(cfg: Config, recorded: Mapping[str, Any]) -> Usage:
@@ -202,11 +234,9 @@ def _add_onnx(folder: Path, model: Model) -> None:
         log.info("%s as ONNX: at most %.1e from torch in probability", path.name, difference)
 
 
-def _card(cfg: Config, workspace: Workspace, evaluated: Any, folder: Path) -> str:
+def _card(cfg: Config, workspace: Workspace, evaluated: "Evaluated", folder: Path) -> str:
     """Return the model card: of the whole workspace while it is as it was tested, else of the evaluation alone."""
-    registry = importlib.import_module("prostate_seg.tracking.registry")
-    there = [workspace.evaluation, workspace.external_evaluation]
-    same = [path for path in there if registry.is_what_was_recorded(path, evaluated, cache=workspace.cache)]
+    same = _as_recorded(workspace, evaluated)
     alone = replace(workspace, root=folder, trained=None)
     facts = load_facts(cfg, workspace if same else alone, same[0] if same else folder / EVALUATION)
     facts = replace(facts, is_external="ensemble" in facts.summary["folds"])
@@ -214,7 +244,7 @@ def _card(cfg: Config, workspace: Workspace, evaluated: Any, folder: Path) -> st
     return render_model_card(facts, subgroups=[{str(key): value for key, value in row.items()} for row in subgroups])
 
 
-def _tags(evaluated: Any, trainings: list[str], model: Model) -> dict[str, str]:
+def _tags(evaluated: "Evaluated", trainings: list[str], model: Model) -> dict[str, str]:
     """Return what a version tells at a glance, and where it comes from."""
     summary = json.loads(evaluated.tables["metrics.json"])
     pooled, record = summary["pooled"], evaluated.record
@@ -235,7 +265,7 @@ def _tags(evaluated: Any, trainings: list[str], model: Model) -> dict[str, str]:
     }
 
 
-def _description(evaluated: Any, model: Model) -> str:
+def _description(evaluated: "Evaluated", model: Model) -> str:
     """Return a version's words for people; model_card.md among its files says all."""
     summary = json.loads(evaluated.tables["metrics.json"])
     pooled = summary["pooled"]

@@ -25,7 +25,7 @@ def finished_before(cfg: Config, workspace: Workspace, job: Job) -> StageResult 
     """
     name = entry_name(cfg)
     record = read_entries(recording_workspace(cfg, workspace)).get(name)
-    if record is None:
+    if record is None or not record["outputs"]:  # what was written elsewhere, as by stage=register, cannot be looked at
         return None
     settings = Redactor(settings=as_container(cfg)).tree(science_of(cfg))
     items = compare(name, record, settings=settings, workspace=workspace)

@@ -80,6 +80,29 @@ class Evaluated:
     """Texts of cases.csv, slices.csv and metrics.json."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    number: str
+    model_id: str
+    """Of the logged model that it is; unique, and its files never change."""
+    tags: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.number}"
+
+
+def _as_version(found: ModelVersion) -> Version:
+    return Version(
+        name=str(found.name),
+        number=str(found.version),
+        model_id=str(found.source).rpartition("/")[2],  # models:/ID
+        tags=dict(found.tags),
+    )
+
+
 def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evaluated:
     """Return an evaluation.
 
@@ -187,10 +210,10 @@ def is_what_was_recorded(path: Path, evaluated: Evaluated, *, cache: Path) -> bo
     return path.is_dir() and hash_paths([path], cache=cache)[path].md5 in evaluated.record["outputs"].values()
 
 
-def find_version(tree: RunTree, name: str, *, digest: str) -> ModelVersion | None:
+def find_version(tree: RunTree, name: str, *, digest: str) -> Version | None:
     """Return the version that was registered with this content, if there is one."""
-    found = [one for one in tree.client.search_model_versions(f"name = '{name}'") if one.tags.get("digest") == digest]
-    return next(iter(found), None)
+    every = map(_as_version, tree.client.search_model_versions(f"name = '{name}'"))
+    return next((one for one in every if one.tags.get("digest") == digest), None)
 
 
 def add_version(
@@ -203,7 +226,7 @@ def add_version(
     example: bytes,
     description: str,
     tags: Mapping[str, str],
-) -> ModelVersion:
+) -> Version:
     """Log a folder of networks as a model of a run, and register it.
 
     Args:
@@ -222,8 +245,10 @@ def add_version(
     try:
         model_id = _log_model(settings, folder, run_id=run_id, example=example, tags=tags)
         _make_registered_model(tree, name)
-        return tree.client.create_model_version(
-            name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), description=description, model_id=model_id
+        return _as_version(
+            tree.client.create_model_version(
+                name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), description=description, model_id=model_id
+            )
         )
     except STORE_ERRORS as error:
         raise InputError(unusable(tree.store.address, error)) from error
@@ -266,10 +291,10 @@ def _make_registered_model(tree: RunTree, name: str) -> None:
             raise
 
 
-def version_of(tree: RunTree, name: str, alias: str) -> ModelVersion | None:
+def version_of(tree: RunTree, name: str, alias: str) -> Version | None:
     """Return the version that an alias names, None if it names none."""
     try:
-        return tree.client.get_model_version_by_alias(name, alias)
+        return _as_version(tree.client.get_model_version_by_alias(name, alias))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -287,7 +312,7 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
         now = datetime.now(UTC)
         move = {
             "alias": alias,
-            "from": None if before is None else str(before.version),
+            "from": None if before is None else before.number,
             "to": to,
             "at": now.isoformat(timespec="seconds"),
             "by": f"{_user()}@{socket.gethostname()}",
@@ -331,16 +356,16 @@ def fetch_networks(uri: str, settings: MlflowConfig, *, cache: Path) -> tuple[Pa
         found = _version(tree, uri)
     except STORE_ERRORS as error:
         raise InputError(unusable(tree.store.address, error)) from error
-    return fetched(tree, settings, found, cache=cache), f"{found.name} version {found.version}"
+    return fetched(tree, settings, found, cache=cache), str(found)
 
 
-def fetched(tree: RunTree, settings: MlflowConfig, version: ModelVersion, *, cache: Path) -> Path:
+def fetched(tree: RunTree, settings: MlflowConfig, version: Version, *, cache: Path) -> Path:
     """Return the folder of networks of a version; what was fetched once is kept, for a model never changes.
 
     Raises:
         InputError: If the store does not give it, or it is none of this project's.
     """
-    folder = cache / "models" / str(version.source).rpartition("/")[2]  # models:/ID, and ids are unique
+    folder = cache / "models" / version.model_id
     try:
         if not folder.is_dir():
             _download(settings, version, folder)
@@ -348,13 +373,11 @@ def fetched(tree: RunTree, settings: MlflowConfig, version: ModelVersion, *, cac
         raise InputError(unusable(tree.store.address, error)) from error
     networks = folder / "data" / NETWORKS
     if not networks.is_dir():
-        raise InputError(
-            f"{version.name} version {version.version} was not registered by stage=register: it has no {NETWORKS}/"
-        )
+        raise InputError(f"{version} was not registered by stage=register: it has no {NETWORKS}/")
     return networks
 
 
-def _version(tree: RunTree, uri: str) -> ModelVersion:
+def _version(tree: RunTree, uri: str) -> Version:
     name, at, alias = uri.removeprefix("models:/").partition("@")
     if at and name and alias:
         found = version_of(tree, name, alias)
@@ -374,21 +397,21 @@ def _version(tree: RunTree, uri: str) -> ModelVersion:
     return found
 
 
-def _numbered(tree: RunTree, name: str, number: str) -> ModelVersion | None:
+def _numbered(tree: RunTree, name: str, number: str) -> Version | None:
     try:
-        return tree.client.get_model_version(name, number)
+        return _as_version(tree.client.get_model_version(name, number))
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
 
 
-def _download(settings: MlflowConfig, version: ModelVersion, folder: Path) -> None:
+def _download(settings: MlflowConfig, version: Version, folder: Path) -> None:
     uri = resolved_uri(str(settings.tracking_uri))
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with atomic_folder(folder) as fresh:
-        source = f"models:/{version.name}/{version.version}"
+        source = f"models:/{version.name}/{version.number}"
         fetched = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(fresh), tracking_uri=uri)
         _lift(Path(fetched), fresh)
 
