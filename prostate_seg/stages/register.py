@@ -72,6 +72,8 @@ def registered_version(
     if known is not None:
         log.info("%s is this already", known)
         return known
+    if cfg.register.onnx:
+        _add_onnx(folder, model)
     version: Version = registry.add_version(
         tree,
         cfg.mlflow,
@@ -111,8 +113,6 @@ def gather(cfg: Config, workspace: Workspace, evaluated: "Evaluated", tested: Pa
     for name, text in evaluated.tables.items():
         write_text(folder / EVALUATION / name, text)
     model = load_model(folder, fold_index=None, usage=usage, device=torch.device("cpu"))
-    if cfg.register.onnx:
-        _add_onnx(folder, model)
     write_json(folder / "origin.json", {"evaluation_run": evaluated.run_id, "record": dict(evaluated.record)})
     write_text(folder / MODEL_CARD, _card(cfg, workspace, evaluated, folder))
     return model
