@@ -1,0 +1,116 @@
+"""Which run is registered, where the tested networks are looked for, which version a name means, and what a move leaves."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Run
+
+from prostate_seg.errors import InputError
+from prostate_seg.tracking import registry
+from prostate_seg.tracking.hashing import hash_paths
+from prostate_seg.tracking.registry import Evaluated, evaluated_run, fetch_networks, move_alias
+from prostate_seg.tracking.run_tree import Level, Place, RunTree
+from prostate_seg.tracking.store import open_store
+from prostate_seg.workspace import Workspace
+from tests.test_run_tree import SETTINGS, stage
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> RunTree:
+    folder = tmp_path_factory.mktemp("registry")
+    settings = replace(SETTINGS, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return RunTree(open_store(settings, cache=folder))
+
+
+def evaluation(tree: RunTree, pipeline: Run, *, of: str, cases: str = "case_id\n") -> Run:
+    """Add a finished evaluation of a training's networks, with all that its run holds."""
+    place = Place(level=Level.stage, pipeline="p", stage="evaluate")
+    tags = {"previous_run_id.train": of}
+    run = tree.create("evaluate", place, parent_id=pipeline.info.run_id, tags=tags)
+    run_id = run.info.run_id
+    for name, text in {"cases.csv": cases, "slices.csv": "", "metrics.json": "{}"}.items():
+        tree.client.log_text(run_id, text, f"tables/{name}")
+    upstream = {"train": {"run_id": of, "unchanged": True}, "prepare": {"run_id": "x", "unchanged": True}}
+    record = {"inputs": {"model": "m"}, "upstream": upstream}
+    tree.client.log_text(run_id, json.dumps(record), "provenance.json")
+    tree.client.set_terminated(run_id)
+    return run
+
+
+def refusal(tree: RunTree, run_id: str | None, pipeline: str = "p") -> str:
+    with pytest.raises(InputError) as caught:
+        evaluated_run(tree, run_id, pipeline=pipeline)
+    return str(caught.value)
+
+
+def test_evaluation_is_found_from_itself_its_training_its_fold_its_pipeline_and_the_name(tree: RunTree) -> None:
+    pipeline = tree.pipeline("p", fresh=True)
+    training = stage(tree, pipeline)
+    place = Place(level=Level.fold, pipeline="p", stage="train", fold="0")
+    fold = tree.create("fold0", place, parent_id=training.info.run_id)
+    first = evaluation(tree, pipeline, of=training.info.run_id)
+    newest = evaluation(tree, pipeline, of="another training", cases="case_id\n1\n")
+    expected = {first: [first, training, fold], newest: [newest, pipeline]}
+    for one, ways in expected.items():
+        for run in ways:
+            found = evaluated_run(tree, run.info.run_id, pipeline="ignored")
+            assert found.run_id == one.info.run_id
+    by_name = evaluated_run(tree, None, pipeline="p")
+    assert by_name.run_id == newest.info.run_id
+    assert by_name.tables["cases.csv"] == "case_id\n1\n"
+    assert registry.training_runs(by_name) == ["another training"]
+
+
+def test_what_has_no_evaluation_is_named_with_the_next_step(tree: RunTree) -> None:
+    pipeline = tree.pipeline("q", fresh=True)
+    training, prepare = stage(tree, pipeline), stage(tree, pipeline, "prepare")
+    unfinished = stage(tree, pipeline, "evaluate")
+    assert "have not been tested: run stage=evaluate first" in refusal(tree, training.info.run_id)
+    assert "is neither an evaluation, nor a training" in refusal(tree, prepare.info.run_id)
+    assert "has not finished (RUNNING)" in refusal(tree, unfinished.info.run_id)
+    assert "there is no run ffff" in refusal(tree, "ffff")
+    assert "there is no pipeline nowhere" in refusal(tree, None, pipeline="nowhere")
+
+
+def test_networks_are_those_that_were_tested_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", cache=tmp_path / ".cache")
+    workspace.fold(0).mkdir(parents=True)
+    (workspace.fold(0) / "weights.safetensors").write_bytes(b"tested")
+    md5 = hash_paths([workspace.model], cache=workspace.cache)[workspace.model].md5
+    record: dict[str, Any] = {"inputs": {"preprocess": "x", "model": md5}}
+    evaluated = Evaluated(run_id="r", pipeline="p", record=record, tables={})
+    assert registry.tested_networks(evaluated, workspace, otherwise=tmp_path / "restored") == workspace.model
+    (workspace.fold(0) / "weights.safetensors").write_bytes(b"trained again")
+    with pytest.raises(InputError, match=r"no longer what run r tested \(md5 .*\), and DVC does not have it"):
+        registry.tested_networks(evaluated, workspace, otherwise=tmp_path / "restored")
+
+
+def test_a_move_leaves_a_tag_and_no_move_leaves_none(tree: RunTree) -> None:
+    tree.client.create_registered_model("moved")
+    for _ in range(2):
+        tree.client.create_model_version("moved", "file:///models/1")
+    move_alias(tree, "moved", "champion", to="1", why="first")
+    move_alias(tree, "moved", "champion", to="1", why="again")
+    move_alias(tree, "moved", "champion", to="2", why="better")
+    move_alias(tree, "moved", "champion", to=None, why="withdrawn")
+    moves = registry.moves_of(tree, "moved")
+    assert [(move["from"], move["to"], move["why"]) for move in moves] == [
+        (None, "1", "first"),
+        ("1", "2", "better"),
+        ("2", None, "withdrawn"),
+    ]
+    assert registry.version_of(tree, "moved", "champion") is None
+
+
+@pytest.mark.parametrize(
+    "uri", ["models:/nobody@champion", "models:/nobody/3", "models:/nobody", "models:/@x", "models:/"]
+)
+def test_a_version_that_is_not_there_is_refused_with_those_that_are(tree: RunTree, uri: str, tmp_path: Path) -> None:
+    database = tree.store.address
+    with pytest.raises(InputError, match="expected is models:/NAME@ALIAS or models:/NAME/VERSION") as caught:
+        fetch_networks(uri, replace(SETTINGS, tracking_uri=database), cache=tmp_path)
+    assert "Known are: " in str(caught.value)
