@@ -28,6 +28,10 @@ class DataSource(Enum):
 
     folder = "folder"
     phantom = "phantom"
+    picai = "picai"
+    decathlon = "decathlon"
+    prostate158 = "prostate158"
+    promise12 = "promise12"
 
 
 class OnBadCase(Enum):
@@ -215,6 +219,8 @@ class DataConfig:
     """Where the cases come from."""
     root: str | None
     """Folder with images/ and masks/; null takes data/ in the workspace, where stage=fetch writes."""
+    parts: list[str] | None
+    """Archives of a public data set that stage=fetch takes, such as fold0; null takes all."""
     patient_pattern: str
     """Regular expression whose first group, searched in a case id, is the patient."""
     whole_gland_labels: list[int] | None
@@ -555,6 +561,14 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class FetchConfig:
+    """Where stage=fetch takes public data from."""
+
+    origin: str | None
+    """Folder with the downloaded archives, or http address of a mirror; null takes the data set's own servers."""
+
+
+@dataclass(kw_only=True, slots=True)
 class AuditConfig:
     """Which split stage=audit looks at."""
 
@@ -691,6 +705,7 @@ class Config:
     paths: PathsConfig
     machine: MachineConfig
     export: ExportConfig
+    fetch: FetchConfig
     audit: AuditConfig
     verify: VerifyConfig
     find: FindConfig

@@ -11,7 +11,7 @@ from prostate_seg.errors import ConfigError
 from prostate_seg.workspace import StageResult, Workspace
 
 STAGES = {
-    "fetch": "make the phantom data set in data/",
+    "fetch": "make the phantom data set in data/, or bring a public one there, checked and with its licence",
     "preprocess": "check every case; orient, resample, crop and scale it for the network",
     "prepare": "divide the patients into train, val and test, fold by fold, and look for leaks",
     "train": "fit the network, fold by fold, and keep the weights that are best on val",
