@@ -218,7 +218,7 @@ class DataConfig:
     source: DataSource
     """Where the cases come from."""
     root: str | None
-    """Folder with images/ and masks/; null takes data/ in the workspace, where stage=fetch writes."""
+    """Folder with images/ and masks/, or of nnU-Net's or BIDS' layout; null takes data/ in the workspace."""
     parts: list[str] | None
     """Archives of a public data set that stage=fetch takes, such as fold0; null takes all."""
     patient_pattern: str
