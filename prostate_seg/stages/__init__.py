@@ -12,6 +12,7 @@ from prostate_seg.workspace import StageResult, Workspace
 
 STAGES = {
     "fetch": "make the phantom data set in data/, or bring a public one there, checked and with its licence",
+    "inspect": "show a data set: sizes, spacings, volumes, what is wrong, and a picture of each case",
     "preprocess": "check every case; orient, resample, crop and scale it for the network",
     "prepare": "divide the patients into train, val and test, fold by fold, and look for leaks",
     "train": "fit the network, fold by fold, and keep the weights that are best on val",
@@ -28,9 +29,11 @@ STAGES = {
     "compare": "say by how much runs differ on the same cases, with intervals, tests and subgroups",
     "doctor": "check packages, store, disk, git and folders, and close what killed runs left open",
 }
-"""Name and sentence of each stage, in the order of the pipeline; those that leave no run come last."""
+"""Name and sentence of each stage, in the order of the pipeline; then those that only answer."""
 
-QUESTIONS = frozenset({"predict", "export", "audit", "compare", "verify", "find", "link", "reproduce", "doctor"})
+QUESTIONS = frozenset(
+    {"predict", "export", "audit", "compare", "verify", "find", "link", "reproduce", "doctor", "inspect"}
+)
 """Stages that leave no run."""
 
 Stage = Callable[[Config, Workspace], StageResult]
