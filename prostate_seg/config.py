@@ -577,6 +577,14 @@ class AuditConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class StatusConfig:
+    """How stage=status answers."""
+
+    format: TableFormat
+    """How the answer is printed."""
+
+
+@dataclass(kw_only=True, slots=True)
 class FindConfig:
     """What stage=find looks up; one of the two."""
 
@@ -708,6 +716,7 @@ class Config:
     fetch: FetchConfig
     audit: AuditConfig
     verify: VerifyConfig
+    status: StatusConfig
     find: FindConfig
     link: LinkConfig
     reproduce: ReproduceConfig

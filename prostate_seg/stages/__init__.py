@@ -22,6 +22,7 @@ STAGES = {
     "predict": "segment files, folders or DICOM series with a registered model or a folder of networks",
     "export": "write the settings that decide results to params.yaml, for DVC",
     "audit": "look for leaks in any split file: patients, copies and near copies across the parts of a fold",
+    "status": "say of each stage whether it is current, stale and why, or missing; when it ran and what came out",
     "verify": "compare data, results, code, packages and settings with what a run recorded",
     "find": "list the runs of a commit or DVC experiment, or what made a run and how to make it again",
     "link": "tell the runs whose results a commit holds that it does",
@@ -32,7 +33,7 @@ STAGES = {
 """Name and sentence of each stage, in the order of the pipeline; then those that only answer."""
 
 QUESTIONS = frozenset(
-    {"predict", "export", "audit", "compare", "verify", "find", "link", "reproduce", "doctor", "inspect"}
+    {"inspect", "predict", "export", "audit", "status", "compare", "verify", "find", "link", "reproduce", "doctor"}
 )
 """Stages that leave no run."""
 
