@@ -244,6 +244,11 @@ class DataConfig:
                 "must be null or a list of labels above 0",
             ),
             (
+                "parts",
+                self.parts is None or self.source not in (DataSource.folder, DataSource.phantom, DataSource.promise12),
+                f"must be null for data={self.source.value}",
+            ),
+            (
                 "phantom",
                 (self.phantom is not None) == (self.source is DataSource.phantom),
                 "must be set for data=phantom, and for no other data",

@@ -116,6 +116,14 @@ def test_an_unreachable_server_is_named(tmp_path: Path) -> None:
         download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, patience=HASTY)
 
 
+def test_a_password_in_an_address_is_not_repeated(tmp_path: Path) -> None:
+    with rough_server({}) as server, pytest.raises(InputError) as refused:
+        address = server.address.replace("//", "//somebody:secret@")
+        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, patience=HASTY)
+    assert f"{server.address}/a.zip: the server answers 404" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
 def test_a_killed_download_goes_on(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from prostate_seg.data.download import download\n"

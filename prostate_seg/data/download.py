@@ -122,6 +122,11 @@ def gigabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
+def shown_url(url: str) -> str:
+    """Return an address without the name and password that it may have."""
+    return re.sub(r"//[^/@]+@", "//", url)
+
+
 def _session(patience: Patience) -> requests.Session:
     session = requests.Session()
     retry = Retry(
@@ -149,7 +154,7 @@ def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: O
         have = _place_of(reply, part, have)
         total = _total(reply, have)
         if total is not None:
-            require_space(part.parent, total - have, purpose=f"downloading {url}", setting="paths.cache")
+            require_space(part.parent, total - have, purpose=f"downloading {shown_url(url)}", setting="paths.cache")
         on_bytes(have, total)
         with part.open("ab") as stream:
             while chunk := reply.raw.read1(
@@ -192,7 +197,7 @@ def _size_of(part: Path) -> int:
 def _refused(url: str, reply: requests.Response, part: Path) -> str:
     kept = f"; the {gigabytes(_size_of(part))} that are here are kept" if part.is_file() else ""
     return (
-        f"{url}: the server answers {reply.status_code} {reply.reason}{kept}\n"
+        f"{shown_url(url)}: the server answers {reply.status_code} {reply.reason}{kept}\n"
         "Look at the address in a browser: if the file has moved, download it by hand into a folder and name that with "
         "fetch.origin=DIR."
     )
@@ -200,7 +205,7 @@ def _refused(url: str, reply: requests.Response, part: Path) -> str:
 
 def _given_up(url: str, part: Path, error: Exception) -> str:
     return (
-        f"{url}: given up after several tries: {_in_words(error)}\n"
+        f"{shown_url(url)}: given up after several tries: {_in_words(error)}\n"
         f"{gigabytes(_size_of(part))} are here and are kept; the same command goes on from there. Behind a proxy, set "
         "HTTPS_PROXY; without a network, see fetch.origin."
     )

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prostate_seg.config import Config, DataSource
-from prostate_seg.data.download import checksum_of, download, gigabytes, require_checksum
+from prostate_seg.data.download import checksum_of, download, gigabytes, require_checksum, shown_url
 from prostate_seg.data.phantom import PhantomSettings, write_phantom
 from prostate_seg.data.public_sets import PUBLIC_SETS, Archive, PublicSet
 from prostate_seg.data.source_note import (
@@ -174,7 +174,7 @@ def _file_of(cfg: Config, workspace: Workspace, archive: Archive) -> Iterator[Pa
     target = workspace.cache / "downloads" / archive.name
     if not target.is_file():
         url = archive.url if origin is None else _mirrored(origin, archive.url)
-        log.info("%s: from %s", archive.name, url)
+        log.info("%s: from %s", archive.name, shown_url(url))
         with _byte_progress(archive.name) as on_bytes:
             download(url, target, on_bytes=on_bytes)
     try:
