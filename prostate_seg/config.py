@@ -219,8 +219,6 @@ class DataConfig:
     """Where the cases come from."""
     root: str | None
     """Folder with images/ and masks/, or of nnU-Net's or BIDS' layout; null takes data/ in the workspace."""
-    parts: list[str] | None
-    """Archives of a public data set that stage=fetch takes, such as fold0; null takes all."""
     patient_pattern: str
     """Regular expression whose first group, searched in a case id, is the patient."""
     whole_gland_labels: list[int] | None
@@ -242,11 +240,6 @@ class DataConfig:
                 "whole_gland_labels",
                 labels is None or (len(labels) > 0 and min(labels) > 0),
                 "must be null or a list of labels above 0",
-            ),
-            (
-                "parts",
-                self.parts is None or self.source not in (DataSource.folder, DataSource.phantom, DataSource.promise12),
-                f"must be null for data={self.source.value}",
             ),
             (
                 "phantom",
@@ -567,8 +560,10 @@ class ExportConfig:
 
 @dataclass(kw_only=True, slots=True)
 class FetchConfig:
-    """Where stage=fetch takes public data from."""
+    """What stage=fetch takes of a public data set, and from where."""
 
+    parts: list[str] | None
+    """Archives to take, such as fold0 of PI-CAI; null takes all that are for training."""
     origin: str | None
     """Folder with the downloaded archives, or http address of a mirror; null takes the data set's own servers."""
 

@@ -109,7 +109,7 @@ def test_picai_keeps_t2_series_and_masks_of_the_network_apart_from_human_ones(
     caplog.set_level("INFO")
     with rough_server(mirrored("picai", archives), "503", "break") as server:
         origin = f"fetch.origin={server.address}/mirror/"
-        result = fetch_here("data=picai", "data.parts=[fold0,fold1]", origin)
+        result = fetch_here("data=picai", "fetch.parts=[fold0,fold1]", origin)
     ids = ["10000_1000000", "10001_1000001", "10002_1000002", "10129_1000130"]
     data = tmp_path / "data"
     assert names_in(data / "images") == [f"{one}.mha" for one in ids]
@@ -142,7 +142,7 @@ def test_a_stopped_fetch_goes_on_with_what_is_missing(
 ) -> None:
     archives = picai_archives(tmp_path)
     publish(monkeypatch, "picai", archives)
-    both = ["data=picai", "data.parts=[fold0,fold1]"]
+    both = ["data=picai", "fetch.parts=[fold0,fold1]"]
     content = mirrored("picai", archives)
     absent = {path: one for path, one in content.items() if "fold1" not in path}
     with rough_server(absent) as server:
@@ -168,15 +168,15 @@ def test_more_parts_come_later_with_their_masks_and_rows_and_own_columns_stay(
     archives = picai_archives(tmp_path)
     publish(monkeypatch, "picai", archives)
     origin = f"fetch.origin={tmp_path / 'made'}"
-    fetch_here("data=picai", "data.parts=[fold0]", origin)
+    fetch_here("data=picai", "fetch.parts=[fold0]", origin)
     table = tmp_path / "data" / "cases.csv"
     table.write_text(table.read_text().replace("mask_by", "mask_by,coil").replace("Bosma22b", "Bosma22b,yes"))
-    fetch_here("data=picai", "data.parts=[fold0,fold1]", origin)
+    fetch_here("data=picai", "fetch.parts=[fold0,fold1]", origin)
     rows = pd.read_csv(table, dtype=str, keep_default_na=False)
     assert list(rows["coil"]) == ["yes", "yes", "", ""]
     assert len(names_in(tmp_path / "data" / "masks")) == 4
-    with pytest.raises(InputError, match=r"data\.parts: fold1 was fetched before"):
-        fetch_here("data=picai", "data.parts=[fold0]", origin)
+    with pytest.raises(InputError, match=r"fetch\.parts: fold1 was fetched before"):
+        fetch_here("data=picai", "fetch.parts=[fold0]", origin)
     assert len(names_in(tmp_path / "made")) == 3
 
 
@@ -186,10 +186,10 @@ def test_masks_that_have_changed_at_the_source_are_not_mixed(
     archives = picai_archives(tmp_path)
     publish(monkeypatch, "picai", archives)
     origin = f"fetch.origin={tmp_path / 'made'}"
-    fetch_here("data=picai", "data.parts=[fold0]", origin)
+    fetch_here("data=picai", "fetch.parts=[fold0]", origin)
     packed(tmp_path / "made" / "picai_labels.zip", {"whole_gland/AI/Bosma22b/10002_1000002.nii.gz": b"new"})
     with pytest.raises(InputError, match=r"picai_labels\.zip: must be the file of the first download, md5:"):
-        fetch_here("data=picai", "data.parts=[fold0,fold1]", origin)
+        fetch_here("data=picai", "fetch.parts=[fold0,fold1]", origin)
     assert len(names_in(tmp_path / "data" / "masks")) == 2
 
 
@@ -199,7 +199,7 @@ def test_another_file_than_the_published_one_is_refused_and_asked_for_anew(
     archives = picai_archives(tmp_path)
     publish(monkeypatch, "picai", archives)
     with rough_server(mirrored("picai", archives), "garbled") as server:
-        arguments = ["data=picai", "data.parts=[fold0]", f"fetch.origin={server.address}/mirror"]
+        arguments = ["data=picai", "fetch.parts=[fold0]", f"fetch.origin={server.address}/mirror"]
         with pytest.raises(InputError, match=r"fold0\.zip: the file must have sha256:"):
             fetch_here(*arguments)
         assert not (tmp_path / "data" / "images").exists()
@@ -238,7 +238,7 @@ def test_prostate158_takes_t2_and_the_zones_of_the_first_reader(
         tmp_path / "made" / "prostate158_train.zip", {f"{folder}/{name}.nii.gz": name.encode() for name in names}
     )
     publish(monkeypatch, "prostate158", {archive.name: archive.read_bytes()})
-    fetch_here("data=prostate158", f"fetch.origin={archive.parent}")
+    fetch_here("data=prostate158", f"fetch.origin={archive.parent}")  # without the test studies
     assert (tmp_path / "data" / "images" / "p158020.nii.gz").read_bytes() == b"t2"
     assert (tmp_path / "data" / "masks" / "p158020.nii.gz").read_bytes() == b"t2_anatomy_reader1"
 
@@ -289,7 +289,7 @@ def test_promise12_with_a_truncated_file_names_it_and_goes_on_once_it_is_mended(
 
 def test_two_data_sets_are_not_mixed(tmp_path: Path, fetch_here: FetchHere, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(monkeypatch, "picai", picai_archives(tmp_path))
-    fetch_here("data=picai", "data.parts=[fold0]", f"fetch.origin={tmp_path / 'made'}")
+    fetch_here("data=picai", "fetch.parts=[fold0]", f"fetch.origin={tmp_path / 'made'}")
     with pytest.raises(InputError, match="holds data=picai, and data=decathlon is not mixed with it"):
         fetch_here("data=decathlon", f"fetch.origin={tmp_path / 'made'}")
     with pytest.raises(InputError, match="holds images that are not a phantom"):
@@ -312,15 +312,19 @@ def test_a_second_fetch_in_the_same_workspace_is_refused(tmp_path: Path, fetch_h
     ("arguments", "message"),
     [
         (
-            ["data=picai", "data.parts=[fold5]"],
-            "data.parts: must be some of fold0, fold1, fold2, fold3, fold4, is [fold5]",
+            ["data=picai", "fetch.parts=[fold5]"],
+            "fetch.parts: must be some of fold0, fold1, fold2, fold3, fold4, is [fold5]",
         ),
-        (["data=prostate158", "data.parts=[]"], "data.parts: must be some of train, test, is []"),
+        (["data=prostate158", "fetch.parts=[]"], "fetch.parts: must be some of train, test, is []"),
         (
             ["data=decathlon", "fetch.origin=nowhere"],
             "nowhere/Task05_Prostate.tar is absent: download it from https://msd",
         ),
         (["data=promise12"], "fetch.origin must be the folder with the unpacked training data, is null"),
+        (
+            ["data=promise12", "fetch.origin=.", "fetch.parts=[a]"],
+            "fetch.parts: must be null, as data=promise12 has no parts",
+        ),
         (["data=promise12", "fetch.origin=."], "has no CaseNN.mhd with a CaseNN_segmentation.mhd"),
     ],
 )

@@ -24,7 +24,7 @@ class Archive:
     """One file to download."""
 
     part: str | None
-    """Name under data.parts; None for one that every part needs, which then comes last."""
+    """Name under fetch.parts; None for one that every part needs, which then comes last."""
     name: str
     """Its name in a folder of downloads."""
     url: str
@@ -32,6 +32,8 @@ class Archive:
     """Published checksum, such as sha256:1c96...; None where there is none."""
     rules: tuple[Rule, ...]
     """What is kept of it."""
+    is_for_training: bool = True
+    """Whether it is taken when fetch.parts names none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +52,13 @@ class PublicSet:
 
     @property
     def parts(self) -> list[str]:
-        """Return the names that data.parts may hold."""
+        """Return the names that fetch.parts may hold."""
         return [archive.part for archive in self.archives if archive.part is not None]
+
+    @property
+    def training_parts(self) -> list[str]:
+        """Return those that are taken when it names none."""
+        return [archive.part for archive in self.archives if archive.part is not None and archive.is_for_training]
 
 
 def _picai_fold(index: int) -> Archive:
@@ -73,6 +80,7 @@ def _prostate158(part: str, record: int, sha256: str) -> Archive:
         name=name,
         url=f"https://zenodo.org/records/{record}/files/{name}?download=1",
         checksum=f"sha256:{sha256}",
+        is_for_training=part != "test",
         rules=(
             Rule(member=rf"{study}/t2\.nii\.gz", target="images/p158{}.nii.gz"),
             Rule(member=rf"{study}/t2_anatomy_reader1\.nii\.gz", target="masks/p158{}.nii.gz"),

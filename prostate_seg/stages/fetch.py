@@ -42,7 +42,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     with _alone(workspace):
         if cfg.data.source is DataSource.phantom:
             return _make_phantom(cfg, workspace)
-        _remove_leftovers(workspace.data)
         about = PUBLIC_SETS[cfg.data.source.value]
         for line in describe(about):
             log.info("%s", line)
@@ -131,19 +130,20 @@ def _own_note(cfg: Config, data: Path) -> SourceNote:
             f"{data} holds {held}, and data={cfg.data.source.value} is not mixed with it\n"
             "Name another paths.root or data.root."
         )
+    _remove_leftovers(data)
     return note
 
 
 def _wanted(cfg: Config, about: PublicSet, note: SourceNote) -> list[Archive]:
-    """Return the archives that data.parts asks for, and those that every part needs."""
-    asked = about.parts if cfg.data.parts is None else cfg.data.parts
+    """Return the archives that fetch.parts asks for, and those that every part needs."""
+    asked = about.training_parts if cfg.fetch.parts is None else cfg.fetch.parts
     unknown = [part for part in asked if part not in about.parts]
     if unknown or not asked:
-        raise InputError(f"data.parts: must be some of {', '.join(about.parts)}, is [{', '.join(asked)}]")
+        raise InputError(f"fetch.parts: must be some of {', '.join(about.parts)}, is [{', '.join(asked)}]")
     extra = [one.part for one in about.archives if one.name in note.archives and one.part not in (None, *asked)]
     if extra:
         raise InputError(
-            f"data.parts: {', '.join(str(part) for part in extra)} was fetched before and lies with the rest\n"
+            f"fetch.parts: {', '.join(str(part) for part in extra)} was fetched before and lies with the rest\n"
             "Name it too, or fetch into another paths.root or data.root."
         )
     return [archive for archive in about.archives if archive.part in (None, *asked)]
@@ -264,6 +264,8 @@ def _import_folder(cfg: Config, workspace: Workspace, about: PublicSet) -> None:
             f"data={cfg.data.source.value}: fetch.origin must be the folder with the unpacked training data, is "
             f"{cfg.fetch.origin or 'null'}\nDownload training_data.zip from {about.page} and unpack it."
         )
+    if cfg.fetch.parts is not None:
+        raise InputError(f"fetch.parts: must be null, as data={cfg.data.source.value} has no parts")
     note = _own_note(cfg, workspace.data)
     masks = {
         path.name.lower().removesuffix("_segmentation.mhd"): path
