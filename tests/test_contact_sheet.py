@@ -29,7 +29,7 @@ def test_the_slice_with_most_gland_is_shown_around_the_gland(cube_volume: Volume
     assert picture.gland is not None
     assert picture.gland.sum() == 100
     assert picture.spacing_mm == (0.5, 0.5)
-    assert (picture.grey.min(), picture.grey.max()) == (0, 1)
+    assert (picture.grey.min(), picture.grey.max()) == (0, 255)
 
 
 def test_without_gland_the_middle_slice_is_shown(cube_volume: Volume) -> None:
@@ -38,7 +38,7 @@ def test_without_gland_the_middle_slice_is_shown(cube_volume: Volume) -> None:
     marked[10, 20:40, 20:40] = 50
     picture = picture_of(replace(cube_volume, array=marked), None)
     assert picture.gland is None
-    assert np.mean(picture.grey) == pytest.approx(20 * 20 / 60**2)
+    assert np.mean(picture.grey) == pytest.approx(255 * 20 * 20 / 60**2)
 
 
 @pytest.mark.parametrize("centre", [(2, 2), (300, 395)])

@@ -26,7 +26,7 @@ from prostate_seg.workspace import Workspace
 
 SETTINGS: dict[str, Any] = {
     "seed": 1,
-    "data": {"root": None},
+    "data": {"root": None, "source": "folder"},
     "preprocess": {"image_size": 160},
     "fold": {"num_folds": 5, "index": None},
     "model": {"name": "unet"},
@@ -98,8 +98,7 @@ def test_what_has_run_is_current_and_the_rest_is_missing(workspace: Workspace) -
 
 def test_an_empty_workspace_has_nothing(tmp_path: Path) -> None:
     empty = Workspace(root=tmp_path, data=tmp_path / "data", cache=tmp_path / "cache")
-    assert {state for state, _ in states(empty).values()} == {"missing"}
-    assert next(iter(states(empty))) == "fetch"
+    assert states(empty, {**SETTINGS, "data": {"source": "phantom"}}) == dict.fromkeys(STAGE_SETTINGS, ("missing", []))
 
 
 def test_a_changed_setting_makes_its_stage_stale_and_all_that_rest_on_it(workspace: Workspace) -> None:

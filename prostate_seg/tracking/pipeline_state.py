@@ -76,7 +76,7 @@ def pipeline_states(workspace: Workspace, *, settings: Mapping[str, Any]) -> lis
     states: dict[str, StageState] = {}
     for stage in STAGE_SETTINGS:
         names = [name for name in entries if name.split(".")[0] == stage]
-        if not names and not (stage == "fetch" and workspace.data.exists()):  # data that are there need no fetch
+        if not names and not (stage == "fetch" and settings["data"]["source"] == "folder"):  # one's own need no fetch
             states[stage] = _missing(stage, workspace)
         for name in names:
             states[name] = _state_of(name, entries[name], states, settings=settings, workspace=workspace)
