@@ -28,6 +28,10 @@ class DataSource(Enum):
 
     folder = "folder"
     phantom = "phantom"
+    picai = "picai"
+    decathlon = "decathlon"
+    prostate158 = "prostate158"
+    promise12 = "promise12"
 
 
 class OnBadCase(Enum):
@@ -214,7 +218,7 @@ class DataConfig:
     source: DataSource
     """Where the cases come from."""
     root: str | None
-    """Folder with images/ and masks/; null takes data/ in the workspace, where stage=fetch writes."""
+    """Folder with images/ and masks/, or of nnU-Net's or BIDS' layout; null takes data/ in the workspace."""
     patient_pattern: str
     """Regular expression whose first group, searched in a case id, is the patient."""
     whole_gland_labels: list[int] | None
@@ -555,11 +559,29 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class FetchConfig:
+    """What stage=fetch takes of a public data set, and from where."""
+
+    parts: list[str] | None
+    """Archives to take, such as fold0 of PI-CAI; null takes all that are for training."""
+    origin: str | None
+    """Folder with the downloaded archives, or http address of a mirror; null takes the data set's own servers."""
+
+
+@dataclass(kw_only=True, slots=True)
 class AuditConfig:
     """Which split stage=audit looks at."""
 
     splits: str | None
     """Split file: JSON of this project, of PI-CAI or of nnU-Net; null takes kfold.json of the workspace."""
+
+
+@dataclass(kw_only=True, slots=True)
+class StatusConfig:
+    """How stage=status answers."""
+
+    format: TableFormat
+    """How the answer is printed."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -691,8 +713,10 @@ class Config:
     paths: PathsConfig
     machine: MachineConfig
     export: ExportConfig
+    fetch: FetchConfig
     audit: AuditConfig
     verify: VerifyConfig
+    status: StatusConfig
     find: FindConfig
     link: LinkConfig
     reproduce: ReproduceConfig

@@ -108,6 +108,11 @@ class Workspace:
         return self.root / "evaluation_external"
 
     @property
+    def inspection(self) -> Path:
+        """What a data set looks like: cases.csv, findings.csv, summary.json, contact_sheet.png."""
+        return self.root / "inspect"
+
+    @property
     def comparison(self) -> Path:
         """How runs differ: comparison.csv, comparison.json, comparison.png."""
         return self.root / "comparison"

@@ -33,11 +33,12 @@ WORLD_AXES = ("LR", "PA", "SI")
 """Letters of the two directions along x, y and z, LPS first."""
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, *, channel: int | None = None) -> Volume:
     """Read an image file, or a folder that holds one DICOM series, and turn it to LPS.
 
     Args:
         path: A .mha, .mhd, .nii, .nii.gz or .nrrd file, or a folder of DICOM files.
+        channel: Which volume of a four-dimensional file is wanted, from 0; None refuses several.
 
     Returns:
         Array [Z, Y, X] in the file's dtype (float64 becomes float32), its grid and the file's axis code.
@@ -45,7 +46,7 @@ def read_volume(path: Path) -> Volume:
     Raises:
         VolumeError: If this is not one complete three-dimensional scalar volume; `check` names the reason.
     """
-    image = read_series(path) if path.is_dir() else _read_file(path)
+    image = read_series(path) if path.is_dir() else _read_file(path, channel=channel)
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
     oriented = _to_lps(image, code)
     array = sitk.GetArrayFromImage(oriented)
@@ -137,15 +138,15 @@ def _axes(code: str) -> tuple[list[int], list[bool]]:
     return order, [code[axis] not in "LPS" for axis in order]
 
 
-def _read_file(path: Path) -> sitk.Image:
+def _read_file(path: Path, *, channel: int | None) -> sitk.Image:
     _check_file(path)
     with refusing_unreadable():
         reader = open_reader(path, image_io=IMAGE_IO[image_suffix(path.name) or ""])
         require_scalar_pixels(reader)
-        _check_three_dimensional(reader.GetSize())
+        _check_three_dimensional(reader.GetSize(), channel=channel)
         image = reader.Execute()
         require_complete(path, reader, image)
-    return image[:, :, :, 0] if image.GetDimension() == 4 else image
+    return image[:, :, :, channel or 0] if image.GetDimension() == 4 else image
 
 
 def _header_text(path: Path) -> str:
@@ -180,9 +181,10 @@ def _check_nifti_name(path: Path, suffix: str) -> None:
         )
 
 
-def _check_three_dimensional(size_xyz: Sequence[int]) -> None:
-    """Refuse single images and series of volumes; a fourth dimension of one is no harm."""
-    if len(size_xyz) == 3 or (len(size_xyz) == 4 and size_xyz[3] == 1):
+def _check_three_dimensional(size_xyz: Sequence[int], *, channel: int | None) -> None:
+    """Refuse single images and series of volumes; a fourth dimension of one, or with the wanted channel, is no harm."""
+    num_wanted = 1 if channel is None else size_xyz[-1]
+    if len(size_xyz) == 3 or (len(size_xyz) == 4 and size_xyz[3] == num_wanted > (channel or 0)):
         return
     size = " x ".join(str(length) for length in size_xyz)
     raise VolumeError(

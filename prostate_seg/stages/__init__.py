@@ -11,7 +11,8 @@ from prostate_seg.errors import ConfigError
 from prostate_seg.workspace import StageResult, Workspace
 
 STAGES = {
-    "fetch": "make the phantom data set in data/",
+    "fetch": "make the phantom data set in data/, or bring a public one there, checked and with its licence",
+    "inspect": "show a data set: sizes, spacings, volumes, what is wrong, and a picture of each case",
     "preprocess": "check every case; orient, resample, crop and scale it for the network",
     "prepare": "divide the patients into train, val and test, fold by fold, and look for leaks",
     "train": "fit the network, fold by fold, and keep the weights that are best on val",
@@ -21,6 +22,7 @@ STAGES = {
     "predict": "segment files, folders or DICOM series with a registered model or a folder of networks",
     "export": "write the settings that decide results to params.yaml, for DVC",
     "audit": "look for leaks in any split file: patients, copies and near copies across the parts of a fold",
+    "status": "say of each stage whether it is current, stale and why, or missing; when it ran and what came out",
     "verify": "compare data, results, code, packages and settings with what a run recorded",
     "find": "list the runs of a commit or DVC experiment, or what made a run and how to make it again",
     "link": "tell the runs whose results a commit holds that it does",
@@ -28,9 +30,11 @@ STAGES = {
     "compare": "say by how much runs differ on the same cases, with intervals, tests and subgroups",
     "doctor": "check packages, store, disk, git and folders, and close what killed runs left open",
 }
-"""Name and sentence of each stage, in the order of the pipeline; those that leave no run come last."""
+"""Name and sentence of each stage, in the order of the pipeline; then those that only answer."""
 
-QUESTIONS = frozenset({"predict", "export", "audit", "compare", "verify", "find", "link", "reproduce", "doctor"})
+QUESTIONS = frozenset(
+    {"inspect", "predict", "export", "audit", "status", "compare", "verify", "find", "link", "reproduce", "doctor"}
+)
 """Stages that leave no run."""
 
 Stage = Callable[[Config, Workspace], StageResult]

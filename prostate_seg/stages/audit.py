@@ -9,6 +9,7 @@ from prostate_seg.config import Config
 from prostate_seg.data.cases import discover_cases
 from prostate_seg.data.dataset import read_dataset
 from prostate_seg.data.folds import Fold, read_folds
+from prostate_seg.data.layouts import has_images
 from prostate_seg.data.leak_gate import CaseIdentity, Check, Verdict, find_leaks, listing, next_step
 from prostate_seg.data.split_files import read_splits
 from prostate_seg.errors import InputError
@@ -52,7 +53,7 @@ def _identities(cfg: Config, workspace: Workspace, case_ids: Sequence[str]) -> t
         dataset = read_dataset(workspace.dataset_csv)
         known = known_identities(cfg, workspace, dataset, num_remade=None)
         source = str(workspace.dataset_csv)
-    elif (workspace.data / "images").is_dir():
+    elif has_images(workspace.data):
         pattern = cfg.data.patient_pattern
         cases, _ = discover_cases(workspace.data, patient_pattern=pattern, exclude=[], masks_required=False)
         listed = [case for case in cases if case.case_id in named]

@@ -15,6 +15,7 @@ from prostate_seg.errors import VolumeError
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
+from prostate_seg.imaging.quality import Finding
 from prostate_seg.progress import map_cases
 from prostate_seg.workspace import Workspace
 
@@ -88,6 +89,23 @@ def known_identities(
     for row, own in zip(chosen, outcomes, strict=True):
         identities[row.case_id] = replace(identities[row.case_id], own_intensities=own)
     return identities
+
+
+def identical_files(md5s: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """Warn of cases that share a file: one image under two names, or one mask for two images.
+
+    Args:
+        md5s: md5 by kind, image or mask, and by case id.
+    """
+    findings = []
+    for kind, of_cases in md5s.items():
+        first_with: dict[str, str] = {}
+        for case_id, md5 in of_cases.items():
+            if md5 in first_with:
+                message = f"its {kind} file is identical to that of {first_with[md5]}"
+                findings.append(Finding(case_id=case_id, check=f"identical_{kind}", is_error=False, message=message))
+            first_with.setdefault(md5, case_id)
+    return findings
 
 
 def identity_of_files(case: CaseFiles) -> CaseIdentity:

@@ -21,7 +21,7 @@ from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, check_zones, whole_gland
 from prostate_seg.progress import map_cases
-from prostate_seg.stages.common import preprocess_settings
+from prostate_seg.stages.common import identical_files, preprocess_settings
 from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,10 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         outcomes = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="preprocess")
         findings = findings + [finding for outcome in outcomes for finding in outcome.quality.findings]
         rows = [outcome.row for outcome in outcomes if outcome.row is not None]
-        findings += _identical_files(rows) + check_zones(_zones(outcomes, labels=settings.whole_gland_labels))
+        findings += identical_files(
+            {kind: {row.case_id: getattr(row, f"{kind}_md5") for row in rows} for kind in ("image", "mask")}
+        )
+        findings += check_zones(_zones(outcomes, labels=settings.whole_gland_labels))
         exclude = cfg.data.on_bad_case is OnBadCase.exclude
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=exclude)
         write_dataset(folder / "dataset.csv", rows)
@@ -146,22 +149,6 @@ def _row(
         warnings=";".join(sorted({finding.check for finding in findings if not finding.is_error})),
         attributes=case.attributes,
     )
-
-
-def _identical_files(rows: Sequence[CaseRow]) -> list[Finding]:
-    """Warn of cases that share a file: one image under two names, or one mask for two images."""
-    findings = []
-    for kind in ("image", "mask"):
-        first_with: dict[str, str] = {}
-        for row in rows:
-            md5 = getattr(row, f"{kind}_md5")
-            if md5 in first_with:
-                message = f"its {kind} file is identical to that of {first_with[md5]}"
-                findings.append(
-                    Finding(case_id=row.case_id, check=f"identical_{kind}", is_error=False, message=message)
-                )
-            first_with.setdefault(md5, row.case_id)
-    return findings
 
 
 def _zones(outcomes: Sequence[Outcome], *, labels: Sequence[int] | None) -> dict[str, list[int]]:

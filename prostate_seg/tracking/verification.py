@@ -64,7 +64,7 @@ def compare(stage: str, record: Mapping[str, Any], *, settings: Mapping[str, Any
             now = hashed.get(path)
             details = () if now is None else _different_files(listings.get(key, {}), now)
             items.append(_item(stage, kind, key, record[kind][key], None if now is None else now.md5, details))
-    installed = packages()
+    installed = packages() if record["packages"] else {}
     items += [_item(stage, "packages", name, old, installed.get(name)) for name, old in record["packages"].items()]
     current = flat(settings)
     items += [_item(stage, "config", key, old, current.get(key)) for key, old in _deciding(stage, record["settings"])]

@@ -1,0 +1,209 @@
+"""The ways in which a data folder may be laid out, told apart by their folders: our own, nnU-Net's raw one, and BIDS.
+
+own      images/CASE.mha (or a DICOM folder), masks/CASE.nii.gz
+nnU-Net  imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz, dataset.json; of several channels only the T2-weighted one
+BIDS     sub-01[/ses-1]/anat/sub-01[_ses-1]_T2w.nii.gz, derivatives/*/sub-01[/ses-1]/anat/sub-01[_ses-1]_mask.nii.gz
+
+Nothing here opens an image. Names are compared in Unicode NFC: macOS stores an umlaut in two characters, other systems in one.
+"""
+
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prostate_seg.errors import InputError
+from prostate_seg.files import read_json
+from prostate_seg.imaging.sitk_reader import image_suffix
+
+COMPANION_SUFFIXES = (".raw", ".zraw", ".dvc", ".md", ".txt")
+"""Files that belong beside images: the voxels of a .mhd, DVC's notes, people's notes."""
+
+COMPANION_STEMS = ("readme", "license", "licence")
+"""First words of other files that are no surprise in a data folder."""
+
+EXPECTED = (
+    "expected are images/ and masks/ with equal names, such as images/10001_1.mha and masks/10001_1.nii.gz, nnU-Net's "
+    "imagesTr/ and labelsTr/, or BIDS' sub-*/anat/ and derivatives/"
+)
+
+MASK_SUFFIXES = ("mask", "dseg", "seg")
+"""Last word of a mask's name in BIDS derivatives."""
+
+OF_MASKS_ALONE = ("space", "label", "desc", "res", "den", "atlas", "seg")
+"""Entities in the name of a BIDS mask that the name of its image has not."""
+
+Stems = Mapping[str, Sequence[Path]]
+"""The files or folders of each stem; more than one is an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What lies in a data folder."""
+
+    images: Stems
+    masks: Stems
+    ignored: Sequence[Path] = ()
+    """Files that are no images and are no surprise either."""
+
+
+def list_files(root: Path, *, masks_required: bool) -> Listing:
+    """Return images and masks by name, whichever way the folder is laid out.
+
+    Raises:
+        InputError: If the folder has no layout or two, a folder is missing, there are no images, or it is not clear which of
+            several channels is T2-weighted.
+    """
+    found = [list_all for list_all, is_there in ((_nnunet, _is_nnunet(root)), (_bids, _is_bids(root))) if is_there]
+    is_own = any((root / name).is_dir() for name in ("images", "masks"))
+    if len(found) + is_own > 1:
+        named = ["images/ or masks/"] * is_own + ["imagesTr/"] * _is_nnunet(root) + ["sub-*/"] * _is_bids(root)
+        raise InputError(
+            f"{root} must have one layout, has {' and '.join(named)}\nMove all but one of them elsewhere; {EXPECTED}."
+        )
+    return found[0](root, masks_required) if found else _own(root, masks_required)
+
+
+def has_images(root: Path) -> bool:
+    """Return whether a folder looks like a data set at all."""
+    return (root / "images").is_dir() or _is_nnunet(root) or _is_bids(root)
+
+
+def nfc(name: str) -> str:
+    """Return a name as other systems than macOS write it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_nnunet(root: Path) -> bool:
+    return (root / "imagesTr").is_dir()
+
+
+def _is_bids(root: Path) -> bool:
+    return any(True for pattern in ("sub-*/anat", "sub-*/ses-*/anat") for _ in root.glob(pattern))
+
+
+def _own(root: Path, masks_required: bool) -> Listing:
+    folders = [root / "images", root / "masks"]
+    _require_folders(folders[: 2 if masks_required else 1])
+    images, ignored_images = _by_stem(folders[0])
+    masks, ignored_masks = _by_stem(folders[1])
+    return Listing(images=_some(images, folders[0]), masks=masks, ignored=[*ignored_images, *ignored_masks])
+
+
+def _nnunet(root: Path, masks_required: bool) -> Listing:
+    """Take the T2-weighted channel of each case; the other channels are no surprise."""
+    _require_folders([root / "labelsTr"] if masks_required else [])
+    numbered: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    images, ignored = _by_stem(root / "imagesTr")
+    for stem, paths in images.items():
+        name = re.fullmatch(r"(.+)_([0-9]{4})", stem)
+        if name is None:
+            ignored += paths
+        else:
+            numbered[name.group(2)][name.group(1)] += paths
+    if images and not numbered:
+        raise InputError(
+            f"{root / 'imagesTr'}: names must end in a channel such as CASE_0000.nii.gz, and none does\n"
+            "Four-dimensional images of the Medical Segmentation Decathlon are split by stage=fetch data=decathlon."
+        )
+    channel = _t2_channel(root / "dataset.json", sorted(numbered)) if numbered else ""
+    masks, ignored_masks = _by_stem(root / "labelsTr")
+    return Listing(images=_some(numbered[channel], root / "imagesTr"), masks=masks, ignored=[*ignored, *ignored_masks])
+
+
+def _t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
+    """Return the number of the T2-weighted channel, such as 0000."""
+    names = _channel_names(dataset_json)
+    t2 = [number for number, name in names.items() if re.search("t2", name, re.IGNORECASE)]
+    chosen = list(channels) if len(channels) == 1 else t2
+    if len(chosen) == 1 and chosen[0] in channels:
+        return chosen[0]
+    known = ", ".join(f"{number} {name}" for number, name in names.items()) or "nothing, as it is absent or names none"
+    raise InputError(
+        f"{dataset_json}: must name one of the channels {', '.join(channels)} T2, names {known}\n"
+        'Write it as nnU-Net does: "channel_names": {"0": "T2", "1": "ADC"}.'
+    )
+
+
+def _channel_names(dataset_json: Path) -> dict[str, str]:
+    """Return the name of each channel; nnU-Net's first version calls the table modality."""
+    if not dataset_json.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = read_json(dataset_json)
+        names = content.get("channel_names") or content.get("modality") or {}
+        return {f"{int(number):04d}": str(name) for number, name in names.items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValueError) as error:
+        raise InputError(f"{dataset_json}: cannot be read ({error}); write it as nnU-Net does") from error
+
+
+def _bids(root: Path, masks_required: bool) -> Listing:
+    images, masks = defaultdict(list), defaultdict(list)
+    for path in _files(root, ("sub-*/anat/*", "sub-*/ses-*/anat/*")):
+        stem = _stem(path)
+        if stem is not None and stem.endswith("_T2w"):
+            images[stem.removesuffix("_T2w")].append(path)
+    for path in _files(root / "derivatives", ("**/sub-*",)):
+        stem = _stem(path)
+        if stem is not None and stem.rpartition("_")[2] in MASK_SUFFIXES:
+            masks[_image_name(stem)].append(path)
+    if masks_required and not masks:
+        raise InputError(
+            f"{root / 'derivatives'}: has no mask such as derivatives/manual/sub-01/anat/sub-01_mask.nii.gz, named as its "
+            f"image but for the last word, one of {', '.join(MASK_SUFFIXES)}"
+        )
+    return Listing(images=_some(images, root / "sub-*/anat"), masks=masks)
+
+
+def _files(root: Path, patterns: Iterable[str]) -> Iterator[Path]:
+    return (path for path in sorted({path for one in patterns for path in root.glob(one)}) if path.is_file())
+
+
+def _image_name(mask_stem: str) -> str:
+    """Return the name that the image of a BIDS mask has, without its _T2w."""
+    words = mask_stem.split("_")[:-1]
+    return "_".join(word for word in words if word != "T2w" and word.partition("-")[0] not in OF_MASKS_ALONE)
+
+
+def _require_folders(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}; {EXPECTED}. Set data.root, or run stage=fetch first.")
+
+
+def _some(images: Stems, place: Path) -> Stems:
+    if not images:
+        raise InputError(f"there is no image in {place}; {EXPECTED}. Set data.root, or run stage=fetch first.")
+    return images
+
+
+def _by_stem(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return the images of a folder by stem, and the files that are none."""
+    stems: dict[str, list[Path]] = defaultdict(list)
+    ignored = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        stem = _stem(path)
+        if stem is not None:
+            stems[stem].append(path)
+        elif not _is_companion(path):
+            ignored.append(path)
+    return dict(stems), ignored
+
+
+def _stem(path: Path) -> str | None:
+    """Return the name without its image suffix, NFC; None for a file that is no image."""
+    if path.name.startswith("."):
+        return None
+    if path.is_dir():
+        return nfc(path.name)
+    suffix = image_suffix(path.name)
+    return nfc(path.name[: -len(suffix)]) if suffix and len(path.name) > len(suffix) else None
+
+
+def _is_companion(path: Path) -> bool:
+    name = path.name.lower()
+    return name.startswith((".", *COMPANION_STEMS)) or name.endswith(COMPANION_SUFFIXES)

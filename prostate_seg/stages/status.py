@@ -1,0 +1,28 @@
+"""Stage status: say of each stage whether it is current, stale or missing, and why; when it ran and what came out."""
+
+import logging
+
+from prostate_seg.config import Config, TableFormat, as_container
+from prostate_seg.tables import table_lines
+from prostate_seg.tracking.pipeline_state import as_json, as_rows, command_of_newest, known_entries, pipeline_states
+from prostate_seg.tracking.redaction import Redactor
+from prostate_seg.workspace import StageResult, Workspace
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: Config, workspace: Workspace) -> StageResult:
+    """Print a table, or JSON; a stale stage is an answer and no error."""
+    whole = as_container(cfg)
+    states = pipeline_states(workspace, settings=Redactor(settings=whole).tree(whole))
+    if cfg.status.format is TableFormat.json:
+        log.info("%s", as_json(states))
+        return StageResult()
+    for line in table_lines(
+        ["stage", "state", "finished, UTC", "took", "result", "why"], as_rows(states), numbers=["took"]
+    ):
+        log.info("%s", line)
+    if any(one.other_settings for one in states):
+        log.info("Settings are compared with those of this command. With those of the newest run it is:")
+        log.info("  %s", command_of_newest(known_entries(workspace)))
+    return StageResult()

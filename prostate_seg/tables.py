@@ -1,0 +1,42 @@
+"""Tables for people: with a rule under the heads at a terminal, plain aligned lines in a log. Nothing here prints."""
+
+import io
+import shutil
+import sys
+from collections.abc import Collection, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDEST = 1000
+"""Characters of a line that is never broken: programs read logs by line."""
+
+
+def table_lines(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Collection[str] = (),
+    is_terminal: bool | None = None,
+) -> list[str]:
+    """Return a table as lines without colours, for a log that a terminal may show.
+
+    Args:
+        columns: Heads.
+        rows: Cells, as many as there are heads.
+        numbers: Heads of columns that are set to the right.
+        is_terminal: Whether a person reads along, and lines must fit the window; None looks at standard output.
+    """
+    at_terminal = sys.stdout.isatty() if is_terminal is None else is_terminal
+    has_rules = at_terminal and (sys.stdout.encoding or "").lower().startswith("utf")
+    table = Table(box=box.SIMPLE_HEAD if has_rules else None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    width = shutil.get_terminal_size().columns if at_terminal else WIDEST
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=None, force_terminal=False, highlight=False).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]

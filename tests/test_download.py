@@ -1,0 +1,178 @@
+"""Downloads survive what servers do, take nothing that is incomplete, and lose nothing that has arrived."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prostate_seg.data.download import (
+    Patience,
+    checksum_of,
+    download,
+    gigabytes,
+    require_checksum,
+    require_space,
+)
+from prostate_seg.errors import InputError
+from tests.conftest import ROOT
+from tests.project_helpers import until
+from tests.rough_server import RoughServer, rough_server
+
+CONTENT = bytes(range(256)) * 2000
+HASTY = Patience(silence_s=0.3, num_tries=3, first_pause_s=0.01)
+
+
+def fetch(server: RoughServer, target: Path, *, path: str = "/a.zip") -> list[int]:
+    """Download and return how many bytes were there each time that it was said."""
+    said: list[int] = []
+    download(f"{server.address}{path}", target, on_bytes=lambda have, total: said.append(have), patience=HASTY)
+    return said
+
+
+def test_a_file_arrives_as_it_is_and_its_part_is_gone(tmp_path: Path) -> None:
+    with rough_server({"/a.zip": CONTENT}) as server:
+        said = fetch(server, tmp_path / "down" / "a.zip")
+        assert (said[0], said[-1], said) == (0, len(CONTENT), sorted(said))
+    assert (tmp_path / "down" / "a.zip").read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "down").iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize("trouble", ["break", "silence"])
+def test_a_transfer_that_stops_goes_on_where_it_stopped(tmp_path: Path, trouble: str) -> None:
+    with rough_server({"/a.zip": CONTENT}, trouble, trouble) as server:
+        fetch(server, tmp_path / "a.zip")
+    half = len(CONTENT) // 2
+    assert server.asked == [None, f"bytes={half}-", f"bytes={half + half // 2}-"]
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+
+
+def test_a_server_that_is_busy_is_asked_again(tmp_path: Path) -> None:
+    with rough_server({"/a.zip": CONTENT}, "503", "429") as server:
+        fetch(server, tmp_path / "a.zip")
+    assert len(server.asked) == 3
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+
+
+def test_a_server_that_stays_busy_is_given_up_and_what_came_is_kept(tmp_path: Path) -> None:
+    with rough_server({"/a.zip": CONTENT}, "break", *["503"] * 9) as server:
+        with pytest.raises(InputError, match=r"a\.zip: given up after several tries: the server keeps answering 503\n"):
+            fetch(server, tmp_path / "a.zip")
+        assert len(server.asked) == 1 + HASTY.num_tries
+        server.troubles.clear()
+        assert fetch(server, tmp_path / "a.zip")[0] == len(CONTENT) // 2
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"), [("silence", "the server fell silent"), ("break", "the connection broke off")]
+)
+def test_a_server_that_brings_nothing_new_is_given_up(tmp_path: Path, trouble: str, words: str) -> None:
+    with rough_server({"/a.zip": b"1"}, *[trouble] * 9) as server:
+        with pytest.raises(InputError, match=words):
+            fetch(server, tmp_path / "a.zip")
+        assert len(server.asked) == HASTY.num_tries
+    assert not (tmp_path / "a.zip").exists()
+
+
+def test_an_absent_file_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "b.zip.part").write_bytes(b"some")
+    with rough_server({}) as server:
+        with pytest.raises(
+            InputError, match=r"answers 404 Not Found; the 0\.0 MB that are here are kept\nLook at the addr"
+        ):
+            fetch(server, tmp_path / "b.zip", path="/b.zip")
+        assert len(server.asked) == 1
+    assert (tmp_path / "b.zip.part").read_bytes() == b"some"
+
+
+def test_a_server_without_ranges_sends_all_again(tmp_path: Path) -> None:
+    (tmp_path / "a.zip.part").write_bytes(CONTENT[:100])
+    with rough_server({"/a.zip": CONTENT}, "no-ranges") as server:
+        fetch(server, tmp_path / "a.zip")
+        assert server.asked == ["bytes=100-"]
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+
+
+def test_a_part_that_is_all_there_becomes_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.zip.part").write_bytes(CONTENT)
+    with rough_server({"/a.zip": CONTENT}) as server:
+        fetch(server, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+
+
+def test_a_part_longer_than_the_file_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.zip.part").write_bytes(CONTENT + b"more")
+    with rough_server({"/a.zip": CONTENT}) as server:
+        fetch(server, tmp_path / "a.zip")
+        assert server.asked == [f"bytes={len(CONTENT) + 4}-", None]
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+
+
+def test_an_unreachable_server_is_named(tmp_path: Path) -> None:
+    with rough_server({}) as server:
+        address = server.address
+    with pytest.raises(InputError, match=f"{address}/a.zip: given up .*: the server cannot be reached\n.*HTTPS_PROXY"):
+        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, patience=HASTY)
+
+
+def test_a_password_in_an_address_is_not_repeated(tmp_path: Path) -> None:
+    with rough_server({}) as server, pytest.raises(InputError) as refused:
+        address = server.address.replace("//", "//somebody:secret@")
+        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, patience=HASTY)
+    assert f"{server.address}/a.zip: the server answers 404" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_killed_download_goes_on(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from prostate_seg.data.download import download\n"
+        "download(sys.argv[1], Path(sys.argv[2]), on_bytes=lambda *_: None)"
+    )
+    with rough_server({"/a.zip": CONTENT}, "silence") as server:
+        command = [sys.executable, "-c", program, f"{server.address}/a.zip", str(tmp_path / "a.zip")]
+        process = subprocess.Popen(command, cwd=ROOT)
+        part = tmp_path / "a.zip.part"
+        until(lambda: part.is_file() and part.stat().st_size > 0, 60)
+        process.kill()
+        process.wait()
+        have = part.stat().st_size
+        assert fetch(server, tmp_path / "a.zip")[0] == have
+        assert server.asked == [None, f"bytes={have}-"]
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prostate_seg.data.download.MARGIN_BYTES", 1 << 60)
+    with (
+        rough_server({"/a.zip": CONTENT}) as server,
+        pytest.raises(InputError, match=r"needs 0\.5 MB and .* to spare.*free\nMake room.*: paths\.cache=DIR"),
+    ):
+        fetch(server, tmp_path / "a.zip")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_space_is_looked_for_where_a_folder_will_be(tmp_path: Path) -> None:
+    require_space(tmp_path / "not" / "yet", 1, purpose="x", setting="paths.root")
+
+
+def test_a_checksum_tells_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert checksum_of(path, "md5") == "md5:900150983cd24fb0d6963f7d28e17f72"
+    right = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    require_checksum(path, right)
+    path.write_bytes(b"abd")
+    with pytest.raises(InputError, match=f"must have {right}, has sha256:a52d"):
+        require_checksum(path, right)
+
+
+def test_sizes_are_said_in_words() -> None:
+    assert [gigabytes(size) for size in (0, 5_400_000_000, 229_000_000, 35_000_000)] == [
+        "0.0 MB",
+        "5.4 GB",
+        "0.2 GB",
+        "35.0 MB",
+    ]

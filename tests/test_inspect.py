@@ -1,0 +1,126 @@
+"""Stage inspect shows a data set as it is, good and bad cases alike, and changes nothing in it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prostate_seg import config
+from prostate_seg.errors import InputError
+from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.image_io import write_volume
+from prostate_seg.stages import inspect
+from prostate_seg.tracking.hashing import hash_paths
+from prostate_seg.workspace import workspace_of
+from tests.conftest import Launch, composed
+
+
+def inspected(root: Path, *overrides: str) -> tuple[pd.DataFrame, dict[str, object]]:
+    cfg = config.parse(composed("stage=inspect", "data=folder", f"data.root={root}", *overrides))
+    inspect.run(cfg, workspace_of(cfg))
+    table = pd.read_csv("inspect/cases.csv", keep_default_na=False, dtype=str).set_index("case_id")
+    return table, json.loads(Path("inspect/summary.json").read_text())
+
+
+@pytest.fixture
+def data(tmp_path: Path, cube_volume: Volume, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two studies of one patient and one of another, 20 mm cubes in the middle."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("1_1", "1_2", "2_1")):
+        image = Volume(array=cube_volume.array + number, geometry=cube_volume.geometry)
+        gland = np.zeros(cube_volume.array.shape, np.uint8)
+        gland[5:15, 20 - number : 60 - 2, 2:58] = 1
+        write_volume(tmp_path / "data" / "images" / f"{name}.mha", image)
+        write_volume(tmp_path / "data" / "masks" / f"{name}.nii.gz", Volume(array=gland, geometry=image.geometry))
+    return tmp_path / "data"
+
+
+def test_every_case_is_measured_and_the_data_stay_as_they_are(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    before = hash_paths([data], cache=data.parent / "hashes")[data].md5
+    table, summary = inspected(data)
+    assert list(table.index) == ["1_1", "1_2", "2_1"]
+    assert table.loc["1_2", ["num_slices", "spacing_z_mm", "field_of_view_mm", "orientation", "usable"]].tolist() == [
+        "20",
+        "3",
+        "30",
+        "LPS",
+        "True",
+    ]
+    assert float(table.loc["1_2", "gland_volume_ml"]) == pytest.approx(10 * 39 * 56 * 0.75 / 1000)
+    assert (summary["num_cases"], summary["num_patients"], summary["num_patients_with_several_studies"]) == (3, 2, 1)
+    assert summary["measures"]["gland_volume_ml"]["median"] == pytest.approx(16.38)  # type: ignore[index]
+    assert hash_paths([data], cache=data.parent / "hashes")[data].md5 == before
+    assert sorted(path.name for path in Path("inspect").iterdir()) == [
+        "cases.csv",
+        "contact_sheet.png",
+        "findings.csv",
+        "summary.json",
+    ]
+    assert "3 cases of 2 patients, 1 with several studies; 0 without mask; orientation LPS 3" in caplog.text
+    assert "all 3 cases can be used: go on with stage=preprocess" in caplog.text
+
+
+def test_bad_cases_are_shown_and_stop_nothing(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    shutil.copy(data / "images" / "1_1.mha", data / "images" / "3_1.mha")
+    (data / "images" / "4_1.mha").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    shutil.copy(data / "masks" / "1_1.nii.gz", data / "masks" / "4_1.nii.gz")
+    (data / "cases.csv").write_text("case_id,centre\n1_1,A\n3_1,B\n")
+    table, summary = inspected(data)
+    assert table.loc["3_1", "findings"] == "identical_image;image_without_mask"
+    assert table.loc["4_1", ["usable", "findings", "num_slices"]].tolist() == [
+        "False",
+        "identical_mask;lfs_pointer;no_attributes",
+        "",
+    ]
+    assert table["centre"].tolist() == ["A", "", "", "B", ""]
+    assert (summary["num_usable"], summary["num_bad"], summary["num_without_mask"]) == (3, 2, 1)
+    findings = pd.read_csv("inspect/findings.csv")
+    assert list(findings["severity"][:3]) == ["error", "error", "warning"]
+    assert "2 cases cannot be used, and stage=preprocess will refuse them" in caplog.text
+
+
+def test_images_alone_can_be_looked_at(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    shutil.rmtree(data / "masks")
+    table, summary = inspected(data)
+    assert table["findings"].tolist() == ["", "", ""]
+    assert summary["num_without_mask"] == 3
+    assert "to train on them they need masks" in caplog.text
+
+
+def test_a_data_set_of_which_nothing_can_be_read_is_refused(data: Path) -> None:
+    for path in (data / "images").iterdir():
+        path.write_bytes(b"nothing")
+    for path in (data / "masks").iterdir():
+        path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"none of 3 cases can be read: error: 1_1: "):
+        inspected(data)
+
+
+def test_a_large_data_set_lists_only_what_needs_a_look(
+    data: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(inspect, "MAX_ROWS", 1)
+    shutil.copy(data / "masks" / "1_1.nii.gz", data / "masks" / "1_2.nii.gz")
+    shutil.copy(data / "masks" / "1_1.nii.gz", data / "masks" / "2_1.nii.gz")
+    inspected(data)
+    assert [message for message in caplog.messages if message.startswith(("1_1 ", "1_2 ", "2_1 "))] == [
+        next(message for message in caplog.messages if message.startswith("1_2 "))
+    ]
+    assert "and 1 more in cases.csv" in caplog.messages
+    assert "and 1 more in findings.csv" in caplog.messages
+
+
+def test_real_data_on_the_command_line(launch: Launch, shared_data: Path, tmp_path: Path) -> None:
+    done = launch("stage=inspect", "data=folder", f"data.root={shared_data / 't2w'}")
+    assert done.returncode == 0, done.stderr
+    assert "5 cases of 4 patients, 1 with several studies; 0 without mask; orientation LPS 5" in done.stdout
+    assert "10795_1000811b: identical_mask: its mask file is identical to that of 10795_1000811" in done.stdout
+    assert not (tmp_path / "mlflow.db").exists()
+    assert (tmp_path / "inspect" / "contact_sheet.png").is_file()

@@ -1,0 +1,193 @@
+"""status says of each stage whether it is current, stale and why, or missing."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prostate_seg.config import STAGE_SETTINGS
+from prostate_seg.tracking import hashing
+from prostate_seg.tracking.ds_version import write_entry
+from prostate_seg.tracking.hashing import hash_paths
+from prostate_seg.tracking.pipeline_state import (
+    State,
+    as_json,
+    as_rows,
+    command_of_newest,
+    known_entries,
+    pipeline_states,
+)
+from prostate_seg.tracking.record import code_key, key_of
+from prostate_seg.tracking.source_files import PACKAGE
+from prostate_seg.workspace import Workspace
+
+SETTINGS: dict[str, Any] = {
+    "seed": 1,
+    "data": {"root": None, "source": "folder"},
+    "preprocess": {"image_size": 160},
+    "fold": {"num_folds": 5, "index": None},
+    "model": {"name": "unet"},
+    "train": {"max_epochs": 2},
+    "evaluate": {"threshold": 0.5},
+}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A workspace in which preprocess, prepare and train have run."""
+    made = Workspace(root=tmp_path / "w", data=tmp_path / "data", cache=tmp_path / "cache")
+    for path in (made.data / "images" / "a", made.dataset_csv, made.kfold_json, made.fold(0) / "weights"):
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+    enter(made, "preprocess", [made.data], [made.preprocess], [], metrics={"preprocess/num_cases": 7.0})
+    enter(made, "prepare", [made.preprocess], [made.kfold_json], ["preprocess"])
+    enter(
+        made,
+        "train",
+        [made.preprocess, made.kfold_json],
+        [made.model],
+        ["preprocess", "prepare"],
+        {"val/best_dice": 0.8765},
+    )
+    return made
+
+
+def enter(
+    workspace: Workspace,
+    name: str,
+    inputs: Sequence[Path],
+    outputs: Sequence[Path],
+    upstream: Sequence[str],
+    metrics: dict[str, float] | None = None,
+    settings: dict[str, Any] = SETTINGS,
+    finished_at: str = "2026-01-02T03:04:05+00:00",
+) -> None:
+    """Write what a run of a stage would."""
+    code = [PACKAGE / "errors.py", PACKAGE / "files.py"]
+    hashed = hash_paths([*inputs, *outputs, *code], cache=workspace.cache)
+    entry = {
+        "run_id": f"id of {name}",
+        "pipeline": "baseline",
+        "finished_at": finished_at,
+        "seconds": 12.3,
+        "overrides": [f"stage={name}", "data.root=a b", "fold.index=0"],
+        "settings": settings,
+        "metrics": metrics or {},
+        "upstream": {one: {"run_id": f"id of {one}", "unchanged": True} for one in upstream},
+        "packages": {"no-such-package": "1.0"},
+        "inputs": {key_of(path, workspace): hashed[path].md5 for path in inputs},
+        "outputs": {key_of(path, workspace): hashed[path].md5 for path in outputs},
+        "code": {code_key(path): hashed[path].md5 for path in code},
+    }
+    write_entry(workspace, name, entry)
+
+
+def states(workspace: Workspace, settings: dict[str, Any] = SETTINGS) -> dict[str, tuple[str, list[str]]]:
+    return {one.stage: (one.state.value, list(one.reasons)) for one in pipeline_states(workspace, settings=settings)}
+
+
+def test_what_has_run_is_current_and_the_rest_is_missing(workspace: Workspace) -> None:
+    found = states(workspace)
+    assert list(found) == [stage for stage in STAGE_SETTINGS if stage != "fetch"]
+    current = ("preprocess", "prepare", "train")
+    assert found == {stage: ("current" if stage in current else "missing", []) for stage in found}
+
+
+def test_an_empty_workspace_has_nothing(tmp_path: Path) -> None:
+    empty = Workspace(root=tmp_path, data=tmp_path / "data", cache=tmp_path / "cache")
+    assert states(empty, {**SETTINGS, "data": {"source": "phantom"}}) == dict.fromkeys(STAGE_SETTINGS, ("missing", []))
+
+
+def test_a_changed_setting_makes_its_stage_stale_and_all_that_rest_on_it(workspace: Workspace) -> None:
+    found = states(workspace, {**SETTINGS, "fold": {"num_folds": 3, "index": None}})
+    assert found["preprocess"] == ("current", [])
+    assert found["prepare"] == ("stale", ["fold.num_folds 5 -> 3"])
+    assert found["train"] == ("stale", ["prepare is stale"])
+
+
+def test_changed_files_are_named_where_they_are_read_and_where_they_were_written(workspace: Workspace) -> None:
+    workspace.dataset_csv.write_text("other")
+    found = states(workspace)
+    assert found["preprocess"] == ("stale", ["preprocess changed"])
+    assert found["prepare"] == ("stale", ["preprocess changed", "preprocess is stale"])
+    (workspace.data / "images" / "a").unlink()
+    (workspace.data / "images").rmdir()
+    workspace.data.rmdir()
+    assert states(workspace)["preprocess"] == ("stale", ["data is missing", "preprocess changed"])
+
+
+def test_changed_code_is_counted(workspace: Workspace) -> None:
+    path = workspace.root / "DS_VERSION.json"
+    content = json.loads(path.read_text())
+    code = content["stages"]["prepare"]["code"]
+    code.update(dict.fromkeys(list(code)[:2], "0" * 32))
+    path.write_text(json.dumps(content))
+    assert states(workspace)["prepare"] == ("stale", ["2 source files changed"])
+
+
+def test_folds_trained_alone_stand_in_trains_place(workspace: Workspace) -> None:
+    path = workspace.root / "DS_VERSION.json"
+    content = json.loads(path.read_text())
+    whole = content["stages"].pop("train")
+    whole["settings"] = {**SETTINGS, "fold": {"num_folds": 5, "index": 1}}
+    content["stages"]["train.fold1"] = whole
+    path.write_text(json.dumps(content))
+    found = states(workspace)
+    assert found["train.fold1"] == ("current", [])
+    assert "train" not in found
+
+
+def test_networks_elsewhere_are_found_and_a_stopped_training_is_said(workspace: Workspace, tmp_path: Path) -> None:
+    elsewhere = replace(workspace, trained=tmp_path / "trial")
+    elsewhere.training.mkdir(parents=True)
+    content = json.loads((workspace.root / "DS_VERSION.json").read_text())
+    train = content["stages"].pop("train")
+    (workspace.root / "DS_VERSION.json").write_text(json.dumps(content))
+    assert states(elsewhere)["train"] == ("missing", ["was stopped; the same command goes on"])
+    (elsewhere.root / "model").rename(elsewhere.model)
+    train["outputs"] = {str(elsewhere.model): train["outputs"]["model"]}
+    write_entry(replace(elsewhere, root=elsewhere.model.parent), "train", train)
+    assert states(elsewhere)["train"] == ("current", [])
+
+
+def test_unchanged_files_are_not_read_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    states(workspace)
+
+    def refuse(path: str, info: object) -> None:
+        raise AssertionError(f"{path} is read again")
+
+    monkeypatch.setattr(hashing, "_hash_file", refuse)
+    assert states(workspace)["train"] == ("current", [])
+
+
+def test_rows_and_json_say_when_and_what(workspace: Workspace) -> None:
+    found = pipeline_states(
+        workspace, settings={**SETTINGS, "train": {"max_epochs": 3}, "seed": 2, "model": {"name": "x"}}
+    )
+    rows = {row[0]: row for row in as_rows(found)}
+    assert rows["preprocess"] == ["preprocess", "current", "2026-01-02 03:04:05", "12 s", "cases 7", ""]
+    assert rows["train"][4:] == [
+        "best_dice 0.8765",
+        "seed 1 -> 2; model.name unet -> x; train.max_epochs 2 -> 3; and 1 more",
+    ]
+    assert rows["report"] == ["report", "missing", "", "", "", ""]
+    told = {row["stage"]: row for row in json.loads(as_json(found))}
+    assert told["train"]["state"] == State.stale.value
+    assert told["train"]["run_id"] == "id of train"
+    assert sorted(told["train"]["other_settings"]) == ["model.name", "seed", "train.max_epochs"]
+    assert told["train"]["metrics"] == {"val/best_dice": 0.8765}
+
+
+def test_the_command_of_the_newest_run_can_be_typed(workspace: Workspace) -> None:
+    enter(
+        workspace,
+        "prepare",
+        [workspace.preprocess],
+        [workspace.kfold_json],
+        [],
+        finished_at="2026-02-02T00:00:00+00:00",
+    )
+    assert command_of_newest(known_entries(workspace)) == "python -m prostate_seg stage=status 'data.root=a b'"
