@@ -86,7 +86,9 @@ def postgres_server(*databases: str, role: str = "tests", password: str | None =
             Path(name).chmod(0o755)
             shutil.chown(folder, user)
         initdb = [programs / "initdb", "--no-sync", f"--username={role}", "--encoding=UTF8", folder]
-        subprocess.run([*initdb, *_authentication(Path(name), password)], check=True, capture_output=True, user=user, cwd=name)
+        subprocess.run(
+            [*initdb, *_authentication(Path(name), password)], check=True, capture_output=True, user=user, cwd=name
+        )
         options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-c", "fsync=off"]
         command = [programs / "postgres", "-D", folder, *options]
         with (Path(name) / "log").open("w") as log:
