@@ -32,7 +32,7 @@ from mlflow import MlflowClient  # noqa: E402 - reads the lines above
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.server import get_app_client  # noqa: E402
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: E402
-from stack_settings import SETTINGS, login_of, read_settings  # noqa: E402 - beside this file
+from stack_settings import login_to_use  # noqa: E402 - beside this file
 
 FILE = "weights.bin"
 
@@ -82,7 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=50, help="size of the artifact (default 50)")
     arguments = parser.parse_args()
-    address, admin = server_and_administrator(os.environ)
+    login = login_to_use(os.environ)
+    address = login["MLFLOW_TRACKING_URI"]
+    admin = User(name=login["MLFLOW_TRACKING_USERNAME"], password=login["MLFLOW_TRACKING_PASSWORD"])
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     checks = Checks()
     try:
@@ -96,20 +98,6 @@ def main() -> None:
     if checks.num_bad:
         sys.exit(f"{checks.num_bad} checks failed: do not put data on {address} before they are good")
     print(f"{address} keeps what it is given and shows it to nobody else")
-
-
-def server_and_administrator(environment: os._Environ[str] | dict[str, str]) -> tuple[str, User]:
-    """Return whom to ask, as whom."""
-    if not environment.get("MLFLOW_TRACKING_URI") and SETTINGS.exists():
-        environment = dict(environment) | login_of(read_settings(SETTINGS))
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    absent = [name for name in names if not environment.get(name)]
-    if absent:
-        sys.exit(f"set {', '.join(absent)}: the server, and an administrator of it")
-    address, name, password = (environment[name] for name in names)
-    if "@" in address:
-        sys.exit("give user and password by MLFLOW_TRACKING_USERNAME and _PASSWORD, not inside MLFLOW_TRACKING_URI")
-    return address.rstrip("/"), User(name=name, password=password)
 
 
 def check_strangers_without_login(checks: Checks, address: str) -> None:

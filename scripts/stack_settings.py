@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 DOCKER = Path(__file__).parents[1] / "docker"
@@ -54,6 +55,20 @@ def read_settings(path: Path) -> dict[str, str]:
 def example_secrets(settings: dict[str, str]) -> list[str]:
     """Return the names whose values are still those of the example."""
     return [name for name, value in settings.items() if value.startswith(EXAMPLE)]
+
+
+def login_to_use(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the server and its administrator: those of the environment, by default the stack of docker/.env."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    given = {name: environment[name] for name in names if environment.get(name)}
+    if "MLFLOW_TRACKING_URI" not in given and SETTINGS.exists():
+        return login_of(read_settings(SETTINGS))
+    absent = [name for name in names if name not in given]
+    if absent:
+        sys.exit(f"set {', '.join(absent)}: the server, and an administrator of it")
+    if "@" in given["MLFLOW_TRACKING_URI"]:
+        sys.exit("give user and password by MLFLOW_TRACKING_USERNAME and _PASSWORD, not inside MLFLOW_TRACKING_URI")
+    return given | {"MLFLOW_TRACKING_URI": given["MLFLOW_TRACKING_URI"].rstrip("/")}
 
 
 def login_of(settings: dict[str, str]) -> dict[str, str]:

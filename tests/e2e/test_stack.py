@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import requests
+import stack_users
 from check_stack import User, acting_as
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -100,6 +101,37 @@ def test_check_finds_a_server_without_users() -> None:
     assert "planted-password" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     assert "MLFLOW_TRACKING_PASSWORD" in script("scripts/check_stack.py", MLFLOW_TRACKING_URI=address).stderr
+
+
+def test_administrator_makes_users_and_gives_and_takes_rights(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def users(*arguments: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["stack_users.py", *arguments])
+            for name, value in stack.login.items():
+                patch.setenv(name, value)
+            stack_users.main()
+        return capsys.readouterr().out
+
+    added = users("add", "bob")
+    bob = User(name="bob", password=added.split("MLFLOW_TRACKING_PASSWORD=")[1].strip())
+    client = MlflowClient(tracking_uri=stack.address)
+    with acting_as(administrator(stack)):
+        experiment = client.create_experiment("shared")
+    assert users("grant", "bob", "EDIT", "--experiment", "shared") == "bob: EDIT on experiment shared\n"
+    with acting_as(bob):
+        run = client.create_run(experiment).info.run_id
+    assert users("grant", "bob", "NONE", "--experiment", "shared") == "bob: NONE on experiment shared\n"
+    with acting_as(bob), pytest.raises(MlflowException, match="403"):
+        client.get_run(run)
+    with acting_as(User(name="bob", password=users("password", "bob").split("PASSWORD=")[1].strip())):
+        assert client.search_experiments() == []
+    assert users("remove", "bob") == "bob is removed\n"
+    with pytest.raises(SystemExit, match="there is no experiment nowhere"):
+        users("grant", "bob", "READ", "--experiment", "nowhere")
+    with pytest.raises(SystemExit, match="bob"):
+        users("remove", "bob")
 
 
 MINE = "what belongs to the victim"
