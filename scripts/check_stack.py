@@ -20,21 +20,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-for name, value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.server import get_app_client
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from stack_settings import login_to_use
+
+FILE = "weights.bin"
+QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-}.items():
-    os.environ.setdefault(name, value)
-
-from mlflow import MlflowClient  # noqa: E402 - reads the lines above
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.server import get_app_client  # noqa: E402
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: E402
-from stack_settings import login_to_use  # noqa: E402 - beside this file
-
-FILE = "weights.bin"
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +84,7 @@ def main() -> None:
     login = login_to_use(os.environ)
     address = login["MLFLOW_TRACKING_URI"]
     admin = User(name=login["MLFLOW_TRACKING_USERNAME"], password=login["MLFLOW_TRACKING_PASSWORD"])
+    os.environ |= QUIET | dict(os.environ)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     checks = Checks()
     try:
@@ -220,12 +220,14 @@ def put_text(recorded: Recorded, client: MlflowClient) -> None:
 @contextmanager
 def acting_as(user: User) -> Iterator[None]:
     """Let MLflow's client log in as this user."""
-    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    before = {name: os.environ.get(name, "") for name in names}
-    os.environ.update(zip(names, (user.name, user.password), strict=True))
+    login = {"MLFLOW_TRACKING_USERNAME": user.name, "MLFLOW_TRACKING_PASSWORD": user.password}
+    before = {name: os.environ[name] for name in login if name in os.environ}
+    os.environ.update(login)
     try:
         yield
     finally:
+        for name in login:
+            del os.environ[name]
         os.environ.update(before)
 
 

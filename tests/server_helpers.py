@@ -17,7 +17,18 @@ from tests.project_helpers import clean_environment, free_port, until
 
 @contextmanager
 def mlflow_server(folder: Path, *, store: str | None = None, num_workers: int = 1) -> Iterator[str]:
-    """Start an MLflow server with artifacts of its own, and a database of its own unless one is named."""
+    """Start an MLflow server with artifacts of its own, and a database of its own unless one is named.
+
+    With pytest's option --stack it is the whole stack, and the process acts as a plain user of it meanwhile.
+    """
+    if "TESTS_USE_STACK" in os.environ:
+        from check_stack import acting_as
+
+        from tests.stack_helpers import new_user, running_stack  # which rests on this module
+
+        with running_stack(folder) as stack, acting_as(new_user(stack, "launcher")):
+            yield stack.address
+        return
     folder.mkdir()
     port = free_port()
     address = f"http://127.0.0.1:{port}"

@@ -6,6 +6,7 @@ differs is listed in one place: the addresses, which in Docker are names of cont
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import string
@@ -19,6 +20,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from check_stack import User, acting_as
+from mlflow.server import get_app_client
 from stack_settings import login_of, make_settings, read_settings
 
 from tests.conftest import ROOT
@@ -75,6 +78,17 @@ class Stack:
     def written(self) -> str:
         """Return all that the server and nginx have written to their logs."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+
+
+def administrator(stack: Stack) -> User:
+    return User(name=stack.login["MLFLOW_TRACKING_USERNAME"], password=stack.login["MLFLOW_TRACKING_PASSWORD"])
+
+
+def new_user(stack: Stack, name: str) -> User:
+    user = User(name=f"{name}-{secrets.token_hex(3)}", password=secrets.token_urlsafe(12))
+    with acting_as(administrator(stack)):
+        get_app_client("basic-auth", tracking_uri=stack.address).create_user(user.name, user.password)
+    return user
 
 
 def why_no_stack() -> str | None:

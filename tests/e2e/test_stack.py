@@ -18,15 +18,16 @@ import stack_users
 from check_stack import User, acting_as
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.server import get_app_client
 
 from tests.conftest import ROOT
-from tests.project_helpers import clean_environment
+from tests.project_helpers import Project, clean_environment
 from tests.stack_helpers import (
     DOCKER,
     Stack,
+    administrator,
     compose,
     empty_stack,
+    new_user,
     read_settings,
     running_server,
     running_stack,
@@ -49,17 +50,6 @@ def script(name: str, *arguments: str, **environment: str) -> subprocess.Complet
     command = [sys.executable, str(ROOT / name), *arguments]
     env = clean_environment() | environment
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
-
-
-def administrator(stack: Stack) -> User:
-    return User(name=stack.login["MLFLOW_TRACKING_USERNAME"], password=stack.login["MLFLOW_TRACKING_PASSWORD"])
-
-
-def new_user(stack: Stack, name: str) -> User:
-    user = User(name=f"{name}-{secrets.token_hex(3)}", password=secrets.token_urlsafe(12))
-    with acting_as(administrator(stack)):
-        get_app_client("basic-auth", tracking_uri=stack.address).create_user(user.name, user.password)
-    return user
 
 
 def test_one_user_writes_another_reads_and_a_third_is_refused(stack: Stack) -> None:
@@ -229,6 +219,28 @@ def test_places_that_a_user_names_lead_to_nobody_elses_files(stack: Stack, tmp_p
             )
             assert reply.status_code in (400, 404, 500), path  # 500: nothing there, in the words of the S3 store
             assert MINE not in reply.text
+
+
+def test_launcher_records_as_a_plain_user_who_leaves_no_password_behind(stack: Stack, tmp_path: Path) -> None:
+    ann, project = new_user(stack, "ann"), Project(tmp_path)
+    login = {"MLFLOW_TRACKING_URI": stack.address, "MLFLOW_TRACKING_USERNAME": ann.name}
+    done = project.run("stage=fetch", "mlflow=server", MLFLOW_TRACKING_PASSWORD=ann.password, **login)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with acting_as(ann):
+        client = MlflowClient(tracking_uri=stack.address)
+        experiment = client.get_experiment_by_name("prostate_seg")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id], "tags.level = 'stage'")
+        assert run.info.status == "FINISHED"
+        client.download_artifacts(run.info.run_id, "", str(tmp_path))
+    assert (tmp_path / "provenance.json").exists()
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert ann.password.encode() not in path.read_bytes(), path
+    wrong = project.run("stage=fetch", "mlflow=server", MLFLOW_TRACKING_PASSWORD="planted-wrong-password", **login)
+    assert wrong.returncode == 1
+    assert f"the tracking store {stack.address} cannot be used" in wrong.stderr
+    assert "planted-wrong-password" not in wrong.stdout + wrong.stderr
+    assert "Traceback" not in wrong.stderr
 
 
 def test_no_password_reaches_a_log_or_a_command_line(stack: Stack) -> None:
