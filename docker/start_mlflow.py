@@ -1,13 +1,15 @@
 """Start the stack's MLflow server: refuse example passwords, make the bucket, and hand over to `mlflow server`.
 
-The arguments are those of `mlflow server`. What is secret comes from the environment and goes into the environment or a
-file that only this user can read, never into the command line, which everybody on the machine can see.
+The arguments are those of `mlflow server`; or `gc` with those of `mlflow gc`, which deletes for good what is in the trash; or
+`upgrade`, which brings the tables of an older MLflow up to date. What is secret comes from the environment and goes into the
+environment or a file that only this user can read, never into the command line, which everybody on the machine can see.
 """
 
 import configparser
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,7 +31,7 @@ changed or taken away still work on those workers that were not told."""
 
 
 def main(arguments: list[str]) -> None:
-    """Check, prepare, and become `mlflow server`."""
+    """Check the passwords, and do what is asked."""
     refused = refused_secrets(os.environ)
     if refused:
         sys.exit(
@@ -37,6 +39,30 @@ def main(arguments: list[str]) -> None:
             f"{', '.join(refused)}\nSet them in docker/.env; `make stack` without that file makes one with random passwords."
         )
     store = backend_store(os.environ)
+    if arguments[:1] == ["gc"]:
+        os.environ |= login_of_the_administrator(os.environ) | dict(os.environ)
+        mlflow_command("gc", "--backend-store-uri", store, *arguments[1:])
+    elif arguments == ["upgrade"]:
+        mlflow_command("db", "upgrade", store)
+    else:
+        serve(store, arguments)
+
+
+def login_of_the_administrator(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return how a command in the server's own container reaches the server, which deletes files for it."""
+    login = {f"MLFLOW_TRACKING_{name}": environment[f"MLFLOW_AUTH_ADMIN_{name}"] for name in ("USERNAME", "PASSWORD")}
+    return login | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
+
+
+def mlflow_command(*arguments: str) -> None:
+    """Run one of MLflow's commands in this process, whose command line shows none of the arguments."""
+    from mlflow.cli import cli
+
+    cli.main(list(arguments), prog_name="mlflow")
+
+
+def serve(store: str, arguments: list[str]) -> None:
+    """Prepare what the server needs, and become it."""
     os.environ["MLFLOW_BACKEND_STORE_URI"] = store
     os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(write_auth_config(store))
     destination = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", "")
@@ -45,13 +71,13 @@ def main(arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *arguments])
 
 
-def refused_secrets(environment: os._Environ[str] | dict[str, str]) -> list[str]:
+def refused_secrets(environment: Mapping[str, str]) -> list[str]:
     """Return the names of secrets that are absent, short or still those of .env.example."""
     there = {name: environment.get(name, "") for name in SECRETS if name in NEEDED or name in environment}
     return [name for name, value in there.items() if len(value) < SHORTEST or value.startswith(EXAMPLE)]
 
 
-def backend_store(environment: os._Environ[str] | dict[str, str]) -> str:
+def backend_store(environment: Mapping[str, str]) -> str:
     """Return the address of the database: Postgres where its host is named, else the given sqlite file."""
     if "POSTGRES_HOST" not in environment:
         return environment["MLFLOW_BACKEND_STORE_URI"]

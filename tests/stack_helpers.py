@@ -139,8 +139,7 @@ def empty_stack(folder: Path) -> Iterator[Stack]:
 def running_server(stack: Stack) -> Iterator[None]:
     """Start MLflow and nginx before it, on the stack's database and bucket."""
     services, port = compose(stack.settings)["services"], free_port()
-    database = {"POSTGRES_HOST": stack.database["PGHOST"], "POSTGRES_PORT": stack.database["PGPORT"]}
-    environment = changed(services["server"]["environment"], **database)
+    environment = server_environment(stack)
     arguments = [moved(argument, port) for argument in services["server"]["command"]]
     command = [sys.executable, str(DOCKER / "start_mlflow.py"), *arguments]
     proxy = changed(
@@ -152,6 +151,12 @@ def running_server(stack: Stack) -> Iterator[None]:
     ):
         until(lambda: answers(f"{stack.address}/health"), 120)
         yield
+
+
+def server_environment(stack: Stack) -> dict[str, str]:
+    """Return what the server's container has in its environment."""
+    there = {"POSTGRES_HOST": stack.database["PGHOST"], "POSTGRES_PORT": stack.database["PGPORT"]}
+    return changed(compose(stack.settings)["services"]["server"]["environment"], **there)
 
 
 def moved(argument: str, port: int) -> str:

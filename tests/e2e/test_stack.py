@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
+import check_stack
 import pytest
 import requests
 import stack_users
@@ -31,6 +34,7 @@ from tests.stack_helpers import (
     read_settings,
     running_server,
     running_stack,
+    server_environment,
     why_no_stack,
 )
 
@@ -78,19 +82,23 @@ class Open(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def test_check_finds_a_server_without_users() -> None:
-    login = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "planted-password"}
+def test_check_finds_a_server_without_users(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["check_stack.py"])
+    monkeypatch.setattr(os, "environ", {**os.environ, "MLFLOW_TRACKING_USERNAME": "admin"})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Open) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        done = script("scripts/check_stack.py", MLFLOW_TRACKING_URI=address, **login)
+        os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(SystemExit, match="set MLFLOW_TRACKING_PASSWORD: the server, and an administrator of it"):
+            check_stack.main()
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = "planted-password"
+        with pytest.raises(SystemExit, match="lets in whoever calls it") as caught:
+            check_stack.main()
         server.shutdown()
-    assert done.returncode == 1
-    assert "BAD  a client without login: refused" in done.stdout
-    assert "lets in whoever calls it" in done.stderr
-    assert "planted-password" not in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    assert "MLFLOW_TRACKING_PASSWORD" in script("scripts/check_stack.py", MLFLOW_TRACKING_URI=address).stderr
+    written = capsys.readouterr().out
+    assert "BAD  a client without login: refused" in written
+    assert "planted-password" not in written + str(caught.value)
 
 
 def test_administrator_makes_users_and_gives_and_takes_rights(
@@ -264,9 +272,9 @@ def _is_there(path: Path) -> bool:
     return False
 
 
-def start(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def start(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     env = clean_environment() | {name: str(value) for name, value in environment.items()}
-    command = [sys.executable, str(DOCKER / "start_mlflow.py"), "--port=1"]
+    command = [sys.executable, str(DOCKER / "start_mlflow.py"), *(arguments or ["--port=1"])]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -295,6 +303,23 @@ def test_server_without_its_store_says_so_and_does_not_start() -> None:
     assert "the S3 store http://127.0.0.1:9 cannot be used for the bucket mlflow" in done.stderr
     assert good not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_trash_is_emptied_and_tables_are_brought_up_to_date(stack: Stack, tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=stack.address)
+    with acting_as(new_user(stack, "ann")):
+        experiment = client.create_experiment(f"trash-{secrets.token_hex(3)}")
+        deleted, kept = (client.create_run(experiment).info.run_id for _ in range(2))
+        (tmp_path / "x.txt").write_text("x")
+        for run in (deleted, kept):
+            client.log_artifact(run, str(tmp_path / "x.txt"))
+        client.delete_run(deleted)
+    inside = server_environment(stack) | {"MLFLOW_TRACKING_URI": stack.address}
+    done = [start(inside, *arguments) for arguments in (["gc"], ["upgrade"])]
+    assert [one.returncode for one in done] == [0, 0], done
+    assert {key.split("/")[1] for key, _, _ in objects_of(stack) if key.startswith(f"{experiment}/")} == {kept}
+    for one in done:
+        assert stack.settings["POSTGRES_PASSWORD"] not in one.stdout + one.stderr
 
 
 def test_backup_put_into_an_empty_stack_is_the_same_stack(stack: Stack, tmp_path: Path) -> None:
@@ -329,6 +354,14 @@ def test_backup_put_into_an_empty_stack_is_the_same_stack(stack: Stack, tmp_path
         done = script("scripts/stack_backup.py", "restore", str(damaged), **other.data)
         assert done.returncode == 1
         assert "1 of its files are missing or damaged" in done.stderr
+        store = bucket_of(other)
+        store.create_bucket(Bucket="mlflow")
+        store.put_object(Bucket="mlflow", Key="of somebody else", Body=b"x")
+        done = script("scripts/stack_backup.py", "restore", str(backups / "first"), **other.data)
+        assert "holds 1 files that are not of this backup, such as of somebody else" in done.stderr
+        store.delete_object(Bucket="mlflow", Key="of somebody else")
+        key = next(entry["key"] for entry in json.loads((backups / "first" / "manifest.json").read_text())["objects"])
+        store.put_object(Bucket="mlflow", Key=key, Body=b"half")  # as a restore that was stopped leaves it
         for _ in range(2):  # the second finds a database with tables
             done = script("scripts/stack_backup.py", "restore", str(backups / "first"), **other.data)
         assert "tables already" in done.stderr
@@ -353,9 +386,10 @@ def rows_of(stack: Stack) -> list[str]:
 
 
 def objects_of(stack: Stack) -> set[tuple[str, int, str]]:
-    import boto3
-
-    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=stack.settings["S3_ENDPOINT_URL"], **keys)
-    entries = client.list_objects_v2(Bucket=stack.settings["S3_BUCKET"]).get("Contents", [])
+    entries = bucket_of(stack).list_objects_v2(Bucket=stack.settings["S3_BUCKET"]).get("Contents", [])
     return {(entry["Key"], entry["Size"], entry["ETag"]) for entry in entries}
+
+
+def bucket_of(stack: Stack) -> Any:
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
+    return boto3.client("s3", endpoint_url=stack.settings["S3_ENDPOINT_URL"], **keys)
