@@ -164,6 +164,11 @@ def test_attacks_of_one_user_on_another_are_refused(stack: Stack, tmp_path: Path
         run = client.create_run(experiment).info.run_id
         (tmp_path / "mine.txt").write_text(MINE)
         client.log_artifact(run, str(tmp_path / "mine.txt"))
+        model = client.create_logged_model(experiment, source_run_id=run)
+    with acting_as(attacker):
+        client.create_registered_model(attacker.name)
+        with pytest.raises(MlflowException, match="403"):
+            client.create_model_version(attacker.name, source=f"models:/{model.model_id}", model_id=model.model_id)
     names = {"experiment": experiment, "run": run, "attacker": attacker.name, "victim": victim.name}
 
     def filled(value: Any) -> Any:
