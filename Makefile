@@ -4,8 +4,9 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
+STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file docker/compose.yaml run --rm --build backup
 
-.PHONY: help setup demo ui test lint types bench dvc-deps hooks lock clean
+.PHONY: help setup demo ui test lint types bench stack stack-check stack-backup stack-restore audit dvc-deps hooks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -37,6 +38,23 @@ types: setup  ## check types
 
 bench: setup  ## measure speed and memory as ratios, into bench.json
 	$(RUN) scripts/benchmark.py --output bench.json
+
+stack:  ## start the MLflow server with users, Postgres and S3 in Docker (docs/server.md)
+	$(PYTHON) scripts/stack_settings.py
+	docker compose --file docker/compose.yaml up --build --detach --wait
+
+stack-check: setup  ## prove that the server keeps a run, files and a model, and shows them to nobody else
+	$(RUN) scripts/check_stack.py
+
+stack-backup:  ## save the stack's database and files to docker/backups/<time> (BACKUP=NAME for another name)
+	mkdir -p docker/backups
+	$(STACK_BACKUP) save /backups/$(or $(BACKUP),$(shell date -u +%Y%m%dT%H%M%SZ))
+
+stack-restore:  ## put docker/backups/NAME into an empty stack: make stack-restore BACKUP=NAME, before make stack
+	$(STACK_BACKUP) restore /backups/$(or $(BACKUP),$(error say which of docker/backups: make stack-restore BACKUP=NAME))
+
+audit:  ## look up the locked packages in the database of known vulnerabilities
+	$(PYTHON) scripts/audit.py
 
 dvc-deps: setup  ## write the source files of each stage into dvc.yaml
 	$(RUN) scripts/update_dvc_yaml.py

@@ -26,11 +26,13 @@ from omegaconf import DictConfig, OmegaConf
 from prostate_seg import config as configuration
 from prostate_seg.config import Config
 from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.files import write_text
 from prostate_seg.stages import QUESTIONS, STAGES
 from prostate_seg.sweeping.fits import announce, num_folds_of
 from prostate_seg.sweeping.sweeper import is_study, sweep_place, trial_number
 from prostate_seg.tracking.cluster import cluster_job_key, heed_cluster_signals, is_cluster_job
 from prostate_seg.tracking.job import Job, Outcome, Recorded, Skipped, Unrecorded, outcome_of, terminate
+from prostate_seg.tracking.redaction import Redactor
 from prostate_seg.workspace import workspace_of
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class TrackingCallback(Callback):
         elif signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
             signal.signal(signal.SIGTERM, terminate)
         with _failures_leave():
+            _take_secrets_out(config)
             cfg = _parsed(config)
             if cfg is not None and cfg.stage in QUESTIONS:
                 _active.append(Unrecorded())
@@ -95,6 +98,9 @@ class TrackingCallback(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Close it: FINISHED, FAILED or KILLED."""
+        job_return.overrides = [
+            _redactor(config).text(word) for word in job_return.overrides or ()
+        ]  # Hydra prints them
         if not _active:
             return
         run = _active.pop()
@@ -132,6 +138,20 @@ def _job(config: DictConfig) -> Job:
         number=_number(config.hydra) if is_multirun else None,
         cluster_key=cluster_job_key(sweep_place(config), config.hydra.job.id) if is_cluster_job() else None,
     )
+
+
+def _redactor(config: DictConfig) -> Redactor:
+    settings: Any = OmegaConf.to_container(config, resolve=False)
+    return Redactor(settings=settings)
+
+
+def _take_secrets_out(config: DictConfig) -> None:
+    """Take credentials out of what Hydra has written beside the log: the composed config and the overrides."""
+    job, redactor = _job(config), _redactor(config)
+    for path in (job.output_dir / job.hydra_dir).glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        if (clean := redactor.text(text)) != text:
+            write_text(path, clean)
 
 
 def _number(hydra: DictConfig) -> int | None:

@@ -23,6 +23,16 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "let tests that record to an MLflow server use the stack of docker/compose.yaml, as a plain user of it"
+    parser.addoption("--stack", action="store_true", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--stack"):
+        os.environ["TESTS_USE_STACK"] = "yes"  # for tests.server_helpers
+
+
 def composed(*overrides: str, name: str = "config", folder: Path | None = None) -> DictConfig:
     """Compose a config as the launcher does; options of `folder` are found too."""
     with initialize_config_dir(config_dir=str(config_folder())):

@@ -34,6 +34,7 @@ SMALL = [
 LONGER_RECORDED = ["train.max_epochs=8", "train.steps_per_epoch=12"]
 """A training of a few seconds, for tests that stop it."""
 LONGER = [*LONGER_RECORDED, "mlflow=off"]
+LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 FAULTY = Path(__file__).parent / "e2e" / "faulty.py"
 """Run in place of the launcher, with a fault built in."""
 
@@ -106,7 +107,8 @@ def small_for(arguments: tuple[str, ...]) -> list[str]:
 def clean_environment() -> dict[str, str]:
     """Return the environment without what would change where or how runs are recorded."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC", "PROSTATE_SEG"))}
-    return kept | {"PYTHONPATH": str(ROOT)}
+    login = {key: value for key, value in os.environ.items() if key in LOGIN and "TESTS_USE_STACK" in os.environ}
+    return kept | login | {"PYTHONPATH": str(ROOT)}
 
 
 def dvc_md5(repository: Path, *paths: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""An MLflow server and a Postgres server that live as long as a test, on free ports of this machine."""
+"""Servers that live as long as a test, on free ports of this machine: MLflow, Postgres, S3."""
 
 import os
 import shutil
@@ -10,13 +10,25 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from tests.project_helpers import clean_environment, free_port, until
 
 
 @contextmanager
 def mlflow_server(folder: Path, *, store: str | None = None, num_workers: int = 1) -> Iterator[str]:
-    """Start an MLflow server with artifacts of its own, and a database of its own unless one is named."""
+    """Start an MLflow server with artifacts of its own, and a database of its own unless one is named.
+
+    With pytest's option --stack it is the whole stack, and the process acts as a plain user of it meanwhile.
+    """
+    if "TESTS_USE_STACK" in os.environ:
+        from check_stack import acting_as
+
+        from tests.stack_helpers import new_user, running_stack  # which rests on this module
+
+        with running_stack(folder) as stack, acting_as(new_user(stack, "launcher")):
+            yield stack.address
+        return
     folder.mkdir()
     port = free_port()
     address = f"http://127.0.0.1:{port}"
@@ -43,6 +55,20 @@ def answers(url: str) -> bool:
         return False
 
 
+@contextmanager
+def s3_server(folder: Path) -> Iterator[str]:
+    """Start an S3 server that keeps its files in memory, and yield its address."""
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: answers(address), 60)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
 POSTGRES_PROGRAMS = ("initdb", "postgres", "pg_isready", "createdb")
 
 
@@ -59,8 +85,8 @@ def postgres_programs() -> Path | None:
 
 
 @contextmanager
-def postgres_server(*databases: str) -> Iterator[dict[str, str]]:
-    """Start a Postgres server with empty databases, and yield their addresses by name."""
+def postgres_server(*databases: str, role: str = "tests", password: str | None = None) -> Iterator[dict[str, str]]:
+    """Start a Postgres server with empty databases, and yield their addresses by name; with a password it asks for it."""
     programs, port = postgres_programs(), free_port()
     assert programs is not None
     user = "nobody" if os.geteuid() == 0 else None  # Postgres refuses root
@@ -70,19 +96,33 @@ def postgres_server(*databases: str) -> Iterator[dict[str, str]]:
         if user:
             Path(name).chmod(0o755)
             shutil.chown(folder, user)
-        initdb = [programs / "initdb", "--no-sync", "--auth=trust", "--username=tests", "--encoding=UTF8", folder]
-        subprocess.run(initdb, check=True, capture_output=True, user=user, cwd=name)
+        initdb = [programs / "initdb", "--no-sync", f"--username={role}", "--encoding=UTF8", folder]
+        subprocess.run(
+            [*initdb, *_authentication(Path(name), password)], check=True, capture_output=True, user=user, cwd=name
+        )
         options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-c", "fsync=off"]
         command = [programs / "postgres", "-D", folder, *options]
         with (Path(name) / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, user=user, cwd=name)
-        there = ["--host=127.0.0.1", f"--port={port}", "--username=tests"]
+        there = ["--host=127.0.0.1", f"--port={port}", f"--username={role}"]
+        login = os.environ | ({"PGPASSWORD": password} if password else {})
         try:
             ready = [programs / "pg_isready", *there]
             until(lambda: subprocess.run(ready, check=False, capture_output=True).returncode == 0, 30)
             for database in databases:
-                subprocess.run([programs / "createdb", *there, database], check=True)
-            yield {database: f"postgresql+psycopg2://tests@127.0.0.1:{port}/{database}" for database in databases}
+                subprocess.run([programs / "createdb", *there, database], check=True, env=login)
+            account = f"{role}:{quote(password, safe='')}" if password else role
+            yield {database: f"postgresql+psycopg2://{account}@127.0.0.1:{port}/{database}" for database in databases}
         finally:
             process.send_signal(signal.SIGINT)  # Postgres' fast end: it waits for nobody
             process.wait(30)
+
+
+def _authentication(folder: Path, password: str | None) -> list[str]:
+    """Return initdb's options: trust everybody on this machine, or ask for the password."""
+    if password is None:
+        return ["--auth=trust"]
+    file = folder / "password"
+    file.write_text(password)
+    file.chmod(0o644)  # read by the user that Postgres runs as; the folder is gone with the test
+    return ["--auth=scram-sha-256", f"--pwfile={file}"]

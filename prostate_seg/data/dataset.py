@@ -87,7 +87,7 @@ def read_dataset(path: Path) -> dict[str, CaseRow]:
     """Read dataset.csv, by case id.
 
     Raises:
-        InputError: If it is absent or lacks a column.
+        InputError: If it is absent, lacks a column, or names a case that is no file name.
     """
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=preprocess first")
@@ -107,6 +107,11 @@ def read_dataset(path: Path) -> dict[str, CaseRow]:
         )
         for row in table.to_dict("records")
     ]
+    for row in rows:
+        if not row.case_id or "/" in row.case_id or "\0" in row.case_id:  # it becomes part of paths that are written
+            raise InputError(
+                f"{path}: a case id is the name of a file, and {row.case_id!r} is none: run stage=preprocess again"
+            )
     return {row.case_id: row for row in rows}
 
 
@@ -120,9 +125,12 @@ def read_identities(dataset: Mapping[str, CaseRow], *, thumbnails: Path) -> dict
     """Return what the leak gate knows of each case.
 
     Raises:
-        InputError: If the thumbnails are absent or of other cases.
+        InputError: If the thumbnails are absent, of other cases, or no array.
     """
-    rows = np.load(thumbnails, mmap_mode="r") if thumbnails.is_file() else []
+    try:
+        rows = np.load(thumbnails, mmap_mode="r") if thumbnails.is_file() else []
+    except (ValueError, EOFError) as error:  # a pickle too, which is not opened: it could run anything
+        raise InputError(f"{thumbnails} is no array: run stage=preprocess again") from error
     if len(rows) != len(dataset):
         raise InputError(f"{thumbnails} has {len(rows)} of {len(dataset)} thumbnails: run stage=preprocess again")
     return {case_id: dataset[case_id].identity(row) for case_id, row in zip(sorted(dataset), rows, strict=True)}

@@ -243,6 +243,8 @@ def add_version(
         InputError: If the store does not take it.
     """
     try:
+        mlflow.set_tracking_uri(resolved_uri(str(settings.tracking_uri)))
+        mlflow.set_experiment(experiment_id=tree.store.experiment_id)  # else it lies in MLflow's own, which is nobody's
         model_id = _log_model(settings, folder, run_id=run_id, example=example, tags=tags)
         _make_registered_model(tree, name)
         return _as_version(

@@ -133,6 +133,8 @@ def _places(key: str, record: Mapping[str, Any], workspace: Workspace) -> list[P
 
 def _restore_input(key: str, md5: str, folder: Path, places: Sequence[Path], *, cache: Path) -> None:
     """Put an input where the stage will look: from here if it is still the same, else from DVC."""
+    if ".." in Path(key).parts:  # what a store says is not believed
+        raise InputError(f"the run names the input {key}, which leads out of its workspace: nothing is put there")
     target = folder / key
     here = next((path for path in places if hash_paths([path], cache=cache)[path].md5 == md5), None)
     if Path(key).is_absolute():

@@ -398,6 +398,26 @@ def test_no_planted_secret_reaches_the_store(project: Project) -> None:
     assert project.only(level="stage").data.tags["git.remote"] == "https://[redacted]@git.example.org/x.git"
 
 
+def test_password_in_an_override_stays_in_no_file_and_no_message(project: Project) -> None:
+    uri = "mlflow.tracking_uri='http://ann:planted-password@127.0.0.1:9'"
+    refused = project.run("stage=prepare", "mlflow=server", uri)
+    failed = project.run(
+        "raise", "preprocess", "stage=preprocess", "mlflow=off", "+x='t://a:planted-password@b'", program=str(FAULTY)
+    )
+    fails = project.run(
+        "raise", "preprocess", "stage=preprocess", "data.exclude=['t://ann:planted-password@host']", "mlflow=off",
+        program=str(FAULTY), PROSTATE_SEG_DEBUG="1",
+    )  # fmt: skip
+    assert [done.returncode for done in (refused, fails)] == [1, 1]
+    assert failed.returncode == 2
+    assert "Error executing job with overrides" in fails.stderr
+    for done in (refused, failed, fails):
+        assert "planted-password" not in done.stdout + done.stderr
+    files = [path for path in project.folder.rglob("*") if path.is_file()]
+    assert [path for path in files if path.name == "overrides.yaml" and "[redacted]" in path.read_text()]
+    assert [path for path in files if b"planted-password" in path.read_bytes()] == []
+
+
 def test_twenty_times_eight_processes_that_meet_at_a_new_store_agree(tmp_path: Path) -> None:
     program = Path(__file__).with_name("start_together.py")
     composed = Project(tmp_path).run("stage=prepare", "--cfg", "job", "--resolve")

@@ -1,0 +1,255 @@
+"""Prove that an MLflow server with basic auth keeps what it is given and shows it to nobody else: `make stack-check`.
+
+Works against the server that MLFLOW_TRACKING_URI names, as its administrator (MLFLOW_TRACKING_USERNAME, _PASSWORD); by
+default against the stack of docker/.env. Makes three users, an experiment and a model of its own, and takes them away
+again. Exit code 0 when every line says ok.
+"""
+
+import argparse
+import hashlib
+import logging
+import os
+import secrets
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.server import get_app_client
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from stack_settings import login_to_use
+
+FILE = "weights.bin"
+QUIET = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class User:
+    """Somebody who may log in."""
+
+    name: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What the writer has left on the server."""
+
+    experiment_id: str
+    run_id: str
+    model: str
+    artifact_uri: str
+    sha256: str
+
+
+class Checks:
+    """Prints a line per check and remembers whether all were good."""
+
+    def __init__(self) -> None:
+        self.num_bad = 0
+
+    def say(self, good: bool, text: str) -> None:
+        """Print and count a check."""
+        self.num_bad += not good
+        print(f"{'ok  ' if good else 'BAD '} {text}", flush=True)
+
+    def refused(self, text: str, act: Callable[[], object]) -> None:
+        """Check that the server refuses: that it answers 403, not that something else went wrong."""
+        try:
+            act()
+        except (MlflowException, OSError) as error:
+            self.say("403" in str(error) or "Permission denied" in str(error), f"{text}: refused")
+        else:
+            self.say(False, f"{text}: NOT refused")
+
+
+def main() -> None:
+    """Check the server."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=50, help="size of the artifact (default 50)")
+    arguments = parser.parse_args()
+    login = login_to_use(os.environ)
+    address = login["MLFLOW_TRACKING_URI"]
+    admin = User(name=login["MLFLOW_TRACKING_USERNAME"], password=login["MLFLOW_TRACKING_PASSWORD"])
+    os.environ |= QUIET | dict(os.environ)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    checks = Checks()
+    try:
+        check_strangers_without_login(checks, address)
+        if checks.num_bad:
+            sys.exit(f"{address} lets in whoever calls it: start it as docker/compose.yaml does")
+        with acting_as(admin), users_of_the_check(address) as (writer, reader, stranger):
+            check_users(checks, address, writer, reader, stranger, num_bytes=arguments.megabytes * 2**20)
+    except (MlflowException, OSError) as error:
+        sys.exit(f"BAD  {address} failed: {first_line(error)}\nLook into the server's log: docker compose logs")
+    if checks.num_bad:
+        sys.exit(f"{checks.num_bad} checks failed: do not put data on {address} before they are good")
+    print(f"{address} keeps what it is given and shows it to nobody else")
+
+
+def check_strangers_without_login(checks: Checks, address: str) -> None:
+    """Check that nobody gets in without a login, or by another name of the server."""
+    query = f"{address}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    checks.say(status_of(f"{address}/health") == 200, f"{address} answers")
+    checks.say(status_of(query) == 401, "a client without login: refused")
+    checks.say(
+        status_of(query, Host="rebound.example") == 403, "a client that calls the server by a foreign name: refused"
+    )
+
+
+@contextmanager
+def users_of_the_check(address: str) -> Iterator[list[User]]:
+    """Make three users, and remove them afterwards."""
+    admin = get_app_client("basic-auth", tracking_uri=address)
+    mark = secrets.token_hex(4)
+    users = [
+        User(name=f"check-{role}-{mark}", password=secrets.token_urlsafe(16)) for role in ("writer", "reader", "third")
+    ]
+    try:
+        for user in users:
+            admin.create_user(user.name, user.password)
+        yield users
+    finally:
+        for user in users:
+            with suppress(MlflowException):
+                admin.delete_user(user.name)
+
+
+def check_users(checks: Checks, address: str, writer: User, reader: User, stranger: User, *, num_bytes: int) -> None:
+    """Let the writer write, the reader read and the stranger fail; clean up as the administrator."""
+    client = MlflowClient(tracking_uri=address)
+    with acting_as(writer):
+        recorded = write(checks, client, writer.name, num_bytes=num_bytes)
+    try:
+        with acting_as(writer):
+            rights = get_app_client("basic-auth", tracking_uri=address)
+            rights.grant_user_permission(reader.name, "experiment", recorded.experiment_id, "READ")
+            rights.grant_user_permission(reader.name, "registered_model", recorded.model, "READ")
+        with acting_as(reader):
+            check_reader(checks, client, recorded)
+        with acting_as(stranger):
+            check_stranger(checks, client, recorded)
+    finally:
+        get_artifact_repository(recorded.artifact_uri, tracking_uri=address).delete_artifacts()
+        client.delete_registered_model(recorded.model)
+        client.delete_experiment(recorded.experiment_id)
+
+
+def write(checks: Checks, client: MlflowClient, name: str, *, num_bytes: int) -> Recorded:
+    """Log a run with an artifact, and register a model from it."""
+    experiment_id = client.create_experiment(name)
+    run = client.create_run(experiment_id)
+    client.log_param(run.info.run_id, "learning_rate", "0.003")
+    client.log_metric(run.info.run_id, "val/dice", 0.9, step=1)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / FILE
+        file.write_bytes(secrets.token_bytes(num_bytes))
+        sha256 = hash_of(file)
+        start = time.monotonic()
+        client.log_artifact(run.info.run_id, str(file))
+        seconds = time.monotonic() - start
+    client.set_terminated(run.info.run_id)
+    client.create_registered_model(name)
+    artifact_uri = client.get_run(run.info.run_id).info.artifact_uri
+    client.create_model_version(name, source=artifact_uri, run_id=run.info.run_id)
+    checks.say(
+        artifact_uri.startswith("mlflow-artifacts:"),
+        "artifacts go through the server: clients hold no keys of the store",
+    )
+    checks.say(True, f"one user logs a run, {num_bytes / 2**20:.0f} MB in {seconds:.1f} s, and registers a model")
+    return Recorded(
+        experiment_id=experiment_id, run_id=run.info.run_id, model=name, artifact_uri=artifact_uri, sha256=sha256
+    )
+
+
+def check_reader(checks: Checks, client: MlflowClient, recorded: Recorded) -> None:
+    """Check that a user with the right to read reads the same, and cannot write."""
+    run = client.get_run(recorded.run_id)
+    same = run.data.params == {"learning_rate": "0.003"} and run.data.metrics == {"val/dice": 0.9}
+    checks.say(same and run.info.status == "FINISHED", "another user, who was given the right, reads the run")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(client.download_artifacts(recorded.run_id, FILE, folder))
+        checks.say(hash_of(file) == recorded.sha256, "and the same artifact, byte for byte")
+    version = client.get_model_version(recorded.model, "1")
+    checks.say(version.run_id == recorded.run_id, "and the model")
+    checks.refused("writing to the run", lambda: client.log_metric(recorded.run_id, "val/dice", 1.0))
+    checks.refused("deleting the run", lambda: client.delete_run(recorded.run_id))
+    checks.refused("putting an artifact", lambda: put_text(recorded, client))
+
+
+def check_stranger(checks: Checks, client: MlflowClient, recorded: Recorded) -> None:
+    """Check that a user without rights sees nothing of it."""
+    checks.refused("a third user who reads the run", lambda: client.get_run(recorded.run_id))
+    checks.refused("its artifact", lambda: download(recorded, client))
+    checks.refused("the model", lambda: client.get_registered_model(recorded.model))
+    checks.refused("writing to it", lambda: client.log_param(recorded.run_id, "x", "1"))
+    found = [experiment.experiment_id for experiment in client.search_experiments()]
+    checks.say(recorded.experiment_id not in found, "and no search shows it to the third")
+    checks.say(not client.search_registered_models(f"name='{recorded.model}'"), "nor the model")
+
+
+def download(recorded: Recorded, client: MlflowClient) -> None:
+    """Read the artifact without asking for the run first."""
+    with tempfile.TemporaryDirectory() as folder:
+        get_artifact_repository(recorded.artifact_uri, tracking_uri=client.tracking_uri).download_artifacts(
+            FILE, folder
+        )
+
+
+def put_text(recorded: Recorded, client: MlflowClient) -> None:
+    """Write an artifact without asking for the run first."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mine.txt"
+        file.write_text("mine")
+        get_artifact_repository(recorded.artifact_uri, tracking_uri=client.tracking_uri).log_artifact(str(file))
+
+
+@contextmanager
+def acting_as(user: User) -> Iterator[None]:
+    """Let MLflow's client log in as this user."""
+    login = {"MLFLOW_TRACKING_USERNAME": user.name, "MLFLOW_TRACKING_PASSWORD": user.password}
+    before = {name: os.environ[name] for name in login if name in os.environ}
+    os.environ.update(login)
+    try:
+        yield
+    finally:
+        for name in login:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def status_of(url: str, **headers: str) -> int:
+    """Return the status with which a plain request is answered."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def hash_of(file: Path) -> str:
+    """Return the sha256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

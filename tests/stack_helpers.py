@@ -1,0 +1,201 @@
+"""The stack of docker/compose.yaml as plain processes: the same commands, environment and nginx file, without containers.
+
+Postgres, nginx and `mlflow server` are those that the images hold; in place of RustFS stands moto's S3 server. What
+differs is listed in one place: the addresses, which in Docker are names of containers.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import string
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from check_stack import User, acting_as
+from mlflow.server import get_app_client
+from stack_settings import login_of, make_settings, read_settings
+
+from tests.conftest import ROOT
+from tests.project_helpers import free_port, until
+from tests.server_helpers import answers, postgres_programs, postgres_server, s3_server, why_no_postgres
+
+DOCKER = ROOT / "docker"
+MAIN_NGINX_CONF = """
+daemon off;
+user root;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.log;
+events {{}}
+http {{
+    access_log {folder}/nginx.access.log;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include {folder}/default.conf;
+}}
+"""
+"""What nginx's image has around the file of ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A running stack."""
+
+    folder: Path
+    """Its logs and settings."""
+    settings: dict[str, str]
+    """Those of its docker/.env."""
+    database: dict[str, str]
+    """libpq's environment."""
+
+    @property
+    def address(self) -> str:
+        return self.login["MLFLOW_TRACKING_URI"]
+
+    @property
+    def login(self) -> dict[str, str]:
+        """Return the environment of a client that is the administrator."""
+        return login_of(self.settings)
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Return the environment in which scripts find the database, the bucket and Postgres' programs."""
+        names = ("S3_ENDPOINT_URL", "S3_BUCKET", "S3_REGION", "S3_ACCESS_KEY", "S3_SECRET_KEY")
+        path = os.pathsep.join([str(postgres_programs()), os.environ["PATH"]])
+        return {name: self.settings[name] for name in names} | self.database | {"PATH": path}
+
+    def written(self) -> str:
+        """Return all that the server and nginx have written to their logs."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+
+
+def administrator(stack: Stack) -> User:
+    return User(name=stack.login["MLFLOW_TRACKING_USERNAME"], password=stack.login["MLFLOW_TRACKING_PASSWORD"])
+
+
+def new_user(stack: Stack, name: str) -> User:
+    user = User(name=f"{name}-{secrets.token_hex(3)}", password=secrets.token_urlsafe(12))
+    with acting_as(administrator(stack)):
+        get_app_client("basic-auth", tracking_uri=stack.address).create_user(user.name, user.password)
+    return user
+
+
+def why_no_stack() -> str | None:
+    """Return why the stack cannot be started here, None where it can."""
+    return why_no_postgres() or (None if shutil.which("nginx") else "not installed: nginx (Debian's nginx-light)")
+
+
+def compose(settings: dict[str, str]) -> dict[str, Any]:
+    """Return docker/compose.yaml with the settings filled in, as Docker does it."""
+
+    def fill(match: re.Match[str]) -> str:
+        name, kind, default = match.groups()
+        value = settings.get(name, "")
+        assert value or kind != "?", f"{name} is not set: {default}"
+        return value or default
+
+    text = re.sub(r"\$\{(\w+):([-?])([^}]*)\}", fill, (DOCKER / "compose.yaml").read_text())
+    parsed = yaml.safe_load(text)
+    assert isinstance(parsed, dict)
+    return parsed
+
+
+@contextmanager
+def running_stack(folder: Path) -> Iterator[Stack]:
+    """Start a new stack of profile s3."""
+    with empty_stack(folder) as stack, running_server(stack):
+        yield stack
+
+
+@contextmanager
+def empty_stack(folder: Path) -> Iterator[Stack]:
+    """Start a database and a store without anything in them, and no server yet."""
+    folder.mkdir()
+    with ExitStack() as services:
+        storage = services.enter_context(s3_server(folder))
+        port = free_port()
+        own = {"COMPOSE_PROFILES": "s3", "STACK_PORT": str(port), "STACK_WORKERS": "1", "S3_ENDPOINT_URL": storage}
+        names = {"STACK_HOSTS": f"127.0.0.1:{port}", "STACK_ORIGINS": f"http://127.0.0.1:{port}"}
+        make_settings(folder / ".env", **own, **names)
+        settings = read_settings(folder / ".env")
+        server = compose(settings)["services"]["server"]
+        role, name = (server["environment"][f"POSTGRES_{key}"] for key in ("USER", "DB"))
+        databases = services.enter_context(postgres_server(name, role=role, password=settings["POSTGRES_PASSWORD"]))
+        yield Stack(folder=folder, settings=settings, database=libpq(databases[name]))
+
+
+@contextmanager
+def running_server(stack: Stack) -> Iterator[None]:
+    """Start MLflow and nginx before it, on the stack's database and bucket."""
+    services, port = compose(stack.settings)["services"], free_port()
+    environment = server_environment(stack)
+    arguments = [moved(argument, port) for argument in services["server"]["command"]]
+    command = [sys.executable, str(DOCKER / "start_mlflow.py"), *arguments]
+    proxy = changed(
+        services["proxy"]["environment"], MLFLOW_ADDRESS=f"127.0.0.1:{port}", PROXY_PORT=stack.settings["STACK_PORT"]
+    )
+    with (
+        _process(command, stack.folder / "server.log", environment=environment),
+        _process(_nginx(stack.folder, proxy), stack.folder / "proxy.log", environment={}),
+    ):
+        until(lambda: answers(f"{stack.address}/health"), 120)
+        yield
+
+
+def server_environment(stack: Stack) -> dict[str, str]:
+    """Return what the server's container has in its environment."""
+    there = {"POSTGRES_HOST": stack.database["PGHOST"], "POSTGRES_PORT": stack.database["PGPORT"]}
+    return changed(compose(stack.settings)["services"]["server"]["environment"], **there)
+
+
+def moved(argument: str, port: int) -> str:
+    """Let the server listen on this machine alone, on another port."""
+    name = argument.partition("=")[0]
+    return {"--host": "--host=127.0.0.1", "--port": f"--port={port}"}.get(name, argument)
+
+
+def changed(environment: dict[str, str], **others: str) -> dict[str, str]:
+    """Return the environment with other values for names that it has."""
+    assert set(others) <= set(environment)
+    return {name: str(value) for name, value in environment.items()} | others
+
+
+def libpq(address: str) -> dict[str, str]:
+    """Return the environment in which Postgres' own programs find the database of an address."""
+    parts = urlsplit(address)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    place = {"PGHOST": str(parts.hostname), "PGPORT": str(parts.port), "PGDATABASE": parts.path[1:]}
+    return place | {"PGUSER": user, "PGPASSWORD": password}
+
+
+def _nginx(folder: Path, environment: dict[str, str]) -> list[str]:
+    template = (DOCKER / "nginx.conf.template").read_text()
+    (folder / "default.conf").write_text(string.Template(template).safe_substitute(environment))
+    (folder / "nginx.conf").write_text(MAIN_NGINX_CONF.format(folder=folder))
+    return [str(shutil.which("nginx")), "-c", str(folder / "nginx.conf"), "-e", str(folder / "nginx.log")]
+
+
+@contextmanager
+def _process(command: list[str], log: Path, *, environment: dict[str, str]) -> Iterator[None]:
+    """Run a command in the environment that a container would have, no more."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    with log.open("a") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, cwd=log.parent, env=kept | environment, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
