@@ -9,9 +9,8 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
@@ -241,23 +240,6 @@ class Delivery:
             placing.place(self.tree, {**record, "upstream": upstream}, run_id=run_id, pipeline_id=pipeline_id)
             ended_ms = record["end_ms"] if self._in_doubt else None
             self.tree.settle(pipeline_id, Outcome(record["status"]), ended_ms=ended_ms)
-
-
-def as_one(records: Iterable[tuple[int, Record]]) -> Iterator[tuple[int, Record]]:
-    """Yield records with the curves of a run that follow each other in one, under the number of the last."""
-    waiting: tuple[int, dict[str, Any]] | None = None
-    for number, record in records:
-        is_curve = set(record) == {"do", "run", "metrics"}
-        if waiting is not None and is_curve and record["run"] == waiting[1]["run"]:
-            waiting = number, {**waiting[1], "metrics": [*waiting[1]["metrics"], *record["metrics"]]}
-            continue
-        if waiting is not None:
-            yield waiting
-        waiting = (number, dict(record)) if is_curve else None
-        if waiting is None:
-            yield number, record
-    if waiting is not None:
-        yield waiting
 
 
 def _resumed(run_id: str) -> str:

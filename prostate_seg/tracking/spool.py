@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,8 +135,12 @@ class Spool:
             return Path(tempfile.mkdtemp(prefix="prostate_seg-"))
 
     def files_size(self) -> int:
-        """Return the bytes of the files that wait."""
-        return sum(path.stat().st_size for path in (self.folder / FILES).rglob("*") if path.is_file())
+        """Return the bytes of the files that wait; those that are sent meanwhile may be among them."""
+        size = 0
+        for folder, _, names in os.walk(self.folder / FILES):
+            with contextlib.suppress(OSError):
+                size += sum(Path(folder, name).stat().st_size for name in names)
+        return size
 
     def note(self, number: int, *, ids: Mapping[str, str] | None = None, refused: str | None = None) -> None:
         """Remember that the store has taken a record, or why it never will."""
@@ -227,6 +231,23 @@ def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
 def plain(value: float) -> float | str:
     """Return a number that JSON has; NaN and infinity as words, which float() reads."""
     return float(value) if math.isfinite(value) else str(float(value))
+
+
+def as_one(records: Iterable[tuple[int, Record]]) -> Iterator[tuple[int, Record]]:
+    """Yield records with the curves of a run that follow each other in one, under the number of the last."""
+    waiting: tuple[int, dict[str, Any]] | None = None
+    for number, record in records:
+        is_curve = set(record) == {"do", "run", "metrics"}
+        if waiting is not None and is_curve and record["run"] == waiting[1]["run"]:
+            waiting = number, {**waiting[1], "metrics": [*waiting[1]["metrics"], *record["metrics"]]}
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = (number, dict(record)) if is_curve else None
+        if waiting is None:
+            yield number, record
+    if waiting is not None:
+        yield waiting
 
 
 def _look_at(folder: Path) -> Waiting:

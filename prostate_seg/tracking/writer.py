@@ -4,6 +4,7 @@ What is reported is on disk before it is sent. What cannot be sent is tried agai
 has ended; the rest stays on disk, for stage=sync.
 """
 
+import contextlib
 import logging
 import queue
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Callable
 
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.process import HEARTBEAT_SECONDS
-from prostate_seg.tracking.spool import Record, Spool
+from prostate_seg.tracking.spool import Record, Spool, as_one
 from prostate_seg.tracking.store import STORE_ERRORS
 
 log = logging.getLogger(__name__)
@@ -76,13 +77,23 @@ class Writer:
         next_beat = time.monotonic() + HEARTBEAT_SECONDS
         while True:
             try:
-                waiting = self._waiting.get(timeout=max(0.0, next_beat - time.monotonic()))
+                first = self._waiting.get(timeout=max(0.0, next_beat - time.monotonic()))
             except queue.Empty:
                 self._beat()
                 next_beat = time.monotonic() + HEARTBEAT_SECONDS
                 continue
-            if waiting is None or not self._insist(*waiting):
+            waiting = [first, *self._all_that_wait()]
+            records = as_one(one for one in waiting if one is not None)
+            if not all(self._insist(number, record) for number, record in records) or None in waiting:
                 return
+
+    def _all_that_wait(self) -> list[tuple[int, Record] | None]:
+        """Take what has gathered, so that a store that is slower than the training gets more in a call."""
+        found = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._waiting.get_nowait())
+        return found
 
     def _insist(self, number: int, record: Record) -> bool:
         """Send a record; return whether it went through before the stage had ended."""
