@@ -11,12 +11,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from prostate_seg.config import Config, parse
-from prostate_seg.tracking import ds_version, writer
+from prostate_seg.config import Config, OnUnreachable, parse
+from prostate_seg.errors import InputError
+from prostate_seg.tracking import ds_version, sweeps, writer
 from prostate_seg.tracking.job import Job, Outcome
 from prostate_seg.tracking.recorded import open_tree
 from prostate_seg.tracking.run_tree import KEY, RunTree
-from prostate_seg.tracking.spool import LOCAL_ID, read_lines, waiting
+from prostate_seg.tracking.spool import LOCAL_ID, folders, read_lines, waiting
 from prostate_seg.tracking.stage_run import open_stage_run
 from prostate_seg.tracking.sync import Sent, sync
 from prostate_seg.workspace import StageResult, workspace_of
@@ -64,7 +65,11 @@ def train(cfg: Config, *, name: str = "train") -> None:
 def send(cfg: Config, database: Path) -> list[Sent]:
     settings = replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}")
     spool = Path(cfg.paths.spool)
-    return sync(settings, spool, workspace=workspace_of(cfg), any_address=True, draw=lambda *_: None)
+    return sync(settings, spool, workspace=workspace_of(cfg), any_address=True, draw=draw_nothing)
+
+
+def draw_nothing(folder: Path, _: object) -> None:
+    (folder / "trials.png").write_text("a picture")
 
 
 def tree_of(cfg: Config, database: Path, *, experiment: str | None = None) -> RunTree:
@@ -249,6 +254,73 @@ def test_run_of_a_killed_process_ends_as_killed(cfg: Config, database: Path) -> 
     assert [step for step, _, _ in points(tree.client, fold, "val/dice")] == [1, 2]
 
 
+def test_sweep_without_its_store_is_a_sweep_once_it_is_sent(cfg: Config, database: Path, tmp_path: Path) -> None:
+    place = tmp_path / "grid"
+    sweeps.begin_multirun(cfg, place, is_sweep=True)
+    for number, rate in enumerate((0.001, 0.002)):
+        trial = replace(cfg, train=replace(cfg.train, learning_rate=rate))
+        words = ("stage=train", f"train.learning_rate={rate}")
+        job = Job(overrides=words, output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=place, number=number)
+        run = open_stage_run(trial, workspace_of(trial), job)
+        run.finish(StageResult(objective=rate))
+        run.close(Outcome.finished)
+    assert sweeps.end_multirun(cfg, place, draw=draw_nothing) is None
+    for found in waiting(Path(cfg.paths.spool))[:1]:
+        shutil.move(found.folder, tmp_path / found.folder.name)  # that it began is sent last
+    assert [sent.why_not for sent in send(cfg, database)] == [""] * 3
+    shutil.move(next(tmp_path.glob("*_multirun_*")), cfg.paths.spool)
+    assert [sent.why_not for sent in send(cfg, database)] == [""]
+    tree = tree_of(cfg, database)
+    (sweep,) = tree.search(filters={"level": "sweep"})
+    trials = tree.search(filters={"level": "trial"})
+    assert (sweep.info.run_name, sweep.info.status) == ("sweep/grid", "FINISHED")
+    assert [(run.info.run_name, run.data.tags["trial.state"]) for run in trials] == [
+        ("trial 0", "finished"),
+        ("trial 1", "finished"),
+    ]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {sweep.info.run_id}
+    assert sweep.data.tags["best_run_id"] == trials[1].info.run_id
+    assert sweep.data.tags["best_command"] == "python -m prostate_seg stage=train train.learning_rate=0.002"
+    assert {run.info.status for run in tree.search()} == {"FINISHED"}
+
+
+def test_sweep_of_a_stage_that_needs_its_store_fails_at_once(cfg: Config, tmp_path: Path) -> None:
+    strict = replace(cfg, mlflow=replace(cfg.mlflow, on_unreachable=OnUnreachable.fail))
+    with pytest.raises(InputError, match=r"the tracking store http://127.0.0.1:9 cannot be used"):
+        sweeps.begin_multirun(strict, tmp_path / "grid", is_sweep=True)
+    job = Job(overrides=(), output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
+    with pytest.raises(InputError, match=r"the tracking store http://127.0.0.1:9 cannot be used"):
+        open_stage_run(strict, workspace_of(strict), job)
+    assert folders(Path(cfg.paths.spool)) == []
+
+
+def test_no_planted_secret_is_kept_or_sent(
+    cfg: Config, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "planted-token-0123456789")
+    address = "http://ann:planted-password@127.0.0.1:9/?token=planted-query"
+    secret = replace(cfg, mlflow=replace(cfg.mlflow, tracking_uri=address, name="planted"))
+    words = ("stage=train", "data.exclude=[planted-token-0123456789]", f"mlflow.tracking_uri={address}")
+    (tmp_path / "prostate_seg.log").write_text("used planted-token-0123456789")
+    (tmp_path / "table.csv").write_text("password: planted-in-a-table\n")
+    job = Job(overrides=words, output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
+    run = open_stage_run(secret, workspace_of(secret), job)
+    run.finish(StageResult(tables=[tmp_path / "table.csv"]))
+    run.close(Outcome.failed, RuntimeError(f"{address} said planted-token-0123456789"))
+    kept = {path: path.read_bytes() for path in Path(cfg.paths.spool).rglob("*") if path.is_file()}
+    assert {"records.jsonl", "prostate_seg.log", "table.csv", "config.yaml"} <= {path.name for path in kept}
+    assert not [path for path, content in kept.items() if b"planted-" in content]
+    (sent,) = send(cfg, database)
+    assert sent.waiting.address == "http://127.0.0.1:9/"
+    (stage,) = tree_of(cfg, database).search(filters={"level": "stage"})
+    (tmp_path / "shown").mkdir()
+    tree_of(cfg, database).client.download_artifacts(stage.info.run_id, "", str(tmp_path / "shown"))
+    assert "planted-" not in f"{stage.data.tags} {stage.data.params}"
+    texts = [path.read_bytes() for path in (tmp_path / "shown").rglob("*") if path.is_file()]
+    assert len(texts) > 3
+    assert not [text for text in texts if b"planted-" in text]
+
+
 def test_folder_of_a_running_stage_is_left_alone(cfg: Config, database: Path) -> None:
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)
     run = open_stage_run(cfg, workspace_of(cfg), job)
@@ -262,7 +334,7 @@ def test_folder_of_a_running_stage_is_left_alone(cfg: Config, database: Path) ->
 def test_records_for_another_address_are_kept_for_it(cfg: Config, database: Path) -> None:
     train(cfg)
     settings = replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}")
-    arguments = {"workspace": workspace_of(cfg), "draw": lambda *_: None}
+    arguments = {"workspace": workspace_of(cfg), "draw": draw_nothing}
     (sent,) = sync(settings, Path(cfg.paths.spool), any_address=False, **arguments)  # type: ignore[arg-type]
     assert sent.why_not == f"is meant for {AWAY}; sync.any_address=true sends it here"
     assert len(waiting(Path(cfg.paths.spool))) == 1

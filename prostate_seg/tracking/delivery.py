@@ -18,6 +18,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from prostate_seg.files import write_text
 from prostate_seg.tracking import placing, sweeps
+from prostate_seg.tracking.address import shown_address
 from prostate_seg.tracking.job import Outcome
 from prostate_seg.tracking.process import now_text
 from prostate_seg.tracking.run_tree import CLOSED_BY, COPIED_FROM, KEY, Level, Place, RunTree
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
 """What a store answers that will never take a record; every other error may pass."""
 IS_WHOLE = "bundle.is_whole"
-"""Tag of a run that came in a bundle, once all of it has."""
+"""Tag of a run that came in a bundle, once all of it is there."""
 _ID = re.compile(r"\b(?:local-)?[0-9a-f]{32}\b")
 
 
@@ -54,8 +55,8 @@ class Delivery:
         self._turn = threading.Lock()
         self._curves: dict[tuple[str, str], set[tuple[str, int, float]]] = {}
         """Step with time, and step with value, of the points that the store has, by run and name; of those asked for."""
-        self._done: set[str] = set()
-        """Copies that were complete before."""
+        self.complete_before: set[str] = set()
+        """Runs of a bundle that the store had."""
 
     @property
     def tree(self) -> RunTree:
@@ -79,7 +80,7 @@ class Delivery:
                 if error.error_code not in REFUSALS:
                     self._doubt()
                     raise
-                ids, refused = {}, str(error).splitlines()[0]
+                ids, refused = {}, shown_address(str(error).splitlines()[0])
                 log.warning("the tracking store refuses a record of %s: %s", self.spool.header.what, refused)
             except BaseException:
                 self._doubt()
@@ -115,12 +116,13 @@ class Delivery:
 
     def _tell(self, record: Record) -> Mapping[str, str]:
         """Make the calls of a record; return the ids of runs that it made."""
-        if record.get("run") in self._done:
+        if record.get("run") in self.complete_before:
             return {}
         ids: Mapping[str, str] | None = {
             "stage": self._open_stage,
             "fold": self._open_fold,
             "copy": self._copy_run,
+            "end_copy": self._end_copy,
             "log": self._log,
             "files": self._send_files,
             "inputs": self._log_inputs,
@@ -177,13 +179,17 @@ class Delivery:
         there = self.tree.find(key) or self.tree.get(key)
         if there is None:
             where = Place(**{**record["place"], "level": Level(record["place"]["level"])})
-            parent_id = None if record["parent"] is None else self.spool.ids[record["parent"]]
-            origin = {COPIED_FROM: self.spool.header.address}
+            parent_id = None if record["parent"] is None else self.id_of(record["parent"])
+            origin = {COPIED_FROM: record["from"]}
             name, start_ms = record["name"], record["start_ms"]
             there = self.tree.create(name, where, parent_id=parent_id, tags=origin, start_ms=start_ms, key=key)
         elif COPIED_FROM not in there.data.tags or there.data.tags.get(IS_WHOLE) == "true":
-            self._done.add(key)
-        return {key: str(there.info.run_id)}
+            self.complete_before.add(key)
+        return {key: str(there.info.run_id), record["origin"]: str(there.info.run_id)}
+
+    def _end_copy(self, record: Record) -> None:
+        self.tree.client.set_tag(self.id_of(record["run"]), IS_WHOLE, "true")
+        self.tree.client.set_terminated(self.id_of(record["run"]), record["status"], record["end_ms"])
 
     def _log(self, record: Record) -> None:
         run_id = self.id_of(record["run"])

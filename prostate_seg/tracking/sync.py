@@ -78,11 +78,11 @@ def _send(found: Waiting, tree_of: Callable[[str], RunTree], *, draw: Draw) -> S
     except Timeout:
         return Sent(waiting=found, why_not="is still being written or sent by another process")
     try:
-        is_whole = deliver_all(spool, tree_of, draw=draw)
+        deliver_all(spool, tree_of, draw=draw)
     finally:
         spool.release()
     run_id = next((spool.ids.get(record["run"]) for _, record in spool.records() if record["do"] == "stage"), None)
-    if not is_whole:
+    if spool.num_refused:
         why_not = f"has {spool.num_refused} records that the store refuses: see {DELIVERED}"
         return Sent(waiting=found, run_id=run_id, why_not=why_not, is_refused=True)
     if spool.header.workspace:
@@ -92,8 +92,8 @@ def _send(found: Waiting, tree_of: Callable[[str], RunTree], *, draw: Draw) -> S
     return Sent(waiting=found, run_id=run_id)
 
 
-def deliver_all(spool: Spool, tree_of: Callable[[str], RunTree], *, draw: Draw) -> bool:
-    """Tell the store all that a folder still holds; return whether it has taken all of it.
+def deliver_all(spool: Spool, tree_of: Callable[[str], RunTree], *, draw: Draw = lambda *_: None) -> Delivery:
+    """Tell the store all that a folder still holds; return what has done so.
 
     Raises:
         InputError: If the store cannot be reached, or fails.
@@ -108,7 +108,7 @@ def deliver_all(spool: Spool, tree_of: Callable[[str], RunTree], *, draw: Draw) 
         raise InputError(
             f"{unusable(spool.header.address, error)}\nWhat it has taken is noted: stage=sync goes on after that."
         ) from error
-    return spool.num_refused == 0
+    return delivery
 
 
 def _end_what_was_killed(spool: Spool) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from prostate_seg.errors import InputError
+from prostate_seg.tracking.address import shown_address
 from prostate_seg.tracking.process import HEARTBEAT_SECONDS
 from prostate_seg.tracking.spool import Record, Spool, as_one
 from prostate_seg.tracking.store import STORE_ERRORS
@@ -132,4 +133,5 @@ class Writer:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return shown_address(first)

@@ -131,19 +131,21 @@ def test_training_goes_on_while_its_sqlite_file_is_locked_and_then_on_a_full_dis
 ) -> None:
     with small_disk(tmp_path / "disk") as (disk, why_not_small):
         store = f"sqlite:///{disk}/mlflow.db"
-        watch = start(project, store, "train.max_minutes=0.4")
+        watch = start(project, store)
         with contextlib.closing(sqlite3.connect(disk / "mlflow.db")) as connection:
             connection.execute("BEGIN EXCLUSIVE")
             watch.is_told_no_more()
         watch.catches_up()
         if why_not_small:
-            is_whole(store, output=ended(watch))
+            watch.process.send_signal(signal.SIGTERM)
+            is_whole(store, output=ended(watch, code=143), status="KILLED")
             pytest.skip(f"no small disk can be mounted here to be filled: {why_not_small}")
         fill(disk / "filler")
         watch.is_told_no_more()
-        output = ended(watch)
+        watch.process.send_signal(signal.SIGTERM)
+        output = ended(watch, code=143)
         assert "records of this run wait in .spool/" in output
         (disk / "filler").unlink()
         sent = project.run("stage=sync", f"mlflow.tracking_uri={store}")
         assert sent.returncode == 0, sent.stdout + sent.stderr
-        is_whole(store, output=output)
+        is_whole(store, output=output, status="KILLED")
