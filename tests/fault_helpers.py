@@ -7,9 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -179,11 +180,11 @@ class Watch:
 
     @property
     def num_reported(self) -> int:
-        return self._lines("records.jsonl") - 1
+        return max(0, len(self._lines("records.jsonl")) - 1)
 
     @property
     def num_told(self) -> int:
-        return self._lines("delivered.jsonl")
+        return max((int(line["record"]) for line in self._lines("delivered.jsonl")), default=0)
 
     def goes_on(self, *, num_records: int = 3, seconds: float = 60) -> None:
         """Wait until the training has reported so many records more."""
@@ -211,6 +212,6 @@ class Watch:
 
         return has
 
-    def _lines(self, name: str) -> int:
-        found = [folder for folder in folders(self.project.folder / ".spool") if folder.name.split("_")[1] == "train"]
-        return sum(1 for folder in found for _ in read_lines(folder / name))
+    def _lines(self, name: str) -> list[Mapping[str, Any]]:
+        found = [folder for folder in folders(self.project.folder / ".spool") if "_train_" in folder.name]
+        return [line for folder in found for line in read_lines(folder / name)]

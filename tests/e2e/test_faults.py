@@ -47,12 +47,17 @@ def database() -> Iterator[str | None]:
         stop_what_was_started_again()
 
 
-def start(project: Project, address: str, *settings: str) -> Watch:
+@contextlib.contextmanager
+def training(project: Project, address: str, *settings: str) -> Iterator[Watch]:
     arguments = [*TRAINING, f"mlflow.tracking_uri={address}", *settings]
     process = project.start("none", "impatient", *arguments, program=str(FAULTY), **IMPATIENT)
     watch = Watch(project, process)
-    until(lambda: watch.num_told > 8 or process.poll() is not None, 90)
-    return watch
+    try:
+        until(lambda: watch.num_told > 8 or process.poll() is not None, 120)
+        assert process.poll() is None, process.communicate()[0]
+        yield watch
+    finally:
+        process.kill()
 
 
 def ended(watch: Watch, *, code: int = 0) -> str:
@@ -83,8 +88,11 @@ def is_whole(address: str, *, output: str, status: str = "FINISHED") -> Run:
 def test_training_goes_on_while_server_network_and_database_fail_in_turn(
     project: Project, database: str | None, tmp_path: Path
 ) -> None:
-    with faulty_server(tmp_path / "server", store=database) as server, network(server.port) as wire:
-        watch = start(project, wire.address)
+    with (
+        faulty_server(tmp_path / "server", store=database) as server,
+        network(server.port) as wire,
+        training(project, wire.address) as watch,
+    ):
         server.kill()
         watch.is_told_no_more()
         server.start()
@@ -104,16 +112,14 @@ def test_training_goes_on_while_server_network_and_database_fail_in_turn(
 
 def test_what_a_server_has_missed_for_good_waits_on_disk_until_sync_sends_it(project: Project, tmp_path: Path) -> None:
     with faulty_server(tmp_path / "server") as server:
-        watch = start(project, server.address, "train.max_minutes=0.15")
-        (server.folder / "artifacts").rename(server.folder / "artifacts.away")
-        (server.folder / "artifacts").write_text("no folder: every upload is refused")
-        output = ended(watch)
+        with training(project, server.address, "train.max_minutes=0.15") as watch:
+            (server.folder / "artifacts").rename(server.folder / "artifacts.away")
+            (server.folder / "artifacts").write_text("no folder: every upload is refused")
+            output = ended(watch)
         assert "records of this run wait in .spool/" in output
-        server.kill()
-
         (server.folder / "artifacts").unlink()
         (server.folder / "artifacts.away").rename(server.folder / "artifacts")
-        server.start()
+
         store = f"mlflow.tracking_uri={server.address}"
         killed = project.run("ok,ok,kill", "delivery", "stage=sync", store, program=str(FAULTY))
         assert killed.returncode == -9
@@ -131,21 +137,21 @@ def test_training_goes_on_while_its_sqlite_file_is_locked_and_then_on_a_full_dis
 ) -> None:
     with small_disk(tmp_path / "disk") as (disk, why_not_small):
         store = f"sqlite:///{disk}/mlflow.db"
-        watch = start(project, store)
-        with contextlib.closing(sqlite3.connect(disk / "mlflow.db")) as connection:
-            connection.execute("BEGIN EXCLUSIVE")
-            watch.is_told_no_more()
-        watch.catches_up()
-        if why_not_small:
+        with training(project, store) as watch:
+            with contextlib.closing(sqlite3.connect(disk / "mlflow.db", timeout=60)) as connection:
+                connection.execute("BEGIN EXCLUSIVE")
+                watch.is_told_no_more()
+            watch.catches_up()
+            if not why_not_small:
+                fill(disk / "filler")
+                watch.is_told_no_more()
             watch.process.send_signal(signal.SIGTERM)
-            is_whole(store, output=ended(watch, code=143), status="KILLED")
-            pytest.skip(f"no small disk can be mounted here to be filled: {why_not_small}")
-        fill(disk / "filler")
-        watch.is_told_no_more()
-        watch.process.send_signal(signal.SIGTERM)
-        output = ended(watch, code=143)
-        assert "records of this run wait in .spool/" in output
-        (disk / "filler").unlink()
-        sent = project.run("stage=sync", f"mlflow.tracking_uri={store}")
-        assert sent.returncode == 0, sent.stdout + sent.stderr
+            output = ended(watch, code=143)
+        if not why_not_small:
+            assert "records of this run wait in .spool/" in output
+            (disk / "filler").unlink()
+            sent = project.run("stage=sync", f"mlflow.tracking_uri={store}")
+            assert sent.returncode == 0, sent.stdout + sent.stderr
         is_whole(store, output=output, status="KILLED")
+        if why_not_small:
+            pytest.skip(f"no small disk can be mounted here to be filled: {why_not_small}")
