@@ -20,8 +20,8 @@ from tests.project_helpers import Project, clean_environment, free_port, until
 from tests.server_helpers import answers
 
 MEBIBYTE = 2**20
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-"""MLflow by itself waits for half a minute, three times."""
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
+"""MLflow by itself waits for half a minute, three times; two threads of a small training wait for each other."""
 
 
 class Server:

@@ -27,7 +27,7 @@ from tests.server_helpers import postgres_server, why_no_postgres
 
 pytestmark = pytest.mark.slow
 
-TRAINING = ("stage=train", "fold.index=0", "train.max_epochs=20000", "train.steps_per_epoch=6")
+TRAINING = ("stage=train", "fold.index=0", "train.max_epochs=20000", "train.steps_per_epoch=3")
 """Many short epochs, for as long as a test needs."""
 
 
