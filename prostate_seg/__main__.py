@@ -141,7 +141,9 @@ def _as_text(argument: str) -> str:
     if listed:
         quoted = [f"'{run.strip()}'" for run in listed.group(2).split(",")]
         return f"{listed.group(1)}=[{','.join(quoted)}]"
-    named = re.fullmatch(r"((?:find|link)\.commit|(?:find|verify|reproduce|register)\.run)=([\w.\-/~^@{}]+)", argument)
+    named = re.fullmatch(
+        r"((?:find|link)\.commit|(?:find|verify|reproduce|register|bundle)\.run)=([\w.\-/~^@{}]+)", argument
+    )
     return f"{named.group(1)}='{named.group(2)}'" if named and named.group(2) != "null" else argument
 
 

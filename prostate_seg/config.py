@@ -166,6 +166,13 @@ class Backend(Enum):
     onnx = "onnx"
 
 
+class OnUnreachable(Enum):
+    """What becomes of a stage whose store cannot be reached when it starts."""
+
+    fail = "fail"
+    spool = "spool"
+
+
 class TableFormat(Enum):
     """How a stage that answers a question prints its answer."""
 
@@ -493,6 +500,8 @@ class PathsConfig:
     """Workspace folder: preprocess/, prepared/, model/ and evaluation/ lie in it."""
     cache: str
     """Folder for files that can be made again at any time."""
+    spool: str
+    """Folder of what a store has still to be told; unlike the cache it cannot be made again."""
     trained: str | None
     """Folder of model/ and of unfinished training, where trainings side by side each need their own; null takes root."""
 
@@ -523,6 +532,8 @@ class MlflowConfig:
     """Name of the pipeline that the stages' runs belong to."""
     on_rerun: OnRerun
     """What becomes of a stage's earlier run once a new one has finished."""
+    on_unreachable: OnUnreachable
+    """What becomes of a stage whose store cannot be reached when it starts: it fails, or is recorded on disk for stage=sync."""
     fresh: bool
     """Whether to begin a new pipeline of that name instead of going on with the newest."""
     skip_finished: bool
@@ -696,6 +707,26 @@ class DoctorConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class SyncConfig:
+    """What stage=sync sends."""
+
+    any_address: bool
+    """Whether to send what was meant for another address too, because this is the same store or takes its place."""
+
+
+@dataclass(kw_only=True, slots=True)
+class BundleConfig:
+    """What stage=bundle packs or unpacks; run and output, or input."""
+
+    run: str | None
+    """Id of the pipeline that is packed."""
+    output: str | None
+    """Archive to write."""
+    input: str | None
+    """Archive whose runs are put into this store."""
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """A whole run."""
 
@@ -724,6 +755,8 @@ class Config:
     register: RegisterConfig
     predict: PredictConfig
     doctor: DoctorConfig
+    sync: SyncConfig
+    bundle: BundleConfig
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:

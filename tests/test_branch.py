@@ -10,17 +10,26 @@ from prostate_seg.errors import InputError
 from prostate_seg.tracking import branch, writer
 from prostate_seg.tracking.branch import LONGEST_PARAM, Branch, _cut, _tag_key
 from prostate_seg.tracking.job import Job, Outcome
+from prostate_seg.tracking.spool import waiting
 from prostate_seg.tracking.stage_run import StageRun, open_stage_run
 from prostate_seg.workspace import workspace_of
 from tests.conftest import composed
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
+
+
 @pytest.fixture
-def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StageRun:
-    """The open run of a training, in a store of its own."""
+def training(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> StageRun:
+    """The open run of a training, in an experiment of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(writer, "SECONDS_BETWEEN_TRIES", 0.01)
-    cfg = parse(composed("stage=train", f"mlflow.tracking_uri=sqlite:///{tmp_path}/mlflow.db"))
+    store = [f"mlflow.tracking_uri=sqlite:///{database}", f"mlflow.experiment={request.node.name}"]
+    cfg = parse(composed("stage=train", *store))
     job = Job(overrides=(), output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
     return open_stage_run(cfg, workspace_of(cfg), job)
 
@@ -32,7 +41,7 @@ def branch_of(training: StageRun) -> Branch:
 
 def refuse_batches(training: StageRun, monkeypatch: pytest.MonkeyPatch, *, num_times: int) -> None:
     """Let the store take runs, but not the next so many batches of params, tags and metrics."""
-    client, refusals = branch_of(training).tree.client, iter(range(num_times))
+    client, refusals = branch_of(training).delivery.tree.client, iter(range(num_times))
     log_batch = client.log_batch
 
     def sometimes(*arguments: Any, **keywords: Any) -> None:
@@ -50,20 +59,52 @@ def test_fold_whose_settings_are_refused_at_first_has_one_run_with_all(
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
     training.close(Outcome.failed)
-    (run,) = branch_of(training).tree.children(branch_of(training).run_id)
+    (run,) = branch_of(training).delivery.tree.children(branch_of(training).run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["fold.num_folds"] == "5"
     assert run.data.metrics == {"val/dice": 0.5}
 
 
-def test_records_that_the_store_never_takes_are_counted_in_the_error(
-    training: StageRun, monkeypatch: pytest.MonkeyPatch
+def test_records_that_the_store_never_takes_wait_on_disk_and_the_stage_ends_well(
+    training: StageRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(branch, "SECONDS_TO_CLOSE", 0.1)
     refuse_batches(training, monkeypatch, num_times=10**9)
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
-    with pytest.raises(InputError, match=r"is not complete\n.*mlflow.db cannot be used: [1-9] records .* not taken"):
+    training.close(Outcome.failed)
+    (found,) = waiting(Path(training.cfg.paths.spool))
+    assert not found.is_held
+    assert caplog.messages[-1] == (
+        f"{found.num_records} records of this run wait in {found.folder}; stage=sync sends them to {found.address}"
+    )
+
+
+def test_record_that_the_store_refuses_for_good_keeps_no_other_from_it(
+    training: StageRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with training.open_fold(0) as fold:
+        branch_of(training).put({"do": "log", "run": branch_of(training).key, "tags": {"": "a tag without a name"}})
+        fold.on_epoch_end(1, {"val/dice": 0.5})
+    with pytest.raises(InputError, match=r"refuses 1 records of run .* see .*delivered.jsonl"):
+        training.close(Outcome.failed)
+    (run,) = branch_of(training).delivery.tree.children(branch_of(training).run_id)
+    assert run.data.metrics == {"val/dice": 0.5}
+
+
+def test_record_that_can_be_neither_sent_nor_kept_fails_the_stage(
+    training: StageRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(branch, "SECONDS_TO_CLOSE", 0.1)
+    refuse_batches(training, monkeypatch, num_times=10**9)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("prostate_seg.tracking.spool.os.pwrite", full)
+    with training.open_fold(0) as fold:
+        fold.on_epoch_end(1, {"val/dice": 0.5})
+    with pytest.raises(InputError, match=r"its files are in .*, but [1-9] records .* neither be sent nor kept"):
         training.close(Outcome.failed)
 
 

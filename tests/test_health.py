@@ -7,6 +7,7 @@ import pytest
 
 from prostate_seg.tracking import health
 from prostate_seg.tracking.health import Severity
+from prostate_seg.tracking.spool import Header, Spool
 from prostate_seg.workspace import Workspace
 
 
@@ -71,3 +72,15 @@ def test_leftovers_of_killed_writes_are_listed(tmp_path: Path) -> None:
     finding = health.check_leftovers(workspace(tmp_path))
     assert finding.severity is Severity.note
     assert ".tmp-abc" in finding.fix
+
+
+def test_what_waits_in_the_spool_is_named_with_its_store(tmp_path: Path) -> None:
+    assert health.check_spool(tmp_path / "absent").severity is Severity.good
+    header = Header(what="train of p", address="http://store", experiment="e")
+    spool = Spool.create(tmp_path, header, name="train")
+    spool.put({"do": "log"})
+    assert health.check_spool(tmp_path).severity is Severity.good  # its process is about to send it
+    spool.release()
+    finding = health.check_spool(tmp_path)
+    assert (finding.severity, finding.fix) == (Severity.note, "stage=sync")
+    assert finding.text == f"1 runs wait in {tmp_path} to be sent to http://store"

@@ -3,7 +3,7 @@
 import pytest
 from mlflow.entities import Run
 
-from prostate_seg.config import MlflowConfig, OnRerun
+from prostate_seg.config import MlflowConfig, OnRerun, OnUnreachable
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.recorded import open_tree, recorded_cases
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
@@ -17,6 +17,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> RunTree:
         experiment="one",
         name="baseline",
         on_rerun=OnRerun.supersede,
+        on_unreachable=OnUnreachable.fail,
         fresh=False,
         skip_finished=False,
         system_metrics=False,

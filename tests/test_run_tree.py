@@ -8,7 +8,7 @@ import pytest
 from filelock import FileLock, Timeout
 from mlflow.entities import Run, ViewType
 
-from prostate_seg.config import MlflowConfig, OnRerun
+from prostate_seg.config import MlflowConfig, OnRerun, OnUnreachable
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.job import Outcome
 from prostate_seg.tracking.process import this_process
@@ -20,6 +20,7 @@ SETTINGS = MlflowConfig(
     experiment="one",
     name="baseline",
     on_rerun=OnRerun.supersede,
+    on_unreachable=OnUnreachable.fail,
     fresh=False,
     skip_finished=False,
     system_metrics=False,

@@ -28,12 +28,15 @@ STAGES = {
     "link": "tell the runs whose results a commit holds that it does",
     "reproduce": "run a recorded stage again from its commit and inputs, elsewhere, and compare",
     "compare": "say by how much runs differ on the same cases, with intervals, tests and subgroups",
+    "sync": "send what a store that could not be reached has missed",
+    "bundle": "pack a pipeline's runs into one file, or put those of such a file into this store",
     "doctor": "check packages, store, disk, git and folders, and close what killed runs left open",
 }
 """Name and sentence of each stage, in the order of the pipeline; then those that only answer."""
 
 QUESTIONS = frozenset(
-    {"inspect", "predict", "export", "audit", "status", "compare", "verify", "find", "link", "reproduce", "doctor"}
+    {"inspect", "predict", "export", "audit", "status", "compare", "verify", "find", "link", "reproduce"}
+    | {"sync", "bundle", "doctor"}
 )
 """Stages that leave no run."""
 

@@ -6,28 +6,30 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from prostate_seg.config import OnRerun, as_container, science_of
+from prostate_seg.config import OnRerun, OnUnreachable, as_container, science_of
 from prostate_seg.errors import InputError, Pruned
-from prostate_seg.tracking.address import resolved_uri
-from prostate_seg.tracking.job import Job, Outcome, command_line
+from prostate_seg.tracking.address import resolved_uri, shown_address
+from prostate_seg.tracking.delivery import Delivery
+from prostate_seg.tracking.job import Outcome, command_line
 from prostate_seg.tracking.record import Hashes, flat
-from prostate_seg.tracking.run_tree import ALL, NONE, Level, Place, RunTree, now_ms
-from prostate_seg.tracking.stage_run import StageRun
-from prostate_seg.tracking.store import STORE_ERRORS, Store, open_store, unusable
-from prostate_seg.tracking.sweeps import sweep_key, update_sweep
+from prostate_seg.tracking.run_tree import ALL, NONE, RunTree, now_ms
+from prostate_seg.tracking.spool import DELIVERED, Header, Record, Spool, new_local_id, plain, remove_delivered
+from prostate_seg.tracking.stage_run import StageRun, recording_workspace
+from prostate_seg.tracking.store import open_store
+from prostate_seg.tracking.sweeps import begun_on_disk, sweep_key
 from prostate_seg.tracking.writer import Writer
 
 log = logging.getLogger(__name__)
 
 SECONDS_TO_CLOSE = 30.0
-"""A store that fails at the end of a stage is tried again for this long."""
+"""A store that fails at the end of a stage is tried again for this long; what it then lacks waits for stage=sync."""
 LONGEST_PARAM = 6000
 """Characters of a param; MLflow cuts longer ones."""
 LONGEST_TAG = 5000
@@ -36,77 +38,109 @@ SHOWN_PACKAGES = ("torch", "monai", "numpy", "scipy", "simpleitk", "hydra-core",
 """Packages whose versions are tags; packages.txt has all."""
 NEVER_REPLACED = ("register",)
 """Stages whose earlier runs stay: the versions of the registry are shown with them."""
-CLUSTER_KEY, NUM_STARTS = "cluster.key", "cluster.num_starts"
-"""Tags of a job of a cluster: what it is known by when it is started again, and how often it was started."""
 
 
 def open_branch(stage_run: StageRun) -> "Branch":
-    """Open the store and, in it, the run of a stage.
+    """Open the store and, in it, the run of a stage; or record the stage on disk, if mlflow.on_unreachable says so.
 
     Raises:
         InputError: If the store cannot be reached or written.
     """
     _drop_foreign_run_id()
-    store = open_store(stage_run.cfg.mlflow, cache=stage_run.workspace.cache)
-    branch = store.ask(lambda: _make_run(stage_run, store), locked=True)
-    store.ask(branch.log_start)
+    cfg = stage_run.cfg
+    spool_root = Path(cfg.paths.spool)
+    remove_delivered(spool_root)
+    header = Header(
+        what=f"{stage_run.stage} of {cfg.mlflow.name}",
+        address=shown_address(resolved_uri(str(cfg.mlflow.tracking_uri))),
+        experiment=cfg.mlflow.experiment,
+        workspace=str(recording_workspace(cfg, stage_run.workspace).root.absolute()),
+        cache=str(stage_run.workspace.cache.absolute()),
+    )
+    spool = Spool.create(spool_root, header, name=stage_run.stage)
+    branch = Branch(stage_run, spool)
+    try:
+        branch.begin()
+    except BaseException as error:
+        is_kept = isinstance(error, InputError) and cfg.mlflow.on_unreachable is OnUnreachable.spool
+        if not is_kept:
+            spool.remove()
+            raise
+        log.warning("%s", str(error).splitlines()[0])
+        log.warning("this run is recorded in %s; when the store can be reached, stage=sync sends it", spool.folder)
+    branch.start_writing()
     return branch
 
 
-def _make_run(stage_run: StageRun, store: Store) -> "Branch":
-    """Close what died, find or make the parents, and open the run. Call with the lock held."""
-    cfg, job, tree = stage_run.cfg, stage_run.job, RunTree(store)
-    begun = _taken_over(job, tree)  # before orphans are closed: it may look like one
-    for orphan in tree.close_orphans():
-        log.info("closed as KILLED: run %s (%s)", orphan.info.run_id, orphan.info.run_name)
-    pipeline = tree.pipeline(cfg.mlflow.name, fresh=cfg.mlflow.fresh and job.sweep_folder is None)
-    sweep = tree.sweep(sweep_key(job.sweep_folder)) if job.sweep_folder else None
-    place = Place(
-        level=Level.stage if sweep is None else Level.trial,
-        pipeline=cfg.mlflow.name,
-        stage=stage_run.stage,
-        fold=ALL if cfg.fold.index is None else str(cfg.fold.index),
-        sweep=NONE if sweep is None else str(sweep.info.run_name),
-    )
-    run = begun or tree.create(
-        stage_run.stage if sweep is None else f"trial {job.number}",
-        place,
-        parent_id=(sweep or pipeline).info.run_id,
-        tags=None if job.cluster_key is None else {CLUSTER_KEY: job.cluster_key, NUM_STARTS: "1"},
-        start_ms=int(stage_run.started * 1000),
-    )
-    tree.reopen(pipeline)
-    return Branch(stage_run, tree, place, run=run, pipeline=pipeline, sweep=sweep)
-
-
-def _taken_over(job: Job, tree: RunTree) -> Run | None:
-    """Return the run that a cluster's job began when it was started before, as this process's; None without one."""
-    if job.cluster_key is None:
-        return None
-    runs = tree.search(filters={CLUSTER_KEY: job.cluster_key}, newest_first=True)
-    begun = next((run for run in runs if run.info.status != Outcome.finished.value), None)
-    if begun is not None:
-        tree.take_over(begun, {NUM_STARTS: str(int(begun.data.tags[NUM_STARTS]) + 1)})
-        log.info("go on in run %s, that this job began when it was started before", begun.info.run_id)
-    return begun
-
-
 class Branch:
-    """The run of a stage and of its folds."""
+    """The run of a stage and of its folds. What it is told is on disk at once; the writer's thread tells the store."""
 
-    def __init__(
-        self, stage_run: StageRun, tree: RunTree, place: Place, *, run: Run, pipeline: Run, sweep: Run | None
-    ) -> None:
+    def __init__(self, stage_run: StageRun, spool: Spool) -> None:
         self.stage_run = stage_run
-        self.tree = tree
-        self.place = place
-        self.run = run
-        self.run_id = str(run.info.run_id)
-        self.pipeline_id = str(pipeline.info.run_id)
-        self.sweep_id = None if sweep is None else str(sweep.info.run_id)
+        self.spool = spool
+        self.key = new_local_id()
+        self.pipeline_key = new_local_id()
         self.folds: list[FoldBranch] = []
-        self.writer = Writer(tree.store, run_id=self.run_id)
-        self.monitor = self._monitor() if stage_run.cfg.mlflow.system_metrics else None
+        self.delivery = Delivery(spool, self._connect)
+        self.writer: Writer | None = None
+        self.monitor: SystemMetricsMonitor | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The store's id of the run; a local one as long as the store has not been told of it."""
+        return self.delivery.id_of(self.key)
+
+    @property
+    def pipeline_id(self) -> str:
+        """The store's id of the pipeline; a local one as long as the store has not been told of the run."""
+        return self.delivery.id_of(self.pipeline_key)
+
+    def begin(self) -> None:
+        """Open the run and log what is known before the stage has done anything.
+
+        Raises:
+            InputError: If the store cannot be reached or written.
+        """
+        cfg, job = self.stage_run.cfg, self.stage_run.job
+        opening = {
+            "do": "stage",
+            "run": self.key,
+            "pipeline": cfg.mlflow.name,
+            "pipeline_key": self.pipeline_key,
+            "fresh": cfg.mlflow.fresh and job.sweep_folder is None,
+            "stage": self.stage_run.stage,
+            "fold": ALL if cfg.fold.index is None else str(cfg.fold.index),
+            "sweep_key": sweep_key(job.sweep_folder) if job.sweep_folder else None,
+            "sweep": begun_on_disk(Path(cfg.paths.spool), job.sweep_folder) if job.sweep_folder else None,
+            "number": job.number,
+            "cluster_key": job.cluster_key,
+            "start_ms": int(self.stage_run.started * 1000),
+        }
+        self.spool.put(opening)
+        self.log_start()
+        store = self.delivery.tree.store
+        for number, record in self.spool.records():
+            store.ask(lambda number=number, record=record: self.delivery.deliver(number, record))  # type: ignore[misc]
+        if self.spool.num_refused:
+            raise InputError(
+                f"the tracking store {store.address} refuses the run of {self.stage_run.stage}; why is said above"
+            )
+
+    def start_writing(self) -> None:
+        """Let a thread tell the store all that comes from now on, and what it has missed."""
+        is_failing = self.spool.num_delivered < self.spool.num_records
+        beat = partial(self.delivery.beat, self.key)
+        self.writer = Writer(self.spool, self.delivery.deliver, beat=beat, is_failing=is_failing)
+        if self.stage_run.cfg.mlflow.system_metrics:
+            self.monitor = _Monitor(self)
+            self.monitor.start()
+
+    def put(self, record: Record) -> None:
+        """Take a record; returns at once."""
+        if self.writer is None:
+            self.spool.put(record)
+        else:
+            self.writer.put(record)
 
     def log_start(self) -> None:
         """Log what is known before the stage has done anything: settings, code, packages, machine."""
@@ -128,8 +162,9 @@ class Branch:
             **around.launched_by,
         }
         shown = {key: _cut(redact.text(value), LONGEST_TAG) for key, value in tags.items() if value}
-        self.tree.log(self.run_id, params={k: _cut(v, LONGEST_PARAM) for k, v in params.items()}, tags=shown)
-        self._log_files(self._write_start)
+        cut = {key: _cut(value, LONGEST_PARAM) for key, value in params.items()}
+        self.put({"do": "log", "run": self.key, "params": cut, "tags": shown})
+        self.put_files(self._write_start)
 
     def open_fold(self, index: int) -> "FoldBranch":
         """Open the run of a fold below the stage's."""
@@ -144,42 +179,67 @@ class Branch:
         hashes: Hashes | None,
         error: BaseException | None,
     ) -> None:
-        """Log the results, or what ended the run early, and close it, then bring the parents up to date.
+        """Log the results, or what ended the run early, close it, and let it take its place.
 
         Raises:
-            InputError: If the store does not take it.
+            InputError: If something can neither be sent nor kept, or the store refuses it for good.
         """
+        assert self.writer is not None
         if self.monitor is not None:
             self.monitor.finish()
-        try:
-            num_lost = self.writer.close(within_seconds=SECONDS_TO_CLOSE)
-            if num_lost:
-                raise OSError(f"{num_lost} records of this run were not taken")
-            if record is not None and hashes is not None:
-                self._log_results(record, hashes)
-            self.tree.log(self.run_id, tags=self._ending(outcome, error))
-            self._log_files(self._write_end)
-            self.tree.client.set_terminated(self.run_id, outcome.value)
-            with self.tree.store.lock:
-                if record is not None:
-                    self._update_parents(record)
-                self.tree.settle(self.pipeline_id, outcome)
-        except STORE_ERRORS as error:
-            raise InputError(
-                f"{self.stage_run.stage} has ended {outcome.value} and its files are in {self.stage_run.workspace.root}, "
-                f"but run {self.run_id} is not complete\n{unusable(self.tree.store.address, error)}"
-            ) from error
+        if record is not None and hashes is not None:
+            self._put_results(record, hashes)
+        self.put({"do": "log", "run": self.key, "tags": self._ending(error)})
+        self.put_files(self._write_end)
+        end = {"run": self.key, "status": outcome.value, "end_ms": now_ms()}
+        self.put({"do": "end", **end})
+        self.put({"do": "place", **end, **self._place(outcome, error, record)})
+        num_left = self.writer.close(within_seconds=SECONDS_TO_CLOSE)
+        is_lost = num_left > 0 and not self.spool.flush()
+        if num_left == 0 and not self.spool.num_refused:
+            self.spool.remove()
+            return
+        self.spool.release()
+        if is_lost or self.spool.num_refused:
+            raise InputError(self._what_is_lost(outcome, num_left))
+        folder, address = self.spool.folder, self.spool.header.address
+        log.warning("%d records of this run wait in %s; stage=sync sends them to %s", num_left, folder, address)
 
-    def _ending(self, outcome: Outcome, error: BaseException | None) -> dict[str, str]:
-        """Return tags that say what ended a run early, and of a trial what it is to its sweep."""
-        pruned = isinstance(error, Pruned)
-        state = {} if self.sweep_id is None else {"trial.state": "pruned" if pruned else outcome.name}
+    def _what_is_lost(self, outcome: Outcome, num_left: int) -> str:
+        done = f"{self.stage_run.stage} has ended {outcome.value} and its files are in {self.stage_run.workspace.root}"
+        if num_left:
+            return (
+                f"{done}, but {num_left} records of its run can neither be sent nor kept: {self.spool.folder} is full"
+            )
+        notes = self.spool.folder / DELIVERED
+        return (
+            f"{done}, but the tracking store refuses {self.spool.num_refused} records of run {self.run_id}: see {notes}"
+        )
+
+    def _place(self, outcome: Outcome, error: BaseException | None, record: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return what the store must know to let the run take its place among the others."""
+        result = self.stage_run.result
+        is_finished = record is not None and result is not None
+        is_replacing = self.stage_run.cfg.mlflow.on_rerun is OnRerun.supersede
+        supersedes = is_finished and is_replacing and self.stage_run.stage not in NEVER_REPLACED
+        return {
+            "pipeline_key": self.pipeline_key,
+            "trial_state": "pruned" if isinstance(error, Pruned) else outcome.name,
+            "is_finished": is_finished,
+            "metrics": points_of(result.metrics, step=0) if is_finished and result is not None else [],
+            "upstream": record["upstream"] if record is not None else {},
+            "folds": [str(fold.index) for fold in self.folds],
+            "supersedes": supersedes,
+        }
+
+    def _ending(self, error: BaseException | None) -> dict[str, str]:
+        """Return tags that say what ended a run early."""
         if error is None:
-            return state
+            return {}
         text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        return state | {"ended_by": _cut(self.stage_run.redactor.text(text), LONGEST_TAG)}
+        return {"ended_by": _cut(self.stage_run.redactor.text(text), LONGEST_TAG)}
 
-    def _log_results(self, record: Mapping[str, Any], hashes: Hashes) -> None:
+    def _put_results(self, record: Mapping[str, Any], hashes: Hashes) -> None:
         result = self.stage_run.result
         assert result is not None
         md5 = {
@@ -194,55 +254,39 @@ class Branch:
         tags["folds"] = ",".join(str(fold.index) for fold in self.folds) or NONE
         if record["inputs_changed_while_running"]:
             tags["inputs_changed_while_running"] = ", ".join(record["inputs_changed_while_running"])
-        self.tree.log(self.run_id, tags=tags, metrics={**result.metrics, **result.sought})
-        self.tree.client.log_inputs(self.run_id, [_dataset(key, md5) for key, md5 in record["inputs"].items()])
+        numbers = points_of({**result.metrics, **result.sought}, step=0)
+        self.put({"do": "log", "run": self.key, "tags": tags, "metrics": numbers})
+        self.put({"do": "inputs", "run": self.key, "datasets": record["inputs"]})
         folders = {key: dict(one.files) for key, one in (*hashes.inputs.items(), *hashes.outputs.items()) if one.files}
-        self._log_files(lambda folder: _write_json(folder / "provenance.json", {**record, "files": folders}))
+        self.put_files(lambda folder: _write_json(folder / "provenance.json", {**record, "files": folders}))
 
-    def _update_parents(self, record: Mapping[str, Any]) -> None:
-        """Let the new run take its place: aggregates one level up, what it replaces away, what it reuses beside it."""
-        result = self.stage_run.result
-        assert result is not None
-        if self.sweep_id is not None:
-            update_sweep(self.tree, self.sweep_id)
-        else:
-            self.tree.log(self.pipeline_id, metrics=result.metrics)
-        if self.stage_run.cfg.mlflow.on_rerun is OnRerun.supersede and self.place.stage not in NEVER_REPLACED:
-            self._supersede()
-        if self.sweep_id is None:
-            self._link_reused(record["upstream"])
+    def put_files(self, write: Callable[[Path], object], *, run: str | None = None, to: str | None = None) -> None:
+        """Keep what `write` puts into a folder, and let the run have it; a disk that is full stops nothing.
 
-    def _supersede(self) -> None:
-        """Delete the earlier runs that this one replaces: ended before it began, and with no fold that it lacks."""
-        parent = self.sweep_id or self.pipeline_id
-        mine = {str(fold.index) for fold in self.folds}
-        for run in self.tree.children(parent, stage=self.place.stage, level=self.place.level.value):
-            ended = run.info.end_time is not None and run.info.end_time <= self.run.info.start_time
-            theirs = set(run.data.tags.get("folds", NONE).split(",")) - {NONE}
-            same_trial = self.sweep_id is None or run.info.run_name == self.run.info.run_name
-            if run.info.run_id != self.run_id and ended and theirs <= mine and same_trial:
-                self.tree.delete_with_folds(run, replaced_by=self.run_id)
+        Args:
+            write: Writes into an empty folder.
+            run: Local id of the run, of the stage's where absent.
+            to: Folder among the run's artifacts.
+        """
+        try:
+            folder = self._written(write)
+        except OSError as error:
+            log.warning("%s: some files of this run are not recorded", error)
+            return
+        if any(folder.iterdir()):
+            is_inside = folder.is_relative_to(self.spool.folder)
+            shown = folder.relative_to(self.spool.folder) if is_inside else folder
+            self.put({"do": "files", "run": run or self.key, "folder": str(shown), "to": to})
 
-    def _link_reused(self, upstream: Mapping[str, Mapping[str, Any]]) -> None:
-        """Show, in a pipeline that has not run them itself, the runs of another pipeline that this one rests on."""
-        for name, origin in upstream.items():
-            stage = name.split(".")[0]
-            there = self.tree.children(self.pipeline_id, stage=stage)
-            is_there = any(run.data.tags.get("reused_from", origin["run_id"]) == origin["run_id"] for run in there)
-            source = (
-                self.tree.get(origin["run_id"]) if origin["run_id"] and origin["unchanged"] and not is_there else None
-            )
-            if source is not None and source.data.tags.get("mlflow.parentRunId") != self.pipeline_id:
-                place = Place(level=Level.stage, pipeline=self.place.pipeline, stage=stage)
-                self.tree.link(source, stage, place, parent_id=self.pipeline_id)
-                self.tree.log(self.pipeline_id, metrics=source.data.metrics)
-
-    def _log_files(self, write: Callable[[Path], object]) -> None:
-        """Log what `write` puts into a folder."""
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            if any(Path(folder).iterdir()):
-                self.tree.client.log_artifacts(self.run_id, folder)
+    def _written(self, write: Callable[[Path], object]) -> Path:
+        """Return a folder with what `write` writes: in the spool, or where temporary files lie if that is full."""
+        try:
+            folder = self.spool.files_folder()
+            write(folder)
+        except OSError:
+            folder = Path(tempfile.mkdtemp(prefix="prostate_seg-"))
+            write(folder)
+        return folder
 
     def _write_start(self, folder: Path) -> None:
         redact, job, around = self.stage_run.redactor, self.stage_run.job, self.stage_run.surroundings
@@ -267,77 +311,59 @@ class Branch:
             for path in result.tables:
                 redact.copy_file(path, folder / "tables" / path.name)
 
-    def _monitor(self) -> SystemMetricsMonitor:
-        uri = resolved_uri(str(self.stage_run.cfg.mlflow.tracking_uri))
-        monitor = SystemMetricsMonitor(self.run_id, tracking_uri=uri)
-        monitor.start()
-        return monitor
+    def _connect(self) -> RunTree:
+        return RunTree(open_store(self.stage_run.cfg.mlflow, cache=self.stage_run.workspace.cache))
+
+
+class _Monitor(SystemMetricsMonitor):
+    """MLflow's watch over processor, memory and disk, with its numbers going the way of all others."""
+
+    def __init__(self, branch: Branch) -> None:
+        super().__init__(branch.run_id, tracking_uri="http://127.0.0.1:9")  # nothing is sent to it
+        self._branch = branch
+
+    def monitor(self) -> None:
+        """Look every few seconds until the stage ends, whether the store answers or not."""
+        while not self._shutdown_event.is_set():
+            for _ in range(self.samples_before_logging):
+                self.collect_metrics()
+                if self._shutdown_event.wait(self.sampling_interval):
+                    return
+            self.publish_metrics(self.aggregate_metrics())
+
+    def publish_metrics(self, metrics: dict[str, float]) -> None:
+        """Take the means since the last time."""
+        named = {f"{self._metrics_prefix}{name}": value for name, value in metrics.items()}
+        step = self._logging_step
+        self._branch.put({"do": "log", "run": self._branch.key, "metrics": points_of(named, step=step)})
+        self._logging_step += 1
+        for monitor in self.monitors:
+            monitor.clear_metrics()
 
 
 class FoldBranch:
-    """The run of one fold. Every call returns at once; the writer's thread makes them in order."""
+    """The run of one fold. Every call returns at once."""
 
     def __init__(self, branch: Branch, index: int) -> None:
         self.branch = branch
         self.index = index
-        self.run_id = ""
-        self.logged: set[tuple[str, int, float]] = set()
-        """Name, step and value of metrics that the run has from before."""
-        stage = branch.place
-        self.place = Place(
-            level=Level.fold, pipeline=stage.pipeline, stage=stage.stage, fold=str(index), sweep=stage.sweep
-        )
-        started = now_ms()
-        branch.writer.put(lambda: self._open(started))  # alone: what fails is tried again, and a run is made once
-        branch.writer.put(lambda: branch.tree.log(self.run_id, params=self._params()))
+        self.key = new_local_id()
+        opening = {"do": "fold", "run": self.key, "parent": branch.key, "fold": str(index), "start_ms": now_ms()}
+        branch.put(opening)
+        branch.put({"do": "log", "run": self.key, "params": self._params()})
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Send the metrics of an epoch in one call."""
-        self._put(metrics, step=epoch)
+        """Take the metrics of an epoch."""
+        self.branch.put({"do": "log", "run": self.key, "metrics": points_of(metrics, step=epoch)})
 
     def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
-        """Send what the fold came to."""
-        self._put(metrics, step=0)
-        for path in figures:
-            self.branch.writer.put(
-                lambda path=path: self.branch.tree.client.log_artifact(self.run_id, str(path), "figures")  # type: ignore[misc]
-            )
+        """Take what the fold came to."""
+        self.branch.put({"do": "log", "run": self.key, "metrics": points_of(metrics, step=0)})
+        self.branch.put_files(lambda folder: _copy(figures, folder), run=self.key, to="figures")
 
     def close(self, outcome: Outcome) -> None:
         """End the fold's run."""
-        ended = now_ms()
-        self.branch.writer.put(
-            lambda: self.branch.tree.client.set_terminated(self.run_id, outcome.value, end_time=ended)
-        )
-
-    def _put(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Send metrics but those that the run has from before: training repeats the epochs after which it goes on."""
-        stamp = now_ms()
-
-        def send() -> None:
-            new = [
-                Metric(name, float(value), stamp, step)
-                for name, value in metrics.items()
-                if (name, step, float(value)) not in self.logged
-            ]
-            if new:
-                self.branch.tree.client.log_batch(self.run_id, metrics=new)
-
-        self.branch.writer.put(send)
-
-    def _open(self, started_ms: int) -> None:
-        """Make the run, or go on in that of the fold in a stage that was started before."""
-        tree, parent = self.branch.tree, self.branch.run_id
-        begun = next(iter(tree.children(parent, fold=str(self.index))), None)
-        if begun is None:
-            run = tree.create(f"fold{self.index}", self.place, parent_id=parent, start_ms=started_ms)
-            self.run_id = str(run.info.run_id)
-            return
-        self.run_id = str(begun.info.run_id)
-        for name in begun.data.metrics:
-            history = tree.client.get_metric_history(self.run_id, name)
-            self.logged |= {(name, metric.step, metric.value) for metric in history}
-        tree.take_over(begun)
+        self.branch.put({"do": "end", "run": self.key, "status": outcome.value, "end_ms": now_ms()})
 
     def _params(self) -> dict[str, str]:
         settings = self.branch.stage_run.redactor.tree(science_of(self.branch.stage_run.cfg))
@@ -351,9 +377,10 @@ def _drop_foreign_run_id() -> None:
         log.warning("MLFLOW_RUN_ID=%s is ignored: a stage opens its own run below its pipeline", run_id)
 
 
-def _dataset(key: str, md5: str) -> DatasetInput:
-    dataset = Dataset(name=key, digest=md5, source_type="local", source=json.dumps({"path": key}))
-    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "input")])
+def points_of(metrics: Mapping[str, float], *, step: int) -> list[tuple[str, float | str, int, int]]:
+    """Return metrics as a record has them: name, value, time and step."""
+    stamp = now_ms()
+    return [(name, plain(value), stamp, step) for name, value in metrics.items()]
 
 
 def _tag_key(key: str) -> str:

@@ -5,16 +5,19 @@ any moment leaves the file from before or the file from after, and other stages'
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from prostate_seg.errors import InputError
-from prostate_seg.files import read_json, write_json
+from prostate_seg.files import read_json, write_json, write_text
+from prostate_seg.tracking.spool import LOCAL_ID
 from prostate_seg.workspace import Workspace
 
 FORMAT = 1
+LOCK = "ds_version.lock"
 
 
 def read_entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
@@ -43,10 +46,22 @@ def write_entry(workspace: Workspace, name: str, entry: dict[str, Any]) -> None:
     The entry of a whole stage takes the place of those of its folds.
     """
     workspace.cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(workspace.cache / "ds_version.lock", timeout=60):
+    with FileLock(workspace.cache / LOCK, timeout=60):
         others = {key: old for key, old in read_entries(workspace).items() if not key.startswith(f"{name}.")}
         entries = others | {name: entry}
         write_json(file_of(workspace), {"format": FORMAT, "stages": dict(sorted(entries.items()))})
+
+
+def replace_ids(workspace: Workspace, ids: Mapping[str, str]) -> None:
+    """Put the store's ids of runs in place of those that they had before it was told of them."""
+    path = file_of(workspace)
+    if not path.is_file() or not workspace.cache.is_dir():
+        return
+    with FileLock(workspace.cache / LOCK, timeout=60):
+        text = path.read_text(encoding="utf-8")
+        known = LOCAL_ID.sub(lambda found: ids.get(found[0], found[0]), text)
+        if known != text:
+            write_text(path, known)
 
 
 def file_of(workspace: Workspace) -> Path:

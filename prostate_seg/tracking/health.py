@@ -15,6 +15,7 @@ from prostate_seg.tracking.address import project_root, resolved_uri, sqlite_fil
 from prostate_seg.tracking.ds_version import file_of, read_entries
 from prostate_seg.tracking.provenance import git_state, packages
 from prostate_seg.tracking.source_files import PACKAGE
+from prostate_seg.tracking.spool import waiting
 from prostate_seg.workspace import Workspace
 
 LEAST_FREE_GIB = 1.0
@@ -54,6 +55,7 @@ def check_all(cfg: Config, workspace: Workspace) -> list[Finding]:
         check_dvc(project_root()),
         check_record(workspace),
         check_leftovers(workspace),
+        check_spool(Path(cfg.paths.spool)),
         check_environment(cfg),
     ]
 
@@ -136,6 +138,15 @@ def check_leftovers(workspace: Workspace) -> Finding:
     return _note("leftovers", f"{len(found)} of killed runs", f"when nothing runs: rm -r {listing}")
 
 
+def check_spool(folder: Path) -> Finding:
+    """Look for what a store has still to be told."""
+    found = [one for one in waiting(folder) if not one.is_held]
+    if not found:
+        return _good("spool", f"nothing waits in {folder}")
+    addresses = ", ".join(sorted({one.address for one in found}))
+    return _note("spool", f"{len(found)} runs wait in {folder} to be sent to {addresses}", "stage=sync")
+
+
 def check_environment(cfg: Config) -> Finding:
     """Look for variables that do something else than their owner may think."""
     named = os.environ.get("MLFLOW_TRACKING_URI")
@@ -153,6 +164,7 @@ def _folders(cfg: Config, workspace: Workspace) -> dict[str, Path]:
     return {
         "workspace": workspace.root,
         "cache": workspace.cache,
+        "spool": Path(cfg.paths.spool),
         **({"store": file.parent} if file else {}),
     }
 

@@ -55,6 +55,7 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
         InputError: If the run is not that of one stage, or its code or an input cannot be restored, or the stage fails.
     """
     tree = open_tree(settings, cache=workspace.cache)
+    run_id = str(find_run(tree, run_id).info.run_id)
     stages = recorded_stages(tree, run_id)
     if len(stages) != 1:
         raise InputError(f"run {run_id} holds {len(stages)} stages: name the run of one, such as train")

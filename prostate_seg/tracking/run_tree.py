@@ -5,25 +5,35 @@ are found or made, and statuses of parents changed, only while the store's lock 
 one of its stages is; it belongs to no process. Runs of processes that have died are closed as KILLED at the next start.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from prostate_seg.tracking.job import Outcome
 from prostate_seg.tracking.process import is_alive, is_silent, this_process
+from prostate_seg.tracking.spool import LOCAL_ID, new_local_id
 from prostate_seg.tracking.store import Store
 
 NAMES_PER_CALL = 100
 """Params or tags that a server takes in one call."""
+POINTS_PER_CALL = 500
+"""Values of metrics that are sent beside them; a server takes 1,000 of all kinds together."""
 NONE = "none"
 """Value of a tag that does not apply: a run outside of a sweep has sweep=none."""
 ALL = "all"
 """Value of the tags stage and fold of a run that stands above them."""
+KEY = "record.key"
+"""Tag with the id that a run had before its store gave it one, by which it is found again; no two runs have the same."""
+CLOSED_BY = "closed_by"
+"""Tag of a run that another process has closed, because its own had died."""
+COPIED_FROM = "bundle.copied_from"
+"""Tag of a run that came in a bundle: the store that it was packed in."""
 SILENT_ON_ANOTHER_HOST = timedelta(hours=1)
 """A run of another host may be closed after this long without a sign of life, when asked to."""
 
@@ -66,12 +76,13 @@ class RunTree:
         self.store = store
         self.client = store.client
 
-    def pipeline(self, name: str, *, fresh: bool) -> Run:
-        """Return the newest pipeline of that name, or a new one. Call with the lock held."""
-        found = [] if fresh else self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=1)
-        if found:
-            return found[0]
-        run = self.create(name, Place(level=Level.pipeline, pipeline=name), parent_id=None)
+    def pipeline(self, name: str, *, fresh: bool, key: str | None = None, start_ms: int | None = None) -> Run:
+        """Return the newest pipeline of that name that was begun here, or a new one. Call with the lock held."""
+        found = [] if fresh else self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
+        begun_here = [run for run in found if COPIED_FROM not in run.data.tags]
+        if begun_here:
+            return begun_here[0]
+        run = self.create(name, Place(level=Level.pipeline, pipeline=name), parent_id=None, key=key, start_ms=start_ms)
         self.client.set_terminated(run.info.run_id, Outcome.finished.value)  # RUNNING only while a stage is
         return run
 
@@ -87,27 +98,37 @@ class RunTree:
         parent_id: str | None,
         tags: Mapping[str, str] | None = None,
         start_ms: int | None = None,
+        key: str | None = None,
     ) -> Run:
-        """Make a RUNNING run; below the pipeline level it belongs to this process."""
+        """Make a RUNNING run; below the pipeline level it belongs to this process. Of the runs of a key there is one."""
+        made = None if key is None else self.find(key)
+        if made is not None:
+            return made
         owner = {} if place.level is Level.pipeline else this_process().as_tags()
         parent = {} if parent_id is None else {"mlflow.parentRunId": parent_id}
         return self.client.create_run(
             self.store.experiment_id,
             run_name=name,
             start_time=start_ms or now_ms(),
-            tags={**place.tags(), **owner, **parent, **(tags or {})},
+            tags={**place.tags(), **owner, **parent, **(tags or {}), KEY: key or new_local_id()},
         )
+
+    def find(self, key: str) -> Run | None:
+        """Return the run that was made with this key, deleted or not."""
+        query, view = f"tags.`{KEY}` = '{key}'", ViewType.ALL
+        return next(iter(self.client.search_runs([self.store.experiment_id], query, view, max_results=1)), None)
 
     def link(self, source: Run, name: str, place: Place, *, parent_id: str) -> Run:
         """Make a closed run that stands for `source` in another place, with its numbers and hashes."""
         tags = {
             key: value
             for key, value in source.data.tags.items()
-            if not key.startswith(("mlflow.", "process.")) and key not in place.tags()
+            if not key.startswith(("mlflow.", "process.")) and key not in (*place.tags(), KEY)
         }
         tags["reused_from"] = source.data.tags.get("reused_from", source.info.run_id)
         tags["reused_pipeline"] = source.data.tags.get("pipeline", NONE)
-        link = self.create(name, place, parent_id=parent_id, tags=tags, start_ms=source.info.start_time)
+        key = f"link of {source.info.run_id} in {parent_id}"
+        link = self.create(name, place, parent_id=parent_id, tags=tags, start_ms=source.info.start_time, key=key)
         self.log(link.info.run_id, params=source.data.params, metrics=source.data.metrics)
         self.client.set_terminated(link.info.run_id, source.info.status, source.info.end_time)
         return link
@@ -119,15 +140,21 @@ class RunTree:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         metrics: Mapping[str, float] | None = None,
+        points: Sequence[Metric] = (),
     ) -> None:
-        """Log params, tags and last metrics, in as few calls as a server takes."""
+        """Log params, tags, last metrics and points of curves, in as few calls as a server takes."""
         stamp = now_ms()
         all_params = [Param(key, value) for key, value in (params or {}).items()]
         all_tags = [RunTag(key, value) for key, value in (tags or {}).items()]
-        all_metrics = [Metric(key, value, stamp, 0) for key, value in (metrics or {}).items()]
-        for start in range(0, max(len(all_params), len(all_tags), len(all_metrics)), NAMES_PER_CALL):
-            part = slice(start, start + NAMES_PER_CALL)
-            self.client.log_batch(run_id, params=all_params[part], tags=all_tags[part], metrics=all_metrics[part])
+        all_points = [*points, *(Metric(key, value, stamp, 0) for key, value in (metrics or {}).items())]
+        calls = max(
+            math.ceil(max(len(all_params), len(all_tags)) / NAMES_PER_CALL),
+            math.ceil(len(all_points) / POINTS_PER_CALL),
+        )
+        for call in range(calls):
+            names = slice(call * NAMES_PER_CALL, (call + 1) * NAMES_PER_CALL)
+            some = all_points[call * POINTS_PER_CALL : (call + 1) * POINTS_PER_CALL]
+            self.client.log_batch(run_id, params=all_params[names], tags=all_tags[names], metrics=some)
 
     def reopen(self, run: Run) -> None:
         """Show a run as RUNNING again: a parent while something below it runs. Call with the lock held."""
@@ -138,11 +165,17 @@ class RunTree:
         self.log(run.info.run_id, tags={**this_process().as_tags(), **(tags or {})})
         self.reopen(run)
 
-    def settle(self, run_id: str, outcome: Outcome) -> None:
+    def settle(self, run_id: str, outcome: Outcome, *, ended_ms: int | None = None) -> None:
         """Close a pipeline with the outcome of what ended last, unless something below still runs. Lock held."""
-        filters = {"mlflow.parentRunId": run_id}
-        if not self.search(filters=filters, status="RUNNING", limit=1):
-            self.client.set_terminated(run_id, outcome.value)
+        if self.search(filters={"mlflow.parentRunId": run_id}, status="RUNNING", limit=1):
+            return
+        if ended_ms is not None:  # what is sent late may not be the last
+            later = [run for run in self.children(run_id) if (run.info.end_time or 0) > ended_ms]
+            for run in sorted(
+                (run for run in later if "reused_from" not in run.data.tags), key=lambda run: run.info.end_time
+            ):
+                outcome, ended_ms = Outcome(run.info.status), run.info.end_time
+        self.client.set_terminated(run_id, outcome.value, ended_ms)
 
     def children(self, run_id: str, **place: str) -> list[Run]:
         """Return the runs directly below one, oldest first."""
@@ -168,7 +201,7 @@ class RunTree:
         owned = [run for run in running if run.data.tags.get("level") != Level.pipeline.value]
         dead = [run for run in owned if _is_dead(run, close_silent=close_silent)]
         for run in dead:
-            self.client.set_tag(run.info.run_id, "closed_by", "a later start: its process had ended without closing it")
+            self.client.set_tag(run.info.run_id, CLOSED_BY, "a later start: its process had ended without closing it")
             self.client.set_terminated(run.info.run_id, Outcome.killed.value)
         for run in running:
             if run.data.tags.get("level") == Level.pipeline.value:
@@ -176,12 +209,12 @@ class RunTree:
         return dead
 
     def get(self, run_id: str) -> Run | None:
-        """Return a run, or None if there is none of that id or it is deleted."""
+        """Return a run, or None if there is none of that id or it is deleted. An id from before its delivery serves too."""
         try:
-            run = self.client.get_run(run_id)
+            run = self.find(run_id) if LOCAL_ID.fullmatch(run_id) else self.client.get_run(run_id)
         except MlflowException:
             return None
-        return run if run.info.lifecycle_stage == "active" else None
+        return run if run is not None and run.info.lifecycle_stage == "active" else None
 
     def search(
         self,

@@ -87,7 +87,7 @@ class StageRun:
         """Write down what is now known and close the run.
 
         Raises:
-            InputError: If the store does not take it; the stage's files are complete then all the same.
+            InputError: If it can neither be sent nor kept; the stage's files are complete then all the same.
         """
         where = "" if self.branch is None else f", run {self.branch.run_id} of {self.cfg.mlflow.name}"
         log.info("%s %s after %.1f s%s", self.stage, outcome.value, time.time() - self.started, where)
@@ -97,8 +97,13 @@ class StageRun:
             hashes = hash_stage(self.stage, self.result.inputs, self.result.outputs, workspace=self.workspace)
             record = self._record(hashes)
             ds_version.write_entry(recording_workspace(self.cfg, self.workspace), entry_name(self.cfg), record)
-        if self.branch is not None:
+        if self.branch is None:
+            return
+        try:
             self.branch.close(outcome, record, hashes, error)
+        finally:
+            if record is not None:
+                ds_version.replace_ids(recording_workspace(self.cfg, self.workspace), self.branch.spool.ids)
 
     def _record(self, hashes: Hashes) -> dict[str, Any]:
         """Return the entry of DS_VERSION.json, without secrets."""

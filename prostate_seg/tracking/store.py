@@ -204,6 +204,7 @@ def _next_step(error: BaseException) -> str:
 
 
 def _quiet() -> None:
-    """Keep the libraries' notes about tables and migrations out of a run's log."""
-    for name in ("mlflow", "alembic", "mlflow.store.db.utils", "urllib3"):
-        logging.getLogger(name).setLevel(logging.WARNING if name != "urllib3" else logging.ERROR)
+    """Keep the libraries' notes about tables, migrations and failures, which are raised too, out of a run's log."""
+    levels = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3": logging.ERROR}
+    for name, level in {**levels, "mlflow.store.db.utils": logging.CRITICAL}.items():
+        logging.getLogger(name).setLevel(level)

@@ -4,6 +4,7 @@ A sweep is known by a place: its folder, or the storage and name of its study. T
 """
 
 import json
+import logging
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,18 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
-from prostate_seg.config import Config
+from prostate_seg.config import Config, OnUnreachable
+from prostate_seg.errors import InputError
 from prostate_seg.files import md5_of_text
+from prostate_seg.tracking.address import resolved_uri, shown_address
 from prostate_seg.tracking.job import Job, Outcome, command_of
 from prostate_seg.tracking.recorded import artifact_text
-from prostate_seg.tracking.run_tree import ALL, Level, Place, RunTree
-from prostate_seg.tracking.store import Store, open_store
+from prostate_seg.tracking.run_tree import ALL, Level, Place, RunTree, now_ms
+from prostate_seg.tracking.spool import RECORDS, Header, Record, Spool, new_local_id, read_lines, waiting
+from prostate_seg.tracking.store import open_store
 from prostate_seg.workspace import workspace_of
+
+log = logging.getLogger(__name__)
 
 Row = tuple[Mapping[str, str], float]
 """What a trial had set that others had not, and its objective."""
@@ -47,27 +53,89 @@ def begin_multirun(cfg: Config, place: Path, *, is_sweep: bool) -> None:
     """Make the pipeline, and for a sweep its run, so that jobs in other processes find both.
 
     Raises:
-        InputError: If the store cannot be reached or written.
+        InputError: If the store cannot be reached or written, unless mlflow.on_unreachable has that recorded on disk.
     """
     if cfg.mlflow.tracking_uri is None:
         return
-    store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
-    store.ask(lambda: _begin(cfg, store, place, is_sweep=is_sweep), locked=True)
+    record = {
+        "do": "multirun",
+        "pipeline": cfg.mlflow.name,
+        "pipeline_key": new_local_id(),
+        "fresh": cfg.mlflow.fresh,
+        "stage": cfg.stage or ALL,
+        "place": str(place) if is_sweep else None,
+        "key": new_local_id(),
+        "start_ms": now_ms(),
+    }
+    try:
+        store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
+        store.ask(lambda: begin(RunTree(store), record), locked=True)
+    except InputError as error:
+        if cfg.mlflow.on_unreachable is not OnUnreachable.spool:
+            raise
+        _keep(cfg, record, error)
 
 
 def end_multirun(cfg: Config, place: Path, *, draw: Draw) -> str | None:
     """Close the sweep's run, if there is one, with figures of its trials and its outcome.
 
     Returns:
-        What to type to train the best setting.
+        What to type to train the best setting; None also where the store cannot be asked, which stops nothing.
+    """
+    if cfg.mlflow.tracking_uri is None:
+        return None
+    try:
+        store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
+        return end(RunTree(store), place, draw=draw)
+    except InputError as error:
+        _keep(cfg, {"do": "end_multirun", "place": str(place)}, error)
+        return None
+
+
+def mark_complete(cfg: Config, place: Path) -> None:
+    """Note that a study has all of its trials: the sweep is FINISHED then, whatever became of some of them."""
+    try:
+        store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
+        store.ask(lambda: complete(RunTree(store), place))
+    except InputError as error:
+        _keep(cfg, {"do": "complete", "place": str(place)}, error)
+
+
+def begin(tree: RunTree, record: Record) -> Run | None:
+    """Make what a multirun begins with, unless it is there; return the sweep's run. Call with the lock held."""
+    tree.close_orphans()
+    name, start_ms = record["pipeline"], record["start_ms"]
+    pipeline = tree.pipeline(name, fresh=record["fresh"], key=record["pipeline_key"], start_ms=start_ms)
+    if record["place"] is None:
+        return None
+    place = Path(record["place"])
+    found = tree.sweep(sweep_key(place))
+    if found is not None:  # the same place again: a sweep that goes on
+        tree.take_over(found, {"sweep.complete": "false"})
+    else:
+        sweep = f"sweep/{place.name}"
+        where = Place(level=Level.sweep, pipeline=name, stage=record["stage"], sweep=sweep)
+        tags = {"sweep.key": sweep_key(place), "sweep.folder": str(place)}
+        parent_id = str(pipeline.info.run_id)
+        found = tree.create(sweep, where, parent_id=parent_id, tags=tags, start_ms=start_ms, key=record["key"])
+    tree.reopen(pipeline)
+    return found
+
+
+def complete(tree: RunTree, place: Path) -> None:
+    """Note that the sweep of a place has all of its trials."""
+    sweep = tree.sweep(sweep_key(place))
+    if sweep is not None:
+        tree.log(sweep.info.run_id, tags={"sweep.complete": "true"})
+
+
+def end(tree: RunTree, place: Path, *, draw: Draw) -> str | None:
+    """Close the run of a sweep, if there is one; return what to type to train its best setting.
 
     Raises:
         InputError: If the store cannot be reached or written.
     """
-    if cfg.mlflow.tracking_uri is None:
-        return None
-    store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
-    tree = RunTree(store)
+    store = tree.store
     summary = store.ask(lambda: _end(tree, place), locked=True)
     if summary is None or summary.best_run is None:
         return None
@@ -78,26 +146,27 @@ def end_multirun(cfg: Config, place: Path, *, draw: Draw) -> str | None:
     return command
 
 
-def mark_complete(cfg: Config, place: Path) -> None:
-    """Note that a study has all of its trials: the sweep is FINISHED then, whatever became of some of them.
-
-    Raises:
-        InputError: If the store cannot be reached or written.
-    """
-    store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
-    tree = RunTree(store)
-    sweep = store.ask(lambda: tree.sweep(sweep_key(place)))
-    if sweep is not None:
-        store.ask(lambda: tree.log(sweep.info.run_id, tags={"sweep.complete": "true"}))
+def begun_on_disk(spool_root: Path, place: Path) -> Record | None:
+    """Return what begins the sweep of a place, where the store has not been told of it yet."""
+    for found in waiting(spool_root):
+        for line in read_lines(found.folder / RECORDS):
+            if line.get("do") == "multirun" and line["place"] == str(place):
+                return line
+    return None
 
 
 def take_over(cfg: Config, job: Job, run_id: str) -> bool:
     """Return whether a run has FINISHED; where its stage is skipped in another sweep, show it there as a trial.
 
     Raises:
-        InputError: If the store cannot be reached or written.
+        InputError: If the store cannot be reached or written, and mlflow.on_unreachable is not spool.
     """
-    store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
+    try:
+        store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
+    except InputError:
+        if cfg.mlflow.on_unreachable is not OnUnreachable.spool:
+            raise
+        return True
     return store.ask(lambda: _take_over(cfg, job, RunTree(store), run_id), locked=True)
 
 
@@ -105,9 +174,14 @@ def seconds_per_fold(cfg: Config) -> float | None:
     """Return about how long a fold of this training will take, from those that have been trained; None without any.
 
     Raises:
-        InputError: If the store cannot be reached.
+        InputError: If the store cannot be reached, and mlflow.on_unreachable is not spool.
     """
-    store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
+    try:
+        store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
+    except InputError:
+        if cfg.mlflow.on_unreachable is not OnUnreachable.spool:
+            raise
+        return None
     tree = RunTree(store)
     past = store.ask(
         lambda: tree.search(
@@ -150,21 +224,16 @@ def _scored(trials: Sequence[Run]) -> list[Run]:
     return [run for run in trials if run.info.status == Outcome.finished.value and "objective" in run.data.metrics]
 
 
-def _begin(cfg: Config, store: Store, place: Path, *, is_sweep: bool) -> None:
-    tree = RunTree(store)
-    tree.close_orphans()
-    pipeline = tree.pipeline(cfg.mlflow.name, fresh=cfg.mlflow.fresh)
-    if not is_sweep:
-        return
-    found = tree.sweep(sweep_key(place))
-    if found is not None:  # the same place again: a sweep that goes on
-        tree.take_over(found, {"sweep.complete": "false"})
-    else:
-        name = f"sweep/{place.name}"
-        where = Place(level=Level.sweep, pipeline=cfg.mlflow.name, stage=cfg.stage or ALL, sweep=name)
-        tags = {"sweep.key": sweep_key(place), "sweep.folder": str(place)}
-        tree.create(name, where, parent_id=pipeline.info.run_id, tags=tags)
-    tree.reopen(pipeline)
+def _keep(cfg: Config, record: Record, error: InputError) -> None:
+    """Let stage=sync tell the store what this one could not."""
+    what, address = f"multirun of {cfg.mlflow.name}", shown_address(resolved_uri(str(cfg.mlflow.tracking_uri)))
+    header = Header(what=what, address=address, experiment=cfg.mlflow.experiment)
+    spool = Spool.create(Path(cfg.paths.spool), header, name="multirun")
+    spool.put(record)
+    spool.flush()
+    spool.release()
+    log.warning("%s", str(error).splitlines()[0])
+    log.warning("the multirun is recorded in %s; when the store can be reached, stage=sync sends it", spool.folder)
 
 
 def _end(tree: RunTree, place: Path) -> Summary | None:

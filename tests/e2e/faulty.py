@@ -2,7 +2,9 @@
 
 FAULT is raise, nan, oom, exit0, exit3, kill (as kill -9), or hang, which makes the file `hanging` and waits for a signal. PLACE
 is preprocess, fold1 (the second fold of a training), close, where results are logged, trainings (at the end of each, so that
-ok,raise lets the second fail), claim, where a sweep has just taken a trial, or told, where it tells what its second came to.
+ok,raise lets the second fail), claim, where a sweep has just taken a trial, told, where it tells what its second came to, or
+delivery, where a store is told something (ok,ok,kill lets the third end it). FAULT none with PLACE impatient waits for a store
+that fails at the end of a stage for two seconds instead of half a minute.
 """
 
 import os
@@ -52,10 +54,18 @@ def build_in(fault: str, place: str) -> None:
         from prostate_seg.sweeping.study import SharedStudy
 
         SharedStudy.complete = in_turn(SharedStudy.complete, ["ok", fault])  # type: ignore[method-assign]
+    elif place == "delivery":
+        from prostate_seg.tracking.delivery import Delivery
+
+        Delivery._tell = in_turn(Delivery._tell, fault.split(","))  # type: ignore[method-assign]
+    elif place == "impatient":
+        from prostate_seg.tracking import branch
+
+        branch.SECONDS_TO_CLOSE = 2.0
     elif place == "close":
         from prostate_seg.tracking.branch import Branch
 
-        Branch._log_results = lambda *_: misbehave(fault)  # type: ignore[method-assign,assignment,return-value]
+        Branch._put_results = lambda *_: misbehave(fault)  # type: ignore[method-assign,assignment,return-value]
 
 
 def in_turn(function: Any, faults: list[str]) -> Any:

@@ -1,0 +1,217 @@
+"""Things that fail when a test asks them to: an MLflow server, the network before it, the database behind it, a disk."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from prostate_seg.tracking.spool import folders, read_lines
+from tests.project_helpers import Project, clean_environment, free_port, until
+from tests.server_helpers import answers
+
+MEBIBYTE = 2**20
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
+"""MLflow by itself waits for half a minute, three times; two threads of a small training wait for each other."""
+
+
+class Server:
+    """An MLflow server that can be stopped and started again, with the same database and artifacts."""
+
+    def __init__(self, folder: Path, *, store: str | None = None) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.store = store or f"sqlite:///{folder}/mlflow.db"
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", self.store]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        env = clean_environment()
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True
+            )
+        until(lambda: answers(f"{self.address}/health"), 90)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(30)
+            self.process = None
+
+
+@contextmanager
+def faulty_server(folder: Path, *, store: str | None = None) -> Iterator[Server]:
+    server = Server(folder, store=store)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+class Network:
+    """Carries what is said to one port, until it drops everything: connections stay open, and nothing arrives."""
+
+    def __init__(self, port: int) -> None:
+        self._there = ("127.0.0.1", port)
+        self._carries = threading.Event()
+        self._carries.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def drop_everything(self) -> None:
+        self._carries.clear()
+
+    def carry(self) -> None:
+        self._carries.set()
+
+    def close(self) -> None:
+        self._carries.set()
+        self._listener.close()
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while True:
+                ours, _ = self._listener.accept()
+                threading.Thread(target=self._connect, args=(ours,), daemon=True).start()
+
+    def _connect(self, ours: socket.socket) -> None:
+        self._carries.wait()
+        with suppress(OSError), ours, socket.create_connection(self._there) as theirs:
+            back = threading.Thread(target=self._pump, args=(theirs, ours), daemon=True)
+            back.start()
+            self._pump(ours, theirs)
+            back.join()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(2**16):
+                self._carries.wait()
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def network(port: int) -> Iterator[Network]:
+    one = Network(port)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+@contextmanager
+def crashed_postgres(address: str) -> Iterator[None]:
+    """Let the Postgres server of an address crash, and start it again at the end of the block."""
+    port = str(urlsplit(address).port)
+    (main,) = (
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if port in (process.info["cmdline"] or []) and "-D" in process.info["cmdline"]
+    )
+    command, folder, user = main.cmdline(), main.cwd(), main.username()
+    main.send_signal(signal.SIGQUIT)  # at once, as in a crash: it recovers when it starts
+    until(lambda: not main.is_running() or main.status() == psutil.STATUS_ZOMBIE, 30)
+    yield
+    again = subprocess.Popen(
+        command,
+        cwd=folder,
+        user=user if os.geteuid() == 0 else None,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _started_again.append(again)
+
+
+_started_again: list[subprocess.Popen[bytes]] = []
+
+
+def stop_what_was_started_again() -> None:
+    while _started_again:
+        process = _started_again.pop()
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+@contextmanager
+def small_disk(folder: Path, *, mebibytes: int = 64) -> Iterator[tuple[Path, str]]:
+    """Yield a folder on a disk of its own, and why it is none; empty where it is one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    try:
+        yield folder, mounted.stderr.strip() if mounted.returncode else ""
+    finally:
+        if not mounted.returncode:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Write until the disk is full, to the last byte."""
+    with file.open("wb", buffering=0) as stream:
+        for size in (MEBIBYTE, 1):
+            with suppress(OSError):
+                while stream.write(bytes(size)):
+                    pass
+
+
+class Watch:
+    """Sees from outside how far a training is, and how much of it its store has been told."""
+
+    def __init__(self, project: Project, process: subprocess.Popen[str]) -> None:
+        self.project = project
+        self.process = process
+
+    @property
+    def num_reported(self) -> int:
+        return max(0, len(self._lines("records.jsonl")) - 1)
+
+    @property
+    def num_told(self) -> int:
+        return max((int(line["record"]) for line in self._lines("delivered.jsonl")), default=0)
+
+    def goes_on(self, *, num_records: int = 3, seconds: float = 60) -> None:
+        """Wait until the training has reported so many records more."""
+        until(self._reported_more(num_records), seconds)
+
+    def is_told_no_more(self) -> None:
+        """Wait until the store takes nothing while the training goes on."""
+        before = -1
+        while before != self.num_told:
+            before = self.num_told
+            self.goes_on(num_records=2)
+            time.sleep(0.5)
+
+    def catches_up(self, *, seconds: float = 60) -> None:
+        """Wait until the store has been told all that was reported by now."""
+        wanted = self.num_reported
+        until(lambda: self.num_told >= wanted, seconds)
+
+    def _reported_more(self, num_records: int) -> Callable[[], bool]:
+        wanted = self.num_reported + num_records
+
+        def has() -> bool:
+            assert self.process.poll() is None, "the training has ended"
+            return self.num_reported >= wanted
+
+        return has
+
+    def _lines(self, name: str) -> list[Mapping[str, Any]]:
+        found = [folder for folder in folders(self.project.folder / ".spool") if "_train_" in folder.name]
+        return [line for folder in found for line in read_lines(folder / name)]
