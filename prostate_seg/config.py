@@ -835,6 +835,8 @@ def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 def unknown_key_message(key: str) -> str:
     """Say that a key does not exist, and which one was probably meant."""
+    if key in known_keys():
+        return f"{key}: cannot be set here, because {key.rpartition('.')[0]} is null; choose the option that has it"
     meant = closest(key, known_keys())
     return f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else "; --cfg job shows the known ones")
 

@@ -343,10 +343,22 @@ class TestDamage:
         path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = " + num_dimensions))
         assert refusal(path).check == "not_3d"
 
+    @pytest.mark.parametrize("line", [b"space directions: (1,0,0) (0,1,0) (0,%s,3)", b"%s", b"kinds: %s"])
+    def test_a_header_line_that_crashes_teem_is_refused(self, tmp_path: Path, line: bytes) -> None:
+        path = write_image(tmp_path / "a.nrrd", noise_image())
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"endian:", line % (b"x" * 5000) + b"\nendian:"))
+        assert "longer than 500 characters" in str(refusal(path))
+        for text in (b"# %s", b"content: %s", b"key:=%s"):
+            path.write_bytes(content.replace(b"endian:", text % (b"x" * 5000) + b"\nendian:"))
+            assert_same_image(to_sitk(read_volume(path)), noise_image())
+
     def test_a_file_that_may_not_be_read_is_refused(self, tmp_path: Path) -> None:
         path = write_image(tmp_path / "a.mhd", noise_image(), compressed=False)
-        path.write_bytes(path.read_bytes().replace(b"a.raw", b"a" * 5000))  # no file system takes such a name
-        assert refusal(path).check == "unreadable"
+        header = path.read_bytes()
+        for name in (b"a" * 5000, b" ", b"."):  # no file system takes the first
+            path.write_bytes(header.replace(b"a.raw", name))
+            assert refusal(path).check == "unreadable"
 
     def test_a_place_that_is_no_number_is_refused(self, tmp_path: Path) -> None:
         path = write_image(tmp_path / "a.nii", noise_image())

@@ -35,6 +35,12 @@ NIFTI_START_BYTES = 65536
 META_HEADER_BYTES = 65536
 """Part of a MetaImage file in which the text header ends; headers are a few hundred bytes."""
 
+MAX_NRRD_LINE = 500
+"""Characters of a line of a NRRD header; a damaged one of 1,000 overruns a buffer of teem, which reads it."""
+
+NRRD_LONG_LINE = rb"(?m)^(?!#|content:|[^\n:]{1,500}:=)[^\n]{%d,}" % MAX_NRRD_LINE
+"""Such a line, but a comment, the content or a key with its value, which are text."""
+
 MAX_AXIS_VOX = 4096
 """Most voxels along an axis; the finest scans have about 1,000."""
 
@@ -61,17 +67,23 @@ def require_content(path: Path) -> None:
         )
 
 
-def require_sane_dimensions(path: Path) -> None:
-    """Refuse a MetaImage header whose number of dimensions would let MetaIO read beyond its own memory."""
-    if image_suffix(path.name) not in (".mha", ".mhd"):
+def require_sane_header(path: Path) -> None:
+    """Refuse text headers that let SimpleITK's libraries write or read beyond their own memory, which ends the process."""
+    suffix = image_suffix(path.name) or ""
+    if suffix not in (".mha", ".mhd", ".nrrd"):
         return
     with path.open("rb") as stream:
-        said = re.findall(rb"(?mi)^\s*NDims\s*=\s*(\S*)", stream.read(META_HEADER_BYTES))
-    bad = next((value for value in said if value not in (b"1", b"2", b"3", b"4")), None)
-    if bad is not None:
+        start = stream.read(META_HEADER_BYTES)
+    header = re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0] if suffix == ".nrrd" else start
+    if suffix == ".nrrd" and (line := re.search(NRRD_LONG_LINE, header)):
         raise VolumeError(
-            f"a volume has three dimensions, and the header says {bad[:20].decode(errors='replace')}; export it again", "not_3d"
+            f"a line of its header is longer than {MAX_NRRD_LINE} characters "
+            f"({line.group()[:20].decode('ascii', 'replace')}...): the header is damaged; copy or export it again"
         )
+    said = re.findall(rb"(?mi)^\s*NDims\s*=\s*(\S*)", header) if suffix != ".nrrd" else []
+    if bad := next((value for value in said if value not in (b"1", b"2", b"3", b"4")), None):
+        number = bad[:20].decode("ascii", "replace")
+        raise VolumeError(f"a volume has three dimensions, and the header says {number}; export it again", "not_3d")
 
 
 def require_sane_size(size_xyz: Sequence[int]) -> None:
@@ -114,8 +126,8 @@ def _voxel_file(path: Path) -> Path | None:
     named = re.search(pattern[suffix], start.partition(b"\n\n")[0]) if suffix in pattern else None
     if named is None:
         return path
-    name = named.group(1).decode(errors="replace")
-    return None if name.split()[0].upper() == "LIST" or "%" in name else path.parent / name
+    name = named.group(1).decode(errors="replace").strip()
+    return None if not name or name.split()[0].upper() == "LIST" or "%" in name else path.parent / name
 
 
 def require_complete(path: Path, reader: sitk.ImageFileReader, image: sitk.Image) -> None:

@@ -20,7 +20,7 @@ from prostate_seg.imaging.file_integrity import (
     require_complete,
     require_content,
     require_room,
-    require_sane_dimensions,
+    require_sane_header,
     require_sane_size,
 )
 from prostate_seg.imaging.geometry import Geometry, Volume
@@ -157,7 +157,7 @@ def _axes(code: str) -> tuple[list[int], list[bool]]:
 
 def _read_file(path: Path, *, channel: int | None) -> sitk.Image:
     _check_file(path)
-    require_sane_dimensions(path)
+    require_sane_header(path)
     reader = open_reader(path, image_io=IMAGE_IO[image_suffix(path.name) or ""])
     require_scalar_pixels(reader)
     _check_three_dimensional(reader.GetSize(), channel=channel)
