@@ -159,7 +159,10 @@ class Branch:
                 self._log_results(record, hashes)
             self.tree.log(self.run_id, tags=self._ending(outcome, error))
             self._log_files(self._write_end)
-            self.tree.client.set_terminated(self.run_id, outcome.value)
+            ended_ms = max(
+                now_ms(), int(self.stage_run.started * 1000)
+            )  # a clock that was set back ends no run before it began
+            self.tree.client.set_terminated(self.run_id, outcome.value, end_time=ended_ms)
             with self.tree.store.lock:
                 if record is not None:
                     self._update_parents(record)
@@ -287,8 +290,10 @@ class FoldBranch:
         self.place = Place(
             level=Level.fold, pipeline=stage.pipeline, stage=stage.stage, fold=str(index), sweep=stage.sweep
         )
-        started = now_ms()
-        branch.writer.put(lambda: self._open(started))  # alone: what fails is tried again, and a run is made once
+        self.started_ms = now_ms()
+        branch.writer.put(
+            lambda: self._open(self.started_ms)
+        )  # alone: what fails is tried again, and a run is made once
         branch.writer.put(lambda: branch.tree.log(self.run_id, params=self._params()))
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -305,7 +310,7 @@ class FoldBranch:
 
     def close(self, outcome: Outcome) -> None:
         """End the fold's run."""
-        ended = now_ms()
+        ended = max(now_ms(), self.started_ms)
         self.branch.writer.put(
             lambda: self.branch.tree.client.set_terminated(self.run_id, outcome.value, end_time=ended)
         )
