@@ -117,7 +117,7 @@ def _training() -> ModuleType:
 
 def _require_stage(arguments: list[str]) -> None:
     """List the stages at once, before Hydra makes a folder for the run's log."""
-    if not any(re.match(r"stage=|--", argument) for argument in arguments):
+    if not any(re.match(r"stage=|--|-sc$", argument) for argument in arguments):
         stages.load_stage(None)
 
 

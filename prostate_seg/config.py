@@ -813,7 +813,7 @@ def _require_shapes(values: dict[str, Any]) -> None:
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if _has_other_shape(value, hint):
-            raise ConfigError(f"{key}: must be {_type_in_words(hint)}, is {value}")
+            raise ConfigError(f"{key}: must be {type_in_words(hint)}, is {value}")
 
 
 def _has_other_shape(value: Any, hint: Any) -> bool:
@@ -883,14 +883,15 @@ def _walk(kind: type, prefix: str) -> list[tuple[str, Any]]:
     return found
 
 
-def _type_in_words(hint: Any) -> str:
+def type_in_words(hint: Any) -> str:
+    """Say what values a type takes."""
     options = [option for option in get_args(hint) if option is not type(None)]
     if type(None) in get_args(hint):
-        return f"null or {_type_in_words(options[0])}"
+        return f"null or {type_in_words(options[0])}"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(member.name for member in hint)
     if options:
-        return f"a list, each {_type_in_words(options[0])}"
+        return f"a list, each {type_in_words(options[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, A_GROUP)
 
 
@@ -914,7 +915,7 @@ def _type_message(cfg: DictConfig) -> str:
 def _rule(key: str) -> str:
     """Say what type of value a key takes."""
     hints = dict(_walk(Config, ""))
-    return _type_in_words(hints[key]) if key in hints else "a value"
+    return type_in_words(hints[key]) if key in hints else "a value"
 
 
 def _check(prefix: str, group: object, *checks: Check) -> None:
