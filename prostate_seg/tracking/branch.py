@@ -1,6 +1,5 @@
 """What MLflow is told of one stage: its run, the runs of its folds, and how they stand to the runs around them."""
 
-import getpass
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from prostate_seg.config import OnRerun, as_container, science_of
 from prostate_seg.errors import InputError, Pruned
 from prostate_seg.tracking.address import resolved_uri
 from prostate_seg.tracking.job import Job, Outcome, command_line
+from prostate_seg.tracking.process import user_name
 from prostate_seg.tracking.record import Hashes, flat
 from prostate_seg.tracking.run_tree import ALL, NONE, Level, Place, RunTree, now_ms
 from prostate_seg.tracking.stage_run import StageRun
@@ -122,7 +122,7 @@ class Branch:
             "mlflow.source.git.commit": around.git.commit,
             "mlflow.source.name": f"prostate_seg stage={self.stage_run.stage}",
             "mlflow.source.type": "LOCAL",
-            "mlflow.user": _user(),
+            "mlflow.user": user_name(),
             **{f"machine.{name}": value for name, value in around.machine.items()},
             **{f"package.{name}": around.packages[name] for name in SHOWN_PACKAGES if name in around.packages},
             **around.launched_by,
@@ -383,10 +383,3 @@ def _copy(paths: Sequence[Path], folder: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container whose user has no name
-        return "unknown"

@@ -4,7 +4,6 @@ Each running stage holds a lock of the operating system on a file of its own in 
 with kill -9. Trainings do not exclude each other: they take turns fold by fold.
 """
 
-import getpass
 import os
 import socket
 import uuid
@@ -17,7 +16,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from prostate_seg.config import Config
 from prostate_seg.errors import InputError
 from prostate_seg.files import read_json, write_json
-from prostate_seg.tracking.process import now_text
+from prostate_seg.tracking.process import now_text, user_name
 from prostate_seg.workspace import Workspace
 
 SECONDS_TO_LOOK = 60
@@ -63,7 +62,7 @@ def _note_of(cfg: Config, workspace: Workspace) -> dict[str, Any]:
         "stage": cfg.stage,
         "reads": [str(path.absolute()) for path in read],
         "replaces": [str(path.absolute()) for path in replaced],
-        "who": f"process {os.getpid()} of {_user()} on {socket.gethostname()}, since {now_text()}",
+        "who": f"process {os.getpid()} of {user_name()} on {socket.gethostname()}, since {now_text()}",
     }
 
 
@@ -108,10 +107,3 @@ def _require_apart(own: dict[str, Any], other: dict[str, Any]) -> None:
             f"{own['stage']} {what} stage={other['stage']} {does} ({other['who']})\n"
             "Wait until it has ended, or use a folder of your own: paths.root=DIR"
         )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container whose user has no name
-        return "unknown"
