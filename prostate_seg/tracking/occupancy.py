@@ -78,6 +78,7 @@ def _touched(cfg: Config, workspace: Workspace) -> tuple[list[Path], list[Path]]
         "train": (made, [one.model]),
         "evaluate": ([*made, one.model], [evaluation]),
         "report": ([*made, one.model, evaluation], [one.external_report if is_external else one.report]),
+        "register": ([*made, one.model, evaluation], []),
     }.get(str(cfg.stage), ([], []))
 
 

@@ -1,6 +1,7 @@
 """Try spoilt studies on a stage: each must be refused in words or give a whole result, soon and in little memory.
 
-    python -m scripts.hard_use.inputs --count 1000 --seed 1
+    python -m scripts.hard_use.inputs --count 1000 --seed 1                      # preprocess
+    python -m scripts.hard_use.inputs --count 1000 --seed 1 --model DIR/model    # predict, with these networks
 
 An action is a function of a mutant and an empty folder: it writes there, or raises InputError. It runs in a process of its own,
 so that a hang is ended and a crash is seen.
@@ -18,6 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -192,6 +194,31 @@ def preprocess(mutant: Mutant, out: Path) -> None:
         raise InputError("\n".join(said))
 
 
+def predict(mutant: Mutant, out: Path, *, model: Path) -> None:
+    """Segment the image of a mutant; where it is refused, nothing but the table with the reason may be left.
+
+    Raises:
+        InputError: If it is refused.
+    """
+    from hydra import compose, initialize_config_dir
+
+    from prostate_seg.__main__ import config_folder
+    from prostate_seg.config import parse
+    from prostate_seg.stages import predict as stage
+    from prostate_seg.workspace import workspace_of
+
+    with initialize_config_dir(config_dir=str(config_folder())):
+        cfg = parse(compose("config", overrides=["stage=predict", "mlflow=off", "machine.num_workers=1"]))
+    cfg.paths.root, cfg.predict.input = str(out), str(mutant.image)
+    cfg.predict.output, cfg.predict.model = str(out / "predictions"), str(model)
+    try:
+        stage.run(cfg, workspace_of(cfg))
+    except InputError:
+        (out / "predictions" / "volumes.csv").unlink(missing_ok=True)
+        raise
+    assert any((out / "predictions" / "masks").iterdir())
+
+
 HEALTHY_ID = "9_9"
 
 
@@ -215,16 +242,18 @@ def table(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def main() -> None:
-    """Try spoilt studies on preprocess and exit with 1 when one was met badly."""
+    """Try spoilt studies on a stage and exit with 1 when one was met badly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="number of the one mutant to try")
+    parser.add_argument("--model", type=Path, help="folder of networks; then predict is tried in place of preprocess")
     arguments = parser.parse_args()
+    action = partial(predict, model=arguments.model.absolute()) if arguments.model else preprocess
     with tempfile.TemporaryDirectory() as folder:
         made = mutants(Path(folder) / "mutants", seed=arguments.seed, count=arguments.count)
         chosen = (mutant for mutant in made if arguments.only in (None, mutant.number))
-        verdicts = survey(preprocess, chosen, outputs=Path(folder) / "outputs")
+        verdicts = survey(action, chosen, outputs=Path(folder) / "outputs")
     print("\n".join(table(verdicts)))
     sys.exit(0 if all(verdict.is_good for verdict in verdicts) else 1)
 
