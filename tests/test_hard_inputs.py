@@ -7,7 +7,7 @@ import pytest
 from scripts.hard_use import inputs
 from scripts.hard_use.mutants import FORMATS, Mutant, make_healthy, mutants
 
-NUM_TRIED = 60
+NUM_TRIED = 40
 SEED = 7
 
 

@@ -133,13 +133,14 @@ def main() -> None:
     rng, started, killed, rounds = random.Random(arguments.seed), time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        whole = {
-            kind: undisturbed(folder / f"whole_{kind}", recording=recording)
-            for kind, recording in (("off", ["mlflow=off"]), ("on", []))
-        }
+        recordings: dict[str, list[str]] = {"off": ["mlflow=off"], "on": []}
+        whole: dict[str, Round] = {}
         while killed < arguments.kills:
             kind = ("off", "on")[rounds % 2]
-            one = disturbed(folder / str(rounds), whole[kind], num_kills=KILLS_PER_ROUND, rng=rng)
+            if kind not in whole:
+                whole[kind] = undisturbed(folder / f"whole_{kind}", recording=recordings[kind])
+            num_kills = min(KILLS_PER_ROUND, arguments.kills - killed)
+            one = disturbed(folder / str(rounds), whole[kind], num_kills=num_kills, rng=rng)
             killed, rounds = killed + one.num_kills, rounds + 1
             print(f"round {rounds}, mlflow {kind}: {one.num_kills} killed, outputs equal", flush=True)
     print(
