@@ -5,6 +5,7 @@ Nothing heavy is imported here; a stage brings its own libraries when it is disp
 """
 
 import importlib
+import io
 import math
 import os
 import re
@@ -82,6 +83,9 @@ def main() -> None:
         Plugins.instance().register(sweeper)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, so that they are worded and counted here.
     signal.signal(signal.SIGTERM, terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that this terminal cannot show stop no stage
     sys.argv[1:] = [_as_text(argument) for argument in sys.argv[1:]]
     sys.argv += _stop_chain_at_first_failure(sys.argv[1:])
     try:
@@ -117,7 +121,7 @@ def _training() -> ModuleType:
 
 def _require_stage(arguments: list[str]) -> None:
     """List the stages at once, before Hydra makes a folder for the run's log."""
-    if not any(re.match(r"stage=|--", argument) for argument in arguments):
+    if not any(re.match(r"stage=|--|-sc$", argument) for argument in arguments):
         stages.load_stage(None)
 
 

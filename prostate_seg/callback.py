@@ -41,6 +41,10 @@ _active: list[Recorded] = []
 """The open run of this process, at most one; __main__ asks for it."""
 
 
+_held: list[Any] = []
+"""What says in the workspace that the stage of this process runs, at most one; see tracking/occupancy.py."""
+
+
 def active_run() -> Recorded:
     """Return the open run.
 
@@ -84,6 +88,7 @@ class TrackingCallback(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Open the run of a stage."""
         _active.clear()
+        _leave_workspace()
         if is_cluster_job():
             heed_cluster_signals()
         elif signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
@@ -94,6 +99,7 @@ class TrackingCallback(Callback):
             if cfg is not None and cfg.stage in QUESTIONS:
                 _active.append(Unrecorded())
             elif cfg is not None and cfg.stage in STAGES:
+                _held.append(_tracking("occupancy").occupy(cfg, workspace_of(cfg)))
                 _active.append(_skipped(cfg, _job(config)) or _opened(cfg, _job(config)))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
@@ -108,8 +114,14 @@ class TrackingCallback(Callback):
         with _failures_leave(replace_error=is_completed), _no_sigterm():
             error = None if is_completed else job_return._return_value
             run.close(Outcome.finished if error is None else outcome_of(error), error)
+        _leave_workspace()
         if not is_completed and _exit_code(job_return) == 0:
             sys.exit(1)  # a stage that left by sys.exit(0) has no result, and that is no success
+
+
+def _leave_workspace() -> None:
+    while _held:
+        _held.pop().end()
 
 
 def _exit_code(job_return: JobReturn) -> int | None:

@@ -19,6 +19,9 @@ from prostate_seg.errors import ConfigError
 
 Group = TypeVar("Group")
 
+A_GROUP = "a group of settings"
+"""In words, the type of a key that has others below it."""
+
 Check = tuple[str, bool, str]
 """A setting's name inside its group, whether it holds, and the rule in words."""
 
@@ -789,7 +792,9 @@ def parse(cfg: DictConfig) -> Config:
         if cfg.get("stage") == "export":
             _require_plain_science(cfg)
         # Resolved first: a path that names a setting gets the word that YAML has, not the enum's Python name.
-        merged = OmegaConf.merge(OmegaConf.structured(Config), cast(Any, OmegaConf.to_container(cfg, resolve=True)))
+        values = cast(Any, OmegaConf.to_container(cfg, resolve=True))
+        _require_shapes(values)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), values)
         return cast(Config, OmegaConf.to_object(merged))
     except ConfigError:
         raise
@@ -801,7 +806,8 @@ def parse(cfg: DictConfig) -> Config:
     except ValidationError as error:
         raise ConfigError(_type_message(cfg)) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}") from error
+        said = str(error.msg or error).splitlines()[0]
+        raise ConfigError(f"{error.full_key or 'config'}: {said}") from error
 
 
 def parse_job(composed: DictConfig) -> Config:
@@ -833,6 +839,27 @@ def _require_plain_science(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}: must be a plain value to be exported, is {value}")
 
 
+def _require_shapes(values: dict[str, Any]) -> None:
+    """Refuse a list or a group where the schema has none, and the other way round: merging would let some through."""
+    for key, hint in _walk(Config, ""):
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if _has_other_shape(value, hint):
+            raise ConfigError(f"{key}: must be {type_in_words(hint)}, is {value}")
+
+
+def _has_other_shape(value: Any, hint: Any) -> bool:
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if value is None or value == "???":  # for OmegaConf to judge
+        return False
+    if type(None) in get_args(hint):
+        return _has_other_shape(value, options[0])
+    if options:
+        return not isinstance(value, list) or any(_has_other_shape(one, options[0]) for one in value)
+    return not isinstance(value, dict) if dataclasses.is_dataclass(hint) else isinstance(value, list | dict)
+
+
 def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if not isinstance(tree, dict):
         return [(prefix.removesuffix("."), tree)]
@@ -841,6 +868,8 @@ def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 def unknown_key_message(key: str) -> str:
     """Say that a key does not exist, and which one was probably meant."""
+    if key in known_keys():
+        return f"{key}: cannot be set here, because {key.rpartition('.')[0]} is null; choose the option that has it"
     meant = closest(key, known_keys())
     return f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else "; --cfg job shows the known ones")
 
@@ -876,28 +905,27 @@ def as_container(part: Any) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(part), enum_to_str=True))
 
 
-def _walk(kind: type, prefix: str) -> list[tuple[str, str]]:
-    """List (dotted key, type in words) of a dataclass and of those inside it."""
+def _walk(kind: type, prefix: str) -> list[tuple[str, Any]]:
+    """List (dotted key, type) of a dataclass and of those inside it."""
     found = []
     for name, hint in get_type_hints(kind).items():
-        found.append((prefix + name, _type_in_words(hint)))
+        found.append((prefix + name, hint))
         for inner in (hint, *get_args(hint)):
             if dataclasses.is_dataclass(inner):
                 found += _walk(cast(type, inner), f"{prefix}{name}.")
     return found
 
 
-def _type_in_words(hint: Any) -> str:
+def type_in_words(hint: Any) -> str:
+    """Say what values a type takes."""
     options = [option for option in get_args(hint) if option is not type(None)]
     if type(None) in get_args(hint):
-        return f"null or {_type_in_words(options[0])}"
+        return f"null or {type_in_words(options[0])}"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(member.name for member in hint)
     if options:
-        return f"a list, each {_type_in_words(options[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
-        hint, "a group of settings"
-    )
+        return f"a list, each {type_in_words(options[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, A_GROUP)
 
 
 def _type_message(cfg: DictConfig) -> str:
@@ -905,7 +933,7 @@ def _type_message(cfg: DictConfig) -> str:
     schema = OmegaConf.structured(Config)
     for key in known_keys():
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if isinstance(value, DictConfig):
+        if isinstance(value, DictConfig) and _rule(key).endswith(A_GROUP):
             continue
         alone: Any = value
         for part in reversed(key.split(".")):
@@ -919,7 +947,8 @@ def _type_message(cfg: DictConfig) -> str:
 
 def _rule(key: str) -> str:
     """Say what type of value a key takes."""
-    return dict(_walk(Config, "")).get(key, "a value")
+    hints = dict(_walk(Config, ""))
+    return type_in_words(hints[key]) if key in hints else "a value"
 
 
 def _check(prefix: str, group: object, *checks: Check) -> None:

@@ -3,22 +3,30 @@
 A reader sees the file from before or the file from after a write, never a part of one. Nothing here knows what it stores.
 """
 
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+HOST = re.sub(r"\W", "", socket.gethostname())
+"""Part of the names of unfinished files: process ids mean something on their own machine alone."""
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path with the target's suffixes; rename it to `target` when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
+    folder = _own_folder(target.parent)
     try:
         temporary = folder / target.name
         yield temporary
@@ -31,7 +39,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder; let it replace `target` as a whole when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
+    holder = _own_folder(target.parent)
     try:
         fresh = holder / "new"
         fresh.mkdir()
@@ -39,6 +47,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         replace_folder(fresh, target)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def _own_folder(parent: Path) -> Path:
+    """Make a folder for what is not complete yet; those of killed processes go first, or they would be taken for results."""
+    _remove_left(parent)
+    return Path(tempfile.mkdtemp(prefix=f".tmp-{HOST}-{os.getpid()}-", dir=parent))
+
+
+@functools.cache
+def _remove_left(parent: Path) -> None:
+    """Remove what processes of this host that live no more have not completed; looked for once per process."""
+    for left in parent.glob(f".tmp-{HOST}-*-*"):
+        number = left.name.split("-")[2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
@@ -58,9 +81,9 @@ def replace_folder(fresh: Path, target: Path) -> None:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; lines end alike on every system, so that equal results have equal hashes."""
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -51,7 +51,7 @@ def map_cases(
 @contextmanager
 def progress(label: str, *, total: int) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each finished part."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=total)

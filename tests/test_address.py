@@ -37,6 +37,12 @@ def test_absolute_file_stays_where_it_is() -> None:
     assert sqlite_file("http://localhost:5000") is None
 
 
+def test_absolute_file_of_windows_stays_where_it_is() -> None:
+    for address in ("sqlite:///C:/data/m.db", r"sqlite:///C:\data\m.db"):
+        assert resolved_uri(address) == address
+        assert str(sqlite_file(f"{address}?timeout=3")) == address.removeprefix("sqlite:///")
+
+
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [

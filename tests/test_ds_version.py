@@ -13,6 +13,8 @@ from prostate_seg.errors import InputError
 from prostate_seg.tracking.ds_version import file_of, read_entries, write_entry
 from prostate_seg.workspace import Workspace
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
@@ -46,6 +48,7 @@ def test_spoilt_file_is_named_and_kept(workspace: Workspace, text: str) -> None:
     assert file_of(workspace).read_text() == text
 
 
+@needs_fork
 def test_fifty_kills_leave_it_readable_and_lose_no_other_entry(workspace: Workspace) -> None:
     kept = {"run_id": "kept", "outputs": {f"file{i}": "0" * 32 for i in range(500)}}
     write_entry(workspace, "preprocess", kept)
@@ -68,6 +71,7 @@ def test_fifty_kills_leave_it_readable_and_lose_no_other_entry(workspace: Worksp
     assert len(seen) > 1  # the kills hit writers at work
 
 
+@needs_fork
 def test_writers_at_the_same_time_lose_nothing(workspace: Workspace) -> None:
     children = []
     for number in range(8):

@@ -1,10 +1,11 @@
 """Atomic writes: after a failure the old file or folder is still there, whole."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from prostate_seg.files import atomic_folder, atomic_path, md5_of, read_json, write_json, write_text
+from prostate_seg.files import HOST, atomic_folder, atomic_path, md5_of, read_json, write_json, write_text
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -52,3 +53,14 @@ def test_md5_of_a_file_is_the_known_one_and_of_a_folder_sees_names_and_content(t
     second = md5_of(tmp_path / "d")
     (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
     assert len({first, second, md5_of(tmp_path / "d")}) == 3
+
+
+@pytest.mark.parametrize(("number", "is_removed"), [(os.getppid(), False), (2**22 + 1, True)])
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path, number: int, is_removed: bool) -> None:
+    left = tmp_path / f".tmp-{HOST}-{number}-abc" / "new"
+    elsewhere = tmp_path / ".tmp-otherhost-4194305-abc"
+    left.mkdir(parents=True)
+    elsewhere.mkdir()
+    write_text(tmp_path / "a.txt", "whole")
+    assert left.exists() is not is_removed
+    assert elsewhere.exists()

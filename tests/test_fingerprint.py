@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from prostate_seg.data.phantom import PhantomSettings, make_phantom_case
 from prostate_seg.imaging.fingerprint import SAME_PICTURE, same_pictures, similarity, thumbnail, voxels_sha1
-from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 
 
@@ -85,3 +85,12 @@ def test_nothing_to_compare_and_no_contrast_are_no_pair() -> None:
     assert same_pictures({}) == {}
     assert same_pictures({"a": flat}) == {}
     assert same_pictures({"a": flat, "b": flat}) == {}
+
+
+def test_small_studies_of_different_patients_are_not_one_by_their_borders() -> None:
+    spacing_mm = (4.0, 1.4, 1.4)
+    grid = Geometry(shape_vox=(10, 50, 50), spacing_mm=spacing_mm, origin_mm=(0, 0, 0), direction=tuple(np.eye(3).flat))
+    textures = [np.random.default_rng(seed).normal(size=grid.shape_vox) for seed in range(4)]
+    blurred = [ndimage.gaussian_filter(texture, 2.5 / np.array(spacing_mm)) for texture in textures]
+    studies = [Volume(array=600 + 100 * one / one.std(), geometry=grid) for one in blurred]
+    assert max(similarity(thumbnail(a), thumbnail(b)) for a, b in combinations(studies, 2)) < SAME_PICTURE / 4

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import time
 import unicodedata
 import zlib
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk
 
@@ -304,6 +306,68 @@ class TestDamage:
             path.write_bytes(whole.replace(old, new))
             assert "Refusing to change" in str(refusal(path))
 
+    @pytest.mark.parametrize("suffix", [*FORMATS, ".mhd"])
+    @pytest.mark.parametrize(("size_xyz", "check"), [((600, 600, 600), "unreadable"), ((4000, 4000, 40), "too_large")])
+    def test_a_header_that_promises_too_much_is_refused_at_once_and_in_little_memory(
+        self, tmp_path: Path, suffix: str, size_xyz: tuple[int, int, int], check: str
+    ) -> None:
+        path = write_image(tmp_path / f"a{suffix}", noise_image(), compressed=False)
+        promise_voxels(path, size_xyz)
+        before, started = psutil.Process().memory_info().rss, time.monotonic()
+        assert refusal(path).check == check
+        assert time.monotonic() - started < 5
+        assert psutil.Process().memory_info().rss - before < 64 * 2**20
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+    def test_voxels_that_are_to_come_from_a_pipe_are_refused(self, tmp_path: Path) -> None:
+        path = write_image(tmp_path / "a.mhd", noise_image(), compressed=False)
+        (tmp_path / "a.raw").unlink()
+        os.mkfifo(tmp_path / "a.raw")
+        assert "that is no file" in str(refusal(path))
+
+    @pytest.mark.parametrize("spacing_mm", [(0.5, 0.5, 1e6), (0.5, 0.5, 1e-4), (60.0, 60.0, 3.0)])
+    def test_edges_that_no_scanner_makes_are_refused(self, tmp_path: Path, spacing_mm: tuple[float, ...]) -> None:
+        image = noise_image()
+        image.SetSpacing(spacing_mm)
+        assert refusal(write_image(tmp_path / "a.mha", image)).check == "implausible_grid"
+
+    @pytest.mark.parametrize("axes", [b"1 0 0 0.5 1 0 0 0 1", b"9 0 0 0 1 0 0 0 1"])
+    def test_axes_that_lean_or_stretch_are_refused(self, tmp_path: Path, axes: bytes) -> None:
+        path = write_image(tmp_path / "a.mha", noise_image(), compressed=False)
+        assert b"1 0 0 0 1 0 0 0 1" in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(b"1 0 0 0 1 0 0 0 1", axes))
+        assert refusal(path).check == "sheared_axes"
+
+    @pytest.mark.parametrize("num_dimensions", [b"2147483647", b"-1", b"99"])
+    def test_a_number_of_dimensions_that_crashes_metaio_is_refused(self, tmp_path: Path, num_dimensions: bytes) -> None:
+        path = write_image(tmp_path / "a.mhd", noise_image())
+        path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = " + num_dimensions))
+        assert refusal(path).check == "not_3d"
+
+    @pytest.mark.parametrize("line", [b"space directions: (1,0,0) (0,1,0) (0,%s,3)", b"%s", b"kinds: %s"])
+    def test_a_header_line_that_crashes_teem_is_refused(self, tmp_path: Path, line: bytes) -> None:
+        path = write_image(tmp_path / "a.nrrd", noise_image())
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"endian:", line % (b"x" * 5000) + b"\nendian:"))
+        assert "longer than 500 characters" in str(refusal(path))
+        for text in (b"# %s", b"content: %s", b"key:=%s"):
+            path.write_bytes(content.replace(b"endian:", text % (b"x" * 5000) + b"\nendian:"))
+            assert_same_image(to_sitk(read_volume(path)), noise_image())
+
+    def test_a_file_that_may_not_be_read_is_refused(self, tmp_path: Path) -> None:
+        path = write_image(tmp_path / "a.mhd", noise_image(), compressed=False)
+        header = path.read_bytes()
+        for name in (b"a" * 5000, b" ", b"."):  # no file system takes the first
+            path.write_bytes(header.replace(b"a.raw", name))
+            assert refusal(path).check == "unreadable"
+
+    def test_a_place_that_is_no_number_is_refused(self, tmp_path: Path) -> None:
+        path = write_image(tmp_path / "a.nii", noise_image())
+        header = bytearray(path.read_bytes())
+        struct.pack_into("<f", header, 324, float("nan"))  # srow_z[3]
+        path.write_bytes(header)
+        assert refusal(path).check == "implausible_grid"
+
     def test_the_error_has_no_memory_address_and_no_source_line(self, tmp_path: Path) -> None:
         (tmp_path / "a.mha").write_bytes(b"nothing")
         assert not re.search(r"0x|\.cxx|\.hxx", str(refusal(tmp_path / "a.mha")))
@@ -311,6 +375,18 @@ class TestDamage:
     def test_the_error_crosses_process_borders(self) -> None:
         error = pickle.loads(pickle.dumps(VolumeError("a gap", "missing_slice")))
         assert (str(error), error.check) == ("a gap", "missing_slice")
+
+
+def promise_voxels(path: Path, size_xyz: Sequence[int]) -> None:
+    """Let a header promise another size; the voxels stay as they are."""
+    is_gzip = path.name.endswith(".gz")
+    content = gzip.decompress(path.read_bytes()) if is_gzip else path.read_bytes()
+    if ".nii" in path.name:
+        content = content[:42] + struct.pack("<3h", *size_xyz) + content[48:]
+    else:
+        key = b"sizes:" if path.suffix == ".nrrd" else b"DimSize ="
+        content = re.sub(key + rb"[^\n]*", key + b" %d %d %d" % tuple(size_xyz), content)
+    path.write_bytes(gzip.compress(content) if is_gzip else content)
 
 
 def noise_image() -> sitk.Image:

@@ -11,11 +11,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from prostate_seg.errors import VolumeError
+from prostate_seg.imaging.file_integrity import require_sane_size
 from prostate_seg.imaging.sitk_reader import (
     LFS_POINTER,
     open_reader,
     reason_of,
-    refusing_unreadable,
     require_scalar_pixels,
 )
 
@@ -66,9 +66,7 @@ def read_series(folder: Path) -> sitk.Image:
     ordered = _checked_slices(folder)
     if len(ordered) == 1:
         return _read_single(ordered[0])
-    with refusing_unreadable():
-        image = _series_reader(ordered).Execute()
-    return _placed(image, ordered)
+    return _placed(_series_reader(ordered).Execute(), ordered)
 
 
 def series_files(folder: Path) -> list[Path]:
@@ -83,6 +81,8 @@ def series_files(folder: Path) -> list[Path]:
 def _checked_slices(folder: Path) -> list[_Slice]:
     """Return the headers of the one volume of a folder, sorted by position."""
     slices = _slices_of(folder)
+    columns, rows, _ = slices[0].size
+    require_sane_size((columns, rows, sum(one.size[2] for one in slices)))
     if len(slices) == 1:
         return slices
     _check_one_series(slices)
@@ -154,8 +154,7 @@ def _read_single(only: _Slice) -> sitk.Image:
             "a volume has three dimensions, and the folder holds a single DICOM image; export all slices of the series",
             "not_3d",
         )
-    with refusing_unreadable():
-        return open_reader(only.path, image_io="GDCMImageIO").Execute()
+    return open_reader(only.path, image_io="GDCMImageIO").Execute()
 
 
 def _check_one_series(slices: Sequence[_Slice]) -> None:

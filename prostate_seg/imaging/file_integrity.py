@@ -1,4 +1,4 @@
-"""Whether a file holds all that its header promises.
+"""Whether a file can hold, and then whether it holds, all that its header promises.
 
 SimpleITK fills what is missing of a NIfTI file with zeros, and of a compressed MetaImage with whatever was in memory; it checks
 no checksum in either. NRRD files and uncompressed MetaImages it checks itself.
@@ -9,6 +9,7 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -34,6 +35,24 @@ NIFTI_START_BYTES = 65536
 META_HEADER_BYTES = 65536
 """Part of a MetaImage file in which the text header ends; headers are a few hundred bytes."""
 
+MAX_NRRD_LINE = 500
+"""Characters of a line of a NRRD header; a damaged one of 1,000 overruns a buffer of teem, which reads it."""
+
+NRRD_LONG_LINE = rb"(?m)^(?!#|content:|[^\n:]{1,500}:=)[^\n]{%d,}" % MAX_NRRD_LINE
+"""Such a line, but a comment, the content or a key with its value, which are text."""
+
+MAX_AXIS_VOX = 4096
+"""Most voxels along an axis; the finest scans have about 1,000."""
+
+MAX_VOXELS = 2**28
+"""Most voxels of a volume, 512 x 512 x 1024; a T2-weighted study has 3 to 50 million."""
+
+MOST_INFLATION = 1032
+"""Deflate makes a byte of at most so many; a header that promises more cannot be true."""
+
+INFLATED_CHUNK_BYTES = 2**24
+"""Part of a compressed file that is in memory at once while its length is counted."""
+
 
 def require_content(path: Path) -> None:
     """Refuse empty files and Git LFS pointers."""
@@ -46,6 +65,69 @@ def require_content(path: Path) -> None:
             "this is a Git LFS pointer, not the image itself; run `git lfs pull` (or `dvc pull`) where it came from",
             "lfs_pointer",
         )
+
+
+def require_sane_header(path: Path) -> None:
+    """Refuse text headers that let SimpleITK's libraries write or read beyond their own memory, which ends the process."""
+    suffix = image_suffix(path.name) or ""
+    if suffix not in (".mha", ".mhd", ".nrrd"):
+        return
+    with path.open("rb") as stream:
+        start = stream.read(META_HEADER_BYTES)
+    header = re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0] if suffix == ".nrrd" else start
+    if suffix == ".nrrd" and (line := re.search(NRRD_LONG_LINE, header)):
+        raise VolumeError(
+            f"a line of its header is longer than {MAX_NRRD_LINE} characters "
+            f"({line.group()[:20].decode('ascii', 'replace')}...): the header is damaged; copy or export it again"
+        )
+    said = re.findall(rb"(?mi)^\s*NDims\s*=\s*(\S*)", header) if suffix != ".nrrd" else []
+    if bad := next((value for value in said if value not in (b"1", b"2", b"3", b"4")), None):
+        number = bad[:20].decode("ascii", "replace")
+        raise VolumeError(f"a volume has three dimensions, and the header says {number}; export it again", "not_3d")
+
+
+def require_sane_size(size_xyz: Sequence[int]) -> None:
+    """Refuse sizes that no study has, before memory is set aside for them."""
+    if max(size_xyz) <= MAX_AXIS_VOX and math.prod(size_xyz) <= MAX_VOXELS:
+        return
+    size = " x ".join(str(length) for length in size_xyz)
+    raise VolumeError(
+        f"a volume has at most {MAX_AXIS_VOX} voxels along an axis and {MAX_VOXELS} in all, and the header says {size}; "
+        "it may be damaged: export the volume again",
+        "too_large",
+    )
+
+
+def require_room(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Refuse a header that promises more than the file can hold, before memory is set aside for it.
+
+    Raises:
+        VolumeError: If it does, or names voxels that are not in a file.
+    """
+    voxels = _voxel_file(path)
+    if voxels is None or not voxels.exists():
+        return
+    if not voxels.is_file():
+        raise VolumeError(f"its header names {voxels.name} for the voxels, and that is no file; export it again")
+    promised, stored = _voxel_bytes(reader), voxels.stat().st_size
+    if promised > MOST_INFLATION * stored:
+        raise VolumeError(
+            f"the file is incomplete: its header promises {promised} bytes of voxels, which {stored} bytes cannot hold; "
+            "copy or export it again"
+        )
+
+
+def _voxel_file(path: Path) -> Path | None:
+    """Return the file with the voxels, which a .mhd or .nrrd may name; None where it names several."""
+    pattern = {".mhd": rb"(?m)^ElementDataFile *= *(.+?)\s*$", ".nrrd": rb"(?mi)^data ?file: *(.+?)\s*$"}
+    suffix = image_suffix(path.name) or ""
+    with path.open("rb") as stream:
+        start = stream.read(META_HEADER_BYTES) if suffix in pattern else b""
+    named = re.search(pattern[suffix], start.partition(b"\n\n")[0]) if suffix in pattern else None
+    if named is None:
+        return path
+    name = named.group(1).decode(errors="replace").strip()
+    return None if not name or name.split()[0].upper() == "LIST" or "%" in name else path.parent / name
 
 
 def require_complete(path: Path, reader: sitk.ImageFileReader, image: sitk.Image) -> None:
@@ -131,7 +213,9 @@ def _inflated_bytes(data: bytes) -> int:
     length = 0
     while True:
         stream = zlib.decompressobj(wbits=ZLIB_OR_GZIP)
-        length += len(stream.decompress(data))
+        while inflated := stream.decompress(data, INFLATED_CHUNK_BYTES):
+            length += len(inflated)
+            data = stream.unconsumed_tail
         if not stream.eof:
             raise VolumeError(
                 f"the file is incomplete: its compressed data break off after {length} bytes; copy it again"

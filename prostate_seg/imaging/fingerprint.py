@@ -53,7 +53,9 @@ def thumbnail(image: Volume) -> np.ndarray:
         _mean_weights(image.geometry, axis, num_vox=num_vox, edge_mm=edge_mm)
         for axis, (num_vox, edge_mm) in enumerate(zip(THUMBNAIL_SHAPE, THUMBNAIL_SPACING_MM, strict=True))
     )
-    small = np.tensordot(z, y @ (image.array.astype(np.float32) @ x.T), axes=1)
+    array = image.array.astype(np.float32)
+    array -= array.mean()  # what a small study does not reach is its mean: a dark border would make all of them alike
+    small = np.tensordot(z, y @ (array @ x.T), axes=1)
     fine, broad = (
         ndimage.gaussian_filter(small, [0.0, *(sd_mm / edge_mm for edge_mm in THUMBNAIL_SPACING_MM[1:])])
         for sd_mm in BAND_MM

@@ -16,7 +16,13 @@ import SimpleITK as sitk
 from prostate_seg.errors import InputError, VolumeError
 from prostate_seg.files import atomic_path, md5_of, md5_of_text
 from prostate_seg.imaging.dicom_series import read_series
-from prostate_seg.imaging.file_integrity import require_complete, require_content
+from prostate_seg.imaging.file_integrity import (
+    require_complete,
+    require_content,
+    require_room,
+    require_sane_header,
+    require_sane_size,
+)
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.sitk_reader import (
     IMAGE_IO,
@@ -28,6 +34,15 @@ from prostate_seg.imaging.sitk_reader import (
 
 SINGLE_FILE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """What can be written: .mhd needs a second file beside it, which no single rename can put in place."""
+
+EDGE_RANGE_MM = (0.01, 100.0)
+"""Shortest and longest voxel edge; outside them the header is damaged or in another unit."""
+
+MAX_EXTENT_MM = 2000.0
+"""No volume is longer along an axis than a scanner's bore."""
+
+RIGHT_ANGLE_TOLERANCE = 0.01
+"""Largest cosine between two axes of a grid, and largest difference of an axis from length 1."""
 
 WORLD_AXES = ("LR", "PA", "SI")
 """Letters of the two directions along x, y and z, LPS first."""
@@ -46,7 +61,9 @@ def read_volume(path: Path, *, channel: int | None = None) -> Volume:
     Raises:
         VolumeError: If this is not one complete three-dimensional scalar volume; `check` names the reason.
     """
-    image = read_series(path) if path.is_dir() else _read_file(path, channel=channel)
+    with refusing_unreadable():
+        image = read_series(path) if path.is_dir() else _read_file(path, channel=channel)
+    _check_grid(image)
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
     oriented = _to_lps(image, code)
     array = sitk.GetArrayFromImage(oriented)
@@ -140,13 +157,40 @@ def _axes(code: str) -> tuple[list[int], list[bool]]:
 
 def _read_file(path: Path, *, channel: int | None) -> sitk.Image:
     _check_file(path)
-    with refusing_unreadable():
-        reader = open_reader(path, image_io=IMAGE_IO[image_suffix(path.name) or ""])
-        require_scalar_pixels(reader)
-        _check_three_dimensional(reader.GetSize(), channel=channel)
-        image = reader.Execute()
-        require_complete(path, reader, image)
+    require_sane_header(path)
+    reader = open_reader(path, image_io=IMAGE_IO[image_suffix(path.name) or ""])
+    require_scalar_pixels(reader)
+    _check_three_dimensional(reader.GetSize(), channel=channel)
+    require_sane_size(reader.GetSize())
+    require_room(path, reader)
+    image = reader.Execute()
+    require_complete(path, reader, image)
     return image[:, :, :, channel or 0] if image.GetDimension() == 4 else image
+
+
+def _check_grid(image: sitk.Image) -> None:
+    """Refuse grids that no scanner makes: damaged headers, other units, sheared axes."""
+    edges_mm, directions = np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(3, 3)
+    shortest_mm, longest_mm = EDGE_RANGE_MM
+    extent_mm = edges_mm * image.GetSize()
+    if not (edges_mm.min() >= shortest_mm and edges_mm.max() <= longest_mm and extent_mm.max() <= MAX_EXTENT_MM):
+        edges = " x ".join(f"{edge:.4g}" for edge in edges_mm)
+        size = " x ".join(str(length) for length in image.GetSize())
+        raise VolumeError(
+            f"voxel edges are {shortest_mm:g} to {longest_mm:g} mm and a volume at most {MAX_EXTENT_MM:g} mm long, and the "
+            f"header says {edges} mm for {size} voxels; mend the spacing, or export it again",
+            "implausible_grid",
+        )
+    if not np.isfinite(image.GetOrigin()).all():
+        raise VolumeError(
+            f"the header says that the first voxel lies at {image.GetOrigin()}; mend it", "implausible_grid"
+        )
+    if not np.abs(directions.T @ directions - np.eye(3)).max() <= RIGHT_ANGLE_TOLERANCE:
+        axes = " ".join(f"({', '.join(f'{value:.3f}' for value in axis)})" for axis in directions.T)
+        raise VolumeError(
+            f"the axes of a grid are at right angles, and the header's are {axes}; resample it to a straight grid",
+            "sheared_axes",
+        )
 
 
 def _header_text(path: Path) -> str:

@@ -39,10 +39,10 @@ def open_reader(path: Path, *, image_io: str) -> sitk.ImageFileReader:
 
 @contextmanager
 def refusing_unreadable() -> Iterator[None]:
-    """Turn SimpleITK's RuntimeError and zlib's errors into a `VolumeError` in few words."""
+    """Turn SimpleITK's RuntimeError, zlib's errors and those of the disk into a `VolumeError` in few words."""
     try:
         yield
-    except (RuntimeError, zlib.error) as error:
+    except (RuntimeError, zlib.error, OSError) as error:
         raise VolumeError(
             "the file cannot be read: it is damaged, incomplete or not what its suffix says "
             f"({reason_of(error)}); copy or export it again"

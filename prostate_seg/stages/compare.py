@@ -29,7 +29,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     baseline, *others = _all_results(cfg, workspace)
     comparisons = compare(baseline, others, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
     with atomic_folder(workspace.comparison) as folder:
-        write_text(folder / "comparison.csv", _long_table(comparisons).to_csv(index=False))
+        write_text(folder / "comparison.csv", _long_table(comparisons).to_csv(index=False, lineterminator="\n"))
         write_json(folder / "comparison.json", _summary(comparisons, cfg))
         draw_comparisons(folder / "comparison.png", comparisons)
     for comparison in comparisons:

@@ -56,8 +56,10 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         )
         summary["leak_gate"] = verdict.as_dict()
         table = cases_table(scored, oracle_crop=oracle_crop)
-        write_text(folder / "cases.csv", table.to_csv(index=False))
-        write_text(folder / "slices.csv", slices_table(scored).to_csv(index=False, float_format="%.6g"))
+        write_text(folder / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
+        write_text(
+            folder / "slices.csv", slices_table(scored).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        )
         write_json(folder / "metrics.json", summary)
         write_json(folder / "summary.json", flat_summary(summary))
         draw_case_metrics(folder / "cases.png", table)

@@ -150,8 +150,13 @@ class _LogSender(logging.Handler):
 
 def _work(pipe: Connection, train_fold: TrainFold, index: int, num_parallel: int) -> None:
     """Be the process of a fold."""
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # Ctrl-C and Slurm's signals reach the whole group
-        signal.signal(number, signal.SIG_IGN)  # the parent ends its processes itself
+    for name in (
+        "SIGINT",
+        "SIGUSR1",
+        "SIGUSR2",
+    ):  # Ctrl-C and Slurm's signals, which Windows lacks, reach the whole group
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)  # the parent ends its processes itself
     logging.basicConfig(level=logging.INFO, handlers=[_LogSender(pipe)])
     torch.set_num_threads(max(1, num_cores() // num_parallel))
     if torch.cuda.is_available():

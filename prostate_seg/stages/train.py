@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from prostate_seg import torchrun
 from prostate_seg.config import Config, Device, Resume, TrainConfig, ValMetric, portable_science_of
@@ -135,7 +135,13 @@ def train_fold(
 ) -> None:
     """Train one fold; another process that trains it in this workspace goes first."""
     place = md5_of_text(str(workspace.training.absolute()))[:8]
-    with FileLock(workspace.cache / f"training_{place}_fold{index}.lock"):
+    turn = FileLock(workspace.cache / f"training_{place}_fold{index}.lock")
+    try:
+        turn.acquire(timeout=0)
+    except Timeout:
+        log.info("fold %d: another process trains it in this workspace and goes first; this one waits", index)
+        turn.acquire()
+    with turn:
         _train_fold(cfg, workspace, folds[index], index, record, team)
 
 

@@ -4,16 +4,19 @@ import os
 import re
 from pathlib import Path
 
+DRIVE = r"[A-Za-z]:[/\\]"
+"""How an absolute path begins on Windows."""
+
 
 def resolved_uri(uri: str) -> str:
     """Return the address with a relative sqlite file placed in the project's root."""
-    match = re.match(r"sqlite:///(?!/)(.+)$", uri)
-    return f"sqlite:///{project_root() / match.group(1)}" if match else uri
+    match = re.match(rf"sqlite:///(?!/|{DRIVE})(.+)$", uri)
+    return f"sqlite:///{(project_root() / match.group(1)).as_posix()}" if match else uri
 
 
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of a resolved sqlite address, None for every other."""
-    match = re.match(r"sqlite:///(/[^?]*)", uri)
+    match = re.match(rf"sqlite:///((?:/|{DRIVE})[^?]*)", uri)
     return Path(match.group(1)) if match else None
 
 

@@ -1,6 +1,5 @@
 """What MLflow is told of one stage: its run, the runs of its folds, and how they stand to the runs around them."""
 
-import getpass
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from prostate_seg.errors import InputError, Pruned
 from prostate_seg.tracking.address import resolved_uri, shown_address
 from prostate_seg.tracking.delivery import Delivery
 from prostate_seg.tracking.job import Outcome, command_line
+from prostate_seg.tracking.process import user_name
 from prostate_seg.tracking.record import Hashes, flat
 from prostate_seg.tracking.run_tree import ALL, NONE, RunTree, now_ms
 from prostate_seg.tracking.spool import DELIVERED, Header, Record, Spool, new_local_id, plain, remove_delivered
@@ -156,7 +156,7 @@ class Branch:
             "mlflow.source.git.commit": around.git.commit,
             "mlflow.source.name": f"prostate_seg stage={self.stage_run.stage}",
             "mlflow.source.type": "LOCAL",
-            "mlflow.user": _user(),
+            "mlflow.user": user_name(),
             **{f"machine.{name}": value for name, value in around.machine.items()},
             **{f"package.{name}": around.packages[name] for name in SHOWN_PACKAGES if name in around.packages},
             **around.launched_by,
@@ -191,7 +191,8 @@ class Branch:
             self._put_results(record, hashes)
         self.put({"do": "log", "run": self.key, "tags": self._ending(error)})
         self.put_files(self._write_end)
-        end = {"run": self.key, "status": outcome.value, "end_ms": now_ms()}
+        ended_ms = max(now_ms(), int(self.stage_run.started * 1000))  # a clock set back ends no run before it began
+        end = {"run": self.key, "status": outcome.value, "end_ms": ended_ms}
         self.put({"do": "end", **end})
         self.put({"do": "place", **end, **self._place(outcome, error, record)})
         num_left = self.writer.close(within_seconds=SECONDS_TO_CLOSE)
@@ -348,7 +349,8 @@ class FoldBranch:
         self.branch = branch
         self.index = index
         self.key = new_local_id()
-        opening = {"do": "fold", "run": self.key, "parent": branch.key, "fold": str(index), "start_ms": now_ms()}
+        self.started_ms = now_ms()
+        opening = {"do": "fold", "run": self.key, "parent": branch.key, "fold": str(index), "start_ms": self.started_ms}
         branch.put(opening)
         branch.put({"do": "log", "run": self.key, "params": self._params()})
 
@@ -363,7 +365,9 @@ class FoldBranch:
 
     def close(self, outcome: Outcome) -> None:
         """End the fold's run."""
-        self.branch.put({"do": "end", "run": self.key, "status": outcome.value, "end_ms": now_ms()})
+        self.branch.put(
+            {"do": "end", "run": self.key, "status": outcome.value, "end_ms": max(now_ms(), self.started_ms)}
+        )
 
     def _params(self) -> dict[str, str]:
         settings = self.branch.stage_run.redactor.tree(science_of(self.branch.stage_run.cfg))
@@ -405,10 +409,3 @@ def _copy(paths: Sequence[Path], folder: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container whose user has no name
-        return "unknown"

@@ -117,6 +117,6 @@ def _git(*arguments: str) -> str:
     """Return what git prints in the project's root; empty when it refuses."""
     command = ["git", "-C", str(project_root()), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False).stdout
     except FileNotFoundError as error:
         raise InputError("git is not installed, and commits are asked for") from error

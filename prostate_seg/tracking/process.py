@@ -4,6 +4,7 @@ A process id alone is not enough: ids are used again, machines restart, containe
 namespace and the start of the process together are.
 """
 
+import getpass
 import os
 import re
 import socket
@@ -80,6 +81,14 @@ def is_silent(tags: Mapping[str, str], *, since: timedelta, now: datetime | None
 def now_text() -> str:
     """Return the time as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def user_name() -> str:
+    """Return who runs this process."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container whose user has no name; Windows without USERNAME
+        return "unknown"
 
 
 def _boot_id() -> str:

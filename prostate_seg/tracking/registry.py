@@ -4,7 +4,6 @@ A version holds a folder of networks with what they showed on their test cases, 
 pickled. Aliases are challenger, the newest registered, and champion; each move leaves a tag on the registered model.
 """
 
-import getpass
 import json
 import shutil
 import socket
@@ -30,6 +29,7 @@ from prostate_seg.tracking import dvc_cache
 from prostate_seg.tracking.address import resolved_uri
 from prostate_seg.tracking.hashing import hash_paths
 from prostate_seg.tracking.job import Outcome
+from prostate_seg.tracking.process import user_name
 from prostate_seg.tracking.record import path_of
 from prostate_seg.tracking.recorded import artifact_text, find_run, open_tree, recorded_stages
 from prostate_seg.tracking.run_tree import Level, RunTree
@@ -317,7 +317,7 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
             "from": None if before is None else before.number,
             "to": to,
             "at": now.isoformat(timespec="seconds"),
-            "by": f"{_user()}@{socket.gethostname()}",
+            "by": f"{user_name()}@{socket.gethostname()}",
             "why": why,
         }
         if move["from"] == to:
@@ -423,10 +423,3 @@ def _lift(fetched: Path, folder: Path) -> None:
     if fetched.resolve() != folder.resolve():
         for path in fetched.iterdir():
             path.rename(folder / path.name)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container whose user has no name
-        return "unknown"

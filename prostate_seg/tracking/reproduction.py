@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -143,9 +144,20 @@ def _restore_input(key: str, md5: str, folder: Path, places: Sequence[Path], *, 
             raise InputError(f"{key} is not what the run read; it lies outside of the workspace, so put it back there")
     elif here is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(here.absolute(), target_is_directory=here.is_dir())
+        _link_or_copy(here.absolute(), target)
     else:
         dvc_cache.restore(md5, target)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Link where the system lets this user do so, which Windows often does not."""
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except OSError:
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class StageRun:
         self.workspace = workspace
         self.job = job
         self.started = time.time()
+        self._clock = time.monotonic()
         self.redactor = Redactor(settings=as_container(cfg))
         self.surroundings: Surroundings = look_around(Path.cwd())
         self.branch: Branch | None = None
@@ -63,6 +64,11 @@ class StageRun:
     def run_id(self) -> str | None:
         """Id of the run in the store."""
         return None if self.branch is None else self.branch.run_id
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start, whatever the clock was set to meanwhile."""
+        return time.monotonic() - self._clock
 
     @contextmanager
     def open_fold(self, index: int) -> Iterator[FoldRecord]:
@@ -90,7 +96,7 @@ class StageRun:
             InputError: If it can neither be sent nor kept; the stage's files are complete then all the same.
         """
         where = "" if self.branch is None else f", run {self.branch.run_id} of {self.cfg.mlflow.name}"
-        log.info("%s %s after %.1f s%s", self.stage, outcome.value, time.time() - self.started, where)
+        log.info("%s %s after %.1f s%s", self.stage, outcome.value, self.seconds, where)
         record: dict[str, Any] | None = None
         hashes: Hashes | None = None
         if outcome is Outcome.finished and self.result is not None:
@@ -115,7 +121,7 @@ class StageRun:
             "pipeline_run_id": None if self.branch is None else self.branch.pipeline_id,
             "experiment": self.cfg.mlflow.experiment,
             "finished_at": now_text(),
-            "seconds": round(time.time() - self.started, 1),
+            "seconds": round(self.seconds, 1),
             "command": command_line(self.job),
             "overrides": list(self.job.overrides),
             "settings": science_of(self.cfg),
@@ -142,7 +148,8 @@ class StageRun:
         return {name: entry for name, entry in entries.items() if name.split(".")[0] != self.stage}
 
     def _changed_inputs(self, hashes: Hashes) -> Sequence[str]:
-        changed = [key for key, hashed in hashes.inputs.items() if hashed.newest_mtime > self.started]
+        now = time.time()  # a file from the future, as after the clock was set back, says nothing
+        changed = [key for key, hashed in hashes.inputs.items() if self.started < hashed.newest_mtime <= now]
         for key in changed:
             log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.stage)
         return changed

@@ -3,11 +3,13 @@
 A store that cannot be used stops a run before its stage starts, within ten seconds, with the address and the next step.
 """
 
+import errno
 import logging
 import os
 import re
 import socket
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -196,6 +198,8 @@ def _next_step(error: BaseException) -> str:
     text = str(error)
     if "out-of-date" in text or "Can't locate revision" in text:
         return "Back it up and run: mlflow db upgrade ADDRESS"
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "disk is full" in text:
+        return f"Free some space beside it, and in {tempfile.gettempdir()} (TMPDIR), and start again"
     if "locked" in text:
         return "Close what holds it and start again"
     if isinstance(error, (TimeoutError, ConnectionError, socket.gaierror)):

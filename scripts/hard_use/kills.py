@@ -1,0 +1,153 @@
+"""Kill stages at random moments with `kill -9`, give the same commands again, and compare with an undisturbed run.
+
+    python -m scripts.hard_use.kills --kills 100 --seed 1
+
+A round takes a project through all stages; so many times, at a random stage and moment, the stage is killed and started again.
+At its end every output must equal the undisturbed run's, byte for byte. Half of the rounds record runs in MLflow; of those no
+run may be left open, and DS_VERSION.json must name the hashes that lie there.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prostate_seg.files import md5_of, md5_of_text
+from tests.project_helpers import Project
+
+STAGES = ("fetch", "preprocess", "prepare", "train", "evaluate", "report")
+OUTPUTS = ("data", "preprocess", "prepared", "model", "evaluation", "report")
+KILLS_PER_ROUND = 20
+TRAINING = ("train.max_epochs=3", "train.steps_per_epoch=4")
+"""Long enough that a kill often meets a checkpoint."""
+
+CHANGING = re.compile(
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?|[0-9a-f]{32}|\d+(\.\d+)? (s|min|minutes|seconds)\b"
+    rf"|<tr><th scope=\"row\">({'|'.join(STAGES)})</th>.*"
+)
+"""Times, run ids and hashes, which a report names; its table of stages has each one's seconds. No two runs share them."""
+
+
+@dataclass(slots=True)
+class Round:
+    """One way through the stages."""
+
+    project: Project
+    recording: Sequence[str]
+    """Overrides that say where runs are recorded."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each stage when it is left alone."""
+    num_kills: int = 0
+    """Processes that were killed before they had ended by themselves."""
+
+    def finish(self, stage: str) -> None:
+        """Run a stage to its end."""
+        started = time.monotonic()
+        done = self.project.run(f"stage={stage}", *TRAINING, *self.recording)
+        assert done.returncode == 0, f"{stage}\n{done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        self.seconds[stage] = time.monotonic() - started
+
+    def kill(self, stage: str, *, after_seconds: float) -> None:
+        """Start a stage and kill it after a while."""
+        process = self.project.start(f"stage={stage}", *TRAINING, *self.recording)
+        time.sleep(after_seconds)
+        process.kill()
+        process.communicate()
+        self.num_kills += process.returncode < 0
+
+
+def outputs_of(folder: Path) -> dict[str, str]:
+    """Return the md5 of every output; of a report's page, without what no two runs share."""
+    found = {}
+    for name in OUTPUTS:
+        for path in sorted((folder / name).rglob("*")):
+            if path.is_file():
+                key = path.relative_to(folder).as_posix()
+                is_page = path.suffix in (".html", ".md")
+                found[key] = (
+                    md5_of_text(CHANGING.sub("", path.read_text(encoding="utf-8"))) if is_page else md5_of(path)
+                )
+    return found
+
+
+def undisturbed(folder: Path, *, recording: Sequence[str], stages: Sequence[str] = STAGES) -> Round:
+    """Take a project through the stages without a kill."""
+    folder.mkdir()
+    whole = Round(Project(folder), recording)
+    for stage in stages:
+        whole.finish(stage)
+    return whole
+
+
+def disturbed(
+    folder: Path, whole: Round, *, num_kills: int, rng: random.Random, stages: Sequence[str] = STAGES
+) -> Round:
+    """Take a project through the stages with so many kills, and compare the outputs at the end."""
+    folder.mkdir()
+    one = Round(Project(folder), whole.recording)
+    weights = [whole.seconds[stage] for stage in stages]
+    chosen = rng.choices(stages, weights, k=num_kills)
+    for stage in stages:
+        for _ in range(chosen.count(stage)):
+            one.kill(stage, after_seconds=rng.uniform(0.3, 1.0) * whole.seconds[stage])
+        one.finish(stage)
+    require_same(outputs_of(folder), outputs_of(whole.project.folder))
+    require_sound_record(one)
+    return one
+
+
+def require_same(found: dict[str, str], expected: dict[str, str]) -> None:
+    """Fail with the names of the files that differ."""
+    other = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+    assert not other, f"outputs differ from the undisturbed run's: {', '.join(other)}"
+
+
+def require_sound_record(one: Round) -> None:
+    """Fail unless the record can be read and no run is left open."""
+    entries = json.loads((one.project.folder / "DS_VERSION.json").read_text())["stages"]
+    assert set(one.seconds) <= set(entries), sorted(entries)
+    if "mlflow=off" not in one.recording:
+        runs = one.project.runs()
+        assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}, [run.info.status for run in runs]
+        finished = [
+            run.data.tags["stage"]
+            for run in runs
+            if run.data.tags["level"] == "stage" and run.info.status == "FINISHED"
+        ]
+        assert sorted(finished) == sorted(one.seconds), finished
+
+
+def main() -> None:
+    """Do rounds until so many processes were killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    rng, started, killed, rounds = random.Random(arguments.seed), time.monotonic(), 0, 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recordings: dict[str, list[str]] = {"off": ["mlflow=off"], "on": []}
+        whole: dict[str, Round] = {}
+        while killed < arguments.kills:
+            kind = ("off", "on")[rounds % 2]
+            if kind not in whole:
+                whole[kind] = undisturbed(folder / f"whole_{kind}", recording=recordings[kind])
+            num_kills = min(KILLS_PER_ROUND, arguments.kills - killed)
+            one = disturbed(folder / str(rounds), whole[kind], num_kills=num_kills, rng=rng)
+            killed, rounds = killed + one.num_kills, rounds + 1
+            print(f"round {rounds}, mlflow {kind}: {one.num_kills} killed, outputs equal", flush=True)
+    print(
+        f"{killed} kills in {rounds} rounds over {len(STAGES)} stages, all outputs equal; {time.monotonic() - started:.0f} s"
+    )
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

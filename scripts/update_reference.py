@@ -1,0 +1,101 @@
+"""Write docs/reference.md: every setting with its type, default and sentence. `make reference` runs it; a test says when."""
+
+import ast
+import dataclasses
+import inspect
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast, get_args, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from prostate_seg import config
+from prostate_seg.__main__ import config_folder
+from prostate_seg.config import Config
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
+
+HEAD = """# Every setting
+
+`make reference` makes this page of the dataclasses in `prostate_seg/config.py` and the values in `configs/`; change those.
+A setting is changed with `key=value`, an option of a group is chosen with `group=option`, and
+`python -m prostate_seg --cfg job` shows all of them as they would be. Other options of a group may have other values.
+"""
+
+
+def reference_text() -> str:
+    """Return the whole page."""
+    hints = get_type_hints(Config)
+    defaults, chosen = _defaults()
+    alone = [name for name, hint in hints.items() if not dataclasses.is_dataclass(hint)]
+    sections = ["## Settings without a group\n\n" + _table(Config, "", defaults, only=alone)]
+    sections += [
+        _section(name, cast(type, hint), defaults[name], chosen=chosen.get(name, ""))
+        for name, hint in hints.items()
+        if name not in alone
+    ]
+    return "\n".join([HEAD, *sections])
+
+
+def _section(name: str, kind: type, defaults: Any, *, chosen: str) -> str:
+    return f"## {name}\n\n{inspect.getdoc(kind)}\n\n{_options(name, chosen)}{_table(kind, f'{name}.', defaults)}"
+
+
+def _options(group: str, chosen: str) -> str:
+    """Return a list of the group's options, each with its first line; nothing where there is one."""
+    paths = sorted((config_folder() / group).glob("*.yaml"))
+    if len(paths) < 2:
+        return ""
+    first = {
+        path: next(line for line in path.read_text(encoding="utf-8").splitlines() if "@" not in line) for path in paths
+    }
+    marks = {path: " (default)" if path.stem == chosen else "" for path in paths}
+    lines = [f"- `{group}={path.stem}`{marks[path]}: {first[path].removeprefix('# ')}\n" for path in paths]
+    return "".join(lines) + "\n"
+
+
+def _table(kind: type, prefix: str, defaults: Any, *, only: list[str] | None = None) -> str:
+    rows = ["| key | type | default | what |", "|---|---|---|---|", *_rows(kind, prefix, defaults, only=only)]
+    return "\n".join(rows) + "\n"
+
+
+def _rows(kind: type, prefix: str, defaults: Any, *, only: list[str] | None) -> list[str]:
+    rows, sentences = [], _sentences(kind)
+    for name, hint in get_type_hints(kind).items():
+        if only is not None and name not in only:
+            continue
+        inner = next((one for one in (hint, *get_args(hint)) if dataclasses.is_dataclass(one)), None)
+        value = (defaults or {}).get(name)
+        shown = "a group" if inner and value else f"`{_yaml(value)}`"
+        cells = [f"`{prefix}{name}`", config.type_in_words(hint), shown, sentences[name]]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows += _rows(cast(type, inner), f"{prefix}{name}.", value, only=None) if inner else []
+    return rows
+
+
+def _sentences(kind: type) -> dict[str, str]:
+    """Return the text under each field of a dataclass."""
+    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
+    found = {}
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
+            found[field.target.id] = " ".join(str(cast(ast.Constant, text.value).value).split())
+    return found
+
+
+def _defaults() -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of a plain command, and the option of each group that they come from."""
+    with initialize_config_dir(config_dir=str(config_folder())):
+        whole = compose("config", return_hydra_config=True)
+    plain = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+    return cast(dict[str, Any], OmegaConf.to_container(plain, resolve=False)), dict(whole.hydra.runtime.choices)
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(reference_text(), encoding="utf-8")

@@ -1,0 +1,35 @@
+"""What macOS and Windows lack is not needed: processes are spawned, signals and calls of POSIX may be absent."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.project_helpers import Project, copy_of
+
+pytestmark = pytest.mark.slow
+
+ELSEWHERE = str(Path(__file__).with_name("elsewhere.py"))
+
+
+def test_folds_train_side_by_side_with_spawn_and_without_what_windows_lacks(prepared: Project, tmp_path: Path) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    settings = ("train.num_parallel_folds=2", "train.max_epochs=1", "mlflow=off")
+    done = project.run("stage=train", *settings, program=ELSEWHERE, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "best val Dice: fold 0" in done.stdout
+    assert (project.folder / "model" / "fold1" / "weights.safetensors").is_file()
+
+
+def test_names_that_the_terminal_cannot_show_stop_no_stage(prepared: Project, tmp_path: Path) -> None:
+    project = copy_of(prepared, tmp_path / "project")
+    for path in project.folder.glob("data/*/ph001_1.nii.gz"):
+        path.rename(path.with_name("Ätna前列腺_1.nii.gz"))
+    (project.folder / "data" / "cases.csv").unlink()
+    (project.folder / "data" / "images" / "Ü.nii.gz").write_bytes(b"no image")
+    arguments = ("stage=preprocess", "mlflow=off", "data.on_bad_case=exclude")
+    done = project.run(*arguments, PYTHONIOENCODING="ascii", program=ELSEWHERE)
+    assert done.returncode == 0, done.stderr
+    assert "Logging error" not in done.stderr
+    assert r"\xdc: image_without_mask" in done.stdout
+    logs = [path.read_text(encoding="utf-8") for path in project.folder.glob("logs/*/*preprocess/prostate_seg.log")]
+    assert any("Ü: image_without_mask" in text for text in logs)

@@ -1,0 +1,28 @@
+"""Stages killed at any moment and given again end with the undisturbed run's files; `make hard-use` kills a hundred."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from scripts.hard_use.kills import disturbed, outputs_of, require_same, undisturbed
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("fetch", "preprocess", "prepare")
+"""Those that take seconds; test_resume.py kills trainings."""
+
+
+def test_stages_killed_at_random_moments_end_with_the_same_files(tmp_path: Path) -> None:
+    whole = undisturbed(tmp_path / "whole", recording=["mlflow=off"], stages=STAGES)
+    one = disturbed(tmp_path / "killed", whole, num_kills=3, rng=random.Random(3), stages=STAGES)
+    assert one.num_kills >= 2
+
+
+def test_a_file_that_differs_or_is_missing_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "weights").write_text(name)
+    (tmp_path / "b" / "model" / "more").touch()
+    with pytest.raises(AssertionError, match=r"differ from the undisturbed run's: model/more, model/weights"):
+        require_same(outputs_of(tmp_path / "a"), outputs_of(tmp_path / "b"))

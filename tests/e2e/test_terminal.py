@@ -1,0 +1,79 @@
+"""At a terminal a bar; in a log, a pipe or a terminal that can draw nothing plain lines; and the shell completes settings."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.project_helpers import SMALL, clean_environment
+
+pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
+
+CONTROL = re.compile(r"\x1b|\r(?!\n)")
+"""What moves a cursor or colours text."""
+
+FETCH = [sys.executable, "-m", "prostate_seg", "stage=fetch", "mlflow=off", *SMALL]
+
+
+def at_terminal(folder: Path, kind: str) -> str:
+    """Run a stage at a terminal of this kind and return what it writes there."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        FETCH, cwd=folder, env=clean_environment() | {"TERM": kind}, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # Linux' end of a terminal
+        while part := os.read(ours, 65536):
+            text += part
+    os.close(ours)
+    assert process.wait(60) == 0, text
+    return text.decode()
+
+
+def test_terminal_gets_a_bar_and_one_that_cannot_draw_gets_lines(tmp_path: Path) -> None:
+    assert CONTROL.search(at_terminal(tmp_path, "xterm"))
+    text = at_terminal(tmp_path, "dumb")
+    assert not CONTROL.search(text)
+    assert "made 4 phantom studies" in text
+
+
+def test_pipe_and_log_get_plain_lines(tmp_path: Path) -> None:
+    done = subprocess.run(FETCH, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=True)
+    (log,) = tmp_path.glob("logs/*/*/prostate_seg.log")
+    for text in (done.stdout, done.stderr, log.read_text(encoding="utf-8")):
+        assert not CONTROL.search(text)
+    assert "made 4 phantom studies" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is absent")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("prostate-seg stage=train model=un", {"model=unet", "model=unet3d"}),
+        ("prostate-seg stage=train train.max_", {"train.max_epochs=", "train.max_minutes="}),
+    ],
+)
+def test_bash_completes_options_and_settings(tmp_path: Path, typed: str, offered: set[str]) -> None:
+    script = f"""
+    eval "$(prostate-seg -sc install=bash)"
+    COMP_LINE={typed!r} COMP_POINT={len(typed)} COMP_CWORD=2
+    hydra_bash_completion
+    printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=clean_environment() | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == offered
+    assert list(tmp_path.iterdir()) == []
