@@ -41,3 +41,10 @@ def test_kept_outputs_are_small_and_name_no_machine() -> None:
     assert "Traceback" not in text
     for cell in code_cells(nbformat.read(NOTEBOOK, as_version=4))[1:]:
         assert cell.outputs, cell.source
+
+
+def test_links_of_the_notebook_lead_somewhere() -> None:
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "markdown"]
+    links = re.findall(r"\]\(([^)#]+)", "\n".join(cells))
+    assert links
+    assert [link for link in links if not (NOTEBOOK.parent / link).is_file()] == []
