@@ -31,13 +31,19 @@ fi
 dvc repro
 add dvc.lock
 commit "Results"
-if has_git; then python -m prostate_seg stage=link > /dev/null; fi
-echo
-echo "The report, one page: demo/report/report.html.  Tables, masks and pictures: demo/evaluation."
-echo "  The runs: make ui.  demo/ is a project to try things in:"
 if has_git; then
-    echo "  cd demo && dvc exp run -S experiment=quickstart -S train.learning_rate=1e-3 && dvc exp show --only-changed"
+    python -m prostate_seg stage=link > /dev/null || echo "The runs do not know their commit yet: cd demo && python -m prostate_seg stage=link"
+fi
+echo
+echo "The report, one page: demo/report/report.html.  Tables, masks and pictures: demo/evaluation.  The runs: make ui."
+echo "Next, its networks as a registered model, which segments an image, a folder or a DICOM series (docs/tutorial.md):"
+echo "  source .venv/bin/activate && cd demo"
+echo "  python -m prostate_seg stage=register register.promote=true register.min_test_patients=8 register.reason='first of its kind'"
+echo "  python -m prostate_seg stage=predict predict.model=models:/prostate_seg@champion predict.input=SERIES"
+echo "demo/ is a project to try other things in, too:"
+if has_git; then
+    echo "  dvc exp run -S experiment=quickstart -S train.learning_rate=1e-3 && dvc exp show --only-changed"
 else
-    echo "  cd demo && python -m prostate_seg stage=export experiment=quickstart train.learning_rate=1e-3 && dvc repro"
+    echo "  python -m prostate_seg stage=export experiment=quickstart train.learning_rate=1e-3 && dvc repro"
     echo "Without git there are no commits and no experiments (dvc exp); the runs record everything else."
 fi

@@ -15,13 +15,16 @@ import pytest
 from prostate_seg.tracking.source_files import source_files
 from tests.conftest import ROOT, Launch
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def readme_commands() -> list[str]:
+    """Return every command that a page or the demo's last words tell a person to type, once."""
     blocks = [block for page in PAGES for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL)]
+    blocks += re.findall(r'echo "(.*)"', (ROOT / "scripts" / "demo.sh").read_text())
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith("python -m prostate_seg ")]
+    commands = [re.sub(r"\s+(#|&&).*", "", line) for line in lines if line.startswith("python -m prostate_seg ")]
+    return list(dict.fromkeys(commands))
 
 
 @pytest.mark.parametrize("command", readme_commands())

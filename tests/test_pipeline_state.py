@@ -64,6 +64,7 @@ def enter(
     metrics: dict[str, float] | None = None,
     settings: dict[str, Any] = SETTINGS,
     finished_at: str = "2026-01-02T03:04:05+00:00",
+    command: str = "python -m prostate_seg",
 ) -> None:
     """Write what a run of a stage would."""
     code = [PACKAGE / "errors.py", PACKAGE / "files.py"]
@@ -73,6 +74,7 @@ def enter(
         "pipeline": "baseline",
         "finished_at": finished_at,
         "seconds": 12.3,
+        "command": f"{command} stage={name}",
         "overrides": [f"stage={name}", "data.root=a b", "fold.index=0"],
         "settings": settings,
         "metrics": metrics or {},
@@ -191,3 +193,10 @@ def test_the_command_of_the_newest_run_can_be_typed(workspace: Workspace) -> Non
         finished_at="2026-02-02T00:00:00+00:00",
     )
     assert command_of_newest(known_entries(workspace)) == "python -m prostate_seg stage=status 'data.root=a b'"
+
+
+def test_the_command_of_a_run_of_dvcs_takes_its_settings_from_there(workspace: Workspace) -> None:
+    command = "python -m prostate_seg --config-name from_params"
+    enter(workspace, "prepare", [], [], [], finished_at="2026-02-02T00:00:00+00:00", command=command)
+    told = command_of_newest(known_entries(workspace))
+    assert told == "python -m prostate_seg --config-name from_params stage=status 'data.root=a b'"

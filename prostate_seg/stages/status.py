@@ -22,7 +22,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         ["stage", "state", "finished, UTC", "took", "result", "why"], as_rows(states), numbers=["took"]
     ):
         log.info("%s", line)
-    if any(one.other_settings for one in states):
-        log.info("Settings are compared with those of this command. With those of the newest run it is:")
-        log.info("  %s", command_of_newest(known_entries(workspace)))
+    differing = [one.stage for one in states if one.other_settings]
+    if differing:
+        entries = known_entries(workspace)
+        log.info("Settings are compared with those of this command. With those of the newest run that differs it is:")
+        log.info("  %s", command_of_newest({stage: entries[stage] for stage in differing}))
     return StageResult()

@@ -5,6 +5,7 @@ A package's version may be another without making a stage stale: stage=verify sa
 """
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -89,10 +90,11 @@ def known_entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
 
 
 def command_of_newest(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return stage=status with what the newest run's command line set."""
+    """Return stage=status with what the newest run's command line set; DVC's runs take theirs from params.yaml."""
     newest = max(entries.values(), key=lambda entry: str(entry["finished_at"]))
     given = [override for override in newest["overrides"] if not override.startswith(("stage=", "fold.index="))]
-    return shlex.join(["python", "-m", "prostate_seg", "stage=status", *given])
+    named = re.findall(r"--config-name[ =]\S+", str(newest["command"]))
+    return shlex.join(["python", "-m", "prostate_seg", *" ".join(named).split(), "stage=status", *given])
 
 
 def as_json(states: Sequence[StageState]) -> str:
