@@ -92,8 +92,8 @@ def unpack(source: Path, settings: MlflowConfig, *, spool_root: Path, cache: Pat
         header = Header(what=str(first["what"]), address=tree.store.address, experiment=settings.experiment)
         spool = Spool.create(spool_root, header, name="bundle")
         for info in archive.infolist():
-            if info.filename.startswith(f"{FILES}/"):
-                archive.extract(info, spool.folder)
+            if info.filename.startswith(f"{FILES}/") and not info.is_dir():
+                _write_member(archive, info, spool.folder / info.filename)
     for record in records:
         spool.put(record)
     try:
@@ -109,6 +109,13 @@ def unpack(source: Path, settings: MlflowConfig, *, spool_root: Path, cache: Pat
         num_new=len(copies) - len(delivery.complete_before),
         num_refused=spool.num_refused,
     )
+
+
+def _write_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+    """Write a file of a bundle, whose name `_require_inside` has looked at."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(info) as packed, target.open("wb") as written:
+        shutil.copyfileobj(packed, written)
 
 
 def _whole_tree(tree: RunTree, pipeline: Run) -> list[Run]:
@@ -192,7 +199,15 @@ def _redact_files(folder: Path, redactor: Redactor) -> None:
             text = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError:
             continue
-        path.write_bytes(redactor.text(text).encode())
+        path.write_bytes(_redacted(text, redactor, is_json=path.suffix == ".json").encode())
+
+
+def _redacted(text: str, redactor: Redactor, *, is_json: bool) -> str:
+    """Return a text without secrets; JSON stays JSON, because its values are looked at one by one."""
+    try:
+        return json.dumps(redactor.tree(json.loads(text)), indent=1) if is_json else redactor.text(text)
+    except json.JSONDecodeError:
+        return redactor.text(text)
 
 
 def _zip(folder: Path, target: Path) -> None:
