@@ -58,19 +58,13 @@ def test_read_only_data_by_a_link_in_a_folder_whose_name_needs_quoting(read_only
     assert {run.info.status for run in Project(folder).runs()} == {"FINISHED"}
 
 
-def test_full_tmpdir_stops_a_recorded_stage_in_words_and_costs_nothing(
-    prepared: Project, nearly_full: Path, tmp_path: Path
-) -> None:
+def test_full_tmpdir_costs_a_recorded_stage_nothing(prepared: Project, nearly_full: Path, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
-    before = (project.folder / "prepared" / "kfold.json").read_bytes()
     done = project.run("stage=prepare", TMPDIR=str(nearly_full))
-    assert done.returncode == 1, done.stdout
-    assert "No space left on device" in done.stderr
-    assert f"in {nearly_full} (TMPDIR)" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert (project.folder / "prepared" / "kfold.json").read_bytes() == before
-    assert project.run("stage=prepare").returncode == 0
-    assert {run.info.status for run in project.runs(level="stage")} == {"KILLED", "FINISHED"}
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = project.only(stage="prepare")
+    assert run.info.status == "FINISHED"
+    assert {"config.yaml", "provenance.json", "packages.txt"} <= project.artifacts(run)
 
 
 def test_clock_that_is_set_back_ends_no_run_before_it_began(prepared: Project, tmp_path: Path) -> None:
