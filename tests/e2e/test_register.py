@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import SimpleITK as sitk
 from mlflow.entities.model_registry import ModelVersion
 
 from prostate_seg.files import read_json, write_json
@@ -97,15 +99,12 @@ def a_registered_version_knows_where_it_comes_from(project: Project) -> None:
     assert not [name for name in inside if name.endswith((".pkl", ".pt", ".pth"))]
     card = (files / "data/networks/model_card.md").read_text()
     assert "a phantom, drawn" in card
-    text = run(project, "stage=register", "register.onnx=true")
-    assert "prostate_seg version 1 is this already" in text
-    assert len(project.client.search_model_versions(f"name = '{NAME}'")) == 1
-    assert len(project.runs(stage="register")) == 2
 
 
 def the_gate_refuses_and_says_why(project: Project) -> None:
     text = run(project, "stage=register", "register.onnx=true", "register.promote=true", code=1)
     for words in (
+        "prostate_seg version 1 is this already",
         "prostate_seg version 1 does not become champion",
         "refused  test patients  4 test patients, at least 20",
         "refused  Dice",
@@ -114,9 +113,8 @@ def the_gate_refuses_and_says_why(project: Project) -> None:
     ):
         assert words in text
     assert aliases(project) == {"challenger": "1"}
-    assert project.runs(stage="register")[-1].info.status == "FAILED"
-    text = run(project, "stage=register", "register.promote=true", "register.force=true", code=2)
-    assert "register.reason: must say why, for register.force=true" in text
+    assert [one.info.status for one in project.runs(stage="register")] == ["FINISHED", "FAILED"]
+    assert len(project.client.search_model_versions(f"name = '{NAME}'")) == 1
 
 
 def a_champion_moves_with_its_reasons(project: Project) -> None:
@@ -143,52 +141,46 @@ def a_worse_version_is_refused_and_forced_only_with_a_reason(project: Project) -
     forced = next(move for move in reversed(moves(project)) if move["alias"] == "champion")
     assert (forced["from"], forced["to"]) == ("1", "2")
     assert forced["why"] == "a drill; forced although refused by: better"
-    back = ("register.promote=true", "register.force=true", "register.reason='the drill is over'")
-    evaluation = version(project, 1).tags["evaluation_run_id"]
-    text = run(project, "stage=register", f"register.run={evaluation}", "register.onnx=true", *back, code=1)
-    assert "is no longer what run" in text  # the second training has taken the first one's place in model/
-    project.client.set_registered_model_alias(NAME, "champion", "1")
+    assert not forced["why"].startswith("passed")
 
 
 def an_oracle_crop_and_a_leak_are_refused(project: Project) -> None:
-    oracle = ("preprocess.crop=mask", "mlflow.name=oracle")
-    run(project, "-m", "stage=preprocess,prepare,train,evaluate", *BARELY, *oracle)
-    text = run(project, "stage=register", *oracle, *LENIENT, code=1)
-    assert "prostate_seg version 3 does not become champion: oracle crop, better\n" in text
+    """Let what version 2 showed be what no honest evaluation shows, and ask for it again."""
+    project.client.set_registered_model_alias(NAME, "champion", "1")
+    measured = files_of(project, 2) / "data/networks/evaluation"
+    summary = read_json(measured / "metrics.json")
+    summary["leak_gate"]["checks"]["identical voxels"] = "2 pairs"
+    write_json(measured / "metrics.json", summary | {"oracle_crop": True})
+    cases = (measured / "cases.csv").read_text()
+    (measured / "cases.csv").write_text(cases.replace(",False,", ",True,"))
+    shutil.rmtree(project.folder / ".cache" / "models")
+    text = run(project, "stage=register", "mlflow.name=barely", *LENIENT, code=1)
+    assert "prostate_seg version 2 does not become champion: leaks, oracle crop, better\n" in text
+    assert "identical voxels: 2 pairs" in text
     assert "train with preprocess.crop=center" in text
     assert "an oracle crop on one side alone" in text
-    measured = files_of(project, 3) / "data/networks/evaluation/metrics.json"
-    summary = read_json(measured)
-    summary["leak_gate"]["checks"]["identical voxels"] = "2 pairs"
-    write_json(measured, summary)
-    for fetched in (project.folder / ".cache" / "models").glob("*"):
-        if (fetched / "data/networks/evaluation/metrics.json").read_text().count('oracle_crop": true'):
-            __import__("shutil").rmtree(fetched)
-    text = run(project, "stage=register", *oracle, *LENIENT, code=1)
-    assert "identical voxels: 2 pairs" in text
-    assert aliases(project) == {"champion": "1", "challenger": "3"}
+    assert aliases(project) == {"champion": "1"}
 
 
 def the_champion_segments_one_study_in_every_format(project: Project, shared_data: Path) -> Path:
     """Return the mask of the .mha file."""
-    wanted = ("stage=predict", f"predict.model=models:/{NAME}@champion")
-    series, file = shared_data / "dicom/11373_1001396", shared_data / "t2w/images/11373_1001396.mha"
-    text = run(project, *wanted, f"predict.input={series}", "predict.dicom_seg=true", "predict.output=series")
+    file, scans = shared_data / "t2w/images/11373_1001396.mha", project.folder / "scans"
+    shutil.copytree(shared_data / "dicom/11373_1001396", scans / "series")
+    shutil.copy(file, scans / "meta.mha")
+    sitk.WriteImage(sitk.ReadImage(str(file)), str(scans / "nifti.nii.gz"))
+    text = run(project, "stage=predict", f"predict.model=models:/{NAME}@champion", "predict.input=scans")
     assert "2 networks of prostate_seg version 1" in text
-    run(project, *wanted, f"predict.input={file}", "predict.output=file")
-    mask = project.folder / "file/masks/11373_1001396.mha"
-    by_series, by_file = read_volume(project.folder / "series/masks/11373_1001396.nii.gz"), read_volume(mask)
+    mask = project.folder / "predictions/masks/meta.mha"
+    by_file = read_volume(mask)
     assert by_file.array.any()
-    assert by_series.geometry.is_same_grid(by_file.geometry)
-    assert dice(by_series.array, by_file.array) >= 0.995
+    for name in ("series.nii.gz", "nifti.nii.gz"):
+        other = read_volume(mask.with_name(name))
+        assert other.geometry.is_same_grid(by_file.geometry)
+        assert dice(other.array, by_file.array) >= 0.995
     offline = ("stage=predict", f"predict.model={files_of(project, 1) / 'data/networks'}", "mlflow=off")
-    run(project, *offline, f"predict.input={file}", "predict.output=offline")
-    assert (project.folder / "offline/masks/11373_1001396.mha").read_bytes() == mask.read_bytes()
-    run(project, *offline, f"predict.input={file}", "predict.output=onnx", "predict.backend=onnx")
-    by_onnx = read_volume(project.folder / "onnx/masks/11373_1001396.mha")
+    run(project, *offline, "predict.input=scans/meta.mha", "predict.output=onnx", "predict.backend=onnx")
+    by_onnx = read_volume(project.folder / "onnx/masks/meta.mha")
     assert dice(by_onnx.array, by_file.array) > 0.98  # torch computes in bfloat16 where it can
-    text = run(project, "stage=predict", f"predict.model=models:/{NAME}@best", f"predict.input={file}", code=1)
-    assert "Known are: models:/prostate_seg@challenger, models:/prostate_seg@champion" in text
     return mask
 
 
