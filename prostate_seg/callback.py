@@ -104,17 +104,17 @@ class TrackingCallback(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Close it: FINISHED, FAILED or KILLED."""
-        job_return.overrides = [
-            _redactor(config).text(word) for word in job_return.overrides or ()
-        ]  # Hydra prints them
-        if not _active:
-            return
-        run = _active.pop()
-        is_completed = job_return.status is JobStatus.COMPLETED
-        with _failures_leave(replace_error=is_completed), _no_sigterm():
-            error = None if is_completed else job_return._return_value
-            run.close(Outcome.finished if error is None else outcome_of(error), error)
-        _leave_workspace()
+        with _no_sigterm():
+            # Hydra prints the overrides
+            job_return.overrides = [_redactor(config).text(word) for word in job_return.overrides or ()]
+            if not _active:
+                return
+            run = _active.pop()
+            is_completed = job_return.status is JobStatus.COMPLETED
+            with _failures_leave(replace_error=is_completed):
+                error = None if is_completed else job_return._return_value
+                run.close(Outcome.finished if error is None else outcome_of(error), error)
+            _leave_workspace()
         if not is_completed and _exit_code(job_return) == 0:
             sys.exit(1)  # a stage that left by sys.exit(0) has no result, and that is no success
 

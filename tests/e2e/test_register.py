@@ -151,14 +151,11 @@ def an_oracle_crop_and_a_leak_are_refused(project: Project) -> None:
     summary = read_json(measured / "metrics.json")
     summary["leak_gate"]["checks"]["identical voxels"] = "2 pairs"
     write_json(measured / "metrics.json", summary | {"oracle_crop": True})
-    cases = (measured / "cases.csv").read_text()
-    (measured / "cases.csv").write_text(cases.replace(",False,", ",True,"))
     shutil.rmtree(project.folder / ".cache" / "models")
     text = run(project, "stage=register", "mlflow.name=barely", *LENIENT, code=1)
     assert "prostate_seg version 2 does not become champion: leaks, oracle crop, better\n" in text
     assert "identical voxels: 2 pairs" in text
     assert "train with preprocess.crop=center" in text
-    assert "an oracle crop on one side alone" in text
     assert aliases(project) == {"champion": "1"}
 
 
