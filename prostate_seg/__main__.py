@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg import config, stages, torchrun
-from prostate_seg.callback import active_run
+from prostate_seg.callback import active_run, close_left
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.sweeping.pairs import PairSweeper
 from prostate_seg.sweeping.sweeper import StudySweeper, watched_by_study
@@ -95,7 +95,7 @@ def main() -> None:
         _require_multirun(sys.argv[1:])
         if torchrun.num_processes() > 1:
             torchrun.require_one_training(sys.argv[1:])
-        run_stage()
+        _run_to_its_end()
     except KeyboardInterrupt as error:
         _leave(error, "interrupted", INTERRUPTED)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
@@ -106,6 +106,15 @@ def main() -> None:
         if not _raised_by_hydra(error):
             raise
         _leave(error, str(error), BAD_COMMAND)
+
+
+def _run_to_its_end() -> None:
+    """Run the stage, and leave no run open whenever a signal comes."""
+    try:
+        run_stage()
+    except (KeyboardInterrupt, SystemExit) as error:
+        close_left(error)
+        raise
 
 
 def _follow() -> NoReturn:

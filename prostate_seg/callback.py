@@ -119,6 +119,15 @@ class TrackingCallback(Callback):
             sys.exit(1)  # a stage that left by sys.exit(0) has no result, and that is no success
 
 
+def close_left(error: BaseException) -> None:
+    """Close a run whose end Hydra has not told, because a signal came between the end of its stage and the telling."""
+    if _active:
+        run = _active.pop()
+        with _no_sigterm(), _failures_leave(replace_error=False):
+            run.close(outcome_of(error), error)
+    _leave_workspace()
+
+
 def _leave_workspace() -> None:
     while _held:
         _held.pop().end()

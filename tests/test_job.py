@@ -2,8 +2,9 @@
 
 import pytest
 
+from prostate_seg import callback
 from prostate_seg.errors import Pruned
-from prostate_seg.tracking.job import Outcome, command_of, outcome_of
+from prostate_seg.tracking.job import Outcome, Unrecorded, command_of, outcome_of
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,17 @@ def test_command_of_a_job_leaves_out_the_sweep_and_is_quoted() -> None:
     overrides = ["train.loss=dice", "+sweep=optuna", "stage=train", "fold.index=1", "model.channels=[8,16]"]
     expected = "python -m prostate_seg stage=train train.loss=dice 'model.channels=[8,16]'"
     assert command_of(overrides, without=["fold.index"]) == expected
+
+
+def test_run_whose_end_hydra_never_told_is_closed_with_what_ended_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[tuple[Outcome, BaseException | None]] = []
+
+    class Open(Unrecorded):
+        def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
+            ends.append((outcome, error))
+
+    monkeypatch.setattr(callback, "_active", [Open()])
+    error = SystemExit(143)
+    callback.close_left(error)
+    callback.close_left(error)  # the second finds nothing
+    assert ends == [(Outcome.killed, error)]
