@@ -435,7 +435,10 @@ def test_twenty_times_eight_processes_that_meet_at_a_new_store_agree(tmp_path: P
 
 
 def test_processes_that_start_together_on_a_new_store_agree(project: Project) -> None:
-    starts = [project.start("stage=fetch", f"paths.root=workspace{number}") for number in range(8)]
+    for number in range(8):
+        for name in ("data", "preprocess"):
+            shutil.copytree(project.folder / name, project.folder / f"workspace{number}" / name)
+    starts = [project.start("stage=prepare", f"paths.root=workspace{number}") for number in range(8)]
     outs = [start.communicate(timeout=300)[0] for start in starts]
     assert [start.returncode for start in starts] == [0] * 8, outs
     pipeline = project.only(level="pipeline")
