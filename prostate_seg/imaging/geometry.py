@@ -90,3 +90,7 @@ class Volume:
     """The grid of `array`, in LPS axis order."""
     stored_orientation: str = "LPS"
     """Axis code of the file, such as RAS; `image_io.write_volume` stores the array that way again."""
+
+    def with_mask(self, mask: np.ndarray) -> "Volume":
+        """Return a mask [Z, Y, X] on this volume's grid, as uint8, that is stored with the axes of this volume's file."""
+        return Volume(array=mask.astype(np.uint8), geometry=self.geometry, stored_orientation=self.stored_orientation)

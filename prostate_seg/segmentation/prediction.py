@@ -67,9 +67,7 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         **({"gland_volume_ml": volume_ml} if volume_ml else {}),
     }
     return Prediction(
-        mask=Volume(
-            array=found.mask.astype(np.uint8), geometry=image.geometry, stored_orientation=image.stored_orientation
-        ),
+        mask=image.with_mask(found.mask),
         volume_ml=volume_ml,
         num_slices=int(found.mask.any(axis=(1, 2)).sum()),
         mean_confidence=found.confidence,

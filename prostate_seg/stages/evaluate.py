@@ -6,8 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from prostate_seg.config import Config, OnBadCase
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import CaseRow, read_identities
@@ -16,7 +14,6 @@ from prostate_seg.data.leak_gate import find_leaks, listing
 from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
 from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_folder, write_json, write_text
-from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
 from prostate_seg.progress import map_cases
@@ -171,7 +168,7 @@ def score_case(
         threshold=cfg.evaluate.threshold,
         largest_component=cfg.evaluate.largest_component,
     ).mask
-    write_volume(_mask_path(folder, fold, case.case_id), _like(loaded.image, predicted))
+    write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(predicted))
     return Scored(
         fold=fold,
         case=case,
@@ -229,10 +226,6 @@ def _require_unseen(cfg: Config, workspace: Workspace, cases: Sequence[CaseFiles
             f"{len({leak.second for leak in leaks})} of {len(cases)} external images are in the data set of the trained folds:"
             f"\n  {listing(leaks)}\nList them under data.exclude."
         )
-
-
-def _like(image: Volume, mask: np.ndarray) -> Volume:
-    return Volume(array=mask.astype(np.uint8), geometry=image.geometry, stored_orientation=image.stored_orientation)
 
 
 def _mask_path(folder: Path, fold: str, case_id: str) -> Path:

@@ -42,6 +42,8 @@ NETWORKS = "networks"
 """Name of the folder of networks inside a registered model."""
 LOADER = "segmentation/pyfunc.py"
 """The module of this package by which MLflow loads it."""
+LONGEST_REASON = 2000
+"""Characters of why an alias moved: the tag that holds it may have 5,000 in every database of MLflow."""
 MOVE = "move"
 """First word of the tags that tell of aliases."""
 
@@ -243,9 +245,9 @@ def add_version(
         InputError: If the store does not take it.
     """
     try:
-        mlflow.set_tracking_uri(resolved_uri(str(settings.tracking_uri)))
+        _point_mlflow_to(settings)
         mlflow.set_experiment(experiment_id=tree.store.experiment_id)  # else it lies in MLflow's own, which is nobody's
-        model_id = _log_model(settings, folder, run_id=run_id, example=example, tags=tags)
+        model_id = _log_model(folder, run_id=run_id, example=example, tags=tags)
         _make_registered_model(tree, name)
         return _as_version(
             tree.client.create_model_version(
@@ -256,11 +258,15 @@ def add_version(
         raise InputError(unusable(tree.store.address, error)) from error
 
 
-def _log_model(settings: MlflowConfig, folder: Path, *, run_id: str, example: bytes, tags: Mapping[str, str]) -> str:
-    """Log the folder with the code that loads it and the packages that this needs; return the model's id."""
+def _point_mlflow_to(settings: MlflowConfig) -> None:
+    """Let the calls of MLflow that take no client use the same store."""
     uri = resolved_uri(str(settings.tracking_uri))
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+
+
+def _log_model(folder: Path, *, run_id: str, example: bytes, tags: Mapping[str, str]) -> str:
+    """Log the folder with the code that loads it and the packages that this needs; return the model's id."""
     files = files_behind(PACKAGE / LOADER)
     with tempfile.TemporaryDirectory(prefix="prostate_seg-") as name:
         for file in files:
@@ -318,7 +324,7 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
             "to": to,
             "at": now.isoformat(timespec="seconds"),
             "by": f"{user_name()}@{socket.gethostname()}",
-            "why": why,
+            "why": why[:LONGEST_REASON],
         }
         if move["from"] == to:
             return
@@ -327,19 +333,9 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
         else:
             tree.client.set_registered_model_alias(name, alias, to)
         tag = f"{MOVE}.{now:%Y%m%dT%H%M%S.%f}Z.{alias}"
-        tree.client.set_registered_model_tag(name, tag, json.dumps(move, ensure_ascii=False)[:LONGEST_TAG])
+        tree.client.set_registered_model_tag(name, tag, json.dumps(move, ensure_ascii=False))
     except STORE_ERRORS as error:
         raise InputError(unusable(tree.store.address, error)) from error
-
-
-LONGEST_TAG = 5000
-"""Characters of a tag that every database of MLflow holds."""
-
-
-def moves_of(tree: RunTree, name: str) -> list[dict[str, Any]]:
-    """Return every move of an alias, oldest first."""
-    tags = tree.client.get_registered_model(name).tags
-    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(f"{MOVE}.")]
 
 
 def fetch_networks(uri: str, settings: MlflowConfig, *, cache: Path) -> tuple[Path, str]:
@@ -409,12 +405,10 @@ def _numbered(tree: RunTree, name: str, number: str) -> Version | None:
 
 
 def _download(settings: MlflowConfig, version: Version, folder: Path) -> None:
-    uri = resolved_uri(str(settings.tracking_uri))
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    _point_mlflow_to(settings)
     with atomic_folder(folder) as fresh:
         source = f"models:/{version.name}/{version.number}"
-        fetched = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(fresh), tracking_uri=uri)
+        fetched = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(fresh))
         _lift(Path(fetched), fresh)
 
 
