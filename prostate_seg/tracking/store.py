@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import requests
 from filelock import BaseFileLock, FileLock
 
 from prostate_seg.config import MlflowConfig
@@ -39,6 +41,8 @@ from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 SECONDS_TO_ANSWER = 6.0
 """A store that has not answered by then counts as unreachable; ten seconds are promised."""
+BUSY_SECONDS = 90.0
+"""A server that says that it is well may take this long to answer: many may ask at once, or it has just been started."""
 CREATING_SECONDS = 120.0
 """A database file that does not exist yet may take this long: its tables are made first."""
 
@@ -74,7 +78,7 @@ class Store:
         """
         try:
             with self.lock if locked else nullcontext():
-                return _within(SECONDS_TO_ANSWER, question)
+                return _answer(question, address=self.address)
         except STORE_ERRORS as error:
             raise InputError(unusable(self.address, error)) from error
 
@@ -101,9 +105,10 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(lock_file, timeout=CREATING_SECONDS)
         with lock:
-            client, experiment_id = _within(
-                CREATING_SECONDS if is_new else SECONDS_TO_ANSWER,
+            client, experiment_id = _answer(
                 lambda: _client_and_experiment(uri, settings.experiment, file),
+                address=address,
+                seconds=CREATING_SECONDS if is_new else SECONDS_TO_ANSWER,
             )
     except STORE_ERRORS as error:
         raise InputError(unusable(address, error)) from error
@@ -167,7 +172,7 @@ def _require_writable(file: Path) -> None:
             raise OSError(str(error)) from error
 
 
-def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+def _answer(ask: Callable[[], Answer], *, address: str, seconds: float = SECONDS_TO_ANSWER) -> Answer:
     """Return what `ask` returns, or raise TimeoutError; the thread that hangs then cannot keep the process."""
     answer: list[Answer] = []
     errors: list[BaseException] = []
@@ -179,13 +184,28 @@ def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
             errors.append(error)
 
     thread = threading.Thread(target=work, daemon=True, name="store")
+    end = time.monotonic() + seconds
     thread.start()
-    thread.join(seconds)
+    thread.join(seconds / 2)
+    if thread.is_alive() and _is_well(address, timeout=seconds / 2):
+        seconds = BUSY_SECONDS
+        end += BUSY_SECONDS
+    thread.join(max(0.0, end - time.monotonic()))
     if errors:
         raise errors[0]
     if not answer:
         raise TimeoutError(f"no answer within {seconds:.0f} s")
     return answer[0]
+
+
+def _is_well(address: str, *, timeout: float) -> bool:
+    """Return whether a server answers the one question that costs it nothing; a silent one is down, a busy one is not."""
+    if urlsplit(address).scheme not in {"http", "https"}:
+        return False
+    try:
+        return requests.get(f"{address.rstrip('/')}/health", timeout=timeout).status_code < 500
+    except requests.RequestException:
+        return False
 
 
 def _reason(error: BaseException) -> str:

@@ -248,6 +248,7 @@ def test_search_in_which_nothing_finishes_ends_with_1_and_the_reason(project: Pr
 SMALLER = {
     "demo": [],
     "quickstart": [],
+    "tiny": [],
     "volumetric": ["model.strides=[[1,2,2]]", "model.num_slices=4", "train.batch_size=2"],
 }
 
