@@ -13,6 +13,8 @@ from prostate_seg.imaging.fingerprint import SAME_PICTURE, same_pictures, simila
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 
+SHIFTS_MM = {"moved aside": (0, 3, 0), "moved up": (6, 0, 0), "moved in the plane": (0, 8, 8), "moved": (6, 8, 8)}
+
 
 def changed(volume: Volume, kind: str) -> Volume:
     """Return what a copy becomes on its way through other programs."""
@@ -21,8 +23,9 @@ def changed(volume: Volume, kind: str) -> Volume:
         return replace(volume, array=values + np.random.default_rng(0).normal(0, 0.5 * values.std(), values.shape))
     if kind == "scale and gamma":
         return replace(volume, array=255 * (values / values.max()) ** 1.4)
-    if kind == "shift by 3 mm":
-        return replace(volume, array=ndimage.shift(values, (0, 3 / grid.spacing_mm[1], 0), order=1, mode="nearest"))
+    if kind in SHIFTS_MM:
+        shift_vox = [mm / spacing for mm, spacing in zip(SHIFTS_MM[kind], grid.spacing_mm, strict=True)]
+        return replace(volume, array=ndimage.shift(values, shift_vox, order=1, mode="nearest"))
     if kind == "half the pixels":
         z, y, x = grid.spacing_mm
         small = values[:, ::2, ::2]
@@ -32,7 +35,7 @@ def changed(volume: Volume, kind: str) -> Volume:
     return Volume(array=kept, geometry=replace(grid, shape_vox=kept.shape))
 
 
-@pytest.mark.parametrize("kind", ["noise", "scale and gamma", "shift by 3 mm", "half the pixels", "cropped"])
+@pytest.mark.parametrize("kind", ["noise", "scale and gamma", *SHIFTS_MM, "half the pixels", "cropped"])
 def test_copy_that_was_changed_a_little_is_the_same_picture(shared_data: Path, kind: str) -> None:
     for path in ("11373_1001396.mha", "p158020_1.nii.gz"):
         image = read_volume(shared_data / "t2w" / "images" / path)

@@ -4,7 +4,7 @@ Paths in the table are relative to the data folder, so that the file is the same
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import pandas as pd
 from prostate_seg.data.folds import CaseInfo
 from prostate_seg.data.leak_gate import CaseIdentity
 from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_path, read_json, write_json, write_text
+from prostate_seg.files import read_json, write_json, write_text
+from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 
 
@@ -115,10 +116,13 @@ def read_dataset(path: Path) -> dict[str, CaseRow]:
     return {row.case_id: row for row in rows}
 
 
-def write_thumbnails(path: Path, thumbnails: Mapping[str, np.ndarray]) -> None:
-    """Write the thumbnails, one row per case, sorted by case id as dataset.csv."""
-    with atomic_path(path) as temporary:
-        np.save(temporary, np.stack([thumbnails[case_id] for case_id in sorted(thumbnails)]))
+def join_thumbnails(path: Path, folder: Path, *, case_ids: Collection[str]) -> None:
+    """Write one array with a row per case, sorted as dataset.csv, from files of a case each; one at a time is in memory."""
+    header = {"descr": "|i1", "fortran_order": False, "shape": (len(case_ids), *THUMBNAIL_SHAPE)}
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for case_id in sorted(case_ids):
+            stream.write(np.load(folder / f"{case_id}.npy").tobytes())
 
 
 def read_identities(dataset: Mapping[str, CaseRow], *, thumbnails: Path) -> dict[str, CaseIdentity]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 
 from prostate_seg.config import Config, Crop, OnBadCase
 from prostate_seg.data.cases import CaseFiles, discover_cases
-from prostate_seg.data.dataset import CaseRow, write_contract, write_dataset, write_thumbnails
+from prostate_seg.data.dataset import CaseRow, join_thumbnails, write_contract, write_dataset
 from prostate_seg.data.loading import LoadedCase, bad_case, load_case, refuse_or_exclude
 from prostate_seg.data.quality_table import write_quality_table
 from prostate_seg.errors import InputError
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 ENOUGH_KEPT = 0.995
 """Part of the gland that the window must keep; a case below it is a warning."""
 
+THUMBNAILS = "thumbnails"
+"""Folder with a file per case, until they are one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -39,8 +43,6 @@ class Outcome:
     """None for a bad case."""
     quality: CaseQuality
     """With the findings of preprocessing itself."""
-    thumbnail: np.ndarray | None = None
-    """None for a bad case; see `imaging.fingerprint`."""
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
@@ -60,10 +62,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         exclude = cfg.data.on_bad_case is OnBadCase.exclude
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=exclude)
         write_dataset(folder / "dataset.csv", rows)
-        write_thumbnails(
-            folder / "thumbnails.npy",
-            {one.row.case_id: one.thumbnail for one in outcomes if one.row is not None and one.thumbnail is not None},
-        )
+        join_thumbnails(folder / "thumbnails.npy", folder / THUMBNAILS, case_ids=[row.case_id for row in rows])
+        shutil.rmtree(folder / THUMBNAILS)
         write_quality_table(
             folder / "reference_quality.csv",
             {outcome.case_id: outcome.quality for outcome in outcomes},
@@ -95,9 +95,9 @@ def preprocess_case(case: CaseFiles, *, data: Path, folder: Path, settings: Prep
         quality.findings.append(bad_case(case.case_id, "constant_image", str(error)))
         return Outcome(case_id=case.case_id, row=None, quality=quality)
     quality.findings.extend(_cut_gland(case.case_id, result))
-    _write(result, case.case_id, folder)
+    _write(result, loaded, case.case_id, folder)
     row = _row(case, loaded, result, quality.findings, data=data, settings=settings)
-    return Outcome(case_id=case.case_id, row=row, quality=quality, thumbnail=thumbnail(loaded.image))
+    return Outcome(case_id=case.case_id, row=row, quality=quality)
 
 
 def _cut_gland(case_id: str, result: Preprocessed) -> list[Finding]:
@@ -111,10 +111,12 @@ def _cut_gland(case_id: str, result: Preprocessed) -> list[Finding]:
     return [Finding(case_id=case_id, check="gland_cut", is_error=False, message=message)]
 
 
-def _write(result: Preprocessed, case_id: str, folder: Path) -> None:
+def _write(result: Preprocessed, loaded: LoadedCase, case_id: str, folder: Path) -> None:
     assert result.mask is not None
     write_volume(folder / "images" / f"{case_id}.nii.gz", result.image)
     write_volume(folder / "masks" / f"{case_id}.nii.gz", result.mask)
+    (folder / THUMBNAILS).mkdir(exist_ok=True)
+    np.save(folder / THUMBNAILS / f"{case_id}.npy", thumbnail(loaded.image))
 
 
 def _row(
