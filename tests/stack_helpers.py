@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import boto3
 import yaml
 from check_stack import User, acting_as
 from mlflow.server import get_app_client
@@ -111,6 +113,36 @@ def compose(settings: dict[str, str]) -> dict[str, Any]:
     return parsed
 
 
+@dataclass(frozen=True, slots=True)
+class ProjectStack:
+    """The stack that a project records to, and how its user is known there."""
+
+    stack: Stack
+    plain_user: str
+    """The address with name and password."""
+
+
+_of_projects: dict[Path, tuple[ProjectStack, ExitStack]] = {}
+
+
+def stack_of(project: Path) -> ProjectStack:
+    """Return the stack of a project's folder; start it when it is asked for first."""
+    if project not in _of_projects:
+        with ExitStack() as services:
+            logs = Path(services.enter_context(TemporaryDirectory()))
+            stack = services.enter_context(running_stack(logs / "stack"))
+            user = new_user(stack, "launcher")
+            address = stack.address.replace("://", f"://{user.name}:{user.password}@")
+            _of_projects[project] = ProjectStack(stack=stack, plain_user=address), services.pop_all()
+    return _of_projects[project][0]
+
+
+def stop_stacks_of_projects(folder: Path) -> None:
+    """Stop those of the projects in a folder."""
+    for project in [one for one in _of_projects if one.is_relative_to(folder)]:
+        _of_projects.pop(project)[1].close()
+
+
 @contextmanager
 def running_stack(folder: Path) -> Iterator[Stack]:
     """Start a new stack of profile s3."""
@@ -151,6 +183,12 @@ def running_server(stack: Stack) -> Iterator[None]:
     ):
         until(lambda: answers(f"{stack.address}/health"), 120)
         yield
+
+
+def bucket_of(stack: Stack) -> Any:
+    """Return a client of the store behind the server."""
+    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
+    return boto3.client("s3", endpoint_url=stack.settings["S3_ENDPOINT_URL"], **keys)
 
 
 def server_environment(stack: Stack) -> dict[str, str]:

@@ -5,9 +5,11 @@ import re
 import signal
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from check_stack import acting_as
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -24,6 +26,7 @@ from tests.fault_helpers import (
 )
 from tests.project_helpers import FAULTY, Project, copy_of, until
 from tests.server_helpers import postgres_server, why_no_postgres
+from tests.stack_helpers import bucket_of, empty_stack, new_user, running_server, why_no_stack
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +51,9 @@ def database() -> Iterator[str | None]:
 
 
 @contextlib.contextmanager
-def training(project: Project, address: str, *settings: str) -> Iterator[Watch]:
+def training(project: Project, address: str, *settings: str, **environment: str) -> Iterator[Watch]:
     arguments = [*TRAINING, f"mlflow.tracking_uri={address}", *settings]
-    process = project.start("none", "impatient", *arguments, program=str(FAULTY), **IMPATIENT)
+    process = project.start("none", "impatient", *arguments, program=str(FAULTY), **IMPATIENT, **environment)
     watch = Watch(project, process)
     try:
         until(lambda: watch.num_told > 8 or process.poll() is not None, 120)
@@ -157,3 +160,37 @@ def test_training_goes_on_while_its_sqlite_file_is_locked_and_then_on_a_full_dis
         is_whole(store, output=output, status="KILLED")
         if why_not_small:
             pytest.skip(f"no small disk can be mounted here to be filled: {why_not_small}")
+
+
+@pytest.mark.skipif(why_no_stack() is not None, reason=f"no stack: {why_no_stack()}")
+def test_server_of_the_stack_that_stops_for_good_is_told_later_also_when_its_bucket_refuses(
+    project: Project, tmp_path: Path
+) -> None:
+    """The whole stack, as a plain user: nothing is lost, though the server never comes back while the training lives."""
+    with empty_stack(tmp_path / "stack") as stack:
+        with contextlib.ExitStack() as alive:
+            with running_server(stack):
+                ann = new_user(stack, "ann")
+                login = {"MLFLOW_TRACKING_USERNAME": ann.name, "MLFLOW_TRACKING_PASSWORD": ann.password}
+                watch = alive.enter_context(training(project, stack.address, "train.max_minutes=0.4", **login))
+            watch.is_told_no_more()
+            output = ended(watch)
+        assert "records of this run wait in .spool/" in output
+
+        sync = ["stage=sync", f"mlflow.tracking_uri={stack.address}"]
+        gone = project.run(*sync, **login)
+        assert gone.returncode == 1
+        assert f"the tracking store {stack.address} cannot be used" in gone.stderr
+        with running_server(replace(stack, settings=stack.settings | {"S3_BUCKET": "gone"})):
+            bucket_of(stack).delete_bucket(Bucket="gone")
+            refused = project.run(*sync, **login)
+            assert refused.returncode == 1, refused.stdout + refused.stderr
+            assert "Traceback" not in refused.stderr
+            assert folders(project.folder / ".spool")
+        with running_server(stack), acting_as(ann):
+            sent = project.run(*sync, **login)
+            assert sent.returncode == 0, sent.stdout + sent.stderr
+            fold = is_whole(stack.address, output=output)
+            client = MlflowClient(tracking_uri=stack.address)
+            assert [info.path for info in client.list_artifacts(fold.info.run_id, "figures")] == ["figures/history.png"]
+        assert folders(project.folder / ".spool") == []

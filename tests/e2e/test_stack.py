@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import check_stack
 import pytest
 import requests
@@ -28,6 +27,7 @@ from tests.stack_helpers import (
     DOCKER,
     Stack,
     administrator,
+    bucket_of,
     compose,
     empty_stack,
     new_user,
@@ -393,8 +393,3 @@ def rows_of(stack: Stack) -> list[str]:
 def objects_of(stack: Stack) -> set[tuple[str, int, str]]:
     entries = bucket_of(stack).list_objects_v2(Bucket=stack.settings["S3_BUCKET"]).get("Contents", [])
     return {(entry["Key"], entry["Size"], entry["ETag"]) for entry in entries}
-
-
-def bucket_of(stack: Stack) -> Any:
-    keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
-    return boto3.client("s3", endpoint_url=stack.settings["S3_ENDPOINT_URL"], **keys)
