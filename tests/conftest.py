@@ -24,13 +24,22 @@ Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "let tests that record to an MLflow server use the stack of docker/compose.yaml, as a plain user of it"
+    text = (
+        "let the projects of tests record to the stack of docker/compose.yaml, each to one of its own, as a plain user"
+    )
     parser.addoption("--stack", action="store_true", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--stack"):
-        os.environ["TESTS_USE_STACK"] = "yes"  # for tests.server_helpers
+        os.environ["TESTS_USE_STACK"] = "yes"  # for tests.project_helpers
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--stack"):
+        for item in items:
+            if item.get_closest_marker("file_store"):
+                item.add_marker(pytest.mark.skip(reason="its store is a file"))
 
 
 def composed(*overrides: str, name: str = "config", folder: Path | None = None) -> DictConfig:

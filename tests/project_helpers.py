@@ -48,26 +48,38 @@ class Project:
     def run(
         self, *arguments: str, program: str = "-m prostate_seg", **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        env = clean_environment() | environment
-        command = [sys.executable, *program.split(), *arguments, *small_for(arguments)]
+        command, env = self._command(arguments, program, environment)
         return subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False
         )
 
     def start(self, *arguments: str, program: str = "-m prostate_seg", **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, *program.split(), *arguments, *small_for(arguments)]
+        command, env = self._command(arguments, program, environment)
         return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=clean_environment() | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+
+    def _command(
+        self, arguments: tuple[str, ...], program: str, environment: dict[str, str]
+    ) -> tuple[list[str], dict[str, str]]:
+        command = [sys.executable, *program.split(), *arguments, *small_for(arguments)]
+        names_a_store = any(argument.startswith(("mlflow=", "mlflow.tracking_uri=")) for argument in arguments)
+        if not uses_stack() or names_a_store:
+            return command, clean_environment() | environment
+        return [*command, "mlflow=server"], clean_environment() | {"MLFLOW_TRACKING_URI": self.store} | environment
+
+    @property
+    def store(self) -> str:
+        """Its own: a file in its folder, or with pytest's option --stack a whole stack, as a plain user of it."""
+        if not uses_stack():
+            return f"sqlite:///{self.folder}/mlflow.db"
+        from tests.stack_helpers import stack_of  # which rests on this module
+
+        return stack_of(self.folder).plain_user
 
     @property
     def client(self) -> MlflowClient:
-        return MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
+        return MlflowClient(tracking_uri=self.store)
 
     def runs(self, *, deleted: bool = False, **tags: str) -> list[Run]:
         """Return runs, oldest first."""
@@ -89,6 +101,10 @@ class Project:
         return found
 
 
+def uses_stack() -> bool:
+    return "TESTS_USE_STACK" in os.environ
+
+
 def copy_of(project: Project, folder: Path) -> Project:
     shutil.copytree(project.folder, folder)
     return Project(folder)
@@ -107,7 +123,7 @@ def small_for(arguments: tuple[str, ...]) -> list[str]:
 def clean_environment() -> dict[str, str]:
     """Return the environment without what would change where or how runs are recorded."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC", "PROSTATE_SEG"))}
-    login = {key: value for key, value in os.environ.items() if key in LOGIN and "TESTS_USE_STACK" in os.environ}
+    login = {key: value for key, value in os.environ.items() if key in LOGIN and uses_stack()}
     return kept | login | {"PYTHONPATH": str(ROOT)}
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.project_helpers import clean_environment, free_port, until
+from tests.project_helpers import clean_environment, free_port, until, uses_stack
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def mlflow_server(folder: Path, *, store: str | None = None, num_workers: int = 
 
     With pytest's option --stack it is the whole stack, and the process acts as a plain user of it meanwhile.
     """
-    if "TESTS_USE_STACK" in os.environ:
+    if uses_stack():
         from check_stack import acting_as
 
         from tests.stack_helpers import new_user, running_stack  # which rests on this module

@@ -3,8 +3,8 @@
     python -m scripts.hard_use.kills --kills 100 --seed 1
 
 A round takes a project through all stages; so many times, at a random stage and moment, the stage is killed and started again.
-At its end every output must equal the undisturbed run's, byte for byte. Half of the rounds record runs in MLflow; of those no
-run may be left open, and DS_VERSION.json must name the hashes that lie there.
+At its end every output must equal the undisturbed run's, byte for byte. Half of the rounds record runs in MLflow and register a
+model; of those no run may be left open, there must be one version, and DS_VERSION.json must name the hashes that lie there.
 """
 
 import argparse
@@ -21,11 +21,14 @@ from pathlib import Path
 from prostate_seg.files import md5_of, md5_of_text
 from tests.project_helpers import Project
 
-STAGES = ("fetch", "preprocess", "prepare", "train", "evaluate", "report")
-OUTPUTS = ("data", "preprocess", "prepared", "model", "evaluation", "report")
+STAGES = ("fetch", "preprocess", "prepare", "train", "evaluate", "report", "predict")
+RECORDED_STAGES = (*STAGES, "register")
+"""Where runs are recorded."""
+OUTPUTS = ("data", "preprocess", "prepared", "model", "evaluation", "report", "predictions")
 KILLS_PER_ROUND = 20
 TRAINING = ("train.max_epochs=3", "train.steps_per_epoch=4")
 """Long enough that a kill often meets a checkpoint."""
+OWN_SETTINGS = {"predict": ("predict.model=model", "predict.input=data/images")}
 
 CHANGING = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?|[0-9a-f]{32}|\d+(\.\d+)? (s|min|minutes|seconds)\b"
@@ -46,17 +49,21 @@ class Round:
     num_kills: int = 0
     """Processes that were killed before they had ended by themselves."""
 
+    def command(self, stage: str) -> list[str]:
+        """Return the overrides of a stage."""
+        return [f"stage={stage}", *TRAINING, *OWN_SETTINGS.get(stage, ()), *self.recording]
+
     def finish(self, stage: str) -> None:
         """Run a stage to its end."""
         started = time.monotonic()
-        done = self.project.run(f"stage={stage}", *TRAINING, *self.recording)
+        done = self.project.run(*self.command(stage))
         assert done.returncode == 0, f"{stage}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         self.seconds[stage] = time.monotonic() - started
 
     def kill(self, stage: str, *, after_seconds: float) -> None:
         """Start a stage and kill it after a while."""
-        process = self.project.start(f"stage={stage}", *TRAINING, *self.recording)
+        process = self.project.start(*self.command(stage))
         time.sleep(after_seconds)
         process.kill()
         process.communicate()
@@ -122,6 +129,10 @@ def require_sound_record(one: Round) -> None:
             if run.data.tags["level"] == "stage" and run.info.status == "FINISHED"
         ]
         assert sorted(finished) == sorted(one.seconds), finished
+    if "register" in one.seconds:
+        client = one.project.client
+        assert len(client.search_model_versions("name = 'prostate_seg'")) == 1
+        assert client.get_registered_model("prostate_seg").aliases.keys() == {"challenger"}
 
 
 def main() -> None:
@@ -133,19 +144,22 @@ def main() -> None:
     rng, started, killed, rounds = random.Random(arguments.seed), time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recordings: dict[str, list[str]] = {"off": ["mlflow=off"], "on": []}
+        kinds: dict[str, tuple[list[str], Sequence[str]]] = {
+            "off": (["mlflow=off"], STAGES),
+            "on": ([], RECORDED_STAGES),
+        }
         whole: dict[str, Round] = {}
         while killed < arguments.kills:
             kind = ("off", "on")[rounds % 2]
+            recording, stages = kinds[kind]
             if kind not in whole:
-                whole[kind] = undisturbed(folder / f"whole_{kind}", recording=recordings[kind])
+                whole[kind] = undisturbed(folder / f"whole_{kind}", recording=recording, stages=stages)
             num_kills = min(KILLS_PER_ROUND, arguments.kills - killed)
-            one = disturbed(folder / str(rounds), whole[kind], num_kills=num_kills, rng=rng)
+            one = disturbed(folder / str(rounds), whole[kind], num_kills=num_kills, rng=rng, stages=stages)
             killed, rounds = killed + one.num_kills, rounds + 1
             print(f"round {rounds}, mlflow {kind}: {one.num_kills} killed, outputs equal", flush=True)
-    print(
-        f"{killed} kills in {rounds} rounds over {len(STAGES)} stages, all outputs equal; {time.monotonic() - started:.0f} s"
-    )
+    took = time.monotonic() - started
+    print(f"{killed} kills in {rounds} rounds over {len(RECORDED_STAGES)} stages, all outputs equal; {took:.0f} s")
     sys.exit(0)
 
 

@@ -1,8 +1,29 @@
 """What several tests of whole projects begin with."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from tests.project_helpers import Project
+from tests.project_helpers import Project, uses_stack
+
+
+@pytest.fixture(autouse=True)
+def _stacks_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if uses_stack() and "tmp_path" in request.fixturenames:
+        from tests.stack_helpers import stop_stacks_of_projects
+
+        stop_stacks_of_projects(request.getfixturevalue("tmp_path"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _stacks_end_with_the_tests() -> Iterator[None]:
+    yield
+    if uses_stack():
+        from tests.stack_helpers import stop_stacks_of_projects
+
+        stop_stacks_of_projects(Path("/"))
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,7 @@ def test_fresh_pipeline_leaves_the_old_one_alone(project: Project) -> None:
     assert len(project.runs(level="stage")) == 2
 
 
+@pytest.mark.file_store
 def test_new_name_links_what_it_reuses(finished: Project, tmp_path: Path) -> None:
     shutil.copytree(finished.folder, tmp_path / "copy")
     project = Project(tmp_path / "copy")
@@ -185,6 +186,7 @@ def test_new_name_links_what_it_reuses(finished: Project, tmp_path: Path) -> Non
     assert "reused_from" not in project.only(pipeline="second", stage="prepare").data.tags
 
 
+@pytest.mark.file_store
 def test_verify_finds_everything_as_it_was_and_then_what_changed(finished: Project, tmp_path: Path) -> None:
     shutil.copytree(finished.folder, tmp_path / "copy")
     project = Project(tmp_path / "copy")
@@ -212,7 +214,7 @@ def test_verify_finds_everything_as_it_was_and_then_what_changed(finished: Proje
 def test_verify_of_an_unknown_run_says_so(finished: Project) -> None:
     done = finished.run("stage=verify", "verify.run=0123")
     assert done.returncode == 1
-    assert "there is no run 0123 in sqlite:///" in done.stderr
+    assert "there is no run 0123 in " in done.stderr
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
@@ -353,6 +355,7 @@ def test_unreachable_store_stops_the_run_within_ten_seconds(project: Project) ->
     assert not (project.folder / "DS_VERSION.json").exists()
 
 
+@pytest.mark.file_store
 def test_locked_database_stops_the_run_in_words(project: Project) -> None:
     assert project.run("stage=prepare").returncode == 0
     with contextlib.closing(sqlite3.connect(project.folder / "mlflow.db")) as connection:
@@ -369,6 +372,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.file_store
 def test_no_planted_secret_reaches_the_store(project: Project) -> None:
     remote = "https://ann:planted-remote-password@git.example.org/x.git"
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
@@ -418,6 +422,7 @@ def test_password_in_an_override_stays_in_no_file_and_no_message(project: Projec
     assert [path for path in files if b"planted-password" in path.read_bytes()] == []
 
 
+@pytest.mark.file_store
 def test_twenty_times_eight_processes_that_meet_at_a_new_store_agree(tmp_path: Path) -> None:
     program = Path(__file__).with_name("start_together.py")
     composed = Project(tmp_path).run("stage=prepare", "--cfg", "job", "--resolve")
