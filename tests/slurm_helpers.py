@@ -38,7 +38,7 @@ def slurm() -> Iterator[dict[str, str]]:
         daemons.enter_context(_daemon("slurmd", "-D", "-f", str(conf), log=folder / "slurmd.out"))
         environment = {"SLURM_CONF": str(conf)}
         try:
-            until(lambda: "idle" in ask(environment, "sinfo", "--noheader", "--format=%T", check=False), 30)
+            until(lambda: "idle" in ask(environment, "sinfo", "--noheader", "--format=%T", check=False), 90)
         except AssertionError as error:
             logs = [path.read_text()[-2000:] for path in sorted(folder.glob("*.out"))]
             raise RuntimeError("the cluster did not start\n" + "\n".join(logs)) from error
