@@ -10,11 +10,14 @@ from tests.project_helpers import Project, uses_stack
 
 @pytest.fixture(autouse=True)
 def _stacks_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if uses_stack() and "tmp_path" in request.fixturenames:
-        from tests.stack_helpers import stop_stacks_of_projects
+    if not (uses_stack() and "tmp_path" in request.fixturenames):
+        yield
+        return
+    from tests.stack_helpers import stop_stacks_of_projects
 
-        stop_stacks_of_projects(request.getfixturevalue("tmp_path"))
+    folder = request.getfixturevalue("tmp_path")
+    yield
+    stop_stacks_of_projects(folder)
 
 
 @pytest.fixture(autouse=True, scope="session")

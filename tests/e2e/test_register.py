@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import SimpleITK as sitk
-from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 
 from prostate_seg.files import read_json
@@ -61,11 +61,8 @@ def moves(project: Project) -> list[dict[str, Any]]:
 
 def files_of(project: Project, number: int) -> Path:
     """Return a copy of the files of a version."""
-    copy = project.folder / "versions" / str(number)
-    if not copy.exists():
-        copy.mkdir(parents=True)
-        download_artifacts(f"models:/{NAME}/{number}", dst_path=str(copy), tracking_uri=project.store)
-    return copy
+    mlflow.set_tracking_uri(project.store)
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/{number}"))
 
 
 def change_file(project: Project, number: int, name: str, text: str) -> None:
