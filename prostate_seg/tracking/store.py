@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from filelock import BaseFileLock, FileLock
 
 from prostate_seg.config import MlflowConfig
 from prostate_seg.errors import InputError
+from prostate_seg.files import atomic_path
 from prostate_seg.tracking.address import resolved_uri, shown_address, sqlite_file
 
 for _name, _value in {
@@ -37,6 +39,8 @@ for _name, _value in {
 
 from mlflow import MlflowClient  # noqa: E402 - reads the lines above
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH  # noqa: E402
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 SECONDS_TO_ANSWER = 6.0
@@ -78,7 +82,7 @@ class Store:
         """
         try:
             with self.lock if locked else nullcontext():
-                return _answer(question, address=self.address)
+                return _answer(question, address=self.address, seconds=SECONDS_TO_ANSWER)
         except STORE_ERRORS as error:
             raise InputError(unusable(self.address, error)) from error
 
@@ -98,17 +102,18 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
     uri = resolved_uri(settings.tracking_uri)
     address = shown_address(uri)
     file = sqlite_file(uri)
-    is_new = file is not None and not file.exists()
     lock_file = file.with_name(f"{file.name}.lock") if file else cache / "mlflow.lock"
     try:
         _require_reachable(uri)
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(lock_file, timeout=CREATING_SECONDS)
         with lock:
+            if file is not None and not file.exists():
+                _answer(partial(_make_database, uri, file), address=address, seconds=CREATING_SECONDS)
             client, experiment_id = _answer(
-                lambda: _client_and_experiment(uri, settings.experiment, file),
+                partial(_client_and_experiment, uri, settings.experiment, file),
                 address=address,
-                seconds=CREATING_SECONDS if is_new else SECONDS_TO_ANSWER,
+                seconds=SECONDS_TO_ANSWER,
             )
     except STORE_ERRORS as error:
         raise InputError(unusable(address, error)) from error
@@ -121,6 +126,13 @@ def unusable(address: str, error: BaseException) -> str:
         f"the tracking store {address} cannot be used: {_reason(error)}\n"
         f"{_next_step(error)}, or choose another store: mlflow=server, mlflow.tracking_uri=ADDRESS, or mlflow=off"
     )
+
+
+def _make_database(uri: str, file: Path) -> None:
+    """Make the tables in another file first: a process that is killed meanwhile leaves no half-made store."""
+    with atomic_path(file) as temporary:
+        made = SqlAlchemyStore(uri.replace(file.as_posix(), temporary.as_posix()), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+        made.engine.dispose()
 
 
 def _client_and_experiment(uri: str, name: str, file: Path | None) -> tuple[MlflowClient, str]:
@@ -172,7 +184,7 @@ def _require_writable(file: Path) -> None:
             raise OSError(str(error)) from error
 
 
-def _answer(ask: Callable[[], Answer], *, address: str, seconds: float = SECONDS_TO_ANSWER) -> Answer:
+def _answer(ask: Callable[[], Answer], *, address: str, seconds: float) -> Answer:
     """Return what `ask` returns, or raise TimeoutError; the thread that hangs then cannot keep the process."""
     answer: list[Answer] = []
     errors: list[BaseException] = []
@@ -218,6 +230,8 @@ def _next_step(error: BaseException) -> str:
     text = str(error)
     if "out-of-date" in text or "Can't locate revision" in text:
         return "Back it up and run: mlflow db upgrade ADDRESS"
+    if "_alembic_tmp" in text:
+        return "A program was killed while it changed its tables: move the file away, or put back a backup"
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "disk is full" in text:
         return f"Free some space beside it, and in {tempfile.gettempdir()} (TMPDIR), and start again"
     if "locked" in text:

@@ -3,7 +3,8 @@
 FAULT is raise, nan, oom, exit0, exit3, kill (as kill -9), or hang, which makes the file `hanging` and waits for a signal. PLACE
 is preprocess, fold1 (the second fold of a training), close, where results are logged, trainings (at the end of each, so that
 ok,raise lets the second fail), claim, where a sweep has just taken a trial, told, where it tells what its second came to, or
-delivery, where a store is told something (ok,ok,kill lets the third end it). FAULT none with PLACE impatient waits for a store
+delivery, where a store is told something (ok,ok,kill lets the third end it), or tables, in the midst of making those of a new
+store. FAULT none with PLACE impatient waits for a store
 that fails at the end of a stage for two seconds instead of half a minute.
 """
 
@@ -58,6 +59,10 @@ def build_in(fault: str, place: str) -> None:
         from prostate_seg.tracking.delivery import Delivery
 
         Delivery._tell = in_turn(Delivery._tell, fault.split(","))  # type: ignore[method-assign]
+    elif place == "tables":
+        from sqlalchemy import Engine, event
+
+        event.listen(Engine, "before_cursor_execute", in_turn(lambda *_: None, ["ok"] * 200 + [fault]))
     elif place == "impatient":
         from prostate_seg.tracking import branch
 

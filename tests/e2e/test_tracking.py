@@ -356,6 +356,17 @@ def test_unreachable_store_stops_the_run_within_ten_seconds(project: Project) ->
 
 
 @pytest.mark.file_store
+def test_store_that_was_killed_while_it_was_made_is_made_again(project: Project) -> None:
+    killed = project.run("kill", "tables", "stage=prepare", program=str(FAULTY))
+    assert killed.returncode == -9
+    assert not (project.folder / "mlflow.db").exists()
+    done = project.run("stage=prepare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert project.only(level="stage").info.status == "FINISHED"
+    assert not list(project.folder.glob(".tmp-*"))
+
+
+@pytest.mark.file_store
 def test_locked_database_stops_the_run_in_words(project: Project) -> None:
     assert project.run("stage=prepare").returncode == 0
     with contextlib.closing(sqlite3.connect(project.folder / "mlflow.db")) as connection:
