@@ -39,8 +39,6 @@ for _name, _value in {
 
 from mlflow import MlflowClient  # noqa: E402 - reads the lines above
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH  # noqa: E402
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 SECONDS_TO_ANSWER = 6.0
@@ -130,6 +128,9 @@ def unusable(address: str, error: BaseException) -> str:
 
 def _make_database(uri: str, file: Path) -> None:
     """Make the tables in another file first: a process that is killed meanwhile leaves no half-made store."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # a server's client needs neither
+
     with atomic_path(file) as temporary:
         made = SqlAlchemyStore(uri.replace(file.as_posix(), temporary.as_posix()), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
         made.engine.dispose()
