@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
@@ -10,6 +11,7 @@ from mlflow.entities import Run, ViewType
 
 from prostate_seg.config import MlflowConfig, OnRerun, OnUnreachable
 from prostate_seg.errors import InputError
+from prostate_seg.tracking import run_tree
 from prostate_seg.tracking.job import Outcome
 from prostate_seg.tracking.process import this_process
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
@@ -60,6 +62,31 @@ def test_fresh_pipeline_is_the_one_that_is_found_from_then_on(tree: RunTree) -> 
     fresh = tree.pipeline("p", fresh=True)
     assert fresh.info.run_id != first.info.run_id
     assert tree.pipeline("p", fresh=False).info.run_id == fresh.info.run_id
+
+
+@pytest.mark.parametrize("theirs_is", ["begun before", "begun after, and in use"])
+def test_pipelines_made_at_one_moment_in_two_places_become_one(
+    tree: RunTree, theirs_is: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes ask a server, both find nothing, and both make one; no lock holds for both."""
+    monkeypatch.setattr(run_tree, "SECONDS_TO_AGREE", 0.0)
+    here, elsewhere = (RunTree(replace(tree.store, is_server=True)) for _ in range(2))
+    theirs: list[Run] = []
+    look = here.search
+
+    def look_while_they_make_theirs(**asked: Any) -> list[Run]:
+        found = look(**asked)
+        if not theirs:
+            start_ms = run_tree.now_ms() + (60_000 if "after" in theirs_is else -60_000)
+            theirs.append(elsewhere.pipeline("p", fresh=False, start_ms=start_ms))
+            if "in use" in theirs_is:
+                elsewhere.reopen(theirs[0])
+        return found
+
+    monkeypatch.setattr(here, "search", look_while_they_make_theirs)
+    mine = here.pipeline("p", fresh=False)
+    assert mine.info.run_id == theirs[0].info.run_id
+    assert [run.info.run_id for run in tree.search(level=Level.pipeline)] == [mine.info.run_id]
 
 
 def test_every_run_carries_the_five_tags(tree: RunTree) -> None:

@@ -34,6 +34,8 @@ CLOSED_BY = "closed_by"
 """Tag of a run that another process has closed, because its own had died."""
 COPIED_FROM = "bundle.copied_from"
 """Tag of a run that came in a bundle: the store that it was packed in."""
+SECONDS_TO_AGREE = 1.0
+"""After a pipeline has been made on a server: longer than others take from looking for one to making one."""
 SILENT_ON_ANOTHER_HOST = timedelta(hours=1)
 """A run of another host may be closed after this long without a sign of life, when asked to."""
 
@@ -84,7 +86,19 @@ class RunTree:
             return begun_here[0]
         run = self.create(name, Place(level=Level.pipeline, pipeline=name), parent_id=None, key=key, start_ms=start_ms)
         self.client.set_terminated(run.info.run_id, Outcome.finished.value)  # RUNNING only while a stage is
-        return run
+        return self._agreed(run, name) if self.store.is_server and not fresh else run
+
+    def _agreed(self, mine: Run, name: str) -> Run:
+        """Return the pipeline that all take who made one at the same moment in other places; mine, or else that goes away."""
+        time.sleep(SECONDS_TO_AGREE)
+        made = [run for run in self.search(level=Level.pipeline, pipeline=name) if COPIED_FROM not in run.data.tags]
+        first = min(
+            made, key=lambda run: (run.info.status != "RUNNING", run.info.start_time, run.info.run_id), default=mine
+        )
+        if first.info.run_id != mine.info.run_id:
+            self.client.set_tag(mine.info.run_id, "superseded_by", first.info.run_id)
+            self.client.delete_run(mine.info.run_id)
+        return first
 
     def sweep(self, key: str) -> Run | None:
         """Return the sweep of this key, if it has been made."""

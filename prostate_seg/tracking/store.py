@@ -67,6 +67,8 @@ class Store:
     """For people: without user and password."""
     lock: BaseFileLock
     """Held while parents are found or made, so that processes that start together agree."""
+    is_server: bool
+    """Whether processes may use it that do not share the lock."""
 
     def ask(self, question: Callable[[], Answer], *, locked: bool = False) -> Answer:
         """Return the answer of several calls.
@@ -115,7 +117,7 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
             )
     except STORE_ERRORS as error:
         raise InputError(unusable(address, error)) from error
-    return Store(client=client, experiment_id=experiment_id, address=address, lock=lock)
+    return Store(client=client, experiment_id=experiment_id, address=address, lock=lock, is_server=file is None)
 
 
 def unusable(address: str, error: BaseException) -> str:

@@ -464,6 +464,29 @@ def test_processes_that_start_together_on_a_new_store_agree(project: Project) ->
     assert {run.info.status for run in project.runs()} == {"FINISHED"}
 
 
+def test_processes_of_other_workspaces_that_start_together_on_a_server_agree(project: Project) -> None:
+    for number in range(4):
+        for name in ("data", "preprocess"):
+            shutil.copytree(project.folder / name, project.folder / f"place{number}" / name)
+    with mlflow_server(project.folder / "server") as address:
+        starts = [
+            Project(project.folder / f"place{number}").start(
+                "stage=prepare", "mlflow=server", MLFLOW_TRACKING_URI=address
+            )
+            for number in range(4)
+        ]
+        outs = [start.communicate(timeout=300)[0] for start in starts]
+        assert [start.returncode for start in starts] == [0] * 4, outs
+        client = MlflowClient(tracking_uri=address)
+        experiment = client.get_experiment_by_name("prostate_seg")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        (pipeline,) = (run for run in runs if run.data.tags["level"] == "pipeline")
+        stages = [run for run in runs if run.data.tags["level"] == "stage"]
+        assert {run.data.tags["mlflow.parentRunId"] for run in stages} == {pipeline.info.run_id}
+        assert {run.info.status for run in runs} == {"FINISHED"}
+
+
 def test_server_records_the_same_with_system_metrics(project: Project) -> None:
     with mlflow_server(project.folder / "server") as address:
         done = project.run(
