@@ -110,7 +110,7 @@ def disturbed(
     chosen = rng.choices(stages, weights, k=num_kills)
     for stage in stages:
         for _ in range(chosen.count(stage)):
-            one.kill(stage, after_seconds=rng.uniform(0.3, 1.0) * whole.seconds[stage])
+            one.kill(stage, after_seconds=rng.uniform(0.2, 0.9) * whole.seconds[stage])
         one.finish(stage)
     require_same(outputs_of(folder), outputs_of(whole.project.folder))
     require_sound_record(one)
@@ -136,7 +136,9 @@ def require_sound_record(one: Round) -> None:
             for run in runs
             if run.data.tags["level"] == "stage" and run.info.status == "FINISHED"
         ]
-        assert sorted(finished) == sorted(recorded), finished
+        assert set(finished) == recorded, finished
+        again = [stage for stage in finished if finished.count(stage) > 1]
+        assert set(again) <= {"register"}, again  # killed after its run had ended; no registration replaces another
     if "register" in one.seconds:
         client = one.project.client
         assert len(client.search_model_versions("name = 'prostate_seg'")) == 1
