@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from prostate_seg.tracking.address import shown_address
 from prostate_seg.tracking.record import path_of
 from prostate_seg.workspace import Workspace
 from tests.conftest import ROOT
@@ -214,7 +215,7 @@ def test_verify_finds_everything_as_it_was_and_then_what_changed(finished: Proje
 def test_verify_of_an_unknown_run_says_so(finished: Project) -> None:
     done = finished.run("stage=verify", "verify.run=0123")
     assert done.returncode == 1
-    assert "there is no run 0123 in " in done.stderr
+    assert f"there is no run 0123 in {shown_address(finished.store)}" in done.stderr
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
