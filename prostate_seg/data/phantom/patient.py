@@ -19,7 +19,7 @@ GLAND_TEXTURE_REACH = 1.1
 
 
 BODY_TEXTURE_VOX = 80
-"""Edge of the lattice, repeated without seams, that gives fat and muscle their grain."""
+"""Edge of the lattice, repeated without seams, that makes the body the patient's own."""
 
 
 FAT, MUSCLE, CORTEX, MARROW, AIR, URINE, FLUID = 0.58, 0.13, 0.04, 0.4, 0.02, 1.0, 0.75
@@ -36,9 +36,8 @@ class Patient:
     gland_signal: np.ndarray
     """Signal inside the gland over unit coordinates, shape [GLAND_TEXTURE_VOX] * 3 (z, y, x)."""
     body_texture: np.ndarray
-    """Zero mean, unit variance, periodic, shape [BODY_TEXTURE_VOX] * 3 (z, y, x)."""
-    sway_phase: float
-    """Where the surroundings bend to the left and right, in radians."""
+    """Grain of the tissues and, read on a coarser scale, how the body bends around the gland. Zero mean, unit variance,
+    periodic, shape [BODY_TEXTURE_VOX] * 3 (z, y, x)."""
     hip_shift_mm: float
     """How much further out the hips are than in the average pelvis."""
 
@@ -56,7 +55,6 @@ def draw_patient(generator: np.random.Generator, *, settings: PhantomSettings) -
         gland=gland,
         gland_signal=_draw_gland_signal(generator, gland, difficulty=settings.difficulty),
         body_texture=_smooth_noise(generator, num_vox=BODY_TEXTURE_VOX, sigma_vox=1.3),
-        sway_phase=generator.uniform(0, 2 * math.pi),
         hip_shift_mm=generator.uniform(-3, 4),
     )
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from prostate_seg.data.phantom.gland import FLATTENING_PIVOT, Gland, Points, Vector, unit_points
 from prostate_seg.data.phantom.patient import (
+    BODY_TEXTURE_VOX,
     CAPSULE,
     CORTEX,
     DETRUSOR,
@@ -53,6 +54,14 @@ FADE_FROM = 2 / 3
 
 BODY_TEXTURE_MM = 1.6
 """Voxel edge of that lattice."""
+
+
+BEND_MM = 3.0
+"""Standard deviation of the shifts that bend the body around the gland, along x and along y."""
+
+
+BEND_VOXEL_MM = 8.0
+"""Voxel edge of the same lattice where it gives these shifts: they change over about 20 mm."""
 
 
 TINY = np.float32(1e-6)
@@ -131,16 +140,24 @@ def _blank_canvas(patient: Patient, study: Study, *, coarse: Geometry, index: in
     """Return one slice of fat with dots of vessels in it."""
     thin = thin_slices(coarse, index=index)
     points = grid_points(thin, (slice(None),) * 3, gland_centre_mm=study.gland_centre_mm)
-    middle = [p[SUB_SLICES // 2][None] / BODY_TEXTURE_MM for p in points[::-1]]
-    grain = ndimage.map_coordinates(patient.body_texture, middle, order=1, mode="grid-wrap", output=np.float32)
+    middle = Points(*(p[SUB_SLICES // 2][None] for p in points))
+    grain = _body_texture(patient, middle, voxel_mm=BODY_TEXTURE_MM)
     fat = FAT * (1 + 0.05 * grain - 0.6 * np.clip(grain - 1.7, 0, 1))
-    return _Canvas(np.repeat(fat, SUB_SLICES, axis=0), points, _sway(points, phase=patient.sway_phase), grain)
+    return _Canvas(np.repeat(fat, SUB_SLICES, axis=0), points, _bent(points, middle, patient), grain)
 
 
-def _sway(points: Points, *, phase: float) -> Points:
-    """Bend the body a little, so that its two sides differ."""
-    left = 1.5 * np.sin(0.06 * points.z + 0.05 * points.y + phase)
-    back = 1.5 * np.sin(0.05 * points.z + 0.08 * points.x - phase)
+def _body_texture(patient: Patient, points: Points, *, voxel_mm: float) -> np.ndarray:
+    """Return the patient's texture, its voxels this large, at some points."""
+    index_zyx = [p / np.float32(voxel_mm) for p in points[::-1]]
+    return ndimage.map_coordinates(patient.body_texture, index_zyx, order=1, mode="grid-wrap", output=np.float32)
+
+
+def _bent(points: Points, middle: Points, patient: Patient) -> Points:
+    """Shift each place of the body its own way, so that neither its two sides nor two patients are alike."""
+    left, back = (
+        BEND_MM * _body_texture(patient, Points(middle.x + away, middle.y, middle.z), voxel_mm=BEND_VOXEL_MM)
+        for away in (0.0, BODY_TEXTURE_VOX / 2 * BEND_VOXEL_MM)
+    )
     return Points(points.x + left, points.y + back, points.z)
 
 
