@@ -9,7 +9,15 @@ import pytest
 from scipy import ndimage
 
 from prostate_seg.data.phantom import PhantomSettings, make_phantom_case, phantom_case_ids
-from prostate_seg.imaging.fingerprint import SAME_PICTURE, same_pictures, similarity, thumbnail, voxels_sha1
+from prostate_seg.imaging import fingerprint
+from prostate_seg.imaging.fingerprint import (
+    SAME_PICTURE,
+    THUMBNAIL_SHAPE,
+    same_pictures,
+    similarity,
+    thumbnail,
+    voxels_sha1,
+)
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 
@@ -88,6 +96,16 @@ def test_nothing_to_compare_and_no_contrast_are_no_pair() -> None:
     assert same_pictures({}) == {}
     assert same_pictures({"a": flat}) == {}
     assert same_pictures({"a": flat, "b": flat}) == {}
+
+
+def test_every_pair_is_compared_however_the_studies_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [np.random.default_rng(seed).integers(-127, 128, THUMBNAIL_SHAPE).astype(np.int8) for seed in range(4)]
+    thumbnails = {f"{number:02d}": pictures[number % 4] for number in range(11)}
+    copies = {(a, b) for a, b in combinations(thumbnails, 2) if int(a) % 4 == int(b) % 4}
+    for blocks in ((256, 512), (2, 3), (3, 2), (1, 1)):
+        monkeypatch.setattr(fingerprint, "BLOCK", blocks[0])
+        monkeypatch.setattr(fingerprint, "WIDE_BLOCK", blocks[1])
+        assert same_pictures(thumbnails).keys() == copies
 
 
 def test_small_studies_of_different_patients_are_not_one_by_their_borders() -> None:
