@@ -42,7 +42,7 @@ up to 6, 8 and 8 mm, where half a coarse voxel costs most; 0.13 at most for diff
 
 SAME_PICTURE = 0.64
 """Least correlation of one picture. Measured: 0.73 for two series of one visit, 0.66 and more for copies that were shifted,
-cropped or made noisy, 0.09 at most for different patients; 0.56 for phantom patients, who share a drawn pelvis."""
+cropped or made noisy, 0.09 at most for different patients, 0.36 for phantom patients, whom one formula draws."""
 
 
 def voxels_sha1(volume: Volume) -> str:
