@@ -104,19 +104,19 @@ def test_hopeless_trials_stop_early_and_the_record_says_so(project: Project) -> 
     """One learning rate that learns and, after it, two that do not."""
     training = [
         "train.max_epochs=6",
-        "train.steps_per_epoch=25",
+        "train.steps_per_epoch=40",
         "model.channels=[8,16,32]",
         "model.strides=[[2,2],[2,2]]",
     ]
-    space = ["hydra.sweeper.params=null", "train.learning_rate=choice(0.01,1e-7,2e-7)"]
+    space = ["hydra.sweeper.params=null", "train.learning_rate=choice(0.03,1e-7,2e-7)"]
     grid = ["hydra/sweeper/sampler=grid", "hydra.sweeper.sampler.seed=1"]
-    pruner = ["hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=3"]
+    pruner = ["hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=4"]
     text = run(project, *STUDY, *training, *space, *grid, *pruner)
     assert "1 trials trained, 2 stopped early, 0 failed" in text
     whole, *stopped_early = trials_of(project)
     for trial in stopped_early:
         assert trial.state.name == "PRUNED"
-        assert trial.last_step == 4
+        assert trial.last_step == 5
         assert trial.duration is not None
         assert whole.duration is not None
         assert trial.duration < whole.duration
