@@ -110,7 +110,7 @@ def test_hopeless_trials_stop_early_and_the_record_says_so(project: Project) -> 
     ]
     space = ["hydra.sweeper.params=null", "train.learning_rate=choice(0.03,1e-7,2e-7)"]
     grid = ["hydra/sweeper/sampler=grid", "hydra.sweeper.sampler.seed=1"]
-    pruner = ["hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=4"]
+    pruner = ["hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=5"]
     text = run(project, *STUDY, *training, *space, *grid, *pruner)
     assert "1 trials trained, 2 stopped early, 0 failed" in text
     whole, *stopped_early = trials_of(project)
