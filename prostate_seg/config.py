@@ -204,7 +204,7 @@ class PhantomConfig:
         _check(
             "data.phantom",
             self,
-            ("num_patients", 1 <= self.num_patients <= 999, "must be from 1 to 999"),
+            ("num_patients", 1 <= self.num_patients <= 9999, "must be from 1 to 9999"),
             (
                 "num_second_studies",
                 0 <= self.num_second_studies <= self.num_patients,

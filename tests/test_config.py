@@ -80,7 +80,7 @@ def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
         (["data.whole_gland_labels=[0]"], "data.whole_gland_labels: must be null or a list of labels above 0"),
         (["fetch.parts=fold0"], "fetch.parts: must be null or a list, each text, is fold0"),
         (["data.phantom=null"], "data.phantom: must be set for data=phantom"),
-        (["data.phantom.num_patients=0"], "data.phantom.num_patients: must be from 1 to 999, is 0"),
+        (["data.phantom.num_patients=0"], "data.phantom.num_patients: must be from 1 to 9999, is 0"),
         (["data.phantom.num_second_studies=99"], "data.phantom.num_second_studies: must be from 0 to"),
         (["data.phantom.field_of_view_mm=10"], "data.phantom.field_of_view_mm: must be from 80 to 400, is 10.0"),
         (["data.phantom.num_slices_range=[24,18]"], "data.phantom.num_slices_range: must be two rising numbers"),
