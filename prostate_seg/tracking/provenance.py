@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -84,8 +85,14 @@ def git_state(folder: Path) -> GitState:
 
 def packages() -> dict[str, str]:
     """Return the version of every installed package by its normalised name."""
+    return dict(_installed())
+
+
+@cache
+def _installed() -> list[tuple[str, str]]:
+    """Return names and versions, sorted; looked up once by a process, because every trial of a sweep asks."""
     found = ((dist.metadata["Name"], dist.version) for dist in importlib.metadata.distributions())
-    return dict(sorted((name.lower().replace("_", "-"), version) for name, version in found if name))
+    return sorted((name.lower().replace("_", "-"), version) for name, version in found if name)
 
 
 def machine() -> dict[str, str]:

@@ -7,6 +7,7 @@ other kinds, such as templates, belong to the `__init__` that they lie beside.
 import ast
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,9 +54,17 @@ def _imported_files(file: Path) -> Iterator[Path]:
             yield from (candidate for candidate in candidates if candidate.is_file())
 
 
-def _imported_names(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def _imported_names(file: Path) -> tuple[str, ...]:
+    return _names_imported_by(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _names_imported_by(source: str) -> tuple[str, ...]:
+    """Return the names; kept, because every trial of a sweep asks for the same files."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(names)
