@@ -119,6 +119,8 @@ def _run_to_its_end() -> None:
 
 def _follow() -> NoReturn:
     """Be a process that torchrun has started beside the first one: train with it and leave with it."""
+    # It writes nothing and has no run to close; a handler of Python's would wait for as long as torch waits for the first one.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _training().follow()
     sys.exit(0)
 
