@@ -288,6 +288,7 @@ def test_eight_workers_of_which_one_is_killed_fill_a_study_on_servers(project: P
             assert worker.returncode == (-9 if worker is victim else 0), text
 
         trials = study_in(storage).trials
+        assert [trial.user_attrs["reason"] for trial in trials if trial.state.name == "FAIL"] == []
         assert [trial.state.name for trial in trials] == ["COMPLETE"] * num_trials
         client = MlflowClient(tracking_uri=address)
         experiment = client.get_experiment_by_name("prostate_seg")

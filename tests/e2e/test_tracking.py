@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -451,13 +451,19 @@ def test_twenty_times_eight_processes_that_meet_at_a_new_store_agree(tmp_path: P
     assert done.stdout.splitlines() == ["experiments 1 parents 1 children 8 finished 9 errors 0"] * 20, done.stderr
 
 
+def all_end_well(starts: Sequence[subprocess.Popen[str]]) -> None:
+    """Wait for processes; what those said that did not end with 0 is the test's message."""
+    texts = [start.communicate(timeout=300)[0] for start in starts]
+    failed = [f"exit {start.returncode}:\n{text}" for start, text in zip(starts, texts, strict=True) if start.returncode]
+    assert not failed, "\n".join(failed)
+
+
 def test_processes_that_start_together_on_a_new_store_agree(project: Project) -> None:
     for number in range(8):
         for name in ("data", "preprocess"):
             shutil.copytree(project.folder / name, project.folder / f"workspace{number}" / name)
     starts = [project.start("stage=prepare", f"paths.root=workspace{number}") for number in range(8)]
-    outs = [start.communicate(timeout=300)[0] for start in starts]
-    assert [start.returncode for start in starts] == [0] * 8, outs
+    all_end_well(starts)
     pipeline = project.only(level="pipeline")
     stages = project.runs(level="stage")
     assert len(stages) == 8
@@ -476,8 +482,7 @@ def test_processes_of_other_workspaces_that_start_together_on_a_server_agree(pro
             )
             for number in range(4)
         ]
-        outs = [start.communicate(timeout=300)[0] for start in starts]
-        assert [start.returncode for start in starts] == [0] * 4, outs
+        all_end_well(starts)
         client = MlflowClient(tracking_uri=address)
         experiment = client.get_experiment_by_name("prostate_seg")
         assert experiment is not None
