@@ -1,6 +1,7 @@
 """The tree of runs in a real sqlite store: found or made once, closed with the right status, replaced without loss."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from mlflow.entities import Run, ViewType
 
 from prostate_seg.config import MlflowConfig, OnRerun, OnUnreachable
 from prostate_seg.errors import InputError
-from prostate_seg.tracking import run_tree
+from prostate_seg.tracking import agreement, run_tree
 from prostate_seg.tracking.job import Outcome
 from prostate_seg.tracking.process import this_process
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
@@ -64,29 +65,65 @@ def test_fresh_pipeline_is_the_one_that_is_found_from_then_on(tree: RunTree) -> 
     assert tree.pipeline("p", fresh=False).info.run_id == fresh.info.run_id
 
 
+def on_server(tree: RunTree) -> RunTree:
+    """Return a tree that believes to share its store with others, who hold other locks."""
+    return RunTree(replace(tree.store, is_server=True))
+
+
 @pytest.mark.parametrize("theirs_is", ["begun before", "begun after, and in use"])
 def test_pipelines_made_at_one_moment_in_two_places_become_one(
     tree: RunTree, theirs_is: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes ask a server, both find nothing, and both make one; no lock holds for both."""
-    monkeypatch.setattr(run_tree, "SECONDS_TO_AGREE", 0.0)
-    here, elsewhere = (RunTree(replace(tree.store, is_server=True)) for _ in range(2))
+    monkeypatch.setattr(agreement, "SECONDS_TO_AGREE", 0.0)
+    here, elsewhere = on_server(tree), on_server(tree)
     theirs: list[Run] = []
     look = here.search
 
     def look_while_they_make_theirs(**asked: Any) -> list[Run]:
         found = look(**asked)
         if not theirs:
-            start_ms = run_tree.now_ms() + (60_000 if "after" in theirs_is else -60_000)
+            start_ms = run_tree.now_ms() + (30_000 if "after" in theirs_is else -30_000)
             theirs.append(elsewhere.pipeline("p", fresh=False, start_ms=start_ms))
-            if "in use" in theirs_is:
-                elsewhere.reopen(theirs[0])
         return found
 
     monkeypatch.setattr(here, "search", look_while_they_make_theirs)
     mine = here.pipeline("p", fresh=False)
     assert mine.info.run_id == theirs[0].info.run_id
     assert [run.info.run_id for run in tree.search(level=Level.pipeline)] == [mine.info.run_id]
+
+
+def test_pipeline_that_another_process_withdraws_is_not_taken(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third process finds both, before the maker of one has deleted it."""
+    monkeypatch.setattr(agreement, "SECONDS_TO_AGREE", 0.0)
+    one, other = (tree.pipeline("p", fresh=True) for _ in range(2))
+    assert agreement.decide(tree.client, one, agreement.NO)
+    assert on_server(tree).pipeline("p", fresh=False).info.run_id == other.info.run_id
+    assert agreement.decide(tree.client, tree.client.get_run(other.info.run_id), agreement.YES)
+    assert not agreement.decide(tree.client, other, agreement.NO)
+    tree.client.delete_run(other.info.run_id)
+    third = on_server(tree).pipeline("p", fresh=False)
+    assert third.info.run_id not in {one.info.run_id, other.info.run_id}
+
+
+def test_no_pipeline_that_was_taken_is_deleted_however_many_start_together(
+    tree: RunTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the others here: then there may be several, but each that was taken stays."""
+    monkeypatch.setattr(agreement, "SECONDS_TO_AGREE", 0.0)
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(5):
+            name = f"p{number}"
+            taken = list(pool.map(lambda own, name=name: own.pipeline(name, fresh=False), [on_server(tree)] * 8))
+            there = {run.info.run_id for run in tree.search(level=Level.pipeline, pipeline=name)}
+            assert {run.info.run_id for run in taken} == there
+            assert on_server(tree).pipeline(name, fresh=False).info.run_id in there
+
+
+def test_newest_pipeline_of_an_earlier_version_is_found_on_a_server(tree: RunTree) -> None:
+    long_ago = run_tree.now_ms() - 2 * agreement.OLD_MS
+    _, newest = (tree.pipeline("p", fresh=True, start_ms=long_ago + number) for number in range(2))
+    assert on_server(tree).pipeline("p", fresh=False).info.run_id == newest.info.run_id
 
 
 def test_every_run_carries_the_five_tags(tree: RunTree) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from functools import partial
 
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from prostate_seg.tracking import agreement
 from prostate_seg.tracking.job import Outcome
 from prostate_seg.tracking.process import is_alive, is_silent, this_process
 from prostate_seg.tracking.spool import LOCAL_ID, new_local_id
@@ -34,8 +36,6 @@ CLOSED_BY = "closed_by"
 """Tag of a run that another process has closed, because its own had died."""
 COPIED_FROM = "bundle.copied_from"
 """Tag of a run that came in a bundle: the store that it was packed in."""
-SECONDS_TO_AGREE = 1.0
-"""After a pipeline has been made on a server: longer than others take from looking for one to making one."""
 SILENT_ON_ANOTHER_HOST = timedelta(hours=1)
 """A run of another host may be closed after this long without a sign of life, when asked to."""
 
@@ -80,25 +80,25 @@ class RunTree:
 
     def pipeline(self, name: str, *, fresh: bool, key: str | None = None, start_ms: int | None = None) -> Run:
         """Return the newest pipeline of that name that was begun here, or a new one. Call with the lock held."""
-        found = [] if fresh else self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
-        begun_here = [run for run in found if COPIED_FROM not in run.data.tags]
-        if begun_here:
-            return begun_here[0]
+        begun = [] if fresh else self._begun_here(name)
+        mine = None if begun else self._make_pipeline(name, key=key, start_ms=start_ms)
+        if not self.store.is_server:
+            return begun[0] if mine is None else mine
+        if fresh and mine is not None:
+            agreement.decide(self.client, mine, agreement.YES)
+            return mine
+        agreed = agreement.agree(self.client, begun, mine, partial(self._begun_here, name))
+        return self.pipeline(name, fresh=True, key=key, start_ms=start_ms) if agreed is None else agreed
+
+    def _begun_here(self, name: str) -> list[Run]:
+        """Return the pipelines of a name that came in no bundle, newest first."""
+        found = self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
+        return [run for run in found if COPIED_FROM not in run.data.tags]
+
+    def _make_pipeline(self, name: str, *, key: str | None, start_ms: int | None) -> Run:
         run = self.create(name, Place(level=Level.pipeline, pipeline=name), parent_id=None, key=key, start_ms=start_ms)
         self.client.set_terminated(run.info.run_id, Outcome.finished.value)  # RUNNING only while a stage is
-        return self._agreed(run, name) if self.store.is_server and not fresh else run
-
-    def _agreed(self, mine: Run, name: str) -> Run:
-        """Return the pipeline that all take who made one at the same moment in other places; mine, or else that goes away."""
-        time.sleep(SECONDS_TO_AGREE)
-        made = [run for run in self.search(level=Level.pipeline, pipeline=name) if COPIED_FROM not in run.data.tags]
-        first = min(
-            made, key=lambda run: (run.info.status != "RUNNING", run.info.start_time, run.info.run_id), default=mine
-        )
-        if first.info.run_id != mine.info.run_id:
-            self.client.set_tag(mine.info.run_id, "superseded_by", first.info.run_id)
-            self.client.delete_run(mine.info.run_id)
-        return first
+        return run
 
     def sweep(self, key: str) -> Run | None:
         """Return the sweep of this key, if it has been made."""

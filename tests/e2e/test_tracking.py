@@ -454,7 +454,9 @@ def test_twenty_times_eight_processes_that_meet_at_a_new_store_agree(tmp_path: P
 def all_end_well(starts: Sequence[subprocess.Popen[str]]) -> None:
     """Wait for processes; what those said that did not end with 0 is the test's message."""
     texts = [start.communicate(timeout=300)[0] for start in starts]
-    failed = [f"exit {start.returncode}:\n{text}" for start, text in zip(starts, texts, strict=True) if start.returncode]
+    failed = [
+        f"exit {start.returncode}:\n{text}" for start, text in zip(starts, texts, strict=True) if start.returncode
+    ]
     assert not failed, "\n".join(failed)
 
 
