@@ -11,6 +11,8 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.samplers import GridSampler, RandomSampler
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.sweeping import study as studies
@@ -143,6 +145,19 @@ def test_nothing_is_pruned_for_two_objectives(address: str) -> None:
     shared = opened(address, objective="maximize", seconds="minimize")
     shared.claim(num_trials=1, at_most=1)
     assert not judge(address, "one", number=0, pruner=optuna.pruners.ThresholdPruner(lower=1.0))(1, 0.0)
+
+
+def test_trials_of_a_long_search_hold_no_connections(postgres: str) -> None:
+    """A Postgres server takes a hundred, of all processes together."""
+    shared = opened(postgres)
+    for trial in shared.claim(num_trials=10, at_most=10):
+        judge(postgres, "one", number=trial.number, pruner=optuna.pruners.NopPruner())(1, 0.5)
+    with create_engine(postgres, poolclass=NullPool).connect() as connection:
+        num_open = connection.execute(
+            text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        ).scalar()
+    assert num_open == 0
+    optuna.delete_study(study_name="one", storage=postgres)  # for the next test
 
 
 NUM_TRIALS, NUM_WORKERS = 64, 8

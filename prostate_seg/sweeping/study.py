@@ -238,8 +238,9 @@ def _require_folder(uri: str) -> None:
 
 
 def _storage(uri: str) -> RDBStorage:
+    """Return a storage that holds no connection between two questions: a server has few for all who search."""
     waiting = {"timeout": SECONDS_TO_WRITE} if sqlite_file(uri) else {}
-    return RDBStorage(uri, engine_kwargs={"connect_args": waiting})
+    return RDBStorage(uri, engine_kwargs={"connect_args": waiting, "poolclass": NullPool})
 
 
 @contextmanager
