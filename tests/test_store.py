@@ -1,4 +1,4 @@
-"""A server that is slow to answer is used; one that does not even say that it is well is not."""
+"""A server that is slow to answer, or to let people in, is used; one that does not even say that it is well is not."""
 
 import json
 import time
@@ -19,15 +19,20 @@ EXPERIMENT = {"experiment": {"experiment_id": "7", "name": "prostate_seg", "life
 
 
 @contextmanager
-def busy_server(*, seconds: float, is_well: bool) -> Iterator[str]:
-    """A tracking server that takes its time for every question, and for the one after its health unless it is well."""
+def busy_server(*, seconds: float = 0.0, is_well: bool = True, num_refusals: int = 0) -> Iterator[str]:
+    """A tracking server that takes its time for every question, and for the one after its health unless it is well.
+
+    The first of those who ask for the experiment may not see it.
+    """
+    refusals = iter(range(num_refusals))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if not (is_well and self.path == "/health"):
                 time.sleep(seconds)
-            body = json.dumps(EXPERIMENT).encode()
-            self.send_response(200)
+            is_refused = "get-by-name" in self.path and next(refusals, None) is not None
+            body = b"Permission denied" if is_refused else json.dumps(EXPERIMENT).encode()
+            self.send_response(403 if is_refused else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -56,4 +61,16 @@ def test_busy_server_that_is_well_is_waited_for(tmp_path: Path) -> None:
 
 def test_server_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
     with busy_server(seconds=30, is_well=False) as address, pytest.raises(InputError, match="no answer within 1 s"):
+        store.open_store(replace(SETTINGS, tracking_uri=address), cache=tmp_path)
+
+
+def test_experiment_that_another_process_has_just_made_is_seen_once_its_maker_may(tmp_path: Path) -> None:
+    with busy_server(num_refusals=2) as address:
+        opened = store.open_store(replace(SETTINGS, tracking_uri=address), cache=tmp_path)
+    assert opened.experiment_id == "7"
+
+
+def test_experiment_that_stays_hidden_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SECONDS_TO_BE_LET_IN", 0.2)
+    with busy_server(num_refusals=1000) as address, pytest.raises(InputError, match="403"):
         store.open_store(replace(SETTINGS, tracking_uri=address), cache=tmp_path)

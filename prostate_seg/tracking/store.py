@@ -38,6 +38,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 from mlflow import MlflowClient  # noqa: E402 - reads the lines above
+from mlflow.entities import Experiment  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
@@ -45,6 +46,8 @@ SECONDS_TO_ANSWER = 6.0
 """A store that has not answered by then counts as unreachable; ten seconds are promised."""
 BUSY_SECONDS = 90.0
 """A server that says that it is well may take this long to answer: many may ask at once, or it has just been started."""
+SECONDS_TO_BE_LET_IN = 2.0
+"""An experiment that may not be seen after this long belongs to somebody else."""
 CREATING_SECONDS = 120.0
 """A database file that does not exist yet may take this long: its tables are made first."""
 
@@ -140,7 +143,7 @@ def _make_database(uri: str, file: Path) -> None:
 
 def _client_and_experiment(uri: str, name: str, file: Path | None) -> tuple[MlflowClient, str]:
     client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(name)
+    found = _experiment(client, name)
     if found is None:
         try:
             artifacts = (file.parent / "mlruns" / re.sub(r"[^\w.\-]", "_", name)).as_uri() if file else None
@@ -148,13 +151,25 @@ def _client_and_experiment(uri: str, name: str, file: Path | None) -> tuple[Mlfl
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # made by another host just now
+            found = _experiment(client, name)  # made by another host just now
     assert found is not None
     if found.lifecycle_stage != "active":
         raise MlflowException(
             f"its experiment {name!r} is deleted (mlflow experiments restore --experiment-id {found.experiment_id})"
         )
     return client, str(found.experiment_id)
+
+
+def _experiment(client: MlflowClient, name: str) -> Experiment | None:
+    """Find an experiment; a server with users shows a new one a moment before it lets its maker in."""
+    end = time.monotonic() + SECONDS_TO_BE_LET_IN
+    while True:
+        try:
+            return client.get_experiment_by_name(name)
+        except MlflowException as error:
+            if error.error_code != "PERMISSION_DENIED" or time.monotonic() > end:
+                raise
+        time.sleep(SECONDS_TO_BE_LET_IN / 10)
 
 
 def _require_reachable(uri: str) -> None:
