@@ -172,23 +172,15 @@ def fit(
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
     new_slices = VAL_SLICES_SHARE * steps_per_epoch * settings.batch_size
     epochs_per_look = max(1, math.ceil(len(packed.slices_of(val_ids)) / new_slices))
-    progress = Progress(settings.metric)
-    found = team.of_first(lambda: None if checkpoints is None else checkpoints.newest())
-    if found is not None:
-        progress = Progress.restored(found, metric=settings.metric)
-        step.restore(found)
-        for epoch in progress.history:
-            on_epoch_end(epoch)
-        log.info("go on after epoch %d, where training was stopped", len(progress.history))
+    progress = _progress(checkpoints, step, team=team)
+    for epoch in progress.history:
+        on_epoch_end(epoch)
     start = time.perf_counter() - progress.seconds
     budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, team=team)
     is_over = budget.is_spent()
     while not is_over:
-        # Seeded by the epoch, so that an epoch is the same whether or not those before it ran in this process.
         number = len(progress.history)
-        order = np.random.default_rng([seed, number])
-        dropout = np.random.SeedSequence([seed, number, team.rank])  # of rank 0 it is the same without the rank
-        torch.manual_seed(int(dropout.generate_state(1)[0]))
+        order = _seed_epoch(seed, number, team=team)
         losses = _train_epoch(batches, step, budget, num_steps=steps_per_epoch, order=order)
         is_over = budget.is_spent()
         looks = is_over or (number + 1) % epochs_per_look == 0
@@ -244,6 +236,24 @@ class Progress:
         progress.history = [Epoch(**row) for row in state.facts["history"]]
         progress.best_weights = state.part("best")
         return progress
+
+
+def _progress(checkpoints: Checkpoints | None, step: "Step", *, team: Team) -> Progress:
+    """Return that of a training that was stopped, with `step` as it was then; without one there is none yet."""
+    found = team.of_first(lambda: None if checkpoints is None else checkpoints.newest())
+    if found is None:
+        return Progress(step.settings.metric)
+    progress = Progress.restored(found, metric=step.settings.metric)
+    step.restore(found)
+    log.info("go on after epoch %d, where training was stopped", len(progress.history))
+    return progress
+
+
+def _seed_epoch(seed: int, number: int, *, team: Team) -> np.random.Generator:
+    """Return what orders an epoch; it is the same whether or not those before it ran in this process."""
+    dropout = np.random.SeedSequence([seed, number, team.rank])  # of rank 0 it is the same without the rank
+    torch.manual_seed(int(dropout.generate_state(1)[0]))
+    return np.random.default_rng([seed, number])
 
 
 def best_epoch(history: Sequence[Epoch], *, metric: ValMetric) -> Epoch:
