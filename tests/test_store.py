@@ -1,15 +1,18 @@
 """A server that is slow to answer, or to let people in, is used; one that does not even say that it is well is not."""
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
 
 from prostate_seg.errors import InputError
 from prostate_seg.tracking import store
@@ -62,6 +65,26 @@ def test_busy_server_that_is_well_is_waited_for(tmp_path: Path) -> None:
 def test_server_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
     with busy_server(seconds=30, is_well=False) as address, pytest.raises(InputError, match="no answer within 1 s"):
         store.open_store(replace(SETTINGS, tracking_uri=address), cache=tmp_path)
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_busy_file_is_waited_for_unless_another_program_holds_it(
+    is_locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mlflow.db"
+    store.open_store(replace(SETTINGS, tracking_uri=f"sqlite:///{file}"), cache=tmp_path)
+    find = store._experiment
+
+    def find_slowly(client: MlflowClient, name: str) -> Experiment | None:
+        if is_locked:
+            holder.execute("BEGIN IMMEDIATE")
+        time.sleep(2.5)
+        return find(client, name)
+
+    monkeypatch.setattr(store, "_experiment", find_slowly)
+    outcome = pytest.raises(InputError, match="no answer within 1 s") if is_locked else nullcontext()
+    with closing(sqlite3.connect(file, check_same_thread=False)) as holder, outcome:
+        store.open_store(replace(SETTINGS, tracking_uri=f"sqlite:///{file}"), cache=tmp_path)
 
 
 def test_experiment_that_another_process_has_just_made_is_seen_once_its_maker_may(tmp_path: Path) -> None:

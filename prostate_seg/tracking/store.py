@@ -45,7 +45,7 @@ from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 SECONDS_TO_ANSWER = 6.0
 """A store that has not answered by then counts as unreachable; ten seconds are promised."""
 BUSY_SECONDS = 90.0
-"""A server that says that it is well may take this long to answer: many may ask at once, or it has just been started."""
+"""A store that is well may take this long to answer: many may ask at once, or the machine has too much to do."""
 SECONDS_TO_BE_LET_IN = 2.0
 """An experiment that may not be seen after this long belongs to somebody else."""
 CREATING_SECONDS = 120.0
@@ -229,7 +229,14 @@ def _answer(ask: Callable[[], Answer], *, address: str, seconds: float) -> Answe
 
 
 def _is_well(address: str, *, timeout: float) -> bool:
-    """Return whether a server answers the one question that costs it nothing; a silent one is down, a busy one is not."""
+    """Return whether a server answers the one question that costs it nothing, or a file can be written: both may be busy."""
+    file = sqlite_file(address)
+    if file is not None:
+        try:
+            _require_writable(file)
+        except OSError:
+            return False
+        return True
     if urlsplit(address).scheme not in {"http", "https"}:
         return False
     try:
