@@ -110,7 +110,7 @@ def along_gland_figure(table: pd.DataFrame) -> Figure:
     _draw_readers(axes)
     for place, row in ((-BEYOND, table.iloc[0]), (1 + BEYOND, table.iloc[-1])):
         axes.axvspan(min(place, 1), max(place, 0), color="black", alpha=0.06, linewidth=0)
-        note = f"beyond:\n{int(row['num_slices'])} slices\nin {int(row['num_cases'])} cases"
+        note = f"beyond\nslices: {int(row['num_slices'])}\ncases: {int(row['num_cases'])}"
         axes.text(place / 2 if place < 0 else 1 + BEYOND / 2, 0.03, note, ha="center", va="bottom", fontsize=7.5)
     axes.set_xlim(-BEYOND, 1 + BEYOND)
     axes.set_ylim(-0.02, 1.02)
