@@ -2,8 +2,9 @@
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_trial_whose_processes_keep_dying_fails_but_one_that_was_told_to_stop_do
     shared = opened(address)
     for died in [False] * MOST_DEATHS + [True] * MOST_DEATHS:
         (trial,) = shared.claim(num_trials=1, at_most=1)
-        shared.release([trial], died=died)
+        shared.take_back([trial]) if died else shared.give_back([trial])
     assert shared.claim(num_trials=1, at_most=1) == []
     assert shared.counts()["FAIL"] == 1
     assert shared.last_reason() == f"its process died {MOST_DEATHS} times, as when memory is short"
@@ -123,6 +124,46 @@ def test_grid_ends_with_its_last_point(address: str) -> None:
         shared.complete(trial, [found[-1]])
     assert sorted(found) == [0.25, 0.5]
     assert [best.value for best in shared.best()] == [0.5]
+
+
+@pytest.fixture
+def away(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Moves the study's file away; another call puts it back."""
+    monkeypatch.setattr(studies, "SECONDS_BETWEEN_TRIES", 0.02)
+    file, elsewhere = tmp_path / "optuna.db", tmp_path / "elsewhere.db"
+
+    def move() -> None:
+        elsewhere.replace(file) if elsewhere.exists() else file.replace(elsewhere)
+
+    return move
+
+
+def test_storage_that_comes_back_is_waited_for(address: str, away: Callable[[], None]) -> None:
+    shared = opened(address)
+    (trial,) = shared.claim(num_trials=1, at_most=1)
+    away()
+    back = threading.Timer(0.3, away)
+    back.start()
+    shared.complete(trial, [0.5])
+    back.join()
+    shared.complete(trial, [0.5])  # told again, because nobody knows whether a call that failed went through
+    assert [best.value for best in opened(address).best()] == [0.5]
+
+
+def test_storage_that_stays_away_stops_the_search_but_no_training(
+    address: str, away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "SECONDS_TO_COME_BACK", 0.1)
+    shared = opened(address)
+    (trial,) = shared.claim(num_trials=1, at_most=1)
+    is_hopeless = judge(address, "one", number=0, pruner=optuna.pruners.ThresholdPruner(lower=1.0))
+    away()
+    assert not is_hopeless(1, 0.0)
+    with pytest.raises(InputError, match="the same command goes on"):
+        shared.complete(trial, [0.5])
+    shared.give_back([trial])  # a person stops the search
+    away()
+    assert is_hopeless(2, 0.0)
 
 
 def test_pruner_hears_of_each_step_once_and_judges_from_all_trials(address: str) -> None:

@@ -174,10 +174,10 @@ class Search:
             raise
         except Exception as error:
             log.warning("trials %s are run again: %s", ", ".join(str(one.number) for one in trials), _line(error))
-            shared.release(trials, died=True)
+            shared.take_back(trials)
             return []
         except BaseException:  # Ctrl-C, SIGTERM
-            shared.release(trials, died=False)
+            shared.give_back(trials)
             raise
 
     def _tell(self, shared: SharedStudy, trial: Trial, job: JobReturn) -> None:

@@ -2,14 +2,17 @@
 
 A trial is claimed under a lock that all processes of the store see, and carries the process that has it. A process that was
 killed leaves its trial RUNNING; the next claim takes that trial over, with its number and settings. So a study never holds
-more trials than were asked for. The whole of Optuna is imported here.
+more trials than were asked for. A storage that is away for a while is waited for. The whole of Optuna is imported here.
 """
 
+import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
 from filelock import FileLock
@@ -30,6 +33,7 @@ from prostate_seg.tracking.address import resolved_uri, shown_address, sqlite_fi
 from prostate_seg.tracking.process import HEARTBEAT_SECONDS, SILENT_AFTER, is_alive, is_silent, this_process
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+log = logging.getLogger(__name__)
 
 MOST_DEATHS = 4
 """A trial whose process has died this often is taken to be the reason, as one that needs more memory than there is."""
@@ -37,18 +41,59 @@ LOCK_KEY = 20_260_118
 """Names the lock of studies inside a Postgres database."""
 SECONDS_TO_WRITE = 60
 """How long one who needs a sqlite file waits for the others."""
+SECONDS_TO_COME_BACK = 300.0
+"""How long a storage that was there before may be away; what trials have trained lies on disk."""
+SECONDS_BETWEEN_TRIES = 2.0
 
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError, OSError, ImportError)
 """What a storage raises that cannot be used; ImportError where the driver of its database is not installed."""
 
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+
+
+def _waited_for(ask: Callable[[], Answer], uri: str) -> Answer:
+    """Return what a storage answers, which may be away for a while; asking it twice does no harm.
+
+    Raises:
+        InputError: If it does not come back.
+    """
+    end, is_told = time.monotonic() + SECONDS_TO_COME_BACK, False
+    while True:
+        try:
+            return ask()
+        except STORAGE_ERRORS as error:
+            away = f"the study's storage {shown_address(uri)} is away: {_line(error)}"
+            if time.monotonic() > end:
+                raise InputError(
+                    f"{away}\nWhat was trained is kept: once it is back, the same command goes on"
+                ) from error
+            if not is_told:
+                log.warning("%s\nIt is waited for, %.0f s at most", away, SECONDS_TO_COME_BACK)
+                is_told = True
+        time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def _patient(
+    method: Callable[Concatenate["SharedStudy", Asked], Answer],
+) -> Callable[Concatenate["SharedStudy", Asked], Answer]:
+    """Let a method wait for its storage."""
+
+    @wraps(method)
+    def ask(self: "SharedStudy", /, *args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
+        return _waited_for(partial(method, self, *args, **kwargs), self._uri)
+
+    return ask
+
 
 class SharedStudy:
-    """The trials of one study."""
+    """The trials of one study; its methods raise an InputError when the storage stays away."""
 
     def __init__(self, study: optuna.Study, uri: str) -> None:
         self.study = study
         self._uri = uri
 
+    @_patient
     def claim(self, *, num_trials: int, at_most: int) -> list[Trial]:
         """Return trials for this process to run: orphaned ones first, then new ones until the study has `num_trials`."""
         with _locked(self._uri):
@@ -61,41 +106,56 @@ class SharedStudy:
                 trial.set_user_attr("owner", this_process().as_tags())
         return claimed
 
-    def release(self, trials: Sequence[Trial], *, died: bool) -> None:
-        """Give back trials to be claimed again: their job's process has died, or a person or scheduler has stopped it."""
+    @_patient
+    def take_back(self, trials: Sequence[Trial]) -> None:
+        """Let trials be claimed again whose job's process has died."""
         for trial in trials:
-            trial.set_user_attr("owner", {"process.died": "true"} if died else {})
+            trial.set_user_attr("owner", {"process.died": "true"})
 
+    def give_back(self, trials: Sequence[Trial]) -> None:
+        """Let trials be claimed again because a person or scheduler stops this process; its end does that too, but later."""
+        with suppress(*STORAGE_ERRORS):
+            for trial in trials:
+                trial.set_user_attr("owner", {})
+
+    @_patient
     def is_anything_running(self) -> bool:
         """Return whether another process still works on a trial."""
         return any(one.state is TrialState.RUNNING for one in self._all())
 
+    @_patient
     def suggest(self, trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
         """Return the settings of a trial; those that it had before it was orphaned stay."""
         return {name: trial._suggest(name, distribution) for name, distribution in space.items()}
 
+    @_patient
     def complete(self, trial: Trial, values: Sequence[float]) -> None:
         """Record what a trial came to."""
         self._tell(trial, TrialState.COMPLETE, values)
 
+    @_patient
     def prune(self, trial: Trial) -> None:
         """Record that a trial was stopped early."""
         self._tell(trial, TrialState.PRUNED)
 
+    @_patient
     def fail(self, trial: Trial, reason: str) -> None:
         """Record that a trial gave no result."""
         trial.set_user_attr("reason", reason)
         self._tell(trial, TrialState.FAIL)
 
+    @_patient
     def counts(self) -> dict[str, int]:
         """Return the number of trials by state."""
         states = [one.state.name for one in self._all()]
         return {state.name: states.count(state.name) for state in TrialState}
 
+    @_patient
     def best(self) -> list[FrozenTrial]:
         """Return the best trial; of several objectives all that no other beats in each; empty when none has finished."""
         return self.study.best_trials if self.counts()["COMPLETE"] else []
 
+    @_patient
     def last_reason(self) -> str:
         """Return why the newest failed trial has failed."""
         return next((str(one.user_attrs["reason"]) for one in reversed(self._all()) if "reason" in one.user_attrs), "")
@@ -136,7 +196,7 @@ class SharedStudy:
 
     def _tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
         try:
-            self.study.tell(trial, values, state)
+            self.study.tell(trial, values, state, skip_if_finished=True)
         except (
             RuntimeError
         ):  # the state is stored; a grid that is used up tells Optuna's own loop, which is not ours, to end
@@ -184,16 +244,24 @@ def open_study(
 def judge(address: str, name: str, *, number: int, pruner: BasePruner) -> IsHopeless:
     """Return what tells the study how a trial stands and asks the pruner; it runs in the process that trains."""
     uri = _supported(address)
-    study = optuna.load_study(study_name=name, storage=_storage(uri), pruner=pruner)
-    if len(study.directions) > 1:  # Optuna prunes for one objective only
+
+    def look() -> tuple[Trial, set[int]]:
+        study = optuna.load_study(study_name=name, storage=_storage(uri), pruner=pruner)
+        trial = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+        return trial, set(trial.storage.get_trial(trial._trial_id).intermediate_values)  # before an interruption
+
+    trial, told = _waited_for(look, uri)
+    if len(trial.study.directions) > 1:  # Optuna prunes for one objective only
         return lambda _step, _value: False
-    trial = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
-    told = set(trial.storage.get_trial(trial._trial_id).intermediate_values)  # before an interruption
 
     def is_hopeless(step: int, value: float) -> bool:
-        if step not in told:
-            trial.report(value, step)
-        return trial.should_prune()
+        try:
+            if step not in told:
+                trial.report(value, step)
+            return trial.should_prune()
+        except STORAGE_ERRORS as error:
+            log.warning("trial %d trains on, and its study is not told how it stands: %s", number, _line(error))
+            return False
 
     return is_hopeless
 
@@ -260,6 +328,12 @@ def _unusable(uri: str, error: BaseException) -> str:
     driver = "Install a driver and name it (prostate-seg[postgres] has that of postgresql+psycopg2://...)"
     next_step = driver if isinstance(error, ImportError) else "Check the address and who may write there"
     return (
-        f"the study's storage {shown_address(uri)} cannot be used: {str(error).splitlines()[0]}\n"
+        f"the study's storage {shown_address(uri)} cannot be used: {_line(error)}\n"
         f"{next_step}, or choose another: hydra.sweeper.storage=ADDRESS"
     )
+
+
+def _line(error: BaseException) -> str:
+    """Return what a database says is wrong, which Optuna words as a guess of its own."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    return shown_address(next(iter(str(cause).splitlines()), type(cause).__name__))
