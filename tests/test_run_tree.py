@@ -1,7 +1,9 @@
 """The tree of runs in a real sqlite store: found or made once, closed with the right status, replaced without loss."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from mlflow.entities import Run, ViewType
 
 from prostate_seg.config import MlflowConfig, OnRerun, OnUnreachable
 from prostate_seg.errors import InputError
-from prostate_seg.tracking import agreement, run_tree
+from prostate_seg.tracking import agreement, run_tree, sweeps
 from prostate_seg.tracking.job import Outcome
 from prostate_seg.tracking.process import this_process
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
@@ -118,6 +120,32 @@ def test_no_pipeline_that_was_taken_is_deleted_however_many_start_together(
             there = {run.info.run_id for run in tree.search(level=Level.pipeline, pipeline=name)}
             assert {run.info.run_id for run in taken} == there
             assert on_server(tree).pipeline(name, fresh=False).info.run_id in there
+
+
+def test_workers_of_one_study_that_begin_on_several_machines_have_one_sweep(tree: RunTree) -> None:
+    """Each has the lock of its own workspace, and all have found nothing before the first makes it."""
+    everybody = threading.Barrier(4)
+
+    def begin(number: int) -> Run | None:
+        here = on_server(tree)
+        look = here.sweeps
+
+        def look_together(key: str) -> list[Run]:
+            found = look(key)
+            with suppress(threading.BrokenBarrierError):
+                everybody.wait(0.5)
+            return found
+
+        setattr(here, "sweeps", look_together)  # noqa: B010 - a method
+        record = {"place": "db/study", "stage": "train", "key": f"local-{number:032d}"}
+        return sweeps.begin(here, {**record, "pipeline": "p", "pipeline_key": None, "fresh": False, "start_ms": None})
+
+    with ThreadPoolExecutor(4) as pool:
+        begun = {run.info.run_id for run in pool.map(begin, range(4)) if run is not None}
+    (sweep,) = tree.search(level=Level.sweep)
+    assert begun == {sweep.info.run_id}
+    assert status(tree, sweep) == "RUNNING"
+    assert len(tree.search(level=Level.pipeline)) == 1
 
 
 def test_newest_pipeline_of_an_earlier_version_is_found_on_a_server(tree: RunTree) -> None:

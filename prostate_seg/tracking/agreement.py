@@ -1,6 +1,6 @@
-"""How processes that share a server, but no lock, take one and the same pipeline when each has just made one.
+"""How processes that share a server, but no lock, take one and the same pipeline or sweep when each has just made one.
 
-A param of a run can be written once and never changed, whoever asks first: a pipeline is used only after `agreed` was written
+A param of a run can be written once and never changed, whoever asks first: a run is used by all only after `agreed` was written
 to it as yes, and goes away only after it was written as no. So none is taken that another process then deletes.
 """
 
@@ -14,19 +14,19 @@ from mlflow.exceptions import MlflowException
 AGREED = "agreed"
 YES, NO = "yes", "no"
 SECONDS_TO_AGREE = 1.0
-"""After a pipeline has been made: longer than others take from looking for one to making one."""
+"""After a run has been made: longer than others take from looking for one to making one."""
 OLD_MS = 60_000
-"""A pipeline from before this needs no agreement; those of earlier versions do not say that there was one."""
+"""A run from before this needs no agreement; those of earlier versions do not say that there was one."""
 
 
 def agree(
     client: MlflowClient, begun: Sequence[Run], mine: Run | None, look: Callable[[], Sequence[Run]]
 ) -> Run | None:
-    """Return the pipeline that all take: one that others have agreed on, or else the first one made.
+    """Return the run that all take: one that others have agreed on, or else the first one made.
 
     Args:
         client: Asks the server.
-        begun: The pipelines that there are, newest first.
+        begun: The runs that there are, newest first.
         mine: The one that this process has made because there were none; it is deleted unless it is taken.
         look: Finds them again.
 
@@ -47,8 +47,14 @@ def agree(
     return taken
 
 
+def preferred(begun: Sequence[Run]) -> Run | None:
+    """Return the one of some runs, newest first, that was agreed on; on a server of this process alone the newest."""
+    agreed = (run for run in begun if run.data.params.get(AGREED) == YES)
+    return next(iter((*agreed, *begun)), None)
+
+
 def decide(client: MlflowClient, run: Run, decision: str) -> bool:
-    """Return whether a pipeline is used (YES) or goes away (NO) as this process would have it; the first to say so decides."""
+    """Return whether a run is used (YES) or goes away (NO) as this process would have it; the first to say so decides."""
     if AGREED in run.data.params:
         return bool(run.data.params[AGREED] == decision)
     try:

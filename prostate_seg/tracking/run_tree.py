@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from functools import partial
 
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
@@ -80,29 +79,38 @@ class RunTree:
 
     def pipeline(self, name: str, *, fresh: bool, key: str | None = None, start_ms: int | None = None) -> Run:
         """Return the newest pipeline of that name that was begun here, or a new one. Call with the lock held."""
-        begun = [] if fresh else self._begun_here(name)
-        mine = None if begun else self._make_pipeline(name, key=key, start_ms=start_ms)
+
+        def look() -> list[Run]:
+            found = self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
+            return [run for run in found if COPIED_FROM not in run.data.tags]
+
+        def make() -> Run:
+            place = Place(level=Level.pipeline, pipeline=name)
+            run = self.create(name, place, parent_id=None, key=key, start_ms=start_ms)
+            self.client.set_terminated(run.info.run_id, Outcome.finished.value)  # RUNNING only while a stage is
+            return run
+
+        return self.found_or_made(look, make, fresh=fresh)
+
+    def found_or_made(self, look: Callable[[], list[Run]], make: Callable[[], Run], *, fresh: bool = False) -> Run:
+        """Return the newest run of some, or a new one: the same for all who ask at one moment. Call with the lock held."""
+        begun = [] if fresh else look()
+        mine = None if begun else make()
         if not self.store.is_server:
             return begun[0] if mine is None else mine
         if fresh and mine is not None:
             agreement.decide(self.client, mine, agreement.YES)
             return mine
-        agreed = agreement.agree(self.client, begun, mine, partial(self._begun_here, name))
-        return self.pipeline(name, fresh=True, key=key, start_ms=start_ms) if agreed is None else agreed
-
-    def _begun_here(self, name: str) -> list[Run]:
-        """Return the pipelines of a name that came in no bundle, newest first."""
-        found = self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
-        return [run for run in found if COPIED_FROM not in run.data.tags]
-
-    def _make_pipeline(self, name: str, *, key: str | None, start_ms: int | None) -> Run:
-        run = self.create(name, Place(level=Level.pipeline, pipeline=name), parent_id=None, key=key, start_ms=start_ms)
-        self.client.set_terminated(run.info.run_id, Outcome.finished.value)  # RUNNING only while a stage is
-        return run
+        agreed = agreement.agree(self.client, begun, mine, look)
+        return self.found_or_made(look, make, fresh=True) if agreed is None else agreed
 
     def sweep(self, key: str) -> Run | None:
         """Return the sweep of this key, if it has been made."""
-        return next(iter(self.search(level=Level.sweep, filters={"sweep.key": key}, newest_first=True, limit=1)), None)
+        return agreement.preferred(self.sweeps(key))
+
+    def sweeps(self, key: str) -> list[Run]:
+        """Return the sweeps of this key, newest first; there are several only while processes agree on one."""
+        return self.search(level=Level.sweep, filters={"sweep.key": key}, newest_first=True, limit=50)
 
     def create(
         self,

@@ -19,7 +19,7 @@ from prostate_seg.files import md5_of_text
 from prostate_seg.tracking.address import resolved_uri, shown_address
 from prostate_seg.tracking.job import Job, Outcome, command_of
 from prostate_seg.tracking.recorded import artifact_text
-from prostate_seg.tracking.run_tree import ALL, Level, Place, RunTree, now_ms
+from prostate_seg.tracking.run_tree import ALL, KEY, Level, Place, RunTree, now_ms
 from prostate_seg.tracking.spool import RECORDS, Header, Record, Spool, new_local_id, read_lines, waiting
 from prostate_seg.tracking.store import open_store
 from prostate_seg.workspace import workspace_of
@@ -109,15 +109,17 @@ def begin(tree: RunTree, record: Record) -> Run | None:
     if record["place"] is None:
         return None
     place = Path(record["place"])
-    found = tree.sweep(sweep_key(place))
-    if found is not None:  # the same place again: a sweep that goes on
-        tree.take_over(found, {"sweep.complete": "false"})
-    else:
-        sweep = f"sweep/{place.name}"
+    key, sweep = sweep_key(place), f"sweep/{place.name}"
+
+    def make() -> Run:
         where = Place(level=Level.sweep, pipeline=name, stage=record["stage"], sweep=sweep)
-        tags = {"sweep.key": sweep_key(place), "sweep.folder": str(place)}
+        tags = {"sweep.key": key, "sweep.folder": str(place)}
         parent_id = str(pipeline.info.run_id)
-        found = tree.create(sweep, where, parent_id=parent_id, tags=tags, start_ms=start_ms, key=record["key"])
+        return tree.create(sweep, where, parent_id=parent_id, tags=tags, start_ms=start_ms, key=record["key"])
+
+    found = tree.found_or_made(lambda: tree.sweeps(key), make)
+    if found.data.tags.get(KEY) != record["key"]:  # the same place again: a sweep that goes on
+        tree.take_over(found, {"sweep.complete": "false"})
     tree.reopen(pipeline)
     return found
 

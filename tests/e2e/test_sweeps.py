@@ -265,7 +265,7 @@ def test_experiment_runs(project: Project, experiment: str) -> None:
 
 
 def test_eight_workers_of_which_one_is_killed_fill_a_study_on_servers(project: Project) -> None:
-    """One MLflow server and one study, both in Postgres; none of 64 trials is lost and none is there twice."""
+    """One MLflow server and one study, both in Postgres, and two workspaces; none of 64 trials is lost or there twice."""
     reason = why_no_postgres()
     if reason is not None:
         pytest.skip(f"no Postgres here: {reason}")
@@ -277,7 +277,8 @@ def test_eight_workers_of_which_one_is_killed_fill_a_study_on_servers(project: P
     ):
         environment = {"MLFLOW_TRACKING_URI": address, "OPTUNA_STORAGE": databases["study"], "OMP_NUM_THREADS": "1"}
         sweep = [*STUDY, *shortest, "mlflow=server", f"hydra.sweeper.n_trials={num_trials}"]
-        workers = [project.start(*sweep, **environment) for _ in range(num_workers)]
+        machines = (project, copy_of(project, project.folder.with_name("elsewhere")))
+        workers = [machine.start(*sweep, **environment) for machine in machines * (num_workers // 2)]
         storage = optuna.storages.RDBStorage(databases["study"])
         until(lambda: has_trained(storage), 200)
         owner = next(trial for trial in study_in(storage).trials if trial.state.name == "RUNNING").user_attrs["owner"]
