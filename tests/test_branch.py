@@ -101,7 +101,7 @@ def test_record_that_can_be_neither_sent_nor_kept_fails_the_stage(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("prostate_seg.tracking.spool.os.pwrite", full)
+    monkeypatch.setattr("prostate_seg.tracking.spool._write_some", full)
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
     with pytest.raises(InputError, match=r"its files are in .*, but [1-9] records .* neither be sent nor kept"):

@@ -3,8 +3,7 @@
 import errno
 import json
 import multiprocessing
-import os
-import signal
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -61,15 +60,15 @@ def test_full_disk_leaves_whole_lines_and_loses_none_once_there_is_room(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool.put({"n": 0})
-    write = os.pwrite
+    write = module._write_some
 
-    def full(file: int, data: memoryview, place: int) -> int:
+    def full(file: FileIO, data: memoryview) -> int:
         if len(data) < 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(file, data[: len(data) // 2], place)  # half of it still fits
+        return write(file, data[: len(data) // 2])  # half of it still fits
 
     with monkeypatch.context() as disk:
-        disk.setattr(module.os, "pwrite", full)
+        disk.setattr(module, "_write_some", full)
         spool.put({"n": 1})
         spool.put({"n": 2})
         assert spool.flush() is False
@@ -96,7 +95,7 @@ def test_killed_process_leaves_whole_records_and_lets_go(spool: Spool) -> None:
     with pytest.raises(Timeout):
         Spool(spool.folder)
     assert [found.is_held for found in waiting(spool.folder.parent)] == [True]
-    os.kill(process.pid or 0, signal.SIGKILL)
+    process.kill()
     process.join(10)
     again = Spool(spool.folder)
     assert numbers(again) == list(range(again.num_records))

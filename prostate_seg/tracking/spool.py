@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -268,10 +269,10 @@ class _Lines:
     """A file of JSON lines that is only appended to: a line is there as a whole, or not at all."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        content = path.read_bytes()
-        self._size = content.rfind(b"\n") + 1
-        os.ftruncate(self._file, self._size)  # what a crash has cut off
+        path.touch(mode=0o600)
+        self._file = path.open("r+b", buffering=0)
+        self._size = self._file.read().rfind(b"\n") + 1
+        self._file.truncate(self._size)  # what a crash has cut off
         self._waiting = b""
 
     def append(self, value: Mapping[str, Any]) -> None:
@@ -280,18 +281,24 @@ class _Lines:
 
     def flush(self) -> None:
         self._write()
-        os.fsync(self._file)
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        os.close(self._file)
+        self._file.close()
 
     def _write(self) -> None:
         try:
+            self._file.seek(self._size)
             left = memoryview(self._waiting)
             while left:
-                left = left[os.pwrite(self._file, left, self._size + len(self._waiting) - len(left)) :]
+                left = left[_write_some(self._file, left) :]
         except OSError:
-            os.ftruncate(self._file, self._size)
+            self._file.truncate(self._size)
             raise
         self._size += len(self._waiting)
         self._waiting = b""
+
+
+def _write_some(file: FileIO, data: memoryview) -> int:
+    """Write as much as the disk takes at once; return the number of bytes."""
+    return file.write(data)

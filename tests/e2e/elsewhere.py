@@ -8,7 +8,22 @@ import os
 import signal
 
 LACKING = {
-    os: ("fork", "forkpty", "killpg", "sched_getaffinity", "mkfifo", "setsid"),
+    os: (
+        *("chown", "fchmod", "fchown", "fork", "forkpty", "getloadavg", "getpgid", "getpgrp", "getpriority", "killpg"),
+        *(
+            "lchown",
+            "mkfifo",
+            "mknod",
+            "nice",
+            "openpty",
+            "posix_fadvise",
+            "posix_fallocate",
+            "pread",
+            "preadv",
+            "pwrite",
+        ),
+        *("pwritev", "sched_getaffinity", "setpriority", "setsid", "sync"),
+    ),
     signal: ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "SIGTSTP", "setitimer", "pthread_sigmask"),
 }
 for _module, _names in LACKING.items():
