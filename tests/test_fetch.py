@@ -120,7 +120,7 @@ def test_picai_keeps_t2_series_and_masks_of_the_network_apart_from_human_ones(
     assert result.metrics == {"fetch/num_images": 4, "fetch/num_masks": 4}
     table = pd.read_csv(data / "cases.csv", dtype=str, keep_default_na=False)
     assert list(table["case_id"]) == ids
-    assert set(table["mask_by"]) == {"network Bosma22b"}
+    assert set(table["reference_by"]) == {"network Bosma22b"}
     assert list(table["centre"]) == ["RUMC", "", "ZGT", ""]
     assert "CC BY-NC 4.0" in (data / "LICENCE.txt").read_text()
     note = json.loads((data / "SOURCE.json").read_text())
@@ -170,7 +170,7 @@ def test_more_parts_come_later_with_their_masks_and_rows_and_own_columns_stay(
     origin = f"fetch.origin={tmp_path / 'made'}"
     fetch_here("data=picai", "fetch.parts=[fold0]", origin)
     table = tmp_path / "data" / "cases.csv"
-    table.write_text(table.read_text().replace("mask_by", "mask_by,coil").replace("Bosma22b", "Bosma22b,yes"))
+    table.write_text(table.read_text().replace("reference_by", "reference_by,coil").replace("Bosma22b", "Bosma22b,yes"))
     fetch_here("data=picai", "fetch.parts=[fold0,fold1]", origin)
     rows = pd.read_csv(table, dtype=str, keep_default_na=False)
     assert list(rows["coil"]) == ["yes", "yes", "", ""]

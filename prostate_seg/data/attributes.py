@@ -12,6 +12,8 @@ import pandas as pd
 from prostate_seg.errors import InputError
 
 FILE_NAME = "cases.csv"
+REFERENCE_BY = "reference_by"
+"""The column that says who or what made a reference mask."""
 
 RESERVED = frozenset(
     (

@@ -46,7 +46,7 @@ class PublicSet:
     licence: str
     cite: tuple[str, ...]
     masks_by: str
-    """Who drew the reference: stands as mask_by in cases.csv, and results are compared by it."""
+    """Who drew the reference: stands as reference_by in cases.csv, and results are compared by it."""
     archives: tuple[Archive, ...] = field(default=())
     """Empty for a data set that people download themselves."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prostate_seg.data.attributes import FILE_NAME, read_attributes
+from prostate_seg.data.attributes import FILE_NAME, REFERENCE_BY, read_attributes
 from prostate_seg.data.public_sets import PublicSet
 from prostate_seg.errors import InputError
 from prostate_seg.files import read_json, write_json, write_text
@@ -86,7 +86,7 @@ def note_cases(data: Path, case_ids: Collection[str], *, masks_by: str) -> None:
     centres = _centres(data / MARKSHEET)
     for case_id in case_ids:
         centre = {"centre": centres.get(case_id, "")} if centres else {}
-        known.setdefault(case_id, {"mask_by": masks_by, **centre})
+        known.setdefault(case_id, {REFERENCE_BY: masks_by, **centre})
     table = pd.DataFrame.from_dict(known, orient="index").fillna("").sort_index()
     write_text(data / FILE_NAME, table.to_csv(index_label="case_id", lineterminator="\n"))
 

@@ -6,11 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from prostate_seg.data.attributes import REFERENCE_BY
 from prostate_seg.reporting.results import SUMMARISED
 from prostate_seg.segmentation.statistics import FAILURE_DICE
-
-REFERENCE_BY = "reference_by"
-"""Column of cases.csv that says who or what made a reference mask."""
 
 Tree = Mapping[str, Any]
 """Nested plain values, as read from JSON or YAML."""

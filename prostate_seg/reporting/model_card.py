@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from prostate_seg.reporting.facts import REFERENCE_BY, Facts, Tree
+from prostate_seg.data.attributes import REFERENCE_BY
+from prostate_seg.reporting.facts import Facts, Tree
 from prostate_seg.reporting.pages import render_markdown
 from prostate_seg.reporting.report import METRIC_NAMES
 from prostate_seg.segmentation.statistics import FAILURE_DICE
