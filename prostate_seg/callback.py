@@ -96,10 +96,14 @@ class TrackingCallback(Callback):
         with _failures_leave():
             _take_secrets_out(config)
             cfg = _parsed(config)
-            if cfg is not None and cfg.stage in QUESTIONS:
+            if cfg is None or cfg.stage not in STAGES:
+                return
+            occupancy = _tracking("occupancy")
+            if occupancy.touches(cfg, workspace_of(cfg)):
+                _held.append(occupancy.occupy(cfg, workspace_of(cfg)))
+            if cfg.stage in QUESTIONS:
                 _active.append(Unrecorded())
-            elif cfg is not None and cfg.stage in STAGES:
-                _held.append(_tracking("occupancy").occupy(cfg, workspace_of(cfg)))
+            else:
                 _active.append(_skipped(cfg, _job(config)) or _opened(cfg, _job(config)))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:

@@ -26,6 +26,8 @@ def stage_in(folder: Path, stage: str, *overrides: str) -> tuple[Config, Workspa
         ("train", "preprocess", r"preprocess would replace .*/preprocess, with which stage=train works"),
         ("evaluate", "train", r"train would replace .*/model, with which stage=evaluate works"),
         ("report", "evaluate", r"evaluate would replace .*/evaluation, with which stage=report works"),
+        ("predict", "train", r"train would replace .*/model, with which stage=predict works"),
+        ("fetch", "inspect", r"inspect reads .*/data, which stage=fetch is about to replace"),
         ("preprocess", "fetch", r"fetch would replace .*/data, with which stage=preprocess works"),
     ],
 )
@@ -47,6 +49,8 @@ def test_stage_in_the_way_is_refused_with_who_and_what(tmp_path: Path, running: 
         ("train", "prepare_elsewhere", []),
         ("evaluate", "evaluate", ["evaluate.external_root=x"]),
         ("evaluate", "verify", []),
+        ("predict", "predict", []),
+        ("train", "predict", ["predict.model=elsewhere"]),
     ],
 )
 def test_stages_that_share_nothing_they_replace_run_side_by_side(

@@ -37,6 +37,11 @@ class Occupation:
         Path(self.lock.lock_file).unlink(missing_ok=True)
 
 
+def touches(cfg: Config, workspace: Workspace) -> bool:
+    """Return whether a stage reads or replaces what another one does."""
+    return any(_touched(cfg, workspace))
+
+
 def occupy(cfg: Config, workspace: Workspace) -> Occupation:
     """Say in the workspace's cache that a stage runs, what it reads and what it replaces.
 
@@ -71,7 +76,10 @@ def _touched(cfg: Config, workspace: Workspace) -> tuple[list[Path], list[Path]]
     one, is_external = workspace, cfg.evaluate.external_root is not None
     evaluation = one.external_evaluation if is_external else one.evaluation
     made = [one.data, one.preprocess, one.kfold_json]
+    own_model = [one.model] if cfg.predict.model is None else []
     return {
+        "inspect": (made[:1], [one.inspection]),
+        "predict": (own_model, []),  # several may share a folder of predictions
         "fetch": ([], [one.data]),
         "preprocess": (made[:1], [one.preprocess]),
         "prepare": (made[:2], [one.kfold_json]),
