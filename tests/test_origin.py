@@ -1,0 +1,25 @@
+"""What made a run, in words: only changes that were kept are offered again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prostate_seg.tracking.origin import DIFF, UNTRACKED, origin_of
+from prostate_seg.tracking.run_tree import Level, Place, RunTree
+from prostate_seg.tracking.store import open_store
+from tests.test_run_tree import SETTINGS
+
+
+@pytest.mark.parametrize("kept", [(), (UNTRACKED,), (DIFF, UNTRACKED)])
+def test_changes_are_named_and_applied_only_where_they_were_kept(tmp_path: Path, kept: tuple[str, ...]) -> None:
+    settings = replace(SETTINGS, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tree = RunTree(open_store(settings, cache=tmp_path))
+    tags = {"git.commit": "abc", "git.dirty": str(bool(kept)).lower(), "command": "python -m prostate_seg stage=train"}
+    run = tree.create("train", Place(level=Level.stage, pipeline="p"), parent_id=None, tags=tags)
+    for name in kept:
+        tree.client.log_text(run.info.run_id, "x", name)
+    lines = origin_of(run.info.run_id, settings, cache=tmp_path)
+    (started,) = (line for line in lines if line.startswith("started in"))
+    assert [name for name in (DIFF, UNTRACKED) if name in started] == list(kept)
+    assert any("git apply git.diff" in line for line in lines) == (DIFF in kept)
