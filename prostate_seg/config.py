@@ -429,7 +429,7 @@ class TrainConfig:
     batch_size: int
     """Slices, or 3-D patches, per step."""
     steps_per_epoch: int | None
-    """Steps between two looks at val; null passes over every training slice once."""
+    """Steps of an epoch; null passes over every training slice once. Val is looked at after an epoch, or after several."""
     max_epochs: int
     """Epochs per fold at most; the schedule ends there."""
     max_minutes: float | None
@@ -484,7 +484,7 @@ class EvaluateConfig:
     num_bootstrap: int
     """Bootstrap samples behind each interval."""
     external_root: str | None
-    """Folder with images/ and masks/ to score the ensemble of all folds on, in place of the test cases."""
+    """Data folder, laid out as data.root may be, to score the ensemble of all folds on in place of the test cases."""
 
     def __post_init__(self) -> None:
         _check(

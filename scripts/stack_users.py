@@ -2,7 +2,7 @@
 
     python scripts/stack_users.py add ann                                 # prints a password, once
     python scripts/stack_users.py grant ann EDIT --experiment prostate_seg
-    python scripts/stack_users.py grant ann READ --model whole_gland
+    python scripts/stack_users.py grant ann READ --model prostate_seg
     python scripts/stack_users.py password ann                            # a new one
     python scripts/stack_users.py remove ann                              # runs stay
 

@@ -439,7 +439,7 @@ def test_slices_belong_to_the_third_that_holds_their_centre(num_slices: int, par
 def test_dice_by_thirds_counts_each_third_alone() -> None:
     reference = slices_with_gland(3, 4, 5, 6, 7, 8)
     predicted = slices_with_gland(4, 5, 6)
-    apex, mid, base = dice_by_thirds(reference, predicted)
+    apex, mid, base = dice_by_thirds(slice_counts(reference, predicted))
     assert apex == pytest.approx(2 / 3)  # one of the two slices
     assert mid == 1.0
     assert base == 0.0
@@ -447,27 +447,27 @@ def test_dice_by_thirds_counts_each_third_alone() -> None:
 
 def test_the_inferior_third_is_the_apex() -> None:
     reference = slices_with_gland(3, 4, 5)
-    assert dice_by_thirds(reference, slices_with_gland(3)) == (1.0, 0.0, 0.0)
+    assert dice_by_thirds(slice_counts(reference, slices_with_gland(3))) == (1.0, 0.0, 0.0)
 
 
 def test_over_segmentation_beyond_the_base_costs_in_the_base() -> None:
     reference = slices_with_gland(3, 4, 5)
-    apex, mid, base = dice_by_thirds(reference, slices_with_gland(3, 4, 5, 6, 7))
+    apex, mid, base = dice_by_thirds(slice_counts(reference, slices_with_gland(3, 4, 5, 6, 7)))
     assert (apex, mid) == (1.0, 1.0)
     assert base == pytest.approx(0.5)  # 2 * 1 / (1 + 3)
 
 
 def test_over_segmentation_below_the_apex_costs_in_the_apex() -> None:
     reference = slices_with_gland(3, 4, 5)
-    apex, mid, base = dice_by_thirds(reference, slices_with_gland(2, 3, 4, 5))
+    apex, mid, base = dice_by_thirds(slice_counts(reference, slices_with_gland(2, 3, 4, 5)))
     assert apex == pytest.approx(2 / 3)
     assert (mid, base) == (1.0, 1.0)
 
 
 def test_thirds_without_slices_have_no_dice() -> None:
     two, one = slices_with_gland(3, 4), slices_with_gland(3)
-    assert dice_by_thirds(two, two) == (1.0, pytest.approx(math.nan, nan_ok=True), 1.0)
-    apex, mid, base = dice_by_thirds(one, one)
+    assert dice_by_thirds(slice_counts(two, two)) == (1.0, pytest.approx(math.nan, nan_ok=True), 1.0)
+    apex, mid, base = dice_by_thirds(slice_counts(one, one))
     assert math.isnan(apex)
     assert mid == 1.0
     assert math.isnan(base)

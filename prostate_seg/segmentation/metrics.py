@@ -128,7 +128,7 @@ def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Sp
     reference, predicted = as_mask_pair(reference, predicted)
     counts = slice_counts(reference, predicted)
     distances = surface_distances(reference, predicted, spacing_mm=spacing_mm)
-    thirds = _dice_by_thirds(counts)
+    thirds = dice_by_thirds(counts)
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
     reference_vox, predicted_vox = int(counts.reference_vox.sum()), int(counts.predicted_vox.sum())
     return CaseMetrics(
@@ -210,7 +210,7 @@ def difference_percent(predicted: float, *, reference: float) -> float:
     return 100.0 * (predicted - reference) / reference
 
 
-def dice_by_thirds(reference: np.ndarray, predicted: np.ndarray) -> ThirdsDice:
+def dice_by_thirds(counts: SliceCounts) -> ThirdsDice:
     """Return Dice in the apex, mid-gland and base thirds of the reference, after PROMISE12 (Litjens 2014).
 
     The extent from the first to the last slice with reference gland is cut into three equal lengths, and a slice belongs
@@ -219,19 +219,11 @@ def dice_by_thirds(reference: np.ndarray, predicted: np.ndarray) -> ThirdsDice:
     without slices.
 
     Args:
-        reference: Binary mask, shape [Z, Y, X], z from apex to base.
-        predicted: Binary mask on the same grid.
+        counts: Voxels of both masks by slice, from apex to base.
 
     Returns:
         Dice per third; NaN for a third without slices, and for all three when the reference is empty.
-
-    Raises:
-        ValueError: If a mask is not binary or not 3-D, or if the shapes differ.
     """
-    return _dice_by_thirds(slice_counts(reference, predicted))
-
-
-def _dice_by_thirds(counts: SliceCounts) -> ThirdsDice:
     gland = np.flatnonzero(counts.reference_vox)
     if gland.size == 0:
         return ThirdsDice(np.nan, np.nan, np.nan)

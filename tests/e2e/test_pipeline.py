@@ -308,7 +308,7 @@ def test_folds_train_side_by_side_with_joblib(workspace: Path) -> None:
     assert {name: row["num_epochs"] for name, row in folds.items()} == {"fold0": 1, "fold1": 1}
 
 
-@pytest.mark.parametrize("spacing", ["[3,0.5,0.5]", "null"], ids=["default spacing", "native spacing"])
+@pytest.mark.parametrize("spacing", ["[3,0.5,0.5]", "null"], ids=["fine spacing", "native spacing"])
 def test_real_studies_run_through_with_both_studies_of_a_patient_together(
     shared_data: Path, tmp_path: Path, spacing: str
 ) -> None:
