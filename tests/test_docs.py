@@ -4,7 +4,11 @@ import re
 import shlex
 from pathlib import Path
 
+import click
+import mlflow.cli
 import pytest
+import torch.distributed.run
+from dvc.cli.parser import get_main_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from prostate_seg import config, stages
@@ -13,7 +17,7 @@ from scripts.update_reference import REFERENCE, reference_text
 from tests.conftest import ROOT, composed
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-COMMAND = re.compile(r"python -m prostate_seg\b([^`\n]*)")
+COMMAND = re.compile(r"(?:python|torchrun)[^`\n]* -m prostate_seg\b([^`\n]*)")
 NO_COMMAND = ("stage=NAME",)
 """Arguments that stand for others."""
 
@@ -59,14 +63,73 @@ def test_commands_are_found_on_every_page_that_has_some() -> None:
     assert {page for page, _ in commands()} >= {"README.md", "dvc.md", "scaling.md", "tracking.md", "report.md"}
 
 
+def without_code(page: Path) -> str:
+    return re.sub(r"(?s)```.*?```", "", page.read_text(encoding="utf-8"))
+
+
+def lines_of(*programs: str) -> list[tuple[str, str]]:
+    """Return every line that a page has a person type for some other programs, with the page's name."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = re.findall(r"(?ms)^ *```\w*\n(.*?)^ *```", text)
+        typed = [line.strip() for block in blocks for line in block.splitlines()]
+        typed += re.findall(r"`([^`\n]+ [^`\n]+)`", without_code(page))
+        parts = [part.strip() for line in typed for part in re.split(r"&&|;", re.sub(r"\s#.*", "", line))]
+        found |= {(page.name, part) for part in parts if part.split(" ")[0] in programs and "..." not in part}
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("page", "line"), lines_of("make"))
+def test_every_target_of_make_in_the_docs_exists(page: str, line: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in line.split()[1:]:
+        name, is_setting, _ = word.partition("=")
+        assert re.search(rf"\$\({name}\)|or \$\({name}|\b{name}\b" if is_setting else rf"(?m)^{name}:", makefile), line
+
+
+@pytest.mark.parametrize(("page", "line"), lines_of(".venv/bin/python", "python"))
+def test_every_script_in_the_docs_exists_and_has_the_options(page: str, line: str) -> None:
+    words = shlex.split(line)[1:]
+    if words[:2] == ["-m", "prostate_seg"]:
+        return  # composed above
+    if words[:2] == ["-m", "pytest"]:
+        assert all((ROOT / word).exists() for word in words[2:] if not word.startswith("-")), line
+        return
+    script, options = (words[1].replace(".", "/") + ".py", words[2:]) if words[0] == "-m" else (words[0], words[1:])
+    text = (ROOT / script).read_text(encoding="utf-8")
+    for option in (option for option in options if option.startswith("--")):
+        assert f'"{option}"' in text, f"{script} has no {option}"
+
+
+@pytest.mark.parametrize(("page", "line"), lines_of("dvc"))
+def test_every_command_of_dvc_in_the_docs_is_one(page: str, line: str) -> None:
+    words = shlex.split(line)[1:]
+    parsed = get_main_parser().parse_args(words)
+    for override in getattr(parsed, "set_param", None) or []:
+        config.parse(composed(*first_of_each_sweep([override])))
+
+
+@pytest.mark.parametrize(("page", "line"), lines_of("mlflow"))
+def test_every_command_of_mlflow_in_the_docs_is_one(page: str, line: str) -> None:
+    command: click.Command = mlflow.cli.cli
+    words = shlex.split(line)[1:]
+    while isinstance(command, click.Group) and words:
+        command = command.commands[words.pop(0)]
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options, line
+
+
+@pytest.mark.parametrize(("page", "line"), [one for one in lines_of("torchrun") if "-m" in one[1]])
+def test_every_command_of_torchrun_in_the_docs_is_one(page: str, line: str) -> None:
+    parsed = torch.distributed.run.get_args_parser().parse_args(shlex.split(line)[1:])
+    assert (parsed.module, parsed.training_script) == (True, "prostate_seg")
+
+
 def anchors(page: Path) -> set[str]:
     """Return the names that GitHub gives the headings of a page."""
     headings = re.findall(r"(?m)^#+ +(.+?)\s*$", without_code(page))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def without_code(page: Path) -> str:
-    return re.sub(r"(?s)```.*?```", "", page.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
