@@ -58,6 +58,7 @@ audit:  ## look up the locked packages in the database of known vulnerabilities
 
 hard-use: setup  ## spoilt inputs, odd settings, kill -9 and 2,000 studies: the figures of docs/reliability.md, about an hour
 	$(RUN) -m scripts.hard_use.inputs --count 1000
+	$(RUN) -m scripts.hard_use.inputs --count 1000 --stage predict
 	FUZZ_EXAMPLES=200 $(RUN) -m pytest tests/test_config_fuzz.py
 	$(RUN) -m scripts.hard_use.kills --kills 100
 	$(RUN) -m scripts.hard_use.growth --sizes 500 1000 2000

@@ -1,5 +1,6 @@
 """Spoilt studies are refused in words or give whole results; `make hard-use` tries a thousand, with time and memory."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ def test_spoilt_studies_are_refused_in_words_or_preprocessed_whole(tmp_path: Pat
         outcomes.append(outcome)
     assert outcomes.count("refused") > NUM_TRIED / 2
     assert outcomes.count("accepted") > 2
+
+
+@pytest.mark.slow
+def test_spoilt_studies_are_refused_in_words_or_segmented(tmp_path: Path) -> None:
+    action = partial(inputs.predict, model=inputs.make_networks(tmp_path / "networks"))
+    outcomes = []
+    for mutant in mutants(tmp_path / "mutants", seed=SEED, count=NUM_TRIED // 4):
+        outcome, text = inputs.try_here(action, mutant, tmp_path / "outputs" / str(mutant.number))
+        assert outcome in ("accepted", "refused"), f"{mutant.number} {mutant.what}\n{text}"
+        outcomes.append(outcome)
+    assert set(outcomes) == {"accepted", "refused"}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -76,7 +76,8 @@ def _touched(cfg: Config, workspace: Workspace) -> tuple[list[Path], list[Path]]
     one, is_external = workspace, cfg.evaluate.external_root is not None
     evaluation = one.external_evaluation if is_external else one.evaluation
     made = [one.data, one.preprocess, one.kfold_json]
-    own_model = [one.model] if cfg.predict.model is None else []
+    may_note = os.access(one.root, os.W_OK)  # the networks may be somebody else's
+    own_model = [one.model] if cfg.predict.model is None and may_note else []
     return {
         "inspect": (made[:1], [one.inspection]),
         "predict": (own_model, []),  # several may share a folder of predictions

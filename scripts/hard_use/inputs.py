@@ -1,7 +1,7 @@
 """Try spoilt studies on a stage: each must be refused in words or give a whole result, soon and in little memory.
 
-    python -m scripts.hard_use.inputs --count 1000 --seed 1                      # preprocess
-    python -m scripts.hard_use.inputs --count 1000 --seed 1 --model DIR/model    # predict, with these networks
+    python -m scripts.hard_use.inputs --count 1000 --seed 1                    # preprocess
+    python -m scripts.hard_use.inputs --count 1000 --seed 1 --stage predict    # with a network trained for it within a minute
 
 An action is a function of a mutant and an empty folder: it writes there, or raises InputError. It runs in a process of its own,
 so that a hang is ended and a crash is seen.
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -194,6 +195,14 @@ def preprocess(mutant: Mutant, out: Path) -> None:
         raise InputError("\n".join(said))
 
 
+def make_networks(folder: Path) -> Path:
+    """Train a network on phantoms for a minute at most; return the folder of the model."""
+    settings = ["experiment=tiny", "fold.index=0", "data.phantom.num_patients=4", "mlflow=off", f"paths.root={folder}"]
+    command = [sys.executable, "-m", "prostate_seg", "-m", "stage=fetch,preprocess,prepare,train", *settings]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "model"
+
+
 def predict(mutant: Mutant, out: Path, *, model: Path) -> None:
     """Segment the image of a mutant; where it is refused, nothing but the table with the reason may be left.
 
@@ -247,10 +256,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="number of the one mutant to try")
-    parser.add_argument("--model", type=Path, help="folder of networks; then predict is tried in place of preprocess")
+    parser.add_argument("--stage", choices=["preprocess", "predict"], default="preprocess")
     arguments = parser.parse_args()
-    action = partial(predict, model=arguments.model.absolute()) if arguments.model else preprocess
     with tempfile.TemporaryDirectory() as folder:
+        action: Action = preprocess
+        if arguments.stage == "predict":
+            action = partial(predict, model=make_networks(Path(folder) / "networks"))
         made = mutants(Path(folder) / "mutants", seed=arguments.seed, count=arguments.count)
         chosen = (mutant for mutant in made if arguments.only in (None, mutant.number))
         verdicts = survey(action, chosen, outputs=Path(folder) / "outputs")
