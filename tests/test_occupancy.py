@@ -7,7 +7,7 @@ import pytest
 from prostate_seg.config import Config, parse
 from prostate_seg.errors import InputError
 from prostate_seg.files import write_json
-from prostate_seg.tracking.occupancy import occupy
+from prostate_seg.tracking.occupancy import occupy, touches
 from prostate_seg.workspace import Workspace, workspace_of
 from tests.conftest import composed
 
@@ -72,3 +72,12 @@ def test_what_a_killed_stage_left_is_in_nobodys_way(tmp_path: Path) -> None:
     first.end()
     occupy(*stage_in(tmp_path, "prepare")).end()
     assert not left.exists()
+
+
+def test_networks_in_a_workspace_of_somebody_else_are_read_without_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert touches(*stage_in(tmp_path, "predict"))
+    monkeypatch.setattr("prostate_seg.tracking.occupancy.os.access", lambda *_: False)
+    assert not touches(*stage_in(tmp_path, "predict"))
+    assert touches(*stage_in(tmp_path, "train"))
