@@ -265,11 +265,11 @@ def test_experiment_runs(project: Project, experiment: str) -> None:
 
 
 def test_eight_workers_of_which_one_is_killed_fill_a_study_on_servers(project: Project) -> None:
-    """One MLflow server and one study, both in Postgres, and two workspaces; none of 64 trials is lost or there twice."""
+    """One MLflow server and one study, both in Postgres, and two workspaces; none of 32 trials is lost or there twice."""
     reason = why_no_postgres()
     if reason is not None:
         pytest.skip(f"no Postgres here: {reason}")
-    num_workers, num_trials = 8, 64
+    num_workers, num_trials = 8, 32
     shortest = ["fold.index=0", "train.max_epochs=1", "train.steps_per_epoch=1", "hydra/sweeper/pruner=none"]
     with (
         postgres_server("study", "mlflow") as databases,
