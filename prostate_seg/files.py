@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import tempfile
@@ -18,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from prostate_seg.signals import signals_held
+
 HOST = re.sub(r"\W", "", socket.gethostname())
 """Part of the names of unfinished files: process ids mean something on their own machine alone."""
 
@@ -25,34 +28,39 @@ HOST = re.sub(r"\W", "", socket.gethostname())
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path with the target's suffixes; rename it to `target` when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = _own_folder(target.parent)
-    try:
+    with _own_folder(target.parent) as folder:
         temporary = folder / target.name
         yield temporary
         os.replace(temporary, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder; let it replace `target` as a whole when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    holder = _own_folder(target.parent)
-    try:
+    with _own_folder(target.parent) as holder:
         fresh = holder / "new"
         fresh.mkdir()
         yield fresh
         replace_folder(fresh, target)
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
 
 
-def _own_folder(parent: Path) -> Path:
-    """Make a folder for what is not complete yet; those of killed processes go first, or they would be taken for results."""
+@contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder for what is not complete yet, and remove it; those of killed processes go first, or they would count.
+
+    Ctrl-C may come at any step: the name is known before the folder is there, and its removal is tried twice.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
     _remove_left(parent)
-    return Path(tempfile.mkdtemp(prefix=f".tmp-{HOST}-{os.getpid()}-", dir=parent))
+    folder = parent / f".tmp-{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
@@ -66,18 +74,19 @@ def _remove_left(parent: Path) -> None:
 
 def replace_folder(fresh: Path, target: Path) -> None:
     """Move `fresh` to `target`; what was there is moved aside first, put back on failure and removed on success."""
-    if not target.exists():
-        os.replace(fresh, target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent)) / target.name
-    os.replace(target, aside)
-    try:
-        os.replace(fresh, target)
-    except OSError:
-        os.replace(aside, target)
-        raise
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
+    with signals_held():  # Ctrl-C between two steps would lose what was there
+        if not target.exists():
+            os.replace(fresh, target)
+            return
+        aside = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent)) / target.name
+        os.replace(target, aside)
+        try:
+            os.replace(fresh, target)
+        except OSError:
+            os.replace(aside, target)
+            raise
+        finally:
+            shutil.rmtree(aside.parent, ignore_errors=True)
 
 
 def write_text(target: Path, text: str) -> None:

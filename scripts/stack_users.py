@@ -70,7 +70,7 @@ def carry_out(arguments: argparse.Namespace) -> str:
 def _resource(experiment: str | None, model: str | None) -> tuple[str, str]:
     if experiment is None:
         return "registered_model", str(model)
-    found = MlflowClient().get_experiment_by_name(experiment)
+    found = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"]).get_experiment_by_name(experiment)
     if found is None:
         sys.exit(
             f"there is no experiment {experiment}: its first run makes it, and whoever starts that run may grant rights"

@@ -1,10 +1,19 @@
 """Atomic writes: after a failure the old file or folder is still there, whole."""
 
+import contextlib
+import gc
 import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from prostate_seg import files
 from prostate_seg.files import HOST, atomic_folder, atomic_path, md5_of, read_json, write_json, write_text
 
 
@@ -64,3 +73,49 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path, num
     write_text(tmp_path / "a.txt", "whole")
     assert left.exists() is not is_removed
     assert elsewhere.exists()
+
+
+def interrupted_at(step: int, act: Callable[[], None]) -> bool:
+    """Let Ctrl-C arrive at one of the lines that this module and contextlib run; return whether there was such a line."""
+    left = step
+
+    def trace(frame: FrameType, event: str, _arg: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in (files.__file__, contextlib.__file__):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    gc.collect()
+    return left <= 0
+
+
+def test_interrupt_at_any_line_leaves_the_old_or_the_new_folder_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    def write(text: str) -> None:
+        with atomic_folder(target) as folder:
+            (folder / "a.txt").write_text(text)
+
+    seen = set()
+    step = 1
+    write("old")
+    while interrupted_at(step, lambda: write("new")):
+        assert [path.name for path in tmp_path.iterdir()] == ["out"], step
+        seen.add((target / "a.txt").read_text())
+        shutil.rmtree(target)
+        write("old")
+        step += 1
+    assert seen == {"old", "new"}
+    assert step > 50

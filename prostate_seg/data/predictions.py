@@ -100,5 +100,5 @@ def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.Da
     known = {row["name"]: row for row in records if (output / row["mask"]).is_file()}
     rows = [row for _, row in sorted((known | refused).items())]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"num_slices": "Int64"})
-    write_text(output / "volumes.csv", table.to_csv(index=False))
+    write_text(output / "volumes.csv", table.to_csv(index=False, lineterminator="\n"))
     return table
