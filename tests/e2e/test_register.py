@@ -61,7 +61,8 @@ def moves(project: Project) -> list[dict[str, Any]]:
 
 def files_of(project: Project, number: int) -> Path:
     """Return a copy of the files of a version."""
-    return Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/{number}", registry_uri=project.store))
+    mlflow.set_tracking_uri(project.store)
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/{number}"))
 
 
 def change_file(project: Project, number: int, name: str, text: str) -> None:
