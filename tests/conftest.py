@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,17 @@ def composed(*overrides: str, name: str = "config", folder: Path | None = None) 
     with initialize_config_dir(config_dir=str(config_folder())):
         search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
         return compose(name, overrides=[*overrides, "paths.root=.", *search])
+
+
+@pytest.fixture(autouse=True)
+def stores_are_forgotten() -> Iterator[None]:
+    """Let no test use the store that code called by another one has made MLflow's own, for all of the process."""
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+        sys.modules["mlflow"].set_registry_uri(None)
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID"):
+            os.environ.pop(name, None)
 
 
 @pytest.fixture
