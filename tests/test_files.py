@@ -1,7 +1,6 @@
 """Atomic writes: after a failure the old file or folder is still there, whole."""
 
 import contextlib
-import gc
 import os
 import shutil
 import signal
@@ -97,7 +96,6 @@ def interrupted_at(step: int, act: Callable[[], None]) -> bool:
         pass
     finally:
         sys.settrace(before)
-    gc.collect()
     return left <= 0
 
 
