@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prostate_seg.data.phantom import PhantomCase, PhantomSettings, make_phantom_case
-from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.geometry import Geometry, Volume, VolumeWarning
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.imaging.quality import (
     MAX_IMAGE_DISORDER,
@@ -79,6 +79,14 @@ def checks(findings: list[Finding]) -> dict[str, bool]:
 
 def test_a_good_case_has_no_findings() -> None:
     assert check_case("a", made_image(), made_mask(), labels=None).findings == []
+
+
+def test_the_warnings_of_reading_are_findings_of_their_volume() -> None:
+    doubt = VolumeWarning(check="no_orientation", message="no orientation is stated")
+    findings = check_case("1_1", replace(made_image(), warnings=(doubt,)), made_mask(), labels=None).findings
+    assert checks(findings) == {"no_orientation": False}
+    assert only(findings).message == "image: no orientation is stated"
+    assert checks(check_case("1_1", made_image(), replace(made_mask(), warnings=(doubt,)), labels=None).findings)
 
 
 class TestImage:

@@ -81,6 +81,16 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeWarning:
+    """A doubt about how a file was read, which does not refuse it."""
+
+    check: str
+    """Name of the check, such as no_orientation."""
+    message: str
+    """The rule, the value and the next step, without case and check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """A volume whose axes run, as nearly as the scan allows, to the patient's left, posterior and superior (LPS)."""
 
@@ -90,6 +100,8 @@ class Volume:
     """The grid of `array`, in LPS axis order."""
     stored_orientation: str = "LPS"
     """Axis code of the file, such as RAS; `image_io.write_volume` stores the array that way again."""
+    warnings: tuple[VolumeWarning, ...] = ()
+    """Doubts about the file's header; `quality.check_case` turns them into findings."""
 
     def with_mask(self, mask: np.ndarray) -> "Volume":
         """Return a mask [Z, Y, X] on this volume's grid, as uint8, that is stored with the axes of this volume's file."""

@@ -108,7 +108,8 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
 
     Errors are `few_slices`, `nan`, `constant_image`, `grids_differ`, `label_not_integer`, `empty_mask`,
     `wanted_label_absent` and, for a mask that has leaked, `not_compact`; warnings are `slices_out_of_order`,
-    `several_components`, `holes`, `gap`, `implausible_volume`, `mask_touches_border` and a milder `not_compact`.
+    `several_components`, `holes`, `gap`, `implausible_volume`, `mask_touches_border`, a milder `not_compact` and those
+    with which image and mask were read (`Volume.warnings`).
 
     Args:
         case_id: Named in each finding.
@@ -122,6 +123,7 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
     reference = None if mask is None or mask_errors else measure_reference(mask, labels=labels)
     return CaseQuality(
         findings=[
+            *_reading_warnings(case_id, image=image, mask=mask),
             *image_errors,
             *_check_image_order(case_id, disorder),
             *([] if image is None or mask is None else check_pair(case_id, image, mask)),
@@ -131,6 +133,15 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
         image_disorder=disorder,
         reference=reference,
     )
+
+
+def _reading_warnings(case_id: str, **volumes: Volume | None) -> list[Finding]:
+    """Return the warnings with which the volumes were read."""
+    return [
+        _warning(case_id, warning.check, f"{kind}: {warning.message}")
+        for kind, volume in volumes.items()
+        for warning in (() if volume is None else volume.warnings)
+    ]
 
 
 def _check_image(case_id: str, image: Volume) -> list[Finding]:
