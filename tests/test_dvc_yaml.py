@@ -46,6 +46,11 @@ def test_results_persist_and_commands_take_their_settings_from_params() -> None:
         assert all(list(out.values()) == [{"persist": True}] for out in stage["outs"])
 
 
+def test_params_yaml_in_git_is_what_the_default_composition_exports() -> None:
+    exported = params_text(science_of(parsed()), command="python -m prostate_seg stage=export")
+    assert (ROOT / "params.yaml").read_text() == exported, "run: python -m prostate_seg stage=export"
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_exported_settings_come_back_as_they_were(option: str, tmp_path: Path) -> None:
     overrides = [option, *NEEDED.get(option, [])]
