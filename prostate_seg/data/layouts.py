@@ -58,10 +58,10 @@ def list_files(root: Path, *, masks_required: bool) -> Listing:
         InputError: If the folder has no layout or two, a folder is missing, there are no images, or it is not clear which of
             several channels is T2-weighted.
     """
-    found = [list_all for list_all, is_there in ((_nnunet, _is_nnunet(root)), (_bids, _is_bids(root))) if is_there]
+    found = [list_all for list_all, is_there in ((_nnunet, _is_nnunet(root)), (_bids, is_bids(root))) if is_there]
     is_own = any((root / name).is_dir() for name in ("images", "masks"))
     if len(found) + is_own > 1:
-        named = ["images/ or masks/"] * is_own + ["imagesTr/"] * _is_nnunet(root) + ["sub-*/"] * _is_bids(root)
+        named = ["images/ or masks/"] * is_own + ["imagesTr/"] * _is_nnunet(root) + ["sub-*/"] * is_bids(root)
         raise InputError(
             f"{root} must have one layout, has {' and '.join(named)}\nMove all but one of them elsewhere; {EXPECTED}."
         )
@@ -70,7 +70,7 @@ def list_files(root: Path, *, masks_required: bool) -> Listing:
 
 def has_images(root: Path) -> bool:
     """Return whether a folder looks like a data set at all."""
-    return (root / "images").is_dir() or _is_nnunet(root) or _is_bids(root)
+    return (root / "images").is_dir() or _is_nnunet(root) or is_bids(root)
 
 
 def nfc(name: str) -> str:
@@ -82,7 +82,8 @@ def _is_nnunet(root: Path) -> bool:
     return (root / "imagesTr").is_dir()
 
 
-def _is_bids(root: Path) -> bool:
+def is_bids(root: Path) -> bool:
+    """Return whether a folder is the root of a BIDS data set."""
     return any(True for pattern in ("sub-*/anat", "sub-*/ses-*/anat") for _ in root.glob(pattern))
 
 
@@ -110,13 +111,21 @@ def _nnunet(root: Path, masks_required: bool) -> Listing:
             f"{root / 'imagesTr'}: names must end in a channel such as CASE_0000.nii.gz, and none does\n"
             "Four-dimensional images of the Medical Segmentation Decathlon are split by stage=fetch data=decathlon."
         )
-    channel = _t2_channel(root / "dataset.json", sorted(numbered)) if numbered else ""
+    channel = t2_channel(root / "dataset.json", sorted(numbered)) if numbered else ""
     masks, ignored_masks = _by_stem(root / "labelsTr")
     return Listing(images=_some(numbered[channel], root / "imagesTr"), masks=masks, ignored=[*ignored, *ignored_masks])
 
 
-def _t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
-    """Return the number of the T2-weighted channel, such as 0000."""
+def t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
+    """Return the number of the T2-weighted channel, such as 0000.
+
+    Args:
+        dataset_json: nnU-Net's description of the data set; may be absent.
+        channels: Numbers that the names of images end in.
+
+    Raises:
+        InputError: If it is not clear which of several channels is T2-weighted.
+    """
     names = _channel_names(dataset_json)
     t2 = [number for number, name in names.items() if re.search("t2", name, re.IGNORECASE)]
     chosen = list(channels) if len(channels) == 1 else t2
