@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from tests.conftest import ROOT, Launch
+from tests.conftest import ROOT
+from tests.stage_helpers import run_stages
 
 pytestmark = pytest.mark.slow
 
@@ -33,14 +34,16 @@ SMALL = [
 ]
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def on_command_line(folder: Path, *arguments: str) -> str:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "prostate_seg", *arguments]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def succeed(folder: Path, *arguments: str) -> str:
-    result = run(folder, *arguments)
+    result = run_stages(folder, *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -49,7 +52,9 @@ def succeed(folder: Path, *arguments: str) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which the whole pipeline has run; tests do not change it."""
     folder = tmp_path_factory.mktemp("pipeline")
-    (folder / "stdout.txt").write_text(succeed(folder, "-m", "stage=fetch,preprocess,prepare,train,evaluate", *SMALL))
+    (folder / "stdout.txt").write_text(
+        on_command_line(folder, "-m", "stage=fetch,preprocess,prepare,train,evaluate", *SMALL)
+    )
     return folder
 
 
@@ -158,22 +163,21 @@ def test_two_trainings_give_the_same_weights_and_other_folds_stay(workspace: Pat
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "evaluate"])
 def test_other_preprocessing_than_the_workspace_has_is_refused(workspace: Path, stage: str) -> None:
-    result = run(workspace, f"stage={stage}", *SMALL, "preprocess.image_size=64")
+    result = run_stages(workspace, f"stage={stage}", *SMALL, "preprocess.image_size=64")
     assert result.returncode == 1
     assert "image_size: is 96, wanted 64" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_fold_trained_on_other_cases_is_refused(workspace: Path) -> None:
     succeed(workspace, "stage=prepare", *SMALL, "seed=99")
-    result = run(workspace, "stage=evaluate", *SMALL, "seed=99")
+    result = run_stages(workspace, "stage=evaluate", *SMALL, "seed=99")
     assert result.returncode == 1
     assert "trained on other cases than kfold.json now lists: run stage=train again" in result.stderr
 
 
 def test_fold_that_is_not_trained_is_named_and_the_others_can_be_evaluated(workspace: Path) -> None:
     shutil.rmtree(workspace / "model/fold1")
-    result = run(workspace, "stage=evaluate", *SMALL)
+    result = run_stages(workspace, "stage=evaluate", *SMALL)
     assert result.returncode == 1
     assert "fold1 has no trained network: run stage=train first" in result.stderr
     assert (workspace / "evaluation/metrics.json").is_file()
@@ -186,7 +190,7 @@ def test_original_that_changed_since_preprocessing_is_refused(workspace: Path) -
     shutil.copy(workspace / "data/images/ph001_2.nii.gz", workspace / f"data/images/{case_id}.nii.gz")
     if case_id == "ph001_2":
         shutil.copy(workspace / "data/images/ph003_1.nii.gz", workspace / f"data/images/{case_id}.nii.gz")
-    result = run(workspace, "stage=evaluate", *SMALL)
+    result = run_stages(workspace, "stage=evaluate", *SMALL)
     assert result.returncode == 1
     assert f"{case_id}:" in result.stderr
     assert "has changed since stage=preprocess" in result.stderr
@@ -196,7 +200,7 @@ def test_bad_cases_stop_the_run_after_all_were_looked_at_and_the_old_result_stay
     (workspace / "data/images/ph002_1.nii.gz").write_bytes(b"not an image")
     (workspace / "data/masks/ph003_1.nii.gz").unlink()
     before = (workspace / "preprocess/dataset.csv").read_bytes()
-    result = run(workspace, "stage=preprocess", *SMALL)
+    result = run_stages(workspace, "stage=preprocess", *SMALL)
     assert result.returncode == 1
     assert "2 of 6 cases cannot be used" in result.stderr
     assert "ph002_1: unreadable: ph002_1.nii.gz:" in result.stderr
@@ -249,7 +253,7 @@ def test_copied_image_under_another_patients_name_stops_prepare(workspace: Path)
         shutil.copy(workspace / f"data/{kind}/ph002_1.nii.gz", workspace / f"data/{kind}/third_1.nii.gz")
     text = succeed(workspace, "stage=preprocess", *SMALL)
     assert "identical_image" in text
-    result = run(workspace, "stage=prepare", *SMALL, "fold.num_folds=5")
+    result = run_stages(workspace, "stage=prepare", *SMALL, "fold.num_folds=5")
     assert result.returncode == 1
     assert "identical image files" in result.stderr
 
@@ -265,13 +269,13 @@ def test_external_cases_are_segmented_by_the_ensemble_of_folds(workspace: Path) 
 
 
 def test_external_images_that_were_trained_on_are_refused(workspace: Path) -> None:
-    result = run(workspace, "stage=evaluate", "evaluate.external_root=data", *SMALL)
+    result = run_stages(workspace, "stage=evaluate", "evaluate.external_root=data", *SMALL)
     assert result.returncode == 1
     assert "6 of 6 external images are in the data set of the trained folds" in result.stderr
 
 
 def test_crop_on_the_mask_is_marked_in_every_number(workspace: Path) -> None:
-    text = succeed(workspace, "-m", "stage=preprocess,prepare,train,evaluate", *SMALL, "preprocess.crop=mask")
+    text = succeed(workspace, "stage=preprocess,prepare,train,evaluate", *SMALL, "preprocess.crop=mask")
     assert "ORACLE CROP" in text
     assert json.loads((workspace / "evaluation/metrics.json").read_text())["oracle_crop"] is True
     assert pd.read_csv(workspace / "evaluation/cases.csv")["oracle_crop"].all()
@@ -279,8 +283,8 @@ def test_crop_on_the_mask_is_marked_in_every_number(workspace: Path) -> None:
 
 
 def test_final_model_has_no_test_cases_and_says_what_to_do(workspace: Path) -> None:
-    succeed(workspace, "-m", "stage=prepare,train", *SMALL, "fold=all", "train.max_epochs=1")
-    result = run(workspace, "stage=evaluate", *SMALL, "fold=all")
+    succeed(workspace, "stage=prepare,train", *SMALL, "fold=all", "train.max_epochs=1")
+    result = run_stages(workspace, "stage=evaluate", *SMALL, "fold=all")
     assert result.returncode == 1
     assert "Use evaluate.external_root=DIR with other cases, or fold=kfold" in result.stderr
 
@@ -288,7 +292,7 @@ def test_final_model_has_no_test_cases_and_says_what_to_do(workspace: Path) -> N
 def test_case_names_with_spaces_and_other_letters_go_all_the_way(workspace: Path) -> None:
     for kind in ("images", "masks"):
         (workspace / f"data/{kind}/ph003_1.nii.gz").rename(workspace / f"data/{kind}/Müller José_1 final.nii.gz")
-    succeed(workspace, "-m", "stage=preprocess,prepare,train,evaluate", *SMALL, "train.max_epochs=1")
+    succeed(workspace, "stage=preprocess,prepare,train,evaluate", *SMALL, "train.max_epochs=1")
     assert "Müller José_1 final" in set(pd.read_csv(workspace / "evaluation/cases.csv")["case_id"])
     assert list((workspace / "evaluation/masks").rglob("Müller José_1 final.nii.gz"))
 
@@ -296,14 +300,16 @@ def test_case_names_with_spaces_and_other_letters_go_all_the_way(workspace: Path
 def test_fetch_does_not_overwrite_images_that_are_not_a_phantom(workspace: Path) -> None:
     (workspace / "data/phantom.csv").unlink()
     before = sorted(path.name for path in (workspace / "data/images").iterdir())
-    result = run(workspace, "stage=fetch", *SMALL, "data.phantom.num_patients=2")
+    result = run_stages(workspace, "stage=fetch", *SMALL, "data.phantom.num_patients=2")
     assert result.returncode == 1
     assert "holds images that are not a phantom, and they are not overwritten" in result.stderr
     assert sorted(path.name for path in (workspace / "data/images").iterdir()) == before
 
 
 def test_folds_train_side_by_side_with_joblib(workspace: Path) -> None:
-    succeed(workspace, "-m", "stage=train", "fold.index=0,1", "hydra/launcher=joblib", *SMALL, "train.max_epochs=1")
+    on_command_line(
+        workspace, "-m", "stage=train", "fold.index=0,1", "hydra/launcher=joblib", *SMALL, "train.max_epochs=1"
+    )
     folds = json.loads((workspace / "model/folds.json").read_text())
     assert {name: row["num_epochs"] for name, row in folds.items()} == {"fold0": 1, "fold1": 1}
 
@@ -319,7 +325,7 @@ def test_real_studies_run_through_with_both_studies_of_a_patient_together(
         f"preprocess.spacing_mm={spacing}",
     ]
     fast = ["model.channels=[8,16,32]", "model.strides=[[2,2],[2,2]]", "train.steps_per_epoch=10", "train.max_epochs=2"]
-    text = succeed(tmp_path, "-m", "stage=preprocess,prepare,train,evaluate", *settings, *fast)
+    text = succeed(tmp_path, "stage=preprocess,prepare,train,evaluate", *settings, *fast)
     assert "10795_1000811b: identical_mask: its mask file is identical to that of 10795_1000811" in text
     table = pd.read_csv(tmp_path / "evaluation/cases.csv", index_col="case_id")
     assert len(table) == 5
@@ -328,9 +334,7 @@ def test_real_studies_run_through_with_both_studies_of_a_patient_together(
     assert (dataset["gland_kept_fraction"] >= 0.995).all()
 
 
-def test_dicom_series_in_place_of_an_image_gives_the_same_preprocessing(
-    shared_data: Path, launch: Launch, tmp_path: Path
-) -> None:
+def test_dicom_series_in_place_of_an_image_gives_the_same_preprocessing(shared_data: Path, tmp_path: Path) -> None:
     case_id = "11373_1001396"
     for name, source in (
         ("mha", shared_data / f"t2w/images/{case_id}.mha"),
@@ -340,8 +344,7 @@ def test_dicom_series_in_place_of_an_image_gives_the_same_preprocessing(
         (tmp_path / name / "masks").mkdir()
         (tmp_path / name / "images" / source.name).symlink_to(source)
         (tmp_path / name / f"masks/{case_id}.nii.gz").symlink_to(shared_data / f"t2w/masks/{case_id}.nii.gz")
-        result = launch("stage=preprocess", "data=folder", f"data.root={name}", f"paths.root=out_{name}")
-        assert result.returncode == 0, result.stderr
+        succeed(tmp_path, "stage=preprocess", "data=folder", f"data.root={name}", f"paths.root=out_{name}")
     first, second = (
         sitk.ReadImage(str(tmp_path / f"out_{name}/preprocess/images/{case_id}.nii.gz")) for name in ("mha", "dicom")
     )
@@ -350,7 +353,7 @@ def test_dicom_series_in_place_of_an_image_gives_the_same_preprocessing(
 
 @pytest.mark.alone
 def test_quickstart_reaches_dice_093_in_native_space(tmp_path: Path) -> None:
-    text = succeed(
+    text = on_command_line(
         tmp_path, "-m", "stage=fetch,preprocess,prepare,train,evaluate", "experiment=quickstart", "paths.root=demo"
     )
     pooled = json.loads((tmp_path / "demo/evaluation/metrics.json").read_text())["pooled"]
