@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from tests.conftest import Launch
-from tests.project_helpers import Project, copy_of
+from tests.project_helpers import Project, copy_of, small_for
+from tests.stage_helpers import run_stages
 
-OFF = "mlflow=off"
+
+def run(folder: Path, *arguments: str) -> CompletedProcess[str]:
+    return run_stages(folder, *arguments, *small_for(arguments))
 
 
 def official_ids(shared_data: Path) -> tuple[Path, list[str]]:
@@ -21,7 +24,7 @@ def official_ids(shared_data: Path) -> tuple[Path, list[str]]:
 def test_official_folds_pass_and_a_plain_shuffled_kfold_splits_17_patients(shared_data: Path, tmp_path: Path) -> None:
     project = Project(tmp_path)
     file, ids = official_ids(shared_data)
-    passed = project.run("stage=audit", f"audit.splits={file}", OFF)
+    passed = run(tmp_path, "stage=audit", f"audit.splits={file}")
     assert passed.returncode == 0, passed.stderr
     assert "5 folds, 1500 cases of 1476 patients, known by their names alone" in passed.stdout
     assert "patient overlap                      passed" in passed.stdout
@@ -31,27 +34,25 @@ def test_official_folds_pass_and_a_plain_shuffled_kfold_splits_17_patients(share
     tests = [sorted(ids[i] for i in part) for part in np.array_split(order, 5)]
     splits = [{"train": sorted(set(ids) - set(test)), "val": test} for test in tests]
     (tmp_path / "splits_final.json").write_text(json.dumps(splits))
-    leaky = project.run("stage=audit", "audit.splits=splits_final.json", OFF)
+    leaky = project.run("stage=audit", "audit.splits=splits_final.json", "mlflow=off")
     assert leaky.returncode == 1
     assert "17 patients are split: " in leaky.stdout
     assert "patient overlap" in leaky.stderr
     assert "Traceback" not in leaky.stderr
 
 
-def test_repeated_series_under_another_patients_name_stops_prepare_and_audit(
-    shared_data: Path, tmp_path: Path, launch: Launch
-) -> None:
-    data = ["data=folder", f"data.root={shared_data / 't2w'}", "data.patient_pattern='(.+)'", OFF]
+def test_repeated_series_under_another_patients_name_stops_prepare_and_audit(shared_data: Path, tmp_path: Path) -> None:
+    data = ["data=folder", f"data.root={shared_data / 't2w'}", "data.patient_pattern='(.+)'"]
     splits = [{"train": ["11373_1001396", "10795_1000811"], "val": ["10795_1000811b", "p158020_1"]}]
     (tmp_path / "s.json").write_text(json.dumps(splits))
-    audited = launch("stage=audit", "audit.splits=s.json", *data)
+    audited = run_stages(tmp_path, "stage=audit", "audit.splits=s.json", *data)
     assert audited.returncode == 1
     assert "near-identical images (correlation 0.73): 10795_1000811 (train) and 10795_1000811b (val)" in audited.stderr
     assert audited.stderr.count("near-identical images (") == 1
     assert "known by the files in" in audited.stdout
-    done = launch("stage=preprocess", *data)
+    done = run_stages(tmp_path, "stage=preprocess", *data)
     assert done.returncode == 0, done.stderr
-    refused = launch("stage=prepare", "fold.num_folds=5", "seed=1", *data)
+    refused = run_stages(tmp_path, "stage=prepare", "fold.num_folds=5", "seed=1", *data)
     assert refused.returncode == 1
     assert "10795_1000811 (" in refused.stderr
     assert "near-identical images" in refused.stderr
@@ -65,7 +66,7 @@ def test_intensities_fitted_to_the_whole_data_set_stop_training(prepared: Projec
         volume = read_volume(path)
         scaled = np.clip(volume.array.astype(np.float32) * 0.8 + 5, 0, 255).astype(np.uint8)
         write_volume(path, type(volume)(array=scaled, geometry=volume.geometry))
-    refused = project.run("stage=train", OFF)
+    refused = run(project.folder, "stage=train")
     assert refused.returncode == 1
     assert "intensities from outside the study: ph001_1" in refused.stderr
     assert "Run stage=preprocess again" in refused.stderr
@@ -78,7 +79,7 @@ def test_patient_in_two_parts_of_kfold_json_stops_training(prepared: Project, tm
     fold = content["folds"][0]
     fold["val"].append(fold["test"][0])
     file.write_text(json.dumps(content))
-    refused = project.run("stage=train", OFF)
+    refused = run(project.folder, "stage=train")
     assert refused.returncode == 1
     assert f"fold 0: case in two parts: {fold['test'][0]} (val) and {fold['test'][0]} (test)" in refused.stderr
 
@@ -88,12 +89,12 @@ def test_oracle_crop_trains_with_a_mark_and_does_not_pass_an_audit(prepared: Pro
     done = project.run("-m", "stage=preprocess,prepare", "preprocess.crop=mask")
     assert done.returncode == 0, done.stderr
     assert project.only(level="stage", stage="prepare").data.tags["leak_gate"] == "leaks: oracle crop"
-    refused = project.run("stage=audit", "preprocess.crop=mask", OFF)
+    refused = run(project.folder, "stage=audit", "preprocess.crop=mask")
     assert refused.returncode == 1
     assert "oracle crop: ph001_1" in refused.stderr
-    clean = prepared.run("stage=audit", OFF)
+    clean = run(prepared.folder, "stage=audit")
     assert clean.returncode == 0, clean.stderr
-    assert "intensities from outside the study   passed\n" in clean.stdout
+    assert "intensities from outside the study   passed\n" in clean.stdout + "\n"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,6 @@ def test_oracle_crop_trains_with_a_mark_and_does_not_pass_an_audit(prepared: Pro
 )
 def test_split_file_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "s.json").write_text(text)
-    refused = Project(tmp_path).run("stage=audit", "audit.splits=s.json", OFF)
+    refused = run(tmp_path, "stage=audit", "audit.splits=s.json")
     assert refused.returncode == 1
     assert message in refused.stderr
