@@ -1,7 +1,7 @@
 """Reading a case with all its checks, and what to do with the bad ones."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from prostate_seg.data.cases import CaseFiles
 from prostate_seg.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume
+from prostate_seg.imaging.labels import as_labels
 from prostate_seg.imaging.quality import CaseQuality, Finding, check_case
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ class LoadedCase:
 
     image: Volume
     mask: Volume
-    """Labels as in the file."""
+    """Integer labels."""
 
 
 def load_case(case: CaseFiles, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, CaseQuality]:
@@ -31,20 +32,35 @@ def load_case(case: CaseFiles, *, labels: Sequence[int] | None) -> tuple[LoadedC
         labels: Mask labels that are gland; None takes every label above 0.
     """
     assert case.mask is not None
-    image, unreadable_image = _read(case.case_id, case.image)
-    mask, unreadable_mask = _read(case.case_id, case.mask)
+    image, mask, unreadable = read_case(case)
     checked = check_case(case.case_id, image, mask, labels=labels)
-    quality = replace(checked, findings=[*unreadable_image, *unreadable_mask, *checked.findings])
+    quality = replace(checked, findings=[*unreadable, *checked.findings])
     if image is None or mask is None or any(finding.is_error for finding in quality.findings):
         return None, quality
     return LoadedCase(image=image, mask=mask), quality
 
 
-def _read(case_id: str, path: Path) -> tuple[Volume | None, list[Finding]]:
+def read_case(case: CaseFiles) -> tuple[Volume | None, Volume | None, list[Finding]]:
+    """Return image and mask, None where there is none or it cannot be read, and why it cannot."""
+    image, unreadable_image = _read(case.case_id, case.image, read=read_volume)
+    mask, unreadable_mask = _read(case.case_id, case.mask, read=read_mask)
+    return image, mask, [*unreadable_image, *unreadable_mask]
+
+
+def read_mask(path: Path) -> Volume:
+    """Read a mask, with integer labels unless a value is no whole number, which `quality.check_case` refuses.
+
+    Raises:
+        VolumeError: As `read_volume`.
+    """
+    return as_labels(read_volume(path))
+
+
+def _read(case_id: str, path: Path | None, *, read: Callable[[Path], Volume]) -> tuple[Volume | None, list[Finding]]:
     try:
-        return read_volume(path), []
+        return None if path is None else read(path), []
     except VolumeError as error:
-        return None, [bad_case(case_id, error.check, f"{path.name}: {error}")]
+        return None, [bad_case(case_id, error.check, f"{path.name if path else ''}: {error}")]
 
 
 def bad_case(case_id: str, check: str, message: str) -> Finding:
@@ -67,7 +83,7 @@ def refuse_or_exclude(findings: Sequence[Finding], *, num_usable: int, exclude: 
     if bad and not exclude:
         raise InputError(
             f"{len(bad)} of {len(bad) + num_usable} cases cannot be used:\n{listing}\n"
-            "Mend them, list them under data.exclude, or go on without them: data.on_bad_case=exclude"
+            "Fix them, list them under data.exclude, or go on without them: data.on_bad_case=exclude"
         )
     if num_usable == 0:
         raise InputError(f"no usable case is left\n{listing}".rstrip())

@@ -13,6 +13,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.labels import label_problem, listed
 
 MIN_SLICES = 3
 """A volume with fewer slices has no apex, mid-gland and base."""
@@ -51,9 +52,6 @@ SIDES = (("inferior", "superior"), ("anterior", "posterior"), ("right", "left"))
 
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
 """Voxels are connected when they share a face, an edge or a corner."""
-
-MAX_LISTED = 5
-"""Numbers that a message lists before it says how many more there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,19 +104,20 @@ class CaseQuality:
 def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, labels: Sequence[int] | None) -> CaseQuality:
     """Measure a case once, and return the measurements with all findings.
 
-    Errors are `few_slices`, `nan`, `constant_image`, `grids_differ`, `label_not_integer`, `empty_mask`,
-    `wanted_label_absent` and, for a mask that has leaked, `not_compact`; warnings are `slices_out_of_order`,
-    `several_components`, `holes`, `gap`, `implausible_volume`, `mask_touches_border`, a milder `not_compact` and those
-    with which image and mask were read (`Volume.warnings`).
+    Errors are `few_slices`, `nan`, `constant_image`, `grids_differ`, `mask_is_image`, `label_not_integer`,
+    `label_out_of_range`, `too_many_labels`, `empty_mask`, `wanted_label_absent` and, for a mask that has leaked,
+    `not_compact`; warnings are `slices_out_of_order`, `several_components`, `holes`, `gap`, `implausible_volume`,
+    `mask_touches_border`, a milder `not_compact` and those with which image and mask were read (`Volume.warnings`).
 
     Args:
         case_id: Named in each finding.
         image: T2-weighted volume; None when it could not be read.
-        mask: Its reference, labels as in the file; None when it could not be read.
+        mask: Its reference, with integer labels as `loading.read_mask` returns them; None when it could not be read.
         labels: Mask labels that are gland; None takes every label above 0.
     """
     image_errors = [] if image is None else _check_image(case_id, image)
-    mask_errors = [] if mask is None else _check_labels(case_id, mask.array, labels=labels)
+    mask_errors = [] if image is None or mask is None else _check_not_image(case_id, image, mask)
+    mask_errors = mask_errors or ([] if mask is None else _check_labels(case_id, mask.array, labels=labels))
     disorder = None if image is None or image_errors else image_disorder(image.array)
     reference = None if mask is None or mask_errors else measure_reference(mask, labels=labels)
     return CaseQuality(
@@ -187,8 +186,8 @@ def check_zones(labels_of: Mapping[str, Collection[int]]) -> list[Finding]:
         alone = [label for label in sorted(labels) if len(labels_of) - num_with[label] >= enough]
         if lacking or alone:
             message = (
-                f"{MOST_MASKS:.0%} or more of the other masks agree on their labels, and this has {_listed(sorted(labels))}"
-                f"{f', lacks {_listed(lacking)}' if lacking else ''}{f', alone has {_listed(alone)}' if alone else ''}; "
+                f"{MOST_MASKS:.0%} or more of the other masks agree on their labels, and this has {listed(sorted(labels))}"
+                f"{f', lacks {listed(lacking)}' if lacking else ''}{f', alone has {listed(alone)}' if alone else ''}; "
                 "a zone may be missing: look at it"
             )
             findings.append(_warning(case_id, "zone_missing", message))
@@ -300,22 +299,19 @@ def _not_finite(case_id: str, what: str, num_bad: int, num_voxels: int) -> Findi
 
 
 def _check_labels(case_id: str, array: np.ndarray, *, labels: Sequence[int] | None) -> list[Finding]:
-    """Return why there is no gland to look at; at most one finding."""
+    """Return why a mask cannot be used; at most one finding."""
     if num_bad := _num_not_finite(array):
         return [_not_finite(case_id, "mask", num_bad, array.size)]
-    if array.dtype.kind == "f" and (array != np.rint(array)).any():
-        example = array[array != np.rint(array)].flat[0]
-        message = f"mask labels are whole numbers, and {example:g} is none; export labels, not probabilities"
-        return [_error(case_id, "label_not_integer", message)]
-    if not (array > 0).any():
-        return [_error(case_id, "empty_mask", "the mask marks no voxel; draw it, or list the case under data.exclude")]
-    if labels is not None and not np.isin(array, labels).any():
-        message = (
-            f"data.whole_gland_labels wants {_listed(labels)}, and the mask has {_listed(np.unique(array))}; "
-            "mend the setting, or list the case under data.exclude"
-        )
-        return [_error(case_id, "wanted_label_absent", message)]
-    return []
+    problem = label_problem(array, labels=labels)
+    return [] if problem is None else [_error(case_id, *problem)]
+
+
+def _check_not_image(case_id: str, image: Volume, mask: Volume) -> list[Finding]:
+    """Return `mask_is_image` when the mask has the image's voxels."""
+    if not np.array_equal(image.array, mask.array):
+        return []
+    message = "the mask has the voxels of its image; put the mask in its place, or list the case under data.exclude"
+    return [_error(case_id, "mask_is_image", message)]
 
 
 def _check_image_order(case_id: str, disorder: float | None) -> list[Finding]:
@@ -369,7 +365,7 @@ def _components_message(quality: ReferenceQuality) -> str:
 def _gap_message(quality: ReferenceQuality) -> str:
     if not quality.gaps:
         return ""
-    slices = _listed(quality.gaps)
+    slices = listed(quality.gaps)
     return f"{len(quality.gaps)} slices between slices with gland have none ({slices}, from 0 at the inferior end); draw them"
 
 
@@ -431,9 +427,4 @@ def _hull_area(gland_slice: np.ndarray) -> float:
 
 
 def _millilitres(volumes_ml: Sequence[float]) -> str:
-    return _listed([f"{volume_ml:.3g}" for volume_ml in volumes_ml])
-
-
-def _listed(values: Sequence[object] | np.ndarray) -> str:
-    more = f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else ""
-    return ", ".join(str(value) for value in values[:MAX_LISTED]) + more
+    return listed([f"{volume_ml:.3g}" for volume_ml in volumes_ml])

@@ -11,6 +11,7 @@ from prostate_seg.data.cases import CaseFiles
 from prostate_seg.data.dataset import CaseRow, read_dataset, read_identities, require_contract
 from prostate_seg.data.folds import Fold, chosen_folds, read_folds
 from prostate_seg.data.leak_gate import CaseIdentity, Check, Verdict, stop_on_leaks
+from prostate_seg.data.loading import read_mask
 from prostate_seg.errors import VolumeError
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, read_volume
@@ -127,7 +128,7 @@ def _is_made_of_its_study_alone(row: CaseRow, *, settings: PreprocessSettings, w
     if content_md5(workspace.data / row.image) != row.image_md5:
         return None
     image = read_volume(workspace.data / row.image)
-    mask = read_volume(workspace.data / row.mask) if settings.crop == "mask" else None
+    mask = read_mask(workspace.data / row.mask) if settings.crop == "mask" else None
     again = preprocess_study(image, mask, settings=settings).image.array.astype(np.float32)
     stored = read_volume(workspace.preprocess / "images" / f"{row.case_id}.nii.gz").array
     if again.shape != stored.shape:

@@ -10,11 +10,11 @@ import pandas as pd
 
 from prostate_seg.config import Config
 from prostate_seg.data.cases import CaseFiles, discover_cases
-from prostate_seg.data.loading import bad_case
-from prostate_seg.errors import InputError, VolumeError
+from prostate_seg.data.loading import bad_case, read_case
+from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_folder, write_json, write_text
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import content_md5, read_volume
+from prostate_seg.imaging.image_io import content_md5
 from prostate_seg.imaging.quality import CaseQuality, Finding, check_case, check_zones, whole_gland
 from prostate_seg.progress import map_cases
 from prostate_seg.reporting.contact_sheet import Panel, Picture, choose_panels, draw_contact_sheet, picture_of
@@ -85,21 +85,15 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def look_at(case: CaseFiles, *, labels: Sequence[int] | None) -> Look:
     """Read and check one case; what is wrong becomes findings, never an exception."""
-    volumes: dict[str, Volume | None] = {}
-    findings: list[Finding] = []
-    md5s: dict[str, str] = {}
-    for kind, path in (("image", case.image), ("mask", case.mask)):
-        try:
-            volumes[kind] = None if path is None else read_volume(path)
-            md5s |= {} if path is None else {kind: content_md5(path)}
-        except VolumeError as error:
-            volumes[kind] = None
-            findings.append(bad_case(case.case_id, error.check, f"{path.name if path else ''}: {error}"))
-    image, mask = volumes["image"], volumes["mask"]
+    image, mask, unreadable = read_case(case)
+    volumes = {"image": (image, case.image), "mask": (mask, case.mask)}
+    md5s = {
+        kind: content_md5(path) for kind, (volume, path) in volumes.items() if volume is not None and path is not None
+    }
     quality = check_case(case.case_id, image, mask, labels=labels)
     return Look(
         case=case,
-        findings=[*findings, *quality.findings],
+        findings=[*unreadable, *quality.findings],
         image=None if image is None else replace(image, array=np.empty(0)),
         quality=quality,
         picture=_picture(image, mask, labels=labels),
@@ -277,7 +271,7 @@ def _conclude(summary: dict[str, object], findings: Sequence[Finding]) -> None:
         raise InputError(f"none of {summary['num_cases']} cases can be read: {'; '.join(_finding_lines(findings)[:3])}")
     if bad:
         log.info(
-            "%d cases cannot be used, and stage=preprocess will refuse them: mend them, or go on without them: "
+            "%d cases cannot be used, and stage=preprocess will refuse them: fix them, or go on without them: "
             "data.on_bad_case=exclude",
             len(bad),
         )
