@@ -46,7 +46,7 @@ def study_runs() -> Iterator[tuple[Run, Run]]:
         def run(fold_index: int | None) -> Run:
             model = load_model(folder / "model", fold_index=fold_index, usage=usage, device=CPU)
             target = Target(scan=Scan(name="study", path=folder / "study.mha"), output=folder / "out")
-            return lambda: segment_study(target, named=NamedModel(name="benchmark", model=model), dicom_seg=False)
+            return lambda: segment_study(target, named=NamedModel(name="benchmark", model=model))
 
         yield run(0), run(None)
 

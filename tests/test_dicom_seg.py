@@ -1,19 +1,22 @@
 """A mask as DICOM SEG lies on the very pixels of its series, for highdicom's reader and for pydicom's."""
 
+import copy
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
 from prostate_seg.errors import InputError, VolumeError
-from prostate_seg.imaging.dicom_seg import write_dicom_seg
+from prostate_seg.imaging.dicom_seg import MAY_BE_EMPTY, write_dicom_seg
 from prostate_seg.imaging.dicom_series import series_files
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import read_volume, stored_array
+from prostate_seg.imaging.image_io import read_volume, stored_array, write_volume
 
-pydicom = pytest.importorskip("pydicom")
 highdicom = pytest.importorskip("highdicom")
 
 
@@ -84,16 +87,106 @@ def test_an_empty_mask_can_be_written(series: Path, tmp_path: Path) -> None:
 
 def test_a_series_without_what_the_object_must_repeat_is_refused_in_words(series: Path, tmp_path: Path) -> None:
     mask = block_mask(series)
-    copy = tmp_path / "series"
-    shutil.copytree(series, copy)
-    for file in copy.iterdir():
+    odd = tmp_path / "series"
+    shutil.copytree(series, odd)
+    for file in odd.iterdir():
         file.chmod(0o644)
         one = pydicom.dcmread(file)
         del one.FrameOfReferenceUID
         one.save_as(file)
     with pytest.raises(VolumeError, match="no DICOM SEG can be made"):
-        write(tmp_path / "mask.dcm", mask, copy)
+        write(tmp_path / "mask.dcm", mask, odd)
     assert not (tmp_path / "mask.dcm").exists()
+
+
+def rewritten(series: Path, folder: Path, *, without: Sequence[str] = (), **values: object) -> Path:
+    """Return a copy of a series without some attributes, and with others changed."""
+    folder.mkdir(parents=True)
+    for file in sorted(series.iterdir()):
+        one = pydicom.dcmread(file)
+        for keyword in without:
+            if keyword in one:
+                delattr(one, keyword)
+        for keyword, value in values.items():
+            setattr(one, keyword, value)
+        one.save_as(folder / file.name)
+    return folder
+
+
+def test_attributes_that_may_be_empty_are_written_empty(series: Path, tmp_path: Path) -> None:
+    bare = rewritten(series, tmp_path / "bare", without=MAY_BE_EMPTY)
+    write(tmp_path / "mask.dcm", block_mask(series), bare)
+    seg = pydicom.dcmread(tmp_path / "mask.dcm")
+    assert all(keyword in seg and not seg[keyword].value for keyword in MAY_BE_EMPTY)
+    assert seg.pixel_array.sum() == block_mask(series).array.sum()
+
+
+@pytest.mark.parametrize(
+    ("without", "values", "words"),
+    [
+        (["SliceThickness"], {}, "its images have no SliceThickness; use the file of the mask"),
+        (["StudyInstanceUID"], {}, "its images have no StudyInstanceUID"),
+        ([], {"PatientSex": "W"}, "no DICOM SEG can be made for this series: .*PatientSex"),
+        ([], {"SOPClassUID": "1.2.3"}, "no DICOM SEG can be made for this series"),
+    ],
+)
+def test_whatever_the_library_raises_about_a_header_is_said_in_words(
+    series: Path, tmp_path: Path, without: list[str], values: dict[str, object], words: str
+) -> None:
+    odd = rewritten(series, tmp_path / "odd", without=without, **values)
+    with pytest.raises(VolumeError, match=words):
+        write(tmp_path / "mask.dcm", block_mask(series), odd)
+    assert not (tmp_path / "mask.dcm").exists()
+
+
+def enhanced(series: Path, folder: Path, *, order: Sequence[int]) -> Path:
+    """Write the slices of a series as the frames of one Enhanced MR file, in an order of their own."""
+    slices = [pydicom.dcmread(file) for file in series_files(series)]
+    made = copy.deepcopy(slices[0])
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
+    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+    for keyword in ("PixelSpacing", "SliceThickness"):
+        setattr(measures, keyword, made[keyword].value)
+    orientation.ImageOrientationPatient = made.ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    frames = []
+    for index in order:
+        frame, position, content = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = slices[index].ImagePositionPatient
+        content.DimensionIndexValues = [1, index + 1]
+        frame.PlanePositionSequence, frame.FrameContentSequence = [position], [content]
+        frames.append(frame)
+    made.SharedFunctionalGroupsSequence, made.PerFrameFunctionalGroupsSequence = [shared], frames
+    made.NumberOfFrames = len(frames)
+    made.PixelData = b"".join(slices[index].PixelData for index in order)
+    for keyword in ("PixelSpacing", "SliceThickness", "ImageOrientationPatient", "ImagePositionPatient"):
+        delattr(made, keyword)
+    folder.mkdir()
+    made.save_as(folder / "IM0001.dcm")
+    return folder
+
+
+def test_object_of_an_enhanced_file_lies_on_its_frames_in_whatever_order_they_are(series: Path, tmp_path: Path) -> None:
+    mask = block_mask(series)
+    num_slices = len(mask.array)
+    odd = enhanced(series, tmp_path / "enhanced", order=[*range(1, num_slices, 2), *range(0, num_slices, 2)])
+    write(tmp_path / "mask.dcm", mask, odd)
+    volume = highdicom.seg.segread(tmp_path / "mask.dcm").get_volume(combine_segments=True, rescale_fractional=False)
+    there = np.argwhere(volume.array > 0)
+    points = (volume.affine @ np.c_[there, np.ones(len(there))].T).T[:, :3]
+    expected = mask.geometry.to_world(np.argwhere(mask.array))
+    order = [np.lexsort(np.round(cloud, 1).T) for cloud in (points, expected)]
+    np.testing.assert_allclose(points[order[0]], expected[order[1]], atol=1e-2)
+
+
+def test_a_mask_that_is_read_back_from_its_file_gives_the_same_object(series: Path, tmp_path: Path) -> None:
+    mask = block_mask(series)
+    write_volume(tmp_path / "mask.nii.gz", mask)
+    for name, one in {"direct": mask, "file": read_volume(tmp_path / "mask.nii.gz")}.items():
+        write(tmp_path / f"{name}.dcm", one, series)
+    direct, read = (pydicom.dcmread(tmp_path / f"{name}.dcm") for name in ("direct", "file"))
+    assert direct.SOPInstanceUID == read.SOPInstanceUID
+    assert direct.PixelData == read.PixelData
 
 
 def test_missing_package_is_named_with_the_way_to_get_it(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prostate_seg.data.predictions import State, Target, new_mask, state_of, write_volumes
+from prostate_seg.data.predictions import State, Target, new_mask, note_dicom_seg, state_of, write_volumes
 from prostate_seg.data.scans import Scan
 
 ROW: dict[str, Any] = {
@@ -32,8 +32,8 @@ def write(target: Target, voxels: bytes = b"mask") -> None:
         path.write_bytes(voxels)
 
 
-def state(target: Target, *, input_md5: str = "i", model_md5: str = "m", needs_dicom_seg: bool = False) -> State:
-    return state_of(target, input_md5=input_md5, model_md5=model_md5, needs_dicom_seg=needs_dicom_seg)
+def state(target: Target, *, input_md5: str = "i", model_md5: str = "m") -> State:
+    return state_of(target, input_md5=input_md5, model_md5=model_md5)
 
 
 def test_a_written_mask_is_done_for_its_input_and_model_alone(target: Target) -> None:
@@ -42,7 +42,6 @@ def test_a_written_mask_is_done_for_its_input_and_model_alone(target: Target) ->
     assert state(target) is State.done
     assert state(target, input_md5="other") is State.foreign
     assert state(target, model_md5="other") is State.foreign
-    assert state(target, needs_dicom_seg=True) is State.absent
 
 
 def test_a_mask_that_was_changed_or_brought_is_foreign(target: Target) -> None:
@@ -97,3 +96,36 @@ def test_volumes_hold_every_mask_that_is_there_and_every_refusal(target: Target)
         ("a/t2", "40.5", "12", ""),
         ("bad", "", "", "missing slice"),
     ]
+
+
+def test_a_new_mask_removes_the_dicom_seg_of_the_mask_before(target: Target) -> None:
+    write(target)
+    target.dicom_seg.parent.mkdir(parents=True)
+    target.dicom_seg.write_bytes(b"object of the first mask")
+    write(target, voxels=b"second mask")
+    assert not target.dicom_seg.exists()
+
+
+def test_a_missing_dicom_seg_leaves_the_mask_done_and_is_a_warning_until_it_is_written(target: Target) -> None:
+    def warnings() -> object:
+        return write_volumes(target.output, errors=[]).loc[0, "warnings"]
+
+    write(target)
+    note_dicom_seg(target, error="its images have no SliceThickness")
+    assert state(target) is State.done
+    assert warnings() == "its images have no SliceThickness"
+    note_dicom_seg(target, error=None)
+    assert warnings() == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["a (1)", "a=b", "a#1", "O'Neil", "Müller ä", "two\nlines", 'comma, and "quotes"', "$x$"]
+)
+def test_every_name_goes_into_files_and_table_and_comes_back(tmp_path: Path, name: str) -> None:
+    target = Target(scan=Scan(name=name, path=tmp_path / f"{name}.nii.gz"), output=tmp_path / "out")
+    with new_mask(target, ROW | {"name": name, "mask": f"masks/{name}.nii.gz"}) as path:
+        path.write_bytes(b"mask")
+    write_volumes(target.output, errors=[])
+    (row,) = csv.DictReader((target.output / "volumes.csv").open(encoding="utf-8", newline=""))
+    assert (row["name"], (target.output / row["mask"]).read_bytes()) == (name, b"mask")
+    assert state(target) is State.done

@@ -1,8 +1,9 @@
 """What a prediction leaves in its output folder, and what is there already.
 
 masks/ NAME.nii.gz or as the input, overlays/ NAME.png, dicom_seg/ NAME.dcm where asked for, records/ NAME.json, and
-volumes.csv with a row per study. A mask is put in place last, after the record that has its hash: a study is done exactly when
-both agree, so that a stopped prediction goes on where it was and no mask is taken for that of another model.
+volumes.csv with a row per study. A mask is put in place after the record that has its hash: a study is done exactly when
+both agree, so that a stopped prediction goes on where it was and no mask is taken for that of another model. Its DICOM SEG is
+written from the mask afterwards, and removed before another mask takes its place.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,7 +74,7 @@ class Target:
         return self.output / "records" / f"{self.scan.name}.json"
 
 
-def state_of(target: Target, *, input_md5: str, model_md5: str, needs_dicom_seg: bool) -> State:
+def state_of(target: Target, *, input_md5: str, model_md5: str) -> State:
     """Return what is there of a prediction."""
     if not target.mask.exists():
         return State.absent
@@ -82,7 +83,7 @@ def state_of(target: Target, *, input_md5: str, model_md5: str, needs_dicom_seg:
         return State.foreign
     if (record["input_md5"], record["model_md5"]) != (input_md5, model_md5):
         return State.foreign
-    return State.absent if needs_dicom_seg and not target.dicom_seg.exists() else State.done
+    return State.done
 
 
 @contextmanager
@@ -90,7 +91,13 @@ def new_mask(target: Target, row: Mapping[str, Any]) -> Iterator[Path]:
     """Yield a path to write a mask to; when the block ends, its record is written and then the mask put in place."""
     with atomic_path(target.mask) as made:
         yield made
+        target.dicom_seg.unlink(missing_ok=True)
         write_json(target.record, {**row, "mask_md5": md5_of(made)})
+
+
+def note_dicom_seg(target: Target, *, error: str | None) -> None:
+    """Record why a mask has no DICOM SEG; None where it has one."""
+    write_json(target.record, read_json(target.record) | {"dicom_seg_error": error})
 
 
 def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -98,7 +105,11 @@ def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.Da
     refused = {row["name"]: row for row in errors}
     records = [read_json(path) for path in (output / "records").rglob("*.json")]
     known = {row["name"]: row for row in records if (output / row["mask"]).is_file()}
-    rows = [row for _, row in sorted((known | refused).items())]
+    rows = [_with_all_warnings(row) for _, row in sorted((known | refused).items())]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"num_slices": "Int64"})
     write_text(output / "volumes.csv", table.to_csv(index=False, lineterminator="\n"))
     return table
+
+
+def _with_all_warnings(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**row, "warnings": "; ".join(filter(None, [row.get("warnings"), row.get("dicom_seg_error")]))}

@@ -1,15 +1,22 @@
 """Finding the studies to segment in a file or folder, and a name for each: its path below the folder, without suffix.
 
-An image file is one study; so is a folder that holds DICOM files, whatever lies beside them. Other files are left alone. Of a
-data set with images/ and masks/ the images are taken. Nothing here reads voxels.
+An image file is one study; so is a folder that holds DICOM files, whatever lies beside them. Of a data set (own, nnU-Net's or
+BIDS layout) only the T2-weighted images are taken; elsewhere names tell masks and other sequences. What is left out is listed
+with the reason. Links are followed, each real file and folder once. Nothing here reads voxels.
 """
 
+import os
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
+import pydicom
+
+from prostate_seg.data.layouts import is_bids
+from prostate_seg.data.scan_names import Kind, kind_of, kind_of_folder, other_channels, words_of
 from prostate_seg.errors import InputError
 from prostate_seg.imaging.sitk_reader import image_suffix
 
@@ -17,6 +24,20 @@ DICOM_SUFFIXES = (".dcm", ".ima")
 """Usual endings; most scanners and archives give none, and the file itself says what it is."""
 
 DICOM_MAGIC_AT, DICOM_MAGIC = 128, b"DICM"
+
+SUFFIXES = ".mha .mhd .nii .nii.gz .nrrd"
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+OTHER_SUFFIXES = (".gz", ".bz2", ".xz", ".hdr", ".img", ".nhdr", ".mgh", ".mgz", ".mnc")
+"""Image formats that are not read, and compressed files."""
+
+NNUNET_FOLDERS = ("imagesTr", "imagesTs")
+
+RESULT_FOLDERS = ("masks", "overlays", "dicom_seg", "records")
+"""What a prediction writes into its output folder, beside volumes.csv."""
+
+MAX_LISTED = 5
+"""Names that a line lists before it states how many more there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,61 +55,275 @@ class Scan:
         return self.path.is_dir()
 
 
-def find_scans(root: Path, *, pattern: str) -> list[Scan]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanList:
+    """The studies of an input, and what else lies there."""
+
+    scans: list[Scan]
+    """Sorted by name."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Names of the files and folders that are no input, by reason."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Why a file or folder that may be a study could not be opened, by name."""
+
+    @property
+    def left_out_lines(self) -> list[str]:
+        """One line for each reason."""
+        return [
+            f"left out: {len(names)} {reason}: {_listed(sorted(names))}"
+            for reason, names in sorted(self.left_out.items())
+        ]
+
+
+def find_scans(root: Path, *, pattern: str, output: Path | None = None) -> ScanList:
     """Return the studies of a file, a folder of images, a DICOM series or a folder of patients with any of these.
 
     Args:
         root: File or folder.
         pattern: What the name of a file, or of the folder of a series, must match; a `root` that is a study itself always does.
+        output: Folder that results are written to; what it holds is no input.
 
     Raises:
         InputError: If there is no study, or two would have one name.
     """
     if not root.exists():
-        raise InputError(f"predict.input: there is no file or folder {root}; check the path")
+        what = f"is a broken link to {root.readlink()}" if root.is_symlink() else "does not exist"
+        raise InputError(f"predict.input: there is no file or folder {root}: it {what}; check the path")
     if root.is_file():
-        return [_single(root)]
-    root = root.resolve()
-    if _is_series(root):
-        return [Scan(name=root.name, path=root)]
-    found = [path for path in _studies(root) if fnmatch(path.name, pattern)]
-    if not found:
+        return ScanList(scans=[_single(root)])
+    _require_no_masks(root.resolve())
+    search = _Search(root=root.resolve(), pattern=pattern, output=None if output is None else output.resolve())
+    found = search.run()
+    _require_unique(found.scans)
+    if not found.scans and not found.unreadable:
+        matching = "" if pattern == "*" else f" whose name matches predict.pattern {pattern}"
         raise InputError(
-            f"predict.input: no image file and no DICOM series lies in {root}"
-            + ("" if pattern == "*" else f" whose name matches predict.pattern {pattern}")
-            + "; expected are .mha .mhd .nii .nii.gz .nrrd files or folders of DICOM files"
+            f"predict.input: no image file and no DICOM series lies in {search.root}{matching}; expected are {SUFFIXES} "
+            "files or folders of DICOM files" + "".join(f"\n  {line}" for line in found.left_out_lines)
         )
-    scans = [Scan(name=_name(path, root), path=path) for path in found]
-    _require_unique(scans)
-    return sorted(scans, key=lambda scan: scan.name)
+    return found
 
 
 def _single(file: Path) -> Scan:
-    if image_suffix(file.name) is None:
+    if image_suffix(file.name) is not None:
+        return Scan(name=_stem(file), path=file)
+    if _is_dicom(file):
         raise InputError(
-            f"predict.input: {file} is no image by its suffix; expected is .mha .mhd .nii .nii.gz .nrrd, or the folder "
-            "that holds a DICOM series"
+            f"predict.input: {file} is one DICOM file, and a study is the folder that holds all files of a series; "
+            f"set predict.input={file.parent}"
         )
-    return Scan(name=_stem(file), path=file)
+    if file.name.lower().endswith(ARCHIVE_SUFFIXES):
+        raise InputError(f"predict.input: {file} is an archive; unpack it, and set predict.input to the folder")
+    raise InputError(
+        f"predict.input: {file} is no image by its suffix; expected is {SUFFIXES}, or the folder that holds a DICOM series"
+    )
 
 
-def _studies(folder: Path) -> Iterable[Path]:
-    """Yield the image files and the folders of DICOM series below a folder; hidden ones are left out."""
-    is_data_set = (folder / "images").is_dir() and (folder / "masks").is_dir()
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or (is_data_set and path.name == "masks"):
-            continue
-        if path.is_dir():
-            if _is_series(path):
+def _require_no_masks(root: Path) -> None:
+    """Refuse the folder of masks of a data set or of an earlier prediction."""
+    beside = {path.name for path in _entries(root.parent)}
+    is_reference = (root.name == "masks" and "images" in beside) or (
+        root.name.startswith("labelsT") and "imagesTr" in beside
+    )
+    if is_reference or (root.name in RESULT_FOLDERS and _holds_results(root.parent)):
+        what = "reference masks" if is_reference else "results of an earlier prediction"
+        raise InputError(f"predict.input: {root} holds {what}, and images are segmented; give the folder of the images")
+
+
+@dataclass(kw_only=True, slots=True)
+class _Search:
+    """One walk through a folder."""
+
+    root: Path
+    pattern: str
+    output: Path | None
+    scans: list[Scan] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    unreadable: dict[str, str] = field(default_factory=dict)
+    links: list[Path] = field(default_factory=list)
+    """Links that are followed after all real folders, so that a study is named by its own place."""
+    seen: set[str] = field(default_factory=set)
+    """Real paths of the files and folders that were visited."""
+
+    def run(self) -> ScanList:
+        """Walk through the folder, and then through what its links lead to."""
+        self.seen.add(os.path.realpath(self.root))
+        self._walk(self.root)
+        for link in self.links:  # grows while links are followed
+            self._visit(link)
+        scans = sorted(self.scans, key=lambda scan: scan.name)
+        return ScanList(scans=scans, left_out=dict(self.left_out), unreadable=self.unreadable)
+
+    def _walk(self, folder: Path) -> None:
+        """Visit what lies in a folder; links are put aside."""
+        try:
+            entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        except OSError as error:
+            self.unreadable[self._name(folder)] = (
+                f"this folder cannot be read ({error.strerror}); check its permissions"
+            )
+            return
+        self._take_series(folder, entries)
+        for path in self._inputs(folder, self._with_valid_names(entries)):
+            if path.is_symlink():
+                self.links.append(path)
+            else:
+                self._visit(path)
+
+    def _visit(self, path: Path) -> None:
+        if not _mode(path):
+            self._note_broken(path)
+        elif not self._is_new(path):
+            self._leave_out("links to what is listed already, or back to predict.input", path)
+        elif S_ISDIR(_mode(path)):
+            self._walk(path)
+        elif S_ISREG(_mode(path)) and image_suffix(path.name) is not None:
+            self.scans.append(Scan(name=self._name(path), path=path))
+
+    def _is_new(self, path: Path) -> bool:
+        """Return whether a file or folder was not visited before; a folder around the input never is."""
+        real = os.path.realpath(path)
+        is_new = real not in self.seen and not self.root.is_relative_to(real)
+        self.seen.add(real)
+        return is_new
+
+    def _note_broken(self, path: Path) -> None:
+        if image_suffix(path.name) is not None or not path.suffix:
+            why = f"broken link to {path.readlink()}" if path.is_symlink() else "it cannot be opened"
+            self.unreadable[self._name(path)] = f"{why}; restore or remove it"
+
+    def _with_valid_names(self, entries: Sequence[Path]) -> Iterator[Path]:
+        """Yield the entries whose names can be written to a table."""
+        for path in entries:
+            try:
+                path.name.encode()
                 yield path
-            yield from _studies(path)
-        elif image_suffix(path.name) is not None:
-            yield path
+            except UnicodeEncodeError:
+                shown = os.fsencode(self._name(path)).decode("utf-8", "backslashreplace")
+                self.unreadable[shown] = "its name is not in UTF-8; rename it"
+
+    def _take_series(self, folder: Path, entries: Sequence[Path]) -> None:
+        """Add the folder itself if DICOM files lie in it."""
+        files = [path for path in entries if S_ISREG(_mode(path)) and self._is_dicom(path)]
+        if not files:
+            return
+        is_root = folder == self.root
+        kind = None if is_root else kind_of(folder.name, allowed=words_of(self.pattern))
+        modality = "" if is_root else _other_modality(files)
+        if not is_root and not fnmatch(folder.name, self.pattern):
+            return
+        if kind:
+            self._leave_out(_reason(kind), folder)
+        elif modality:
+            self._leave_out(f"DICOM objects of modality {modality}, not MR", folder)
+        else:
+            self.scans.append(Scan(name=self._name(folder), path=folder))
+
+    def _is_dicom(self, file: Path) -> bool:
+        try:
+            return _is_dicom(file)
+        except OSError as error:
+            self.unreadable[self._name(file)] = f"this file cannot be read ({error.strerror}); check its permissions"
+            return False
+
+    def _inputs(self, folder: Path, entries: Iterable[Path]) -> Iterator[Path]:
+        """Yield the folders and the image files of a folder that are inputs."""
+        entries = list(entries)
+        folders = [path for path in entries if S_ISDIR(_mode(path))]
+        files = [path for path in entries if not S_ISDIR(_mode(path))]
+        yield from self._input_folders(folder, folders)
+        self._note_formats(files)
+        if layout := _layout_folders(folder, folders):
+            for path in files:
+                if image_suffix(path.name) is not None:
+                    self._leave_out(_outside(layout), path)
+            return
+        yield from self._input_files(folder, [path for path in files if fnmatch(path.name, self.pattern)])
+
+    def _input_folders(self, folder: Path, folders: Sequence[Path]) -> Iterator[Path]:
+        layout = _layout_folders(folder, folders)
+        has_results = _holds_results(folder) or folder == self.output
+        for path in folders:
+            kinds = [kind_of_folder(name, allowed=words_of(self.pattern)) for name in (path.name, path.resolve().name)]
+            if path.name in RESULT_FOLDERS and has_results:
+                self._leave_out("results of a prediction", path)
+            elif (path / "contract.json").is_file():
+                self._leave_out("results of stage=preprocess", path)
+            elif (path / "pyvenv.cfg").is_file():
+                self._leave_out("Python environments", path)
+            elif layout and path.name not in layout:
+                self._leave_out(_outside(layout), path)
+            elif not layout and (kind := next(filter(None, kinds), None)):
+                self._leave_out(_reason(kind), path)
+            else:
+                yield path
+
+    def _input_files(self, folder: Path, files: Sequence[Path]) -> Iterator[Path]:
+        images = [path for path in files if image_suffix(path.name) is not None]
+        real = folder.resolve()
+        is_nnunet = real.name in NNUNET_FOLDERS
+        is_own = real.name == "images" and (real.parent / "masks").is_dir()
+        channels = other_channels([_stem(path) for path in images], folder=real, is_nnunet=is_nnunet)
+        for path in images:
+            stem = _stem(path)
+            kind = kind_of(stem, allowed=words_of(self.pattern), masks_possible=not is_own)
+            if stem in channels:
+                self._leave_out("without the number of the T2 channel (nnU-Net's names end in _0000 and so on)", path)
+            elif _is_other_bids_image(path):
+                self._leave_out("in BIDS folders whose name does not end in _T2w", path)
+            elif kind and not is_nnunet:
+                self._leave_out(_reason(kind), path)
+            else:
+                yield path
+        yield from (path for path in files if path.is_symlink() and not _mode(path) and not path.suffix)
+
+    def _note_formats(self, files: Sequence[Path]) -> None:
+        for path in files:
+            name = path.name.lower()
+            if image_suffix(name) is None and name.endswith((*ARCHIVE_SUFFIXES, *OTHER_SUFFIXES)):
+                self._leave_out("archives or files of formats that are not read (unpack or convert them)", path)
+
+    def _leave_out(self, reason: str, path: Path) -> None:
+        self.left_out[reason].append(path.relative_to(self.root).as_posix())
+
+    def _name(self, path: Path) -> str:
+        """Return the name of a study."""
+        return self.root.name if path == self.root else (path.parent.relative_to(self.root) / _stem(path)).as_posix()
 
 
-def _is_series(folder: Path) -> bool:
-    """Return whether a DICOM file lies in the folder."""
-    return any(_is_dicom(path) for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+def _mode(path: Path) -> int:
+    """Return the mode of what a path leads to; 0 where it leads nowhere, or cannot be followed."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _holds_results(folder: Path) -> bool:
+    """Return whether a folder is the output of a prediction, perhaps an unfinished one."""
+    return all((folder / name).is_dir() for name in ("masks", "records")) and not (folder / "images").is_dir()
+
+
+def _layout_folders(folder: Path, folders: Sequence[Path]) -> set[str]:
+    """Return the names of the folders that hold the images of a data set; empty where a folder has no known layout."""
+    names = {path.name for path in folders}
+    own = {"images"} if {"images", "masks"} <= names else set()
+    subjects = {name for name in names if name.startswith("sub-")} if is_bids(folder) else set()
+    return own | names.intersection(NNUNET_FOLDERS) | subjects
+
+
+def _is_other_bids_image(path: Path) -> bool:
+    """Return whether a file lies in the folder of a BIDS subject, has its name, and is not T2-weighted."""
+    subjects = {part for part in path.parts[:-1] if part.startswith("sub-")}
+    is_of_subject = any(path.name.startswith(f"{subject}_") for subject in subjects)
+    return is_of_subject and not _stem(path).endswith("_T2w")
 
 
 def _is_dicom(file: Path) -> bool:
@@ -100,13 +335,35 @@ def _is_dicom(file: Path) -> bool:
         return stream.read(DICOM_MAGIC_AT + len(DICOM_MAGIC))[DICOM_MAGIC_AT:] == DICOM_MAGIC
 
 
-def _name(path: Path, top: Path) -> str:
-    return (path.parent.relative_to(top) / _stem(path)).as_posix()
+def _other_modality(files: Sequence[Path]) -> str:
+    """Return the modality of DICOM files of which none may be MR, such as SEG; empty otherwise."""
+    modality = ""
+    for file in files:
+        try:
+            modality = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality"]).get("Modality", "")
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, pydicom.errors.InvalidDicomError):
+            return ""  # the reader refuses it in words
+        if modality in ("", "MR"):
+            return ""
+    return str(modality)
 
 
 def _stem(path: Path) -> str:
     suffix = None if path.is_dir() else image_suffix(path.name)
     return path.name[: -len(suffix)] if suffix else path.name
+
+
+def _reason(kind: Kind) -> str:
+    return f"{kind.value} by their name (predict.pattern with the same word takes them)"
+
+
+def _outside(layout: Iterable[str]) -> str:
+    return f"outside the image folders of a data set ({_listed([f'{name}/' for name in sorted(layout)])})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def _require_unique(scans: Iterable[Scan]) -> None:

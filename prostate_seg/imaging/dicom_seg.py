@@ -1,16 +1,22 @@
 """A mask as a DICOM Segmentation object beside the series that it was made from (DICOM PS3.3, A.51), through highdicom.
 
-highdicom and pydicom are the optional extra `dicom`. Arrays are [Z, Y, X] with the axes of the series: a frame per file.
+highdicom is the optional extra `dicom`. Arrays are [Z, Y, X] with the axes of the series: a frame per slice.
 """
 
 import hashlib
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
 
 import prostate_seg
 from prostate_seg.errors import InputError, VolumeError
@@ -22,6 +28,18 @@ from prostate_seg.imaging.image_io import stored_array
 SERIES_NUMBER = 900
 """High enough to stand behind the scanner's own series."""
 
+MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+"""Attributes of type 2 (PS3.3, C.7.1.1 and C.7.2.1) that the object repeats: an empty value is allowed where none is known."""
+
 
 def require_dicom_packages() -> None:
     """Check that DICOM SEG can be written here.
@@ -29,8 +47,7 @@ def require_dicom_packages() -> None:
     Raises:
         InputError: If a package is missing.
     """
-    for package in ("pydicom", "highdicom"):
-        _import(package)
+    _import("highdicom")
 
 
 def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, model_md5: str) -> None:
@@ -44,12 +61,12 @@ def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, 
         model_md5: Identifies them.
 
     Raises:
-        VolumeError: If the series lacks attributes that the object must repeat.
+        VolumeError: If the series lacks attributes that the object must repeat, or the object cannot be written.
     """
-    pydicom, seg = _import("pydicom"), _import("highdicom.seg")
-    voxels = stored_array(mask)
-    with _naming_what_is_missing(), atomic_path(path) as temporary:
-        sources = [pydicom.dcmread(file) for file in series_files(series)]
+    seg = _import("highdicom.seg")
+    with _refusing_in_words(), atomic_path(path) as temporary:
+        sources = [_with_empty_values(pydicom.dcmread(file)) for file in series_files(series)]
+        voxels = _in_order_of_frames(stored_array(mask), sources[0])
         unique = [sources[0].SeriesInstanceUID, model_md5, hashlib.sha256(voxels.tobytes()).hexdigest()]
         made = seg.Segmentation(
             source_images=sources,
@@ -78,7 +95,7 @@ def _short_text(text: str) -> str:
 
 def _whole_gland(seg: ModuleType, model_name: str) -> object:
     """Return the segment: the prostate, outlined automatically by machine learning."""
-    highdicom, codes = _import("highdicom"), _import("pydicom.sr.codedict").codes
+    highdicom = _import("highdicom")
     return seg.SegmentDescription(
         segment_number=1,
         segment_label="whole prostate gland",
@@ -93,17 +110,44 @@ def _whole_gland(seg: ModuleType, model_name: str) -> object:
     )
 
 
+def _with_empty_values(source: Dataset) -> Dataset:
+    for keyword in MAY_BE_EMPTY:
+        if keyword not in source:
+            setattr(source, keyword, "")
+    return source
+
+
+def _in_order_of_frames(voxels: np.ndarray, source: Dataset) -> np.ndarray:
+    """Return slices in the order in which an image of several frames stores them.
+
+    Args:
+        voxels: Slices by ascending position along their normal, shape [Z, Y, X].
+        source: The first image of the series; slices of an image a file have its order already.
+    """
+    if "PerFrameFunctionalGroupsSequence" not in source:
+        return voxels
+    groups = [source.SharedFunctionalGroupsSequence[0], *source.PerFrameFunctionalGroupsSequence]
+    orientation = next(group.PlaneOrientationSequence[0] for group in groups if "PlaneOrientationSequence" in group)
+    axes = np.array(orientation.ImageOrientationPatient, dtype=float).reshape(2, 3)
+    positions_mm = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups[1:]], dtype=float)
+    return voxels[np.argsort(np.argsort(positions_mm @ np.cross(*axes)))]
+
+
 @contextmanager
-def _naming_what_is_missing() -> Iterator[None]:
-    """Turn what pydicom and highdicom raise about a series into a `VolumeError`."""
+def _refusing_in_words() -> Iterator[None]:
+    """Turn whatever pydicom and highdicom raise about a series into a `VolumeError`."""
     logging.getLogger("highdicom").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="highdicom")  # names of patients are as the scanner wrote them
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except VolumeError:
+        raise
+    except Exception as error:  # of any kind, by the header that was met
+        said = " ".join(str(error).split()) or type(error).__name__
+        absent = re.search(r"no attribute '([A-Z]\w+)'", said)
+        reason = f"its images have no {absent.group(1)}" if absent else said
         raise VolumeError(
-            f"no DICOM SEG can be made for this series: {error}; the mask as a file needs no predict.dicom_seg",
-            "no_dicom_seg",
+            f"no DICOM SEG can be made for this series: {reason}; use the file of the mask", "no_dicom_seg"
         ) from error
 
 

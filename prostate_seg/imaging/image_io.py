@@ -97,7 +97,13 @@ def stored_array(volume: Volume) -> np.ndarray:
 
 
 def content_md5(path: Path) -> str:
-    """Return the md5 of an image: of its file, of all files of a DICOM folder, of header and voxels of a .mhd pair."""
+    """Return the md5 of an image: of its file, of the files of a DICOM folder, of header and voxels of a .mhd pair.
+
+    What lies in folders below a series, such as the masks that were made of it, is no part of it.
+    """
+    if path.is_dir():
+        files = (file for file in sorted(path.iterdir()) if file.is_file())
+        return md5_of_text("\n".join(f"{file.name}:{md5_of(file)}" for file in files))
     voxels = (
         re.search(r"(?m)^ElementDataFile *= *(.+?) *$", _header_text(path)) if path.suffix.lower() == ".mhd" else None
     )

@@ -18,6 +18,9 @@ LOW_CONFIDENCE = 0.8
 LOW_AGREEMENT = 0.85
 """Networks whose masks overlap less are worth a look: human readers reach 0.92 (Insights Imaging 2021, 12:71)."""
 
+MAX_LABELS = 10
+"""An image of no more whole numbers than these is a mask."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
@@ -44,12 +47,13 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         model: Networks and how to use them.
 
     Raises:
-        InputError: If the image has too few slices, no intensity range or values that are not finite.
+        InputError: If the image has too few slices, no intensity range or values that are not finite, or is a mask.
     """
     findings = check_case("", image, None, labels=None).findings
     errors = [finding for finding in findings if finding.is_error]
     if errors:
         raise VolumeError(errors[0].message, errors[0].check)
+    _require_no_mask(image.array)
     found = segment(
         image,
         None,
@@ -81,6 +85,19 @@ def predict(image: Volume, *, model: Model) -> Prediction:
             *_low("agreement between folds", found.agreement, LOW_AGREEMENT),
         ],
     )
+
+
+def _require_no_mask(array: np.ndarray) -> None:
+    """Refuse an image of a few whole numbers."""
+    if len(np.unique(array[::4, ::4, ::4])) > MAX_LABELS:  # nearly every image, seen in a part of the time
+        return
+    values = np.unique(array)
+    if len(values) <= MAX_LABELS and (values == np.rint(values)).all():
+        listing = ", ".join(f"{value:g}" for value in values)
+        raise VolumeError(
+            f"an image has many grey values, and this one has only {listing}: it looks like a mask; give the image",
+            "looks_like_mask",
+        )
 
 
 def _doubts(mask: np.ndarray, grid: Geometry, window: Geometry, *, volume_ml: float) -> list[str]:

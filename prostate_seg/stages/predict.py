@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 
 from prostate_seg.config import Backend, Config
-from prostate_seg.data.predictions import State, Target, new_mask, state_of, write_volumes
-from prostate_seg.data.scans import Scan, find_scans
+from prostate_seg.data.layouts import has_images
+from prostate_seg.data.predictions import State, Target, new_mask, note_dicom_seg, state_of, write_volumes
+from prostate_seg.data.scans import Scan, ScanList, find_scans
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_seg
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
@@ -40,44 +41,78 @@ class NamedModel:
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write masks/, overlays/, records/ and volumes.csv below predict.output; name what could not be segmented."""
-    scans = requested_scans(cfg)
+    found = requested_scans(cfg)
+    for line in found.left_out_lines:
+        log.warning("%s", line)
     named = load_named_model(cfg, workspace)
-    targets = [Target(scan=scan, output=Path(cfg.predict.output)) for scan in scans]
+    output = Path(cfg.predict.output)
+    targets = [Target(scan=scan, output=output) for scan in found.scans]
     waiting = waiting_targets(targets, named.model, cfg)
     if len(waiting) < len(targets):
         log.info("%d of %d studies are segmented already", len(targets) - len(waiting), len(targets))
-    work = partial(segment_study, named=named, dicom_seg=cfg.predict.dicom_seg)
+    work = partial(segment_study, named=named)
     rows = map_cases(work, waiting, num_workers=cfg.machine.num_workers, label="predict")
-    refused = [row for row in rows if row["error"]]
-    table = write_volumes(Path(cfg.predict.output), errors=refused)
-    _show([row for row in table.to_dict("records") if row["name"] in {scan.name for scan in scans}], cfg)
-    if refused:
-        listing = "\n".join(f"  {row['name']}: {row['error']}" for row in refused)
-        raise InputError(
-            f"{len(refused)} of {len(scans)} studies cannot be segmented:\n{listing}\nThe others are done."
-        )
+    refused = [row for row in rows if row["error"]] + _unreadable_rows(found, named)
+    names_refused = {row["name"] for row in refused}
+    segmented = [target for target in targets if target.scan.name not in names_refused]
+    without_object = write_dicom_segs(segmented, named, cfg) if cfg.predict.dicom_seg else {}
+    table = write_volumes(output, errors=refused)
+    names = {target.scan.name for target in targets} | names_refused
+    _show([row for row in table.to_dict("records") if row["name"] in names], cfg)
+    _conclude(refused, without_object, num_studies=len(names), num_segmented=len(segmented))
     return StageResult()
 
 
-def requested_scans(cfg: Config) -> list[Scan]:
+def _conclude(
+    refused: Sequence[Mapping[str, Any]], without_object: Mapping[str, str], *, num_studies: int, num_segmented: int
+) -> None:
+    """Raise an `InputError` that names every study that could not be segmented, and every mask without DICOM SEG."""
+    parts = []
+    if refused:
+        listing = "\n".join(f"  {row['name']}: {row['error']}" for row in refused)
+        parts.append(f"{len(refused)} of {num_studies} studies cannot be segmented:\n{listing}\nThe others are done.")
+    if without_object:
+        listing = "\n".join(f"  {name}: {reason}" for name, reason in without_object.items())
+        parts.append(
+            f"{len(without_object)} of {num_segmented} DICOM SEG could not be written:\n{listing}\nThe masks are written."
+        )
+    if parts:
+        raise InputError("\n".join(parts))
+
+
+def requested_scans(cfg: Config) -> ScanList:
     """Return the studies to segment.
 
     Raises:
         ConfigError: If none are asked for.
-        InputError: If there are none, or DICOM SEG is asked for what is no DICOM series.
+        InputError: If there are none, DICOM SEG is asked for what is no DICOM series, or results would lie in a data set.
     """
     if cfg.predict.input is None:
         raise ConfigError("predict.input: must name an image file, a DICOM folder or a folder of either, is null")
-    scans = find_scans(Path(cfg.predict.input), pattern=cfg.predict.pattern)
+    output = Path(cfg.predict.output)
+    found = find_scans(Path(cfg.predict.input), pattern=cfg.predict.pattern, output=output)
+    if has_images(output):
+        raise InputError(
+            f"predict.output: {output} is the folder of a data set, and predicted masks must not lie among its references; "
+            "choose another folder, such as predict.output=predictions"
+        )
+    if output.exists() and not output.is_dir():
+        raise InputError(f"predict.output: {output} is a file, and must be a folder; choose another one")
     if cfg.predict.dicom_seg:
         require_dicom_packages()
-        files = [scan.name for scan in scans if not scan.is_dicom]
+        files = [scan.name for scan in found.scans if not scan.is_dicom]
         if files:
             raise InputError(
                 f"predict.dicom_seg refers to the images of a DICOM series, and {len(files)} studies are files: "
                 f"{', '.join(files[:5])}\nChoose the series with predict.pattern, or segment the files by themselves."
             )
-    return scans
+    return found
+
+
+def _unreadable_rows(found: ScanList, named: NamedModel) -> list[dict[str, Any]]:
+    """Return the rows of what may be studies and could not be opened."""
+    model = {"model": named.name, "model_md5": named.model.md5}
+    return [{"name": name, "error": reason, **model} for name, reason in sorted(found.unreadable.items())]
 
 
 def load_named_model(cfg: Config, workspace: Workspace) -> NamedModel:
@@ -120,15 +155,14 @@ def waiting_targets(targets: Sequence[Target], model: Model, cfg: Config) -> lis
 def _state(target: Target, model: Model, cfg: Config) -> State:
     if not target.mask.exists():
         return State.absent
-    return state_of(
-        target,
-        input_md5=content_md5(target.scan.path),
-        model_md5=model.md5,
-        needs_dicom_seg=cfg.predict.dicom_seg,
-    )
+    try:
+        input_md5 = content_md5(target.scan.path)
+    except OSError:
+        return State.absent  # reading it is tried again, and refused in words
+    return state_of(target, input_md5=input_md5, model_md5=model.md5)
 
 
-def segment_study(target: Target, *, named: NamedModel, dicom_seg: bool) -> Mapping[str, Any]:
+def segment_study(target: Target, *, named: NamedModel) -> Mapping[str, Any]:
     """Segment one study and write all that comes of it; a study that cannot be used gives a row with the reason."""
     scan = target.scan
     row = {
@@ -141,13 +175,12 @@ def segment_study(target: Target, *, named: NamedModel, dicom_seg: bool) -> Mapp
     }
     try:
         image = read_volume(scan.path)
+        row["input_md5"] = content_md5(scan.path)
         found = predict(image, model=named.model)
-        if dicom_seg:
-            write_dicom_seg(
-                target.dicom_seg, found.mask, series=scan.path, model_name=named.name, model_md5=named.model.md5
-            )
     except InputError as error:
         return row | {"error": str(error)}
+    except OSError as error:
+        return row | {"error": f"{error.filename} cannot be read ({error.strerror}); check its permissions"}
     draw_prediction(
         target.overlay,
         image=image.array,
@@ -155,10 +188,35 @@ def segment_study(target: Target, *, named: NamedModel, dicom_seg: bool) -> Mapp
         spacing_mm=image.geometry.spacing_mm,
         title=_title(scan, found),
     )
-    row |= {"input_md5": content_md5(scan.path), **_numbers(found)}
+    row |= _numbers(found)
     with new_mask(target, row) as made:
         write_volume(made, found.mask)
     return row
+
+
+def write_dicom_segs(targets: Sequence[Target], named: NamedModel, cfg: Config) -> dict[str, str]:
+    """Write the DICOM SEG of every mask that has none, and return why some could not be written, by name of the study."""
+    missing = [target for target in targets if not target.dicom_seg.exists()]
+    work = partial(_write_dicom_seg, named=named)
+    errors = map_cases(work, missing, num_workers=cfg.machine.num_workers, label="DICOM SEG")
+    return {target.scan.name: error for target, error in zip(missing, errors, strict=True) if error}
+
+
+def _write_dicom_seg(target: Target, *, named: NamedModel) -> str | None:
+    """Write a mask as DICOM SEG; the reason why that cannot be done stands in the record of the mask, which is kept."""
+    error = None
+    try:
+        write_dicom_seg(
+            target.dicom_seg,
+            read_volume(target.mask),
+            series=target.scan.path,
+            model_name=named.name,
+            model_md5=named.model.md5,
+        )
+    except InputError as failure:
+        error = str(failure)
+    note_dicom_seg(target, error=error)
+    return error
 
 
 def _numbers(found: Prediction) -> dict[str, Any]:
@@ -172,7 +230,7 @@ def _numbers(found: Prediction) -> dict[str, Any]:
 
 
 def _title(scan: Scan, found: Prediction) -> str:
-    marks = "    look at the warnings" if found.warnings else ""
+    marks = "    see the warnings" if found.warnings else ""
     return f"{scan.name}    {found.volume_ml:.1f} mL{marks}"
 
 

@@ -1,0 +1,118 @@
+"""What the name of a file or folder states about an image: a mask, another sequence or plane than axial T2, a channel.
+
+Names are compared word by word, in lower case; a word is a run of letters and digits. Nothing here opens a file.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from pathlib import Path
+
+from prostate_seg.data.layouts import t2_channel
+from prostate_seg.errors import InputError
+
+MASK = re.compile(
+    r"masks?|segs?|segmentations?|dseg|labels?|labelst[rs]|labelmaps?|annotations?|contours?|delineations?|rois?|gt|lesions?"
+    r"|tumou?rs?|anatomy|gland|wg|pz|tz|preds?|predictions?|derivatives"
+)
+"""Words of reference masks and of other programs' masks."""
+
+PLANE = re.compile(r"(t2\w*)?(cor|sag)|coronal|sagittal|locali[sz]er|scout|survey")
+"""Words of images that are not axial, also joined to the sequence as in t2tsesag."""
+
+SEQUENCE = re.compile(r"adc|dwi|dti|hbv|diff|diffusion|ep2d|tracew?|bval|dce|perf|perfusion|ktrans|flair|t1\w*")
+"""Words of other sequences; a name with a T2 word is T2-weighted all the same."""
+
+T2 = re.compile(r"t2\w*")
+
+B_VALUE = re.compile(r"b(0|[1-9][0-9]*)")
+B_VALUE_STEP = 50
+"""b-values are multiples of this, which tells most of them from the number of a patient, such as B1013."""
+
+CHANNEL = re.compile(r"(.+)_([0-9]{4})")
+"""nnU-Net's name of an image: case and channel."""
+
+MAX_CHANNELS = 8
+"""More numbers than this behind one name, counted from 0000, are studies and not channels."""
+
+
+class Kind(Enum):
+    """What a name states."""
+
+    mask = "masks"
+    other = "other sequences or planes"
+
+
+def kind_of(name: str, *, allowed: Iterable[str] = (), masks_possible: bool = True) -> Kind | None:
+    """Return what the name of a file or series states; None for what may be an axial T2-weighted image.
+
+    Args:
+        name: Name without suffix.
+        allowed: Words that state nothing.
+        masks_possible: Whether masks may lie here at all.
+    """
+    is_t2 = any(T2.fullmatch(word) for word in words_of(name))
+    words = words_of(name) - set(allowed)
+    if masks_possible and any(map(MASK.fullmatch, words)):
+        return Kind.mask
+    is_other = any(map(PLANE.fullmatch, words)) or (not is_t2 and any(map(_is_other_sequence, words)))
+    return Kind.other if is_other else None
+
+
+def kind_of_folder(name: str, *, allowed: Iterable[str] = ()) -> Kind | None:
+    """Return what the name of a folder states about all that lies in it; only a name without other words states anything."""
+    words = {word for word in words_of(name) - set(allowed) if not word.isdigit()}
+    if any(map(MASK.fullmatch, words)) and all(MASK.fullmatch(word) or T2.fullmatch(word) for word in words):
+        return Kind.mask
+    is_t2 = any(map(T2.fullmatch, words)) and not any(map(PLANE.fullmatch, words))
+    others_alone = all(PLANE.fullmatch(word) or T2.fullmatch(word) or _is_other_sequence(word) for word in words)
+    return Kind.other if words and others_alone and not is_t2 else None
+
+
+def words_of(name: str) -> set[str]:
+    """Return the words of a name in lower case."""
+    return set(re.split(r"[\W_]+", name.lower())) - {""}
+
+
+def _is_other_sequence(word: str) -> bool:
+    b_value = B_VALUE.fullmatch(word)
+    is_b_value = b_value is not None and int(b_value.group(1)) % B_VALUE_STEP == 0
+    return is_b_value or SEQUENCE.fullmatch(word) is not None
+
+
+def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool) -> set[str]:
+    """Return the names of a folder that nnU-Net's numbering makes another channel than the T2-weighted one.
+
+    Args:
+        stems: Names without suffix.
+        folder: Where they lie; dataset.json is looked for there and one level up.
+        is_nnunet: Whether the folder is one of nnU-Net's; elsewhere only several channels of one case are taken for channels.
+
+    Raises:
+        InputError: If it is not clear which of several channels is T2-weighted.
+    """
+    names = {stem: match for stem in stems if (match := CHANNEL.fullmatch(stem))}
+    channels: dict[str, set[str]] = defaultdict(set)
+    for case, number in (match.groups() for match in names.values()):
+        channels[case].add(number)
+    cases = {case for case, numbers in channels.items() if is_nnunet or _are_channels(numbers)}
+    if not cases:
+        return set()
+    numbers = sorted(set().union(*(channels[case] for case in cases)))
+    described = next((path for path in (folder, folder.parent) if (path / "dataset.json").is_file()), folder)
+    try:
+        channel = t2_channel(described / "dataset.json", numbers)
+    except InputError as error:
+        raise InputError(
+            f"{error}\nOr choose the images of one channel, such as predict.pattern='*_{numbers[0]}.*'."
+        ) from error
+    return {
+        stem
+        for stem in stems
+        if (names[stem].group(1) in cases and names[stem].group(2) != channel if stem in names else is_nnunet)
+    }
+
+
+def _are_channels(numbers: set[str]) -> bool:
+    return "0000" in numbers and 1 < len(numbers) <= MAX_CHANNELS

@@ -1,0 +1,243 @@
+"""stage=predict in one process: what becomes of every study, of its DICOM SEG, and of what is no study at all."""
+
+import copy
+import csv
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from prostate_seg.config import Config, parse
+from prostate_seg.errors import InputError
+from prostate_seg.files import md5_of, read_json, write_text
+from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.image_io import read_volume, write_volume
+from prostate_seg.reporting.overlays import draw_prediction
+from prostate_seg.stages import predict as stage
+from prostate_seg.workspace import workspace_of
+from tests.conftest import composed
+from tests.segmentation_helpers import disc_study
+from tests.test_model_folder import save_fold
+
+GEOMETRY = Geometry(
+    shape_vox=(8, 32, 32), spacing_mm=(3.0, 0.5, 0.5), origin_mm=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
+)
+
+
+@pytest.fixture(autouse=True)
+def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one small network, which becomes the current one."""
+    monkeypatch.chdir(tmp_path)
+    save_fold(tmp_path / "networks", 0)
+    return tmp_path / "networks"
+
+
+@pytest.fixture(autouse=True)
+def plain_overlays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no pictures, which takes longer than all the rest."""
+    monkeypatch.setattr(stage, "draw_prediction", lambda path, **_: write_text(path, "overlay"))
+
+
+@functools.cache
+def default_config() -> Config:
+    return parse(composed("stage=predict", "predict.model=networks", "mlflow=off", "machine.num_workers=1"))
+
+
+def predict(**settings: object) -> None:
+    """Run the stage on the folder in/, unless settings of predict say otherwise."""
+    cfg = copy.deepcopy(default_config())
+    for name, value in {"input": "in", **settings}.items():
+        setattr(cfg.predict, name, value)
+    stage.run(cfg, workspace_of(cfg))
+
+
+def refusal(**settings: object) -> str:
+    with pytest.raises(InputError) as error:
+        predict(**settings)
+    return str(error.value)
+
+
+def write_image(path: Path, *, seed: int = 0) -> None:
+    write_volume(path, Volume(array=disc_study(seed, num_slices=8)[0], geometry=GEOMETRY))
+
+
+def write_series(folder: Path, *, without: str | None = None, seed: int = 0) -> None:
+    """Write a study as a DICOM series with all that DICOM SEG needs but for one attribute."""
+    folder.mkdir(parents=True)
+    for index, pixels in enumerate(disc_study(seed, num_slices=8)[0]):
+        one = Dataset()
+        one.file_meta = FileMetaDataset()
+        one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        one.SOPClassUID, one.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", generate_uid()
+        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = "1.2.3", f"1.2.4.{seed}", "1.2.5"
+        one.Modality, one.InstanceNumber, one.PatientName = "MR", index + 1, "A^B"
+        one.Rows, one.Columns, one.SamplesPerPixel, one.PhotometricInterpretation = 32, 32, 1, "MONOCHROME2"
+        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 0
+        one.PixelSpacing, one.SliceThickness, one.ImageOrientationPatient = [0.5, 0.5], 3.0, [1, 0, 0, 0, 1, 0]
+        one.ImagePositionPatient = [0, 0, 3.0 * index]
+        one.PixelData = pixels.astype("<u2").tobytes()
+        if without:
+            delattr(one, without)
+        one.save_as(folder / f"{index}.dcm", enforce_file_format=True)
+
+
+def rows(output: str = "predictions") -> dict[str, Mapping[str, str]]:
+    with (Path(output) / "volumes.csv").open(encoding="utf-8", newline="") as stream:
+        return {row["name"]: row for row in csv.DictReader(stream)}
+
+
+def masks(output: str = "predictions") -> list[str]:
+    folder = Path(output) / "masks"
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_output_inside_the_input_is_no_input_of_the_next_run(caplog: pytest.LogCaptureFixture) -> None:
+    write_image(Path("in/1.nii.gz"))
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            predict(output="in/results")
+        predict(output="in/more results")
+    assert masks("in/results") == masks("in/more results") == ["1.nii.gz"]
+    assert "1 of 1 studies are segmented already" in caplog.text
+    assert "results of a prediction: results/masks, results/overlays, results/records" in caplog.text
+
+
+def test_an_output_beside_the_images_of_a_flat_folder_is_no_input(tmp_path: Path) -> None:
+    write_image(Path("in/1.nii.gz"))
+    for _ in range(2):
+        predict(output="in")
+    assert masks("in") == ["1.nii.gz"]
+
+
+def test_an_output_inside_a_series_changes_no_hash_of_the_series() -> None:
+    write_series(Path("in"))
+    for _ in range(2):
+        predict(output="in/results")
+    assert masks("in/results") == ["in.nii.gz"]
+
+
+def test_masks_never_go_among_the_references_of_a_data_set() -> None:
+    write_image(Path("in/images/1_1.nii.gz"))
+    Path("in/masks").mkdir()
+    assert "predict.output: in is the folder of a data set" in refusal(output="in")
+    Path("file").touch()
+    assert "predict.output: file is a file" in refusal(output="file")
+
+
+def test_what_is_left_out_is_listed_at_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("1_t2w", "1_adc", "1_mask"):
+        write_image(Path(f"in/{name}.mha"))
+    predict()
+    assert masks() == ["1_t2w.mha"]
+    assert "left out: 1 masks by their name (predict.pattern with the same word takes them): 1_mask.mha" in caplog.text
+    assert "left out: 1 other sequences or planes by their name" in caplog.text
+
+
+def test_what_cannot_be_opened_is_named_and_costs_no_other_study() -> None:
+    write_image(Path("in/1.nii.gz"))
+    Path("in/2.nii.gz").symlink_to("gone.nii.gz")
+    text = refusal()
+    assert "1 of 2 studies cannot be segmented" in text
+    assert "2: broken link to gone.nii.gz; restore or remove it" in text
+    assert masks() == ["1.nii.gz"]
+    assert (rows()["1"]["error"], rows()["2"]["error"]) == ("", "broken link to gone.nii.gz; restore or remove it")
+
+
+def test_a_study_that_went_after_its_mask_was_made_is_refused_in_words() -> None:
+    write_image(Path("elsewhere.nii.gz"))
+    Path("in").mkdir()
+    Path("in/1.nii.gz").symlink_to("../elsewhere.nii.gz")
+    write_image(Path("in/2.nii.gz"), seed=1)
+    predict()
+    Path("elsewhere.nii.gz").unlink()
+    assert "1: broken link to ../elsewhere.nii.gz" in refusal()
+    assert masks() == ["1.nii.gz", "2.nii.gz"]
+
+
+def test_an_image_that_is_a_mask_is_refused() -> None:
+    write_volume(Path("in/1.nii.gz"), Volume(array=disc_study(0, num_slices=8)[1], geometry=GEOMETRY))
+    assert "this one has only 0, 1: it looks like a mask; give the image" in refusal(input="in/1.nii.gz")
+    assert masks() == []
+
+
+def test_studies_of_any_name_are_segmented_drawn_and_found_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stage, "draw_prediction", draw_prediction)
+    names = ["$x$ (1) a=b #2", "two\nlines of O'Neil", "Müller, 日本"]
+    for seed, name in enumerate(names):
+        write_image(Path("in") / f"{name}.nii.gz", seed=seed)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            predict()
+    assert set(masks()) == {f"{name}.nii.gz" for name in names}
+    assert {name: row["mask"] for name, row in rows().items()} == {name: f"masks/{name}.nii.gz" for name in names}
+    assert {path.stem for path in Path("predictions/overlays").iterdir()} == set(names)
+    assert "3 of 3 studies are segmented already" in caplog.text
+
+
+@pytest.fixture
+def segmentations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets an entry whenever a study is segmented."""
+    pytest.importorskip("highdicom")
+    calls: list[int] = []
+    real = stage.predict
+    monkeypatch.setattr(stage, "predict", lambda *args, **more: (calls.append(1), real(*args, **more))[1])
+    return calls
+
+
+def test_a_dicom_seg_that_cannot_be_written_costs_no_mask(segmentations: list[int]) -> None:
+    write_series(Path("in/good"))
+    write_series(Path("in/bad"), without="SliceThickness", seed=1)
+    for _ in range(2):
+        text = refusal(dicom_seg=True)
+        assert "1 of 2 DICOM SEG could not be written" in text
+        assert "bad: no DICOM SEG can be made for this series: its images have no SliceThickness" in text
+        assert "The masks are written." in text
+    assert len(segmentations) == 2  # none by the second run
+    assert masks() == ["bad.nii.gz", "good.nii.gz"]
+    assert [path.name for path in Path("predictions/dicom_seg").iterdir()] == ["good.dcm"]
+    assert Path("predictions/overlays/bad.png").is_file()
+    assert read_json(Path("predictions/records/bad.json"))["mask_md5"] == md5_of(Path("predictions/masks/bad.nii.gz"))
+    assert "its images have no SliceThickness" in rows()["bad"]["warnings"]
+    assert rows()["bad"]["error"] == ""
+
+
+def test_a_dicom_seg_is_made_of_a_mask_that_is_there_without_segmenting_again(segmentations: list[int]) -> None:
+    write_series(Path("in"))
+    predict()
+    predict(dicom_seg=True)
+    assert len(segmentations) == 1
+    seg = pydicom.dcmread("predictions/dicom_seg/in.dcm")
+    assert seg.pixel_array.sum() == read_volume(Path("predictions/masks/in.nii.gz")).array.sum()
+
+
+def test_a_series_without_patient_id_gets_mask_and_object(segmentations: list[int]) -> None:
+    write_series(Path("in"), without="PatientName")
+    predict(dicom_seg=True)
+    seg = pydicom.dcmread("predictions/dicom_seg/in.dcm")
+    assert (seg.PatientID, seg.PatientName, seg.StudyDate) == ("", "", "")
+
+
+def test_another_mask_has_no_object_of_the_mask_before(segmentations: list[int], networks: Path) -> None:
+    write_series(Path("in"))
+    predict(dicom_seg=True)
+    save_fold(networks, 1)
+    predict(overwrite=True)
+    assert not Path("predictions/dicom_seg/in.dcm").exists()
+    predict(dicom_seg=True)
+    assert Path("predictions/dicom_seg/in.dcm").is_file()
+
+
+def test_whatever_error_the_writing_of_an_object_meets_the_mask_is_kept(
+    segmentations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(Path("in"))
+    monkeypatch.setattr("highdicom.seg.Segmentation", lambda **_: [][1])
+    assert "in: no DICOM SEG can be made for this series: list index out of range" in refusal(dicom_seg=True)
+    assert masks() == ["in.nii.gz"]
