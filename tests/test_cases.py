@@ -211,3 +211,29 @@ def test_real_data_are_found(shared_data: Path) -> None:
     assert findings == []
     assert ids(cases) == ["10795_1000811", "10795_1000811b", "11373_1001396", "p158020_1", "p158021_1"]
     assert [case.patient_id for case in cases] == ["10795", "10795", "11373", "p158020", "p158021"]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("10001_1", "10001_1_mask"),
+        ("10001_1_t2w", "10001_1"),
+        ("10001_1_0000", "10001_1"),
+        ("10001_1_T2W", "10001_1-prostate_seg"),
+        ("Case_1", "case_1"),
+    ],
+)
+def test_names_that_differ_by_what_programs_add_are_shown_together(tmp_path: Path, image: str, mask: str) -> None:
+    made_root(tmp_path, images=[f"{image}.mha", "2_1.mha"], masks=[f"{mask}.mha", "2_1.mha", "3_1.mha"])
+    cases, findings = discover(tmp_path)
+    assert ids(cases) == ["2_1"]
+    messages = {one.case_id: one.message for one in findings}
+    assert f"if it belongs to masks/{mask}.mha, give both one name" in messages[image]
+    assert f"if it belongs to images/{image}.mha, give both one name" in messages[mask]
+    assert "add it, or list it under data.exclude" in messages["3_1"]
+
+
+def test_files_of_file_managers_are_no_surprise(tmp_path: Path) -> None:
+    names = ["1_1.mha", "Thumbs.db", "desktop.ini", "._1_1.mha", ".DS_Store"]
+    cases, findings = discover(made_root(tmp_path, images=names, masks=names))
+    assert (ids(cases), findings) == (["1_1"], [])

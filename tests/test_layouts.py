@@ -174,3 +174,22 @@ def test_a_folder_with_images_is_known_from_one_without(tmp_path: Path) -> None:
     assert not has_images(made(tmp_path / "none", ["a/b.mha"]))
     for name in ("images/1.mha", "imagesTr/1_0000.mha", "sub-1/anat/sub-1_T2w.nii"):
         assert has_images(made(tmp_path / name[:7].replace("/", ""), [name]))
+
+
+def test_nnunet_image_without_a_channel_number_is_named_for_its_label(tmp_path: Path) -> None:
+    names = ["imagesTr/p_1_0000.nii.gz", "imagesTr/p_3.nii.gz", "labelsTr/p_1.nii.gz", "labelsTr/p_3.nii.gz"]
+    cases, findings = found(made(tmp_path, names))
+    assert list(cases) == ["p_1"]
+    assert [(one.case_id, one.check) for one in findings] == [("p_3", "mask_without_image")]
+    assert "imagesTr/p_3.nii.gz" in findings[0].message
+    assert "its name has no channel number; rename it to p_3_0000.nii.gz" in findings[0].message
+
+
+def test_nnunet_case_without_the_t2_channel_is_named_with_the_one_it_has(tmp_path: Path) -> None:
+    names = [*NNUNET, "imagesTr/9_1_0001.nii.gz", "labelsTr/9_1.nii.gz"]
+    _, findings = found(made(tmp_path, names, channels={"channel_names": {"0": "T2", "1": "ADC"}}))
+    assert [(one.case_id, one.check) for one in findings] == [("9_1", "mask_without_image")]
+    assert "it is channel 0001, and the T2-weighted one is 0000; add that" in findings[0].message
+    (tmp_path / "labelsTr/9_1.nii.gz").unlink()
+    _, findings = found(tmp_path)
+    assert [(one.case_id, one.is_error) for one in findings] == [("9_1_0001.nii.gz", False)]

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prostate_seg.data.attributes import FILE_NAME, read_attributes
-from prostate_seg.data.layouts import Stems, list_files, nfc
+from prostate_seg.data.layouts import Listing, Stems, Unread, list_files, nfc
 from prostate_seg.imaging.quality import Finding
+
+ROLE = "t2w?|ax|tra|mask|seg|segmentation|labels?|gt|roi|prostate|gland|whole[ _-]?gland|zones?|0000"
+"""Last words of a name that say what a file is, and not which study it shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +55,15 @@ def discover_cases(
     """
     listing = list_files(root, masks_required=masks_required)
     images, masks, findings = listing.images, listing.masks, [_ignored(path) for path in listing.ignored]
+    unread = {case_id: one for case_id, one in listing.unread.items() if case_id in masks and case_id not in images}
+    findings += [_unread(one) for case_id, one in listing.unread.items() if case_id not in unread]
     attributes = {nfc(case_id): row for case_id, row in read_attributes(root).items()}
     unknown = dict.fromkeys(next(iter(attributes.values()), {}), "")
     excluded = {nfc(case_id) for case_id in exclude}
     findings += [_unknown_exclude(case_id, {*images, *masks}) for case_id in sorted(excluded - {*images, *masks})]
     cases = []
     for case_id in sorted({*images, *masks} - excluded):
-        problem = _pairing_problem(case_id, images, masks, masks_required=masks_required)
+        problem = _pairing_problem(case_id, listing, masks_required=masks_required)
         patient = re.search(patient_pattern, case_id)
         if problem is not None:
             findings.append(problem)
@@ -71,19 +76,40 @@ def discover_cases(
     return cases, findings
 
 
-def _pairing_problem(case_id: str, images: Stems, masks: Stems, *, masks_required: bool) -> Finding | None:
+def _pairing_problem(case_id: str, listing: Listing, *, masks_required: bool) -> Finding | None:
     """Return why this stem is not one image and one mask."""
+    images, masks = listing.images, listing.masks
     for kind, stems in (("image", images), ("mask", masks)):
         if len(paths := stems.get(case_id, [])) > 1:
             message = f"a case has one {kind}, and there are {_names(paths)}; keep one of them"
             return _error(case_id, "duplicate_stem", message)
     if case_id not in images:
-        message = f"{_names(masks[case_id])} has no image of its name; add it, or list it under data.exclude"
-        return _error(case_id, "mask_without_image", message)
+        step = _step(case_id, masks, images, unread=listing.unread.get(case_id))
+        return _error(case_id, "mask_without_image", f"{_names(masks[case_id])} has no image of its name; {step}")
     if masks_required and case_id not in masks:
-        message = f"{_names(images[case_id])} has no mask of its name; add it, or list it under data.exclude"
-        return _error(case_id, "image_without_mask", message)
+        step = _step(case_id, images, masks, unread=None)
+        return _error(case_id, "image_without_mask", f"{_names(images[case_id])} has no mask of its name; {step}")
     return None
+
+
+def _step(case_id: str, of_case: Stems, others: Stems, *, unread: Unread | None) -> str:
+    """Say how an image or mask without its partner gets one: most are there, under a name that differs a little."""
+    if unread is not None:
+        return f"{_names([unread.path])} is not read: {unread.reason}"
+    near = [
+        path
+        for stem, paths in others.items()
+        if stem not in of_case and _plain(stem) == _plain(case_id)
+        for path in paths
+    ]
+    if near:
+        return f"if it belongs to {_names(near)}, give both one name"
+    return "add it, or list it under data.exclude"
+
+
+def _plain(case_id: str) -> str:
+    """Return a name without capitals and without the words that programs add for an image or a mask."""
+    return re.sub(rf"([ _.-]+({ROLE}))+$", "", case_id.casefold())
 
 
 def _case(case_id: str, patient: re.Match[str], *, image: Path, masks: Iterable[Path]) -> CaseFiles:
@@ -94,7 +120,9 @@ def _case(case_id: str, patient: re.Match[str], *, image: Path, masks: Iterable[
 
 
 def _no_patient_id(case_id: str, patient_pattern: str) -> Finding:
-    message = f"the name does not match data.patient_pattern {patient_pattern!r}; rename the files or mend the pattern"
+    message = (
+        f"the name does not match data.patient_pattern {patient_pattern!r}; rename the files or correct the pattern"
+    )
     return _error(case_id, "no_patient_id", message)
 
 
@@ -107,6 +135,11 @@ def _unknown_exclude(case_id: str, known: Collection[str]) -> Finding:
 def _ignored(path: Path) -> Finding:
     message = f"{path.parent.name}/{path.name} is no image by its suffix and is ignored; convert it or take it away"
     return Finding(case_id=path.name, check="ignored_file", is_error=False, message=message)
+
+
+def _unread(one: Unread) -> Finding:
+    message = f"{_names([one.path])} is not read: {one.reason}"
+    return Finding(case_id=one.path.name, check="ignored_file", is_error=False, message=message)
 
 
 def _no_attributes(case_id: str) -> Finding:

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from prostate_seg.imaging.sitk_reader import image_suffix
 COMPANION_SUFFIXES = (".raw", ".zraw", ".dvc", ".md", ".txt")
 """Files that belong beside images: the voxels of a .mhd, DVC's notes, people's notes."""
 
-COMPANION_STEMS = ("readme", "license", "licence")
-"""First words of other files that are no surprise in a data folder."""
+COMPANION_STEMS = ("readme", "license", "licence", "thumbs.db", "desktop.ini")
+"""First words of other files that people and file managers put into a data folder."""
 
 EXPECTED = (
     "expected are images/ and masks/ with equal names, such as images/10001_1.mha and masks/10001_1.nii.gz, nnU-Net's "
@@ -42,13 +42,24 @@ Stems = Mapping[str, Sequence[Path]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """An image that is not read although its name may be that of a case."""
+
+    path: Path
+    reason: str
+    """Why, and the next step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
     """What lies in a data folder."""
 
     images: Stems
     masks: Stems
     ignored: Sequence[Path] = ()
-    """Files that are no images and are no surprise either."""
+    """Files that are no images, other than those that belong beside images."""
+    unread: Mapping[str, Unread] = field(default_factory=dict)
+    """Images of another channel, or without a channel number, by the case that they may belong to."""
 
 
 def list_files(root: Path, *, masks_required: bool) -> Listing:
@@ -96,14 +107,15 @@ def _own(root: Path, masks_required: bool) -> Listing:
 
 
 def _nnunet(root: Path, masks_required: bool) -> Listing:
-    """Take the T2-weighted channel of each case; the other channels are no surprise."""
+    """Take the T2-weighted channel of each case; the others are not listed."""
     _require_folders([root / "labelsTr"] if masks_required else [])
     numbered: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     images, ignored = _by_stem(root / "imagesTr")
+    unnumbered = {}
     for stem, paths in images.items():
         name = re.fullmatch(r"(.+)_([0-9]{4})", stem)
         if name is None:
-            ignored += paths
+            unnumbered[stem] = paths[0]
         else:
             numbered[name.group(2)][name.group(1)] += paths
     if images and not numbered:
@@ -113,7 +125,29 @@ def _nnunet(root: Path, masks_required: bool) -> Listing:
         )
     channel = t2_channel(root / "dataset.json", sorted(numbered)) if numbered else ""
     masks, ignored_masks = _by_stem(root / "labelsTr")
-    return Listing(images=_some(numbered[channel], root / "imagesTr"), masks=masks, ignored=[*ignored, *ignored_masks])
+    return Listing(
+        images=_some(numbered[channel], root / "imagesTr"),
+        masks=masks,
+        ignored=[*ignored, *ignored_masks],
+        unread=_without_channel(numbered, channel) | _without_number(unnumbered, channel),
+    )
+
+
+def _without_number(images: Mapping[str, Path], channel: str) -> dict[str, Unread]:
+    return {
+        stem: Unread(path=path, reason=f"its name has no channel number; rename it to {stem}_{channel}{_suffix(path)}")
+        for stem, path in images.items()
+    }
+
+
+def _without_channel(numbered: Mapping[str, Stems], channel: str) -> dict[str, Unread]:
+    """Return the cases that have other channels than the T2-weighted one alone."""
+    return {
+        stem: Unread(path=paths[0], reason=f"it is channel {number}, and the T2-weighted one is {channel}; add that")
+        for number, images in sorted(numbered.items())
+        for stem, paths in images.items()
+        if stem not in numbered[channel]
+    }
 
 
 def t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
@@ -211,6 +245,10 @@ def _stem(path: Path) -> str | None:
         return nfc(path.name)
     suffix = image_suffix(path.name)
     return nfc(path.name[: -len(suffix)]) if suffix and len(path.name) > len(suffix) else None
+
+
+def _suffix(path: Path) -> str:
+    return path.name[len(path.name) - len(image_suffix(path.name) or "") :]
 
 
 def _is_companion(path: Path) -> bool:
