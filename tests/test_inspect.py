@@ -10,9 +10,9 @@ import pytest
 
 from prostate_seg import config
 from prostate_seg.errors import InputError
-from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import write_volume
-from prostate_seg.stages import inspect
+from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.image_io import read_volume, write_volume
+from prostate_seg.stages import inspect, preprocess
 from prostate_seg.tracking.hashing import hash_paths
 from prostate_seg.workspace import workspace_of
 from tests.conftest import Launch, composed
@@ -82,6 +82,35 @@ def test_bad_cases_are_shown_and_stop_nothing(data: Path, caplog: pytest.LogCapt
     findings = pd.read_csv("inspect/findings.csv")
     assert list(findings["severity"][:3]) == ["error", "error", "warning"]
     assert "2 cases cannot be used, and stage=preprocess will refuse them" in caplog.text
+
+
+def test_one_sagittal_study_among_axial_ones_is_named_by_inspect_and_preprocess(data: Path) -> None:
+    sagittal = Geometry(
+        shape_vox=(60, 60, 20), spacing_mm=(0.5, 0.5, 3.0), origin_mm=(0, 0, 0), direction=tuple(np.eye(3).ravel())
+    )
+    for kind in ("images", "masks"):
+        (file,) = (data / kind).glob("2_1.*")
+        turned = np.ascontiguousarray(np.moveaxis(read_volume(file).array, 0, 2))
+        write_volume(file, Volume(array=turned, geometry=sagittal, stored_orientation="PIR"))
+    table, _ = inspected(data)
+    assert table["findings"].tolist() == ["", "", "not_axial;slice_plane_differs"]
+    cfg = config.parse(composed("stage=preprocess", "data=folder", f"data.root={data}", "preprocess.image_size=32"))
+    preprocess.run(cfg, workspace_of(cfg))
+    log = json.loads(Path("preprocess/preprocess_log.json").read_text())
+    (named,) = [one for one in log["findings"] if one["check"] == "slice_plane_differs"]
+    assert named["case_id"] == "2_1"
+    assert named["message"].startswith("its slices are sagittal, the others' axial")
+
+
+def test_label_that_dataset_json_calls_the_bladder_is_refused(data: Path) -> None:
+    (data / "dataset.json").write_text('{"labels": {"background": 0, "bladder": 1, "prostate": 2}}')
+    with pytest.raises(InputError, match=r"label 1 is 'bladder'(.|\n)*data.whole_gland_labels=\[2\]"):
+        inspected(data)
+    assert Path("inspect/contact_sheet.png").is_file()  # the cases are shown all the same
+    cfg = config.parse(composed("stage=preprocess", "data=folder", f"data.root={data}"))
+    with pytest.raises(InputError, match="label 1 is 'bladder'"):
+        preprocess.run(cfg, workspace_of(cfg))
+    assert not Path("preprocess").exists()
 
 
 def test_images_alone_can_be_looked_at(data: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prostate_seg.data.phantom import PhantomCase, PhantomSettings, make_phantom_case
-from prostate_seg.imaging.geometry import Geometry, Volume, VolumeWarning
+from prostate_seg.imaging.geometry import Geometry, Spacing, Volume, VolumeWarning
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.imaging.quality import (
     MAX_IMAGE_DISORDER,
@@ -17,10 +17,12 @@ from prostate_seg.imaging.quality import (
     Finding,
     check_case,
     check_pair,
+    check_slice_planes,
     check_zones,
     image_disorder,
     mask_disorder,
     measure_reference,
+    slice_plane,
     solid_fraction,
     whole_gland,
 )
@@ -115,6 +117,66 @@ class TestImage:
         finding = only(check_image("a", read_volume(tmp_path / "a.nii.gz")))
         assert finding.check == "few_slices"
         assert "1x100x100" in finding.message
+
+
+class TestSlicePlane:
+    @pytest.mark.parametrize(
+        ("spacing_mm", "plane"),
+        [
+            ((3.0, 0.5, 0.5), "axial"),
+            ((0.5, 3.0, 0.5), "coronal"),
+            ((0.5, 0.5, 3.0), "sagittal"),
+            ((1.0, 0.6, 0.6), "axial"),
+            ((0.6, 0.6, 1.0), "sagittal"),
+            ((0.9, 0.9, 1.0), "axial"),  # nearly cubes: axial slices can be cut from it
+            ((1.0, 1.0, 1.0), "axial"),
+        ],
+    )
+    def test_slices_are_stacked_along_the_longest_edge(self, spacing_mm: Spacing, plane: str) -> None:
+        assert slice_plane(spacing_mm) == plane
+        image = replace(made_image(), geometry=replace(GRID, spacing_mm=spacing_mm))
+        findings = check_image("a", image)
+        assert checks(findings) == ({} if plane == "axial" else {"not_axial": False})
+        assert plane == "axial" or f"its slices are {plane} (spacing z, y, x" in findings[0].message
+
+    @pytest.mark.parametrize("code", ["LPS", "PIR", "SAL"])
+    def test_plane_does_not_depend_on_the_order_in_which_a_file_stores_its_axes(
+        self, tmp_path: Path, code: str
+    ) -> None:
+        sagittal = replace(GRID, spacing_mm=(1.0, 1.0, 4.0))
+        image = replace(made_image(), geometry=sagittal, stored_orientation=code)
+        write_volume(tmp_path / "a.nii.gz", image)
+        assert checks(check_image("a", read_volume(tmp_path / "a.nii.gz"))) == {"not_axial": False}
+
+    def test_order_of_sagittal_slices_is_judged_along_their_own_axis(self) -> None:
+        x = np.cumsum(np.random.default_rng(0).normal(size=GRID.shape_vox), axis=2)  # alike from left to right
+        sagittal = replace(GRID, spacing_mm=(1.0, 1.0, 3.0))
+        assert checks(check_image("a", Volume(array=x, geometry=sagittal))) == {"not_axial": False}
+        mixed = x[..., np.random.default_rng(0).permutation(x.shape[2])]
+        found = checks(check_image("a", Volume(array=mixed, geometry=sagittal)))
+        assert found == {"not_axial": False, "slices_out_of_order": False}
+
+    @pytest.mark.parametrize(
+        ("planes", "named", "said"),
+        [
+            ("aaaas", ["5"], "its slices are sagittal, the others' axial; use its axial series"),
+            ("cccca", ["5"], "its slices are axial, the others' coronal"),
+            ("aaasc", ["4", "5"], "its slices are sagittal, most others' axial"),
+            ("as", [], ""),
+            ("s", [], ""),
+            ("", [], ""),
+            ("sss", [], ""),
+        ],
+    )
+    def test_case_whose_slices_lie_in_another_plane_than_most_is_named(
+        self, planes: str, named: list[str], said: str
+    ) -> None:
+        spacings: dict[str, Spacing] = {"a": (3, 1, 1), "c": (1, 3, 1), "s": (1, 1, 3)}
+        findings = check_slice_planes({str(at + 1): spacings[one] for at, one in enumerate(planes)})
+        assert [(one.case_id, one.check, one.is_error) for one in findings] == [
+            (case_id, "slice_plane_differs", False) for case_id in named
+        ]
+        assert not findings or findings[0].message.startswith(said)
 
 
 class TestPair:

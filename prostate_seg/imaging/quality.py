@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.geometry import Spacing, Volume
 from prostate_seg.imaging.labels import label_problem, listed
 
 MIN_SLICES = 3
@@ -49,6 +49,13 @@ MIN_MASKS = 5
 
 SIDES = (("inferior", "superior"), ("anterior", "posterior"), ("right", "left"))
 """What lies beyond the first and the last voxel along z, y and x."""
+
+PLANES = ("axial", "coronal", "sagittal")
+"""Plane of slices that are stacked along z, y and x."""
+
+MIN_ANISOTROPY = 1.5
+"""Least ratio of the largest voxel edge to the next that says along which axis slices are stacked. Slices of T2-weighted
+studies are 1.5 to 4 mm apart and pixels 0.2 to 0.8 mm wide; a volume with nearly equal edges can be cut in any plane."""
 
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
 """Voxels are connected when they share a face, an edge or a corner."""
@@ -106,7 +113,7 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
 
     Errors are `few_slices`, `nan`, `constant_image`, `grids_differ`, `mask_is_image`, `label_not_integer`,
     `label_out_of_range`, `too_many_labels`, `empty_mask`, `wanted_label_absent` and, for a mask that has leaked,
-    `not_compact`; warnings are `slices_out_of_order`, `several_components`, `holes`, `gap`, `implausible_volume`,
+    `not_compact`; warnings are `not_axial`, `slices_out_of_order`, `several_components`, `holes`, `gap`, `implausible_volume`,
     `mask_touches_border`, a milder `not_compact` and those with which image and mask were read (`Volume.warnings`).
 
     Args:
@@ -118,12 +125,13 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
     image_errors = [] if image is None else _check_image(case_id, image)
     mask_errors = [] if image is None or mask is None else _check_not_image(case_id, image, mask)
     mask_errors = mask_errors or ([] if mask is None else _check_labels(case_id, mask.array, labels=labels))
-    disorder = None if image is None or image_errors else image_disorder(image.array)
+    disorder = None if image is None or image_errors else image_disorder(_slices(image))
     reference = None if mask is None or mask_errors else measure_reference(mask, labels=labels)
     return CaseQuality(
         findings=[
             *_reading_warnings(case_id, image=image, mask=mask),
             *image_errors,
+            *([] if image is None else _check_plane(case_id, image)),
             *_check_image_order(case_id, disorder),
             *([] if image is None or mask is None else check_pair(case_id, image, mask)),
             *mask_errors,
@@ -158,6 +166,17 @@ def _check_image(case_id: str, image: Volume) -> list[Finding]:
     return findings
 
 
+def _check_plane(case_id: str, image: Volume) -> list[Finding]:
+    plane = slice_plane(image.geometry.spacing_mm)
+    if plane == PLANES[0]:
+        return []
+    spacing = " x ".join(f"{edge_mm:.3g}" for edge_mm in image.geometry.spacing_mm)
+    message = (
+        f"its slices are {plane} (spacing z, y, x {spacing} mm), and axial ones are expected; use the axial series"
+    )
+    return [_warning(case_id, "not_axial", message)]
+
+
 def check_pair(case_id: str, image: Volume, mask: Volume) -> list[Finding]:
     """Return `grids_differ` when image and mask are on different grids."""
     if image.geometry.is_same_grid(mask.geometry):
@@ -168,6 +187,44 @@ def check_pair(case_id: str, image: Volume, mask: Volume) -> list[Finding]:
         "Re-export the mask on the T2 grid, or list the case under data.exclude."
     )
     return [_error(case_id, "grids_differ", message)]
+
+
+def slice_plane(spacing_mm: Spacing) -> str:
+    """Return the plane of a volume's slices, one of `PLANES`; axial where the voxels are nearly cubes.
+
+    Args:
+        spacing_mm: Voxel edges along z, y, x in LPS, so that this does not depend on how the file stores its axes.
+    """
+    thickest = int(np.argmax(spacing_mm))
+    _, next_mm, largest_mm = sorted(spacing_mm)
+    return PLANES[thickest] if largest_mm >= MIN_ANISOTROPY * next_mm else PLANES[0]
+
+
+def _slices(image: Volume) -> np.ndarray:
+    """Return the array with its slices along the first axis, whichever plane they lie in."""
+    return np.moveaxis(image.array, PLANES.index(slice_plane(image.geometry.spacing_mm)), 0)
+
+
+def check_slice_planes(spacings_mm: Mapping[str, Spacing]) -> list[Finding]:
+    """Return `slice_plane_differs` for each case whose slices are in another plane than those of most cases.
+
+    Args:
+        spacings_mm: Voxel edges along z, y, x of each image in LPS, by case id.
+    """
+    planes = {case_id: slice_plane(spacing_mm) for case_id, spacing_mm in spacings_mm.items()}
+    common, num = Counter(planes.values()).most_common(1)[0] if planes else ("", 0)
+    if 2 * num <= len(planes):
+        return []
+    others = "the others'" if num >= len(planes) - 1 else "most others'"
+    return [
+        _warning(
+            case_id,
+            "slice_plane_differs",
+            f"its slices are {plane}, {others} {common}; use its {common} series, or list the case under data.exclude",
+        )
+        for case_id, plane in planes.items()
+        if plane != common
+    ]
 
 
 def check_zones(labels_of: Mapping[str, Collection[int]]) -> list[Finding]:

@@ -10,6 +10,7 @@ from prostate_seg.config import Config, OnBadCase
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import CaseRow, read_identities
 from prostate_seg.data.folds import Fold
+from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.leak_gate import find_leaks, listing
 from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
 from prostate_seg.errors import InputError
@@ -113,6 +114,7 @@ def score_external_cases(
 ) -> list[Scored]:
     """Score the ensemble of the trained folds on the cases of another folder."""
     cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
+    require_gland_names(root, labels=cfg.data.whole_gland_labels)
     _require_unseen(cfg, workspace, cases, dataset)
     predictor = load_predictor(cfg, workspace, folds)
     work = partial(score_case, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")

@@ -10,12 +10,13 @@ import pandas as pd
 
 from prostate_seg.config import Config
 from prostate_seg.data.cases import CaseFiles, discover_cases
+from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import bad_case, read_case
 from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_folder, write_json, write_text
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5
-from prostate_seg.imaging.quality import CaseQuality, Finding, check_case, check_zones, whole_gland
+from prostate_seg.imaging.quality import CaseQuality, Finding, check_case, check_slice_planes, check_zones, whole_gland
 from prostate_seg.progress import map_cases
 from prostate_seg.reporting.contact_sheet import Panel, Picture, choose_panels, draw_contact_sheet, picture_of
 from prostate_seg.stages.common import identical_files
@@ -66,6 +67,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         {kind: {one.case.case_id: one.md5s[kind] for one in looks if kind in one.md5s} for kind in ("image", "mask")}
     )
     findings += check_zones(_labels(looks, labels=labels))
+    images = {look.case.case_id: look.image for look in looks if look.image is not None}
+    findings += check_slice_planes({case_id: image.geometry.spacing_mm for case_id, image in images.items()})
     table, summary = cases_table(looks, findings), summarise(looks, findings)
     panels = [panel_of(look, findings) for look in looks]
     shown = choose_panels(panels)
@@ -79,6 +82,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     for line in [*describe(summary), *_case_lines(table), *_finding_lines(findings)]:
         log.info("%s", line)
     log.info("tables and contact_sheet.png are in %s", workspace.inspection)
+    require_gland_names(workspace.data, labels=labels)
     _conclude(summary, findings)
     return StageResult()
 

@@ -13,6 +13,7 @@ import numpy as np
 from prostate_seg.config import Config, Crop, OnBadCase
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import CaseRow, join_thumbnails, write_contract, write_dataset
+from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import LoadedCase, bad_case, load_case, refuse_or_exclude
 from prostate_seg.data.quality_table import write_quality_table
 from prostate_seg.errors import InputError
@@ -20,7 +21,7 @@ from prostate_seg.files import atomic_folder, write_json
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
-from prostate_seg.imaging.quality import CaseQuality, Finding, check_zones, whole_gland
+from prostate_seg.imaging.quality import CaseQuality, Finding, check_slice_planes, check_zones, whole_gland
 from prostate_seg.progress import map_cases
 from prostate_seg.stages.common import identical_files, preprocess_settings
 from prostate_seg.workspace import StageResult, Workspace
@@ -49,6 +50,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write preprocess/: images, masks, dataset.csv, reference_quality.csv, thumbnails.npy, the log and contract.json."""
     settings = preprocess_settings(cfg)
     cases, findings = discover_cases(workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
+    require_gland_names(workspace.data, labels=settings.whole_gland_labels)
     log.info("preprocess %d cases of %s", len(cases), workspace.data)
     with atomic_folder(workspace.preprocess) as folder:
         work = partial(preprocess_case, data=workspace.data, folder=folder, settings=settings)
@@ -59,6 +61,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             {kind: {row.case_id: getattr(row, f"{kind}_md5") for row in rows} for kind in ("image", "mask")}
         )
         findings += check_zones(_zones(outcomes, labels=settings.whole_gland_labels))
+        findings += check_slice_planes(
+            {row.case_id: (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm) for row in rows}
+        )
         exclude = cfg.data.on_bad_case is OnBadCase.exclude
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=exclude)
         write_dataset(folder / "dataset.csv", rows)
