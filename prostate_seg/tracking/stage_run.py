@@ -55,7 +55,7 @@ class StageRun:
         self.job = job
         self.started = time.time()
         self._clock = time.monotonic()
-        self.redactor = Redactor(settings=as_container(cfg))
+        self.redactor = Redactor(settings={"overrides": job.overrides, **as_container(cfg)})
         self.surroundings: Surroundings = look_around(Path.cwd())
         self.branch: Branch | None = None
         self.result: StageResult | None = None
