@@ -1,17 +1,22 @@
 #!/bin/sh
 # Install the post-commit hook: a commit that changes dvc.lock is written to the runs whose results it holds.
+# Run it in the project's folder, which may lie below the top of a git repository; each project there has a line of its own.
 set -eu
 python=$1
 hook=$(git rev-parse --git-path hooks)/post-commit
+project=./$(git rev-parse --show-prefix)
 if [ -e "$hook" ] && ! grep -q "prostate_seg stage=link" "$hook"; then
     echo "there is a post-commit hook of yours already: $hook; add to it: $python -m prostate_seg stage=link" >&2
     exit 1
 fi
 mkdir -p "$(dirname "$hook")"
+others=$(grep "prostate_seg stage=link" "$hook" 2>/dev/null | grep -vF "cd \"$project\"" || true)
 cat > "$hook" <<END
 #!/bin/sh
-git diff-tree --no-commit-id --name-only -r --root HEAD | grep -q '^dvc.lock$' || exit 0
-exec $python -m prostate_seg stage=link
+changed() { [ -n "\$(git diff-tree --no-commit-id --name-only -r --root HEAD -- "\$1")" ]; }
+linked() { unset \$(git rev-parse --local-env-vars) && "\$@"; }
+$others
+if changed "${project}dvc.lock"; then (cd "$project" && linked $python -m prostate_seg stage=link); fi
 END
 chmod +x "$hook"
 echo "installed $hook"

@@ -18,6 +18,7 @@ from prostate_seg.tracking.address import resolved_uri, shown_address
 from prostate_seg.tracking.delivery import Delivery
 from prostate_seg.tracking.job import Outcome, command_line
 from prostate_seg.tracking.process import user_name
+from prostate_seg.tracking.provenance import GitState
 from prostate_seg.tracking.record import Hashes, flat
 from prostate_seg.tracking.run_tree import ALL, NONE, RunTree, now_ms
 from prostate_seg.tracking.spool import DELIVERED, Header, Record, Spool, new_local_id, plain, remove_delivered
@@ -149,11 +150,7 @@ class Branch:
         tags = {
             "command": command_line(self.stage_run.job),
             "overrides": " ".join(self.stage_run.job.overrides),
-            "git.commit": around.git.commit,
-            "git.branch": around.git.branch,
-            "git.dirty": str(around.git.is_dirty).lower(),
-            "git.remote": around.git.remote,
-            "mlflow.source.git.commit": around.git.commit,
+            **git_tags(around.git),
             "mlflow.source.name": f"prostate_seg stage={self.stage_run.stage}",
             "mlflow.source.type": "LOCAL",
             "mlflow.user": user_name(),
@@ -372,6 +369,18 @@ class FoldBranch:
     def _params(self) -> dict[str, str]:
         settings = self.branch.stage_run.redactor.tree(science_of(self.branch.stage_run.cfg))
         return {key: _cut(value, LONGEST_PARAM) for key, value in flat(settings).items()}
+
+
+def git_tags(state: GitState) -> dict[str, str]:
+    """Return what is known of the repository as tags; what is not known is absent."""
+    tags = {
+        "git.commit": state.commit,
+        "git.branch": state.branch,
+        "git.dirty": "" if state.is_dirty is None else str(state.is_dirty).lower(),
+        "git.remote": state.remote,
+        "mlflow.source.git.commit": state.commit,
+    }
+    return {key: value for key, value in tags.items() if value}
 
 
 def _drop_foreign_run_id() -> None:

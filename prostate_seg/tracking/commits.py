@@ -1,7 +1,6 @@
 """How commits, DVC experiments and runs find each other: through the hashes in dvc.lock, which the runs carry as tags."""
 
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from mlflow.entities import Run
 from prostate_seg.config import MlflowConfig
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.address import project_root
+from prostate_seg.tracking.git import GitError, git
 from prostate_seg.tracking.recorded import open_tree
 from prostate_seg.tracking.run_tree import Level, RunTree
 from prostate_seg.tracking.store import STORE_ERRORS, unusable
@@ -52,7 +52,8 @@ def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[
     outputs = locked_outputs(commit)
     tree = open_tree(settings, cache=cache)
     matches = _matches(tree, outputs)
-    is_experiment = not _git("for-each-ref", "--contains", commit, "refs/heads", "refs/tags", "refs/remotes").strip()
+    named = git(project_root(), "for-each-ref", "--contains", commit, "refs/heads", "refs/tags", "refs/remotes")
+    is_experiment = not named.strip()
     for match in matches:
         if match.run is None:
             continue
@@ -69,19 +70,26 @@ def commit_of(revision: str) -> str:
     """Return the full hash of a commit, branch, tag or DVC experiment.
 
     Raises:
-        InputError: If git knows none of that name.
+        InputError: If git knows none of that name, or refuses the repository.
     """
-    found = experiments().get(revision) or _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
-    if not found:
+    if experiment := experiments().get(revision):
+        return experiment
+    try:
+        return git(project_root(), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+    except GitError as error:
+        if error.code != 1:
+            raise
         raise InputError(
             f"{revision}: git knows no commit, and DVC no experiment, of that name\nSee git log and dvc exp show."
-        )
-    return found
+        ) from error
 
 
 def experiments() -> dict[str, str]:
-    """Return the commit of every DVC experiment by its name."""
-    listing = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+    """Return the commit of every DVC experiment by its name; none where git refuses."""
+    try:
+        listing = git(project_root(), "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+    except GitError:
+        return {}
     rows = re.findall(r"^(\w+) refs/exps/\w\w/\w+/(\S+)$", listing, re.MULTILINE)
     return {name: commit for commit, name in rows}
 
@@ -90,11 +98,14 @@ def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
     """Return, by stage, the md5 of each output that the dvc.lock of a commit names.
 
     Raises:
-        InputError: If the commit has none.
+        InputError: If the commit has none in the project's folder, which may lie below the repository's.
     """
-    text = _git("show", f"{commit}:dvc.lock")
-    if not text:
-        raise InputError(f"commit {commit[:12]} has no dvc.lock\nRun dvc repro and commit dvc.lock.")
+    try:
+        text = git(project_root(), "show", f"{commit}:./dvc.lock")
+    except GitError as error:
+        raise InputError(
+            f"commit {commit[:12]} has no dvc.lock in {project_root()}\nRun dvc repro and commit dvc.lock ({error})."
+        ) from error
     stages = yaml.safe_load(text).get("stages", {})
     return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
 
@@ -111,12 +122,3 @@ def _run_with(tree: RunTree, stage: str, md5s: Mapping[str, str]) -> Run | None:
     wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in md5s.items()}
     found = [run for run in tree.search(filters=wanted, newest_first=True) if "reused_from" not in run.data.tags]
     return next((run for run in found if run.data.tags.get("level") != Level.fold.value), None)
-
-
-def _git(*arguments: str) -> str:
-    """Return what git prints in the project's root; empty when it refuses."""
-    command = ["git", "-C", str(project_root()), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False).stdout
-    except FileNotFoundError as error:
-        raise InputError("git is not installed, and commits are asked for") from error

@@ -101,10 +101,13 @@ def check_git(folder: Path) -> Finding:
     if shutil.which("git") is None:
         return _note("git", "is not installed: runs record no commit", "install git")
     state = git_state(folder)
+    if state.problem:
+        first, *more = state.problem.splitlines()
+        advice = next((line for line in more if line.startswith("git config")), f"git -C {folder} fsck")
+        return _bad("git", f"runs record no commit or no diff, because git refuses: {first}", advice)
     if not state.commit:
-        return _note(
-            "git", "no commit here: runs cannot say which code they ran", "git init && git add . && git commit"
-        )
+        advice = "git add . && git commit" if state.branch else "git init && git add . && git commit"
+        return _note("git", "no commit here: runs cannot say which code they ran", advice)
     where = f"{state.commit[:8]} on {state.branch}"
     if state.is_dirty:
         return _note("git", f"{where}, with changes that are not committed", "git commit, before a run that counts")

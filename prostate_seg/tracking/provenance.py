@@ -13,23 +13,27 @@ from pathlib import Path
 
 import psutil
 
+from prostate_seg.tracking.git import GitError, git, repository_above
+
 LONGEST_DIFF = 500_000
 """Characters of `git diff` that are kept; a longer one is cut, and says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GitState:
-    """The state of the repository that a run started in; empty strings outside of one."""
+    """The state of the repository that a run started in; what is not known is empty or None."""
 
     commit: str = ""
     branch: str = ""
     remote: str = ""
-    is_dirty: bool = False
+    is_dirty: bool | None = None
     """Whether tracked files differ from the commit, or there are untracked ones that git does not ignore."""
     diff: str = ""
     """Changes of tracked files against the commit, cut at LONGEST_DIFF."""
     untracked: tuple[str, ...] = ()
     """Files that git neither tracks nor ignores; at most 200 names."""
+    problem: str = ""
+    """Why git does not say more about a repository that is there, in its own words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +69,43 @@ def look_around(folder: Path) -> Surroundings:
 
 def git_state(folder: Path) -> GitState:
     """Ask git about the repository around `folder`."""
-    status = _git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=normal")
-    if status is None:
-        return GitState()
+    try:
+        status = git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=normal")
+    except GitError as error:
+        return GitState(problem=str(error) if repository_above(folder) else "")
     lines = status.splitlines()
     heads = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# ") and " " in line[2:])
     commit = heads.get("branch.oid", "")
     changes = [line for line in lines if not line.startswith("#")]
+    has_commit = commit not in ("", "(initial)")
     tracked_changes = [line for line in changes if not line.startswith("?")]
+    diff, problem = _diff(folder) if has_commit and tracked_changes else ("", "")
     return GitState(
-        commit="" if commit == "(initial)" else commit,
+        commit=commit if has_commit else "",
         branch=heads.get("branch.head", ""),
-        remote=(_git(folder, "config", "--get", "remote.origin.url") or "").strip(),
-        is_dirty=bool(changes),
-        diff=_capped(_git(folder, "diff", "HEAD", "--no-ext-diff", "--no-color") or "") if tracked_changes else "",
+        remote=_remote(folder),
+        is_dirty=bool(changes) if has_commit else None,  # without a commit there is nothing to differ from
+        diff=diff,
         untracked=tuple(line[2:] for line in changes if line.startswith("?"))[:200],
+        problem=problem,
     )
+
+
+def _diff(folder: Path) -> tuple[str, str]:
+    """Return the changes since the commit in the form that `git apply` takes, or why there are none."""
+    form = [f"diff.{name}=false" for name in ("noprefix", "mnemonicPrefix", "relative")]  # whatever this user prefers
+    options = [word for setting in form for word in ("-c", setting)]
+    try:
+        return _capped(git(folder, *options, "diff", "HEAD", "--no-ext-diff", "--no-color")), ""
+    except GitError as error:
+        return "", str(error)
+
+
+def _remote(folder: Path) -> str:
+    try:
+        return git(folder, "config", "--get", "remote.origin.url").strip()
+    except GitError:  # there is none
+        return ""
 
 
 def packages() -> dict[str, str]:
@@ -132,11 +157,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None where there is no git or no repository."""
-    return _output(["git", "-C", str(folder), *arguments])
 
 
 def _output(command: Sequence[str]) -> str | None:

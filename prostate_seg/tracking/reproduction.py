@@ -19,6 +19,7 @@ from prostate_seg.files import read_json
 from prostate_seg.tracking import dvc_cache
 from prostate_seg.tracking.address import project_root
 from prostate_seg.tracking.commits import COMMITTED_IN, EXPERIMENT_COMMIT
+from prostate_seg.tracking.git import GitError, git
 from prostate_seg.tracking.hashing import hash_paths
 from prostate_seg.tracking.record import path_of
 from prostate_seg.tracking.recorded import artifact_text, find_run, open_tree, recorded_stages
@@ -90,20 +91,22 @@ def _code(
     candidates = [(started_in, diff), (started_in, None)]
     candidates += [(commit, None) for commit in [*tags.get(COMMITTED_IN, "").split(), tags.get(EXPERIMENT_COMMIT)]]
     different: list[str] = []
+    below = _folder_in_repository()
     for number, (commit, patch) in enumerate(candidates):
         if not commit:
             continue
         checkout = folder / f"code{number}"
-        if _git("worktree", "add", "--detach", "--quiet", str(checkout), commit) != 0:
+        if not _succeeds(project_root(), "worktree", "add", "--detach", "--quiet", str(checkout), commit):
             continue
+        project = checkout / below
         try:
-            patched = patch is None or _apply(patch, checkout)
-            different = _different_code(record["code"], checkout, workspace)
+            patched = patch is None or _succeeds(checkout, "apply", "--whitespace=nowarn", "-", stdin=patch)
+            different = _different_code(record["code"], project, workspace)
             if patched and not different:
-                yield checkout, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
+                yield project, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
                 return
         finally:
-            _git("worktree", "remove", "--force", str(checkout))
+            _succeeds(project_root(), "worktree", "remove", "--force", str(checkout))
     here = folder / "here"
     here.mkdir()
     different_here = _different_code(record["code"], PACKAGE.parent, workspace)
@@ -174,11 +177,17 @@ def _run(stage: str, folder: Path) -> None:
         raise InputError(f"{stage} failed when it was run again (exit code {done.returncode}); its words are above")
 
 
-def _apply(patch: str, checkout: Path) -> bool:
-    command = ["git", "-C", str(checkout), "apply", "--whitespace=nowarn", "-"]
-    return subprocess.run(command, input=patch, text=True, capture_output=True, check=False).returncode == 0
+def _folder_in_repository() -> str:
+    """Return where the project lies inside of its repository: empty at the top, or where there is none."""
+    try:
+        return git(project_root(), "rev-parse", "--show-prefix").strip()
+    except GitError:
+        return ""
 
 
-def _git(*arguments: str) -> int:
-    command = ["git", "-C", str(project_root()), *arguments]
-    return subprocess.run(command, capture_output=True, check=False).returncode
+def _succeeds(folder: Path, *arguments: str, stdin: str | None = None) -> bool:
+    try:
+        git(folder, *arguments, stdin=stdin)
+    except GitError:
+        return False
+    return True

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NOT_IN_RECORD = ("diff", "untracked", "problem")
+"""Of the state of git: what is an artifact or a warning."""
+
 
 def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> "StageRun":
     """Open the run of a stage.
@@ -57,6 +60,8 @@ class StageRun:
         self._clock = time.monotonic()
         self.redactor = Redactor(settings={"overrides": job.overrides, **as_container(cfg)})
         self.surroundings: Surroundings = look_around(Path.cwd())
+        if self.surroundings.git.problem:
+            log.warning("this run records no commit or no diff, because git refuses: %s", self.surroundings.git.problem)
         self.branch: Branch | None = None
         self.result: StageResult | None = None
 
@@ -114,7 +119,7 @@ class StageRun:
     def _record(self, hashes: Hashes) -> dict[str, Any]:
         """Return the entry of DS_VERSION.json, without secrets."""
         around = self.surroundings
-        git = {name: value for name, value in asdict(around.git).items() if name not in ("diff", "untracked")}
+        git = {name: value for name, value in asdict(around.git).items() if name not in NOT_IN_RECORD}
         record = {
             "run_id": self.run_id,
             "pipeline": self.cfg.mlflow.name,
