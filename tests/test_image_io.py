@@ -216,16 +216,21 @@ class TestNames:
         source.rename(tmp_path / f"B{suffix}")
         assert_same_image(to_sitk(read_volume(tmp_path / f"B{suffix}")), made_image(), tolerance=1e-5)
 
-    def test_nifti_suffix_of_mixed_case_is_refused_with_a_new_name(self, tmp_path: Path) -> None:
+    def test_nifti_suffix_of_mixed_case_is_read(self, tmp_path: Path) -> None:
         write_image(tmp_path / "a.nii.gz", made_image()).rename(tmp_path / "a.Nii.Gz")
-        assert "rename the file to .nii.gz" in str(refusal(tmp_path / "a.Nii.Gz"))
+        assert_same_image(to_sitk(read_volume(tmp_path / "a.Nii.Gz")), made_image(), tolerance=1e-5)
 
-    def test_nii_gz_beside_a_nii_of_its_name_is_refused(self, tmp_path: Path) -> None:
+    def test_nii_gz_beside_a_nii_of_its_name_keeps_its_own_voxels(self, tmp_path: Path) -> None:
         write_image(tmp_path / "a.nii.gz", made_image())
         write_image(tmp_path / "a.nii", made_image() * 0)
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))).max() == 0  # the wrong file's voxels
-        assert refusal(tmp_path / "a.nii.gz").check == "ambiguous_file"
+        assert_same_image(to_sitk(read_volume(tmp_path / "a.nii.gz")), made_image(), tolerance=1e-5)
         assert read_volume(tmp_path / "a.nii").array.max() == 0
+
+    @pytest.mark.parametrize("suffix", [".hdr", ".img"])
+    def test_a_pair_of_header_and_voxels_is_refused_with_what_to_do(self, tmp_path: Path, suffix: str) -> None:
+        (tmp_path / f"a{suffix}").write_bytes(bytes(352))
+        assert "convert it (a pair of .hdr and .img too)" in str(refusal(tmp_path / f"a{suffix}"))
 
     def test_an_unknown_suffix_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_bytes(b"\xff\xd8")
@@ -285,9 +290,11 @@ class TestDamage:
         (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain[:5000]) + gzip.compress(plain[5000:]))
         assert_same_image(to_sitk(read_volume(tmp_path / "b.nii.gz")), noise_image(), tolerance=1e-5)
 
-    def test_plain_nifti_named_nii_gz_is_read(self, tmp_path: Path) -> None:
+    def test_nifti_is_read_whichever_of_the_two_suffixes_it_has(self, tmp_path: Path) -> None:
         write_image(tmp_path / "a.nii", noise_image()).rename(tmp_path / "b.nii.gz")
-        assert_same_image(to_sitk(read_volume(tmp_path / "b.nii.gz")), noise_image(), tolerance=1e-5)
+        write_image(tmp_path / "a.nii.gz", noise_image()).rename(tmp_path / "b.nii")
+        for name in ("b.nii.gz", "b.nii"):
+            assert_same_image(to_sitk(read_volume(tmp_path / name)), noise_image(), tolerance=1e-5)
 
     @pytest.mark.parametrize("suffix", [*FORMATS, ".mhd"])
     def test_a_file_of_something_else_is_refused(self, tmp_path: Path, suffix: str) -> None:
@@ -301,10 +308,14 @@ class TestDamage:
     def test_a_header_without_a_usable_grid_is_refused(self, tmp_path: Path) -> None:
         path = write_image(tmp_path / "a.mha", made_image(direction=np.eye(3)), compressed=False)
         whole = path.read_bytes()
-        for old, new in [(b"0.5 0.75", b"0.5 0.0"), (b"1 0 0 0 1 0 0 0 1", b"0 0 0 0 0 0 0 0 0")]:
+        zeros = b"0 0 0 0 0 0 0 0 0"
+        for old, new, said in [
+            (b"0.5 0.75", b"0.5 0.0", "Refusing to change"),
+            (b"1 0 0 0 1 0 0 0 1", zeros, "Refusing to change"),
+        ]:
             assert old in whole
             path.write_bytes(whole.replace(old, new))
-            assert "Refusing to change" in str(refusal(path))
+            assert said in str(refusal(path))
 
     @pytest.mark.parametrize("suffix", [*FORMATS, ".mhd"])
     @pytest.mark.parametrize(("size_xyz", "check"), [((600, 600, 600), "unreadable"), ((4000, 4000, 40), "too_large")])

@@ -1,15 +1,13 @@
 """Whether a file can hold, and then whether it holds, all that its header promises.
 
-SimpleITK fills what is missing of a NIfTI file with zeros, and of a compressed MetaImage with whatever was in memory; it checks
-no checksum in either. NRRD files and uncompressed MetaImages it checks itself.
+SimpleITK fills what is missing of a compressed MetaImage with whatever was in memory, and checks no checksum. NRRD files and
+uncompressed MetaImages it checks itself. nibabel stops after the last voxel of a compressed file, before its checksum.
 """
 
 import math
-import os
 import re
-import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -21,16 +19,10 @@ GZIP_MAGIC = b"\x1f\x8b"
 """First bytes of a gzip stream."""
 
 ZLIB_OR_GZIP = 47
-"""zlib's code for "either header", which MetaIO accepts too."""
-
-GZIP_TRAILER = struct.Struct("<II")
-"""CRC-32 and length modulo 2^32 of what was compressed."""
+"""zlib's code for "either header"; MetaIO accepts both too."""
 
 ADLER_BYTES = 4
 """A zlib stream ends with its Adler-32 checksum."""
-
-NIFTI_START_BYTES = 65536
-"""Compressed bytes that surely hold a NIfTI header, which is 352 bytes and seldom more."""
 
 META_HEADER_BYTES = 65536
 """Part of a MetaImage file in which the text header ends; headers are a few hundred bytes."""
@@ -86,35 +78,49 @@ def require_sane_header(path: Path) -> None:
         raise VolumeError(f"a volume has three dimensions, and the header says {number}; export it again", "not_3d")
 
 
-def require_sane_size(size_xyz: Sequence[int]) -> None:
-    """Refuse sizes that no study has, before memory is set aside for them."""
-    if max(size_xyz) <= MAX_AXIS_VOX and math.prod(size_xyz) <= MAX_VOXELS:
+def require_three_dimensional(size_xyz: Sequence[int], *, channel: int | None) -> None:
+    """Refuse single images and series of volumes; a fourth dimension of one, or with the wanted channel, is no harm."""
+    num_wanted = 1 if channel is None else size_xyz[-1]
+    if len(size_xyz) == 3 or (len(size_xyz) == 4 and size_xyz[3] == num_wanted > (channel or 0)):
         return
     size = " x ".join(str(length) for length in size_xyz)
     raise VolumeError(
-        f"a volume has at most {MAX_AXIS_VOX} voxels along an axis and {MAX_VOXELS} in all, and the header says {size}; "
+        f"a volume has three dimensions, and this has {len(size_xyz)} ({size} voxels); "
+        "export one T2-weighted volume to a file",
+        "not_3d",
+    )
+
+
+def require_sane_size(size_xyz: Sequence[int]) -> None:
+    """Refuse sizes that no study has, before memory is set aside for them."""
+    if min(size_xyz) > 0 and max(size_xyz) <= MAX_AXIS_VOX and math.prod(size_xyz) <= MAX_VOXELS:
+        return
+    size = " x ".join(str(length) for length in size_xyz)
+    raise VolumeError(
+        f"a volume has 1 to {MAX_AXIS_VOX} voxels along an axis and {MAX_VOXELS} in all, and the header says {size}; "
         "it may be damaged: export the volume again",
         "too_large",
     )
 
 
-def require_room(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Refuse a header that promises more than the file can hold, before memory is set aside for it.
+def require_room(voxels: Path, *, num_bytes: int) -> None:
+    """Refuse a header that promises more bytes than a file, compressed or not, can hold, before memory is set aside."""
+    stored = voxels.stat().st_size
+    if num_bytes > MOST_INFLATION * stored:
+        raise VolumeError(
+            f"the file is incomplete: its header promises {num_bytes} bytes of voxels, which {stored} bytes cannot hold; "
+            "copy or export it again"
+        )
 
-    Raises:
-        VolumeError: If it does, or names voxels that are not in a file.
-    """
+
+def require_voxel_file(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Refuse a header that names voxels that are not in a file, or promises more than the file can hold."""
     voxels = _voxel_file(path)
     if voxels is None or not voxels.exists():
         return
     if not voxels.is_file():
         raise VolumeError(f"its header names {voxels.name} for the voxels, and that is no file; export it again")
-    promised, stored = _voxel_bytes(reader), voxels.stat().st_size
-    if promised > MOST_INFLATION * stored:
-        raise VolumeError(
-            f"the file is incomplete: its header promises {promised} bytes of voxels, which {stored} bytes cannot hold; "
-            "copy or export it again"
-        )
+    require_room(voxels, num_bytes=_voxel_bytes(reader))
 
 
 def _voxel_file(path: Path) -> Path | None:
@@ -131,10 +137,10 @@ def _voxel_file(path: Path) -> Path | None:
 
 
 def require_complete(path: Path, reader: sitk.ImageFileReader, image: sitk.Image) -> None:
-    """Refuse cut and damaged files that SimpleITK would read without a word.
+    """Refuse cut and damaged MetaImages that SimpleITK would read without a word.
 
-    The checksum at the end of a compressed file is compared with the voxels that were read; only where it differs, as it
-    also does for rescaled voxels, the file is inflated a second time.
+    The checksum at the end of compressed voxels is compared with those that were read; only where it differs they are inflated
+    a second time.
 
     Args:
         path: The file.
@@ -145,45 +151,15 @@ def require_complete(path: Path, reader: sitk.ImageFileReader, image: sitk.Image
         VolumeError: If the file holds fewer bytes than its header promises.
         zlib.error: If its compressed bytes are damaged.
     """
-    io = reader.GetImageIO()
-    voxels = memoryview(sitk.GetArrayViewFromImage(image))
-    if io == "NiftiImageIO":
-        if _nifti_trailer_agrees(path, reader, voxels):
-            return
-        expected, stored = _nifti_bytes(reader), _nifti_stored_bytes(path)
-    elif io == "MetaImageIO" and (payload := _meta_payload(path)) is not None:
-        if int.from_bytes(payload[-ADLER_BYTES:], "big") == zlib.adler32(voxels):
-            return
-        expected, stored = _voxel_bytes(reader), _inflated_bytes(payload)
-    else:
+    payload = _meta_payload(path) if reader.GetImageIO() == "MetaImageIO" else None
+    if payload is None:
         return
+    voxels = memoryview(sitk.GetArrayViewFromImage(image))
+    if int.from_bytes(payload[-ADLER_BYTES:], "big") == zlib.adler32(voxels):
+        return
+    expected, stored = _voxel_bytes(reader), sum(len(part) for part in _inflated_parts(payload))
     if stored < expected:
         raise VolumeError(f"the file is incomplete: it has {stored} of {expected} bytes; copy or export it again")
-
-
-def _nifti_trailer_agrees(path: Path, reader: sitk.ImageFileReader, voxels: memoryview) -> bool:
-    """Return whether the checksum and length that end a gzip file are those of its header and these voxels."""
-    offset = int(float(reader.GetMetaData("vox_offset")))
-    with path.open("rb") as stream:
-        start = stream.read(NIFTI_START_BYTES)
-        if not start.startswith(GZIP_MAGIC) or path.stat().st_size < len(GZIP_MAGIC) + GZIP_TRAILER.size:
-            return False
-        stream.seek(-GZIP_TRAILER.size, os.SEEK_END)
-        checksum, length = GZIP_TRAILER.unpack(stream.read())
-    header = zlib.decompressobj(wbits=ZLIB_OR_GZIP).decompress(start, offset)
-    return checksum == zlib.crc32(voxels, zlib.crc32(header)) and length == (len(header) + voxels.nbytes) % 2**32
-
-
-def _nifti_bytes(reader: sitk.ImageFileReader) -> int:
-    """Return the length that the header promises, header included."""
-    sizes = [int(reader.GetMetaData(f"dim[{axis}]")) for axis in range(1, int(reader.GetMetaData("dim[0]")) + 1)]
-    return int(float(reader.GetMetaData("vox_offset"))) + math.prod(sizes) * int(reader.GetMetaData("bitpix")) // 8
-
-
-def _nifti_stored_bytes(path: Path) -> int:
-    with path.open("rb") as stream:
-        is_compressed = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    return _inflated_bytes(path.read_bytes()) if is_compressed else path.stat().st_size
 
 
 def _voxel_bytes(reader: sitk.ImageFileReader) -> int:
@@ -203,18 +179,29 @@ def _meta_payload(path: Path) -> bytes | None:
     return data.read_bytes() if data.is_file() else None
 
 
-def _inflated_bytes(data: bytes) -> int:
-    """Return the length of a zlib or gzip stream once inflated, with every checksum tested.
+def inflated(data: bytes, *, num_bytes: int) -> bytes:
+    """Return the first bytes of a zlib or gzip stream once inflated; all of it is tested.
 
     Raises:
         VolumeError: If the stream breaks off.
         zlib.error: If it is damaged.
     """
+    kept, length = [], 0
+    for part in _inflated_parts(data):
+        if length < num_bytes:
+            kept.append(part[: num_bytes - length])
+        length += len(part)
+    return b"".join(kept)
+
+
+def _inflated_parts(data: bytes) -> Iterator[bytes]:
+    """Yield a zlib or gzip stream of one or several members once inflated; errors as in `inflated`."""
     length = 0
     while True:
         stream = zlib.decompressobj(wbits=ZLIB_OR_GZIP)
-        while inflated := stream.decompress(data, INFLATED_CHUNK_BYTES):
-            length += len(inflated)
+        while part := stream.decompress(data, INFLATED_CHUNK_BYTES):
+            yield part
+            length += len(part)
             data = stream.unconsumed_tail
         if not stream.eof:
             raise VolumeError(
@@ -222,4 +209,4 @@ def _inflated_bytes(data: bytes) -> int:
             )
         data = stream.unused_data
         if not data.startswith(GZIP_MAGIC):
-            return length
+            return

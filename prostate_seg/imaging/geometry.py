@@ -5,7 +5,7 @@ as in DICOM and ITK. Sizes and spacings here are in array order (z, y, x); point
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,9 @@ Shape = tuple[int, int, int]
 
 SAME_GRID_TOLERANCE = 0.1
 """Two grids are one when no corner differs by more than this part of the smallest voxel edge (float32 headers differ)."""
+
+RIGHT_ANGLE_TOLERANCE = 0.01
+"""Largest cosine between two axes of a grid, and largest difference of an axis from length 1."""
 
 ROUNDED_ROTATION = 1e-3
 """Rotation in radians that is no difference: a NIfTI file with a quaternion alone rounds it by up to 6e-4, about its origin."""
@@ -91,6 +94,16 @@ class VolumeWarning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NiftiForm:
+    """Where a NIfTI file puts its voxels."""
+
+    affine: np.ndarray
+    """From the voxel index (x, y, z) of the file to mm right, anterior and superior (RAS), shape [4, 4]."""
+    code: int
+    """What the space is: 1 scanner, 2 aligned to another image, 3 Talairach, 4 MNI 152; 0 is a file without any form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """A volume whose axes run, as nearly as the scan allows, to the patient's left, posterior and superior (LPS)."""
 
@@ -100,9 +113,11 @@ class Volume:
     """The grid of `array`, in LPS axis order."""
     stored_orientation: str = "LPS"
     """Axis code of the file, such as RAS; `image_io.write_volume` stores the array that way again."""
+    nifti_form: NiftiForm | None = None
+    """Form of the NIfTI file that the volume was read from, which a mask on its grid repeats exactly."""
     warnings: tuple[VolumeWarning, ...] = ()
     """Doubts about the file's header; `quality.check_case` turns them into findings."""
 
     def with_mask(self, mask: np.ndarray) -> "Volume":
         """Return a mask [Z, Y, X] on this volume's grid, as uint8, that is stored with the axes of this volume's file."""
-        return Volume(array=mask.astype(np.uint8), geometry=self.geometry, stored_orientation=self.stored_orientation)
+        return replace(self, array=mask.astype(np.uint8), warnings=())

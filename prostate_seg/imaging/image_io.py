@@ -8,6 +8,7 @@ voxels make sense is for `quality` to say.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from prostate_seg.imaging.dicom_series import read_series
 from prostate_seg.imaging.file_integrity import (
     require_complete,
     require_content,
-    require_room,
     require_sane_header,
     require_sane_size,
+    require_three_dimensional,
+    require_voxel_file,
 )
-from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.geometry import RIGHT_ANGLE_TOLERANCE, Geometry, Volume
+from prostate_seg.imaging.nifti import read_nifti, write_nifti
 from prostate_seg.imaging.sitk_reader import (
     IMAGE_IO,
     image_suffix,
@@ -40,9 +43,6 @@ EDGE_RANGE_MM = (0.01, 100.0)
 
 MAX_EXTENT_MM = 2000.0
 """No volume is longer along an axis than a scanner's bore."""
-
-RIGHT_ANGLE_TOLERANCE = 0.01
-"""Largest cosine between two axes of a grid, and largest difference of an axis from length 1."""
 
 WORLD_AXES = ("LR", "PA", "SI")
 """Letters of the two directions along x, y and z, LPS first."""
@@ -62,14 +62,9 @@ def read_volume(path: Path, *, channel: int | None = None) -> Volume:
         VolumeError: If this is not one complete three-dimensional scalar volume; `check` names the reason.
     """
     with refusing_unreadable():
-        image = read_series(path) if path.is_dir() else _read_file(path, channel=channel)
-    _check_grid(image)
-    code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
-    oriented = _to_lps(image, code)
-    array = sitk.GetArrayFromImage(oriented)
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)
-    return Volume(array=array, geometry=geometry_of(oriented), stored_orientation=code)
+        stored = _of_sitk(read_series(path)) if path.is_dir() else _read_file(path, channel=channel)
+    _check_grid(stored.geometry)
+    return _to_lps(stored)
 
 
 def write_volume(path: Path, volume: Volume) -> None:
@@ -82,18 +77,23 @@ def write_volume(path: Path, volume: Volume) -> None:
     Raises:
         InputError: If the suffix is none of these.
     """
-    if image_suffix(path.name) not in SINGLE_FILE_SUFFIXES:
+    suffix = image_suffix(path.name)
+    if suffix not in SINGLE_FILE_SUFFIXES:
         raise InputError(
             f"volumes are written as {', '.join(SINGLE_FILE_SUFFIXES)}, not as {path.name}; choose one of these suffixes"
         )
-    image = _from_lps(to_sitk(volume), volume.stored_orientation)
+    stored = _from_lps(volume)
+    stored = replace(stored, array=stored.array.astype(_stored_dtype(volume.array.dtype), copy=False))
     with atomic_path(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+        if suffix in (".nii", ".nii.gz"):
+            write_nifti(temporary, stored)
+        else:
+            sitk.WriteImage(to_sitk(stored), str(temporary), useCompression=True)
 
 
 def stored_array(volume: Volume) -> np.ndarray:
     """Return the voxels with the axes of the file that the volume came from, [Z, Y, X] of that file."""
-    return sitk.GetArrayFromImage(_from_lps(to_sitk(volume), volume.stored_orientation))
+    return _from_lps(volume).array
 
 
 def content_md5(path: Path) -> str:
@@ -126,33 +126,67 @@ def geometry_of(image: sitk.Image) -> Geometry:
 
 
 def to_sitk(volume: Volume) -> sitk.Image:
-    """Return the volume as a SimpleITK image in LPS; bool becomes uint8, float16 float32."""
+    """Return the volume as a SimpleITK image on its grid; bool becomes uint8, float16 float32."""
     assert volume.array.shape == volume.geometry.shape_vox, (volume.array.shape, volume.geometry)
-    stored_as = {"bool": np.uint8, "float16": np.float32}.get(volume.array.dtype.name, volume.array.dtype)
-    image = sitk.GetImageFromArray(volume.array.astype(stored_as, copy=False))
+    image = sitk.GetImageFromArray(volume.array.astype(_stored_dtype(volume.array.dtype), copy=False))
     image.SetSpacing(volume.geometry.spacing_mm[::-1])
     image.SetOrigin(volume.geometry.origin_mm)
     image.SetDirection(volume.geometry.direction)
     return image
 
 
-def _to_lps(image: sitk.Image, code: str) -> sitk.Image:
-    """Permute and flip the axes of a file with this axis code to LPS.
+def _stored_dtype(dtype: np.dtype) -> np.dtype:
+    return np.dtype({"bool": np.uint8, "float16": np.float32}.get(dtype.name, dtype))
+
+
+def _of_sitk(image: sitk.Image) -> Volume:
+    return Volume(array=sitk.GetArrayFromImage(image), geometry=geometry_of(image))
+
+
+def _to_lps(stored: Volume) -> Volume:
+    """Permute and flip the axes of a volume as it is stored to LPS; float64 becomes float32.
 
     `sitk.DICOMOrient` does the same, but is not its own inverse for scans at exactly 45 degrees.
     """
-    if code == "LPS":
-        return image
+    code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.geometry.direction)
     order, flips = _axes(code)
-    return sitk.Flip(sitk.PermuteAxes(image, order), flips, flipAboutOrigin=False)
+    volume = _flipped(_permuted(stored, order), flips)
+    dtype = np.float32 if volume.array.dtype.kind == "f" else volume.array.dtype
+    array = np.require(volume.array, dtype=dtype, requirements=["C", "W"])
+    return replace(volume, array=array, stored_orientation=code)
 
 
-def _from_lps(image: sitk.Image, code: str) -> sitk.Image:
+def _from_lps(volume: Volume) -> Volume:
     """Undo `_to_lps`."""
-    if code == "LPS":
-        return image
-    order, flips = _axes(code)
-    return sitk.PermuteAxes(sitk.Flip(image, flips, flipAboutOrigin=False), [order.index(axis) for axis in range(3)])
+    order, flips = _axes(volume.stored_orientation)
+    return _permuted(_flipped(volume, flips), [order.index(axis) for axis in range(3)])
+
+
+def _permuted(volume: Volume, order: Sequence[int]) -> Volume:
+    """Return a volume whose x, y and z are these axes, counted from x, of the given one."""
+    grid = volume.geometry
+    z, y, x = (2 - axis for axis in reversed(order))
+    shape, spacing = grid.shape_vox, grid.spacing_mm
+    geometry = replace(
+        grid,
+        shape_vox=(shape[z], shape[y], shape[x]),
+        spacing_mm=(spacing[z], spacing[y], spacing[x]),
+        direction=tuple(np.reshape(grid.direction, (3, 3))[:, order].ravel().tolist()),
+    )
+    return replace(volume, array=volume.array.transpose(z, y, x), geometry=geometry)
+
+
+def _flipped(volume: Volume, flips: Sequence[bool]) -> Volume:
+    """Return a volume that runs the other way along some of x, y and z."""
+    grid = volume.geometry
+    last = [size - 1 if flip else 0 for size, flip in zip(grid.shape_vox, reversed(flips), strict=True)]
+    geometry = replace(
+        grid,
+        origin_mm=tuple(grid.to_world(last).tolist()),
+        direction=tuple((np.reshape(grid.direction, (3, 3)) * np.where(flips, -1.0, 1.0)).ravel().tolist()),
+    )
+    flipped = tuple(2 - axis for axis, flip in enumerate(flips) if flip)
+    return replace(volume, array=np.flip(volume.array, flipped), geometry=geometry)
 
 
 def _axes(code: str) -> tuple[list[int], list[bool]]:
@@ -161,35 +195,42 @@ def _axes(code: str) -> tuple[list[int], list[bool]]:
     return order, [code[axis] not in "LPS" for axis in order]
 
 
-def _read_file(path: Path, *, channel: int | None) -> sitk.Image:
+def _read_file(path: Path, *, channel: int | None) -> Volume:
+    """Read a volume with the axes of its file."""
     _check_file(path)
+    suffix = image_suffix(path.name) or ""
+    if suffix in (".nii", ".nii.gz"):
+        return read_nifti(path, channel=channel)
     require_sane_header(path)
-    reader = open_reader(path, image_io=IMAGE_IO[image_suffix(path.name) or ""])
+    reader = open_reader(path, image_io=IMAGE_IO[suffix])
     require_scalar_pixels(reader)
-    _check_three_dimensional(reader.GetSize(), channel=channel)
+    require_three_dimensional(reader.GetSize(), channel=channel)
     require_sane_size(reader.GetSize())
-    require_room(path, reader)
+    require_voxel_file(path, reader)
     image = reader.Execute()
     require_complete(path, reader, image)
-    return image[:, :, :, channel or 0] if image.GetDimension() == 4 else image
+    volume = _of_sitk(image[:, :, :, channel or 0] if image.GetDimension() == 4 else image)
+    return volume
 
 
-def _check_grid(image: sitk.Image) -> None:
+def _check_grid(grid: Geometry) -> None:
     """Refuse grids that no scanner makes: damaged headers, other units, sheared axes."""
-    edges_mm, directions = np.array(image.GetSpacing()), np.array(image.GetDirection()).reshape(3, 3)
+    edges_mm, size_xyz = np.array(grid.spacing_mm[::-1]), grid.shape_vox[::-1]
+    directions = np.array(grid.direction).reshape(3, 3)
     shortest_mm, longest_mm = EDGE_RANGE_MM
-    extent_mm = edges_mm * image.GetSize()
+    extent_mm = edges_mm * size_xyz
     if not (edges_mm.min() >= shortest_mm and edges_mm.max() <= longest_mm and extent_mm.max() <= MAX_EXTENT_MM):
         edges = " x ".join(f"{edge:.4g}" for edge in edges_mm)
-        size = " x ".join(str(length) for length in image.GetSize())
+        size = " x ".join(str(length) for length in size_xyz)
         raise VolumeError(
             f"voxel edges are {shortest_mm:g} to {longest_mm:g} mm and a volume at most {MAX_EXTENT_MM:g} mm long, and the "
-            f"header says {edges} mm for {size} voxels; mend the spacing, or export it again",
+            f"header says {edges} mm for {size} voxels; correct the spacing, or export it again",
             "implausible_grid",
         )
-    if not np.isfinite(image.GetOrigin()).all():
+    if not np.isfinite(grid.origin_mm).all():
         raise VolumeError(
-            f"the header says that the first voxel lies at {image.GetOrigin()}; mend it", "implausible_grid"
+            f"the first voxel lies at a finite position, and the header says {grid.origin_mm}; export it again",
+            "implausible_grid",
         )
     if not np.abs(directions.T @ directions - np.eye(3)).max() <= RIGHT_ANGLE_TOLERANCE:
         axes = " ".join(f"({', '.join(f'{value:.3f}' for value in axis)})" for axis in directions.T)
@@ -210,35 +251,8 @@ def _check_file(path: Path) -> None:
     suffix = image_suffix(path.name)
     if suffix is None:
         raise VolumeError(
-            f"its suffix is none of {', '.join(IMAGE_IO)}; convert it, or give the folder of its DICOM series",
+            f"its suffix is none of {', '.join(IMAGE_IO)}; convert it (a pair of .hdr and .img too), or give the folder of its "
+            "DICOM series",
             "unknown_suffix",
         )
     require_content(path)
-    if suffix.startswith(".nii"):
-        _check_nifti_name(path, suffix)
-
-
-def _check_nifti_name(path: Path, suffix: str) -> None:
-    """Refuse names with which niftilib reads nothing, or the voxels of another file."""
-    written = path.name[-len(suffix) :]
-    if written not in (suffix, suffix.upper()):
-        raise VolumeError(f"a NIfTI suffix is all lower or all upper case, not {written}; rename the file to {suffix}")
-    twin = path.with_name(path.name[: -len(".gz")])
-    if suffix == ".nii.gz" and twin.is_file():
-        raise VolumeError(
-            f"{twin.name} lies beside it, and its voxels would be read instead; remove or rename one of them",
-            "ambiguous_file",
-        )
-
-
-def _check_three_dimensional(size_xyz: Sequence[int], *, channel: int | None) -> None:
-    """Refuse single images and series of volumes; a fourth dimension of one, or with the wanted channel, is no harm."""
-    num_wanted = 1 if channel is None else size_xyz[-1]
-    if len(size_xyz) == 3 or (len(size_xyz) == 4 and size_xyz[3] == num_wanted > (channel or 0)):
-        return
-    size = " x ".join(str(length) for length in size_xyz)
-    raise VolumeError(
-        f"a volume has three dimensions, and this has {len(size_xyz)} ({size} voxels); "
-        "export one T2-weighted volume to a file",
-        "not_3d",
-    )
