@@ -310,7 +310,7 @@ class TestDamage:
         whole = path.read_bytes()
         zeros = b"0 0 0 0 0 0 0 0 0"
         for old, new, said in [
-            (b"0.5 0.75", b"0.5 0.0", "Refusing to change"),
+            (b"0.5 0.75", b"0.5 0.0", "ElementSpacing is 0.5 0.0 3"),
             (b"1 0 0 0 1 0 0 0 1", zeros, "Refusing to change"),
         ]:
             assert old in whole

@@ -34,6 +34,7 @@ from prostate_seg.imaging.sitk_reader import (
     refusing_unreadable,
     require_scalar_pixels,
 )
+from prostate_seg.imaging.text_headers import check_text_header
 
 SINGLE_FILE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """What can be written: .mhd needs a second file beside it, which no single rename can put in place."""
@@ -202,6 +203,7 @@ def _read_file(path: Path, *, channel: int | None) -> Volume:
     if suffix in (".nii", ".nii.gz"):
         return read_nifti(path, channel=channel)
     require_sane_header(path)
+    warnings = check_text_header(path)
     reader = open_reader(path, image_io=IMAGE_IO[suffix])
     require_scalar_pixels(reader)
     require_three_dimensional(reader.GetSize(), channel=channel)
@@ -210,7 +212,7 @@ def _read_file(path: Path, *, channel: int | None) -> Volume:
     image = reader.Execute()
     require_complete(path, reader, image)
     volume = _of_sitk(image[:, :, :, channel or 0] if image.GetDimension() == 4 else image)
-    return volume
+    return replace(volume, warnings=warnings)
 
 
 def _check_grid(grid: Geometry) -> None:
