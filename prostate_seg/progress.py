@@ -30,11 +30,12 @@ def map_cases(
     """Apply a function to every case, in threads, and return the results in order.
 
     Threads are enough where the work is done by libraries that release Python's lock, as SimpleITK, NumPy and torch do.
-    Linear algebra keeps to one thread a case meanwhile, because threads of threads wait for each other.
+    Linear algebra keeps to one thread a case meanwhile: threads of threads wait for each other, and another number of threads
+    may round sums in another way.
     """
     workers = max(1, min(num_workers or num_cores(), len(cases)))
     with (
-        threadpool_limits(max(1, num_cores() // workers), user_api="blas"),
+        threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(max_workers=workers) as pool,
         progress(label, total=len(cases)) as advance,
     ):

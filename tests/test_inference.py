@@ -1,17 +1,29 @@
-"""One path from a study to its mask: the same in world space however the study is stored or turned."""
+"""One path from a study to its mask: the same in world space however the study is stored, on however many cores."""
 
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
 
-from prostate_seg.config import ModelConfig
+from prostate_seg.config import ModelConfig, Precision
+from prostate_seg.errors import InputError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from prostate_seg.segmentation.inference import keep_largest_component, predict_probability, segment
+from prostate_seg.progress import map_cases
+from prostate_seg.segmentation.inference import Predictor, keep_largest_component, predict_probability, segment
+from prostate_seg.segmentation.models import build_network
+from prostate_seg.segmentation.network_threads import network_threads
 from tests.imaging_helpers import DEFAULT, dice, real_study, rotate, rotation
 from tests.segmentation_helpers import model_2d, model_3d, predictor
 
@@ -43,6 +55,35 @@ class Left(nn.Module):
         return logits
 
 
+class Ramp(nn.Module):
+    """A network whose probability is the position in its patch: 1/D in the first slice, nearly 1 in the last of D."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        depth = x.shape[2]
+        probability = (torch.arange(1, depth + 1) / depth).clamp(max=1 - 1e-6)
+        return torch.logit(probability)[:, None, None].expand_as(x)
+
+
+class DependsOnThreads(nn.Module):
+    """A network that rounds in another way for each number of threads, and for each size of a batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1] + 1e-3 * torch.get_num_threads() + 1e-4 * len(x)
+
+
+class RunsOutOfMemory(nn.Module):
+    """A network that takes at most so many inputs at once."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return 20 * x
+
+
 def bright_mask(image: Volume) -> np.ndarray:
     ready = replace(predictor(Bright()), preprocess=replace(DEFAULT, spacing_mm=(3.0, 0.45, 0.45)))
     return segment(image, None, predictor=ready, threshold=0.5, largest_component=True).mask
@@ -54,6 +95,41 @@ def test_every_slice_gets_its_own_answer(model: ModelConfig, num_slices: int) ->
     image = torch.linspace(-1, 1, num_slices)[:, None, None].expand(num_slices, 8, 8)
     probability = predict_probability(image, predictor=predictor(Bright(), model=model))
     np.testing.assert_allclose(probability, torch.sigmoid(20 * image).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_slices", [1, 15, 16])
+def test_padding_of_a_study_shorter_than_the_patch_is_dropped(num_slices: int) -> None:
+    image = torch.zeros(num_slices, 4, 4)
+    probability = predict_probability(image, predictor=predictor(Ramp(), model=model_3d(num_slices=16)))
+    np.testing.assert_allclose(probability[:, 0, 0], np.arange(1, num_slices + 1) / 16, atol=2e-6)
+
+
+def test_two_patches_of_a_study_just_deeper_than_the_patch_are_averaged_where_they_overlap() -> None:
+    probability = predict_probability(torch.zeros(5, 4, 4), predictor=predictor(Ramp(), model=model_3d(num_slices=4)))
+    expected = [1 / 4, (2 + 1) / 8, (3 + 2) / 8, (4 + 3) / 8, 1]
+    np.testing.assert_allclose(probability[:, 0, 0], expected, atol=2e-6)
+
+
+def test_padding_of_a_short_study_repeats_its_last_slice_as_in_training() -> None:
+    class DeepestSlice(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 20 * x[:, :, -1:].expand_as(x)
+
+    image = torch.tensor([-1.0, -1.0, 1.0])[:, None, None].expand(3, 4, 4)
+    np.testing.assert_allclose(
+        predict_probability(image, predictor=predictor(DeepestSlice(), model=model_3d())), 1.0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("channel", "neighbours"), [(0, [0, 0, 1, 2]), (2, [1, 2, 3, 3])])
+def test_end_slices_are_their_own_outer_neighbours(channel: int, neighbours: list[int]) -> None:
+    class Channel(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, channel, None]
+
+    image = torch.arange(4.0)[:, None, None].expand(4, 4, 4)
+    probability = predict_probability(image, predictor=predictor(Channel(), model=model_2d(num_slices=3)))
+    np.testing.assert_allclose(probability, torch.sigmoid(image[neighbours]).numpy(), atol=1e-6)
 
 
 def test_probabilities_of_an_ensemble_are_averaged() -> None:
@@ -107,3 +183,138 @@ def test_rigidly_rotated_study_gives_the_rotated_mask(shared_data: Path) -> None
 def test_mask_lies_on_the_studys_own_grid(shared_data: Path) -> None:
     image, _ = real_study(shared_data, "p158021_1")
     assert bright_mask(image).shape == image.array.shape
+
+
+# --- the same bits on any number of cores ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """Set the number of torch's threads back after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def noise(seed: int, *, num_slices: int = 19) -> torch.Tensor:
+    return torch.randn(num_slices, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def untrained(*, precision: Precision = Precision.fp32, model: ModelConfig | None = None) -> Predictor:
+    """Return three networks with random weights and a mirrored view."""
+    torch.manual_seed(0)
+    model = model or replace(model_2d(num_slices=3), channels=[7, 18, 33], strides=[[2, 2], [2, 2]])
+    networks = [build_network(model).eval() for _ in range(3)]
+    return replace(predictor(*networks, model=model, flips=True), precision=precision)
+
+
+def digest(probabilities: list[np.ndarray]) -> str:
+    return hashlib.md5(b"".join(each.tobytes() for each in probabilities)).hexdigest()
+
+
+@pytest.mark.usefixtures("torch_threads")
+@pytest.mark.parametrize("model", [None, model_3d()], ids=["2-D", "3-D"])
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_bits_are_the_same_for_any_number_of_workers_and_threads(
+    precision: Precision, model: ModelConfig | None
+) -> None:
+    images, found = [noise(seed) for seed in range(3)], set()
+    ready = untrained(precision=precision, model=model)
+    for num_workers, num_threads in ((1, 1), (2, 2), (8, 4), (1, 4), (2, 1)):
+        torch.set_num_threads(num_threads)
+        several = replace(ready, num_threads=num_threads)
+        found.add(
+            digest(
+                map_cases(
+                    lambda image, several=several: predict_probability(image, predictor=several),
+                    images,
+                    num_workers=num_workers,
+                    label="x",
+                )
+            )
+        )
+    assert len(found) == 1
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_network_always_runs_on_one_thread_and_on_batches_of_one_size() -> None:
+    """What a library makes of other numbers of threads is not the same on every machine; this network shows them."""
+    found = set()
+    for num_threads in (1, 2, 4):
+        torch.set_num_threads(num_threads)
+        several = replace(predictor(DependsOnThreads()), num_threads=num_threads)
+        found.add(digest([predict_probability(noise(0), predictor=several)]))
+    assert len(found) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to a core")
+def test_bits_are_the_same_on_one_core_as_on_all() -> None:
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from prostate_seg.segmentation.inference import predict_probability\n"
+        "from tests.test_inference import digest, noise, untrained\n"
+        "ready = untrained(); assert ready.num_threads == 1\n"
+        "print(digest([predict_probability(noise(0), predictor=ready)]))"
+    )
+    one_core = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert one_core.stdout.strip() == digest([predict_probability(noise(0), predictor=untrained())])
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_studies_side_by_side_start_no_threads_of_threads() -> None:
+    torch.set_num_threads(8)
+    ready, process, counts = replace(untrained(), num_threads=4), psutil.Process(), []
+    before = process.num_threads()
+
+    def work(image: torch.Tensor) -> None:
+        predict_probability(image, predictor=ready)
+        counts.append(process.num_threads())
+
+    map_cases(work, [noise(seed) for seed in range(8)], num_workers=8, label="x")
+    assert max(counts) - before <= 8 + 4
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_threads_of_torch_are_as_before_a_prediction() -> None:
+    torch.set_num_threads(3)
+    predict_probability(noise(0), predictor=replace(untrained(), num_threads=5))
+    with ThreadPoolExecutor(1) as new_thread:
+        assert (torch.get_num_threads(), new_thread.submit(torch.get_num_threads).result()) == (3, 3)
+
+
+# --- memory of a GPU -------------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_runs_one_batch_at_a_time_whatever_the_number_of_workers() -> None:
+    assert replace(predictor(Bright()), device=torch.device("cuda"), num_threads=8).pool is network_threads(1)
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    class Counts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            result = 20 * x
+            with lock:
+                running -= 1
+            return result
+
+    ready = replace(predictor(Counts()), num_threads=1)
+    map_cases(lambda image: predict_probability(image, predictor=ready), [noise(0)] * 4, num_workers=4, label="x")
+    assert most == 1
+
+
+def test_batch_that_does_not_fit_goes_through_in_parts_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    ready = replace(predictor(RunsOutOfMemory(2)), num_threads=1)
+    for seed in range(2):
+        expected = torch.sigmoid(20 * noise(seed)).numpy()
+        np.testing.assert_allclose(predict_probability(noise(seed), predictor=ready), expected, atol=1e-6)
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == ["the GPU is out of memory: inputs go through the networks 2 at a time from here on"]
+
+
+def test_input_that_does_not_fit_alone_is_an_error_with_the_next_step() -> None:
+    with pytest.raises(InputError, match=r"(?s)one input does not fit .*20.00 MiB.*machine.device=cpu"):
+        predict_probability(noise(0), predictor=replace(predictor(RunsOutOfMemory(0)), num_threads=1))

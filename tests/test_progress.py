@@ -4,6 +4,7 @@ import logging
 import time
 
 import pytest
+from threadpoolctl import threadpool_info
 
 from prostate_seg import progress
 from prostate_seg.progress import map_cases
@@ -39,3 +40,11 @@ def test_log_without_a_terminal_gets_plain_lines(
     caplog.set_level(logging.INFO)
     map_cases(str, [1, 2], num_workers=1, label="preprocess")
     assert [record.message for record in caplog.records] == ["preprocess 1/2", "preprocess 2/2"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_linear_algebra_keeps_to_one_thread_whatever_the_number_of_workers(num_workers: int) -> None:
+    def num_threads(_: int) -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    assert map_cases(num_threads, [1, 2], num_workers=num_workers, label="x") == [{1}, {1}]

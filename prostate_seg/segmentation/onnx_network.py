@@ -28,7 +28,7 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         runtime = _require("onnxruntime")
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = 1  # the threads of `network_threads` run several batches at once
         self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -168,7 +168,7 @@ def fit(
     device, volumetric = predictor.device, is_3d(predictor.model)
     batches = Batches(packed, train_ids, model=predictor.model, device=device, kind=settings.slices)
     step = Step(predictor.networks[0], settings=settings, device=device, volumetric=volumetric, team=team)
-    averaged = replace(predictor, networks=[step.averaged.module])
+    averaged = replace(predictor, networks=[step.averaged.module], num_threads=torch.get_num_threads())
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
     new_slices = VAL_SLICES_SHARE * steps_per_epoch * settings.batch_size
     epochs_per_look = max(1, math.ceil(len(packed.slices_of(val_ids)) / new_slices))
