@@ -234,5 +234,5 @@ def _probability(inputs: torch.Tensor, *, network: nn.Module, predictor: Predict
             logits = network(seen[:, None])[:, 0] if is_3d(predictor.model) else network(seen)
         probability = torch.sigmoid(logits.float())
         views.append(probability.flip(-1) if mirrored else probability)
-    mean: np.ndarray = (sum(views) / len(views)).cpu().numpy()
+    mean: np.ndarray = torch.stack(views).mean(dim=0).cpu().numpy()
     return mean

@@ -1,0 +1,79 @@
+"""Stage evaluate in process: equal bits on any number of workers, no objective, and tables of older versions."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from prostate_seg.config import Config, parse
+from prostate_seg.errors import InputError
+from prostate_seg.stages import load_stage
+from prostate_seg.stages.report import load_facts
+from prostate_seg.workspace import StageResult, Workspace, workspace_of
+from tests.conftest import composed
+
+SMALL = ("experiment=tiny", "mlflow=off", "fold.index=0", "train.max_epochs=1", "train.steps_per_epoch=3")
+
+
+def configured(root: Path, *overrides: str) -> tuple[Config, Workspace]:
+    cfg = parse(composed("stage=evaluate", *SMALL, *overrides))
+    cfg = replace(cfg, paths=replace(cfg.paths, root=str(root), cache=str(root / "cache"), spool=str(root / "spool")))
+    return cfg, workspace_of(cfg)
+
+
+def evaluated(root: Path, *, num_workers: int, num_threads: int) -> StageResult:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        return load_stage("evaluate")(*configured(root, f"machine.num_workers={num_workers}"))
+    finally:
+        torch.set_num_threads(before)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the content of every table and mask."""
+    kept = [path for path in sorted(folder.rglob("*")) if path.suffix in (".csv", ".json", ".gz")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a workspace with four phantom cases and a network that has hardly been trained."""
+    folder = tmp_path_factory.mktemp("workspace")
+    cfg, workspace = configured(folder)
+    for stage in ("fetch", "preprocess", "prepare", "train"):
+        load_stage(stage)(replace(cfg, stage=stage), workspace)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(root: Path) -> StageResult:
+    return evaluated(root, num_workers=1, num_threads=1)
+
+
+@pytest.mark.usefixtures("result")
+def test_tables_and_masks_have_the_same_bits_for_any_number_of_workers_and_threads(root: Path) -> None:
+    before = files(root / "evaluation")
+    evaluated(root, num_workers=8, num_threads=4)
+    assert len([name for name in before if name.startswith("masks/")]) == 2
+    assert files(root / "evaluation") == before
+
+
+def test_test_cases_give_no_objective_but_their_numbers(result: StageResult) -> None:
+    assert result.sought == {}
+    assert 0 <= result.metrics["test/nsd_2mm"] <= 1
+    assert not [name for name in result.metrics if "surface" in name]
+
+
+@pytest.mark.usefixtures("result")
+def test_report_of_an_evaluation_by_an_older_version_names_the_column_and_the_stage(root: Path) -> None:
+    cfg, workspace = configured(root)
+    cases = workspace.evaluation / "cases.csv"
+    old = pd.read_csv(cases, dtype=str).rename(columns={"nsd_2mm": "surface_dice_2mm"})
+    old.to_csv(cases, index=False)
+    with pytest.raises(InputError, match=re.escape("cases.csv has no nsd_2mm: an older version wrote it")) as caught:
+        load_facts(cfg, workspace, workspace.evaluation)
+    assert "Run stage=evaluate again" in str(caught.value)
