@@ -197,7 +197,12 @@ def _swept(config: DictConfig) -> dict[str, int]:
 
 
 def _announce(cfg: Config, swept: dict[str, int], *, is_paired: bool) -> None:
-    """Say how many trainings a grid or pairs are."""
+    """Say how many trainings a grid or pairs are, and of test cases that they choose nothing."""
+    if cfg.stage == "evaluate":
+        log.info(
+            "a sweep of stage=evaluate has no best trial: test cases choose no setting\n"
+            "Choose by the val cases: sweep stage=train."
+        )
     if cfg.stage != "train":
         return
     counts = swept.values()

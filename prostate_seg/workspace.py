@@ -147,7 +147,7 @@ class StageResult:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Verdicts in words, by name, such as leak_gate."""
     objective: float | None = None
-    """What a sweep maximises: of a training the mean over its folds of the best val Dice."""
+    """What a sweep maximises: of a training the mean over its folds of the best val Dice; never a number of test cases."""
     seconds: float | None = None
     """What a sweep may minimise: the time of the training, over all of its folds and stops."""
 

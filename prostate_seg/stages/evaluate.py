@@ -1,4 +1,7 @@
-"""Stage evaluate: segment the original images of the test cases, and measure the masks on the images' own grid."""
+"""Stage evaluate: segment the original images of the test cases, and measure the masks on the images' own grid.
+
+It has no objective, so that no sweep chooses a setting by the test cases.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -65,7 +68,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     for line in summary_table(summary):
         log.info("%s", line)
     log.info("tables, masks and overlays are in %s", target)
-    pooled = flat_summary(summary)["test"]
     return StageResult(
         inputs=[
             workspace.data if external is None else Path(external),
@@ -74,11 +76,10 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             workspace.model,
         ],
         outputs=[target],
-        metrics={f"test/{name}": mean for name, mean in pooled.items()},
+        metrics={f"test/{name}": mean for name, mean in flat_summary(summary)["test"].items()},
         figures=[target / "cases.png", *sorted((target / "overlays").glob("*.png"))],
         tables=[target / "cases.csv", target / "slices.csv", target / "metrics.json"],
         tags={"leak_gate": verdict.text},
-        objective=pooled.get("dice"),
     )
 
 

@@ -58,7 +58,10 @@ class Search:
             InputError: If no trial has finished.
         """
         if self.cfg.stage != "train":
-            raise ConfigError(f"stage: must be train for sweep=optuna, is {self.cfg.stage}")
+            raise ConfigError(
+                f"stage: must be train for sweep=optuna, is {self.cfg.stage}\n"
+                "stage=train has an objective, the val Dice; stage=evaluate has none, as test cases choose no setting."
+            )
         space, fixed = self._search_space(arguments)
         num_trials = self._num_trials(space)
         shared = open_study(
