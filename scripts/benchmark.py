@@ -298,13 +298,15 @@ def metrics_row() -> Row:
             compute_iou(a, b)
             compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=spacing_mm)
             compute_average_surface_distance(a, b, include_background=True, symmetric=True, spacing=spacing_mm)
-            compute_surface_dice(a, b, class_thresholds=[2.0], include_background=True, spacing=spacing_mm)
+            compute_surface_dice(
+                a, b, class_thresholds=[2.0], include_background=True, spacing=spacing_mm, use_subvoxels=True
+            )
 
     fast, slow = in_turn(ours, monai, repeats=5)
     return Row(
         name="metrics",
         ours=f"all metrics of a case of 384x384x19 {1000 * fast / len(pairs):.0f} ms",
-        against=f"Dice, IoU, HD95, ASSD and surface Dice in MONAI {1000 * slow / len(pairs):.0f} ms",
+        against=f"Dice, IoU, HD95, ASSD and NSD in MONAI {1000 * slow / len(pairs):.0f} ms",
         ratio=slow / fast,
         target="at least 5",
         is_met=slow / fast >= 5,

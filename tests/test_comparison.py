@@ -117,6 +117,16 @@ def test_a_table_without_hashes_is_refused_as_one_of_an_older_version() -> None:
     assert "stage=evaluate again" in text
 
 
+def test_a_table_with_the_surface_dice_of_older_versions_is_refused_and_may_be_read_without_it() -> None:
+    old = cases().rename(columns={"nsd_2mm": "surface_dice_2mm"})
+    assert refusal(old, cases()).startswith("first: its cases.csv has no nsd_2mm: an older version wrote it")
+    read = parse_results(old.to_csv(index=False), name="champion", source="champion", may_lack=("nsd_2mm",))
+    assert read.table["nsd_2mm"].isna().all()
+    (comparison,) = compare(read, [results("second", cases())], num_bootstrap=100, seed=0)
+    assert row_of(comparison, "dice").paired.difference == 0.0
+    assert row_of(comparison, "nsd_2mm").paired.difference is None
+
+
 def test_a_case_with_two_rows_is_refused() -> None:
     assert "has several of 10001_1" in refusal(cases(), pd.concat([cases(), cases()[3:4]]))
 

@@ -33,10 +33,10 @@ from prostate_seg.segmentation.metrics import (
     gland_slice_overlap,
     hd95_mm,
     iou,
+    normalised_surface_dice,
     pooled_iou,
     slice_counts,
     surface,
-    surface_dice,
     surface_distances,
     third_of_slice,
 )
@@ -62,6 +62,22 @@ def blob(seed: int, *, threshold: float = 0.3) -> np.ndarray:
     return smooth > threshold * smooth.std()
 
 
+def monai_nsd(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing, tolerance_mm: float = 2.0) -> float:
+    value = compute_surface_dice(
+        as_batch(predicted),
+        as_batch(reference),
+        class_thresholds=[tolerance_mm],
+        include_background=True,
+        spacing=list(spacing_mm),
+        use_subvoxels=True,
+    )
+    return float(value.item())
+
+
+def as_batch(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(mask)[None, None].float()
+
+
 def slices_with_gland(*indices: int, num_slices: int = 12) -> np.ndarray:
     mask = np.zeros((num_slices, 8, 8), dtype=bool)
     mask[list(indices), 2:6, 2:6] = True
@@ -75,6 +91,7 @@ BLOCK = box_mask((6, 16, 16), (1, 5), (2, 14), (2, 14))
 """Four slices of 12 x 12 voxels; at 3 x 1 x 1 mm a cube of 12 mm, 1.728 mL, with 4 * 144 - 2 * 100 surface voxels."""
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_cube_shifted_by_one_slice_of_3_mm_has_every_metric_by_hand() -> None:
     # In either direction 144 voxels of one end face are 3 mm off. Of the other end face, 10 x 10 voxels lie inside the
     # other cube, next to its side wall or 3 mm under its end: 36 are 1 mm, 28 are 2 mm and 36 are 3 mm off. Base: 144 of
@@ -86,7 +103,7 @@ def test_a_cube_shifted_by_one_slice_of_3_mm_has_every_metric_by_hand() -> None:
             "iou": 3 / 5,
             "hd95_mm": 3.0,
             "assd_mm": (180 * 3 + 28 * 2 + 36 * 1) / 376,
-            "surface_dice_2mm": 196 / 376,
+            "nsd_2mm": monai_nsd(BLOCK, np.roll(BLOCK, 1, axis=0), spacing_mm=(3.0, 1.0, 1.0)),
             "volume_reference_ml": 1.728,
             "volume_predicted_ml": 1.728,
             "volume_difference_ml": 0.0,
@@ -99,6 +116,7 @@ def test_a_cube_shifted_by_one_slice_of_3_mm_has_every_metric_by_hand() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_cube_without_its_top_slice_has_every_metric_by_hand() -> None:
     # From the reference 144 voxels are 3 mm off. From the prediction the 10 x 10 voxels of its new end face are off the
     # side wall by 1, 2 and 3 mm or more, as above, and 3 mm under the reference's end. 376 and 332 surface voxels.
@@ -111,7 +129,7 @@ def test_a_cube_without_its_top_slice_has_every_metric_by_hand() -> None:
             "iou": 3 / 4,
             "hd95_mm": 3.0,
             "assd_mm": (180 * 3 + 28 * 2 + 36 * 1) / (376 + 332),
-            "surface_dice_2mm": 1 - 180 / (376 + 332),
+            "nsd_2mm": monai_nsd(BLOCK, predicted, spacing_mm=(3.0, 1.0, 1.0)),
             "volume_reference_ml": 1.728,
             "volume_predicted_ml": 1.296,
             "volume_difference_ml": -0.432,
@@ -165,7 +183,7 @@ def test_balls_around_one_centre_have_the_metrics_of_the_formulas(
     assert result.dice_mid == pytest.approx(2 * mid[0] / sum(mid), abs=0.04)
     assert (result.dice_apex, result.dice_base) == pytest.approx((2 * end[0] / sum(end),) * 2, abs=0.04)
     if spacing_mm[0] < 1:  # 2 mm is between the two gaps, by more than the voxels' rounding
-        assert result.surface_dice_2mm == pytest.approx(1.0 if outer_mm - inner_mm < 2 else 0.0, abs=0.01)
+        assert result.nsd_2mm == pytest.approx(1.0 if outer_mm - inner_mm < 2 else 0.0, abs=0.01)
 
 
 def test_two_balls_apart_overlap_in_a_lens() -> None:
@@ -197,7 +215,7 @@ def test_volumes_follow_from_voxel_counts() -> None:
 def test_equal_masks_are_perfect() -> None:
     mask = blob(0)
     result = case_metrics(mask, mask, spacing_mm=SPACING_MM)
-    assert (result.dice, result.iou, result.surface_dice_2mm) == (1.0, 1.0, 1.0)
+    assert (result.dice, result.iou, result.nsd_2mm) == (1.0, 1.0, 1.0)
     assert (result.hd95_mm, result.assd_mm, result.volume_difference_ml) == (0.0, 0.0, 0.0)
     assert not result.missed_gland
 
@@ -231,7 +249,7 @@ def test_one_voxel_masks_are_as_far_apart_as_their_centres() -> None:
     result = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
     assert result.hd95_mm == pytest.approx(5.0)
     assert result.assd_mm == pytest.approx(5.0)
-    assert result.surface_dice_2mm == 0.0
+    assert result.nsd_2mm == 0.0
 
 
 def test_concentric_balls_differ_by_their_radii() -> None:
@@ -255,7 +273,7 @@ def test_shift_by_one_slice_costs_at_most_one_slice_thickness() -> None:
 def test_plates_two_slices_apart_are_six_mm_apart_everywhere() -> None:
     reference, predicted = slices_with_gland(3), slices_with_gland(5)
     result = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
-    assert (result.hd95_mm, result.assd_mm, result.surface_dice_2mm, result.dice) == (6.0, 6.0, 0.0, 0.0)
+    assert (result.hd95_mm, result.assd_mm, result.nsd_2mm, result.dice) == (6.0, 6.0, 0.0, 0.0)
 
 
 def test_assd_weighs_every_surface_voxel_the_same() -> None:
@@ -264,15 +282,6 @@ def test_assd_weighs_every_surface_voxel_the_same() -> None:
     distances = surface_distances(reference, predicted, spacing_mm=(1.0, 1.0, 1.0))
     assert assd_mm(distances) == pytest.approx(10 / 6)
     assert hd95_mm(distances) == pytest.approx(3.8)  # 95th percentile of 0 1 2 3 4
-    assert surface_dice(distances, tolerance_mm=2.0) == pytest.approx(4 / 6)
-
-
-def test_a_distance_equal_to_the_tolerance_is_within_it_whatever_the_rounding() -> None:
-    reference = box_mask((1, 1, 10), (0, 1), (0, 1), (0, 1))
-    predicted = box_mask((1, 1, 10), (0, 1), (0, 1), (3, 4))  # 3 * 0.1 exceeds 0.3 in binary
-    distances = surface_distances(reference, predicted, spacing_mm=(3.0, 0.1, 0.1))
-    assert surface_dice(distances, tolerance_mm=0.3) == 1.0
-    assert surface_dice(distances, tolerance_mm=0.29) == 0.0
 
 
 @pytest.mark.parametrize("spacing_mm", [(3.0, 0.5, 0.5), (1.0, 1.0, 1.0), (0.7, 2.0, 0.3), (6.0, 0.1, 1.3)])
@@ -288,11 +297,57 @@ def test_distances_equal_those_of_a_distance_map(spacing_mm: Spacing) -> None:
         np.testing.assert_allclose(np.sort(found), np.sort(expected), atol=1e-9)
 
 
+# --- normalised surface Dice ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shift_zy", "area", "voxels"), [((1, 0), 0.765, 0.438), ((0, 6), 0.658, 0.835)])
+def test_surface_weighs_by_its_area_and_not_by_its_voxels(
+    shift_zy: tuple[int, int], area: float, voxels: float
+) -> None:
+    """Where slices are thick, most surface voxels lie on the ends of the gland and most of the area on its sides."""
+    reference = box_mask((14, 60, 44), (2, 12), (10, 50), (2, 42))  # 30 x 20 x 20 mm
+    predicted = np.roll(reference, shift_zy, axis=(0, 1))  # by 3 mm, beyond the tolerance
+    assert case_metrics(reference, predicted, spacing_mm=SPACING_MM).nsd_2mm == pytest.approx(area, abs=5e-4)
+    distances = surface_distances(reference, predicted, spacing_mm=SPACING_MM)
+    both = np.concatenate((distances.from_reference_mm, distances.from_predicted_mm))
+    assert np.mean(both <= 2.0) == pytest.approx(voxels, abs=5e-4)
+
+
+def test_ends_of_a_long_rod_are_the_part_of_its_area_that_a_shift_moves() -> None:
+    # 400 mm long, 20 x 20 mm: shifted along by 10 mm, each rod has one of its two ends of 400 mm2 in the open, and of the
+    # 80 mm round each end 10 - 2 mm; the other end lies inside the other rod, 8 mm and more from its side but for the rim.
+    reference = box_mask((20, 20, 440), (0, 20), (0, 20), (0, 400))
+    predicted = np.roll(reference, 10, axis=2)
+    one_mm = (1.0, 1.0, 1.0)
+    within = 80 * 392 + (400 - 16 * 16)  # of 80 * 400 + 2 * 400; the rim of the inner end is 2 mm wide
+    expected = within / (80 * 400 + 2 * 400)
+    found = normalised_surface_dice(reference, predicted, spacing_mm=one_mm, tolerance_mm=2.0)
+    assert found == pytest.approx(expected, abs=0.003)  # corners and edges are cut
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("spacing_mm", [(3.0, 0.5, 0.5), (1.0, 1.0, 1.0), (0.7, 2.0, 0.3), (3.6, 0.402, 0.402)])
+@pytest.mark.parametrize("density", [0.03, 0.5, 0.97])
+def test_nsd_equals_monais_on_random_masks_of_any_size(density: float, spacing_mm: Spacing) -> None:
+    rng = np.random.default_rng(round(100 * density))
+    for _ in range(8):
+        shape = rng.integers(2, 9, size=3)
+        reference, predicted = rng.random(shape) < density, rng.random(shape) < density
+        reference.flat[rng.integers(reference.size)] = predicted.flat[rng.integers(predicted.size)] = True
+        expected = monai_nsd(reference, predicted, spacing_mm=spacing_mm)
+        found = normalised_surface_dice(reference, predicted, spacing_mm=spacing_mm, tolerance_mm=2.0)
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_distance_equal_to_the_tolerance_is_within_it_whatever_the_rounding() -> None:
+    reference = box_mask((1, 1, 10), (0, 1), (0, 1), (0, 1))
+    predicted = box_mask((1, 1, 10), (0, 1), (0, 1), (3, 4))  # 3 * 0.1 exceeds 0.3 in binary
+    spacing_mm = (3.0, 0.1, 0.1)
+    assert normalised_surface_dice(reference, predicted, spacing_mm=spacing_mm, tolerance_mm=0.3) == 1.0
+    assert normalised_surface_dice(reference, predicted, spacing_mm=spacing_mm, tolerance_mm=0.19) == 0.0
+
+
 # --- MONAI ---------------------------------------------------------------------------------------------------------
-
-
-def as_batch(mask: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(mask)[None, None].float()
 
 
 def monai_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing) -> dict[str, float]:
@@ -304,11 +359,9 @@ def monai_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: S
         "assd_mm": compute_average_surface_distance(
             output, target, include_background=True, symmetric=True, spacing=spacing
         ),
-        "surface_dice_2mm": compute_surface_dice(
-            output, target, class_thresholds=[2.0], include_background=True, spacing=spacing
-        ),
     }
-    return {name: value.item() for name, value in found.items()}
+    nsd = monai_nsd(reference, predicted, spacing_mm=spacing_mm)
+    return {name: value.item() for name, value in found.items()} | {"nsd_2mm": nsd}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -346,7 +399,7 @@ def test_every_metric_agrees_with_the_class_of_monai(pair: str) -> None:
     distance_classes = {
         "hd95_mm": HausdorffDistanceMetric(include_background=True, percentile=95),
         "assd_mm": SurfaceDistanceMetric(include_background=True, symmetric=True),
-        "surface_dice_2mm": SurfaceDiceMetric([2.0], include_background=True),
+        "nsd_2mm": SurfaceDiceMetric([2.0], include_background=True, use_subvoxels=True),
     }
     theirs = {name: monai_value(metric, reference, predicted) for name, metric in overlap_classes.items()}
     for name, metric in distance_classes.items():
@@ -373,8 +426,8 @@ def test_monai_has_no_number_where_the_reference_is_empty_and_we_have() -> None:
         result = case_metrics(nothing, predicted, spacing_mm=SPACING_MM)
         assert math.isnan(theirs["dice"])
         assert math.isnan(theirs["iou"])
-        assert (result.dice, result.iou, result.surface_dice_2mm) == (ours, ours, ours)
-    assert math.isnan(theirs["surface_dice_2mm"])
+        assert (result.dice, result.iou, result.nsd_2mm) == (ours, ours, ours)
+    assert math.isnan(theirs["nsd_2mm"])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -398,7 +451,7 @@ def test_a_missed_gland_has_dice_0_and_the_image_diagonal_as_distance() -> None:
         shape_vox=(12, 8, 8), spacing_mm=SPACING_MM, origin_mm=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
     )
     result = case_metrics(gland, np.zeros_like(gland), spacing_mm=SPACING_MM)
-    assert (result.dice, result.iou, result.surface_dice_2mm) == (0.0, 0.0, 0.0)
+    assert (result.dice, result.iou, result.nsd_2mm) == (0.0, 0.0, 0.0)
     assert result.hd95_mm == pytest.approx(geometry.diagonal_mm)
     assert result.assd_mm == pytest.approx(geometry.diagonal_mm)
     assert (result.dice_apex, result.dice_mid, result.dice_base) == (0.0, 0.0, 0.0)
@@ -409,7 +462,7 @@ def test_a_missed_gland_has_dice_0_and_the_image_diagonal_as_distance() -> None:
 def test_a_prediction_without_a_reference_is_as_bad_but_not_a_missed_gland() -> None:
     gland = slices_with_gland(3, 4, 5)
     result = case_metrics(np.zeros_like(gland), gland, spacing_mm=SPACING_MM)
-    assert (result.dice, result.surface_dice_2mm) == (0.0, 0.0)
+    assert (result.dice, result.nsd_2mm) == (0.0, 0.0)
     assert result.hd95_mm == pytest.approx(math.hypot(36.0, 4.0, 4.0))
     assert result.assd_mm == pytest.approx(result.hd95_mm)
     assert math.isnan(result.volume_difference_percent)
@@ -420,7 +473,7 @@ def test_a_prediction_without_a_reference_is_as_bad_but_not_a_missed_gland() -> 
 def test_two_empty_masks_agree() -> None:
     nothing = slices_with_gland()
     result = case_metrics(nothing, nothing, spacing_mm=SPACING_MM)
-    assert (result.dice, result.iou, result.surface_dice_2mm) == (1.0, 1.0, 1.0)
+    assert (result.dice, result.iou, result.nsd_2mm) == (1.0, 1.0, 1.0)
     assert (result.hd95_mm, result.assd_mm, result.volume_difference_percent) == (0.0, 0.0, 0.0)
     assert not result.missed_gland
 

@@ -131,14 +131,22 @@ class Comparison:
         }
 
 
-def parse_results(text: str, *, name: str, source: str) -> Results:
+def parse_results(text: str, *, name: str, source: str, may_lack: Sequence[str] = ()) -> Results:
     """Read the text of a cases.csv.
 
+    Args:
+        text: The table.
+        name: For people, such as pipeline and run.
+        source: Run id or folder.
+        may_lack: Metrics that are NaN where an older version wrote the table.
+
     Raises:
-        InputError: If it is no such table, has a case twice, or was written before file hashes were.
+        InputError: If it is no such table, has a case twice, or an older version wrote it.
     """
     try:
         table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
+        for column in set(may_lack) - set(table.columns):
+            table[column] = ""
         _require_columns(table, name)
         for column in (*SUMMARISED, "volume_reference_ml"):
             table[column] = [_number(value) for value in table[column]]
@@ -158,7 +166,7 @@ def _require_columns(table: pd.DataFrame, name: str) -> None:
     if missing:
         raise InputError(
             f"{name}: its cases.csv has no {', '.join(missing)}: an older version wrote it\n"
-            "Run stage=evaluate again, so that both results can be told to be of the same references."
+            "Run stage=evaluate again: both results need the same columns."
         )
 
 

@@ -19,7 +19,7 @@ BETTER_COLOUR, WORSE_COLOUR, UNCLEAR_COLOUR = "#0072B2", "#D55E00", "#666666"
 """Blue and vermillion of Okabe and Ito's palette, and grey."""
 
 PANELS = {
-    "Dice, IoU; subgroups: Dice": ("dice", "dice_base", "dice_mid", "dice_apex", "iou", "surface_dice_2mm"),
+    "Dice, IoU; subgroups: Dice": ("dice", "dice_base", "dice_mid", "dice_apex", "iou", "nsd_2mm"),
     "distance (mm); subgroups: HD95": ("hd95_mm", "assd_mm"),
     "volume error (% of reference)": ("abs_volume_difference_percent",),
 }
@@ -31,7 +31,7 @@ SHOWN = {
     "dice_mid": "Dice, mid-gland",
     "dice_apex": "Dice, apex",
     "iou": "IoU",
-    "surface_dice_2mm": "surface Dice, 2 mm",
+    "nsd_2mm": "NSD at 2 mm",
     "hd95_mm": "HD95",
     "assd_mm": "ASSD",
     "abs_volume_difference_percent": "volume error",

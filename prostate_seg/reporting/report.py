@@ -18,7 +18,7 @@ METRIC_NAMES = {
     "iou": ("IoU", 3),
     "hd95_mm": ("HD95, mm", 1),
     "assd_mm": ("ASSD, mm", 2),
-    "surface_dice_2mm": ("Surface Dice at 2 mm", 3),
+    "nsd_2mm": ("NSD at 2 mm", 3),
     "volume_difference_ml": ("Volume difference, mL", 1),
     "volume_difference_percent": ("Volume difference, %", 1),
     "dice_apex": ("Dice, apex", 3),

@@ -17,7 +17,7 @@ SUMMARISED = (
     "iou",
     "hd95_mm",
     "assd_mm",
-    "surface_dice_2mm",
+    "nsd_2mm",
     "volume_difference_ml",
     "volume_difference_percent",
     "dice_apex",

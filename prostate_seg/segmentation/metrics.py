@@ -1,12 +1,14 @@
 """How well a predicted mask matches the reference, case by case.
 
 Masks are binary, indexed [Z, Y, X]; z increases from the apex (inferior) to the base (superior), the LPS order of
-`imaging.geometry`. Distances are in mm between voxel centres, volumes in mL. A missed gland keeps finite, bad values, so
+`imaging.geometry`. Distances are in mm, areas in mm2, volumes in mL. A missed gland keeps finite, bad values, so
 that no mean silently leaves it out. Summaries over cases are in `statistics`.
 """
 
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +17,13 @@ from scipy.spatial import cKDTree
 from prostate_seg.imaging.geometry import Spacing
 
 SURFACE_TOLERANCE_MM = 2.0
-"""Surface points within this distance count as right in surface Dice: four voxels in-plane, less than one 3 mm slice."""
+"""Surface within this distance of the other counts as right in NSD: four voxels in-plane, less than one 3 mm slice."""
 
 HD_PERCENTILE = 95.0
 """Percentile of the directed surface distances in HD95; the plain maximum hangs on a single voxel."""
+
+ALL_GLAND = 255
+"""Code of 2 x 2 x 2 voxels that are all gland."""
 
 ROUNDING_MM = 1e-6
 """A distance that exceeds a tolerance by less than this is a rounding error (3 * 0.1 mm is not 0.3 mm in binary)."""
@@ -36,8 +41,8 @@ class CaseMetrics:
     """Symmetric 95th-percentile Hausdorff distance in mm."""
     assd_mm: float
     """Average symmetric surface distance in mm."""
-    surface_dice_2mm: float
-    """Part of both surfaces within 2 mm of the other, 0 to 1."""
+    nsd_2mm: float
+    """Normalised surface Dice: part of the area of both surfaces within 2 mm of the other, 0 to 1."""
     volume_reference_ml: float
     """Volume of the reference mask in mL."""
     volume_predicted_ml: float
@@ -120,7 +125,7 @@ def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Sp
         spacing_mm: Voxel edge lengths along Z, Y, X.
 
     Returns:
-        The metrics; a missed gland has Dice 0, surface Dice 0 and the image diagonal as HD95 and ASSD.
+        The metrics; a missed gland has Dice 0, NSD 0 and the image diagonal as HD95 and ASSD.
 
     Raises:
         ValueError: If a mask is not binary or not 3-D, if the shapes differ, or if the spacing is not positive.
@@ -136,7 +141,7 @@ def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Sp
         iou=counts.iou(),
         hd95_mm=hd95_mm(distances),
         assd_mm=assd_mm(distances),
-        surface_dice_2mm=surface_dice(distances, tolerance_mm=SURFACE_TOLERANCE_MM),
+        nsd_2mm=normalised_surface_dice(reference, predicted, spacing_mm=spacing_mm, tolerance_mm=SURFACE_TOLERANCE_MM),
         volume_reference_ml=reference_vox * voxel_ml,
         volume_predicted_ml=predicted_vox * voxel_ml,
         volume_difference_ml=(predicted_vox - reference_vox) * voxel_ml,
@@ -326,21 +331,62 @@ def assd_mm(distances: SurfaceDistances) -> float:
     return float(both.mean()) if both.size else 0.0
 
 
-def surface_dice(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
-    """Return the part of both surfaces that lies within a tolerance of the other (Nikolov 2018, over surface voxels).
+def normalised_surface_dice(
+    reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing, tolerance_mm: float
+) -> float:
+    """Return the part of the area of both surfaces that lies within a tolerance of the other (NSD, Nikolov 2021).
+
+    A surface consists of elements, one for each 2 x 2 x 2 voxels that are not all alike. The area of an element follows from
+    which of them are gland and from the spacing, so that a slice thickness weighs as much as it is long; distances run
+    between elements (MONAI's `compute_surface_dice` with `use_subvoxels=True`, DeepMind's `surface-distance`).
 
     Args:
-        distances: Surface distances of a case.
-        tolerance_mm: Largest distance in mm that counts as right; the tolerance itself is within.
+        reference: Binary mask, shape [Z, Y, X].
+        predicted: Binary mask on the same grid.
+        spacing_mm: Voxel edge lengths along Z, Y, X.
+        tolerance_mm: Largest distance that counts as right; the tolerance itself is within.
 
     Returns:
         Fraction, 0 to 1; 0.0 when exactly one mask is empty, 1.0 when both are.
+
+    Raises:
+        ValueError: If a mask is not binary or not 3-D, if the shapes differ, or if the spacing is not positive.
     """
-    sizes = distances.from_reference_mm.size, distances.from_predicted_mm.size
-    if not all(sizes):
-        return 0.0 if any(sizes) else 1.0
-    both = np.concatenate((distances.from_reference_mm, distances.from_predicted_mm))
-    return float(np.mean(both <= tolerance_mm + ROUNDING_MM))
+    reference, predicted = as_mask_pair(reference, predicted)
+    _check_spacing(spacing_mm)
+    if not (reference.any() and predicted.any()):
+        return float(reference.any() == predicted.any())
+    box = bounding_box(reference | predicted)
+    codes = [_neighbour_codes(mask[box]) for mask in (reference, predicted)]
+    surfaces = [(code != 0) & (code != ALL_GLAND) for code in codes]
+    areas_mm2 = _areas_mm2(spacing_mm)
+    within_mm2 = beyond_mm2 = 0.0
+    for code, here, there in zip(codes, surfaces, surfaces[::-1], strict=True):
+        within_mm2 += float(areas_mm2[code[here & there]].sum())
+        apart = np.argwhere(here & ~there)
+        distances_mm = _nearest_mm(apart, there, spacing_mm=spacing_mm)
+        is_within, each_mm2 = distances_mm <= tolerance_mm + ROUNDING_MM, areas_mm2[code[tuple(apart.T)]]
+        within_mm2 += float(each_mm2[is_within].sum())
+        beyond_mm2 += float(each_mm2[~is_within].sum())
+    return within_mm2 / (within_mm2 + beyond_mm2)
+
+
+def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
+    """Return which of each 2 x 2 x 2 voxels are gland, as bits in MONAI's order; uint8, one longer than the mask per axis."""
+    padded = np.pad(mask, 1).view(np.uint8)
+    z, y, x = (size + 1 for size in mask.shape)
+    codes = np.zeros((z, y, x), dtype=np.uint8)
+    for bit, (dz, dy, dx) in enumerate(np.ndindex(2, 2, 2)):
+        codes |= padded[dz : dz + z, dy : dy + y, dx : dx + x] << (7 - bit)
+    return codes
+
+
+@lru_cache(maxsize=256)
+def _areas_mm2(spacing_mm: Spacing) -> np.ndarray:
+    """Return the area of the surface element of every code, float64 [256]."""
+    utils = importlib.import_module("monai.metrics.utils")  # with torch, which those who only plot metrics do without
+    areas_mm2, _ = utils.create_table_neighbour_code_to_surface_area(spacing_mm)
+    return np.asarray(areas_mm2, dtype=np.float64)
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:

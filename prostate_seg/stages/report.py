@@ -64,7 +64,7 @@ def load_facts(cfg: Config, workspace: Workspace, evaluation: Path) -> Facts:
     """Read all that is known of an evaluation; only the evaluation must be there.
 
     Raises:
-        InputError: If there is no evaluation.
+        InputError: If there is no evaluation, or an older version wrote it.
     """
     needed = [evaluation / name for name in ("cases.csv", "slices.csv", "metrics.json")]
     absent = [path for path in needed if not path.is_file()]
@@ -163,6 +163,9 @@ def _settings(entries: dict[str, dict[str, Any]], folds: list[Path]) -> dict[str
 
 
 def _cases(path: Path) -> pd.DataFrame:
+    missing = [name for name in METRICS if name not in pd.read_csv(path, nrows=0).columns]
+    if missing:
+        raise InputError(f"{path} has no {', '.join(missing)}: an older version wrote it\nRun stage=evaluate again.")
     cases = _table(path, numbers=METRICS)
     assert cases is not None
     return cases.assign(missed_gland=cases["missed_gland"] == "True")
