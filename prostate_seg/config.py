@@ -22,6 +22,11 @@ Group = TypeVar("Group")
 A_GROUP = "a group of settings"
 """In words, the type of a key that has others below it."""
 
+NOT_DUPLICATES = re.compile(
+    r"\s*(?P<first>[^/]*[^/\s])\s*/\s*(?P<second>[^/\s][^/]*?)\s*:\s+(?P<reason>\S.*)", re.DOTALL
+)
+"""How fold.not_duplicates names a pair; a slash is in no case id."""
+
 Check = tuple[str, bool, str]
 """A setting's name inside its group, whether it holds, and the rule in words."""
 
@@ -307,6 +312,8 @@ class FoldConfig:
     """Split file of fold=picai: JSON whose folds[i].val lists the test case ids of fold i."""
     index: int | None
     """The one fold to train and evaluate; null does all."""
+    not_duplicates: list[str]
+    """Pairs of near-identical images that are no duplicates, each CASE/CASE: REASON; the leak gate lets them pass."""
 
     def __post_init__(self) -> None:
         _check(
@@ -324,6 +331,11 @@ class FoldConfig:
                 "file",
                 (self.file is not None) == (self.strategy is SplitStrategy.picai),
                 "must name a file for fold=picai, and be null otherwise",
+            ),
+            (
+                "not_duplicates",
+                all(NOT_DUPLICATES.fullmatch(pair) for pair in self.not_duplicates),
+                'must be pairs with a reason, such as ["10001_1/10002_1: two patients, says the register"]',
             ),
         )
 
@@ -775,7 +787,7 @@ STAGE_SETTINGS = {
     "preprocess": ("data", "preprocess"),
     "prepare": ("fold", "seed"),
     "train": ("model", "train", "fold.index", "seed"),
-    "evaluate": ("evaluate", "train.precision", "fold.index", "seed"),
+    "evaluate": ("evaluate", "train.precision", "fold.index", "fold.not_duplicates", "seed"),
     "report": ("data.whole_gland_labels", "evaluate.external_root", "evaluate.num_bootstrap", "seed"),
     "register": ("fold.index",),
 }
@@ -893,10 +905,11 @@ def science_of(cfg: Config) -> dict[str, Any]:
 def portable_science_of(cfg: Config) -> dict[str, Any]:
     """Return the same without what leaves a fold's weights as they are, so that equal trainings write equal files.
 
-    That is where the data lie on this machine, whether other folds are trained too, and what is done about a stop.
+    That is where the data lie on this machine, whether other folds are trained too, which pairs the leak gate lets pass, and
+    what is done about a stop.
     """
     science = science_of(cfg)
-    del science["data"]["root"], science["fold"]["index"], science["train"]["resume"]
+    del science["data"]["root"], science["fold"]["index"], science["fold"]["not_duplicates"], science["train"]["resume"]
     return science
 
 

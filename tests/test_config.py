@@ -63,6 +63,12 @@ def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
         (["fold.num_folds=1"], "fold.num_folds: must be at least 2 for fold=kfold"),
         (["fold.num_folds=0", "fold.strategy=all"], "fold.num_folds: must be from 1 to 100, is 0"),
         (["fold.val_fraction=0"], "fold.val_fraction: must be above 0 and below 1, is 0.0"),
+        (
+            ["fold.not_duplicates=[a_1/b_1]"],
+            'fold.not_duplicates: must be pairs with a reason, such as ["10001_1/10002_1: two',
+        ),
+        (["fold.not_duplicates=['a_1/b_1: ']"], "fold.not_duplicates: must be pairs with a reason"),
+        (["fold.not_duplicates=['a_1: b_1 is another']"], "fold.not_duplicates: must be pairs with a reason"),
         (["fold.index=-1"], "fold.index: must be null or at least 0, is -1"),
         (["fold.file=x"], "fold.file: must name a file for fold=picai, and be null otherwise, is x"),
         (["model.num_slices=2"], "model.num_slices: must be odd"),

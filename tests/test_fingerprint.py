@@ -91,6 +91,16 @@ def test_voxels_have_one_hash_in_every_file_format_and_integer_type(tmp_path: Pa
     assert voxels_sha1(replace(whole, array=other)) not in hashes
 
 
+def test_copy_at_the_limit_of_the_close_comparison_passes_the_coarse_one() -> None:
+    rng = np.random.default_rng(0)
+    noise = [ndimage.gaussian_filter(rng.normal(size=THUMBNAIL_SHAPE), 1.2) for _ in range(2)]
+    for weight in (0.66, 0.7):
+        mixed = weight * noise[0] / noise[0].std() + np.sqrt(1 - weight**2) * noise[1] / noise[1].std()
+        pair = {"a": np.rint(42 * noise[0] / noise[0].std()), "b": np.rint(42 * mixed)}
+        thumbnails = {name: np.clip(one, -127, 127).astype(np.int8) for name, one in pair.items()}
+        assert list(same_pictures(thumbnails)) == [("a", "b")]
+
+
 def test_nothing_to_compare_and_no_contrast_are_no_pair() -> None:
     flat = np.zeros((16, 50, 50), dtype=np.int8)
     assert same_pictures({}) == {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prostate_seg.data.folds import Fold
-from prostate_seg.data.leak_gate import CaseIdentity, Check, find_leaks, stop_on_leaks
+from prostate_seg.data.leak_gate import CaseIdentity, Check, find_leaks, idle_pairs, stop_on_leaks
 from prostate_seg.errors import InputError
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 
@@ -71,6 +71,57 @@ def test_test_case_in_val_is_named_as_that_and_not_as_its_patient() -> None:
     folds = [replace(FOLDS[0], val=["b_1", "c_1"])]
     (leak,) = find_leaks(folds, identities=identities()).leaks
     assert str(leak) == "fold 0: case in two parts: c_1 (val) and c_1 (test)"
+
+
+ALIKE = identities("c_1", thumbnail=np.roll(picture(0), 1, axis=2))
+REASON = {frozenset(("a_1", "c_1")): "two patients"}
+
+
+def test_near_identical_images_of_a_named_pair_stop_nothing_and_are_recorded_with_the_reason() -> None:
+    with pytest.raises(InputError, match=r"'fold.not_duplicates=\[\"10001_1/10002_1: two patients"):
+        stop_on_leaks(FOLDS, identities=ALIKE)
+    verdict = stop_on_leaks(FOLDS, identities=ALIKE, not_duplicates=REASON)
+    assert verdict.text == "passed (1 pair overruled)"
+    assert verdict.as_dict()["overruled"] == ["a_1 and c_1 (correlation 1.00): two patients"]
+    assert verdict.as_dict()["checks"]["near-identical images"] == "passed (1 pair overruled)"
+    assert idle_pairs(REASON, identities=ALIKE, verdict=verdict) == []
+
+
+def test_one_named_pair_lets_no_other_pair_pass() -> None:
+    other = ALIKE | {"b_1": replace(ALIKE["b_1"], thumbnail=picture(1))}
+    with pytest.raises(InputError, match=r"near-identical images \(correlation 1.00\): a_2 \(train\) and b_1 \(val\)"):
+        stop_on_leaks(FOLDS, identities=other, not_duplicates=REASON)
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"patient_id": "a"}, "patient overlap"),
+        ({"image_md5": "image a_1"}, "identical image files"),
+        ({"voxels_sha1": "voxels a_1"}, "identical voxels"),
+        ({"mask_md5": "mask a_1"}, "identical mask files"),
+    ],
+)
+def test_pair_that_shares_more_than_near_identical_images_is_not_overruled(changes: dict[str, Any], check: str) -> None:
+    known = identities("c_1", thumbnail=picture(0), **changes)
+    with pytest.raises(InputError, match="a_1"):
+        stop_on_leaks(FOLDS, identities=known, not_duplicates=REASON)
+    verdict = find_leaks(FOLDS, identities=known, not_duplicates=REASON)
+    assert verdict.overruled == []
+    (text,) = idle_pairs(REASON, identities=known, verdict=verdict)
+    assert text.startswith("a_1/c_1: they share more than near-identical images (")
+    assert check in text
+
+
+def test_pair_that_overrules_nothing_is_named_with_the_cause() -> None:
+    verdict = find_leaks(FOLDS, identities=identities(), not_duplicates=REASON)
+    pairs = REASON | {frozenset(("a_1", "c_l")): "typing error", frozenset(("a_1",)): "one"}
+    assert verdict.text == "passed"
+    assert idle_pairs(pairs, identities=identities(), verdict=verdict) == [
+        "a_1/c_1: their images are not near-identical; remove the pair",
+        "a_1/c_l: c_l is no case of this data set; did you mean c_1?",
+        "a_1: a pair is two cases, and this is one",
+    ]
 
 
 def test_copy_is_named_once_by_the_first_check_that_finds_it() -> None:

@@ -62,6 +62,14 @@ def test_a_good_first_version_passes_every_rule() -> None:
     assert refused(shown(*GOOD)) == []
 
 
+def test_pairs_that_the_leak_gate_let_pass_are_named_beside_its_verdict() -> None:
+    candidate = shown(*GOOD, leaks={"near-identical images": "passed (1 pair overruled)"})
+    candidate.summary["leak_gate"]["overruled"] = ["a_1 and b_1 (correlation 0.66): two patients"]
+    leaks, *_ = judge(candidate, None, rules=RULES, num_bootstrap=200, seed=1)
+    assert leaks.is_passed
+    assert leaks.words.endswith("not duplicates: a_1 and b_1 (correlation 0.66): two patients")
+
+
 @pytest.mark.parametrize(
     ("candidate", "rule", "words"),
     [

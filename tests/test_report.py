@@ -154,6 +154,9 @@ def test_leak_gate_is_shown_when_it_is_recorded(facts: Facts) -> None:
     text = words(page(replace(facts, summary={**facts.summary, "leak_gate": gate})))
     assert "Passed." in text
     assert "near-duplicates not run: no images" in text
+    pair = "a_1 and b_1 (correlation 0.66): two patients"
+    text = words(page(replace(facts, summary={**facts.summary, "leak_gate": gate | {"overruled": [pair]}})))
+    assert f"No duplicates, by fold.not_duplicates: {pair}" in text
 
 
 @pytest.mark.parametrize(

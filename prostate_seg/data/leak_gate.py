@@ -4,6 +4,7 @@ A case may be known by its name alone, by its files, or by what preprocessing sa
 says so. Nothing here reads files.
 """
 
+import difflib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,13 @@ from prostate_seg.imaging.fingerprint import same_pictures
 
 SHOWN_LEAKS = 20
 """Leaks written out in the error; the rest are counted."""
+
+
+OVERRULE = (
+    "Near-identical images that are no copies: name the pair and the reason in every stage, such as "
+    "'fold.not_duplicates=[\"10001_1/10002_1: two patients, says the register\"]'."
+)
+"""The next step for a pair that the thumbnails mistake."""
 
 
 class Check(Enum):
@@ -78,6 +86,23 @@ class Leak:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Overruled:
+    """A pair of near-identical images that a person says are no duplicates."""
+
+    first: str
+    second: str
+    correlation: float
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.first} and {self.second} (correlation {self.correlation:.2f}): {self.reason}"
+
+
+NotDuplicates = Mapping[frozenset[str], str]
+"""The reason, by the case ids of a pair."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the gate found."""
 
@@ -85,20 +110,27 @@ class Verdict:
     num_cases: int
     num_unknown: Mapping[Check, int]
     """Cases of which a check knew too little, by check."""
+    overruled: list[Overruled]
 
     @property
     def text(self) -> str:
-        """The verdict in a few words: passed, or the checks that found something."""
+        """The verdict in a few words: passed, or the checks that found something, and how many pairs were overruled."""
         found = [check.value for check in Check if self.found(check)]
-        return f"leaks: {', '.join(found)}" if found else "passed"
+        return (f"leaks: {', '.join(found)}" if found else "passed") + self._num_overruled()
 
     def found(self, check: Check) -> list[Leak]:
         """Return the leaks of one check."""
         return [leak for leak in self.leaks if leak.check is check]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the verdict and the outcome of every check, ready for JSON."""
-        return {"verdict": self.text, "checks": {check.value: self._outcome(check) for check in Check}}
+        """Return the verdict, the outcome of every check and the pairs that were overruled, ready for JSON."""
+        checks = {check.value: self._outcome(check) for check in Check}
+        checks[Check.picture.value] += self._num_overruled()
+        return {"verdict": self.text, "checks": checks, "overruled": [str(pair) for pair in self.overruled]}
+
+    def _num_overruled(self) -> str:
+        num = len(self.overruled)
+        return f" ({num} pair{'s' if num > 1 else ''} overruled)" if num else ""
 
     def _outcome(self, check: Check) -> str:
         found = self.found(check)
@@ -110,12 +142,15 @@ class Verdict:
         return f"passed on {self.num_cases - num_unknown} of {self.num_cases} cases" if num_unknown else "passed"
 
 
-def find_leaks(folds: Sequence[Fold], *, identities: Mapping[str, CaseIdentity]) -> Verdict:
+def find_leaks(
+    folds: Sequence[Fold], *, identities: Mapping[str, CaseIdentity], not_duplicates: NotDuplicates | None = None
+) -> Verdict:
     """Compare the parts of each fold, and look at each case.
 
     Args:
         folds: Case ids of the parts.
         identities: What is known of each case.
+        not_duplicates: Pairs whose near-identical images are no leak. They still leak by what else they share.
 
     Returns:
         The leaks, each pair of a fold under the first check that finds it; none when the folds are clean.
@@ -124,17 +159,56 @@ def find_leaks(folds: Sequence[Fold], *, identities: Mapping[str, CaseIdentity])
     cases = {case_id: identities[case_id] for case_id in listed}
     thumbnails = {case_id: case.thumbnail for case_id, case in cases.items() if case.thumbnail is not None}
     alike = same_pictures(thumbnails)
+    reasons = not_duplicates or {}
+    overruled = [
+        Overruled(first=pair[0], second=pair[1], correlation=correlation, reason=reasons[frozenset(pair)])
+        for pair, correlation in alike.items()
+        if frozenset(pair) in reasons and not _shared(*(cases[case_id] for case_id in pair))
+    ]
+    alike = {pair: value for pair, value in alike.items() if pair not in {(one.first, one.second) for one in overruled}}
     leaks = [leak for index, fold in enumerate(folds) for leak in _leaks_of_fold(fold, index, cases=cases, alike=alike)]
     for check, is_leak in (
         (Check.intensities, lambda case: case.own_intensities is False),
         (Check.oracle_crop, lambda case: case.oracle_crop is True),
     ):
         leaks += [Leak(check=check, first=case_id) for case_id, case in cases.items() if is_leak(case)]
-    return Verdict(leaks=leaks, num_cases=len(cases), num_unknown=_num_unknown(cases))
+    return Verdict(leaks=leaks, num_cases=len(cases), num_unknown=_num_unknown(cases), overruled=overruled)
+
+
+def idle_pairs(not_duplicates: NotDuplicates, *, identities: Mapping[str, CaseIdentity], verdict: Verdict) -> list[str]:
+    """Return, for each pair that overruled nothing, the pair and why, in words."""
+    done = {frozenset((one.first, one.second)) for one in verdict.overruled}
+    return [_why_idle(sorted(pair), identities) for pair in not_duplicates if pair not in done]
+
+
+def _why_idle(pair: Sequence[str], identities: Mapping[str, CaseIdentity]) -> str:
+    named = "/".join(pair)
+    unknown = [case_id for case_id in pair if case_id not in identities]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], sorted(identities), n=1)
+        return f"{named}: {unknown[0]} is no case of this data set{f'; did you mean {near[0]}?' if near else ''}"
+    if len(pair) < 2:
+        return f"{named}: a pair is two cases, and this is one"
+    if shared := _shared(*(identities[case_id] for case_id in pair)):
+        return f"{named}: they share more than near-identical images ({', '.join(shared)}), which no setting overrules"
+    return f"{named}: their images are not near-identical; remove the pair"
+
+
+def _shared(one: CaseIdentity, other: CaseIdentity) -> list[str]:
+    """Return the checks for a shared value that name both cases."""
+    return [
+        check.value
+        for check, attribute in SHARED.items()
+        if getattr(one, attribute) is not None and getattr(one, attribute) == getattr(other, attribute)
+    ]
 
 
 def stop_on_leaks(
-    folds: Sequence[Fold], *, identities: Mapping[str, CaseIdentity], allowed: Collection[Check] = ()
+    folds: Sequence[Fold],
+    *,
+    identities: Mapping[str, CaseIdentity],
+    allowed: Collection[Check] = (),
+    not_duplicates: NotDuplicates | None = None,
 ) -> Verdict:
     """Raise if a fold leaks.
 
@@ -142,6 +216,7 @@ def stop_on_leaks(
         folds: Case ids of the parts.
         identities: What is known of each case of the data set.
         allowed: Checks whose finding is noted in the verdict and stops nothing.
+        not_duplicates: See `find_leaks`.
 
     Raises:
         InputError: If `find_leaks` finds anything else, or a fold names a case that is not in the data set.
@@ -153,7 +228,7 @@ def stop_on_leaks(
             f"kfold.json names {len(unknown)} cases that dataset.csv does not have: {', '.join(unknown[:10])}\n"
             "Run stage=prepare again."
         )
-    verdict = find_leaks(folds, identities=identities)
+    verdict = find_leaks(folds, identities=identities, not_duplicates=not_duplicates)
     leaks = [leak for leak in verdict.leaks if leak.check not in allowed]
     if leaks:
         raise InputError(f"the folds leak:\n  {listing(leaks)}\n{next_step(leaks)}")
@@ -179,6 +254,8 @@ def next_step(leaks: Sequence[Leak]) -> str:
             "Copies: list one of each pair under data.exclude; if they are one patient, give both one patient id (file names, "
             "data.patient_pattern); run stage=preprocess and stage=prepare again."
         )
+    if Check.picture in found:
+        steps.append(OVERRULE)
     if Check.intensities in found:
         steps.append("Run stage=preprocess again: it scales each study by its own percentiles.")
     if Check.oracle_crop in found:

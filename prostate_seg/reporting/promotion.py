@@ -86,7 +86,9 @@ def _no_leaks(summary: Mapping[str, Any]) -> Ruling:
     ]
     if not checks:
         return Ruling(rule="leaks", is_passed=False, words="there is no verdict: run stage=evaluate again")
-    return Ruling(rule="leaks", is_passed=not found, words="; ".join(found) or "the leak gate found none")
+    overruled = summary["leak_gate"].get("overruled", [])
+    passed = "the leak gate found none" + (f"; not duplicates: {', '.join(overruled)}" if overruled else "")
+    return Ruling(rule="leaks", is_passed=not found, words="; ".join(found) or passed)
 
 
 def _no_oracle_crop(summary: Mapping[str, Any]) -> Ruling:

@@ -14,7 +14,7 @@ from prostate_seg.data.leak_gate import CaseIdentity, Check, Verdict, find_leaks
 from prostate_seg.data.split_files import read_splits
 from prostate_seg.errors import InputError
 from prostate_seg.progress import map_cases
-from prostate_seg.stages.common import identity_of_files, known_identities
+from prostate_seg.stages.common import identity_of_files, known_identities, log_overruled, not_duplicates
 from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     folds = read_folds(workspace.kfold_json) if cfg.audit.splits is None else read_splits(Path(cfg.audit.splits))
     case_ids = sorted({case_id for fold in folds for part in fold.parts().values() for case_id in part})
     identities, source = _identities(cfg, workspace, case_ids)
-    verdict = find_leaks(folds, identities=identities)
+    pairs = not_duplicates(cfg)
+    verdict = find_leaks(folds, identities=identities, not_duplicates=pairs)
+    log_overruled(verdict, pairs, identities)
     for line in describe(folds, verdict, identities, source=source):
         log.info("%s", line)
     if verdict.leaks:

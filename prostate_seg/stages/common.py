@@ -1,16 +1,18 @@
 """What several stages share: the config's preprocessing as a contract, and what lies in the workspace, checked."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from prostate_seg.config import Config, Crop
+from prostate_seg.config import NOT_DUPLICATES, Config, Crop
 from prostate_seg.data.cases import CaseFiles
 from prostate_seg.data.dataset import CaseRow, read_dataset, read_identities, require_contract
 from prostate_seg.data.folds import Fold, chosen_folds, read_folds
-from prostate_seg.data.leak_gate import CaseIdentity, Check, Verdict, stop_on_leaks
+from prostate_seg.data.layouts import nfc
+from prostate_seg.data.leak_gate import CaseIdentity, Check, Verdict, idle_pairs, stop_on_leaks
 from prostate_seg.data.loading import read_mask
 from prostate_seg.errors import VolumeError
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
@@ -19,6 +21,8 @@ from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_st
 from prostate_seg.imaging.quality import Finding
 from prostate_seg.progress import map_cases
 from prostate_seg.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 def preprocess_settings(cfg: Config) -> PreprocessSettings:
@@ -52,14 +56,33 @@ def checked_folds(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]
 
 
 def pass_leak_gate(cfg: Config, workspace: Workspace, folds: Sequence[Fold], dataset: Mapping[str, CaseRow]) -> Verdict:
-    """Let the leak gate look at folds; a crop that the config itself centres on the reference is noted and stops nothing.
+    """Check folds for leaks; a crop that the config itself centres on the reference is noted and stops nothing.
 
     Raises:
         InputError: If the folds leak.
     """
     identities = known_identities(cfg, workspace, dataset, num_remade=NUM_REMADE)
     allowed = [Check.oracle_crop] if cfg.preprocess.crop is Crop.mask else []
-    return stop_on_leaks(folds, identities=identities, allowed=allowed)
+    pairs = not_duplicates(cfg)
+    verdict = stop_on_leaks(folds, identities=identities, allowed=allowed, not_duplicates=pairs)
+    log_overruled(verdict, pairs, identities)
+    return verdict
+
+
+def not_duplicates(cfg: Config) -> dict[frozenset[str], str]:
+    """Return the reason of each pair in fold.not_duplicates, by its case ids."""
+    found = [NOT_DUPLICATES.fullmatch(pair) for pair in cfg.fold.not_duplicates]
+    return {frozenset((nfc(one["first"]), nfc(one["second"]))): one["reason"] for one in found if one}
+
+
+def log_overruled(
+    verdict: Verdict, pairs: Mapping[frozenset[str], str], identities: Mapping[str, CaseIdentity]
+) -> None:
+    """Log the pairs that fold.not_duplicates lets pass, and those of its pairs that change nothing."""
+    for pair in verdict.overruled:
+        log.warning("fold.not_duplicates lets near-identical images pass: %s", pair)
+    for text in idle_pairs(pairs, identities=identities, verdict=verdict):
+        log.warning("fold.not_duplicates changes nothing: %s", text)
 
 
 NUM_REMADE = 3

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 from prostate_seg.config import Config, OnBadCase
@@ -14,7 +15,7 @@ from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import CaseRow, read_identities
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.label_names import require_gland_names
-from prostate_seg.data.leak_gate import find_leaks, listing
+from prostate_seg.data.leak_gate import OVERRULE, Check, find_leaks, listing
 from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
 from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_folder, write_json, write_text
@@ -34,7 +35,14 @@ from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference import Predictor, segment
 from prostate_seg.segmentation.metrics import case_metrics, slice_counts
 from prostate_seg.segmentation.network_store import load_network, load_recipe
-from prostate_seg.stages.common import checked_dataset, checked_folds, identity_of_files, preprocess_settings
+from prostate_seg.stages.common import (
+    checked_dataset,
+    checked_folds,
+    identity_of_files,
+    log_overruled,
+    not_duplicates,
+    preprocess_settings,
+)
 from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
@@ -217,17 +225,26 @@ def _require_unseen(cfg: Config, workspace: Workspace, cases: Sequence[CaseFiles
     shared = sorted({one.patient_id for one in trained.values()} & {one.patient_id for one in external.values()})
     if shared:
         log.warning("patient ids of both data sets: %s; exclude them if they are the same people", ", ".join(shared))
+    of_external = f" of {cfg.evaluate.external_root}"
     renamed = {
         f"{case_id}{suffix}": replace(identity, patient_id=f"{case_id}{suffix}", oracle_crop=None)
-        for group, suffix in ((trained, ""), (external, " of " + str(cfg.evaluate.external_root)))
+        for group, suffix in ((trained, ""), (external, of_external))
         for case_id, identity in group.items()
     }
     fold = Fold(train=sorted(trained), val=[], test=sorted(set(renamed) - set(trained)))
-    leaks = find_leaks([fold], identities=renamed).leaks
+    pairs = {
+        frozenset((one, f"{other}{of_external}")): reason
+        for pair, reason in not_duplicates(cfg).items()
+        for one, other in permutations(pair, 2)
+    }
+    verdict = find_leaks([fold], identities=renamed, not_duplicates=pairs)
+    log_overruled(verdict, {}, renamed)
+    leaks = verdict.leaks
     if leaks:
         raise InputError(
             f"{len({leak.second for leak in leaks})} of {len(cases)} external images are in the data set of the trained folds:"
             f"\n  {listing(leaks)}\nList them under data.exclude."
+            + (f"\n{OVERRULE}" if any(leak.check is Check.picture for leak in leaks) else "")
         )
 
 

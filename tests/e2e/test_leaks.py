@@ -6,7 +6,9 @@ from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from tests.project_helpers import Project, copy_of, small_for
 from tests.stage_helpers import run_stages
@@ -57,6 +59,37 @@ def test_repeated_series_under_another_patients_name_stops_prepare_and_audit(sha
     assert "10795_1000811 (" in refused.stderr
     assert "near-identical images" in refused.stderr
     assert not (tmp_path / "prepared").exists()
+
+
+def test_named_pair_of_near_identical_images_passes_every_gate_with_its_reason(tmp_path: Path) -> None:
+    grid = Geometry(
+        shape_vox=(16, 60, 60), spacing_mm=(3.0, 1.5, 1.5), origin_mm=(0, 0, 0), direction=tuple(np.eye(3).ravel())
+    )
+    rng = np.random.default_rng(0)
+    pixels = ndimage.gaussian_filter(rng.normal(size=(2, *grid.shape_vox)), [0, 1, 1.5, 1.5]) * 1000 + 500
+    images = {"a_1": pixels[0], "b_1": pixels[0] + rng.normal(0, 5, grid.shape_vox), "c_1": pixels[1]}
+    for number, (case_id, array) in enumerate(images.items()):
+        gland = np.zeros(grid.shape_vox, np.uint8)
+        gland[3:13, 18 + number : 42, 18:42] = 1
+        write_volume(tmp_path / f"data/images/{case_id}.nii.gz", Volume(array=array.astype(np.float32), geometry=grid))
+        write_volume(tmp_path / f"data/masks/{case_id}.nii.gz", Volume(array=gland, geometry=grid))
+    settings = ["data=folder", f"data.root={tmp_path / 'data'}", "preprocess.image_size=64", "fold.num_folds=3"]
+    pair = 'fold.not_duplicates=["a_1/b_1: two patients, says the register"]'
+    done = run_stages(tmp_path, "stage=preprocess", *settings)
+    assert done.returncode == 0, done.stderr
+    refused = run_stages(tmp_path, "stage=prepare", *settings)
+    assert refused.returncode == 1
+    assert "near-identical images (correlation" in refused.stderr
+    assert "fold.not_duplicates=[" in refused.stderr
+    for stage in ("prepare", "audit"):
+        passed = run_stages(tmp_path, f"stage={stage}", pair, *settings)
+        assert passed.returncode == 0, passed.stderr
+        assert "lets near-identical images pass: a_1 and b_1 (correlation" in passed.stdout + passed.stderr
+        assert "): two patients, says the register" in passed.stdout + passed.stderr
+    assert "near-identical images                passed (1 pair overruled)" in passed.stdout
+    idle = run_stages(tmp_path, "stage=audit", pair.replace("b_1", "c_1"), *settings)
+    assert idle.returncode == 1
+    assert "changes nothing: a_1/c_1: their images are not near-identical" in idle.stdout + idle.stderr
 
 
 def test_intensities_fitted_to_the_whole_data_set_stop_training(prepared: Project, tmp_path: Path) -> None:
