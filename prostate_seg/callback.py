@@ -8,34 +8,51 @@ import importlib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from prostate_seg import config as configuration
+from prostate_seg.cli import BAD_COMMAND, FAILED, leave, require_inputs, typed_word
 from prostate_seg.config import Config
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.files import write_text
-from prostate_seg.stages import QUESTIONS, STAGES
+from prostate_seg.stages import QUESTIONS, STAGES, require_stage
 from prostate_seg.sweeping.fits import announce, num_folds_of
 from prostate_seg.sweeping.sweeper import is_study, sweep_place, trial_number
 from prostate_seg.tracking.cluster import cluster_job_key, heed_cluster_signals, is_cluster_job
-from prostate_seg.tracking.job import Job, Outcome, Recorded, Skipped, Unrecorded, outcome_of, terminate
+from prostate_seg.tracking.job import (
+    Job,
+    Outcome,
+    Recorded,
+    Skipped,
+    Unrecorded,
+    outcome_of,
+    terminate,
+    typed_arguments,
+)
 from prostate_seg.tracking.redaction import Redactor
 from prostate_seg.workspace import workspace_of
 
 log = logging.getLogger(__name__)
+
+NAME_INPUTS = frozenset({"audit", "data", "evaluate", "experiment", "mlflow", "paths", "predict", "register"})
+"""Groups that decide what a stage reads: where they are swept, each job has inputs of its own."""
 
 _active: list[Recorded] = []
 """The open run of this process, at most one; __main__ asks for it."""
@@ -59,16 +76,36 @@ def active_run() -> Recorded:
     return _active[-1]
 
 
+class JobFailed(SystemExit):
+    """The one job of a command failed, and leaves by its own error before Hydra prints the overrides as Python has them."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(1)
+        self.error = error
+
+
 class TrackingCallback(Callback):
     """Opens and closes the runs of jobs and of sweeps."""
 
+    _has_begun = False
+    """Whether the multirun was accepted: Hydra calls the end hook of a refused one too."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a config or stage that cannot be run before Hydra makes the folder of its log."""
+        with _errors_leave():
+            HydraConfig.instance().set_config(config)  # for settings that refer to it
+            _require_runnable(config, [config.stage])
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Make the pipeline and, for a real sweep, its run, before any job can look for it."""
+        with _errors_leave():
+            swept = _swept(config)
+            _require_runnable(config, swept.get("stage", [config.stage]), swept=set(swept) - {"stage"})
+        self._has_begun = True
         with _failures_leave():
             cfg = _parsed(config)
             if cfg is None or cfg.stage in QUESTIONS:
                 return
-            swept = _swept(config)
             is_sweep = is_study(config.hydra) or bool(set(swept) - {"stage"})
             if cfg.mlflow.tracking_uri is not None:
                 _tracking("sweeps").begin_multirun(cfg, sweep_place(config), is_sweep=is_sweep)
@@ -77,6 +114,8 @@ class TrackingCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Close the sweep's run with the worst status of its trials, and say how to train the best setting."""
+        if not self._has_begun:
+            return
         with _failures_leave():
             cfg = _parsed(config)
             if cfg is None or cfg.stage in QUESTIONS or cfg.mlflow.tracking_uri is None:
@@ -111,16 +150,17 @@ class TrackingCallback(Callback):
         with _no_sigterm():
             # Hydra prints the overrides
             job_return.overrides = [_redactor(config).text(word) for word in job_return.overrides or ()]
-            if not _active:
-                return
-            run = _active.pop()
             is_completed = job_return.status is JobStatus.COMPLETED
-            with _failures_leave(replace_error=is_completed):
-                error = None if is_completed else job_return._return_value
-                run.close(Outcome.finished if error is None else outcome_of(error), error)
+            error = None if is_completed else job_return._return_value
+            if _active:
+                run = _active.pop()
+                with _failures_leave(replace_error=is_completed):
+                    run.close(Outcome.finished if error is None else outcome_of(error), error)
             _leave_workspace()
         if not is_completed and _exit_code(job_return) == 0:
             sys.exit(1)  # a stage that left by sys.exit(0) has no result, and that is no success
+        if isinstance(error, Exception) and not _is_multirun(config):
+            raise JobFailed(error)
 
 
 def close_left(error: BaseException) -> None:
@@ -153,10 +193,36 @@ def _parsed(config: DictConfig) -> Config | None:
         return None
 
 
+def _require_runnable(config: DictConfig, stages: Sequence[str | None], *, swept: Iterable[str] = ()) -> None:
+    """Check the config and what its stages need, as far as that is known before they run; each job checks its own.
+
+    Raises:
+        ConfigError: If the config cannot be used or a stage does not exist.
+        InputError: If something that a stage reads does not exist.
+    """
+    for stage in stages:
+        require_stage(stage)
+    groups = {re.split(r"[./]", key.lstrip("+"))[0] for key in swept}
+    if groups & NAME_INPUTS or ("fold" in groups and list(stages) != ["train"]):
+        return
+    try:
+        cfg = configuration.parse_job(config)
+    except ConfigError:
+        if swept or "${hydra:" in OmegaConf.to_yaml(config.paths):
+            return
+        raise
+    typed = [_redactor(config).text(word) for word in typed_arguments()]
+    require_inputs([str(stage) for stage in stages], cfg, typed)
+
+
+def _is_multirun(config: DictConfig) -> bool:
+    return str(config.hydra.mode).endswith("MULTIRUN")
+
+
 def _job(config: DictConfig) -> Job:
-    is_multirun = str(config.hydra.mode).endswith("MULTIRUN")
+    is_multirun = _is_multirun(config)
     return Job(
-        overrides=tuple(config.hydra.overrides.task),
+        overrides=tuple(map(typed_word, config.hydra.overrides.task)),
         output_dir=Path(config.hydra.runtime.output_dir),
         hydra_dir=config.hydra.output_subdir or ".hydra",
         sweep_folder=sweep_place(config) if is_multirun else None,
@@ -184,19 +250,27 @@ def _number(hydra: DictConfig) -> int | None:
     return trial_number(hydra) if is_study(hydra) else number
 
 
-def _swept(config: DictConfig) -> dict[str, int]:
-    """Return the settings that a multirun varies, with the number of their values."""
+def _swept(config: DictConfig) -> dict[str, list[str | None]]:
+    """Return the settings that a multirun varies, with their values; none for an interval.
+
+    Raises:
+        ConfigError: If a setting has no value to try, or an interval and no study that draws from it.
+    """
     words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     words += list(config.hydra.overrides.task)
-    overrides = OverridesParser.create().parse_overrides(words)
-    return {
-        override.get_key_element(): sum(1 for _ in override.sweep_iterator()) if override.is_discrete_sweep() else 0
-        for override in overrides
-        if override.is_sweep_override()
-    }
+    swept: dict[str, list[str | None]] = {}
+    for override in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words):
+        if override.is_interval_sweep() and not is_study(config.hydra):
+            raise ConfigError(f"{override.input_line}: only a search draws from an interval; add +sweep=optuna")
+        if override.is_sweep_override():
+            values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+            if not (values or override.is_interval_sweep()):
+                raise ConfigError(f"{override.input_line}: has no value to try; glob(...) takes options of a group")
+            swept[override.get_key_element()] = [str(value) for value in values]
+    return swept
 
 
-def _announce(cfg: Config, swept: dict[str, int], *, is_paired: bool) -> None:
+def _announce(cfg: Config, swept: Mapping[str, Sequence[Any]], *, is_paired: bool) -> None:
     """Say how many trainings a grid or pairs are, and of test cases that they choose nothing."""
     if cfg.stage == "evaluate":
         log.info(
@@ -205,7 +279,7 @@ def _announce(cfg: Config, swept: dict[str, int], *, is_paired: bool) -> None:
         )
     if cfg.stage != "train":
         return
-    counts = swept.values()
+    counts = [len(values) for values in swept.values()]
     num_folds = 1 if "fold.index" in swept else num_folds_of(cfg)
     announce(cfg, num_trials=max(counts) if is_paired else math.prod(counts), num_folds=num_folds)
 
@@ -223,6 +297,17 @@ def _opened(cfg: Config, job: Job) -> Recorded:
 
 def _draw_sweep(folder: Path, rows: Sequence[tuple[Mapping[str, str], float]]) -> None:
     importlib.import_module("prostate_seg.reporting.sweeps").draw_sweep(folder, rows)
+
+
+@contextmanager
+def _errors_leave() -> Iterator[None]:
+    """Exit with the text of an error of the config or of an input, which Hydra would turn into a warning."""
+    try:
+        yield
+    except (ConfigError, HydraException) as error:
+        leave(error, str(error), BAD_COMMAND)
+    except InputError as error:
+        leave(error, str(error), FAILED)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ rule and the value. Lengths are in millimetres, voxel orders are (z, y, x). Noth
 """
 
 import dataclasses
-import difflib
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from prostate_seg.errors import ConfigError
+from prostate_seg.suggestions import probably_meant
 
 Group = TypeVar("Group")
 
@@ -814,7 +815,7 @@ def parse(cfg: DictConfig) -> Config:
         raise ConfigError(unknown_key_message(str(error.full_key))) from error
     except MissingMandatoryValue as error:
         key = str(error.full_key)
-        raise ConfigError(f"{key}: must be set to {_rule(key)}; add {key}=... to the command") from error
+        raise ConfigError(f"{key}: must be set to {rule_of(key)}; add {key}=... to the command") from error
     except ValidationError as error:
         raise ConfigError(_type_message(cfg)) from error
     except OmegaConfBaseException as error:
@@ -882,18 +883,19 @@ def unknown_key_message(key: str) -> str:
     """Say that a key does not exist, and which one was probably meant."""
     if key in known_keys():
         return f"{key}: cannot be set here, because {key.rpartition('.')[0]} is null; choose the option that has it"
-    meant = closest(key, known_keys())
+    meant = " or ".join(probably_meant(key, known_keys()))
     return f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else "; --cfg job shows the known ones")
-
-
-def closest(word: str, known: list[str]) -> str | None:
-    """Return the known word that looks most like `word`, if one looks like it at all."""
-    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
 
 
 def known_keys() -> list[str]:
     """Return every key of the schema, dotted, groups included."""
-    return [key for key, _ in _walk(Config, "")]
+    return list(setting_types())
+
+
+@functools.cache
+def setting_types() -> dict[str, Any]:
+    """Return the type of every key of the schema, dotted, groups included."""
+    return dict(_walk(Config, ""))
 
 
 def science_of(cfg: Config) -> dict[str, Any]:
@@ -946,7 +948,7 @@ def _type_message(cfg: DictConfig) -> str:
     schema = OmegaConf.structured(Config)
     for key in known_keys():
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if isinstance(value, DictConfig) and _rule(key).endswith(A_GROUP):
+        if isinstance(value, DictConfig) and rule_of(key).endswith(A_GROUP):
             continue
         alone: Any = value
         for part in reversed(key.split(".")):
@@ -954,13 +956,13 @@ def _type_message(cfg: DictConfig) -> str:
         try:
             OmegaConf.merge(schema, alone)
         except OmegaConfBaseException:
-            return f"{key}: must be {_rule(key)}, is {value}"
+            return f"{key}: must be {rule_of(key)}, is {value}"
     return "a group of settings has the wrong type; compare with --cfg job"
 
 
-def _rule(key: str) -> str:
+def rule_of(key: str) -> str:
     """Say what type of value a key takes."""
-    hints = dict(_walk(Config, ""))
+    hints = setting_types()
     return type_in_words(hints[key]) if key in hints else "a value"
 
 

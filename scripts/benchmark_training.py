@@ -209,7 +209,7 @@ def benchmark_config(*overrides: str) -> Config:
     """Return the shipped defaults, or what the overrides make of them."""
     from hydra import compose, initialize_config_dir
 
-    from prostate_seg.__main__ import config_folder
+    from prostate_seg.cli import config_folder
     from prostate_seg.config import parse
 
     with initialize_config_dir(config_dir=str(config_folder())):

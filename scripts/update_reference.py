@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from prostate_seg import config
-from prostate_seg.__main__ import config_folder
+from prostate_seg.cli import config_folder
 from prostate_seg.config import Config
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from prostate_seg.__main__ import config_folder
+from prostate_seg.cli import config_folder
 from prostate_seg.imaging.geometry import Geometry, Volume
 
 if "PYTEST_XDIST_WORKER" in os.environ:

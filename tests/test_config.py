@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
 from prostate_seg import config
-from prostate_seg.__main__ import _config_message, config_folder
+from prostate_seg.cli import composition_message, config_folder
 from prostate_seg.errors import ConfigError
 from tests.conftest import composed
 
@@ -106,7 +106,7 @@ def test_bad_value_is_refused_with_key_rule_and_value(overrides: list[str], mess
 def test_setting_of_a_group_that_is_left_out_says_so() -> None:
     with pytest.raises(ConfigCompositionException) as caught:
         composed("data=folder", "data.root=x", "data.phantom.num_patients=3")
-    assert _config_message(caught.value) == (
+    assert composition_message(caught.value) == (
         "data.phantom.num_patients: cannot be set here, because data.phantom is null; choose the option that has it"
     )
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg import config
-from prostate_seg.__main__ import _raised_by_hydra
+from prostate_seg.cli import hydra_words, is_raised_by_hydra
 from prostate_seg.config import Config, ConfigError, known_keys, parse
 from tests.conftest import composed
 from tests.test_config import NEEDED, options
@@ -100,9 +100,9 @@ def test_any_words_on_the_command_line_compose_and_parse_or_are_refused(key: str
     meant = (ConfigError, HydraException, OmegaConfBaseException)  # what __main__ words, with exit code 2
     with suppress(*meant):
         try:
-            parse(composed(f"{key}={text}"))
+            parse(composed(*hydra_words([f"{key}={text}"])))
         except ValueError as error:
-            if not isinstance(error, meant) and not _raised_by_hydra(error):
+            if not isinstance(error, meant) and not is_raised_by_hydra(error):
                 raise
 
 

@@ -9,10 +9,12 @@ import mlflow.cli
 import pytest
 import torch.distributed.run
 from dvc.cli.parser import get_main_parser
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from prostate_seg import config, stages
-from prostate_seg.__main__ import _as_text, config_folder
+from prostate_seg.cli import config_folder, hydra_word
 from scripts.update_reference import REFERENCE, reference_text
 from tests.conftest import ROOT, composed
 
@@ -31,8 +33,10 @@ def commands() -> list[tuple[str, str]]:
 
 def first_of_each_sweep(overrides: list[str]) -> list[str]:
     """Return overrides of one job of a multirun; what only chooses how jobs are run is left out."""
+    with initialize_config_dir(config_dir=str(config_folder())):
+        loader = GlobalHydra.instance().config_loader()  # knows what glob(...) stands for
     kept = []
-    for override in OverridesParser.create().parse_overrides(overrides):
+    for override in OverridesParser.create(loader).parse_overrides(overrides):
         key = override.get_key_element()
         if re.match(r"\+?(sweep|hydra)\b", key):
             continue
@@ -52,7 +56,7 @@ def test_every_command_of_the_docs_composes_and_parses(page: str, arguments: str
         for word in shlex.split(arguments, comments=True)
         if not word.startswith("-") and word not in ("job", "all")
     ]
-    overrides = [_as_text(word) for word in words if "=" in word]
+    overrides = [hydra_word(word, is_multirun="-m" in arguments.split()) for word in words if "=" in word]
     cfg = config.parse(composed(*first_of_each_sweep(overrides)))
     if cfg.stage is not None:
         stages.require_stage(cfg.stage)

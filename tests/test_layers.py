@@ -16,7 +16,18 @@ MAY_IMPORT = {
     "tracking": BASE | {"config", "workspace", "tracking"},
     "sweeping": BASE | {"config", "workspace", "tracking", "sweeping"},
     "stages": BASE
-    | {"imaging", "data", "segmentation", "reporting", "tracking", "config", "workspace", "stages", "torchrun"},
+    | {
+        "suggestions",
+        "imaging",
+        "data",
+        "segmentation",
+        "reporting",
+        "tracking",
+        "config",
+        "workspace",
+        "stages",
+        "torchrun",
+    },
 }
 RECORDING = {"mlflow", "dvc", "dvc_data", "dvc_objects"}
 SEARCHING = {"hydra", "omegaconf", "optuna"}

@@ -6,8 +6,9 @@ Each module has `run(cfg: Config, workspace: Workspace) -> StageResult`.
 import importlib
 from collections.abc import Callable
 
-from prostate_seg.config import Config, closest
+from prostate_seg.config import Config
 from prostate_seg.errors import ConfigError
+from prostate_seg.suggestions import closest
 from prostate_seg.workspace import StageResult, Workspace
 
 STAGES = {

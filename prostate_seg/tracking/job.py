@@ -1,5 +1,6 @@
 """What Hydra knows of a job, how it may end, and what a stage sees of its run. No library is needed to say so."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -93,10 +94,18 @@ def terminate(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(TERMINATED)
 
 
+TYPED = "PROSTATE_SEG_TYPED"
+"""Variable with the arguments as typed: sys.argv has them as Hydra reads them, and workers of a launcher have their own."""
+
+
+def typed_arguments() -> list[str]:
+    """Return the arguments of the launcher as typed."""
+    return shlex.split(os.environ[TYPED]) if TYPED in os.environ else sys.argv[1:]
+
+
 def command_line(job: Job | None = None) -> str:
     """Return how this process was started, as a person would type it; of a cluster's job, what it runs."""
-    typed = job.overrides if job is not None and job.cluster_key is not None else sys.argv[1:]
-    return _typed([word for word in typed if word != "hydra.sweeper.max_batch_size=1"])
+    return _typed(job.overrides if job is not None and job.cluster_key is not None else typed_arguments())
 
 
 NOT_OF_ONE_RUN = ("+sweep", "mlflow.skip_finished")

@@ -163,7 +163,7 @@ def preprocess(mutant: Mutant, out: Path) -> None:
     """
     from hydra import compose, initialize_config_dir
 
-    from prostate_seg.__main__ import config_folder
+    from prostate_seg.cli import config_folder
     from prostate_seg.config import parse
     from prostate_seg.imaging.image_io import read_volume
     from prostate_seg.stages import preprocess as stage
@@ -211,7 +211,7 @@ def predict(mutant: Mutant, out: Path, *, model: Path) -> None:
     """
     from hydra import compose, initialize_config_dir
 
-    from prostate_seg.__main__ import config_folder
+    from prostate_seg.cli import config_folder
     from prostate_seg.config import parse
     from prostate_seg.stages import predict as stage
     from prostate_seg.workspace import workspace_of

@@ -146,7 +146,7 @@ def test_dicom_seg_overlays_its_series(project: Project, shared_data: Path) -> N
     [
         ((), 2, "predict.input: must name an image file"),
         (("predict.input=absent.mha",), 1, "there is no file or folder absent.mha"),
-        (("predict.input=.", "predict.model=absent"), 1, "absent holds no trained networks"),
+        (("predict.input=.", "predict.model=absent"), 1, "predict.model: there is no file or folder absent"),
         (("predict.input=.", "predict.model=models:/prostate_seg@champion"), 1, "mlflow=off"),
         (("predict.input=.", "predict.backend=onnx"), 1, "has no network.onnx"),
         (("predict.input=.", "predict.backend=tensorrt"), 2, "must be one of torch, onnx"),

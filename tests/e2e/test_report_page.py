@@ -149,5 +149,5 @@ def test_report_without_an_evaluation_is_refused_and_keeps_the_old_one(reported:
     shutil.rmtree(project.folder / "evaluation")
     done = project.run("stage=report", "mlflow=off")
     assert done.returncode == 1
-    assert "evaluation/cases.csv is absent: run stage=evaluate first" in done.stdout + done.stderr
+    assert "evaluation/metrics.json  from stage=evaluate" in done.stdout + done.stderr
     assert (project.folder / "report/report.html").read_bytes() == before

@@ -215,7 +215,7 @@ def test_stage_is_skipped_only_while_settings_inputs_and_outputs_are_the_same(pr
         ([*STUDY, "+hydra.sweeper.objectives.test=maximize"], 2, "must be objective or seconds"),
         ([*STUDY, "hydra.sweeper.storage=mysql://x/y"], 2, "must be sqlite:///FILE or postgresql://"),
         ([*STUDY, "hydra.sweeper.storage=sqlite:///absent/optuna.db"], 1, "cannot be used"),
-        ([*STUDY, "paths.root=elsewhere"], 1, "run stage=preprocess and stage=prepare first"),
+        ([*STUDY, "paths.root=elsewhere"], 1, "-m stage=fetch,preprocess,prepare paths.root=elsewhere"),
         (["-m", "+sweep=optun", "stage=train"], 2, "did you mean sweep=optuna?"),
     ],
 )

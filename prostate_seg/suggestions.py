@@ -1,0 +1,93 @@
+"""Which setting was probably meant by a name that is none: names of other programs, then names that look alike."""
+
+import difflib
+from collections.abc import Sequence
+
+OTHER_NAMES = {
+    "stage": "task step command mode action",
+    "seed": "random_seed random_state seeds rng manual_seed",
+    "data": "dataset dataset_name",
+    "data.root": "data_dir data_path data_folder dataset_dir dataset_path image_dir images_dir root_dir dir folder path",
+    "data.patient_pattern": "patient_regex patient_id_pattern regex",
+    "data.whole_gland_labels": "labels label gland_labels",
+    "data.exclude": "skip ignore exclude_cases excluded",
+    "preprocess.spacing_mm": "spacing voxel_size voxel_spacing target_spacing resample resolution pixdim",
+    "preprocess.image_size": "size img_size crop_size input_size image_shape patch_size roi_size",
+    "preprocess.intensity_percentiles": "percentiles clip clip_percentiles intensity_range",
+    "preprocess.to_8bit": "8bit uint8 bit_depth",
+    "preprocess.crop": "crop_mode maskcrop",
+    "fold.num_folds": "folds k k_fold k_folds n_folds nb_folds n_splits num_splits cv",
+    "fold.index": "fold_index fold_id fold_idx fold_number fold_nr",
+    "fold.val_fraction": "val_size val_split val_ratio validation_split validation_fraction",
+    "fold.file": "split_file splits_file",
+    "model": "arch architecture network net backbone model_name",
+    "model.channels": "features filters feature_maps n_filters num_filters base_filters base_channels",
+    "model.dropout": "dropout_rate drop dropout_prob",
+    "model.norm": "norm_type normalization_layer batch_norm",
+    "model.activation": "act activation_function",
+    "train.learning_rate": "lr learn_rate base_lr initial_lr init_lr max_lr step_size eta",
+    "train.max_epochs": "epochs epoch num_epochs n_epochs nb_epochs total_epochs",
+    "train.max_minutes": "minutes max_time time_limit timeout budget",
+    "train.steps_per_epoch": "steps iterations iters num_steps num_iterations iterations_per_epoch",
+    "train.batch_size": "bs batch batches mini_batch mini_batch_size train_batch_size",
+    "train.weight_decay": "wd decay l2 regularization",
+    "train.optimizer": "optim optimiser opt solver",
+    "train.loss": "criterion loss_function loss_fn",
+    "train.metric": "val_metric monitor",
+    "train.schedule": "scheduler lr_scheduler lr_schedule",
+    "train.warmup_fraction": "warmup warmup_steps warmup_epochs",
+    "train.augmentation": "aug augment augmentations data_augmentation",
+    "train.precision": "amp fp16 bf16 mixed_precision dtype",
+    "train.ema_decay": "ema",
+    "train.zscore": "z_score normalize normalise normalization standardize",
+    "evaluate.threshold": "thresh cutoff",
+    "evaluate.flips": "tta test_time_augmentation mirroring",
+    "evaluate.largest_component": "largest_cc lcc keep_largest postprocess",
+    "evaluate.num_bootstrap": "bootstrap n_bootstrap bootstraps",
+    "evaluate.external_root": "external external_data external_test test_data",
+    "machine.num_workers": "workers n_workers threads num_threads n_threads n_jobs jobs cpus cores",
+    "machine.device": "gpu gpus cuda devices accelerator",
+    "mlflow.tracking_uri": "uri tracking_url mlflow_uri",
+    "mlflow.experiment": "experiment_name",
+    "mlflow.name": "run_name pipeline pipeline_name",
+    "predict.input": "inputs in input_dir input_path input_file image",
+    "predict.output": "out outputs out_dir output_dir output_path save_dir",
+    "predict.model": "checkpoint ckpt weights model_path",
+    "paths.root": "workspace work_dir workdir",
+    "paths.cache": "cache_dir",
+}
+"""Settings by the names that they have in other programs; _ and - do not count."""
+
+
+def probably_meant(key: str, known: Sequence[str]) -> list[str]:
+    """Return the known keys that a name probably stands for: one, several where it is ambiguous, or none."""
+    name = _plain(key.rpartition(".")[2])
+    by_other_name = [meant for meant, names in OTHER_NAMES.items() if name in map(_plain, names.split())]
+    same_name = [one for one in known if _plain(one.rpartition(".")[2]) == name]
+    for candidates in ([one for one in by_other_name if one in known], _nearest(key, same_name)):
+        if candidates:
+            return candidates
+    alike = closest(key, known)
+    return [alike] if alike else _by_a_similar_name(name, known)
+
+
+def closest(word: str, known: Sequence[str]) -> str | None:
+    """Return the known word that looks most like `word`, if one looks like it at all."""
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
+
+
+def _nearest(key: str, same_name: list[str]) -> list[str]:
+    """Return those of one group if the key names a group that has some."""
+    group = key.rpartition(".")[0]
+    return [one for one in same_name if group and one.startswith(f"{group}.")] or same_name
+
+
+def _by_a_similar_name(name: str, known: Sequence[str]) -> list[str]:
+    names = {_plain(one.rpartition(".")[2]): one for one in known}
+    names |= {_plain(other): meant for meant, others in OTHER_NAMES.items() for other in others.split()}
+    alike = difflib.get_close_matches(name, [one for one in names if len(one) > 3], n=1, cutoff=0.75)
+    return [names[one] for one in alike]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
