@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from mlflow.entities import Run
 
-from prostate_seg.config import MlflowConfig
+from prostate_seg.config import STAGE_SETTINGS, MlflowConfig
 from prostate_seg.errors import InputError
 from prostate_seg.tracking.address import project_root
 from prostate_seg.tracking.git import GitError, git
@@ -107,7 +107,11 @@ def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
             f"commit {commit[:12]} has no dvc.lock in {project_root()}\nRun dvc repro and commit dvc.lock ({error})."
         ) from error
     stages = yaml.safe_load(text).get("stages", {})
-    return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
+    return {
+        name: {out["path"]: out["md5"] for out in stage.get("outs", [])}
+        for name, stage in stages.items()
+        if name in STAGE_SETTINGS
+    }
 
 
 def _matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> list[Match]:
