@@ -5,6 +5,7 @@ import csv
 import functools
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -62,8 +63,8 @@ def refusal(**settings: object) -> str:
     return str(error.value)
 
 
-def write_image(path: Path, *, seed: int = 0) -> None:
-    write_volume(path, Volume(array=disc_study(seed, num_slices=8)[0], geometry=GEOMETRY))
+def write_image(path: Path, *, seed: int = 0, geometry: Geometry = GEOMETRY) -> None:
+    write_volume(path, Volume(array=disc_study(seed, num_slices=8)[0], geometry=geometry))
 
 
 def write_series(folder: Path, *, without: str | None = None, seed: int = 0) -> None:
@@ -143,9 +144,12 @@ def test_what_cannot_be_opened_is_named_and_costs_no_other_study() -> None:
     Path("in/2.nii.gz").symlink_to("gone.nii.gz")
     text = refusal()
     assert "1 of 2 studies cannot be segmented" in text
-    assert "2: broken link to gone.nii.gz; restore or remove it" in text
+    assert "2.nii.gz: broken link to gone.nii.gz; restore or remove it" in text
     assert masks() == ["1.nii.gz"]
-    assert (rows()["1"]["error"], rows()["2"]["error"]) == ("", "broken link to gone.nii.gz; restore or remove it")
+    assert {name: row["error"] for name, row in rows().items()} == {
+        "1": "",
+        "2.nii.gz": "broken link to gone.nii.gz; restore or remove it",
+    }
 
 
 def test_a_study_that_went_after_its_mask_was_made_is_refused_in_words() -> None:
@@ -155,7 +159,7 @@ def test_a_study_that_went_after_its_mask_was_made_is_refused_in_words() -> None
     write_image(Path("in/2.nii.gz"), seed=1)
     predict()
     Path("elsewhere.nii.gz").unlink()
-    assert "1: broken link to ../elsewhere.nii.gz" in refusal()
+    assert "1.nii.gz: broken link to ../elsewhere.nii.gz" in refusal()
     assert masks() == ["1.nii.gz", "2.nii.gz"]
 
 
@@ -179,6 +183,20 @@ def test_studies_of_any_name_are_segmented_drawn_and_found_again(
     assert {name: row["mask"] for name, row in rows().items()} == {name: f"masks/{name}.nii.gz" for name in names}
     assert {path.stem for path in Path("predictions/overlays").iterdir()} == set(names)
     assert "3 of 3 studies are segmented already" in caplog.text
+
+
+def test_a_sagittal_study_among_axial_ones_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    sagittal = replace(GEOMETRY, direction=(0, 0, 1, 1, 0, 0, 0, 1, 0))  # the file's slices are stacked along world x
+    for seed in range(3):
+        write_image(Path(f"in/{seed}.mha"), seed=seed, geometry=sagittal if seed == 2 else GEOMETRY)
+    with caplog.at_level(logging.INFO):
+        predict()
+    assert {name: "its slices are sagittal" in row["warnings"] for name, row in rows().items()} == {
+        "0": False,
+        "1": False,
+        "2": True,
+    }
+    assert "its slices are sagittal" in caplog.text
 
 
 @pytest.fixture

@@ -99,8 +99,9 @@ def test_of_nnunet_only_the_t2_channel_of_both_image_folders_is_taken(tmp_path: 
         "imagesTs/case_1_0001",
         "imagesTs/case_2_0001",
     ]
-    assert "outside the image folders of a data set (imagesTr/, imagesTs/): labelsTr, labelsTs" in left_out(found)
-    assert "left out: 9 without the number of the T2 channel" in left_out(found)
+    assert "imagesTs/, sub-*/): labelsTr, labelsTs" in left_out(found)
+    assert "left out: 8 of other channels than T2: imagesTr/case_1_0000.nii.gz" in left_out(found)
+    assert "left out: 1 without the number of a channel, such as _0000" in left_out(found)
 
 
 @pytest.mark.parametrize("folder", ["imagesTr", "imagesTs"])
@@ -116,6 +117,17 @@ def test_channels_that_nothing_names_are_refused_with_the_pattern_that_chooses(t
     with pytest.raises(InputError, match=r"channels 0000, 0001 T2, names nothing(.|\n)*predict\.pattern='\*_0000\.\*'"):
         names(tmp_path / folder)
     assert names(tmp_path / folder, "*_0000.*") == ["a_0000"]
+
+
+def test_a_folder_without_the_t2_channel_is_refused(tmp_path: Path) -> None:
+    nnunet_set(tmp_path)
+    for folder in ("imagesTr", "imagesTs"):
+        for path in (tmp_path / folder).iterdir():
+            if not path.name.endswith("_0001.nii.gz"):
+                path.unlink()
+    with pytest.raises(InputError, match="one of the channels 0001 T2, names 0000 T2, 0001 ADC"):
+        names(tmp_path)
+    assert names(tmp_path / "imagesTs", "*_0001.*") == ["case_1_0001", "case_2_0001"]
 
 
 def test_numbers_of_studies_are_no_channels(tmp_path: Path) -> None:
@@ -149,7 +161,8 @@ def test_images_of_a_data_set_may_have_any_name_and_its_folder_may_be_named(tmp_
     assert names(tmp_path / "set" / "images") == ["prostate_seg_1"]
     found = find_scans(tmp_path, pattern="*")
     assert [scan.name for scan in found.scans] == ["set/images/prostate_seg_1"]
-    assert "outside the image folders of a data set (images/): set/extra, set/masks" in left_out(found)
+    assert "left out: 2 outside the image folders of data sets (" in left_out(found)
+    assert "): set/extra, set/masks" in left_out(found)
 
 
 @pytest.mark.parametrize(
@@ -256,12 +269,12 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     found = find_scans(tmp_path, pattern="*")
     assert [scan.name for scan in found.scans] == ["1"]
     assert found.unreadable == {
-        "2": "broken link to gone.mha; restore or remove it",
+        "2.mha": "broken link to gone.mha; restore or remove it",
         "circle": "broken link to circle; restore or remove it",
         "series": "broken link to /absent; restore or remove it",
     }
     (tmp_path / "link").symlink_to("gone")
-    with pytest.raises(InputError, match="is a broken link to gone"):
+    with pytest.raises(InputError, match="which is a broken link to gone"):
         names(tmp_path / "link")
 
 
@@ -290,7 +303,7 @@ def test_names_with_any_character_are_names(tmp_path: Path) -> None:
 def test_a_name_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "1.mha")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.mha")).touch()
-    assert find_scans(tmp_path, pattern="*").unreadable == {"M\\xfcller": "its name is not in UTF-8; rename it"}
+    assert find_scans(tmp_path, pattern="*").unreadable == {"M\\xfcller.mha": "its name is not in UTF-8; rename it"}
 
 
 def write_dicom(path: Path, modality: str) -> None:

@@ -158,12 +158,12 @@ def t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
         channels: Numbers that the names of images end in.
 
     Raises:
-        InputError: If it is not clear which of several channels is T2-weighted.
+        InputError: If it is not clear which of several channels is T2-weighted, or none is.
     """
     names = _channel_names(dataset_json)
     t2 = [number for number, name in names.items() if re.search("t2", name, re.IGNORECASE)]
-    chosen = list(channels) if len(channels) == 1 else t2
-    if len(chosen) == 1 and chosen[0] in channels:
+    chosen = [number for number in t2 if number in channels] if t2 else channels
+    if len(chosen) == 1:
         return chosen[0]
     known = ", ".join(f"{number} {name}" for number, name in names.items()) or "nothing, as it is absent or names none"
     raise InputError(

@@ -81,13 +81,14 @@ def _is_other_sequence(word: str) -> bool:
     return is_b_value or SEQUENCE.fullmatch(word) is not None
 
 
-def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool) -> set[str]:
+def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool, allowed: Iterable[str] = ()) -> set[str]:
     """Return the names of a folder that nnU-Net's numbering makes another channel than the T2-weighted one.
 
     Args:
         stems: Names without suffix.
         folder: Where they lie; dataset.json is looked for there and one level up.
         is_nnunet: Whether the folder is one of nnU-Net's; elsewhere only several channels of one case are taken for channels.
+        allowed: Numbers of which a single one is taken whatever it shows.
 
     Raises:
         InputError: If it is not clear which of several channels is T2-weighted.
@@ -100,6 +101,8 @@ def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool) -> se
     if not cases:
         return set()
     numbers = sorted(set().union(*(channels[case] for case in cases)))
+    if len(numbers) == 1 and numbers[0] in allowed:
+        return set()
     described = next((path for path in (folder, folder.parent) if (path / "dataset.json").is_file()), folder)
     try:
         channel = t2_channel(described / "dataset.json", numbers)

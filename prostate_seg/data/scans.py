@@ -16,7 +16,7 @@ from stat import S_ISDIR, S_ISREG
 import pydicom
 
 from prostate_seg.data.layouts import is_bids
-from prostate_seg.data.scan_names import Kind, kind_of, kind_of_folder, other_channels, words_of
+from prostate_seg.data.scan_names import CHANNEL, Kind, kind_of, kind_of_folder, other_channels, words_of
 from prostate_seg.errors import InputError
 from prostate_seg.imaging.sitk_reader import image_suffix
 
@@ -32,6 +32,8 @@ OTHER_SUFFIXES = (".gz", ".bz2", ".xz", ".hdr", ".img", ".nhdr", ".mgh", ".mgz",
 """Image formats that are not read, and compressed files."""
 
 NNUNET_FOLDERS = ("imagesTr", "imagesTs")
+
+OUTSIDE = "outside the image folders of data sets (images/, imagesTr/, imagesTs/, sub-*/)"
 
 RESULT_FOLDERS = ("masks", "overlays", "dicom_seg", "records")
 """What a prediction writes into its output folder, beside volumes.csv."""
@@ -64,7 +66,7 @@ class ScanList:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """Names of the files and folders that are no input, by reason."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Why a file or folder that may be a study could not be opened, by name."""
+    """Why a file or folder that may be a study could not be opened, by its path below the input folder."""
 
     @property
     def left_out_lines(self) -> list[str]:
@@ -87,8 +89,8 @@ def find_scans(root: Path, *, pattern: str, output: Path | None = None) -> ScanL
         InputError: If there is no study, or two would have one name.
     """
     if not root.exists():
-        what = f"is a broken link to {root.readlink()}" if root.is_symlink() else "does not exist"
-        raise InputError(f"predict.input: there is no file or folder {root}: it {what}; check the path")
+        link = f", which is a broken link to {root.readlink()}" if root.is_symlink() else ""
+        raise InputError(f"predict.input: there is no file or folder {root}{link}; check the path")
     if root.is_file():
         return ScanList(scans=[_single(root)])
     _require_no_masks(root.resolve())
@@ -159,7 +161,7 @@ class _Search:
         try:
             entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         except OSError as error:
-            self.unreadable[self._name(folder)] = (
+            self.unreadable[self._place(folder)] = (
                 f"this folder cannot be read ({error.strerror}); check its permissions"
             )
             return
@@ -190,7 +192,7 @@ class _Search:
     def _note_broken(self, path: Path) -> None:
         if image_suffix(path.name) is not None or not path.suffix:
             why = f"broken link to {path.readlink()}" if path.is_symlink() else "it cannot be opened"
-            self.unreadable[self._name(path)] = f"{why}; restore or remove it"
+            self.unreadable[self._place(path)] = f"{why}; restore or remove it"
 
     def _with_valid_names(self, entries: Sequence[Path]) -> Iterator[Path]:
         """Yield the entries whose names can be written to a table."""
@@ -199,7 +201,7 @@ class _Search:
                 path.name.encode()
                 yield path
             except UnicodeEncodeError:
-                shown = os.fsencode(self._name(path)).decode("utf-8", "backslashreplace")
+                shown = os.fsencode(self._place(path)).decode("utf-8", "backslashreplace")
                 self.unreadable[shown] = "its name is not in UTF-8; rename it"
 
     def _take_series(self, folder: Path, entries: Sequence[Path]) -> None:
@@ -223,7 +225,7 @@ class _Search:
         try:
             return _is_dicom(file)
         except OSError as error:
-            self.unreadable[self._name(file)] = f"this file cannot be read ({error.strerror}); check its permissions"
+            self.unreadable[self._place(file)] = f"this file cannot be read ({error.strerror}); check its permissions"
             return False
 
     def _inputs(self, folder: Path, entries: Iterable[Path]) -> Iterator[Path]:
@@ -233,10 +235,10 @@ class _Search:
         files = [path for path in entries if not S_ISDIR(_mode(path))]
         yield from self._input_folders(folder, folders)
         self._note_formats(files)
-        if layout := _layout_folders(folder, folders):
+        if _layout_folders(folder, folders):
             for path in files:
                 if image_suffix(path.name) is not None:
-                    self._leave_out(_outside(layout), path)
+                    self._leave_out(OUTSIDE, path)
             return
         yield from self._input_files(folder, [path for path in files if fnmatch(path.name, self.pattern)])
 
@@ -252,7 +254,7 @@ class _Search:
             elif (path / "pyvenv.cfg").is_file():
                 self._leave_out("Python environments", path)
             elif layout and path.name not in layout:
-                self._leave_out(_outside(layout), path)
+                self._leave_out(OUTSIDE, path)
             elif not layout and (kind := next(filter(None, kinds), None)):
                 self._leave_out(_reason(kind), path)
             else:
@@ -263,12 +265,14 @@ class _Search:
         real = folder.resolve()
         is_nnunet = real.name in NNUNET_FOLDERS
         is_own = real.name == "images" and (real.parent / "masks").is_dir()
-        channels = other_channels([_stem(path) for path in images], folder=real, is_nnunet=is_nnunet)
-        for path in images:
-            stem = _stem(path)
-            kind = kind_of(stem, allowed=words_of(self.pattern), masks_possible=not is_own)
-            if stem in channels:
-                self._leave_out("without the number of the T2 channel (nnU-Net's names end in _0000 and so on)", path)
+        stems, allowed = [_stem(path) for path in images], words_of(self.pattern)
+        channels = other_channels(stems, folder=real, is_nnunet=is_nnunet, allowed=allowed)
+        for path, stem in zip(images, stems, strict=True):
+            kind = kind_of(stem, allowed=allowed, masks_possible=not is_own)
+            if stem in channels and CHANNEL.fullmatch(stem):
+                self._leave_out("of other channels than T2", path)
+            elif stem in channels:
+                self._leave_out("without the number of a channel, such as _0000 (rename them as nnU-Net does)", path)
             elif _is_other_bids_image(path):
                 self._leave_out("in BIDS folders whose name does not end in _T2w", path)
             elif kind and not is_nnunet:
@@ -284,7 +288,10 @@ class _Search:
                 self._leave_out("archives or files of formats that are not read (unpack or convert them)", path)
 
     def _leave_out(self, reason: str, path: Path) -> None:
-        self.left_out[reason].append(path.relative_to(self.root).as_posix())
+        self.left_out[reason].append(self._place(path))
+
+    def _place(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
     def _name(self, path: Path) -> str:
         """Return the name of a study."""
@@ -355,10 +362,6 @@ def _stem(path: Path) -> str:
 
 def _reason(kind: Kind) -> str:
     return f"{kind.value} by their name (predict.pattern with the same word takes them)"
-
-
-def _outside(layout: Iterable[str]) -> str:
-    return f"outside the image folders of a data set ({_listed([f'{name}/' for name in sorted(layout)])})"
 
 
 def _listed(names: Sequence[str]) -> str:
