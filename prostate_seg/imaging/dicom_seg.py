@@ -21,7 +21,7 @@ from pydicom.sr.codedict import codes
 import prostate_seg
 from prostate_seg.errors import InputError, VolumeError
 from prostate_seg.files import atomic_path
-from prostate_seg.imaging.dicom_series import series_files
+from prostate_seg.imaging.dicom_series import series_frames
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import stored_array
 
@@ -65,8 +65,10 @@ def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, 
     """
     seg = _import("highdicom.seg")
     with _refusing_in_words(), atomic_path(path) as temporary:
-        sources = [_with_empty_values(pydicom.dcmread(file)) for file in series_files(series)]
-        voxels = _in_order_of_frames(stored_array(mask), sources[0])
+        frames, voxels = series_frames(series), stored_array(mask)
+        sources = [_with_empty_values(pydicom.dcmread(file)) for file in dict.fromkeys(file for file, _ in frames)]
+        if len(sources) == 1:  # highdicom takes the slices in the order of the frames
+            voxels = voxels[np.argsort([index for _, index in frames])]
         unique = [sources[0].SeriesInstanceUID, model_md5, hashlib.sha256(voxels.tobytes()).hexdigest()]
         made = seg.Segmentation(
             source_images=sources,
@@ -115,22 +117,6 @@ def _with_empty_values(source: Dataset) -> Dataset:
         if keyword not in source:
             setattr(source, keyword, "")
     return source
-
-
-def _in_order_of_frames(voxels: np.ndarray, source: Dataset) -> np.ndarray:
-    """Return slices in the order in which an image of several frames stores them.
-
-    Args:
-        voxels: Slices by ascending position along their normal, shape [Z, Y, X].
-        source: The first image of the series; slices of an image a file have its order already.
-    """
-    if "PerFrameFunctionalGroupsSequence" not in source:
-        return voxels
-    groups = [source.SharedFunctionalGroupsSequence[0], *source.PerFrameFunctionalGroupsSequence]
-    orientation = next(group.PlaneOrientationSequence[0] for group in groups if "PlaneOrientationSequence" in group)
-    axes = np.array(orientation.ImageOrientationPatient, dtype=float).reshape(2, 3)
-    positions_mm = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups[1:]], dtype=float)
-    return voxels[np.argsort(np.argsort(positions_mm @ np.cross(*axes)))]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Opening files with SimpleITK, and its errors in words for people."""
 
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,6 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from prostate_seg.errors import VolumeError
-
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings would repeat on stderr what the errors here say
 
 IMAGE_IO = {
     ".nii.gz": "NiftiImageIO",
@@ -28,6 +27,31 @@ MAX_REASON = 200
 """Characters of SimpleITK's own words that an error repeats."""
 
 
+class _QuietReaders:
+    """How many threads read now, and whether ITK displayed warnings before the first of them; it has one switch for all."""
+
+    lock = threading.Lock()
+    count = 0
+    displayed_before = True
+
+
+@contextmanager
+def without_itk_warnings() -> Iterator[None]:
+    """Keep ITK from writing warnings to stderr, which would repeat what the errors here say."""
+    with _QuietReaders.lock:
+        if _QuietReaders.count == 0:
+            _QuietReaders.displayed_before = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        _QuietReaders.count += 1
+    try:
+        yield
+    finally:
+        with _QuietReaders.lock:
+            _QuietReaders.count -= 1
+            if _QuietReaders.count == 0:
+                sitk.ProcessObject.SetGlobalWarningDisplay(_QuietReaders.displayed_before)
+
+
 def open_reader(path: Path, *, image_io: str) -> sitk.ImageFileReader:
     """Return a reader that has read the header."""
     reader = sitk.ImageFileReader()
@@ -39,9 +63,10 @@ def open_reader(path: Path, *, image_io: str) -> sitk.ImageFileReader:
 
 @contextmanager
 def refusing_unreadable() -> Iterator[None]:
-    """Turn SimpleITK's RuntimeError, zlib's errors and those of the disk into a `VolumeError` in few words."""
+    """Turn SimpleITK's RuntimeError, zlib's errors and those of the disk into a `VolumeError`, without ITK's warnings."""
     try:
-        yield
+        with without_itk_warnings():
+            yield
     except (RuntimeError, zlib.error, OSError) as error:
         raise VolumeError(
             "the file cannot be read: it is damaged, incomplete or not what its suffix says "
