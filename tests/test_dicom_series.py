@@ -62,12 +62,14 @@ def of_plane(keyword: str, value: object) -> Callable[[str], Edit]:
     return edit_for
 
 
-def write_with(write: Callable[..., Path], folder: Path, *, only: int | None = None, **values: object) -> Path:
+def write_with(
+    write: Callable[..., Path], folder: Path, *, only: int | None = None, stack: Stack = STACK, **values: object
+) -> Path:
     """Write the stack with an attribute changed in all slices, or in one; frames hold all their attributes themselves."""
     ((keyword, value),) = values.items()
     edit = of_plane(keyword, value)(write.__name__)
     settings = {"shared": ()} if write is write_enhanced else {}
-    return write(folder, STACK, edit=lambda z, one: edit(z, one) if only in (None, z) else None, **settings)
+    return write(folder, stack, edit=lambda z, one: edit(z, one) if only in (None, z) else None, **settings)
 
 
 class TestFrames:
@@ -154,6 +156,18 @@ class TestFrames:
         for write in KINDS:
             volume = read_volume(write(tmp_path / write.__name__, replace(STACK, axes=np.eye(3))))
             np.testing.assert_allclose(volume.geometry.spacing_mm, (3.0, 0.75, 0.5))
+
+    @pytest.mark.parametrize("write", KINDS)
+    def test_directions_of_two_decimals_are_read_as_the_nearest_axes(
+        self, tmp_path: Path, write: Callable[..., Path]
+    ) -> None:
+        stack = replace(STACK, axes=tilted(about_x=0.31, about_z=0.0))
+        rounded = [round(value, 2) for value in stack.orientation]
+        place = "ImageOrientationPatient"
+        volume = read_volume(write_with(write, tmp_path, stack=stack, **{place: rounded}))
+        axes = np.array(volume.geometry.direction).reshape(3, 3)
+        np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-9)
+        np.testing.assert_allclose(axes, stack.axes, atol=0.01)
 
 
 class TestEncodings:
@@ -386,6 +400,7 @@ class TestOtherFiles:
         write_classic(tmp_path, STACK, edit=lambda z, one: setattr(one, "PixelData", bytes(30)) if z == 3 else None)
         assert "003.dcm is incomplete: it has 30 of 40 bytes of pixels" in str(refusal(tmp_path))
 
+    @pytest.mark.filterwarnings("ignore:End of file reached")
     def test_a_compressed_file_that_is_cut_is_refused(self, tmp_path: Path) -> None:
         folder = write_enhanced(tmp_path, LARGER, edit_file=lambda one: one.compress(RLELossless))
         assert read_volume(folder).geometry.shape_vox == (6, 50, 40)

@@ -193,3 +193,9 @@ def test_nnunet_case_without_the_t2_channel_is_named_with_the_one_it_has(tmp_pat
     (tmp_path / "labelsTr/9_1.nii.gz").unlink()
     _, findings = found(tmp_path)
     assert [(one.case_id, one.is_error) for one in findings] == [("9_1_0001.nii.gz", False)]
+
+
+def test_dicom_files_without_a_folder_of_their_own_are_refused(tmp_path: Path) -> None:
+    root = made(tmp_path, ["images/001.DCM", "images/002.DCM", "masks/10001_1.nii.gz"])
+    with pytest.raises(InputError, match="a DICOM series must be a folder of its own, such as images/10001_1/00"):
+        found(root)

@@ -220,6 +220,12 @@ def _require_folders(folders: Iterable[Path]) -> None:
 
 def _some(images: Stems, place: Path) -> Stems:
     if not images:
+        loose = next(place.glob("*.[Dd][Cc][Mm]"), None)
+        if loose is not None:
+            raise InputError(
+                f"{place}: a DICOM series must be a folder of its own, such as {place.name}/10001_1/{loose.name}, and "
+                f"{loose.name} lies in {place.name}/ itself\nMake a folder for each case and move its files there."
+            )
         raise InputError(f"there is no image in {place}; {EXPECTED}. Set data.root, or run stage=fetch first.")
     return images
 

@@ -6,7 +6,6 @@ an attribute that is absent or cannot be read is refused by its tag. `dicom_seri
 
 import re
 import struct
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,8 +154,7 @@ def is_hidden(path: Path) -> bool:
 def naming_damage(path: Path) -> Iterator[None]:
     """Turn what pydicom and GDCM raise about a damaged file, which may be any exception, into a `VolumeError`."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # pydicom warns of what is refused here
-            yield
+        yield
     except (VolumeError, OSError):
         raise
     except Exception as error:
@@ -282,7 +280,8 @@ class _Attributes:
         axes = np.array(self._numbers(text, ORIENTATION, count=6, check="no_orientation")).reshape(2, 3)
         if np.abs(axes @ axes.T - np.eye(2)).max() > UNIT_LENGTH_TOLERANCE:
             raise self._refused(text, ORIENTATION, rule="two perpendicular unit vectors", check="no_orientation")
-        return axes
+        left, _, right = np.linalg.svd(axes, full_matrices=False)  # the nearest axes, where the header rounds
+        return left @ right
 
     def _position_mm(self) -> np.ndarray:
         in_file = self.num_frames == 1  # the position of a file is no position of each of its frames
