@@ -46,6 +46,7 @@ from prostate_seg.tracking.job import (
     terminate,
     typed_arguments,
 )
+from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
 from prostate_seg.tracking.redaction import Redactor
 from prostate_seg.workspace import workspace_of
 
@@ -341,5 +342,6 @@ def _no_sigterm() -> Iterator[None]:
 
 
 def _tracking(module: str) -> ModuleType:
-    """Import what imports MLflow."""
+    """Import what imports MLflow, which reads its settings from the environment then."""
+    set_mlflow_defaults()
     return importlib.import_module(f"prostate_seg.tracking.{module}")

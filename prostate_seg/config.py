@@ -716,10 +716,12 @@ class PredictConfig:
 
 @dataclass(kw_only=True, slots=True)
 class DoctorConfig:
-    """What stage=doctor may mend."""
+    """What stage=doctor may fix."""
 
     close_silent: bool
     """Whether runs of other hosts that have given no sign of life for an hour are closed too."""
+    fix_paths: bool
+    """Whether the paths in a store that was moved or copied are replaced by those of its folder; a backup is kept."""
 
 
 @dataclass(kw_only=True, slots=True)

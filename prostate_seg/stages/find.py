@@ -20,7 +20,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         log.info("commit %s", commit)
         log.info("stage       run                               status    pipeline")
         for match in matches:
-            log.info("%-11s %s", match.stage, _line(match.run))
+            log.info("%-11s %s", match.stage, _line(match.run or match.deleted))
         return StageResult()
     origin = importlib.import_module("prostate_seg.tracking.origin")
     for line in origin.origin_of(cfg.find.run, cfg.mlflow, cache=workspace.cache):
@@ -32,4 +32,5 @@ def _line(run: object) -> str:
     if run is None:
         return "none in this store wrote these results"
     info, tags = run.info, run.data.tags  # type: ignore[attr-defined]
-    return f"{info.run_id}  {info.status:<8}  {tags.get('pipeline', '')}"
+    deleted = "" if info.lifecycle_stage == "active" else "  deleted: mlflow runs restore"
+    return f"{info.run_id}  {info.status:<8}  {tags.get('pipeline', '')}{deleted}"

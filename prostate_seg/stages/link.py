@@ -15,5 +15,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     commit, matches = commits.link_commit(cfg.link.commit, cfg.mlflow, cache=workspace.cache)
     for match in matches:
         found = f"run {match.run.info.run_id}" if match.run else "no run in this store wrote these results"
+        if match.deleted:
+            found = f"run {match.deleted.info.run_id} is deleted (mlflow runs restore)"
         log.info("%s %-11s %s", commit[:12], match.stage, found)
     return StageResult()

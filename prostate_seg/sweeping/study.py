@@ -32,7 +32,6 @@ from prostate_seg.sweeping.pruning import IsHopeless
 from prostate_seg.tracking.address import resolved_uri, shown_address, sqlite_file
 from prostate_seg.tracking.process import HEARTBEAT_SECONDS, SILENT_AFTER, is_alive, is_silent, this_process
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 log = logging.getLogger(__name__)
 
 MOST_DEATHS = 4
@@ -306,6 +305,7 @@ def _require_folder(uri: str) -> None:
 
 
 def _storage(uri: str) -> RDBStorage:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     """Return a storage that holds no connection between two questions: a server has few for all who search."""
     waiting = {"timeout": SECONDS_TO_WRITE} if sqlite_file(uri) else {}
     return RDBStorage(uri, engine_kwargs={"connect_args": waiting, "poolclass": NullPool})

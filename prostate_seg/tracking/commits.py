@@ -29,6 +29,8 @@ class Match:
     stage: str
     run: Run | None
     """None when no run in the store wrote these outputs."""
+    deleted: Run | None = None
+    """In place of it, a run in MLflow's trash that did."""
 
 
 def runs_of_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, list[Match]]:
@@ -116,13 +118,20 @@ def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
 
 def _matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> list[Match]:
     try:
-        return [Match(stage=stage, run=_run_with(tree, stage, md5s)) for stage, md5s in outputs.items()]
+        return [_match(tree, stage, md5s) for stage, md5s in outputs.items()]
     except STORE_ERRORS as error:
         raise InputError(unusable(tree.store.address, error)) from error
 
 
-def _run_with(tree: RunTree, stage: str, md5s: Mapping[str, str]) -> Run | None:
+def _match(tree: RunTree, stage: str, md5s: Mapping[str, str]) -> Match:
+    run = _run_with(tree, stage, md5s)
+    deleted = _run_with(tree, stage, md5s, deleted=True) if run is None else None
+    return Match(stage=stage, run=run, deleted=deleted)
+
+
+def _run_with(tree: RunTree, stage: str, md5s: Mapping[str, str], *, deleted: bool = False) -> Run | None:
     """Return the newest run of the stage that wrote exactly these outputs."""
     wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in md5s.items()}
-    found = [run for run in tree.search(filters=wanted, newest_first=True) if "reused_from" not in run.data.tags]
+    runs = tree.search(filters=wanted, newest_first=True, deleted=deleted)
+    found = [run for run in runs if "reused_from" not in run.data.tags]
     return next((run for run in found if run.data.tags.get("level") != Level.fold.value), None)

@@ -58,9 +58,11 @@ def find_run(tree: RunTree, run_id: str) -> Run:
     """Return a run.
 
     Raises:
-        InputError: If there is no such run.
+        InputError: If there is no such run, or it is deleted.
     """
-    run = tree.get(run_id)
+    run = tree.get(run_id, or_deleted=True)
+    if run is not None and run.info.lifecycle_stage != "active":
+        raise InputError(tree.how_to_restore(run))
     if run is None:
         raise InputError(f"there is no run {run_id} in {tree.store.address}\nLook for its id on the MLflow page.")
     return run

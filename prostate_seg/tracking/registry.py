@@ -132,10 +132,27 @@ def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evalua
 
 
 def _named_pipeline(tree: RunTree, name: str) -> Run:
-    found = tree.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=1)
+    """Return the newest pipeline of that name; one that holds attempts to register alone was begun by them.
+
+    Raises:
+        InputError: If there is none, or it was deleted.
+    """
+    found = tree.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
+    begun = next(
+        (run for run in found if any(one.data.tags.get("stage") != "register" for one in _below(tree, run))), None
+    )
+    if begun is not None:
+        return begun
+    deleted = tree.deleted_by_hand(pipeline=name, level=Level.pipeline.value)
+    if deleted:
+        raise InputError(f"pipeline {name}: {tree.how_to_restore(deleted[0])}")
     if not found:
         raise InputError(f"there is no pipeline {name} in {tree.store.address}: set mlflow.name, or register.run=ID")
     return found[0]
+
+
+def _below(tree: RunTree, pipeline: Run) -> list[Run]:
+    return tree.children(pipeline.info.run_id)
 
 
 def _evaluation(tree: RunTree, run: Run) -> Run:
@@ -163,6 +180,10 @@ def _evaluation(tree: RunTree, run: Run) -> Run:
         if one.info.status == Outcome.finished.value and (trained is None or trained in _tested(one))
     ]
     if not evaluations:
+        deleted = tree.deleted_by_hand(**{"mlflow.parentRunId": pipeline_id, "stage": "evaluate"})
+        tests = [one for one in deleted if trained is None or trained in _tested(one)]
+        if tests:
+            raise InputError(f"the evaluation of run {run.info.run_id}: {tree.how_to_restore(tests[0])}")
         raise InputError(
             f"the networks of run {run.info.run_id} ({run.info.run_name}) have not been tested: run stage=evaluate "
             "first, then stage=register"

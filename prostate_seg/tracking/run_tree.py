@@ -19,7 +19,7 @@ from prostate_seg.tracking import agreement
 from prostate_seg.tracking.job import Outcome
 from prostate_seg.tracking.process import is_alive, is_silent, this_process
 from prostate_seg.tracking.spool import LOCAL_ID, new_local_id
-from prostate_seg.tracking.store import Store
+from prostate_seg.tracking.store import Store, restore_command
 
 NAMES_PER_CALL = 100
 """Params or tags that a server takes in one call."""
@@ -33,6 +33,8 @@ KEY = "record.key"
 """Tag with the id that a run had before its store gave it one, by which it is found again; no two runs have the same."""
 CLOSED_BY = "closed_by"
 """Tag of a run that another process has closed, because its own had died."""
+SUPERSEDED_BY = "superseded_by"
+"""Tag of a run in the trash: the later run of its stage that replaced it."""
 COPIED_FROM = "bundle.copied_from"
 """Tag of a run that came in a bundle: the store that it was packed in."""
 SILENT_ON_ANOTHER_HOST = timedelta(hours=1)
@@ -207,8 +209,20 @@ class RunTree:
         """Move a run and those below it to MLflow's trash, from which they can be restored."""
         for child in self.children(run.info.run_id):
             self.client.delete_run(child.info.run_id)
-        self.client.set_tag(run.info.run_id, "superseded_by", replaced_by)
+        self.client.set_tag(run.info.run_id, SUPERSEDED_BY, replaced_by)
         self.client.delete_run(run.info.run_id)
+
+    def deleted_by_hand(self, **wanted: str) -> list[Run]:
+        """Return the deleted runs with these tags that no later run has replaced, newest first."""
+        found = self.search(filters=wanted, newest_first=True, deleted=True, limit=50)
+        return [run for run in found if SUPERSEDED_BY not in run.data.tags]
+
+    def how_to_restore(self, run: Run) -> str:
+        """Say that a run is in MLflow's trash, why, and how to take it out."""
+        info, later = run.info, run.data.tags.get(SUPERSEDED_BY)
+        why = f"was replaced by run {later}" if later else "was deleted"
+        command = restore_command(self.store.address, "runs", info.run_id)
+        return f"run {info.run_id} ({info.run_name}) {why}\nRestore it on the MLflow page (Deleted), or with\n  {command}"
 
     def close_orphans(self, *, close_silent: bool = False) -> list[Run]:
         """Close the RUNNING runs whose process has died, and settle their pipelines. Call with the lock held.
@@ -230,13 +244,13 @@ class RunTree:
                 self.settle(run.info.run_id, Outcome.killed)
         return dead
 
-    def get(self, run_id: str) -> Run | None:
+    def get(self, run_id: str, *, or_deleted: bool = False) -> Run | None:
         """Return a run, or None if there is none of that id or it is deleted. An id from before its delivery serves too."""
         try:
             run = self.find(run_id) if LOCAL_ID.fullmatch(run_id) else self.client.get_run(run_id)
         except MlflowException:
             return None
-        return run if run is not None and run.info.lifecycle_stage == "active" else None
+        return run if run is not None and (or_deleted or run.info.lifecycle_stage == "active") else None
 
     def search(
         self,
@@ -247,8 +261,9 @@ class RunTree:
         status: str | None = None,
         newest_first: bool = False,
         limit: int = 1000,
+        deleted: bool = False,
     ) -> list[Run]:
-        """Return runs that are not deleted, oldest first unless asked otherwise."""
+        """Return runs that are not deleted, or only those that are, oldest first unless asked otherwise."""
         wanted = {"level": level.value if level else None, "pipeline": pipeline, **(filters or {})}
         terms = [f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value is not None]
         terms += [f"attributes.status = '{status}'"] if status else []
@@ -257,6 +272,7 @@ class RunTree:
             lambda token, size: self.client.search_runs(
                 [self.store.experiment_id],
                 " and ".join(terms),
+                ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,
                 max_results=size,
                 order_by=[order, "attributes.run_id ASC"],
                 page_token=token,

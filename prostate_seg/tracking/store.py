@@ -20,27 +20,21 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import mlflow
 import requests
 from filelock import BaseFileLock, FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.telemetry import set_telemetry_client
+from sqlalchemy.exc import SQLAlchemyError
 
 from prostate_seg.config import MlflowConfig
 from prostate_seg.errors import InputError
 from prostate_seg.files import atomic_path
 from prostate_seg.tracking.address import resolved_uri, shown_address, sqlite_file
-
-for _name, _value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # patient data are near: nobody is called
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # one line of our own names the run
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-from mlflow import MlflowClient  # noqa: E402 - reads the lines above
-from mlflow.entities import Experiment  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
+from prostate_seg.tracking.store_paths import require_own_paths
 
 SECONDS_TO_ANSWER = 6.0
 """A store that has not answered by then counts as unreachable; ten seconds are promised."""
@@ -51,6 +45,8 @@ SECONDS_TO_BE_LET_IN = 2.0
 CREATING_SECONDS = 120.0
 """A database file that does not exist yet may take this long: its tables are made first."""
 
+DELETED_EXPERIMENT = "its experiment"
+"""How the error begins that an experiment in MLflow's trash raises."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Lets MLflow's page open with runs and curves rather than with traces of language models."""
 
@@ -98,21 +94,23 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
         cache: Folder for the lock of a store that is not a local file.
 
     Raises:
-        InputError: If the store cannot be reached, read or written.
+        InputError: If the store cannot be reached, read or written, or its paths are those of another folder.
     """
     assert settings.tracking_uri is not None
     _quiet()
     uri = resolved_uri(settings.tracking_uri)
     address = shown_address(uri)
     file = sqlite_file(uri)
-    lock_file = file.with_name(f"{file.name}.lock") if file else cache / "mlflow.lock"
     try:
         _require_reachable(uri)
-        lock_file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_file, timeout=CREATING_SECONDS)
+        if file is None:
+            cache.mkdir(parents=True, exist_ok=True)
+        lock = lock_of(file or cache / "mlflow")
         with lock:
             if file is not None and not file.exists():
                 _answer(partial(_make_database, uri, file), address=address, seconds=CREATING_SECONDS)
+            if file is not None:
+                require_own_paths(file, experiment=settings.experiment)
             client, experiment_id = _answer(
                 partial(_client_and_experiment, uri, settings.experiment, file),
                 address=address,
@@ -123,11 +121,16 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
     return Store(client=client, experiment_id=experiment_id, address=address, lock=lock, is_server=file is None)
 
 
+def lock_of(file: Path) -> BaseFileLock:
+    """Return the lock that processes share which find or make things in a store."""
+    return FileLock(file.with_name(f"{file.name}.lock"), timeout=CREATING_SECONDS)
+
+
 def unusable(address: str, error: BaseException) -> str:
     """Word an error of the store."""
     return (
         f"the tracking store {address} cannot be used: {_reason(error)}\n"
-        f"{_next_step(error)}, or choose another store: mlflow=server, mlflow.tracking_uri=ADDRESS, or mlflow=off"
+        f"{_next_step(error, address)}, or choose another store: mlflow=server, mlflow.tracking_uri=ADDRESS, or mlflow=off"
     )
 
 
@@ -154,9 +157,7 @@ def _client_and_experiment(uri: str, name: str, file: Path | None) -> tuple[Mlfl
             found = _experiment(client, name)  # made by another host just now
     assert found is not None
     if found.lifecycle_stage != "active":
-        raise MlflowException(
-            f"its experiment {name!r} is deleted (mlflow experiments restore --experiment-id {found.experiment_id})"
-        )
+        raise MlflowException(f"{DELETED_EXPERIMENT} {name!r} is deleted (id {found.experiment_id})")
     return client, str(found.experiment_id)
 
 
@@ -251,10 +252,19 @@ def _reason(error: BaseException) -> str:
     return shown_address(first.strip())
 
 
-def _next_step(error: BaseException) -> str:
+def restore_command(address: str, what: str, id_: str) -> str:
+    """Return the command that takes a run or an experiment (`what`: runs, experiments) out of MLflow's trash."""
+    option = {"runs": "--run-id", "experiments": "--experiment-id"}[what]
+    return f"MLFLOW_TRACKING_URI={address} mlflow {what} restore {option} {id_}"
+
+
+def _next_step(error: BaseException, address: str) -> str:
     text = str(error)
     if "out-of-date" in text or "Can't locate revision" in text:
-        return "Back it up and run: mlflow db upgrade ADDRESS"
+        return _advice_on_version(text, address)
+    if deleted := re.search(rf"{DELETED_EXPERIMENT} .* is deleted \(id (\w+)\)", text):
+        command = restore_command(address, "experiments", deleted[1])
+        return f"Restore it ({command}, or on the MLflow page), name another mlflow.experiment"
     if "_alembic_tmp" in text:
         return "A program was killed while it changed its tables: move the file away, or put back a backup"
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "disk is full" in text:
@@ -266,8 +276,40 @@ def _next_step(error: BaseException) -> str:
     return "Check the address and who may write there"
 
 
+def _advice_on_version(text: str, address: str) -> str:
+    """Return which of database and MLflow is the older one, by the order of MLflow's migrations, and what to do.
+
+    A newer MLflow knows the migrations of the older ones; a server's may be newer or older than the one installed here.
+    """
+    found, expected = (re.search(rf"{word} version (\w+)", text) for word in ("found", "expected"))
+    newest_first = _migrations()
+    age = {hit[1]: newest_first.index(hit[1]) for hit in (found, expected) if hit and hit[1] in newest_first}
+    upgrade_mlflow = "pip install --upgrade mlflow"
+    if found and expected and not age:
+        return (
+            f"The server's MLflow is newer than the one here ({mlflow.__version__}). On the server, if the database is the "
+            f"older one: mlflow db upgrade; if MLflow is: {upgrade_mlflow}"
+        )
+    if found and found[1] in age and age[found[1]] > age.get(expected[1] if expected else "", -1):
+        return f"The database is older than MLflow. Back it up and run: mlflow db upgrade {address}"
+    return (
+        f"The database is newer than the MLflow that reads it (here: {mlflow.__version__}), and must not be changed. "
+        f"Upgrade MLflow there: {upgrade_mlflow}"
+    )
+
+
+def _migrations() -> list[str]:
+    """Return the revisions of the database that the installed MLflow knows, newest first."""
+    from alembic.script import ScriptDirectory  # needed for this error alone
+
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    return [script.revision for script in scripts.walk_revisions()]
+
+
 def _quiet() -> None:
     """Keep the libraries' notes about tables, migrations and failures, which are raised too, out of a run's log."""
+    set_mlflow_defaults()
+    set_telemetry_client()  # reads them again, if MLflow was imported before they were set
     levels = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3": logging.ERROR}
     for name, level in {**levels, "mlflow.store.db.utils": logging.CRITICAL}.items():
         logging.getLogger(name).setLevel(level)

@@ -1,25 +1,51 @@
 """The doctor's questions to the tracking store; opening it checks its tables too."""
 
+import sqlite3
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from prostate_seg.config import Config
 from prostate_seg.errors import InputError
+from prostate_seg.tracking.address import resolved_uri, sqlite_file
 from prostate_seg.tracking.health import Finding, Severity
 from prostate_seg.tracking.process import is_alive, is_silent
 from prostate_seg.tracking.run_tree import SILENT_ON_ANOTHER_HOST, Level, RunTree
-from prostate_seg.tracking.store import Store, open_store
+from prostate_seg.tracking.store import Store, lock_of, open_store, unusable
+from prostate_seg.tracking.store_paths import fix_paths
 from prostate_seg.workspace import Workspace
 
 
 def check_store(cfg: Config, workspace: Workspace) -> list[Finding]:
     """Open the store, close what killed runs left open, and look whether artifacts can be written."""
     try:
+        fixed = _fixed_paths(cfg) if cfg.doctor.fix_paths else []
         store = open_store(cfg.mlflow, cache=workspace.cache)
-        return store.ask(lambda: _findings(store, close_silent=cfg.doctor.close_silent), locked=True)
+        return [*fixed, *store.ask(lambda: _findings(store, close_silent=cfg.doctor.close_silent), locked=True)]
     except InputError as error:
         return [_unusable(str(error))]
+
+
+def _fixed_paths(cfg: Config) -> list[Finding]:
+    """Replace the paths of a store that was moved or copied.
+
+    Raises:
+        InputError: If its file cannot be read or written.
+    """
+    address = resolved_uri(str(cfg.mlflow.tracking_uri))
+    file = sqlite_file(address)
+    if file is None or not file.exists():
+        return [Finding(name="paths", severity=Severity.good, text="only those of a sqlite file can be fixed")]
+    try:
+        with lock_of(file):
+            fixed = fix_paths(file, experiment=cfg.mlflow.experiment)
+    except (sqlite3.Error, OSError) as error:
+        raise InputError(unusable(address, error)) from error
+    if fixed is None:
+        return [Finding(name="paths", severity=Severity.good, text=f"nothing to fix in {file}")]
+    old = ", ".join(map(str, fixed.old))
+    text = f"{fixed.num_paths} paths below {old} are now below {file.parent}; {file.name} as it was: {fixed.backup}"
+    return [Finding(name="paths", severity=Severity.good, text=text)]
 
 
 def _findings(store: Store, *, close_silent: bool) -> list[Finding]:
