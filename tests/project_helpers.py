@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from prostate_seg.tracking.hashing import hash_paths
+from prostate_seg.tracking.store_paths import fix_paths
 from tests.conftest import ROOT
 
 SMALL = [
@@ -106,7 +107,10 @@ def uses_stack() -> bool:
 
 
 def copy_of(project: Project, folder: Path) -> Project:
+    """Return a copy that is a project of its own, with its store's paths in it."""
     shutil.copytree(project.folder, folder)
+    if (folder / "mlflow.db").exists():
+        fix_paths(folder / "mlflow.db", experiment="prostate_seg")
     return Project(folder)
 
 

@@ -9,8 +9,10 @@ import pytest
 from mlflow.entities import Run
 
 from prostate_seg.errors import InputError
-from prostate_seg.tracking import registry
+from prostate_seg.stages import find
+from prostate_seg.tracking import commits, registry
 from prostate_seg.tracking.hashing import hash_paths
+from prostate_seg.tracking.recorded import find_run, recorded_cases, recorded_stages
 from prostate_seg.tracking.registry import Evaluated, evaluated_run, fetch_networks, move_alias
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
 from prostate_seg.tracking.store import open_store
@@ -25,9 +27,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> RunTree:
     return RunTree(open_store(settings, cache=folder))
 
 
-def evaluation(tree: RunTree, pipeline: Run, *, of: str, cases: str = "case_id\n") -> Run:
+def evaluation(tree: RunTree, pipeline: Run, *, of: str, cases: str = "case_id\n", named: str = "p") -> Run:
     """Add a finished evaluation of a training's networks, with all that its run holds."""
-    place = Place(level=Level.stage, pipeline="p", stage="evaluate")
+    place = Place(level=Level.stage, pipeline=named, stage="evaluate")
     tags = {"previous_run_id.train": of}
     run = tree.create("evaluate", place, parent_id=pipeline.info.run_id, tags=tags)
     run_id = run.info.run_id
@@ -115,3 +117,66 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are(tree: RunTre
     with pytest.raises(InputError, match="expected is models:/NAME@ALIAS or models:/NAME/VERSION") as caught:
         fetch_networks(uri, replace(SETTINGS, tracking_uri=database), cache=tmp_path)
     assert "Known are: " in str(caught.value)
+
+
+def test_deleted_pipeline_is_told_with_the_command_that_restores_it(tree: RunTree) -> None:
+    pipeline = tree.pipeline("deleted", fresh=True)
+    found = evaluation(tree, pipeline, of="training", named="deleted")
+    tree.client.delete_run(pipeline.info.run_id)
+    command = f"MLFLOW_TRACKING_URI={tree.store.address} mlflow runs restore --run-id {pipeline.info.run_id}"
+    text = refusal(tree, None, pipeline="deleted")
+    assert f"pipeline deleted: run {pipeline.info.run_id} (deleted) was deleted" in text
+    assert command in text
+    stage(tree, tree.pipeline("deleted", fresh=False), "register")  # as stage=register begins
+    assert command in refusal(tree, None, pipeline="deleted")
+    assert command in refusal(tree, pipeline.info.run_id)
+    tree.client.restore_run(pipeline.info.run_id)
+    assert evaluated_run(tree, None, pipeline="deleted").run_id == found.info.run_id
+
+
+def test_newer_pipeline_that_is_not_tested_is_not_passed_over_for_an_older_one(tree: RunTree) -> None:
+    evaluation(tree, tree.pipeline("again", fresh=True), of="training")
+    stage(tree, tree.pipeline("again", fresh=True), "train")
+    assert "have not been tested" in refusal(tree, None, pipeline="again")
+
+
+def test_deleted_evaluation_is_told_and_a_replaced_one_is_not(tree: RunTree) -> None:
+    pipeline = tree.pipeline("r", fresh=True)
+    training = stage(tree, pipeline)
+    replaced = evaluation(tree, pipeline, of=training.info.run_id)
+    tree.delete_with_folds(replaced, replaced_by="a later one")
+    assert "have not been tested" in refusal(tree, training.info.run_id)
+    deleted = evaluation(tree, pipeline, of=training.info.run_id)
+    tree.client.delete_run(deleted.info.run_id)
+    for run in (training, pipeline):
+        assert f"mlflow runs restore --run-id {deleted.info.run_id}" in refusal(tree, run.info.run_id)
+
+
+def test_deleted_run_is_told_by_every_stage_that_looks_a_run_up(tree: RunTree) -> None:
+    run = stage(tree, tree.pipeline("s", fresh=True))
+    tree.client.delete_run(run.info.run_id)
+    for look in (find_run, recorded_stages, recorded_cases):
+        with pytest.raises(InputError, match=f"was deleted\n.*\n.*mlflow runs restore --run-id {run.info.run_id}"):
+            look(tree, run.info.run_id)
+
+
+def test_replaced_run_names_the_one_that_replaced_it(tree: RunTree) -> None:
+    run = stage(tree, tree.pipeline("t", fresh=True))
+    tree.delete_with_folds(run, replaced_by="0123")
+    with pytest.raises(InputError, match="was replaced by run 0123"):
+        find_run(tree, run.info.run_id)
+
+
+def test_results_of_a_commit_whose_run_is_deleted_are_told_as_such(tree: RunTree) -> None:
+    pipeline = tree.pipeline("u", fresh=True)
+    place = Place(level=Level.stage, pipeline="u", stage="prepare")
+    tags = {"md5.outputs/prepared": "abc"}
+    run = tree.create("prepare", place, parent_id=pipeline.info.run_id, tags=tags)
+    outputs = {"prepare": {"prepared": "abc"}, "train": {"model": "def"}}
+    first, second = commits._matches(tree, outputs)
+    assert (first.run is not None, first.deleted, second.run, second.deleted) == (True, None, None, None)
+    tree.client.delete_run(run.info.run_id)
+    first, _ = commits._matches(tree, outputs)
+    assert first.run is None
+    assert first.deleted is not None
+    assert find._line(first.deleted).endswith("deleted: mlflow runs restore")

@@ -222,7 +222,9 @@ class RunTree:
         info, later = run.info, run.data.tags.get(SUPERSEDED_BY)
         why = f"was replaced by run {later}" if later else "was deleted"
         command = restore_command(self.store.address, "runs", info.run_id)
-        return f"run {info.run_id} ({info.run_name}) {why}\nRestore it on the MLflow page (Deleted), or with\n  {command}"
+        return (
+            f"run {info.run_id} ({info.run_name}) {why}\nRestore it on the MLflow page (Deleted), or with\n  {command}"
+        )
 
     def close_orphans(self, *, close_silent: bool = False) -> list[Run]:
         """Close the RUNNING runs whose process has died, and settle their pipelines. Call with the lock held.

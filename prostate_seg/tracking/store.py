@@ -248,6 +248,9 @@ def _is_well(address: str, *, timeout: float) -> bool:
 
 def _reason(error: BaseException) -> str:
     text = str(error.__cause__ or error) if isinstance(error, SQLAlchemyError) else str(error)
+    text = re.sub(
+        r"\. Take a backup of your database, .*", "", text
+    )  # advice that may be wrong: see _advice_on_version
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
     return shown_address(first.strip())
 
@@ -281,7 +284,7 @@ def _advice_on_version(text: str, address: str) -> str:
 
     A newer MLflow knows the migrations of the older ones; a server's may be newer or older than the one installed here.
     """
-    found, expected = (re.search(rf"{word} version (\w+)", text) for word in ("found", "expected"))
+    found, expected = (re.search(rf"{word} (?:version )?(\w+)", text) for word in ("found", "expected"))
     newest_first = _migrations()
     age = {hit[1]: newest_first.index(hit[1]) for hit in (found, expected) if hit and hit[1] in newest_first}
     upgrade_mlflow = "pip install --upgrade mlflow"

@@ -17,6 +17,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from prostate_seg.tracking.store_paths import fix_paths
 from tests.conftest import ROOT
 from tests.project_helpers import free_port, until
 
@@ -133,8 +134,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 @pytest.fixture
 def clone(finished: Clone, tmp_path: Path) -> Clone:
     shutil.copytree(finished.folder, tmp_path / "clone", symlinks=True)
-    database = tmp_path / "clone" / "mlflow.db"
-    assert database.is_file()
+    assert fix_paths(tmp_path / "clone" / "mlflow.db", experiment="prostate_seg") is not None
     return Clone(tmp_path / "clone")
 
 

@@ -19,7 +19,7 @@ from prostate_seg.tracking.address import shown_address
 from prostate_seg.tracking.record import path_of
 from prostate_seg.workspace import Workspace
 from tests.conftest import ROOT
-from tests.project_helpers import FAULTY, Project, clean_environment, dvc_md5, wait_for
+from tests.project_helpers import FAULTY, Project, clean_environment, copy_of, dvc_md5, wait_for
 from tests.server_helpers import mlflow_server
 
 pytestmark = pytest.mark.slow
@@ -174,8 +174,7 @@ def test_fresh_pipeline_leaves_the_old_one_alone(project: Project) -> None:
 
 @pytest.mark.file_store
 def test_new_name_links_what_it_reuses(finished: Project, tmp_path: Path) -> None:
-    shutil.copytree(finished.folder, tmp_path / "copy")
-    project = Project(tmp_path / "copy")
+    project = copy_of(finished, tmp_path / "copy")
     assert project.run("stage=evaluate", "mlflow.name=second").returncode == 0
     linked = project.runs(level="stage", pipeline="second")
     origins = {run.info.run_name: run.data.tags.get("reused_from") for run in linked}
@@ -189,8 +188,7 @@ def test_new_name_links_what_it_reuses(finished: Project, tmp_path: Path) -> Non
 
 @pytest.mark.file_store
 def test_verify_finds_everything_as_it_was_and_then_what_changed(finished: Project, tmp_path: Path) -> None:
-    shutil.copytree(finished.folder, tmp_path / "copy")
-    project = Project(tmp_path / "copy")
+    project = copy_of(finished, tmp_path / "copy")
     pipeline = finished.only(level="pipeline").info.run_id
     for what in ([], [f"verify.run={pipeline}"], [f"verify.run={finished.only(level='fold', fold='1').info.run_id}"]):
         done = project.run("stage=verify", *what)
