@@ -116,13 +116,16 @@ def _run_command(typed: list[str]) -> None:
         torchrun.require_one_training(typed)
     os.environ[TYPED] = shlex.join(typed)
     sys.argv[1:] = words
+    failure: Exception | None = None
     try:
         run_stage()
     except JobFailed as failed:
-        raise failed.error  # noqa: B904 - the stage's own error, with its own cause
+        failure = failed.error
     except (KeyboardInterrupt, SystemExit) as error:
         close_left(error)
         raise
+    if failure is not None:
+        raise failure  # out here, where its traceback is its own
 
 
 def _follow() -> NoReturn:

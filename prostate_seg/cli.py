@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 
-from prostate_seg import config
+from prostate_seg import config, torchrun
 from prostate_seg.config import Config
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.prerequisites import missing_inputs
@@ -268,7 +268,8 @@ def _command_with(stages: Sequence[str], missing: Sequence[str], typed: Sequence
     flags = [word for word in typed if word not in arguments.overrides and word not in ("-m", "--multirun")]
     overrides = [word for word in arguments.overrides if not re.match(r"stage=|hydra\.mode=", word)]
     single = [word for word in overrides if not _belongs_to_sweep(word, is_multirun=arguments.multirun)]
-    is_sweep = len(single) < len(overrides)
+    is_alone = torchrun.num_processes() == 1
+    is_sweep = len(single) < len(overrides) or not is_alone
     chain = [stage for stage in STAGES if stage in missing or (stage in stages and not is_sweep)]
     if any(word.endswith("@champion") for word in single) and "register" in missing:
         single.append("register.promote=true")
@@ -276,8 +277,8 @@ def _command_with(stages: Sequence[str], missing: Sequence[str], typed: Sequence
         single = [_multirun_word(word) for word in single]
     program = ["python", "-m", "prostate_seg"]
     first = [*program, *flags, *(["-m"] if len(chain) > 1 else []), f"stage={','.join(chain)}", *single]
-    again = f" && {shlex.join([*program, *typed])}" if is_sweep else ""
-    return shlex.join(first) + again
+    again = f" && {shlex.join([*program, *typed])}" if is_alone else "  # and then torchrun again"
+    return shlex.join(first) + (again if is_sweep else "")
 
 
 def _belongs_to_sweep(word: str, *, is_multirun: bool) -> bool:

@@ -29,6 +29,7 @@ from prostate_seg.cli import (
 )
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.suggestions import OTHER_NAMES, probably_meant
+from prostate_seg.sweeping.search import without_globs
 from tests.conftest import composed
 
 ODD_NAMES = [
@@ -249,6 +250,13 @@ def _multirun() -> Any:
     return RunMode.MULTIRUN
 
 
+def test_glob_is_a_choice_for_a_study() -> None:
+    with initialize_config_dir(config_dir=str(config_folder())):
+        loader = GlobalHydra.instance().config_loader()
+        words = without_globs(["model=glob(un*)", "seed=1", "data.root='a (1)'"], loader)
+    assert words == ["model=choice(unet,unet3d)", "seed=1", "data.root='a (1)'"]
+
+
 def test_glob_choice_and_range_are_known_to_the_callback() -> None:
     assert swept("model=glob(*,exclude=unet3d)")["model"] == [
         "attention_unet",
@@ -407,6 +415,15 @@ def test_before_a_sweep_the_missing_stages_run_once(workspace: Path) -> None:
     run_before(workspace, "preprocess")
     first, _ = refusal("-m", "+sweep=optuna", "stage=train").splitlines()[-1].split(" && ")
     assert first.strip() == "python -m prostate_seg stage=prepare"
+
+
+def test_before_torchrun_the_missing_stages_run_in_one_process(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = "python -m prostate_seg -m stage=fetch,preprocess,prepare fold.index=0  # and then torchrun again"
+    assert refusal("stage=train", "fold.index=0").splitlines()[-1].strip() == command
 
 
 def test_command_of_dvcs_settings_keeps_them(workspace: Path) -> None:

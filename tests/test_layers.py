@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "segmentation": BASE | {"imaging", "segmentation", "config", "torchrun"},
     "reporting": BASE | {"imaging", "data", "segmentation", "reporting"},
     "tracking": BASE | {"config", "workspace", "tracking"},
-    "sweeping": BASE | {"config", "workspace", "tracking", "sweeping"},
+    "sweeping": BASE | {"cli", "config", "workspace", "tracking", "sweeping"},
     "stages": BASE
     | {
         "suggestions",

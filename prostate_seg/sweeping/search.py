@@ -10,6 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
@@ -18,6 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from prostate_seg import config as configuration
+from prostate_seg.cli import typed_word
 from prostate_seg.config import Config, as_container, science_of
 from prostate_seg.errors import ConfigError, InputError, Pruned
 from prostate_seg.files import md5_of
@@ -94,7 +98,7 @@ class Search:
 
     def _search_space(self, arguments: Sequence[str]) -> tuple[dict[str, BaseDistribution], list[str]]:
         """Return the search space by setting, and the overrides that all trials share."""
-        words = [*self.stock._parse_sweeper_params_config(), *arguments]
+        words = without_globs([*self.stock._parse_sweeper_params_config(), *arguments], self.config_loader)
         try:
             space, values, deletions = create_params_from_overrides(words)
         except (ValueError, AssertionError) as error:
@@ -218,7 +222,10 @@ class Search:
         for best in shared.best():
             values = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.objectives, best.values, strict=True))
             log.info("best: trial %d, %s; to train it here:", best.number, values)
-            log.info("  %s", command_of([*fixed, *(f"{name}={value}" for name, value in best.params.items())]))
+            log.info(
+                "  %s",
+                command_of([*map(typed_word, fixed), *(f"{name}={value}" for name, value in best.params.items())]),
+            )
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         composed: DictConfig = self.config_loader.load_sweep_config(self.config, list(overrides))
@@ -231,6 +238,16 @@ def _first(values: BaseDistribution) -> object:
         return values.choices[0]
     assert isinstance(values, IntDistribution | FloatDistribution)
     return values.low
+
+
+def without_globs(words: Sequence[str], loader: ConfigLoader) -> list[str]:
+    """Return overrides with glob(...) as the choice that it stands for: Optuna's sweeper does not know a group's options."""
+    parsed = OverridesParser.create(loader).parse_overrides(list(words))
+    globs = {one.input_line: one for one in parsed if one.value_type is ValueType.GLOB_CHOICE_SWEEP}
+    choices = {
+        word: f"{one.get_key_element()}=choice({','.join(one.sweep_string_iterator())})" for word, one in globs.items()
+    }
+    return [choices.get(word, word) for word in words]
 
 
 def _line(error: BaseException) -> str:
