@@ -16,6 +16,7 @@ from prostate_seg.stages import inspect, preprocess
 from prostate_seg.tracking.hashing import hash_paths
 from prostate_seg.workspace import workspace_of
 from tests.conftest import Launch, composed
+from tests.nifti_helpers import pixdim, write_nifti_file
 
 
 def inspected(root: Path, *overrides: str) -> tuple[pd.DataFrame, dict[str, object]]:
@@ -100,6 +101,25 @@ def test_one_sagittal_study_among_axial_ones_is_named_by_inspect_and_preprocess(
     (named,) = [one for one in log["findings"] if one["check"] == "slice_plane_differs"]
     assert named["case_id"] == "2_1"
     assert named["message"].startswith("its slices are sagittal, the others' axial")
+
+
+def test_an_image_without_orientation_is_a_warning_of_inspect_and_preprocess(data: Path) -> None:
+    volume = read_volume(data / "images" / "1_1.mha")
+    (data / "images" / "1_1.mha").unlink()
+    path = write_nifti_file(
+        data / "images" / "1_1.nii.gz", volume.array.T, pixdim=pixdim(*volume.geometry.spacing_mm[::-1])
+    )
+    gland = (read_volume(data / "masks" / "1_1.nii.gz").array > 0).astype(np.uint8)
+    write_volume(data / "masks" / "1_1.nii.gz", read_volume(path).with_mask(gland))
+    table, _ = inspected(data)
+    assert table.loc["1_1", ["usable", "findings"]].tolist() == ["True", "no_orientation"]
+    cfg = config.parse(composed("stage=preprocess", "data=folder", f"data.root={data}", "preprocess.image_size=32"))
+    preprocess.run(cfg, workspace_of(cfg))
+    log = json.loads(Path("preprocess/preprocess_log.json").read_text())
+    assert {one["message"].partition(":")[0] for one in log["findings"] if one["check"] == "no_orientation"} == {
+        "image",
+        "mask",
+    }
 
 
 def test_label_that_dataset_json_calls_the_bladder_is_refused(data: Path) -> None:

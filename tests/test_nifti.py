@@ -185,7 +185,7 @@ class TestOrientation:
         path = write_nifti_file(tmp_path / "a.nii", sform=affine(), qform=affine(**moved))  # type: ignore[arg-type]
         volume = read_volume(path)
         assert checks(volume) == ["forms_differ"]
-        assert "(57.25, 82.5, -27.12) mm and axes LPS (RAS) by the sform, which is used" in volume.warnings[0].message
+        assert "(57.25, 82.5, -27.12) mm RAS and axes LPS by the sform, which is used" in volume.warnings[0].message
         assert "by the qform" in volume.warnings[0].message
         image = nibabel.load(path)
         assert voxel_difference_mm(volume, image) < 1e-3

@@ -8,7 +8,7 @@ import torch
 
 from prostate_seg.config import Precision
 from prostate_seg.errors import VolumeError
-from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.geometry import Geometry, Volume, VolumeWarning
 from prostate_seg.segmentation.familiarity import ranges_of, unfamiliar
 from prostate_seg.segmentation.inference import mean_agreement
 from prostate_seg.segmentation.model_folder import Model, Usage
@@ -48,6 +48,13 @@ def test_a_clear_gland_has_its_volume_and_no_warning() -> None:
     assert one.mean_confidence == pytest.approx(1.0, abs=1e-3)
     assert one.fold_agreement is None
     assert one.warnings == []
+
+
+def test_a_doubt_about_the_header_is_a_warning_of_the_prediction() -> None:
+    doubt = VolumeWarning(check="no_orientation", message="no orientation is stated")
+    one = predict(replace(study(), warnings=(doubt,)), model=model(Bright()))
+    assert one.warnings == ["image: no orientation is stated"]
+    assert one.mask.warnings == ()
 
 
 def test_two_networks_that_see_the_same_agree_and_two_that_do_not_are_told() -> None:

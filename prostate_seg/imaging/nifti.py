@@ -311,7 +311,7 @@ def _pixdim_mm(header: Nifti1Header) -> np.ndarray:
 
 
 def _place(affine: np.ndarray) -> str:
-    return f"first voxel at ({_numbers(affine[:3, 3], ', ')}) mm and axes {_codes(affine)} (RAS)"
+    return f"first voxel at ({_numbers(affine[:3, 3], ', ')}) mm RAS and axes {_codes(affine)}"
 
 
 def _codes(affine: np.ndarray) -> str:
