@@ -200,10 +200,17 @@ class TestOrientation:
         path = write_nifti_file(tmp_path / "a.nii", sform=affine(), qform=affine())
         assert checks(read_volume(path)) == []
 
-    def test_a_qform_that_is_no_rotation_is_a_warning_beside_an_sform_and_an_error_alone(self, tmp_path: Path) -> None:
-        broken = {"qform": affine(), "quatern_b": 2.0}
-        assert checks(read_volume(write_nifti_file(tmp_path / "a.nii", sform=affine(), **broken))) == ["forms_differ"]
-        assert "qform is no rotation" in str(refusal(write_nifti_file(tmp_path / "b.nii", **broken)))
+    @pytest.mark.parametrize("field", [{"quatern_b": 2.0}, {"quatern_c": np.nan}, {"qoffset_x": np.inf}])
+    def test_a_qform_that_is_no_rotation_is_a_warning_beside_an_sform_and_an_error_alone(
+        self, tmp_path: Path, field: dict[str, float]
+    ) -> None:
+        volume = read_volume(write_nifti_file(tmp_path / "a.nii", sform=affine(), qform=affine(), **field))
+        assert checks(volume) == ["forms_differ"]
+        assert refusal(write_nifti_file(tmp_path / "b.nii", qform=affine(), **field)).check in (
+            "unreadable",
+            "sheared_axes",
+            "implausible_grid",
+        )
 
     def test_a_file_without_any_form_is_read_as_nibabel_does_with_a_warning(self, tmp_path: Path) -> None:
         path = write_nifti_file(tmp_path / "a.nii.gz")
@@ -214,6 +221,13 @@ class TestOrientation:
         mask = predict_mask(tmp_path / "mask.nii.gz", volume)
         np.testing.assert_allclose(mask.affine, image.affine)
         assert checks(read_volume(tmp_path / "mask.nii.gz")) == ["no_orientation"]
+
+    def test_a_channel_of_a_file_without_form_is_where_nibabel_puts_it(self, tmp_path: Path) -> None:
+        path = write_nifti_file(tmp_path / "a.nii", np.stack([image_array(), image_array()], axis=-1))
+        volume = read_volume(path, channel=1)
+        write_volume(tmp_path / "b.nii", volume)
+        np.testing.assert_allclose(nibabel.load(tmp_path / "b.nii").affine, nibabel.load(path).affine)
+        assert largest_difference_mm(volume, nibabel.load(path)) < 1e-3
 
     def test_a_mask_without_form_is_on_the_grid_of_an_image_only_where_nibabel_puts_both(self, tmp_path: Path) -> None:
         mask = read_volume(write_nifti_file(tmp_path / "mask.nii"))
@@ -247,7 +261,7 @@ class TestOrientation:
             SPACING_MM[::-1], rel=2e-3
         )
 
-    @pytest.mark.parametrize("entry", [{(1, 0): 0.1}, {(0, 0): np.nan}, {(0, 2): 1.5}])
+    @pytest.mark.parametrize("entry", [{(1, 0): 0.1}, {(0, 0): np.nan}, {(2, 2): np.inf}, {(0, 2): 1.5}])
     def test_an_sform_whose_axes_lean_is_refused(self, tmp_path: Path, entry: dict[tuple[int, int], float]) -> None:
         form = affine(angles=(0, 0, 0))
         for index, value in entry.items():
@@ -260,7 +274,7 @@ class TestOrientation:
         form[:, columns] = 0
         error = refusal(write_nifti_file(tmp_path / "a.nii", sform=form))
         assert error.check == "sheared_axes"
-        assert "its rows are" in str(error)
+        assert "rows of its affine are" in str(error)
 
     def test_an_sform_of_two_parallel_axes_is_refused(self, tmp_path: Path) -> None:
         form = affine((1, 1, 1))

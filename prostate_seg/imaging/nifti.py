@@ -209,16 +209,21 @@ def _read_form(header: Nifti1Header) -> tuple[NiftiForm, list[VolumeWarning]]:
 
 
 def _check_axes(affine: np.ndarray, *, pixdim_mm: np.ndarray) -> None:
-    """Refuse axes that are none or lean, and an sform whose spacing is not pixdim's."""
+    """Refuse axes that are none or lean, a place that is none, and an sform whose spacing is not pixdim's."""
     matrix = affine[:3, :3]
     spacing_mm = np.linalg.norm(matrix, axis=0)
-    straight = spacing_mm.min() > 0 and _lean(matrix / spacing_mm) <= RIGHT_ANGLE_TOLERANCE
-    if not straight:
+    are_axes = np.isfinite(matrix).all() and spacing_mm.min() > 0
+    if not (are_axes and _lean(matrix / spacing_mm) <= RIGHT_ANGLE_TOLERANCE):
         rows = "; ".join(_numbers(row) for row in matrix)
         raise VolumeError(
-            f"the axes of a grid are at right angles, and those of the sform are not (its rows are {rows}); resample it to a "
-            "grid with right angles, or write the sform again",
+            f"the axes of a grid are at right angles, and those of the header are not (rows of its affine are {rows}); "
+            "resample the volume to a grid with right angles, or write its sform again",
             "sheared_axes",
+        )
+    if not np.isfinite(affine).all():
+        raise VolumeError(
+            f"the first voxel lies at a finite position, and the header's is ({_numbers(affine[:3, 3], ', ')}); export it again",
+            "implausible_grid",
         )
     if (np.abs(spacing_mm / pixdim_mm - 1) > SAME_SPACING).any():
         raise VolumeError(
@@ -230,11 +235,9 @@ def _check_axes(affine: np.ndarray, *, pixdim_mm: np.ndarray) -> None:
 
 def _compare_forms(header: Nifti1Header) -> list[VolumeWarning]:
     """Warn of an sform and a qform that put the volume to different places."""
-    shape, sform = header.get_data_shape()[:3], header.get_sform()
-    try:
-        qform = header.get_qform()
-    except (HeaderDataError, ValueError) as error:
-        message = f"sform and qform contradict each other: the qform is no rotation ({error}); the sform is used"
+    shape, sform, qform = header.get_data_shape()[:3], header.get_sform(), _qform(header)
+    if qform is None:
+        message = "sform and qform contradict each other: the qform is no rotation; the sform is used"
         return [VolumeWarning(check="forms_differ", message=message)]
     if _grid(sform, shape).is_same_grid(_grid(qform, shape)):
         return []
@@ -244,6 +247,15 @@ def _compare_forms(header: Nifti1Header) -> list[VolumeWarning]:
         f"{_place(qform)} by the qform; remove the one that is wrong"
     )
     return [VolumeWarning(check="forms_differ", message=message)]
+
+
+def _qform(header: Nifti1Header) -> np.ndarray | None:
+    """Return the affine of the qform; None where it is none."""
+    try:
+        affine = header.get_qform()
+    except (HeaderDataError, ValueError):
+        return None
+    return affine if np.isfinite(affine).all() else None
 
 
 def _leaning_axes(form: NiftiForm, shape_xyz: tuple[int, int, int]) -> list[VolumeWarning]:
