@@ -222,7 +222,8 @@ def _check_axes(affine: np.ndarray, *, pixdim_mm: np.ndarray) -> None:
         )
     if not np.isfinite(affine).all():
         raise VolumeError(
-            f"the first voxel lies at a finite position, and the header's is ({_numbers(affine[:3, 3], ', ')}); export it again",
+            f"the first voxel lies at a finite position, and the header has ({_numbers(affine[:3, 3], ', ')}); "
+            "export it again",
             "implausible_grid",
         )
     if (np.abs(spacing_mm / pixdim_mm - 1) > SAME_SPACING).any():
