@@ -67,7 +67,7 @@ def write_image(path: Path, *, seed: int = 0, geometry: Geometry = GEOMETRY) -> 
     write_volume(path, Volume(array=disc_study(seed, num_slices=8)[0], geometry=geometry))
 
 
-def write_series(folder: Path, *, without: str | None = None, seed: int = 0) -> None:
+def write_series(folder: Path, *, without: str | None = None, seed: int = 0, description: str = "t2_tse_tra") -> None:
     """Write a study as a DICOM series with all that DICOM SEG needs but for one attribute."""
     folder.mkdir(parents=True)
     for index, pixels in enumerate(disc_study(seed, num_slices=8)[0]):
@@ -81,6 +81,7 @@ def write_series(folder: Path, *, without: str | None = None, seed: int = 0) -> 
         one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 0
         one.PixelSpacing, one.SliceThickness, one.ImageOrientationPatient = [0.5, 0.5], 3.0, [1, 0, 0, 0, 1, 0]
         one.ImagePositionPatient = [0, 0, 3.0 * index]
+        one.SeriesDescription = description
         one.PixelData = pixels.astype("<u2").tobytes()
         if without:
             delattr(one, without)
@@ -197,6 +198,14 @@ def test_a_sagittal_study_among_axial_ones_is_warned_of(caplog: pytest.LogCaptur
         "2": True,
     }
     assert "its slices are sagittal" in caplog.text
+
+
+def test_a_series_whose_header_names_another_sequence_is_warned_of() -> None:
+    for seed, description in enumerate(("t2_tse_tra", "ep2d_diff_tra_ADC", "T2 TSE SAG")):
+        write_series(Path(f"in/{seed}"), seed=seed, description=description)
+    predict()
+    assert ["series description" in row["warnings"] for _, row in sorted(rows().items())] == [False, True, True]
+    assert 'the series description is "ep2d_diff_tra_ADC", and an axial T2-weighted' in rows()["1"]["warnings"]
 
 
 @pytest.fixture

@@ -25,6 +25,9 @@ DICOM_SUFFIXES = (".dcm", ".ima")
 
 DICOM_MAGIC_AT, DICOM_MAGIC = 128, b"DICM"
 
+MR = "MR"
+"""Modality of magnetic resonance images."""
+
 SUFFIXES = ".mha .mhd .nii .nii.gz .nrrd"
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
@@ -50,6 +53,8 @@ class Scan:
     """Path below the input folder without suffix, with / between folders; unique."""
     path: Path
     """Image file, or folder of a DICOM series."""
+    description: str = ""
+    """Series Description of a DICOM series."""
 
     @property
     def is_dicom(self) -> bool:
@@ -210,16 +215,16 @@ class _Search:
         if not files:
             return
         is_root = folder == self.root
-        kind = None if is_root else kind_of(folder.name, allowed=words_of(self.pattern))
-        modality = "" if is_root else _other_modality(files)
         if not is_root and not fnmatch(folder.name, self.pattern):
             return
-        if kind:
+        kind = kind_of(folder.name, allowed=words_of(self.pattern))
+        modality, description = _modality_and_description(files)
+        if kind and not is_root:
             self._leave_out(_reason(kind), folder)
-        elif modality:
-            self._leave_out(f"DICOM objects of modality {modality}, not MR", folder)
+        elif modality != MR and not is_root:
+            self._leave_out(f"DICOM objects of modality {modality}, not {MR}", folder)
         else:
-            self.scans.append(Scan(name=self._name(folder), path=folder))
+            self.scans.append(Scan(name=self._name(folder), path=folder, description=description))
 
     def _is_dicom(self, file: Path) -> bool:
         try:
@@ -342,17 +347,18 @@ def _is_dicom(file: Path) -> bool:
         return stream.read(DICOM_MAGIC_AT + len(DICOM_MAGIC))[DICOM_MAGIC_AT:] == DICOM_MAGIC
 
 
-def _other_modality(files: Sequence[Path]) -> str:
-    """Return the modality of DICOM files of which none may be MR, such as SEG; empty otherwise."""
-    modality = ""
+def _modality_and_description(files: Sequence[Path]) -> tuple[str, str]:
+    """Return modality and Series Description of the first file that may be MR; the last file's if none is."""
+    modality = description = ""
     for file in files:
         try:
-            modality = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality"]).get("Modality", "")
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality", "SeriesDescription"])
+            modality, description = (str(header.get(name) or "") for name in ("Modality", "SeriesDescription"))
         except (OSError, ValueError, TypeError, AttributeError, KeyError, pydicom.errors.InvalidDicomError):
-            return ""  # the reader refuses it in words
-        if modality in ("", "MR"):
-            return ""
-    return str(modality)
+            modality = ""  # the reader refuses it in words
+        if modality in ("", MR):
+            return MR, description
+    return modality, description
 
 
 def _stem(path: Path) -> str:

@@ -14,6 +14,7 @@ import torch
 from prostate_seg.config import Backend, Config
 from prostate_seg.data.layouts import has_images
 from prostate_seg.data.predictions import State, Target, new_mask, note_dicom_seg, state_of, write_volumes
+from prostate_seg.data.scan_names import kind_of
 from prostate_seg.data.scans import Scan, ScanList, find_scans
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_seg
@@ -188,7 +189,7 @@ def segment_study(target: Target, *, named: NamedModel) -> Mapping[str, Any]:
         spacing_mm=image.geometry.spacing_mm,
         title=_title(scan, found),
     )
-    row |= _numbers(found)
+    row |= _numbers(found, _doubts(scan))
     with new_mask(target, row) as made:
         write_volume(made, found.mask)
     return row
@@ -219,13 +220,20 @@ def _write_dicom_seg(target: Target, *, named: NamedModel) -> str | None:
     return error
 
 
-def _numbers(found: Prediction) -> dict[str, Any]:
+def _doubts(scan: Scan) -> list[str]:
+    """Return the warning that the header of a series names another sequence or plane than axial T2."""
+    if kind_of(scan.description) is None:
+        return []
+    return [f'the series description is "{scan.description}", and an axial T2-weighted series is expected']
+
+
+def _numbers(found: Prediction, doubts: Sequence[str]) -> dict[str, Any]:
     return {
         "volume_ml": round(found.volume_ml, 3),
         "num_slices": found.num_slices,
         "mean_confidence": None if found.mean_confidence is None else round(found.mean_confidence, 4),
         "fold_agreement": None if found.fold_agreement is None else round(found.fold_agreement, 4),
-        "warnings": "; ".join(found.warnings),
+        "warnings": "; ".join([*doubts, *found.warnings]),
     }
 
 
