@@ -524,7 +524,7 @@ class PathsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class MachineConfig:
-    """What this machine offers; never changes a result beyond rounding."""
+    """What this machine offers; another device changes a result by rounding, another number of workers not at all."""
 
     num_workers: int | None
     """Cases that are worked on side by side; null takes one per core."""
