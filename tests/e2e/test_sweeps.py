@@ -209,6 +209,7 @@ def test_stage_is_skipped_only_while_settings_inputs_and_outputs_are_the_same(pr
     ("arguments", "code", "message"),
     [
         (["-m", "+sweep=optuna", "stage=prepare"], 2, "stage: must be train for sweep=optuna, is prepare"),
+        (["-m", "+sweep=optuna", "stage=evaluate"], 2, "test cases choose no setting"),
         (["+sweep=optuna", "stage=train"], 2, "a sweep is many jobs; add -m to the command"),
         ([*STUDY, "train.lerning_rate=choice(1,2)"], 2, "train.lerning_rate: unknown key"),
         ([*STUDY, "hydra.sweeper.params=null"], 2, "hydra.sweeper.params: must name a setting to search"),
