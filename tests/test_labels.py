@@ -120,6 +120,14 @@ def test_one_label_of_255_and_ten_labels_are_accepted(tmp_path: Path) -> None:
     assert label_problem(structures(10), labels=None) is None
 
 
+def test_255_beside_other_labels_is_a_warning_unless_the_labels_are_named(tmp_path: Path) -> None:
+    mask = gland()
+    mask[1:9, 36, 3:37] = 255
+    case = written(tmp_path, mask)
+    assert [one.check for one in load_case(case, labels=None)[1].findings] == ["label_255"]
+    assert load_case(case, labels=[1, 2])[1].findings == []
+
+
 def test_map_of_many_structures_needs_the_labels_of_the_gland() -> None:
     problem = label_problem(structures(19), labels=None)
     assert problem is not None

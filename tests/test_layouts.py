@@ -195,6 +195,29 @@ def test_nnunet_case_without_the_t2_channel_is_named_with_the_one_it_has(tmp_pat
     assert [(one.case_id, one.is_error) for one in findings] == [("9_1_0001.nii.gz", False)]
 
 
+@pytest.mark.parametrize("name", ["ADC", "dwi b800", "T1w", "CT"])
+def test_nnunet_single_channel_of_another_sequence_is_refused(tmp_path: Path, name: str) -> None:
+    root = made(tmp_path, ["imagesTr/7_1_0000.mha", "labelsTr/7_1.mha"], channels={"channel_names": {"0": name}})
+    with pytest.raises(InputError, match=f"must name one of the channels 0000 T2, names 0000 {name}"):
+        found(root)
+
+
+def test_bids_mask_of_another_organ_is_not_read(tmp_path: Path) -> None:
+    folder = "derivatives/manual/sub-01/anat/sub-01"
+    names = [f"{folder}_label-{label}_mask.nii.gz" for label in ("prostate", "bladder", "lesion")]
+    root = made(tmp_path, ["sub-01/anat/sub-01_T2w.nii.gz", *names])
+    cases, findings = found(root)
+    assert cases == {"sub-01": ("sub-01/anat/sub-01_T2w.nii.gz", names[0])}
+    assert [(one.check, one.is_error) for one in findings] == [("ignored_file", False)] * 2
+    assert (
+        "sub-01_label-bladder_mask.nii.gz is not read: it marks 'bladder', which is not the gland"
+        in findings[0].message
+    )
+    (root / names[0]).unlink()
+    with pytest.raises(InputError, match="has no mask such as"):
+        found(root)
+
+
 def test_dicom_files_without_a_folder_of_their_own_are_refused(tmp_path: Path) -> None:
     root = made(tmp_path, ["images/001.DCM", "images/002.DCM", "masks/10001_1.nii.gz"])
     with pytest.raises(InputError, match="a DICOM series must be a folder of its own, such as images/10001_1/00"):

@@ -87,6 +87,11 @@ def _list(labels: Sequence[int]) -> str:
     return f"[{','.join(map(str, labels))}]"
 
 
+def is_gland_name(name: str) -> bool:
+    """Return whether a name says prostate, gland or zone, or nothing about anatomy; a lesion alone is no gland."""
+    return _meaning(name) in (_Meaning.gland, _Meaning.plain)
+
+
 def _not_gland(taken: Collection[int], meanings: Mapping[int, _Meaning]) -> list[int]:
     """Return the labels that are something else; a lesion alone is no gland, beside the gland it is a part of it."""
     has_gland = any(meanings[label] in (_Meaning.gland, _Meaning.plain) for label in taken)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prostate_seg.data.label_names import is_gland_name
 from prostate_seg.errors import InputError
 from prostate_seg.files import read_json
 from prostate_seg.imaging.sitk_reader import image_suffix
@@ -37,13 +38,16 @@ MASK_SUFFIXES = ("mask", "dseg", "seg")
 OF_MASKS_ALONE = ("space", "label", "desc", "res", "den", "atlas", "seg")
 """Entities in the name of a BIDS mask that the name of its image has not."""
 
+OTHER_SEQUENCE = r"\b(adc|dwi|hbv|b[0-9]+|dce|t1w?|swi|ct|pet)\b"
+"""Names of channels that are not T2-weighted, also where there is one channel; any other name of a single one may be."""
+
 Stems = Mapping[str, Sequence[Path]]
 """The files or folders of each stem; more than one is an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unread:
-    """An image that is not read although its name may be that of a case."""
+    """An image or mask that is not read although its name may be that of a case."""
 
     path: Path
     reason: str
@@ -59,7 +63,7 @@ class Listing:
     ignored: Sequence[Path] = ()
     """Files that are no images, other than those that belong beside images."""
     unread: Mapping[str, Unread] = field(default_factory=dict)
-    """Images of another channel, or without a channel number, by the case that they may belong to."""
+    """Images of another channel, or without a channel number, by the case that they may belong to; masks of other organs."""
 
 
 def list_files(root: Path, *, masks_required: bool) -> Listing:
@@ -162,8 +166,9 @@ def t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
     """
     names = _channel_names(dataset_json)
     t2 = [number for number, name in names.items() if re.search("t2", name, re.IGNORECASE)]
+    of_others = [number for number in channels if re.search(OTHER_SEQUENCE, names.get(number, ""), re.IGNORECASE)]
     chosen = [number for number in t2 if number in channels] if t2 else channels
-    if len(chosen) == 1:
+    if len(chosen) == 1 and (t2 or not of_others):
         return chosen[0]
     known = ", ".join(f"{number} {name}" for number, name in names.items()) or "nothing, as it is absent or names none"
     raise InputError(
@@ -185,21 +190,26 @@ def _channel_names(dataset_json: Path) -> dict[str, str]:
 
 
 def _bids(root: Path, masks_required: bool) -> Listing:
-    images, masks = defaultdict(list), defaultdict(list)
+    images, masks, others = defaultdict(list), defaultdict(list), {}
     for path in _files(root, ("sub-*/anat/*", "sub-*/ses-*/anat/*")):
         stem = _stem(path)
         if stem is not None and stem.endswith("_T2w"):
             images[stem.removesuffix("_T2w")].append(path)
     for path in _files(root / "derivatives", ("**/sub-*",)):
         stem = _stem(path)
-        if stem is not None and stem.rpartition("_")[2] in MASK_SUFFIXES:
+        if stem is None or stem.rpartition("_")[2] not in MASK_SUFFIXES:
+            continue
+        label = re.search(r"_label-([^_]+)_", stem)
+        if label is None or is_gland_name(label.group(1)):
             masks[_image_name(stem)].append(path)
+        else:
+            others[stem] = Unread(path=path, reason=f"it marks {label.group(1)!r}, which is not the gland")
     if masks_required and not masks:
         raise InputError(
             f"{root / 'derivatives'}: has no mask such as derivatives/manual/sub-01/anat/sub-01_mask.nii.gz, named as its "
             f"image but for the last word, one of {', '.join(MASK_SUFFIXES)}"
         )
-    return Listing(images=_some(images, root / "sub-*/anat"), masks=masks)
+    return Listing(images=_some(images, root / "sub-*/anat"), masks=masks, unread=others)
 
 
 def _files(root: Path, patterns: Iterable[str]) -> Iterator[Path]:

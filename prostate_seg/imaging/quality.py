@@ -59,6 +59,9 @@ MIN_ANISOTROPY = 1.5
 """Least ratio of the largest voxel edge to the next that says along which axis slices are stacked. Slices of T2-weighted
 studies are 1.5 to 4 mm apart and pixels 0.2 to 0.8 mm wide; a volume with nearly equal edges can be cut in any plane."""
 
+IGNORE_LABEL = 255
+"""The largest label of an 8-bit file: the gland of binary masks, and in label maps the voxels that nobody labelled."""
+
 TOUCHING = np.ones((3, 3, 3), dtype=bool)
 """Voxels are connected when they share a face, an edge or a corner."""
 
@@ -115,8 +118,9 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
 
     Errors are `few_slices`, `nan`, `constant_image`, `grids_differ`, `mask_is_image`, `label_not_integer`,
     `label_out_of_range`, `too_many_labels`, `empty_mask`, `wanted_label_absent` and, for a mask that has leaked,
-    `not_compact`; warnings are `not_axial`, `slices_out_of_order`, `several_components`, `holes`, `gap`, `implausible_volume`,
-    `mask_touches_border`, a milder `not_compact` and those with which image and mask were read (`Volume.warnings`).
+    `not_compact`; warnings are `not_axial`, `label_255`, `slices_out_of_order`, `several_components`, `holes`, `gap`,
+    `implausible_volume`, `mask_touches_border`, a milder `not_compact` and those with which
+    image and mask were read (`Volume.warnings`).
 
     Args:
         case_id: Named in each finding.
@@ -137,6 +141,7 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
             *_check_image_order(case_id, disorder),
             *([] if image is None or mask is None else check_pair(case_id, image, mask)),
             *mask_errors,
+            *([] if reference is None or labels is not None else _check_ignore_label(case_id, reference)),
             *([] if reference is None else _check_reference(case_id, reference)),
         ],
         image_disorder=disorder,
@@ -381,6 +386,18 @@ def _check_image_order(case_id: str, disorder: float | None) -> list[Finding]:
         f"{MAX_IMAGE_DISORDER:g} is the most for a stack in order; sort the slices by position, not by name, and convert again"
     )
     return [_warning(case_id, "slices_out_of_order", message)]
+
+
+def _check_ignore_label(case_id: str, quality: ReferenceQuality) -> list[Finding]:
+    """Warn of 255 beside other labels: alone it is the gland of a binary mask."""
+    others = [label for label in quality.labels_ml if label != IGNORE_LABEL]
+    if not others or len(others) == len(quality.labels_ml):
+        return []
+    message = (
+        f"label {IGNORE_LABEL} stands beside {listed(others)}: it marks voxels to ignore, or the mask was interpolated; export "
+        "it again, or name the labels of the gland: data.whole_gland_labels=[...]"
+    )
+    return [_warning(case_id, "label_255", message)]
 
 
 def _check_reference(case_id: str, quality: ReferenceQuality) -> list[Finding]:
