@@ -332,8 +332,31 @@ class TestHeader:
         volumes = np.stack([image_array(), image_array() + 200], axis=-1)
         one = write_nifti_file(tmp_path / "one.nii", volumes[..., :1], sform=affine())
         two = write_nifti_file(tmp_path / "two.nii", volumes, sform=affine())
+        five = write_nifti_file(tmp_path / "five.nii", volumes[..., :1, np.newaxis], sform=affine())
+        assert np.array_equal(stored_array(read_volume(five)).T, volumes[..., 0])
         assert np.array_equal(stored_array(read_volume(one)).T, volumes[..., 0])
         assert np.array_equal(stored_array(read_volume(two, channel=1)).T, volumes[..., 1])
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("kind", [Nifti1Header, Nifti2Header])
+    def test_a_header_with_damaged_bytes_is_read_or_refused(self, tmp_path: Path, kind: type) -> None:
+        rng = np.random.default_rng(0)
+        whole = nifti_bytes(image_array(), sform=affine(), qform=affine(), kind=kind)
+        numbers = [np.float32(value).tobytes() for value in (np.nan, np.inf, 0, -1, 1e30)] + [b"\xff\xff\xff\xff"]
+        num_refused = 0
+        for _ in range(300):
+            content, at = bytearray(whole), 4 * int(rng.integers(10, 87))
+            content[at : at + 4] = rng.choice(np.array(numbers, dtype=object))
+            (tmp_path / "a.nii").write_bytes(content)
+            try:
+                read_volume(tmp_path / "a.nii")
+            except VolumeError:
+                num_refused += 1
+        assert 30 < num_refused < 270
+
+    def test_a_vox_offset_that_is_no_number_is_refused(self, tmp_path: Path) -> None:
+        path = write_nifti_file(tmp_path / "a.nii", sform=affine(), vox_offset=np.nan)
+        assert "NIfTI header cannot be used" in str(refusal(path))
 
     def test_nothing_of_nibabels_corrections_reaches_stderr(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]

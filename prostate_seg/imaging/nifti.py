@@ -73,7 +73,8 @@ def read_nifti(path: Path, *, channel: int | None) -> Volume:
     shape = _volume_shape(header, channel=channel)
     form, warnings = _read_form(header)
     voxels = _read_voxels(path, header)
-    array = voxels.reshape((*shape, -1), order="F")[..., channel or 0]
+    volumes = voxels.reshape((*shape, -1), order="F")
+    array = volumes[..., 0 if channel is None or volumes.shape[-1] == 1 else channel]
     return Volume(
         array=_scaled(array, header).T,
         geometry=_grid(form.affine, shape, pixdim_mm=_pixdim_mm(header)),
@@ -123,7 +124,8 @@ def _read_header(path: Path) -> Nifti1Header:
     _check_spacing(header)
     try:
         header.check_fix(logger=SILENT)
-    except HeaderDataError as error:
+        header.get_data_offset()
+    except (HeaderDataError, ValueError, OverflowError) as error:
         raise VolumeError(f"its NIfTI header cannot be used: {error}; export it again") from error
     return header
 
@@ -154,6 +156,8 @@ def _volume_shape(header: Nifti1Header, *, channel: int | None) -> tuple[int, in
     dtype = header.get_data_dtype()
     if dtype.kind == "c":
         raise VolumeError(f"voxels must be real numbers, and these are {dtype}; export the magnitude", "complex_pixels")
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
     if num_components := len(dtype) or (shape[4] if len(shape) == 5 and shape[3] == 1 else 0):
         raise VolumeError(
             f"voxels must be single numbers, and these have {num_components} components; export one channel",
@@ -187,7 +191,8 @@ def _scaled(array: np.ndarray, header: Nifti1Header) -> np.ndarray:
         raise VolumeError(f"its voxels cannot be scaled: {error}; export it again") from error
     if slope is None or (slope, intercept) == (1, 0):
         return array
-    return (array.astype(np.float64) * slope + intercept).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite voxels are refused with their number later
+        return (array.astype(np.float64) * slope + intercept).astype(np.float32)
 
 
 def _read_form(header: Nifti1Header) -> tuple[NiftiForm, list[VolumeWarning]]:
@@ -226,7 +231,7 @@ def _check_axes(affine: np.ndarray, *, pixdim_mm: np.ndarray) -> None:
             "export it again",
             "implausible_grid",
         )
-    if (np.abs(spacing_mm / pixdim_mm - 1) > SAME_SPACING).any():
+    if (np.abs(spacing_mm - pixdim_mm) > SAME_SPACING * pixdim_mm).any():
         raise VolumeError(
             f"the header states two spacings: {_numbers(spacing_mm)} mm by its sform and {_numbers(pixdim_mm)} mm by pixdim; "
             "correct the one that is wrong, or convert the study from DICOM again",
@@ -288,7 +293,7 @@ def _grid(affine: np.ndarray, shape_xyz: tuple[int, ...], *, pixdim_mm: np.ndarr
         left, _, right = np.linalg.svd(axes)
         axes = left @ right
     if pixdim_mm is not None:
-        spacing_mm = np.where(np.abs(spacing_mm / pixdim_mm - 1) <= ROUNDING, pixdim_mm, spacing_mm)
+        spacing_mm = np.where(np.abs(spacing_mm - pixdim_mm) <= ROUNDING * pixdim_mm, pixdim_mm, spacing_mm)
     size_x, size_y, size_z = shape_xyz
     spacing_x_mm, spacing_y_mm, spacing_z_mm = spacing_mm.tolist()
     return Geometry(
