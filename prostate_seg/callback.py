@@ -22,13 +22,14 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from prostate_seg import config as configuration
-from prostate_seg.cli import BAD_COMMAND, FAILED, leave, require_inputs, typed_word
+from prostate_seg.cli import BAD_COMMAND, FAILED, leave, no_option_message, require_inputs, typed_word
 from prostate_seg.config import Config
 from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.files import write_text
@@ -255,20 +256,35 @@ def _swept(config: DictConfig) -> dict[str, list[str | None]]:
     """Return the settings that a multirun varies, with their values; none for an interval.
 
     Raises:
-        ConfigError: If a setting has no value to try, or an interval and no study that draws from it.
+        ConfigError: If a setting or option does not exist, or there is no value to try, or no study for an interval.
     """
     words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     words += list(config.hydra.overrides.task)
     swept: dict[str, list[str | None]] = {}
-    for override in OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words):
+    loader = GlobalHydra.instance().config_loader()
+    for override in OverridesParser.create(loader).parse_overrides(words):
         if override.is_interval_sweep() and not is_study(config.hydra):
             raise ConfigError(f"{override.input_line}: only a search draws from an interval; add +sweep=optuna")
         if override.is_sweep_override():
             values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
             if not (values or override.is_interval_sweep()):
                 raise ConfigError(f"{override.input_line}: has no value to try; glob(...) takes options of a group")
+            _require_known(override, values, loader.get_group_options(override.key_or_group))
             swept[override.get_key_element()] = [str(value) for value in values]
     return swept
+
+
+def _require_known(override: Override, values: Sequence[str], options: Sequence[str]) -> None:
+    """Check that a swept setting, or each swept option of a group, exists before the first job runs."""
+    key = override.key_or_group
+    absent = [
+        value for value in values if options and value.strip("'\"") not in options and re.fullmatch(r"[\w'\"]+", value)
+    ]
+    if [value for value in absent if value != "null"]:
+        raise ConfigError(no_option_message(key, absent[0]))
+    is_setting = not (options or override.is_value_path or override.is_hydra_override())
+    if is_setting and key not in configuration.known_keys():
+        raise ConfigError(configuration.unknown_key_message(key))
 
 
 def _announce(cfg: Config, swept: Mapping[str, Sequence[Any]], *, is_paired: bool) -> None:

@@ -72,7 +72,7 @@ def hydra_words(typed: Sequence[str]) -> list[str]:
     overrides = [_parsed(word) for word in read.values()]
     for override in overrides:
         if isinstance(override.value(), int | float) and (config_folder() / override.key_or_group).is_dir():
-            raise ConfigError(_no_option_message(override.key_or_group, override.get_value_string()))
+            raise ConfigError(no_option_message(override.key_or_group, override.get_value_string()))
     if not (is_multirun or is_question):
         _require_one_job(overrides)
     return [read.get(word, word) for word in typed]
@@ -228,7 +228,7 @@ def _unreadable(word: str, said: str) -> str:
         return f"{word}: an argument is written key=value, without spaces around ={hint}"
     key, value = match.group(2), match.group(3)
     if (config_folder() / key).is_dir():
-        return _no_option_message(key, value)
+        return no_option_message(key, value)
     if key in config.setting_types():
         return "\n".join([f"{key}: must be {config.rule_of(key)}, is {value}", *reason])
     quoted = shlex.quote(f"{match.group(1)}{key}={_quoted(value)}")
@@ -305,12 +305,13 @@ def composition_message(error: Exception) -> str:
         return "params.yaml is absent in this folder: write it with stage=export and the overrides you want"
     no_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if no_option:
-        return _no_option_message(*no_option.groups())
+        return no_option_message(*no_option.groups())
     lines = f"{text}\n{error.__cause__}".splitlines() if error.__cause__ else text.splitlines()
     return "\n".join(line for line in lines if not re.match(r"\s+(full_key:|object_type=|reference_type=)", line))
 
 
-def _no_option_message(group: str, option: str) -> str:
+def no_option_message(group: str, option: str) -> str:
+    """Say that a group has no such option, and which one was probably meant."""
     known = _options(group)
     meant = closest(option, known)
     hint = f"; did you mean {group}={meant}?" if meant else ""

@@ -271,6 +271,10 @@ def test_glob_choice_and_range_are_known_to_the_callback() -> None:
     }
     with pytest.raises(ConfigError, match="has no value to try"):
         swept("train.loss=glob(*)")
+    with pytest.raises(ConfigError, match=r"train.lr: unknown key; did you mean train.learning_rate\?"):
+        swept("+train.lr=0.1,0.2")
+    with pytest.raises(ConfigError, match=r"model: no option 'unett'; known are .*; did you mean model=unet\?"):
+        swept("model=unet,unett")
     with pytest.raises(ConfigError, match=r"only a search draws from an interval; add \+sweep=optuna"):
         swept("train.learning_rate=interval(1e-4,1e-2)")
 
