@@ -23,7 +23,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             log.info("%s", line)
     bad = [finding.name for finding in findings if finding.severity is Severity.bad]
     if bad:
-        raise InputError(f"{len(bad)} of {len(findings)} checks found something to mend: {', '.join(bad)}")
+        raise InputError(f"{len(bad)} of {len(findings)} checks found something to fix: {', '.join(bad)}")
     return StageResult()
 
 

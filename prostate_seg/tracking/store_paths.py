@@ -67,7 +67,7 @@ def require_own_paths(file: Path, *, experiment: str) -> None:
     for old in previous_folders(file, experiment=experiment):
         is_there = "is still there: this is a copy" if old.exists() else "is no longer there"
         raise InputError(
-            f"{file} was moved or copied: its artifacts are to lie in {old / ARTIFACTS}, and {old} {is_there}\n"
+            f"{file} was moved or copied: it keeps artifacts in {old / ARTIFACTS}, and {old} {is_there}\n"
             f"Replace the paths in {file.name} by those of this folder (a backup is kept, {old} is not touched): "
             "stage=doctor doctor.fix_paths=true"
         )
