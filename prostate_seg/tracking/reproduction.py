@@ -100,7 +100,7 @@ def _code(
             continue
         project = checkout / below
         try:
-            patched = patch is None or _succeeds(checkout, "apply", "--whitespace=nowarn", "-", stdin=patch)
+            patched = patch is None or _apply(patch, checkout)
             different = _different_code(record["code"], project, workspace)
             if patched and not different:
                 yield project, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
@@ -183,6 +183,10 @@ def _folder_in_repository() -> str:
         return git(project_root(), "rev-parse", "--show-prefix").strip()
     except GitError:
         return ""
+
+
+def _apply(patch: str, checkout: Path) -> bool:
+    return _succeeds(checkout, "apply", "--whitespace=nowarn", "-", stdin=patch)
 
 
 def _succeeds(folder: Path, *arguments: str, stdin: str | None = None) -> bool:
