@@ -76,7 +76,9 @@ def test_mask_within_a_thousandth_of_whole_numbers_is_read_as_these(tmp_path: Pa
     np.testing.assert_array_equal(made[0].array, made[1].array)
 
 
-@pytest.mark.parametrize(("value", "accepted"), [(0.999, True), (1.001, True), (0.998, False), (-0.0005, True)])
+@pytest.mark.parametrize(
+    ("value", "accepted"), [(0.999, True), (1.001, True), (0.998, False), (-0.0005, True), (40000.3, False)]
+)
 def test_tolerance_of_a_label_is_a_thousandth(value: float, accepted: bool) -> None:
     array = gland().astype(np.float32)
     array[0, 0, 0] = value

@@ -41,7 +41,8 @@ def as_labels(mask: Volume) -> Volume:
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         return mask
     rounded = np.rint(array)
-    if np.abs(rounded).max(initial=0) > np.iinfo(np.int32).max or not np.allclose(array, rounded, atol=LABEL_TOLERANCE):
+    is_near = np.allclose(array, rounded, rtol=np.finfo(np.float32).eps, atol=LABEL_TOLERANCE)
+    if np.abs(rounded).max(initial=0) > np.iinfo(np.int32).max or not is_near:
         return mask
     return replace(mask, array=rounded.astype(np.int32))
 
