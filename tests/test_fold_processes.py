@@ -2,17 +2,21 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from prostate_seg.config import Device
 from prostate_seg.errors import InputError
 from prostate_seg.progress import num_cores
+from prostate_seg.segmentation.devices import available_gpus
+from prostate_seg.stages import fold_processes
 from prostate_seg.stages.fold_processes import train_side_by_side
 from prostate_seg.workspace import FoldRecord
 
@@ -112,3 +116,103 @@ def test_first_fold_that_fails_stops_the_others(tmp_path: Path, kind: str, error
     assert time.monotonic() - start < 50
     assert records.ended == {0: "KeyboardInterrupt", 1: error.__name__}
     assert not (tmp_path / "reached").exists()
+
+
+class FakeTraining:
+    """Folds that train until the test ends them, instead of processes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, num_parallel: int, gpus: Sequence[int], num_folds: int):
+        self.gpu_of: dict[int, int | None] = {}
+        self.running: set[int] = set()
+        self._ends = {index: threading.Event() for index in range(num_folds)}
+        monkeypatch.setattr(fold_processes, "_train_in_process", self._train)
+        self._thread = threading.Thread(
+            target=self._start, args=(num_parallel, gpus, Records().open_fold), name="stage", daemon=True
+        )
+        self._thread.start()
+
+    def _start(self, num_parallel: int, gpus: Sequence[int], open_fold: object) -> None:
+        with suppress(InputError):
+            train_side_by_side(
+                speak,
+                list(self._ends),
+                num_parallel=num_parallel,
+                open_fold=open_fold,
+                gpus=gpus,  # type: ignore[arg-type]
+            )
+
+    def _train(self, _context: object, _work: object, index: int, *_: object, gpu: int | None, **__: object) -> None:
+        self.gpu_of[index] = gpu
+        self.running.add(index)
+        assert self._ends[index].wait(10)
+        self.running.discard(index)
+
+    def wait_until_running(self, *indices: int) -> None:
+        deadline = time.monotonic() + 10
+        while self.running != set(indices):
+            assert time.monotonic() < deadline, self.running
+            time.sleep(0.002)
+
+    def end(self, *indices: int) -> None:
+        for index in indices:
+            self._ends[index].set()
+
+    def end_all(self) -> None:
+        self.end(*self._ends)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+def test_fold_that_ends_gives_its_gpu_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    folds = FakeTraining(monkeypatch, num_parallel=2, gpus=[0, 1], num_folds=4)
+    folds.wait_until_running(0, 1)
+    folds.end(1)  # before fold 0
+    folds.wait_until_running(0, 2)
+    folds.end(2)
+    folds.wait_until_running(0, 3)
+    folds.end_all()
+    assert {folds.gpu_of[0], folds.gpu_of[1]} == {0, 1}
+    assert folds.gpu_of[2] == folds.gpu_of[3] == folds.gpu_of[1]
+
+
+def test_more_folds_than_gpus_share_them_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    folds = FakeTraining(monkeypatch, num_parallel=5, gpus=[0, 1], num_folds=7)
+    folds.wait_until_running(0, 1, 2, 3, 4)
+    on = {gpu: [index for index, one in folds.gpu_of.items() if one == gpu] for gpu in (0, 1)}
+    assert sorted(map(len, on.values())) == [2, 3]
+    fewer = min(on, key=lambda gpu: len(on[gpu]))
+    ended = on[fewer]
+    folds.end(ended[0])
+    folds.wait_until_running(*({0, 1, 2, 3, 4, 5} - {ended[0]}))
+    assert folds.gpu_of[5] == fewer
+    folds.end(ended[1], 5)
+    folds.wait_until_running(*on[1 - fewer], 6)
+    assert folds.gpu_of[6] == fewer  # where no fold is left
+    folds.end_all()
+
+
+def test_fold_that_fails_gives_its_gpu_back() -> None:
+    pool = fold_processes.GpuPool([3])
+    with pytest.raises(InputError), pool.assign() as gpu:
+        assert gpu == 3
+        raise InputError("the loss is nan")
+    with pool.assign() as first, pool.assign() as second:
+        assert (first, second) == (3, 3)
+    pool = fold_processes.GpuPool([3, 5])
+    with pytest.raises(InputError), pool.assign():
+        raise InputError("the loss is nan")
+    with pool.assign() as first, pool.assign() as second:
+        assert {first, second} == {3, 5}
+
+
+def test_folds_on_the_cpu_get_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fold_processes.GpuPool([]).assign() as gpu:
+        assert gpu is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert list(available_gpus(Device.cpu)) == []
+    assert list(available_gpus(Device.auto)) == list(available_gpus(Device.cuda)) == [0, 1, 2, 3]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert list(available_gpus(Device.auto)) == []
+    with pytest.raises(InputError, match="machine.device=cuda"):
+        available_gpus(Device.cuda)

@@ -22,6 +22,15 @@ def choose_device(device: Device) -> torch.device:
     return torch.device("cuda" if available and device is not Device.cpu else "cpu")
 
 
+def available_gpus(device: Device) -> range:
+    """Return the indices of the GPUs to train on, as torch counts those of CUDA_VISIBLE_DEVICES; empty for the CPU.
+
+    Raises:
+        InputError: If a GPU is asked for and there is none.
+    """
+    return range(torch.cuda.device_count() if choose_device(device).type == "cuda" else 0)
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Return whether the processor has bfloat16 arithmetic of its own."""
     if device.type == "cuda":

@@ -1,6 +1,6 @@
-"""Train several folds side by side: each in a process of its own, with its share of the processor's threads.
+"""Train several folds side by side: each in a process of its own, with its share of the processor's threads and one GPU.
 
-The parent keeps the records of the folds; a process sends over a pipe what it would have told its record and its log.
+The parent assigns the GPUs and keeps the records of the folds; a process sends metrics and log records over a pipe.
 """
 
 import logging
@@ -8,9 +8,10 @@ import multiprocessing
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -30,29 +31,53 @@ SECONDS_BETWEEN_LOOKS = 0.2
 """How soon a fold that need not go on is stopped."""
 
 
+class GpuPool:
+    """The GPUs that folds share: each fold gets the one on which the fewest folds train."""
+
+    def __init__(self, gpus: Sequence[int]) -> None:
+        """Take the CUDA indices of the GPUs, as torch counts them; none where folds train on the CPU."""
+        self._num_folds = Counter(dict.fromkeys(gpus, 0))
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def assign(self) -> Iterator[int | None]:
+        """Reserve a GPU until the block ends, however it ends; None without GPUs."""
+        with self._lock:
+            gpu = min(self._num_folds, key=self._num_folds.__getitem__, default=None)
+            if gpu is not None:
+                self._num_folds[gpu] += 1
+        try:
+            yield gpu
+        finally:
+            if gpu is not None:
+                with self._lock:
+                    self._num_folds[gpu] -= 1
+
+
 def train_side_by_side(
-    train_fold: TrainFold, indices: Sequence[int], *, num_parallel: int, open_fold: OpenFold
+    train_fold: TrainFold, indices: Sequence[int], *, num_parallel: int, open_fold: OpenFold, gpus: Sequence[int] = ()
 ) -> None:
     """Train folds in processes, so many at once; the first that fails stops the others.
 
     Args:
         train_fold: Called in the fold's process with its index and its record; can be pickled.
         indices: The folds.
-        num_parallel: Processes at once; each has that part of the cores, and one of the GPUs in turn.
+        num_parallel: Processes at once; each has that part of the cores.
         open_fold: Starts the record of a fold, here.
+        gpus: CUDA indices of the GPUs to train on. A fold gets a free one, or shares the one with the fewest folds.
 
     Raises:
         InputError: If a process ends without a word, or with what it raises itself.
     """
-    stop = threading.Event()
+    stop, pool_of_gpus = threading.Event(), GpuPool(gpus)
     context = multiprocessing.get_context("spawn")
 
     def watch(index: int) -> None:
         if stop.is_set():
             return
         try:
-            with open_fold(index) as record:
-                _train_in_process(context, train_fold, index, record, num_parallel=num_parallel, stop=stop)
+            with open_fold(index) as record, pool_of_gpus.assign() as gpu:
+                _train_in_process(context, train_fold, index, record, num_parallel=num_parallel, gpu=gpu, stop=stop)
         except BaseException:
             stop.set()
             raise
@@ -74,11 +99,12 @@ def _train_in_process(
     record: FoldRecord,
     *,
     num_parallel: int,
+    gpu: int | None,
     stop: threading.Event,
 ) -> None:
-    """Start the process of a fold, follow it, and let it not outlive this."""
+    """Start the process of a fold and follow it; the process has ended when this returns."""
     ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, train_fold, index, num_parallel)
+    arguments = (theirs, train_fold, index, num_parallel, gpu)
     process = context.Process(target=_work, args=arguments, daemon=True, name=f"fold{index}")
     process.start()
     theirs.close()  # so that the pipe ends with the process
@@ -148,7 +174,7 @@ class _LogSender(logging.Handler):
         self.pipe.send(("log", record))
 
 
-def _work(pipe: Connection, train_fold: TrainFold, index: int, num_parallel: int) -> None:
+def _work(pipe: Connection, train_fold: TrainFold, index: int, num_parallel: int, gpu: int | None) -> None:
     """Be the process of a fold."""
     for name in (
         "SIGINT",
@@ -159,9 +185,9 @@ def _work(pipe: Connection, train_fold: TrainFold, index: int, num_parallel: int
             signal.signal(getattr(signal, name), signal.SIG_IGN)  # the parent ends its processes itself
     logging.basicConfig(level=logging.INFO, handlers=[_LogSender(pipe)])
     torch.set_num_threads(max(1, num_cores() // num_parallel))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(index % num_parallel % torch.cuda.device_count())
     try:
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
         train_fold(index, _Sender(pipe))
         pipe.send(("done",))
     except BrokenPipeError:

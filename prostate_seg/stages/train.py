@@ -24,7 +24,7 @@ from prostate_seg.files import atomic_folder, md5_of, md5_of_text, read_json, wr
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.curves import draw_history
 from prostate_seg.segmentation.checkpoints import Checkpoints
-from prostate_seg.segmentation.devices import choose_device
+from prostate_seg.segmentation.devices import available_gpus, choose_device
 from prostate_seg.segmentation.distributed import ALONE, Team, TeamLostError, join_team
 from prostate_seg.segmentation.familiarity import mean_grey, ranges_of
 from prostate_seg.segmentation.inference import Predictor
@@ -51,7 +51,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     work = partial(train_fold, cfg, replace(workspace, open_fold=unrecorded_fold), folds)
     num_parallel = min(cfg.train.num_parallel_folds, len(folds))
     if num_parallel > 1:
-        train_side_by_side(work, list(folds), num_parallel=num_parallel, open_fold=workspace.open_fold)
+        gpus = available_gpus(cfg.machine.device)
+        train_side_by_side(work, list(folds), num_parallel=num_parallel, open_fold=workspace.open_fold, gpus=gpus)
     else:
         with join_team() as team:
             for index in folds:
