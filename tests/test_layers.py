@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "prostate_seg"
 
-BASE = {"errors", "files", "progress", "signals", "tables"}
+BASE = {"errors", "files", "progress", "seeds", "signals", "tables"}
 MAY_IMPORT = {
     "imaging": BASE | {"imaging"},
     "data": BASE | {"imaging", "data"},

@@ -12,6 +12,7 @@ import numpy as np
 
 from prostate_seg.errors import InputError
 from prostate_seg.files import read_json, write_json
+from prostate_seg.seeds import Stream, seed_sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +52,10 @@ def kfold(cases: Sequence[CaseInfo], *, num_folds: int, val_fraction: float, see
     _require_patients(
         volumes, needed=_fewest_patients(num_folds), purpose=f"fold.num_folds={num_folds} with a val part"
     )
+    # No stream: test parts stay those of earlier versions, so that results of one seed can be compared.
     dealt = _deal(volumes, num_groups=num_folds, generator=np.random.default_rng(seed))
     return [
-        _fold(cases, test=set(test), val_fraction=val_fraction, seed=seed + 1 + index)
+        _fold(cases, test=set(test), val_fraction=val_fraction, seed=seed, fold_index=index)
         for index, test in enumerate(dealt)
     ]
 
@@ -65,7 +67,7 @@ def all_train(cases: Sequence[CaseInfo], *, val_fraction: float, seed: int) -> l
         InputError: If there are fewer than two patients.
     """
     _require_patients(patient_volumes(cases), needed=2, purpose="fold=all with a val part")
-    return [_fold(cases, test=set(), val_fraction=val_fraction, seed=seed + 1)]
+    return [_fold(cases, test=set(), val_fraction=val_fraction, seed=seed, fold_index=0)]
 
 
 def imported(cases: Sequence[CaseInfo], *, file: Path, val_fraction: float, seed: int) -> list[Fold]:
@@ -93,7 +95,8 @@ def imported(cases: Sequence[CaseInfo], *, file: Path, val_fraction: float, seed
         left = {patient: volume for patient, volume in patient_volumes(cases).items() if patient not in test}
         _require_patients(left, needed=2, purpose=f"train and val of fold {index} of {file}")
     return [
-        _fold(cases, test=test, val_fraction=val_fraction, seed=seed + 1 + index) for index, test in enumerate(tests)
+        _fold(cases, test=test, val_fraction=val_fraction, seed=seed, fold_index=index)
+        for index, test in enumerate(tests)
     ]
 
 
@@ -132,11 +135,12 @@ def chosen_folds(folds: Sequence[Fold], *, index: int | None) -> dict[int, Fold]
     return {number: fold for number, fold in enumerate(folds) if index is None or number == index}
 
 
-def _fold(cases: Sequence[CaseInfo], *, test: set[str], val_fraction: float, seed: int) -> Fold:
+def _fold(cases: Sequence[CaseInfo], *, test: set[str], val_fraction: float, seed: int, fold_index: int) -> Fold:
     """Choose val by patient out of those that do not test."""
     volumes = {patient: volume for patient, volume in patient_volumes(cases).items() if patient not in test}
     num_val = min(len(volumes) - 1, max(1, round(val_fraction * len(volumes))))
-    val = _spread(volumes, num_chosen=num_val, generator=np.random.default_rng(seed))
+    generator = np.random.default_rng(seed_sequence(Stream.val_part, seed=seed, fold_index=fold_index))
+    val = _spread(volumes, num_chosen=num_val, generator=generator)
     train = set(volumes) - val
     return Fold(
         **{

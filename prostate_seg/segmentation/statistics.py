@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import wilcoxon
 
+from prostate_seg.seeds import Stream, seed_sequence
+
 FAILURE_DICE = 0.5
 """A case with Dice below this failed, missed glands included: the masks share less than half of their mean volume."""
 
@@ -112,7 +114,9 @@ def mean_interval(
     sums, counts = _per_patient(values, patients=patients)
     if sums.size < 2:
         return None, None
-    drawn = np.random.default_rng(seed).integers(sums.size, size=(num_bootstrap, sums.size), dtype=np.int32)
+    drawn = np.random.default_rng(seed_sequence(Stream.bootstrap, seed=seed)).integers(
+        sums.size, size=(num_bootstrap, sums.size), dtype=np.int32
+    )
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, CI_PERCENTILES)
     return float(low), float(high)

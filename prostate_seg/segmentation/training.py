@@ -29,6 +29,7 @@ from prostate_seg.config import (
     ValMetric,
 )
 from prostate_seg.errors import InputError
+from prostate_seg.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.segmentation.augmentation import augment
 from prostate_seg.segmentation.checkpoints import Checkpoints, TrainingState
 from prostate_seg.segmentation.devices import autocast
@@ -145,6 +146,7 @@ def fit(
     settings: TrainConfig,
     predictor: Predictor,
     seed: int,
+    fold_index: int = 0,
     on_epoch_end: Callable[[Epoch], None],
     checkpoints: Checkpoints | None = None,
     team: Team = ALONE,
@@ -157,7 +159,8 @@ def fit(
         val_ids: Studies that choose the checkpoint.
         settings: How to train.
         predictor: The one fresh network, and how it is run for validation.
-        seed: Source of order, augmentation and dropout.
+        seed: Source of batch order, augmentation and dropout, together with `fold_index`.
+        fold_index: The fold; the folds of one seed draw independent random numbers.
         on_epoch_end: Told after each epoch; of epochs before an interruption too, at once.
         checkpoints: Where the state is kept after each epoch, and where a training that was stopped goes on.
         team: The processes that train this network; each calls this, the first with checkpoints.
@@ -177,11 +180,19 @@ def fit(
         on_epoch_end(epoch)
     start = time.perf_counter() - progress.seconds
     budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, team=team)
+    seed_of = partial(seed_sequence, seed=seed, fold_index=fold_index)
     is_over = budget.is_spent()
     while not is_over:
         number = len(progress.history)
-        order = _seed_epoch(seed, number, team=team)
-        losses = _train_epoch(batches, step, budget, num_steps=steps_per_epoch, order=order)
+        torch.manual_seed(torch_seed(seed_of(Stream.dropout, number, team.rank)))
+        losses = _train_epoch(
+            batches,
+            step,
+            budget,
+            num_steps=steps_per_epoch,
+            order=np.random.default_rng(seed_of(Stream.batch_order, number)),
+            augmentation=torch.Generator(device).manual_seed(torch_seed(seed_of(Stream.augmentation, number))),
+        )
         is_over = budget.is_spent()
         looks = is_over or (number + 1) % epochs_per_look == 0
         val_dice, val_iou = val_scores(packed, val_ids, predictor=averaged, team=team) if looks else (None, None)
@@ -249,34 +260,33 @@ def _progress(checkpoints: Checkpoints | None, step: "Step", *, team: Team) -> P
     return progress
 
 
-def _seed_epoch(seed: int, number: int, *, team: Team) -> np.random.Generator:
-    """Return what orders an epoch; it is the same whether or not those before it ran in this process."""
-    dropout = np.random.SeedSequence([seed, number, team.rank])  # of rank 0 it is the same without the rank
-    torch.manual_seed(int(dropout.generate_state(1)[0]))
-    return np.random.default_rng([seed, number])
-
-
 def best_epoch(history: Sequence[Epoch], *, metric: ValMetric) -> Epoch:
     """Return the first of the epochs with the highest score."""
     return max(history, key=lambda epoch: epoch.score(metric))
 
 
 def _train_epoch(
-    batches: Batches, step: "Step", budget: "Budget", *, num_steps: int, order: np.random.Generator
+    batches: Batches,
+    step: "Step",
+    budget: "Budget",
+    *,
+    num_steps: int,
+    order: np.random.Generator,
+    augmentation: torch.Generator,
 ) -> list[tuple[torch.Tensor, np.ndarray]]:
     """Take the steps of an epoch, fewer when the budget ends before, and return their losses and slices."""
     settings, losses = step.settings, []
-    chance = torch.Generator(step.device).manual_seed(int(order.integers(2**62)))
     for slices in batches.order(settings.batch_size, num_batches=num_steps, generator=order):
         if budget.is_spent():
             break
-        losses.append((_train_step(batches, step, slices, budget.learning_rate(), chance=chance), slices))
+        loss = _train_step(batches, step, slices, budget.learning_rate(), augmentation=augmentation)
+        losses.append((loss, slices))
         budget.num_steps += 1
     return losses
 
 
 def _train_step(
-    batches: Batches, step: "Step", slices: np.ndarray, learning_rate: float, *, chance: torch.Generator
+    batches: Batches, step: "Step", slices: np.ndarray, learning_rate: float, *, augmentation: torch.Generator
 ) -> torch.Tensor:
     """Take one step and return its loss; a batch that the GPU has no room for goes through in parts, from here on."""
     while True:
@@ -287,7 +297,7 @@ def _train_step(
                 images, masks = batches.load(part)
                 if step.settings.augmentation is not Augmentation.none:
                     coil = step.settings.augmentation is Augmentation.coil
-                    images, masks = augment(images, masks, generator=chance, coil=coil)
+                    images, masks = augment(images, masks, generator=augmentation, coil=coil)
                 losses.append(step.add_gradient(images, masks, share=len(part) / len(slices)))
             step.descend(learning_rate)
             return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

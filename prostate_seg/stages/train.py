@@ -23,6 +23,7 @@ from prostate_seg.errors import ConfigError
 from prostate_seg.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.curves import draw_history
+from prostate_seg.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.segmentation.checkpoints import Checkpoints
 from prostate_seg.segmentation.devices import available_gpus, choose_device
 from prostate_seg.segmentation.distributed import ALONE, Team, TeamLostError, join_team
@@ -171,7 +172,9 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
         log.info("%s", epoch_line(index, epoch))
         record.on_epoch_end(epoch.epoch, epoch.as_dict())
 
-    work = partial(fit_fold, recipe, data, settings=cfg.train, device=cfg.machine.device, seed=cfg.seed + index)
+    work = partial(
+        fit_fold, recipe, data, settings=cfg.train, device=cfg.machine.device, seed=cfg.seed, fold_index=index
+    )
     fitted = team.of_first(lambda: work)(team=team, on_epoch_end=on_epoch_end, checkpoints=checkpoints)
     title = f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies"
     with atomic_folder(workspace.fold(index)) as folder:
@@ -209,12 +212,14 @@ def fit_fold(
     settings: TrainConfig,
     device: Device,
     seed: int,
+    fold_index: int,
     team: Team,
     on_epoch_end: Callable[[Epoch], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """Fit a new network on a fold of the packed set in `data`; every process of a team does."""
-    with reproducible(seed, deterministic=settings.deterministic):
+    initial = seed_sequence(Stream.initial_weights, seed=seed, fold_index=fold_index)
+    with reproducible(torch_seed(initial), deterministic=settings.deterministic):
         return fit(
             open_packed(data),
             train_ids=recipe.train_ids,
@@ -230,6 +235,7 @@ def fit_fold(
                 flips=False,
             ),
             seed=seed,
+            fold_index=fold_index,
             on_epoch_end=on_epoch_end,
             checkpoints=checkpoints,
             team=team,
