@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from prostate_seg.config import ModelName, Precision
 from prostate_seg.segmentation.checkpoints import Checkpoints, TrainingState
@@ -75,7 +76,7 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     for epoch in (1, 2):
         state = TrainingState(tensors={"network.a": torch.full((64,), float(epoch))}, facts={"epoch": epoch})
         checkpoints.save(state, epoch=epoch)
-    newest = tmp_path / "epoch000002.safetensors"
+    newest = tmp_path / "epoch000002_x.safetensors"
     content = bytearray(newest.read_bytes())
     content[-3] ^= 1  # one bit of one weight
     newest.write_bytes(content)
@@ -83,10 +84,42 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     assert found is not None
     assert found.facts == {"epoch": 1}
     assert torch.equal(found.part("network")["a"], torch.ones(64))
-    assert "epoch000002.safetensors is damaged" in caplog.text
-    assert (tmp_path / "epoch000002.safetensors.damaged").is_file()
-    (tmp_path / "epoch000001.safetensors").write_bytes(content[:100])
+    assert "epoch000002_x.safetensors is damaged" in caplog.text
+    assert (tmp_path / "epoch000002_x.safetensors.damaged").is_file()
+    (tmp_path / "epoch000001_x.safetensors").write_bytes(content[:100])
     assert checkpoints.newest() is None
+
+
+def test_checkpoints_of_another_training_stay_and_do_not_displace_the_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another training was stopped at a later epoch than this one."""
+    first, second = (Checkpoints(folder=tmp_path, identity=identity) for identity in ("x", "y"))
+    for checkpoints, epochs in ((first, (8, 9)), (second, (1, 2, 3))):
+        for epoch in epochs:
+            checkpoints.save(TrainingState(tensors={"a": torch.ones(1)}, facts={"epoch": epoch}), epoch=epoch)
+    with caplog.at_level("INFO"):
+        found = [checkpoints.newest() for checkpoints in (first, second)]
+    assert [state.facts["epoch"] for state in found if state] == [9, 3]
+    assert len(list(tmp_path.iterdir())) == 4
+    assert "another training" not in caplog.text
+
+
+def test_checkpoint_of_an_earlier_version_is_left_aside_with_the_reason(
+    packed: PackedSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no identity in its name, and an optimiser with one group of parameters."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    tensors = {"optimizer.0.exp_avg": torch.ones(1)}
+    save_file(tensors, folder / "epoch000007.safetensors", metadata={"identity": "x", "facts": "{}", "md5": ""})
+    with caplog.at_level("INFO"):
+        history, _ = run_fit(
+            packed, train_settings(max_epochs=1), checkpoints=Checkpoints(folder=folder, identity="xyz")
+        )
+    assert [epoch.epoch for epoch in history] == [1]
+    assert f"training starts at epoch 1: the checkpoints in {folder} belong to another training" in caplog.text
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch000001_xyz.safetensors", "epoch000007.safetensors"]
 
 
 def test_checkpoint_of_another_training_is_not_used(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The state of an unfinished training on disk, from which it goes on as if it had never stopped.
 
-One safetensors file an epoch, written beside and renamed; the two newest are kept. Each carries what it belongs to and a
-checksum of its tensors, so that a damaged one is noticed, set aside, and the one before is used.
+One safetensors file an epoch, written beside and renamed; the two newest of a training are kept. Its name and content carry the
+training's identity, and its content a checksum, so that a damaged one is noticed, set aside, and the one before is used.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class Checkpoints:
 
     folder: Path
     identity: str
-    """Hash of all that decides the training; a checkpoint of another one is not used."""
+    """Hash of all that decides the training; a checkpoint of another one is neither used nor removed."""
 
     def save(self, state: TrainingState, *, epoch: int) -> None:
         """Write the state after an epoch, and remove all but the newest.
@@ -57,7 +57,7 @@ class Checkpoints:
         # Copies: DynUNet knows some of its layers by two names, and safetensors takes no memory twice.
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.tensors.items()}
         metadata = {"identity": self.identity, "facts": json.dumps(state.facts), "md5": _md5(tensors)}
-        path = self.folder / f"epoch{epoch:06d}.safetensors"
+        path = self.folder / f"epoch{epoch:06d}{self._suffix}"
         try:
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, metadata=metadata)
@@ -73,13 +73,19 @@ class Checkpoints:
 
     def newest(self) -> TrainingState | None:
         """Return the newest state of this training that can be read; damaged files are renamed to *.damaged."""
+        if not self._files() and any(self.folder.glob("epoch*.safetensors")):
+            log.info(
+                "training starts at epoch 1: the checkpoints in %s belong to another training (other settings, seed or data, "
+                "or another version of prostate_seg)",
+                self.folder,
+            )
         for path in reversed(self._files()):
             try:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata() or {}
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
                 if metadata["identity"] != self.identity:
-                    return None
+                    raise ValueError(f"it belongs to the training {metadata['identity']}")
                 if metadata["md5"] != _md5(tensors):
                     raise ValueError("its checksum is another")
                 return TrainingState(tensors=tensors, facts=json.loads(metadata["facts"]))
@@ -90,7 +96,11 @@ class Checkpoints:
         return None
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("epoch*.safetensors"))
+        return sorted(self.folder.glob(f"epoch*{self._suffix}"))
+
+    @property
+    def _suffix(self) -> str:
+        return f"_{self.identity[:8]}.safetensors"
 
 
 def _md5(tensors: Mapping[str, torch.Tensor]) -> str:

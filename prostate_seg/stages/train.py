@@ -246,10 +246,14 @@ HOW_NOT_WHAT = ("num_parallel_folds", "resume")
 """Settings of train that may be others when a stopped training goes on."""
 
 
+TRAINING_VERSION = 2
+"""Raised when the same settings, seed and data begin to give other weights: no training goes on under another version."""
+
+
 def training_identity(cfg: Config, recipe: Recipe, *, data: str) -> str:
     """Return a hash of all that decides a fold's weights: a training that was stopped goes on only as the same one."""
     settings = {key: value for key, value in portable_science_of(cfg)["train"].items() if key not in HOW_NOT_WHAT}
-    return md5_of_text(json.dumps([recipe.as_dict(), settings, cfg.seed, data], sort_keys=True))
+    return md5_of_text(json.dumps([TRAINING_VERSION, recipe.as_dict(), settings, cfg.seed, data], sort_keys=True))
 
 
 def _finished_mark(workspace: Workspace, index: int) -> Path:
