@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from prostate_seg.config import (
     ValMetric,
 )
 from prostate_seg.errors import InputError
+from prostate_seg.segmentation import training
 from prostate_seg.segmentation.checkpoints import Checkpoints
 from prostate_seg.segmentation.models import build_network
 from prostate_seg.segmentation.network_store import Recipe, load_network, load_recipe, save_recipe, save_weights
@@ -182,6 +185,57 @@ def test_training_ends_with_its_minutes_and_the_learning_rate_with_it(packed: Pa
     history, _ = run_fit(packed, train_settings(max_epochs=100_000, max_minutes=0.03))
     assert time.perf_counter() - start < 0.03 * 60 + 5
     assert history[-1].learning_rate < 1e-2 * 0.05
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that lets training's clock jump by a year at its n-th reading from then on."""
+
+    def jump_at(reading: int) -> None:
+        readings = count(1)
+        seconds = lambda: 3e7 if next(readings) >= reading else 0.0  # noqa: E731
+        monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=seconds))
+
+    return jump_at
+
+
+def test_no_epoch_without_a_step_is_recorded_whenever_time_is_up(
+    packed: PackedSet, clock: Callable[[int], None]
+) -> None:
+    """Time is up before the first step, within an epoch, between two epochs, during validation."""
+    settings = train_settings(
+        batch_size=4, steps_per_epoch=1, max_epochs=9, max_minutes=1.0
+    )  # validation every 4th epoch
+    lengths = set()
+    for reading in range(1, 18):
+        clock(reading)
+        fitted = fit_with_little_memory(packed, settings, most=4)
+        assert all(np.isfinite(epoch.loss) for epoch in fitted.history), reading
+        assert fitted.history[-1].val_dice is not None
+        assert fitted.weights
+        lengths.add(len(fitted.history))
+    assert {1, 2, 3, 4} <= lengths
+
+
+def test_time_for_less_than_an_epoch_is_warned_of(
+    packed: PackedSet, clock: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    clock(2)
+    history, _ = run_fit(packed, train_settings(steps_per_epoch=3, max_minutes=0.5))
+    assert len(history) == 1
+    assert "train.max_minutes=0.5 ended the training after step 1 of 3 of its first epoch" in caplog.text
+
+
+@pytest.mark.parametrize("max_minutes", [None, 0.001])
+def test_finished_training_takes_no_more_steps_when_it_goes_on(
+    packed: PackedSet, tmp_path: Path, max_minutes: float | None
+) -> None:
+    settings = train_settings(max_epochs=2, max_minutes=max_minutes)
+    checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
+    history, weights = run_fit(packed, settings, checkpoints=checkpoints)
+    again, same = run_fit(packed, settings, checkpoints=checkpoints)
+    assert again == history
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:

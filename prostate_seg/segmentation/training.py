@@ -153,6 +153,8 @@ def fit(
 ) -> Fitted:
     """Train until the budget of epochs or minutes is spent.
 
+    Each epoch has at least one step, and the last ends with validation.
+
     Args:
         packed: Preprocessed studies.
         train_ids: Studies that fit the weights.
@@ -181,8 +183,7 @@ def fit(
     start = time.perf_counter() - progress.seconds
     budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, team=team)
     seed_of = partial(seed_sequence, seed=seed, fold_index=fold_index)
-    is_over = budget.is_spent()
-    while not is_over:
+    while not (progress.is_validated and budget.is_spent()):
         number = len(progress.history)
         torch.manual_seed(torch_seed(seed_of(Stream.dropout, number, team.rank)))
         losses = _train_epoch(
@@ -193,8 +194,7 @@ def fit(
             order=np.random.default_rng(seed_of(Stream.batch_order, number)),
             augmentation=torch.Generator(device).manual_seed(torch_seed(seed_of(Stream.augmentation, number))),
         )
-        is_over = budget.is_spent()
-        looks = is_over or (number + 1) % epochs_per_look == 0
+        looks = budget.is_spent() or (number + 1) % epochs_per_look == 0
         val_dice, val_iou = val_scores(packed, val_ids, predictor=averaged, team=team) if looks else (None, None)
         first_step = step.num_steps - len(losses)
         epoch = Epoch(
@@ -210,7 +210,13 @@ def fit(
         if checkpoints is not None:
             checkpoints.save(progress.state(step), epoch=epoch.epoch)
         on_epoch_end(epoch)
-        is_over = is_over or (looks and budget.is_spent())  # a look takes time too, and the last epoch has one
+    if step.num_steps < steps_per_epoch:
+        log.warning(
+            "train.max_minutes=%g ended the training after step %d of %d of its first epoch: use a larger number",
+            settings.max_minutes,
+            step.num_steps,
+            steps_per_epoch,
+        )
     return Fitted(history=progress.history, weights=progress.best_weights)
 
 
@@ -221,6 +227,11 @@ class Progress:
         self.metric = metric
         self.history: list[Epoch] = []
         self.best_weights: Mapping[str, torch.Tensor] = {}
+
+    @property
+    def is_validated(self) -> bool:
+        """Return whether the last epoch ended with validation."""
+        return bool(self.history) and self.history[-1].val_dice is not None
 
     @property
     def seconds(self) -> float:
@@ -274,14 +285,14 @@ def _train_epoch(
     order: np.random.Generator,
     augmentation: torch.Generator,
 ) -> list[tuple[torch.Tensor, np.ndarray]]:
-    """Take the steps of an epoch, fewer when the budget ends before, and return their losses and slices."""
+    """Take the steps of an epoch, fewer but at least one when the budget ends before, and return their losses and slices."""
     settings, losses = step.settings, []
     for slices in batches.order(settings.batch_size, num_batches=num_steps, generator=order):
-        if budget.is_spent():
-            break
         loss = _train_step(batches, step, slices, budget.learning_rate(), augmentation=augmentation)
         losses.append((loss, slices))
         budget.num_steps += 1
+        if budget.is_spent():
+            break
     return losses
 
 
@@ -503,8 +514,6 @@ def _finite_mean(
     losses: Sequence[tuple[torch.Tensor, np.ndarray]], *, packed: PackedSet, first_step: int, epoch: int
 ) -> float:
     """Return the mean loss of an epoch; the first that is not finite stops the training by step and studies."""
-    if not losses:  # the time was up before the first step
-        return float("nan")
     values = torch.stack([loss for loss, _ in losses]).float().cpu()
     finite = torch.isfinite(values)
     if bool(finite.all()):

@@ -19,7 +19,7 @@ from prostate_seg import torchrun
 from prostate_seg.config import Config, Device, Resume, TrainConfig, ValMetric, portable_science_of
 from prostate_seg.data.dataset import CaseRow, read_dataset
 from prostate_seg.data.folds import Fold, read_folds
-from prostate_seg.errors import ConfigError
+from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.curves import draw_history
@@ -46,6 +46,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         _require_shareable(cfg, torchrun.num_processes())
     dataset = checked_dataset(cfg, workspace)
     folds, verdict = checked_folds(cfg, workspace, dataset)
+    _require_studies(folds)
     require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
     pack_studies(cfg, workspace, dataset)
     log.info("%s", EPOCH_HEADER)
@@ -80,6 +81,14 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         objective=mean,
         seconds=seconds,
     )
+
+
+def _require_studies(folds: Mapping[int, Fold]) -> None:
+    """Refuse folds, as of a file that was edited, that have nothing to fit the weights or to choose the epoch."""
+    for index, fold in folds.items():
+        for part in ("train", "val"):
+            if not fold.parts()[part]:
+                raise InputError(f"fold {index}: kfold.json lists no {part} studies\nRun stage=prepare again.")
 
 
 def _require_shareable(cfg: Config, num_processes: int) -> None:
