@@ -1,5 +1,6 @@
 """Training learns, ends with its budget, keeps the best weights, and repeats itself bit for bit."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -33,6 +34,7 @@ from prostate_seg.segmentation.training import (
     Epoch,
     Fitted,
     Progress,
+    Step,
     best_epoch,
     fit,
     reproducible,
@@ -242,14 +244,51 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     budget = Budget(train_settings(max_epochs=10), steps_per_epoch=10, start=time.perf_counter())
     rates = []
     for budget.num_steps in range(100):
-        rates.append(budget.learning_rate())
+        budget.is_spent()
+        rates.append(1e-2 * budget.learning_rate_factor())
     assert rates[:3] == pytest.approx([1e-4, 1e-3, 2e-3])
     assert max(rates) == rates[10] == pytest.approx(1e-2)
     assert rates[55] == pytest.approx(0.5e-2)
     assert rates[-1] < 1e-5
     constant = Budget(train_settings(schedule=Schedule.constant), steps_per_epoch=10, start=time.perf_counter())
     constant.num_steps = 25
-    assert constant.learning_rate() == 1e-2
+    constant.is_spent()
+    assert constant.learning_rate_factor() == 1.0
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.3])
+@pytest.mark.parametrize("stop", [None, 1])
+def test_every_step_takes_the_learning_rate_of_the_formula_exactly(
+    packed: PackedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmup: float, stop: int | None
+) -> None:
+    """Warm-up in a line, then half a cosine, over 12 steps; the same when training is stopped after 4 of them."""
+    taken: list[set[float]] = []
+    descend = Step.descend
+
+    def recording(step: Step) -> None:
+        taken.append({group["lr"] for group in step.optimizer.param_groups})
+        descend(step)
+
+    monkeypatch.setattr(Step, "descend", recording)
+    settings = train_settings(learning_rate=3e-3, warmup_fraction=warmup, steps_per_epoch=4, max_epochs=3)
+    checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
+
+    def stopping(epoch: Epoch) -> None:
+        if epoch.epoch == stop:
+            raise KeyboardInterrupt
+
+    if stop is not None:
+        with pytest.raises(KeyboardInterrupt):
+            run_fit(packed, settings, checkpoints=checkpoints, on_epoch_end=stopping)
+    history, _ = run_fit(packed, settings, checkpoints=checkpoints)
+    expected = [
+        3e-3 * max(spent / warmup, 0.01)
+        if spent < warmup
+        else 3e-3 * 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
+        for spent in (step / 12 for step in range(13))
+    ]
+    assert taken == [{rate} for rate in expected[:12]]
+    assert [epoch.learning_rate for epoch in history] == [expected[4], expected[8], expected[12]]
 
 
 def test_every_training_slice_comes_once_before_any_comes_again(packed: PackedSet) -> None:

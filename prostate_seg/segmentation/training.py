@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prostate_seg.config import (
@@ -64,6 +65,7 @@ class Epoch:
     val_iou: float | None
     """Mean intersection over union of the same."""
     learning_rate: float
+    """Of the step that follows the epoch."""
     batch_size: int
     """At the end of the epoch; smaller than asked for once a GPU has run out of memory."""
     seconds: float
@@ -182,6 +184,7 @@ def fit(
         on_epoch_end(epoch)
     start = time.perf_counter() - progress.seconds
     budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, team=team)
+    scheduler = LambdaLR(step.optimizer, lambda _: budget.learning_rate_factor())
     seed_of = partial(seed_sequence, seed=seed, fold_index=fold_index)
     while not (progress.is_validated and budget.is_spent()):
         number = len(progress.history)
@@ -190,6 +193,7 @@ def fit(
             batches,
             step,
             budget,
+            scheduler,
             num_steps=steps_per_epoch,
             order=np.random.default_rng(seed_of(Stream.batch_order, number)),
             augmentation=torch.Generator(device).manual_seed(torch_seed(seed_of(Stream.augmentation, number))),
@@ -202,7 +206,7 @@ def fit(
             loss=team.of_first(partial(_finite_mean, losses, packed=packed, first_step=first_step, epoch=number + 1)),
             val_dice=val_dice,
             val_iou=val_iou,
-            learning_rate=budget.learning_rate(),
+            learning_rate=scheduler.get_last_lr()[0],
             batch_size=step.batch_size,
             seconds=time.perf_counter() - start,
         )
@@ -280,6 +284,7 @@ def _train_epoch(
     batches: Batches,
     step: "Step",
     budget: "Budget",
+    scheduler: LambdaLR,
     *,
     num_steps: int,
     order: np.random.Generator,
@@ -288,17 +293,16 @@ def _train_epoch(
     """Take the steps of an epoch, fewer but at least one when the budget ends before, and return their losses and slices."""
     settings, losses = step.settings, []
     for slices in batches.order(settings.batch_size, num_batches=num_steps, generator=order):
-        loss = _train_step(batches, step, slices, budget.learning_rate(), augmentation=augmentation)
-        losses.append((loss, slices))
+        losses.append((_train_step(batches, step, slices, augmentation=augmentation), slices))
         budget.num_steps += 1
-        if budget.is_spent():
+        is_over = budget.is_spent()
+        scheduler.step()
+        if is_over:
             break
     return losses
 
 
-def _train_step(
-    batches: Batches, step: "Step", slices: np.ndarray, learning_rate: float, *, augmentation: torch.Generator
-) -> torch.Tensor:
+def _train_step(batches: Batches, step: "Step", slices: np.ndarray, *, augmentation: torch.Generator) -> torch.Tensor:
     """Take one step and return its loss; a batch that the GPU has no room for goes through in parts, from here on."""
     while True:
         parts = np.array_split(slices, math.ceil(len(slices) / step.batch_size))
@@ -310,7 +314,7 @@ def _train_step(
                     coil = step.settings.augmentation is Augmentation.coil
                     images, masks = augment(images, masks, generator=augmentation, coil=coil)
                 losses.append(step.add_gradient(images, masks, share=len(part) / len(slices)))
-            step.descend(learning_rate)
+            step.descend()
             return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         except torch.OutOfMemoryError as error:
             reason = str(error)  # the error itself holds the tensors of the step, and ends with this block
@@ -353,10 +357,8 @@ class Step:
         (loss * self.team.size).backward()  # the processes' gradients are parts of a sum, and averaged
         return loss.detach()
 
-    def descend(self, learning_rate: float) -> None:
+    def descend(self) -> None:
         """Follow the gradient."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_steps += 1
@@ -416,7 +418,10 @@ class Step:
 
 
 class Budget:
-    """How much of the epochs and minutes is spent; the learning rate follows whichever ends first."""
+    """How much of the epochs and minutes is spent; the learning rate follows whichever ends first.
+
+    A check reads the clock, and asks the first of several processes for it: all of them check at the same places.
+    """
 
     def __init__(
         self, settings: TrainConfig, *, steps_per_epoch: int, start: float, num_steps: int = 0, team: Team = ALONE
@@ -424,27 +429,29 @@ class Budget:
         self.settings, self.start, self.team = settings, start, team
         self.max_steps = settings.max_epochs * steps_per_epoch
         self.num_steps = num_steps
+        self.spent = self._measure()
+        """Spent fraction of the budget when it was last checked, 0 to 1 and a little beyond."""
 
-    def spent_fraction(self) -> float:
-        """Return the spent part of the budget, 0 to 1 and a little beyond."""
+    def is_spent(self) -> bool:
+        """Check the budget, and return whether training must end."""
+        self.spent = self._measure()
+        return self.spent >= 1
+
+    def _measure(self) -> float:
         by_steps, max_minutes = self.num_steps / self.max_steps, self.settings.max_minutes
         if max_minutes is None:
             return by_steps
         minutes = self.team.of_first(lambda: (time.perf_counter() - self.start) / 60)
         return max(by_steps, minutes / max_minutes)
 
-    def is_spent(self) -> bool:
-        """Return whether training must end."""
-        return self.spent_fraction() >= 1
-
-    def learning_rate(self) -> float:
-        """Return the learning rate of the next step: linear warm-up, then the schedule."""
-        spent, warmup = min(1.0, self.spent_fraction()), self.settings.warmup_fraction
+    def learning_rate_factor(self) -> float:
+        """Return by what train.learning_rate is multiplied in the next step: linear warm-up, then the schedule."""
+        spent, warmup = min(1.0, self.spent), self.settings.warmup_fraction
         if spent < warmup:
-            return self.settings.learning_rate * max(spent / warmup, 0.01)
+            return max(spent / warmup, 0.01)
         if self.settings.schedule is Schedule.constant:
-            return self.settings.learning_rate
-        return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
 
 
 def val_scores(
