@@ -428,7 +428,7 @@ class TrainConfig:
     loss: Loss
     """What is minimised."""
     metric: ValMetric
-    """Which mean over the val studies chooses the weights that are kept."""
+    """Mean over the val studies that chooses the weights; on the network's grid, at threshold 0.5, whatever `evaluate` sets."""
     optimizer: Optimizer
     """How."""
     learning_rate: float

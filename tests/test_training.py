@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from prostate_seg.config import (
+    STAGE_SETTINGS,
     Augmentation,
     Loss,
     ModelConfig,
@@ -21,10 +23,12 @@ from prostate_seg.config import (
     TrainConfig,
     TrainingSlices,
     ValMetric,
+    parse,
 )
 from prostate_seg.errors import InputError
 from prostate_seg.segmentation import training
 from prostate_seg.segmentation.checkpoints import Checkpoints
+from prostate_seg.segmentation.intensity import Intensity
 from prostate_seg.segmentation.models import build_network
 from prostate_seg.segmentation.network_store import Recipe, load_network, load_recipe, save_recipe, save_weights
 from prostate_seg.segmentation.packing import PackedSet
@@ -40,6 +44,8 @@ from prostate_seg.segmentation.training import (
     reproducible,
     val_scores,
 )
+from prostate_seg.stages.train import training_identity
+from tests.conftest import composed
 from tests.segmentation_helpers import (
     SETTINGS,
     SIZE,
@@ -110,6 +116,40 @@ def test_kept_weights_are_those_of_the_best_epoch(packed: PackedSet, tmp_path: P
     dice, iou = val_scores(packed, VAL, predictor=predictor(network.eval()))
     assert dice == pytest.approx(best, abs=1e-12)
     assert iou == pytest.approx(dice / (2 - dice), abs=1e-12)  # of one study
+
+
+class ShowsProbability(torch.nn.Module):
+    """A network whose probability of gland is the image's intensity in standard deviations."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.logit(inputs.clamp(1e-3, 1 - 1e-3))
+
+
+def test_validation_thresholds_at_one_half_and_keeps_every_component(packed: PackedSet) -> None:
+    """docs/science.md: 0.5 is gland, 0.49 is not; the smaller of two regions counts; no mirrored study."""
+    case = packed.cases["d"]
+    part = slice(case.first_slice, case.last_slice + 1)
+    images = np.zeros_like(packed.images[part], dtype=np.float32)
+    masks = np.zeros_like(packed.masks[part])
+    images[:, 2:10, 2:10], images[:, 20:24, 2:6], images[:, 2:10, 20:28] = 0.5, 0.9, 0.49
+    masks[:, 2:10, 2:10] = 1
+    plain = Intensity(low=0.0, high=1.0, mean=0.0, sd=1.0)
+    alone = PackedSet(images=images, masks=masks, cases={"d": replace(case, first_slice=0, intensity=plain)})
+    dice, iou = val_scores(alone, ["d"], predictor=predictor(ShowsProbability()))
+    gland, extra = 8 * 8, 4 * 4
+    assert dice == pytest.approx(2 * gland / (2 * gland + extra))
+    assert iou == pytest.approx(gland / (gland + extra))
+
+
+def test_no_setting_of_evaluation_decides_a_training() -> None:
+    """The docs say that val Dice does not follow evaluate.threshold, nor the largest component, nor the mirrored study."""
+    recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=False, train_ids=["a"], val_ids=["b"])
+    cfg = parse(composed())
+    other = parse(
+        composed("evaluate.threshold=0.2", "evaluate.largest_component=false", "evaluate.flips=false", "seed=12345")
+    )
+    assert training_identity(cfg, recipe, data="x") == training_identity(other, recipe, data="x")
+    assert not [key for key in STAGE_SETTINGS["train"] if key.startswith("evaluate")]
 
 
 @pytest.mark.parametrize("metric", list(ValMetric))

@@ -49,6 +49,9 @@ GPU_SHARE_FOR_DATA = 0.5
 VAL_SLICES_SHARE = 0.5
 """Val slices that are looked at, as a part of the training slices since the look before: about a sixth of the time at most."""
 
+VAL_THRESHOLD = 0.5
+"""Probability from which a voxel is gland in validation."""
+
 EMA_START_STEPS = 10
 """The running mean of the weights spans about a tenth of the steps so far until its full decay is reached."""
 
@@ -61,7 +64,7 @@ class Epoch:
     loss: float
     """Mean training loss."""
     val_dice: float | None
-    """Mean Dice of the val studies on the network's grid; None where they were not looked at."""
+    """Mean Dice of the val studies as `val_scores` measures it, not as evaluation does; None without validation."""
     val_iou: float | None
     """Mean intersection over union of the same."""
     learning_rate: float
@@ -457,7 +460,11 @@ class Budget:
 def val_scores(
     packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor, team: Team = ALONE
 ) -> tuple[float, float]:
-    """Return the mean Dice and the mean intersection over union of some studies on the network's grid."""
+    """Return the mean Dice and the mean intersection over union of some studies, on the network's grid.
+
+    Evaluation measures otherwise: on the original grid, at evaluate.threshold, with the largest component and the mirrored
+    study if asked for. Here the threshold is fixed and every voxel counts: training depends on no setting of evaluation.
+    """
     if not case_ids:
         return 0.0, 0.0
     mine = case_ids[team.part(len(case_ids))]
@@ -486,7 +493,7 @@ def _dice_and_iou(packed: PackedSet, case_id: str, *, predictor: Predictor) -> t
     part = slice(case.first_slice, case.last_slice + 1)
     clipped = np.clip(packed.images[part], case.intensity.low, case.intensity.high).astype(np.float32)
     image = torch.from_numpy((clipped - case.intensity.mean) / case.intensity.sd)
-    predicted = predict_probability(image, predictor=predictor) >= 0.5
+    predicted = predict_probability(image, predictor=predictor) >= VAL_THRESHOLD
     reference = packed.masks[part] > 0
     both, size = np.count_nonzero(predicted & reference), np.count_nonzero(predicted) + np.count_nonzero(reference)
     return (2 * both / size, both / (size - both)) if size else (1.0, 1.0)
