@@ -209,7 +209,7 @@ def fit(
             loss=team.of_first(partial(_finite_mean, losses, packed=packed, first_step=first_step, epoch=number + 1)),
             val_dice=val_dice,
             val_iou=val_iou,
-            learning_rate=scheduler.get_last_lr()[0],
+            learning_rate=float(scheduler.get_last_lr()[0]),
             batch_size=step.batch_size,
             seconds=time.perf_counter() - start,
         )
