@@ -65,13 +65,19 @@ def test_every_case_is_measured_and_the_data_stay_as_they_are(data: Path, caplog
     assert "all 3 cases can be used: go on with stage=preprocess" in caplog.text
 
 
-def test_bad_cases_are_shown_and_stop_nothing(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_cases_are_shown_before_they_are_refused(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     shutil.copy(data / "images" / "1_1.mha", data / "images" / "3_1.mha")
     (data / "images" / "4_1.mha").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     shutil.copy(data / "masks" / "1_1.nii.gz", data / "masks" / "4_1.nii.gz")
     (data / "cases.csv").write_text("case_id,centre\n1_1,A\n3_1,B\n")
-    table, summary = inspected(data)
+    with pytest.raises(
+        InputError, match=r"2 cases cannot be used(.|\n)*error: 3_1: image_without_mask(.|\n)*error: 4_1: "
+    ):
+        inspected(data)
+    shown = Path("inspect/cases.csv").read_bytes()
+    table, summary = inspected(data, "data.on_bad_case=exclude")
+    assert Path("inspect/cases.csv").read_bytes() == shown
     assert table.loc["3_1", "findings"] == "identical_image;image_without_mask"
     assert table.loc["4_1", ["usable", "findings", "num_slices"]].tolist() == [
         "False",
@@ -82,7 +88,7 @@ def test_bad_cases_are_shown_and_stop_nothing(data: Path, caplog: pytest.LogCapt
     assert (summary["num_usable"], summary["num_bad"], summary["num_without_mask"]) == (3, 2, 1)
     findings = pd.read_csv("inspect/findings.csv")
     assert list(findings["severity"][:3]) == ["error", "error", "warning"]
-    assert "2 cases cannot be used, and stage=preprocess will refuse them" in caplog.text
+    assert "stage=preprocess will exclude the 2 cases that cannot be used" in caplog.text
 
 
 def test_one_sagittal_study_among_axial_ones_is_named_by_inspect_and_preprocess(data: Path) -> None:

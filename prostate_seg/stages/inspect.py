@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from prostate_seg.config import Config
+from prostate_seg.config import Config, OnBadCase
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import bad_case, read_case
@@ -79,11 +79,13 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         if shown:
             title = f"{workspace.data}: {len(shown)} of {len(panels)} cases"
             draw_contact_sheet(folder / "contact_sheet.png", shown, title=title)
-    for line in [*describe(summary), *_case_lines(table), *_finding_lines(findings)]:
+    exclude = cfg.data.on_bad_case is OnBadCase.exclude
+    logged = [finding for finding in findings if exclude or not finding.is_error]  # the others end the stage
+    for line in [*describe(summary), *_case_lines(table), *_finding_lines(logged)]:
         log.info("%s", line)
     log.info("tables and contact_sheet.png are in %s", workspace.inspection)
     require_gland_names(workspace.data, labels=labels)
-    _conclude(summary, findings)
+    _conclude(summary, findings, exclude=exclude)
     return StageResult()
 
 
@@ -264,21 +266,24 @@ def _no_mask(case: CaseFiles) -> Finding:
     return bad_case(case.case_id, "image_without_mask", message)
 
 
-def _conclude(summary: dict[str, object], findings: Sequence[Finding]) -> None:
-    """Say whether this data set can be trained on.
+def _conclude(summary: dict[str, object], findings: Sequence[Finding], *, exclude: bool) -> None:
+    """Log whether this data set can be trained on.
 
     Raises:
-        InputError: If no case could be read at all.
+        InputError: If no image can be read, or a case cannot be used and bad cases are not to be excluded.
     """
-    bad = sorted({finding.case_id for finding in findings if finding.is_error})
+    errors = [finding for finding in findings if finding.is_error]
+    bad = {finding.case_id for finding in errors}
     if not summary["measures"]:
-        raise InputError(f"none of {summary['num_cases']} cases can be read: {'; '.join(_finding_lines(findings)[:3])}")
-    if bad:
-        log.info(
-            "%d cases cannot be used, and stage=preprocess will refuse them: fix them, or go on without them: "
-            "data.on_bad_case=exclude",
-            len(bad),
+        raise InputError(f"none of {summary['num_cases']} cases can be read: {'; '.join(_finding_lines(errors)[:3])}")
+    if bad and not exclude:
+        listing = "\n".join(f"  {line}" for line in _finding_lines(errors))
+        raise InputError(
+            f"{len(bad)} cases cannot be used, and stage=preprocess will refuse them:\n{listing}\n"
+            "Fix them, list them under data.exclude, or go on without them: data.on_bad_case=exclude"
         )
+    if bad:
+        log.info("stage=preprocess will exclude the %d cases that cannot be used", len(bad))
     elif summary["num_usable"]:
         log.info("all %s cases can be used: go on with stage=preprocess", summary["num_usable"])
     else:
