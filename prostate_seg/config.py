@@ -434,7 +434,7 @@ class TrainConfig:
     learning_rate: float
     """Largest learning rate."""
     weight_decay: float
-    """Decoupled weight decay (adamw) or L2 penalty (adam)."""
+    """Decoupled weight decay (adamw) or L2 penalty (adam) of the weights of convolutions; none on biases, norms and PReLU."""
     schedule: Schedule
     """Course of the learning rate over the budget."""
     warmup_fraction: float

@@ -14,10 +14,12 @@ import torch
 
 from prostate_seg.config import (
     STAGE_SETTINGS,
+    Activation,
     Augmentation,
     Loss,
     ModelConfig,
     ModelName,
+    Optimizer,
     Precision,
     Schedule,
     TrainConfig,
@@ -40,6 +42,7 @@ from prostate_seg.segmentation.training import (
     Progress,
     Step,
     best_epoch,
+    build_optimizer,
     fit,
     reproducible,
     val_scores,
@@ -294,6 +297,25 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     constant.num_steps = 25
     constant.is_spent()
     assert constant.learning_rate_factor() == 1.0
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+@pytest.mark.parametrize("name", list(ModelName))
+def test_only_weights_of_convolutions_decay(name: ModelName, optimizer: Optimizer) -> None:
+    """Without a gradient a step is the decay alone."""
+    network = build_network(
+        replace(small_model(name), activation=Activation.prelu) if name is ModelName.unet else small_model(name)
+    )
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+        parameter.grad = torch.zeros_like(parameter)
+    build_optimizer(network, train_settings(optimizer=optimizer, weight_decay=0.1, learning_rate=0.1)).step()
+    convolutions = {
+        id(module.weight) for module in network.modules() if isinstance(module, torch.nn.modules.conv._ConvNd)
+    }
+    decayed = {id(parameter) for parameter in network.parameters() if not bool((parameter == 0.5).all())}
+    assert decayed == convolutions
+    assert len(decayed) < len(list(network.parameters()))
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.3])

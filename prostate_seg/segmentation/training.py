@@ -519,9 +519,16 @@ def _slice_tables(packed: PackedSet) -> tuple[np.ndarray, np.ndarray, torch.Tens
 
 
 def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of a network."""
+    """Return the optimiser of a network; only weights of convolutions and linear layers decay.
+
+    Biases, weights of norms and slopes of PReLU have one axis: pulling them to 0 would change what the layer computes, and
+    does not make the network simpler.
+    """
     kind = {Optimizer.adamw: torch.optim.AdamW, Optimizer.adam: torch.optim.Adam}[settings.optimizer]
-    return kind(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    decaying = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in network.parameters() if parameter.ndim < 2]
+    groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return kind(groups, lr=settings.learning_rate, fused=True)
 
 
 def _finite_mean(
