@@ -35,7 +35,7 @@ from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.files import write_text
 from prostate_seg.stages import QUESTIONS, STAGES, require_stage
 from prostate_seg.sweeping.fits import announce, num_folds_of
-from prostate_seg.sweeping.sweeper import is_study, sweep_place, trial_number
+from prostate_seg.sweeping.sweeper import is_study, require_training, sweep_place, trial_number
 from prostate_seg.tracking.cluster import cluster_job_key, heed_cluster_signals, is_cluster_job
 from prostate_seg.tracking.job import (
     Job,
@@ -204,6 +204,8 @@ def _require_runnable(config: DictConfig, stages: Sequence[str | None], *, swept
     """
     for stage in stages:
         require_stage(stage)
+    if _is_multirun(config) and is_study(config.hydra):
+        require_training(stages)
     groups = {re.split(r"[./]", key.lstrip("+"))[0] for key in swept}
     if groups & NAME_INPUTS or ("fold" in groups and list(stages) != ["train"]):
         return

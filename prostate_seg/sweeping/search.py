@@ -27,7 +27,7 @@ from prostate_seg.errors import ConfigError, InputError, Pruned
 from prostate_seg.files import md5_of
 from prostate_seg.sweeping.fits import announce, num_folds_of
 from prostate_seg.sweeping.study import SharedStudy, open_study
-from prostate_seg.sweeping.sweeper import sweep_place
+from prostate_seg.sweeping.sweeper import require_training, sweep_place
 from prostate_seg.tracking.job import command_of
 from prostate_seg.tracking.record import flat
 from prostate_seg.tracking.redaction import Redactor
@@ -61,11 +61,7 @@ class Search:
             ConfigError: If the search cannot be made, or its study was begun for another one.
             InputError: If no trial has finished.
         """
-        if self.cfg.stage != "train":
-            raise ConfigError(
-                f"stage: must be train for sweep=optuna, is {self.cfg.stage}\n"
-                "stage=train has an objective, the val Dice; stage=evaluate has none, as test cases choose no setting."
-            )
+        require_training([self.cfg.stage])
         space, fixed = self._search_space(arguments)
         num_trials = self._num_trials(space)
         shared = open_study(

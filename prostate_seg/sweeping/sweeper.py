@@ -5,6 +5,7 @@ Nothing heavy is imported before a sweep starts.
 """
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ def _check(objectives: dict[str, str]) -> None:
         shown = ", ".join(f"{name}: {direction}" for name, direction in objectives.items())
         raise ConfigError(
             f"hydra.sweeper.objectives: must be {' or '.join(OBJECTIVES)}, each with {' or '.join(DIRECTIONS)}, are {shown}"
+        )
+
+
+def require_training(stages: Sequence[str | None]) -> None:
+    """Refuse a study of a stage without an objective.
+
+    Raises:
+        ConfigError: If a stage is not train.
+    """
+    if list(stages) != ["train"]:
+        raise ConfigError(
+            f"stage: must be train for sweep=optuna, is {','.join(map(str, stages))}\n"
+            "stage=train has an objective, the val Dice; stage=evaluate has none, as test cases choose no setting."
         )
 
 
