@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from prostate_seg import config, stages, torchrun
+from prostate_seg import stages
 from prostate_seg.callback import JobFailed, active_run, close_left
 from prostate_seg.cli import (
     BAD_COMMAND,
@@ -35,12 +35,14 @@ from prostate_seg.cli import (
     require_inputs,
     typed_word,
 )
-from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.common import torchrun
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.config import schema as config
+from prostate_seg.config.workspace import workspace_of
+from prostate_seg.operations.job import INTERRUPTED, TYPED, Skipped, terminate
+from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.grid import GridSweeper, PairSweeper
 from prostate_seg.sweeping.sweeper import StudySweeper, watched_by_study
-from prostate_seg.tracking.job import INTERRUPTED, TYPED, Skipped, terminate
-from prostate_seg.tracking.redaction import Redactor
-from prostate_seg.workspace import workspace_of
 
 EXECUTION_WHITELIST = [
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",

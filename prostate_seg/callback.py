@@ -28,16 +28,14 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from prostate_seg import config as configuration
 from prostate_seg.cli import BAD_COMMAND, FAILED, leave, no_option_message, require_inputs, typed_word
-from prostate_seg.config import Config
-from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.files import write_text
-from prostate_seg.stages import QUESTIONS, STAGES, require_stage
-from prostate_seg.sweeping.fits import announce, num_folds_of
-from prostate_seg.sweeping.sweeper import is_study, require_training, sweep_place, trial_number
-from prostate_seg.tracking.cluster import cluster_job_key, heed_cluster_signals, is_cluster_job
-from prostate_seg.tracking.job import (
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.files import write_text
+from prostate_seg.config import schema as configuration
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import workspace_of
+from prostate_seg.operations.cluster import cluster_job_key, heed_cluster_signals, is_cluster_job
+from prostate_seg.operations.job import (
     Job,
     Outcome,
     Recorded,
@@ -47,9 +45,11 @@ from prostate_seg.tracking.job import (
     terminate,
     typed_arguments,
 )
+from prostate_seg.provenance.redaction import Redactor
+from prostate_seg.stages import QUESTIONS, STAGES, require_stage
+from prostate_seg.sweeping.cost_estimate import announce, num_folds_of
+from prostate_seg.sweeping.sweeper import is_study, require_training, sweep_place, trial_number
 from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
-from prostate_seg.tracking.redaction import Redactor
-from prostate_seg.workspace import workspace_of
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ _active: list[Recorded] = []
 
 
 _held: list[Any] = []
-"""What says in the workspace that the stage of this process runs, at most one; see tracking/occupancy.py."""
+"""What says in the workspace that the stage of this process runs, at most one; see operations/workspace_lock.py."""
 
 
 def active_run() -> Recorded:

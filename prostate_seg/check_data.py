@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from prostate_seg.cli import BAD_COMMAND, FAILED, composition_message, config_folder, leave
-from prostate_seg.config import parse
-from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.files import write_text
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.files import write_text
+from prostate_seg.config.schema import parse
 from prostate_seg.prerequisites import require_data
 
 CHECKED = Path(".cache/data_checked")

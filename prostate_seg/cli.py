@@ -23,12 +23,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 
-from prostate_seg import config, torchrun
-from prostate_seg.config import Config
-from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.common import torchrun
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.suggestions import closest, probably_meant
+from prostate_seg.config import schema as config
+from prostate_seg.config.schema import Config
 from prostate_seg.prerequisites import missing_inputs
 from prostate_seg.stages import STAGES, require_stage
-from prostate_seg.suggestions import closest, probably_meant
 
 FAILED, BAD_COMMAND = 1, 2
 """Exit codes of a refused input or failed stage, and of a command or config that cannot be used."""

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prostate_seg.config import Config, DataSource
-from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.common.address import resolved_uri, sqlite_file
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.config.schema import Config, DataSource
+from prostate_seg.config.workspace import Workspace, workspace_of
 from prostate_seg.stages import STAGES
-from prostate_seg.tracking.address import resolved_uri, sqlite_file
-from prostate_seg.workspace import Workspace, workspace_of
 
 RECIPE = "recipe.json"
 """In the folder of each trained network."""

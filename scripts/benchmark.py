@@ -30,7 +30,7 @@ from benchmark_training import (
     train_once,
 )
 
-from prostate_seg.config import Precision
+from prostate_seg.config.schema import Precision
 from prostate_seg.stages.common import preprocess_settings
 
 ROOT = Path(__file__).parents[1]
@@ -126,8 +126,8 @@ def launch_row() -> Row:
 
 def preprocess_row() -> Row:
     """Time the preprocessing of large studies against one-after-the-other SimpleITK."""
+    from prostate_seg.common.progress import map_cases
     from prostate_seg.data.cases import discover_cases
-    from prostate_seg.progress import map_cases
     from prostate_seg.stages.preprocess import preprocess_case
 
     with tempfile.TemporaryDirectory() as name:

@@ -28,10 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark_training import benchmark_config, pack_noise, train  # noqa: E402
 
-from prostate_seg.config import Config  # noqa: E402
-from prostate_seg.segmentation.packing import PackedSet  # noqa: E402
-from prostate_seg.tracking.job import Job, Outcome  # noqa: E402
-from prostate_seg.workspace import StageResult, workspace_of  # noqa: E402
+from prostate_seg.config.schema import Config  # noqa: E402
+from prostate_seg.config.workspace import StageResult, workspace_of  # noqa: E402
+from prostate_seg.operations.job import Job, Outcome  # noqa: E402
+from prostate_seg.segmentation.training.packing import PackedSet  # noqa: E402
 from tests.fault_helpers import (  # noqa: E402
     Server,
     crashed_postgres,
@@ -116,7 +116,7 @@ def _measured(
 
 def _trained(cfg: Config, packed: PackedSet, fault: Fault, seconds: float, rounds: int) -> tuple[list[Turn], int, int]:
     """Train for an odd number of turns; return them, the number of epochs and the records that wait in the end."""
-    from prostate_seg.tracking.spool import waiting
+    from prostate_seg.tracking.journal import waiting
     from prostate_seg.tracking.stage_run import open_stage_run
 
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from benchmark_training import benchmark_config
 
-from prostate_seg.config import Config, Precision
+from prostate_seg.config.schema import Config, Precision
 from prostate_seg.data.predictions import Target
 from prostate_seg.data.scans import Scan
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.segmentation.devices import autocast
-from prostate_seg.segmentation.model_folder import Usage, load_model
-from prostate_seg.segmentation.models import build_network, is_3d
-from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
-from prostate_seg.segmentation.onnx_network import OnnxNetwork, export_onnx
+from prostate_seg.segmentation.networks.model_folder import Usage, load_model
+from prostate_seg.segmentation.networks.networks import build_network, is_3d
+from prostate_seg.segmentation.networks.onnx_network import OnnxNetwork, export_onnx
+from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
 from prostate_seg.stages.common import preprocess_settings
 from prostate_seg.stages.predict import NamedModel, segment_study
 

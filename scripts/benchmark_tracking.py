@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from prostate_seg.config import Config
-from prostate_seg.tracking.job import Job, Outcome
-from prostate_seg.workspace import StageResult, workspace_of
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, workspace_of
+from prostate_seg.operations.job import Job, Outcome
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,7 +76,7 @@ def tracked_prepare_seconds(in_turn: Callable[..., tuple[float, float]]) -> tupl
 
 def hashing_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[float, float, float]:
     """Return the median seconds to hash 64 files of 8 MiB with an empty state, with `md5sum` on all cores, and again."""
-    from prostate_seg.tracking.hashing import hash_paths
+    from prostate_seg.provenance.hashing import hash_paths
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from prostate_seg.config import Config, Precision
-from prostate_seg.segmentation.packing import PackedSet
-from prostate_seg.segmentation.training import Epoch
+from prostate_seg.config.schema import Config, Precision
+from prostate_seg.segmentation.training.packing import PackedSet
+from prostate_seg.segmentation.training.training import Epoch
 from prostate_seg.stages.common import preprocess_settings
 
 NUM_STEPS = 15
@@ -42,9 +42,9 @@ def bare_steps(cfg: Config, packed: PackedSet, *, num_steps: int) -> Callable[[]
     import torch
 
     from prostate_seg.segmentation.devices import autocast, choose_device
-    from prostate_seg.segmentation.losses import build_loss
-    from prostate_seg.segmentation.models import build_network
-    from prostate_seg.segmentation.training import Batches, build_optimizer
+    from prostate_seg.segmentation.networks.networks import build_network
+    from prostate_seg.segmentation.training.losses import build_loss
+    from prostate_seg.segmentation.training.training import Batches, build_optimizer
 
     device = choose_device(cfg.machine.device)
     network, loss = build_network(cfg.model).to(device), build_loss(cfg.train.loss)
@@ -86,11 +86,11 @@ def seconds_to_dice(dice: float) -> tuple[float, float, int]:
     Returns:
         Seconds of training with its looks at val, seconds of as many bare steps, and the number of steps.
     """
+    from prostate_seg.config.workspace import workspace_of
     from prostate_seg.data.dataset import read_dataset
     from prostate_seg.data.folds import read_folds
-    from prostate_seg.segmentation.packing import open_packed
+    from prostate_seg.segmentation.training.packing import open_packed
     from prostate_seg.stages.train import pack_studies, packed_folder
-    from prostate_seg.workspace import workspace_of
 
     class Reached(Exception):  # noqa: N818 - a signal, not an error
         pass
@@ -165,9 +165,9 @@ def train(
 ) -> None:
     """Run the product's own loop."""
     from prostate_seg.segmentation.devices import choose_device
-    from prostate_seg.segmentation.inference import Predictor
-    from prostate_seg.segmentation.models import build_network
-    from prostate_seg.segmentation.training import fit, reproducible
+    from prostate_seg.segmentation.inference.inference import Predictor
+    from prostate_seg.segmentation.networks.networks import build_network
+    from prostate_seg.segmentation.training.training import fit, reproducible
 
     with reproducible(0, deterministic=cfg.train.deterministic):
         fit(
@@ -191,7 +191,7 @@ def train(
 
 def train_once(folder: Path) -> None:
     """Train for a while on a packed set of 100 studies and write down the memory that it took."""
-    from prostate_seg.segmentation.models import build_network
+    from prostate_seg.segmentation.networks.networks import build_network
 
     cfg = benchmark_config()
     packed = pack_noise(folder / "packed", num_cases=100)
@@ -210,7 +210,7 @@ def benchmark_config(*overrides: str) -> Config:
     from hydra import compose, initialize_config_dir
 
     from prostate_seg.cli import config_folder
-    from prostate_seg.config import parse
+    from prostate_seg.config.schema import parse
 
     with initialize_config_dir(config_dir=str(config_folder())):
         return parse(compose("config", overrides=["paths.root=.", *overrides]))
@@ -218,7 +218,7 @@ def benchmark_config(*overrides: str) -> Config:
 
 def pack_noise(folder: Path, *, num_cases: int) -> PackedSet:
     """Pack made studies of 22 slices of 160x160."""
-    from prostate_seg.segmentation.packing import pack
+    from prostate_seg.segmentation.training.packing import pack
 
     def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
         image = np.random.default_rng(int(case_id)).integers(0, 255, size=(22, 160, 160), dtype=np.uint8)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from prostate_seg.provenance.record import code_key
+from prostate_seg.provenance.source_files import PACKAGE, source_files
 from prostate_seg.stages import STAGES
-from prostate_seg.tracking.record import code_key
-from prostate_seg.tracking.source_files import PACKAGE, source_files
 
 DVC_YAML = Path(__file__).parents[1] / "dvc.yaml"
 

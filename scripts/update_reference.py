@@ -11,15 +11,15 @@ from typing import Any, cast, get_args, get_type_hints
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from prostate_seg import config
 from prostate_seg.cli import config_folder
-from prostate_seg.config import Config
+from prostate_seg.config import schema as config
+from prostate_seg.config.schema import Config
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
 
 HEAD = """# Every setting
 
-`make reference` makes this page of the dataclasses in `prostate_seg/config.py` and the values in `configs/`; change those.
+`make reference` makes this page of the dataclasses in `prostate_seg/config/` and the values in `configs/`; change those.
 A setting is changed with `key=value`, an option of a group is chosen with `group=option`, and
 `python -m prostate_seg --cfg job` shows all of them as they would be. Other options of a group may have other values.
 """

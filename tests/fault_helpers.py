@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from prostate_seg.tracking.spool import folders, read_lines
+from prostate_seg.tracking.journal import folders, read_lines
 from tests.project_helpers import Project, clean_environment, free_port, until
 from tests.server_helpers import answers
 

@@ -14,7 +14,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from prostate_seg.tracking.hashing import hash_paths
+from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.tracking.store_paths import fix_paths
 from tests.conftest import ROOT
 

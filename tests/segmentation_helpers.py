@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prostate_seg.config import (
+from prostate_seg.config.schema import (
     Activation,
     Augmentation,
     Loss,
@@ -24,8 +24,8 @@ from prostate_seg.config import (
     ValMetric,
 )
 from prostate_seg.imaging.preprocessing import PreprocessSettings
-from prostate_seg.segmentation.inference import Predictor
-from prostate_seg.segmentation.packing import PackedSet, pack
+from prostate_seg.segmentation.inference.inference import Predictor
+from prostate_seg.segmentation.training.packing import PackedSet, pack
 
 SIZE = 32
 

@@ -12,10 +12,11 @@ from subprocess import CompletedProcess
 
 from hydra import compose, initialize_config_dir
 
-from prostate_seg import config, stages
+from prostate_seg import stages
 from prostate_seg.__main__ import FAILED, config_folder
-from prostate_seg.errors import InputError
-from prostate_seg.workspace import workspace_of
+from prostate_seg.common.errors import InputError
+from prostate_seg.config import schema as config
+from prostate_seg.config.workspace import workspace_of
 
 
 def run_stages(folder: Path, *arguments: str) -> CompletedProcess[str]:

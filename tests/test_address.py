@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.tracking.address import project_root, resolved_uri, shown_address, sqlite_file
+from prostate_seg.common.address import project_root, resolved_uri, shown_address, sqlite_file
 
 
 def test_relative_file_lies_at_the_root_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

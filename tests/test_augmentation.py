@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from prostate_seg.segmentation import augmentation
-from prostate_seg.segmentation.augmentation import augment
+from prostate_seg.segmentation.training import augmentation
+from prostate_seg.segmentation.training.augmentation import augment
 
 
 def batch(num: int = 32, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

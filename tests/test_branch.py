@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from prostate_seg.config import parse
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import parse
+from prostate_seg.config.workspace import workspace_of
+from prostate_seg.operations.job import Job, Outcome
 from prostate_seg.tracking import branch, writer
 from prostate_seg.tracking.branch import LONGEST_PARAM, Branch, _cut, _tag_key
-from prostate_seg.tracking.job import Job, Outcome
-from prostate_seg.tracking.spool import waiting
+from prostate_seg.tracking.journal import waiting
 from prostate_seg.tracking.stage_run import StageRun, open_stage_run
-from prostate_seg.workspace import workspace_of
 from tests.conftest import composed
 
 
@@ -101,7 +101,7 @@ def test_record_that_can_be_neither_sent_nor_kept_fails_the_stage(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("prostate_seg.tracking.spool._write_some", full)
+    monkeypatch.setattr("prostate_seg.tracking.journal._write_some", full)
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
     with pytest.raises(InputError, match=r"its files are in .*, but [1-9] records .* neither be sent nor kept"):

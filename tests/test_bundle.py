@@ -13,14 +13,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from prostate_seg.config import Config, parse
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Config, parse
+from prostate_seg.config.workspace import workspace_of
+from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.tracking.bundle import Unpacked, pack, unpack
-from prostate_seg.tracking.recorded import open_tree
-from prostate_seg.tracking.redaction import Redactor
+from prostate_seg.tracking.journal import folders
+from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
-from prostate_seg.tracking.spool import folders
-from prostate_seg.workspace import workspace_of
 from tests.conftest import composed
 from tests.test_delivery import files, train
 

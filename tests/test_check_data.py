@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prostate_seg import check_data
-from prostate_seg.config import parse, science_of
+from prostate_seg.config.schema import parse, science_of
 from prostate_seg.stages.export import params_text
 from tests.conftest import composed
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prostate_seg.config import ModelName, Precision
-from prostate_seg.segmentation.checkpoints import Checkpoints, TrainingState
-from prostate_seg.segmentation.network_store import save_weights
-from prostate_seg.segmentation.packing import PackedSet
-from prostate_seg.segmentation.training import Epoch
+from prostate_seg.config.schema import ModelName, Precision
+from prostate_seg.segmentation.networks.storage import save_weights
+from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
+from prostate_seg.segmentation.training.packing import PackedSet
+from prostate_seg.segmentation.training.training import Epoch
 from tests.segmentation_helpers import model_2d, packed_discs, small_model, train_settings
 from tests.test_training import TRAIN, VAL, run_fit
 

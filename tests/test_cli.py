@@ -15,7 +15,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prostate_seg import config
 from prostate_seg.callback import _swept
 from prostate_seg.cli import (
     PATHS,
@@ -27,8 +26,9 @@ from prostate_seg.cli import (
     require_inputs,
     typed_word,
 )
-from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.suggestions import OTHER_NAMES, probably_meant
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.suggestions import OTHER_NAMES, probably_meant
+from prostate_seg.config import schema as config
 from prostate_seg.sweeping.search import without_globs
 from tests.conftest import composed
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
 from prostate_seg.reporting.comparison import (
     ALL,
     BY_SUBGROUP,

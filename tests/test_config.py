@@ -8,9 +8,9 @@ import yaml
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
-from prostate_seg import config
 from prostate_seg.cli import composition_message, config_folder
-from prostate_seg.errors import ConfigError
+from prostate_seg.common.errors import ConfigError
+from prostate_seg.config import schema as config
 from tests.conftest import composed
 
 NEEDED = {"data=folder": ["data.root=x"], "fold=picai": ["fold.file=x"], "model=unet3d": []}

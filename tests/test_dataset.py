@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.dataset import CaseRow, read_dataset, require_contract, write_contract, write_dataset
-from prostate_seg.errors import InputError
 from tests.imaging_helpers import DEFAULT
 
 ROW = CaseRow(

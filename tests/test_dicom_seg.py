@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from prostate_seg.errors import InputError, VolumeError
+from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.dicom_seg import MAY_BE_EMPTY, write_dicom_seg
 from prostate_seg.imaging.dicom_series import series_files
 from prostate_seg.imaging.geometry import Volume

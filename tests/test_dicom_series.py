@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from prostate_seg.errors import VolumeError
+from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.dicom_series import series_files, series_frames
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume, stored_array

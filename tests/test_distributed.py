@@ -9,10 +9,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from prostate_seg import torchrun
-from prostate_seg.errors import ConfigError
-from prostate_seg.segmentation.distributed import Team
-from prostate_seg.segmentation.global_batch_norm import normalise_globally_
+from prostate_seg.common import torchrun
+from prostate_seg.common.errors import ConfigError
+from prostate_seg.segmentation.training.distributed import Team
+from prostate_seg.segmentation.training.global_batch_norm import normalise_globally_
 
 
 def in_two_processes(work: Callable[[Team], object], folder: Path) -> list[object]:

@@ -13,8 +13,9 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from prostate_seg import config, stages
+from prostate_seg import stages
 from prostate_seg.cli import config_folder, hydra_word
+from prostate_seg.config import schema as config
 from scripts.update_reference import REFERENCE, reference_text
 from tests.conftest import ROOT, composed
 

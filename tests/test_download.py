@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.data.download import (
+from prostate_seg.common.errors import InputError
+from prostate_seg.data.public.download import (
     Patience,
     checksum_of,
     download,
@@ -14,7 +15,6 @@ from prostate_seg.data.download import (
     require_checksum,
     require_space,
 )
-from prostate_seg.errors import InputError
 from tests.conftest import ROOT
 from tests.project_helpers import until
 from tests.rough_server import RoughServer, rough_server
@@ -126,7 +126,7 @@ def test_a_password_in_an_address_is_not_repeated(tmp_path: Path) -> None:
 
 def test_a_killed_download_goes_on(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from prostate_seg.data.download import download\n"
+        "import sys; from pathlib import Path; from prostate_seg.data.public.download import download\n"
         "download(sys.argv[1], Path(sys.argv[2]), on_bytes=lambda *_: None)"
     )
     with rough_server({"/a.zip": CONTENT}, "silence") as server:
@@ -145,7 +145,7 @@ def test_a_killed_download_goes_on(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_said_before_the_first_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prostate_seg.data.download.MARGIN_BYTES", 1 << 60)
+    monkeypatch.setattr("prostate_seg.data.public.download.MARGIN_BYTES", 1 << 60)
     with (
         rough_server({"/a.zip": CONTENT}) as server,
         pytest.raises(InputError, match=r"needs 0\.5 MB and .* to spare.*free\nMake room.*: paths\.cache=DIR"),

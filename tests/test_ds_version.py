@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.errors import InputError
-from prostate_seg.tracking.ds_version import file_of, read_entries, write_entry
-from prostate_seg.workspace import Workspace
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.provenance.ds_version import file_of, read_entries, write_entry
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 

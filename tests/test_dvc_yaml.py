@@ -8,11 +8,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from prostate_seg.cli import config_folder
-from prostate_seg.config import SCIENCE_GROUPS, STAGE_SETTINGS, Config, parse, science_of
-from prostate_seg.errors import ConfigError
+from prostate_seg.common.errors import ConfigError
+from prostate_seg.config.schema import SCIENCE_GROUPS, STAGE_SETTINGS, Config, parse, science_of
+from prostate_seg.provenance.record import code_key
+from prostate_seg.provenance.source_files import source_files
 from prostate_seg.stages.export import params_text
-from prostate_seg.tracking.record import code_key
-from prostate_seg.tracking.source_files import source_files
 from tests.conftest import ROOT, composed
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from prostate_seg.config import Config, parse
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Config, parse
+from prostate_seg.config.workspace import StageResult, Workspace, workspace_of
 from prostate_seg.stages import load_stage
 from prostate_seg.stages.report import load_facts
-from prostate_seg.workspace import StageResult, Workspace, workspace_of
 from tests.conftest import composed
 
 SMALL = ("experiment=tiny", "mlflow=off", "fold.index=0", "train.max_epochs=1", "train.steps_per_epoch=3")

@@ -12,14 +12,14 @@ import pytest
 import SimpleITK as sitk
 from filelock import FileLock
 
-from prostate_seg import config
-from prostate_seg.config import DataSource
+from prostate_seg.common.errors import InputError
+from prostate_seg.config import schema as config
+from prostate_seg.config.schema import DataSource
+from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.data.cases import discover_cases
-from prostate_seg.data.public_sets import PUBLIC_SETS
-from prostate_seg.errors import InputError
+from prostate_seg.data.public.public_sets import PUBLIC_SETS
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.stages import fetch
-from prostate_seg.workspace import StageResult, workspace_of
 from tests.conftest import Launch, composed
 from tests.rough_server import rough_server
 from tests.test_unpack import four_dimensional, packed
@@ -31,7 +31,7 @@ FetchHere = Callable[..., StageResult]
 def fetch_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FetchHere:
     """Run the stage in a workspace of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("prostate_seg.data.download.MARGIN_BYTES", 0)
+    monkeypatch.setattr("prostate_seg.data.public.download.MARGIN_BYTES", 0)
 
     def run(*overrides: str) -> StageResult:
         cfg = config.parse(composed("stage=fetch", "paths.cache=cache", *overrides))

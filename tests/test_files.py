@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from prostate_seg import files
-from prostate_seg.files import HOST, atomic_folder, atomic_path, md5_of, read_json, write_json, write_text
+from prostate_seg.common import files
+from prostate_seg.common.files import HOST, atomic_folder, atomic_path, md5_of, read_json, write_json, write_text
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

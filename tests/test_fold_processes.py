@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from prostate_seg.config import Device
-from prostate_seg.errors import InputError
-from prostate_seg.progress import num_cores
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.progress import num_cores
+from prostate_seg.config.schema import Device
+from prostate_seg.config.workspace import FoldRecord
 from prostate_seg.segmentation.devices import available_gpus
 from prostate_seg.stages import fold_processes
 from prostate_seg.stages.fold_processes import train_side_by_side
-from prostate_seg.workspace import FoldRecord
 
 log = logging.getLogger(__name__)
 

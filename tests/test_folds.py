@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.folds import CaseInfo, Fold, all_train, chosen_folds, imported, kfold, read_folds, write_folds
-from prostate_seg.errors import InputError
 
 
 def cases(num_patients: int, *, second_studies: int = 0) -> list[CaseInfo]:

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-from prostate_seg.config import Config, parse
-from prostate_seg.errors import InputError
-from prostate_seg.tracking import commits, health, reproduction, stage_run
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Config, parse
+from prostate_seg.config.workspace import workspace_of
+from prostate_seg.operations import health
+from prostate_seg.operations.health import Severity
+from prostate_seg.operations.job import Job
+from prostate_seg.provenance.environment import GitState, git_state
+from prostate_seg.provenance.git import GitError, git
+from prostate_seg.tracking import commits, reproduction, stage_run
 from prostate_seg.tracking.branch import git_tags
-from prostate_seg.tracking.git import GitError, git
-from prostate_seg.tracking.health import Severity
-from prostate_seg.tracking.job import Job
-from prostate_seg.tracking.provenance import GitState, git_state
 from prostate_seg.tracking.stage_run import StageRun
-from prostate_seg.workspace import workspace_of
 from tests.conftest import ROOT, composed
 
 LOCK = "stages: {train: {outs: [{path: model, md5: abc.dir}]}}\n"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.errors import InputError
-from prostate_seg.tracking import hashing
-from prostate_seg.tracking.hashing import hash_paths
+from prostate_seg.common.errors import InputError
+from prostate_seg.provenance import hashing
+from prostate_seg.provenance.hashing import hash_paths
 from tests.project_helpers import dvc_md5
 
 

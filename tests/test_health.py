@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.tracking import health
-from prostate_seg.tracking.health import Severity
-from prostate_seg.tracking.spool import Header, Spool
-from prostate_seg.workspace import Workspace
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.operations import health
+from prostate_seg.operations.health import Severity
+from prostate_seg.tracking.journal import Header, Spool
 
 
 def workspace(root: Path) -> Workspace:

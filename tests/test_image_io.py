@@ -19,7 +19,7 @@ import psutil
 import pytest
 import SimpleITK as sitk
 
-from prostate_seg.errors import InputError, VolumeError
+from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, geometry_of, read_volume, to_sitk, write_volume
 

@@ -16,14 +16,19 @@ import pytest
 import torch
 from torch import nn
 
-from prostate_seg.config import ModelConfig, Precision
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.progress import map_cases
+from prostate_seg.config.schema import ModelConfig, Precision
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from prostate_seg.progress import map_cases
-from prostate_seg.segmentation.inference import Predictor, keep_largest_component, predict_probability, segment
-from prostate_seg.segmentation.models import build_network
-from prostate_seg.segmentation.network_threads import network_threads
+from prostate_seg.segmentation.inference.inference import (
+    Predictor,
+    keep_largest_component,
+    predict_probability,
+    segment,
+)
+from prostate_seg.segmentation.inference.network_threads import network_threads
+from prostate_seg.segmentation.networks.networks import build_network
 from tests.imaging_helpers import DEFAULT, dice, real_study, rotate, rotation
 from tests.segmentation_helpers import model_2d, model_3d, predictor
 
@@ -251,7 +256,7 @@ def test_network_always_runs_on_one_thread_and_on_batches_of_one_size() -> None:
 def test_bits_are_the_same_on_one_core_as_on_all() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from prostate_seg.segmentation.inference import predict_probability\n"
+        "from prostate_seg.segmentation.inference.inference import predict_probability\n"
         "from tests.test_inference import digest, noise, untrained\n"
         "ready = untrained(); assert ready.num_threads == 1\n"
         "print(digest([predict_probability(noise(0), predictor=ready)]))"

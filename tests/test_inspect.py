@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prostate_seg import config
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.config import schema as config
+from prostate_seg.config.workspace import workspace_of
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
+from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.stages import inspect, preprocess
-from prostate_seg.tracking.hashing import hash_paths
-from prostate_seg.workspace import workspace_of
 from tests.conftest import Launch, composed
 from tests.nifti_helpers import pixdim, write_nifti_file
 

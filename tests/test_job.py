@@ -3,8 +3,8 @@
 import pytest
 
 from prostate_seg import callback
-from prostate_seg.errors import Pruned
-from prostate_seg.tracking.job import Outcome, Unrecorded, command_of, outcome_of
+from prostate_seg.common.errors import Pruned
+from prostate_seg.operations.job import Outcome, Unrecorded, command_of, outcome_of
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.label_names import require_gland_names
-from prostate_seg.errors import InputError
 
 
 def data_set(root: Path, labels: Any) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.layouts import has_images
-from prostate_seg.errors import InputError
 from prostate_seg.imaging.quality import Finding
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.leak_gate import CaseIdentity, Check, find_leaks, idle_pairs, stop_on_leaks
-from prostate_seg.errors import InputError
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 
 FOLDS = [Fold(train=["a_1", "a_2"], val=["b_1"], test=["c_1"])]

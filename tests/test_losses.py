@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from prostate_seg.config import Loss
-from prostate_seg.segmentation.losses import build_loss
-from prostate_seg.segmentation.training import Step
+from prostate_seg.config.schema import Loss
+from prostate_seg.segmentation.training.losses import build_loss
+from prostate_seg.segmentation.training.training import Step
 from tests.segmentation_helpers import train_settings
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from prostate_seg.config import Backend, Precision
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Backend, Precision
 from prostate_seg.imaging.preprocessing import PreprocessSettings
-from prostate_seg.segmentation.inference import predict_probability
-from prostate_seg.segmentation.model_folder import Model, Usage, load_model, read_usage, write_usage
-from prostate_seg.segmentation.models import build_network
-from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
+from prostate_seg.segmentation.inference.inference import predict_probability
+from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage, write_usage
+from prostate_seg.segmentation.networks.networks import build_network
+from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
 from tests.segmentation_helpers import SETTINGS, SIZE, model_2d
 
 USAGE = Usage(threshold=0.5, largest_component=True, flips=False, precision=Precision.fp32)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
-from prostate_seg.errors import VolumeError
+from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, stored_array, write_volume
 from tests.nifti_helpers import LPS_FROM_RAS, SPACING_MM, affine, image_array, nifti_bytes, pixdim, write_nifti_file

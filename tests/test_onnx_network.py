@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from prostate_seg.config import ModelName
-from prostate_seg.errors import InputError
-from prostate_seg.segmentation import onnx_network
-from prostate_seg.segmentation.models import build_network
-from prostate_seg.segmentation.onnx_network import TOLERANCE, OnnxNetwork, export_onnx
-from prostate_seg.segmentation.resunet_a import _cell_maxima
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import ModelName
+from prostate_seg.segmentation.networks import onnx_network
+from prostate_seg.segmentation.networks.networks import build_network
+from prostate_seg.segmentation.networks.onnx_network import TOLERANCE, OnnxNetwork, export_onnx
+from prostate_seg.segmentation.networks.resunet_a import _cell_maxima
 from tests.segmentation_helpers import SIZE, small_model
 
 pytest.importorskip("onnxruntime")

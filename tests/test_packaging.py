@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.tracking.source_files import source_files
+from prostate_seg.provenance.source_files import source_files
 from tests.conftest import ROOT, Launch
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prostate_seg.segmentation.intensity import measure_intensity, normalise
-from prostate_seg.segmentation.packing import is_packed, open_packed, pack
-from prostate_seg.segmentation.windows import neighbours, patch_starts, patches
+from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
+from prostate_seg.segmentation.inference.windows import neighbours, patch_starts, patches
+from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from tests.segmentation_helpers import disc_study, packed_discs
 
 

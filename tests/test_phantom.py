@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from prostate_seg.data.phantom import (
+from prostate_seg.imaging.geometry import Volume
+from prostate_seg.phantom import (
     CENTRAL_GLAND,
     PERIPHERAL_ZONE,
     PhantomCase,
@@ -20,10 +21,9 @@ from prostate_seg.data.phantom import (
     phantom_case_ids,
     write_phantom,
 )
-from prostate_seg.data.phantom import gland as phantom_gland
-from prostate_seg.data.phantom import settings as phantom_settings
-from prostate_seg.data.phantom import study as phantom_study
-from prostate_seg.imaging.geometry import Volume
+from prostate_seg.phantom import gland as phantom_gland
+from prostate_seg.phantom import settings as phantom_settings
+from prostate_seg.phantom import study as phantom_study
 
 SMALL = PhantomSettings(
     num_patients=4,
@@ -284,7 +284,7 @@ def test_failing_midway_leaves_the_old_phantom(tmp_path: Path, monkeypatch: pyte
             raise OSError("disk full")
         path.write_bytes(b"new")
 
-    monkeypatch.setattr("prostate_seg.data.phantom.write_volume", write_first_study_only)
+    monkeypatch.setattr("prostate_seg.phantom.write_volume", write_first_study_only)
     with pytest.raises(OSError, match="disk full"):
         write_phantom(tmp_path, settings=TWO_STUDIES, seed=1)
     assert contents_of(tmp_path) == before

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from prostate_seg.config import STAGE_SETTINGS
-from prostate_seg.tracking import hashing
-from prostate_seg.tracking.ds_version import write_entry
-from prostate_seg.tracking.hashing import hash_paths
-from prostate_seg.tracking.pipeline_state import (
+from prostate_seg.config.schema import STAGE_SETTINGS
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.provenance import hashing
+from prostate_seg.provenance.ds_version import write_entry
+from prostate_seg.provenance.hashing import hash_paths
+from prostate_seg.provenance.pipeline_state import (
     State,
     as_json,
     as_rows,
@@ -20,9 +21,8 @@ from prostate_seg.tracking.pipeline_state import (
     known_entries,
     pipeline_states,
 )
-from prostate_seg.tracking.record import code_key, key_of
-from prostate_seg.tracking.source_files import PACKAGE
-from prostate_seg.workspace import Workspace
+from prostate_seg.provenance.record import code_key, key_of
+from prostate_seg.provenance.source_files import PACKAGE
 
 SETTINGS: dict[str, Any] = {
     "seed": 1,

@@ -13,14 +13,14 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from prostate_seg.config import Config, parse
-from prostate_seg.errors import InputError
-from prostate_seg.files import md5_of, read_json, write_text
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import md5_of, read_json, write_text
+from prostate_seg.config.schema import Config, parse
+from prostate_seg.config.workspace import workspace_of
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.reporting.overlays import draw_prediction
 from prostate_seg.stages import predict as stage
-from prostate_seg.workspace import workspace_of
 from tests.conftest import composed
 from tests.segmentation_helpers import disc_study
 from tests.test_model_folder import save_fold

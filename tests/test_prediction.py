@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from prostate_seg.config import Precision
-from prostate_seg.errors import VolumeError
+from prostate_seg.common.errors import VolumeError
+from prostate_seg.config.schema import Precision
 from prostate_seg.imaging.geometry import Geometry, Volume, VolumeWarning
-from prostate_seg.segmentation.familiarity import ranges_of, unfamiliar
-from prostate_seg.segmentation.inference import mean_agreement
-from prostate_seg.segmentation.model_folder import Model, Usage
-from prostate_seg.segmentation.prediction import Prediction, predict
+from prostate_seg.segmentation.inference.inference import mean_agreement
+from prostate_seg.segmentation.inference.out_of_distribution import ranges_of, unfamiliar
+from prostate_seg.segmentation.inference.prediction import Prediction, predict
+from prostate_seg.segmentation.networks.model_folder import Model, Usage
 from tests.segmentation_helpers import SETTINGS, predictor
 from tests.test_inference import Always, Bright, Left
 

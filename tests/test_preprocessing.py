@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, to_sitk, write_volume
 from prostate_seg.imaging.preprocessing import (

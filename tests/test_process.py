@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import psutil
 
-from prostate_seg.tracking.process import is_alive, is_silent, this_process
+from prostate_seg.operations.process import is_alive, is_silent, this_process
 
 
 def test_this_process_is_alive() -> None:

@@ -6,8 +6,8 @@ import time
 import pytest
 from threadpoolctl import threadpool_info
 
-from prostate_seg import progress
-from prostate_seg.progress import map_cases
+from prostate_seg.common import progress
+from prostate_seg.common.progress import map_cases
 
 
 def test_results_come_in_the_order_of_the_cases() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.errors import Pruned
+from prostate_seg.common.errors import Pruned
+from prostate_seg.config.workspace import unrecorded_fold
 from prostate_seg.sweeping.pruning import Standing
-from prostate_seg.workspace import unrecorded_fold
 
 
 class Told:

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prostate_seg.errors import InputError, VolumeError
+from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from prostate_seg.segmentation.pyfunc import COLUMNS, ServedModel, suffix_of
+from prostate_seg.segmentation.networks.pyfunc import COLUMNS, ServedModel, suffix_of
 from tests.test_inference import Bright
 from tests.test_prediction import model, study
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prostate_seg.data.phantom import PhantomCase, PhantomSettings, make_phantom_case
 from prostate_seg.imaging.geometry import Geometry, Spacing, Volume, VolumeWarning
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.imaging.quality import (
@@ -26,6 +25,7 @@ from prostate_seg.imaging.quality import (
     solid_fraction,
     whole_gland,
 )
+from prostate_seg.phantom import PhantomCase, PhantomSettings, make_phantom_case
 from tests.imaging_helpers import real_study
 
 GRID = Geometry(

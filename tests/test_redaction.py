@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.tracking.redaction import REDACTED, Redactor, looks_secret
+from prostate_seg.provenance.redaction import REDACTED, Redactor, looks_secret
 
 
 @pytest.mark.parametrize(

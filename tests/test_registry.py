@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.stages import find
 from prostate_seg.tracking import commits, registry
-from prostate_seg.tracking.hashing import hash_paths
-from prostate_seg.tracking.recorded import find_run, recorded_cases, recorded_stages
+from prostate_seg.tracking.recorded_runs import find_run, recorded_cases, recorded_stages
 from prostate_seg.tracking.registry import Evaluated, evaluated_run, fetch_networks, move_alias
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
 from prostate_seg.tracking.store import open_store
-from prostate_seg.workspace import Workspace
 from tests.test_run_tree import SETTINGS, stage
 
 

@@ -12,11 +12,12 @@ import pytest
 from filelock import FileLock, Timeout
 from mlflow.entities import Run, ViewType
 
-from prostate_seg.config import MlflowConfig, OnRerun, OnUnreachable
-from prostate_seg.errors import InputError
-from prostate_seg.tracking import agreement, run_tree, sweeps
-from prostate_seg.tracking.job import Outcome
-from prostate_seg.tracking.process import this_process
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import MlflowConfig, OnRerun, OnUnreachable
+from prostate_seg.operations.job import Outcome
+from prostate_seg.operations.process import this_process
+from prostate_seg.tracking import leader_election as agreement
+from prostate_seg.tracking import run_tree, sweeps
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
 from prostate_seg.tracking.store import open_store
 

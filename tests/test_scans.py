@@ -8,8 +8,8 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.scans import ScanList, find_scans
-from prostate_seg.errors import InputError
 
 DICOM = b"\0" * 128 + b"DICM" + b"rest"
 

@@ -20,10 +20,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from omegaconf import OmegaConf
 
-from prostate_seg.config import parse
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import parse
 from prostate_seg.data.dataset import OWN_COLUMNS, read_dataset, read_identities
-from prostate_seg.errors import InputError
-from prostate_seg.segmentation.network_store import load_network
+from prostate_seg.segmentation.networks.storage import load_network
 from prostate_seg.tracking.reproduction import _apply, _restore_input
 from tests.conftest import ROOT, composed
 

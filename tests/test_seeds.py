@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from prostate_seg.config import Device
+from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
+from prostate_seg.config.schema import Device
 from prostate_seg.data import folds
 from prostate_seg.data.folds import CaseInfo, kfold
-from prostate_seg.seeds import Stream, seed_sequence, torch_seed
-from prostate_seg.segmentation import training
-from prostate_seg.segmentation.distributed import Team
-from prostate_seg.segmentation.network_store import Recipe
+from prostate_seg.segmentation.networks.storage import Recipe
+from prostate_seg.segmentation.training import training
+from prostate_seg.segmentation.training.distributed import Team
 from prostate_seg.stages.train import fit_fold
 from tests.segmentation_helpers import SETTINGS, model_2d, packed_discs, train_settings
 

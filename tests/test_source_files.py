@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from prostate_seg.tracking.source_files import PACKAGE, source_files
+from prostate_seg.provenance.source_files import PACKAGE, source_files
 from tests.conftest import ROOT
 
 
@@ -29,5 +29,5 @@ def test_templates_belong_to_the_stage_that_fills_them() -> None:
 def test_a_stage_has_no_part_in_another() -> None:
     prepare = {path.relative_to(PACKAGE).as_posix() for path in source_files("prepare")}
     assert "data/folds.py" in prepare
-    assert "segmentation/training.py" not in prepare
+    assert "segmentation/training/training.py" not in prepare
     assert not [name for name in prepare if name.startswith("tracking/")]

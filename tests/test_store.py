@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
 from prostate_seg.tracking import store
 from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
 from tests.test_run_tree import SETTINGS

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.config import Config, parse
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Config, parse
+from prostate_seg.config.workspace import workspace_of
+from prostate_seg.operations.health import Finding, Severity
 from prostate_seg.tracking import store_paths
-from prostate_seg.tracking.health import Finding, Severity
 from prostate_seg.tracking.registry import _point_mlflow_to, fetch_networks
 from prostate_seg.tracking.run_tree import RunTree
 from prostate_seg.tracking.store import Store, open_store
 from prostate_seg.tracking.store_health import check_store
 from prostate_seg.tracking.store_paths import fix_paths, previous_folders
-from prostate_seg.workspace import workspace_of
 from tests.conftest import composed
 from tests.test_run_tree import SETTINGS
 

@@ -15,10 +15,10 @@ from optuna.samplers import GridSampler, RandomSampler
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.operations.process import this_process
 from prostate_seg.sweeping import study as studies
 from prostate_seg.sweeping.study import MOST_DEATHS, SharedStudy, judge, open_study
-from prostate_seg.tracking.process import this_process
 from tests.project_helpers import until
 from tests.server_helpers import postgres_server, why_no_postgres
 

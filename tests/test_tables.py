@@ -2,7 +2,7 @@
 
 import pytest
 
-from prostate_seg.tables import table_lines
+from prostate_seg.common.tables import table_lines
 
 ROWS = [["a", "1.5"], ["[red]b", "10"]]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.folds import Fold
-from prostate_seg.errors import InputError
 from prostate_seg.stages.train import _require_studies
 
 

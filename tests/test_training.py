@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from prostate_seg.config import (
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import (
     STAGE_SETTINGS,
     Activation,
     Augmentation,
@@ -27,14 +28,13 @@ from prostate_seg.config import (
     ValMetric,
     parse,
 )
-from prostate_seg.errors import InputError
-from prostate_seg.segmentation import training
-from prostate_seg.segmentation.checkpoints import Checkpoints
-from prostate_seg.segmentation.intensity import Intensity
-from prostate_seg.segmentation.models import build_network
-from prostate_seg.segmentation.network_store import Recipe, load_network, load_recipe, save_recipe, save_weights
-from prostate_seg.segmentation.packing import PackedSet
-from prostate_seg.segmentation.training import (
+from prostate_seg.segmentation.inference.intensity import Intensity
+from prostate_seg.segmentation.networks.networks import build_network
+from prostate_seg.segmentation.networks.storage import Recipe, load_network, load_recipe, save_recipe, save_weights
+from prostate_seg.segmentation.training import training
+from prostate_seg.segmentation.training.checkpoints import Checkpoints
+from prostate_seg.segmentation.training.packing import PackedSet
+from prostate_seg.segmentation.training.training import (
     Batches,
     Budget,
     Epoch,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from prostate_seg.data.unpack import Rule, unpack
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.data.public.unpack import Rule, unpack
 from prostate_seg.imaging.image_io import read_volume
 
 IMAGES = Rule(member=r"([0-9]+_[0-9]+)_t2w\.mha", target="images/{}.mha")
@@ -115,7 +115,7 @@ def test_an_archive_without_anything_wanted_is_refused(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_said_before_the_first_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prostate_seg.data.download.MARGIN_BYTES", 1 << 60)
+    monkeypatch.setattr("prostate_seg.data.public.download.MARGIN_BYTES", 1 << 60)
     archive = packed(tmp_path / "a.zip", {"1_1_t2w.mha": b"1"})
     with pytest.raises(InputError, match=r"unpacking a\.zip needs .*\n.*: data\.root=DIR"):
         taken(archive, tmp_path / "data", IMAGES)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.tracking import writer
-from prostate_seg.tracking.spool import Header, Record, Spool, waiting
+from prostate_seg.tracking.journal import Header, Record, Spool, waiting
 from prostate_seg.tracking.writer import Writer
 from tests.project_helpers import until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
 
 FILE_NAME = "cases.csv"
 REFERENCE_BY = "reference_by"

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import read_json, write_json, write_text
 from prostate_seg.data.folds import CaseInfo
 from prostate_seg.data.leak_gate import CaseIdentity
-from prostate_seg.errors import InputError
-from prostate_seg.files import read_json, write_json, write_text
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from prostate_seg.errors import InputError
-from prostate_seg.files import read_json, write_json
-from prostate_seg.seeds import Stream, seed_sequence
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import read_json, write_json
+from prostate_seg.common.seeds import Stream, seed_sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

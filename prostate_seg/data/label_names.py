@@ -13,8 +13,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from prostate_seg.errors import InputError
-from prostate_seg.files import read_json
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import read_json
 
 GLAND_WORD = (
     r"prostat\w*|prostaat|gland|wholegland|wg|wp|central|peripheral|transition|transitional|pz|tz|cz|cg|"

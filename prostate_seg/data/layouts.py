@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import read_json
 from prostate_seg.data.label_names import is_gland_name
-from prostate_seg.errors import InputError
-from prostate_seg.files import read_json
 from prostate_seg.imaging.sitk_reader import image_suffix
 
 COMPANION_SUFFIXES = (".raw", ".zraw", ".dvc", ".md", ".txt")

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.folds import Fold
-from prostate_seg.errors import InputError
 from prostate_seg.imaging.fingerprint import same_pictures
 
 SHOWN_LEAKS = 20

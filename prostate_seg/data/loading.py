@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.data.cases import CaseFiles
-from prostate_seg.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.imaging.labels import as_labels

@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
+from prostate_seg.common.files import atomic_path, md5_of, read_json, write_json, write_text
 from prostate_seg.data.scans import Scan
-from prostate_seg.files import atomic_path, md5_of, read_json, write_json, write_text
 from prostate_seg.imaging.sitk_reader import image_suffix
 
 COLUMNS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prostate_seg.files import write_text
+from prostate_seg.common.files import write_text
 from prostate_seg.imaging.quality import CaseQuality, Finding, ReferenceQuality
 
 COLUMNS = (

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.layouts import t2_channel
-from prostate_seg.errors import InputError
 
 MASK = re.compile(
     r"masks?|segs?|segmentations?|dseg|labels?|labelst[rs]|labelmaps?|annotations?|contours?|delineations?|rois?|gt|lesions?"

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import read_json
 from prostate_seg.data.folds import Fold
-from prostate_seg.errors import InputError
-from prostate_seg.files import read_json
 from prostate_seg.imaging.sitk_reader import image_suffix
 
 FORMS = (

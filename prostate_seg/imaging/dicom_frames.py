@@ -18,7 +18,7 @@ from pydicom.datadict import dictionary_description
 from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from prostate_seg.errors import VolumeError
+from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.file_integrity import require_content, require_sane_size
 from prostate_seg.imaging.sitk_reader import image_suffix, reason_of
 

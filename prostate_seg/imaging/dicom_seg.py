@@ -19,8 +19,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 import prostate_seg
-from prostate_seg.errors import InputError, VolumeError
-from prostate_seg.files import atomic_path
+from prostate_seg.common.errors import InputError, VolumeError
+from prostate_seg.common.files import atomic_path
 from prostate_seg.imaging.dicom_series import series_frames
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import stored_array

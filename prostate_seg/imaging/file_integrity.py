@@ -12,7 +12,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from prostate_seg.errors import VolumeError
+from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.sitk_reader import LFS_POINTER, image_suffix
 
 GZIP_MAGIC = b"\x1f\x8b"

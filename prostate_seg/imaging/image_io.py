@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from prostate_seg.errors import InputError, VolumeError
-from prostate_seg.files import atomic_path, md5_of, md5_of_text
+from prostate_seg.common.errors import InputError, VolumeError
+from prostate_seg.common.files import atomic_path, md5_of, md5_of_text
 from prostate_seg.imaging.dicom_series import read_series
 from prostate_seg.imaging.file_integrity import (
     require_complete,

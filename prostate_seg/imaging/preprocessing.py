@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy import ndimage
 
-from prostate_seg.errors import InputError
-from prostate_seg.files import md5_of_text
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import md5_of_text
 from prostate_seg.imaging.geometry import Geometry, Shape, Spacing, Volume
 from prostate_seg.imaging.quality import whole_gland
 

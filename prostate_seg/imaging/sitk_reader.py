@@ -9,7 +9,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from prostate_seg.errors import VolumeError
+from prostate_seg.common.errors import VolumeError
 
 IMAGE_IO = {
     ".nii.gz": "NiftiImageIO",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prostate_seg.errors import VolumeError
+from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.file_integrity import META_HEADER_BYTES
 from prostate_seg.imaging.geometry import VolumeWarning
 from prostate_seg.imaging.sitk_reader import image_suffix

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.attributes import RESERVED
-from prostate_seg.errors import InputError
 from prostate_seg.reporting.results import SUMMARISED
 from prostate_seg.reporting.subgroups import subgroups
 from prostate_seg.segmentation.statistics import PairedDifference, holm, paired_difference

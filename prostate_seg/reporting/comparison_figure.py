@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prostate_seg.files import atomic_path
+from prostate_seg.common.files import atomic_path
 from prostate_seg.reporting.comparison import ALL, Comparison, Row
 from prostate_seg.reporting.overlays import printable
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prostate_seg.files import atomic_path
+from prostate_seg.common.files import atomic_path
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.reporting.overlays import REFERENCE_COLOUR, WINDOW_PERCENTILES, printable
 

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prostate_seg.files import atomic_path
+from prostate_seg.common.files import atomic_path
 
 MOST_MARKED = 40
 """Values up to which each gets a dot; more would merge into a thick line."""

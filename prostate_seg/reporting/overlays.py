@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prostate_seg.files import atomic_path
+from prostate_seg.common.files import atomic_path
 from prostate_seg.imaging.geometry import Spacing
 from prostate_seg.segmentation.metrics import CaseMetrics, as_mask_pair, bounding_box, dice
 

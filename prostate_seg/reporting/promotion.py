@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.data.leak_gate import Check
-from prostate_seg.errors import InputError
 from prostate_seg.reporting.comparison import ALL, Results, compare
 
 NOT_FOUND = ("passed", "not run")

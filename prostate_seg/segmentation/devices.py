@@ -4,8 +4,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from prostate_seg.config import Device, Precision
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Device, Precision
 
 
 def choose_device(device: Device) -> torch.device:

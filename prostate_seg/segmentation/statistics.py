@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import wilcoxon
 
-from prostate_seg.seeds import Stream, seed_sequence
+from prostate_seg.common.seeds import Stream, seed_sequence
 
 FAILURE_DICE = 0.5
 """A case with Dice below this failed, missed glands included: the masks share less than half of their mean volume."""

@@ -6,10 +6,10 @@ Each module has `run(cfg: Config, workspace: Workspace) -> StageResult`.
 import importlib
 from collections.abc import Callable
 
-from prostate_seg.config import Config
-from prostate_seg.errors import ConfigError
-from prostate_seg.suggestions import closest
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.common.errors import ConfigError
+from prostate_seg.common.suggestions import closest
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
 
 STAGES = {
     "fetch": "make the phantom data set in data/, or bring a public one there, checked and with its licence",

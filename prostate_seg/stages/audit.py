@@ -5,17 +5,17 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prostate_seg.config import Config
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.progress import map_cases
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import discover_cases
 from prostate_seg.data.dataset import read_dataset
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.data.layouts import has_images
 from prostate_seg.data.leak_gate import CaseIdentity, Check, Verdict, find_leaks, listing, next_step
 from prostate_seg.data.split_files import read_splits
-from prostate_seg.errors import InputError
-from prostate_seg.progress import map_cases
 from prostate_seg.stages.common import identity_of_files, known_identities, log_overruled, not_duplicates
-from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 

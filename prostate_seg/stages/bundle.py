@@ -4,10 +4,10 @@ import importlib
 import logging
 from pathlib import Path
 
-from prostate_seg.config import Config, as_container
-from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.tracking.redaction import Redactor
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.config.schema import Config, as_container
+from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.provenance.redaction import Redactor
 
 log = logging.getLogger(__name__)
 

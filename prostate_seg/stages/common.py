@@ -7,20 +7,20 @@ from functools import partial
 
 import numpy as np
 
-from prostate_seg.config import NOT_DUPLICATES, Config, Crop
+from prostate_seg.common.errors import VolumeError
+from prostate_seg.common.progress import map_cases
+from prostate_seg.config.schema import NOT_DUPLICATES, Config, Crop
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.data.cases import CaseFiles
 from prostate_seg.data.dataset import CaseRow, read_dataset, read_identities, require_contract
 from prostate_seg.data.folds import Fold, chosen_folds, read_folds
 from prostate_seg.data.layouts import nfc
 from prostate_seg.data.leak_gate import CaseIdentity, Check, Verdict, idle_pairs, stop_on_leaks
 from prostate_seg.data.loading import read_mask
-from prostate_seg.errors import VolumeError
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import Finding
-from prostate_seg.progress import map_cases
-from prostate_seg.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from prostate_seg.config import Config
-from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.files import atomic_folder, write_json, write_text
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.files import atomic_folder, write_json, write_text
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.reporting.comparison import Comparison, Results, compare, comparison_lines, parse_results
 from prostate_seg.reporting.comparison_figure import draw_comparisons
-from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,9 @@ def _all_results(cfg: Config, workspace: Workspace) -> list[Results]:
             results = _results_of_folder(Path(text), name=text)
         else:
             _require_run_id(text)
-            recorded = importlib.import_module("prostate_seg.tracking.recorded")  # mlflow, which folders do without
+            recorded = importlib.import_module(
+                "prostate_seg.tracking.recorded_runs"
+            )  # mlflow, which folders do without
             tree = tree or recorded.open_tree(cfg.mlflow, cache=workspace.cache)
             cases = recorded.recorded_cases(tree, text)
             results = parse_results(cases.text, name=cases.name, source=cases.run_id)

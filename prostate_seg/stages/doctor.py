@@ -3,10 +3,10 @@
 import importlib
 import logging
 
-from prostate_seg.config import Config
-from prostate_seg.errors import InputError
-from prostate_seg.tracking.health import Finding, Severity, check_all
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.operations.health import Finding, Severity, check_all
 
 log = logging.getLogger(__name__)
 

@@ -10,18 +10,19 @@ from functools import partial
 from itertools import permutations
 from pathlib import Path
 
-from prostate_seg.config import Config, OnBadCase
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import atomic_folder, write_json, write_text
+from prostate_seg.common.progress import map_cases
+from prostate_seg.config.schema import Config, OnBadCase
+from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import CaseRow, read_identities
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.leak_gate import OVERRULE, Check, find_leaks, listing
 from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
-from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_folder, write_json, write_text
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
-from prostate_seg.progress import map_cases
 from prostate_seg.reporting.overlays import draw_case_metrics, draw_overlay, overlay_title
 from prostate_seg.reporting.results import (
     Scored,
@@ -32,9 +33,9 @@ from prostate_seg.reporting.results import (
     summary_table,
 )
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference import Predictor, segment
+from prostate_seg.segmentation.inference.inference import Predictor, segment
 from prostate_seg.segmentation.metrics import case_metrics, slice_counts
-from prostate_seg.segmentation.network_store import load_network, load_recipe
+from prostate_seg.segmentation.networks.storage import load_network, load_recipe
 from prostate_seg.stages.common import (
     checked_dataset,
     checked_folds,
@@ -43,7 +44,6 @@ from prostate_seg.stages.common import (
     not_duplicates,
     preprocess_settings,
 )
-from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from prostate_seg.config import Config, science_of
-from prostate_seg.errors import InputError
-from prostate_seg.files import write_text
-from prostate_seg.tracking.job import command_line
-from prostate_seg.tracking.record import flat
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import write_text
+from prostate_seg.config.schema import Config, science_of
+from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.operations.job import command_line
+from prostate_seg.provenance.record import flat
 
 log = logging.getLogger(__name__)
 

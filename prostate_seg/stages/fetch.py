@@ -12,11 +12,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prostate_seg.config import Config, DataSource
-from prostate_seg.data.download import checksum_of, download, gigabytes, require_checksum, shown_url
-from prostate_seg.data.phantom import PhantomSettings, write_phantom
-from prostate_seg.data.public_sets import PUBLIC_SETS, Archive, PublicSet
-from prostate_seg.data.source_note import (
+from prostate_seg.common.errors import InputError, VolumeError
+from prostate_seg.common.progress import progress
+from prostate_seg.config.schema import Config, DataSource
+from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.data.public.download import checksum_of, download, gigabytes, require_checksum, shown_url
+from prostate_seg.data.public.public_sets import PUBLIC_SETS, Archive, PublicSet
+from prostate_seg.data.public.source_note import (
     FetchedArchive,
     SourceNote,
     describe,
@@ -24,11 +26,9 @@ from prostate_seg.data.source_note import (
     read_note,
     write_note,
 )
-from prostate_seg.data.unpack import unpack
-from prostate_seg.errors import InputError, VolumeError
+from prostate_seg.data.public.unpack import unpack
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from prostate_seg.progress import progress
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.phantom import PhantomSettings, write_phantom
 
 log = logging.getLogger(__name__)
 

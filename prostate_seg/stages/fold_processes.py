@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from prostate_seg.errors import InputError
-from prostate_seg.progress import num_cores
-from prostate_seg.signals import submit_all
-from prostate_seg.workspace import FoldRecord, OpenFold
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.progress import num_cores
+from prostate_seg.common.signals import submit_all
+from prostate_seg.config.workspace import FoldRecord, OpenFold
 
 log = logging.getLogger(__name__)
 

@@ -8,20 +8,20 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from prostate_seg.config import Config, OnBadCase
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import atomic_folder, write_json, write_text
+from prostate_seg.common.progress import map_cases
+from prostate_seg.common.tables import table_lines
+from prostate_seg.config.schema import Config, OnBadCase
+from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import bad_case, read_case
-from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_folder, write_json, write_text
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5
 from prostate_seg.imaging.quality import CaseQuality, Finding, check_case, check_slice_planes, check_zones, whole_gland
-from prostate_seg.progress import map_cases
 from prostate_seg.reporting.contact_sheet import Panel, Picture, choose_panels, draw_contact_sheet, picture_of
 from prostate_seg.stages.common import identical_files
-from prostate_seg.tables import table_lines
-from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import importlib
 import logging
 
-from prostate_seg.config import Config
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 

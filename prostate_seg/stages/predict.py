@@ -11,20 +11,20 @@ from typing import Any
 import pandas as pd
 import torch
 
-from prostate_seg.config import Backend, Config
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.progress import map_cases
+from prostate_seg.config.schema import Backend, Config
+from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.layouts import has_images
 from prostate_seg.data.predictions import State, Target, new_mask, note_dicom_seg, state_of, write_volumes
 from prostate_seg.data.scan_names import kind_of
 from prostate_seg.data.scans import Scan, ScanList, find_scans
-from prostate_seg.errors import ConfigError, InputError
 from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_seg
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
-from prostate_seg.progress import map_cases
 from prostate_seg.reporting.overlays import draw_prediction
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.model_folder import Model, Usage, load_model, read_usage
-from prostate_seg.segmentation.prediction import Prediction, predict
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.segmentation.inference.prediction import Prediction, predict
+from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage
 
 log = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from prostate_seg.config import Config, SplitStrategy
+from prostate_seg.config.schema import Config, SplitStrategy
+from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.folds import CaseInfo, Fold, all_train, imported, kfold, write_folds
 from prostate_seg.stages.common import checked_dataset, pass_leak_gate
-from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from prostate_seg.config import Config, Crop, OnBadCase
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import atomic_folder, write_json
+from prostate_seg.common.progress import map_cases
+from prostate_seg.config.schema import Config, Crop, OnBadCase
+from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import CaseRow, join_thumbnails, write_contract, write_dataset
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import LoadedCase, bad_case, load_case, refuse_or_exclude
 from prostate_seg.data.quality_table import write_quality_table
-from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_folder, write_json
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, check_slice_planes, check_zones, whole_gland
-from prostate_seg.progress import map_cases
 from prostate_seg.stages.common import identical_files, preprocess_settings
-from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from prostate_seg.config import Config
-from prostate_seg.errors import InputError
-from prostate_seg.files import md5_of_text, read_json, write_json, write_text
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import md5_of_text, read_json, write_json, write_text
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.reporting.analysis import all_tables
 from prostate_seg.reporting.comparison import parse_results
 from prostate_seg.reporting.model_card import render_model_card
 from prostate_seg.reporting.promotion import Evidence, Rules, judge
-from prostate_seg.segmentation.model_folder import ONNX, Model, Usage, load_model, network_folders, write_usage
-from prostate_seg.segmentation.network_store import RECIPE, WEIGHTS
+from prostate_seg.segmentation.networks.model_folder import ONNX, Model, Usage, load_model, network_folders, write_usage
+from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
 from prostate_seg.stages.report import load_facts
-from prostate_seg.workspace import StageResult, Workspace
 
 if TYPE_CHECKING:
     from prostate_seg.tracking.registry import Evaluated, Version
@@ -44,7 +44,7 @@ AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Register the networks as challenger, unless they are registered already; with register.promote move champion."""
     registry = importlib.import_module("prostate_seg.tracking.registry")
-    tree = importlib.import_module("prostate_seg.tracking.recorded").open_tree(cfg.mlflow, cache=workspace.cache)
+    tree = importlib.import_module("prostate_seg.tracking.recorded_runs").open_tree(cfg.mlflow, cache=workspace.cache)
     assert workspace.run_id is not None  # there is a store, so that there is a run
     evaluated = registry.evaluated_run(tree, cfg.register.run, pipeline=cfg.mlflow.name)
     with tempfile.TemporaryDirectory(prefix="prostate_seg-") as name:
@@ -228,7 +228,7 @@ def _usage(cfg: Config, recorded: Mapping[str, Any]) -> Usage:
 
 
 def _add_onnx(folder: Path, model: Model) -> None:
-    onnx_network = importlib.import_module("prostate_seg.segmentation.onnx_network")
+    onnx_network = importlib.import_module("prostate_seg.segmentation.networks.onnx_network")
     predictor = model.predictor
     for path, network in zip(network_folders(folder, fold_index=None), predictor.networks, strict=True):
         difference = onnx_network.export_onnx(

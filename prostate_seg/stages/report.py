@@ -9,14 +9,16 @@ import pandas as pd
 import yaml
 
 import prostate_seg
-from prostate_seg.config import Config
+from prostate_seg.common.errors import InputError, VolumeError
+from prostate_seg.common.files import atomic_folder, read_json, write_text
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import CaseFiles, discover_cases
 from prostate_seg.data.dataset import OWN_COLUMNS
 from prostate_seg.data.loading import load_case
-from prostate_seg.errors import InputError, VolumeError
-from prostate_seg.files import atomic_folder, read_json, write_text
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.quality import whole_gland
+from prostate_seg.provenance.ds_version import read_entries
 from prostate_seg.reporting.analysis import all_tables
 from prostate_seg.reporting.facts import Facts
 from prostate_seg.reporting.gallery import GalleryCase, gallery_case, missing_case, worst_median_best
@@ -24,8 +26,6 @@ from prostate_seg.reporting.model_card import render_model_card
 from prostate_seg.reporting.plots import all_plots
 from prostate_seg.reporting.report import render_report
 from prostate_seg.reporting.results import METRICS
-from prostate_seg.tracking.ds_version import read_entries
-from prostate_seg.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 

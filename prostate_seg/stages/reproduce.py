@@ -3,9 +3,9 @@
 import importlib
 import logging
 
-from prostate_seg.config import Config
-from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 

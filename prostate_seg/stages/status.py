@@ -2,11 +2,11 @@
 
 import logging
 
-from prostate_seg.config import Config, TableFormat, as_container
-from prostate_seg.tables import table_lines
-from prostate_seg.tracking.pipeline_state import as_json, as_rows, command_of_newest, known_entries, pipeline_states
-from prostate_seg.tracking.redaction import Redactor
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.common.tables import table_lines
+from prostate_seg.config.schema import Config, TableFormat, as_container
+from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.provenance.pipeline_state import as_json, as_rows, command_of_newest, known_entries, pipeline_states
+from prostate_seg.provenance.redaction import Redactor
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import importlib
 import logging
 from pathlib import Path
 
-from prostate_seg.config import Config
-from prostate_seg.errors import InputError
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
 
 log = logging.getLogger(__name__)
 

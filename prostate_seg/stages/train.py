@@ -15,27 +15,27 @@ import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 
-from prostate_seg import torchrun
-from prostate_seg.config import Config, Device, Resume, TrainConfig, ValMetric, portable_science_of
+from prostate_seg.common import torchrun
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
+from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
+from prostate_seg.config.schema import Config, Device, Resume, TrainConfig, ValMetric, portable_science_of
+from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
 from prostate_seg.data.dataset import CaseRow, read_dataset
 from prostate_seg.data.folds import Fold, read_folds
-from prostate_seg.errors import ConfigError, InputError
-from prostate_seg.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.curves import draw_history
-from prostate_seg.seeds import Stream, seed_sequence, torch_seed
-from prostate_seg.segmentation.checkpoints import Checkpoints
 from prostate_seg.segmentation.devices import available_gpus, choose_device
-from prostate_seg.segmentation.distributed import ALONE, Team, TeamLostError, join_team
-from prostate_seg.segmentation.familiarity import mean_grey, ranges_of
-from prostate_seg.segmentation.inference import Predictor
-from prostate_seg.segmentation.models import build_network, require_legal_size
-from prostate_seg.segmentation.network_store import Recipe, save_recipe, save_weights
-from prostate_seg.segmentation.packing import is_packed, open_packed, pack
-from prostate_seg.segmentation.training import Epoch, Fitted, best_epoch, fit, reproducible
+from prostate_seg.segmentation.inference.inference import Predictor
+from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, ranges_of
+from prostate_seg.segmentation.networks.networks import build_network, require_legal_size
+from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
+from prostate_seg.segmentation.training.checkpoints import Checkpoints
+from prostate_seg.segmentation.training.distributed import ALONE, Team, TeamLostError, join_team
+from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
+from prostate_seg.segmentation.training.training import Epoch, Fitted, best_epoch, fit, reproducible
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
 from prostate_seg.stages.fold_processes import train_side_by_side
-from prostate_seg.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ import importlib
 import logging
 from typing import Any
 
-from prostate_seg.config import Config, TableFormat, as_container
-from prostate_seg.errors import InputError
-from prostate_seg.tracking.ds_version import file_of, read_entries
-from prostate_seg.tracking.redaction import Redactor
-from prostate_seg.tracking.verification import Verdict, as_json, as_table, compare
-from prostate_seg.workspace import StageResult, Workspace
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Config, TableFormat, as_container
+from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.provenance.ds_version import file_of, read_entries
+from prostate_seg.provenance.redaction import Redactor
+from prostate_seg.provenance.verification import Verdict, as_json, as_table, compare
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def _recorded(cfg: Config, workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
     if cfg.verify.run is not None:
-        recorded = importlib.import_module("prostate_seg.tracking.recorded")  # mlflow, which the other way does without
+        recorded = importlib.import_module(
+            "prostate_seg.tracking.recorded_runs"
+        )  # mlflow, which the other way does without
         tree = recorded.open_tree(cfg.mlflow, cache=workspace.cache)
         found: list[tuple[str, dict[str, Any]]] = recorded.recorded_stages(tree, cfg.verify.run)
         return found

@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-from prostate_seg.errors import ConfigError
+from prostate_seg.common.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

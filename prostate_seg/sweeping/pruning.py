@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prostate_seg.errors import Pruned
-from prostate_seg.workspace import FoldRecord, OpenFold
+from prostate_seg.common.errors import Pruned
+from prostate_seg.config.workspace import FoldRecord, OpenFold
 
 IsHopeless = Callable[[int, float], bool]
 """Takes the step and the value of a trial, and says whether it should stop."""

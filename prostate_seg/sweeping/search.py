@@ -20,18 +20,18 @@ from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from prostate_seg import config as configuration
 from prostate_seg.cli import typed_word
-from prostate_seg.config import Config, as_container, science_of
-from prostate_seg.errors import ConfigError, InputError, Pruned
-from prostate_seg.files import md5_of
-from prostate_seg.sweeping.fits import announce, num_folds_of
+from prostate_seg.common.errors import ConfigError, InputError, Pruned
+from prostate_seg.common.files import md5_of
+from prostate_seg.config import schema as configuration
+from prostate_seg.config.schema import Config, as_container, science_of
+from prostate_seg.config.workspace import workspace_of
+from prostate_seg.operations.job import command_of
+from prostate_seg.provenance.record import flat
+from prostate_seg.provenance.redaction import Redactor
+from prostate_seg.sweeping.cost_estimate import announce, num_folds_of
 from prostate_seg.sweeping.study import SharedStudy, open_study
 from prostate_seg.sweeping.sweeper import require_training, sweep_place
-from prostate_seg.tracking.job import command_of
-from prostate_seg.tracking.record import flat
-from prostate_seg.tracking.redaction import Redactor
-from prostate_seg.workspace import workspace_of
 
 log = logging.getLogger(__name__)
 

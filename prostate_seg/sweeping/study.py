@@ -27,10 +27,10 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.common.address import resolved_uri, shown_address, sqlite_file
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.operations.process import HEARTBEAT_SECONDS, SILENT_AFTER, is_alive, is_silent, this_process
 from prostate_seg.sweeping.pruning import IsHopeless
-from prostate_seg.tracking.address import resolved_uri, shown_address, sqlite_file
-from prostate_seg.tracking.process import HEARTBEAT_SECONDS, SILENT_AFTER, is_alive, is_silent, this_process
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig
 
-from prostate_seg.config import Config
-from prostate_seg.errors import ConfigError
-from prostate_seg.sweeping.fits import num_folds_of
+from prostate_seg.common.address import resolved_uri, shown_address
+from prostate_seg.common.errors import ConfigError
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import OpenFold
+from prostate_seg.sweeping.cost_estimate import num_folds_of
 from prostate_seg.sweeping.pruning import Standing
-from prostate_seg.tracking.address import resolved_uri, shown_address
-from prostate_seg.workspace import OpenFold
 
 OBJECTIVES = ("objective", "seconds")
 """What a sweep can look for: mean val Dice, and the time of the training. Test cases are not among them."""

@@ -12,16 +12,16 @@ from typing import Any
 import yaml
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from prostate_seg.config import OnRerun, OnUnreachable, as_container, science_of
-from prostate_seg.errors import InputError, Pruned
-from prostate_seg.tracking.address import resolved_uri, shown_address
-from prostate_seg.tracking.delivery import Delivery
-from prostate_seg.tracking.job import Outcome, command_line
-from prostate_seg.tracking.process import user_name
-from prostate_seg.tracking.provenance import GitState
-from prostate_seg.tracking.record import Hashes, flat
+from prostate_seg.common.address import resolved_uri, shown_address
+from prostate_seg.common.errors import InputError, Pruned
+from prostate_seg.config.schema import OnRerun, OnUnreachable, as_container, science_of
+from prostate_seg.operations.job import Outcome, command_line
+from prostate_seg.operations.process import user_name
+from prostate_seg.provenance.environment import GitState
+from prostate_seg.provenance.record import Hashes, flat
+from prostate_seg.tracking.journal import DELIVERED, Header, Record, Spool, new_local_id, plain, remove_delivered
+from prostate_seg.tracking.replication import Delivery
 from prostate_seg.tracking.run_tree import ALL, NONE, RunTree, now_ms
-from prostate_seg.tracking.spool import DELIVERED, Header, Record, Spool, new_local_id, plain, remove_delivered
 from prostate_seg.tracking.stage_run import StageRun, recording_workspace
 from prostate_seg.tracking.store import open_store
 from prostate_seg.tracking.sweeps import begun_on_disk, sweep_key

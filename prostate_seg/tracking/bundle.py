@@ -17,15 +17,15 @@ from typing import Any
 
 from mlflow.entities import Run
 
-from prostate_seg.config import MlflowConfig
-from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_path
-from prostate_seg.tracking.delivery import IS_WHOLE
-from prostate_seg.tracking.job import Outcome
-from prostate_seg.tracking.recorded import find_run, open_tree
-from prostate_seg.tracking.redaction import Redactor
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import atomic_path
+from prostate_seg.config.schema import MlflowConfig
+from prostate_seg.operations.job import Outcome
+from prostate_seg.provenance.redaction import Redactor
+from prostate_seg.tracking.journal import FILES, RECORDS, Header, Record, Spool, plain
+from prostate_seg.tracking.recorded_runs import find_run, open_tree
+from prostate_seg.tracking.replication import IS_WHOLE
 from prostate_seg.tracking.run_tree import COPIED_FROM, KEY, Level, RunTree
-from prostate_seg.tracking.spool import FILES, RECORDS, Header, Record, Spool, plain
 from prostate_seg.tracking.store import STORE_ERRORS, unusable
 from prostate_seg.tracking.sync import deliver_all
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import yaml
 from mlflow.entities import Run
 
-from prostate_seg.config import STAGE_SETTINGS, MlflowConfig
-from prostate_seg.errors import InputError
-from prostate_seg.tracking.address import project_root
-from prostate_seg.tracking.git import GitError, git
-from prostate_seg.tracking.recorded import open_tree
+from prostate_seg.common.address import project_root
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import STAGE_SETTINGS, MlflowConfig
+from prostate_seg.provenance.git import GitError, git
+from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.run_tree import Level, RunTree
 from prostate_seg.tracking.store import STORE_ERRORS, unusable
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
-from prostate_seg.config import MlflowConfig
+from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.tracking.commits import COMMITTED_IN, EXPERIMENT_COMMIT, experiments
-from prostate_seg.tracking.recorded import find_run, open_tree
+from prostate_seg.tracking.recorded_runs import find_run, open_tree
 
 DIFF, UNTRACKED = "git.diff", "git_untracked.txt"
 """Artifacts of a run: what git knew to be changed, and the files that it did not know."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from mlflow.entities import Metric, Run
 
-from prostate_seg.tracking.job import Outcome
+from prostate_seg.operations.job import Outcome
+from prostate_seg.tracking.journal import Record
 from prostate_seg.tracking.run_tree import NONE, Level, Place, RunTree
-from prostate_seg.tracking.spool import Record
 from prostate_seg.tracking.sweeps import begin, update_sweep
 
 log = logging.getLogger(__name__)

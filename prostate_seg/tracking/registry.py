@@ -22,25 +22,25 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
-from prostate_seg.config import MlflowConfig
-from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_folder
-from prostate_seg.tracking import dvc_cache
-from prostate_seg.tracking.address import resolved_uri
-from prostate_seg.tracking.hashing import hash_paths
-from prostate_seg.tracking.job import Outcome
-from prostate_seg.tracking.process import user_name
-from prostate_seg.tracking.record import path_of
-from prostate_seg.tracking.recorded import artifact_text, find_run, open_tree, recorded_stages
+from prostate_seg.common.address import resolved_uri
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import atomic_folder
+from prostate_seg.config.schema import MlflowConfig
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.operations.job import Outcome
+from prostate_seg.operations.process import user_name
+from prostate_seg.provenance import dvc_cache
+from prostate_seg.provenance.hashing import hash_paths
+from prostate_seg.provenance.record import path_of
+from prostate_seg.provenance.source_files import PACKAGE, files_behind, packages_behind
+from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, recorded_stages
 from prostate_seg.tracking.run_tree import Level, RunTree
-from prostate_seg.tracking.source_files import PACKAGE, files_behind, packages_behind
 from prostate_seg.tracking.store import STORE_ERRORS, unusable
-from prostate_seg.workspace import Workspace
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 NETWORKS = "networks"
 """Name of the folder of networks inside a registered model."""
-LOADER = "segmentation/pyfunc.py"
+LOADER = "segmentation/networks/pyfunc.py"
 """The module of this package by which MLflow loads it."""
 LONGEST_REASON = 2000
 """Characters of why an alias moved: the tag that holds it may have 5,000 in every database of MLflow."""

@@ -13,19 +13,19 @@ from typing import Any
 
 import yaml
 
-from prostate_seg.config import MlflowConfig
-from prostate_seg.errors import InputError
-from prostate_seg.files import read_json
-from prostate_seg.tracking import dvc_cache
-from prostate_seg.tracking.address import project_root
+from prostate_seg.common.address import project_root
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import read_json
+from prostate_seg.config.schema import MlflowConfig
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.provenance import dvc_cache
+from prostate_seg.provenance.git import GitError, git
+from prostate_seg.provenance.hashing import hash_paths
+from prostate_seg.provenance.record import path_of
+from prostate_seg.provenance.source_files import PACKAGE
 from prostate_seg.tracking.commits import COMMITTED_IN, EXPERIMENT_COMMIT
-from prostate_seg.tracking.git import GitError, git
-from prostate_seg.tracking.hashing import hash_paths
-from prostate_seg.tracking.record import path_of
-from prostate_seg.tracking.recorded import artifact_text, find_run, open_tree, recorded_stages
+from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, recorded_stages
 from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.source_files import PACKAGE
-from prostate_seg.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,11 @@ from enum import Enum
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from prostate_seg.tracking import agreement
-from prostate_seg.tracking.job import Outcome
-from prostate_seg.tracking.process import is_alive, is_silent, this_process
-from prostate_seg.tracking.spool import LOCAL_ID, new_local_id
+from prostate_seg.operations.job import Outcome
+from prostate_seg.operations.process import is_alive, is_silent, this_process
+from prostate_seg.provenance.ds_version import LOCAL_ID
+from prostate_seg.tracking import leader_election as agreement
+from prostate_seg.tracking.journal import new_local_id
 from prostate_seg.tracking.store import Store, restore_command
 
 NAMES_PER_CALL = 100

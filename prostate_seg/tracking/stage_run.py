@@ -14,16 +14,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prostate_seg.config import Config, as_container, science_of
-from prostate_seg.tracking import ds_version
-from prostate_seg.tracking.address import project_root
-from prostate_seg.tracking.job import Job, Outcome, command_line, outcome_of
-from prostate_seg.tracking.lineage import ancestors
-from prostate_seg.tracking.process import now_text
-from prostate_seg.tracking.provenance import Surroundings, look_around
-from prostate_seg.tracking.record import Hashes, hash_stage
-from prostate_seg.tracking.redaction import Redactor
-from prostate_seg.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
+from prostate_seg.common.address import project_root
+from prostate_seg.config.schema import Config, as_container, science_of
+from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
+from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
+from prostate_seg.operations.process import now_text
+from prostate_seg.provenance import ds_version
+from prostate_seg.provenance.environment import Surroundings, look_around
+from prostate_seg.provenance.lineage import ancestors
+from prostate_seg.provenance.record import Hashes, hash_stage
+from prostate_seg.provenance.redaction import Redactor
 
 if TYPE_CHECKING:
     from prostate_seg.tracking.branch import Branch

@@ -29,10 +29,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.telemetry import set_telemetry_client
 from sqlalchemy.exc import SQLAlchemyError
 
-from prostate_seg.config import MlflowConfig
-from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_path
-from prostate_seg.tracking.address import resolved_uri, shown_address, sqlite_file
+from prostate_seg.common.address import resolved_uri, shown_address, sqlite_file
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import atomic_path
+from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
 from prostate_seg.tracking.store_paths import require_own_paths
 

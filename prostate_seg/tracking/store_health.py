@@ -5,15 +5,15 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from prostate_seg.config import Config
-from prostate_seg.errors import InputError
-from prostate_seg.tracking.address import resolved_uri, sqlite_file
-from prostate_seg.tracking.health import Finding, Severity
-from prostate_seg.tracking.process import is_alive, is_silent
+from prostate_seg.common.address import resolved_uri, sqlite_file
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.operations.health import Finding, Severity
+from prostate_seg.operations.process import is_alive, is_silent
 from prostate_seg.tracking.run_tree import SILENT_ON_ANOTHER_HOST, Level, RunTree
 from prostate_seg.tracking.store import Store, lock_of, open_store, unusable
 from prostate_seg.tracking.store_paths import fix_paths
-from prostate_seg.workspace import Workspace
 
 
 def check_store(cfg: Config, workspace: Workspace) -> list[Finding]:

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from prostate_seg.errors import InputError
-from prostate_seg.files import atomic_path
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import atomic_path
 
 ARTIFACTS = "mlruns"
 PATHS = {

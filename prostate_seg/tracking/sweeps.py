@@ -13,16 +13,16 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
-from prostate_seg.config import Config, OnUnreachable
-from prostate_seg.errors import InputError
-from prostate_seg.files import md5_of_text
-from prostate_seg.tracking.address import resolved_uri, shown_address
-from prostate_seg.tracking.job import Job, Outcome, command_of
-from prostate_seg.tracking.recorded import artifact_text
+from prostate_seg.common.address import resolved_uri, shown_address
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import md5_of_text
+from prostate_seg.config.schema import Config, OnUnreachable
+from prostate_seg.config.workspace import workspace_of
+from prostate_seg.operations.job import Job, Outcome, command_of
+from prostate_seg.tracking.journal import RECORDS, Header, Record, Spool, new_local_id, read_lines, waiting
+from prostate_seg.tracking.recorded_runs import artifact_text
 from prostate_seg.tracking.run_tree import ALL, KEY, Level, Place, RunTree, now_ms
-from prostate_seg.tracking.spool import RECORDS, Header, Record, Spool, new_local_id, read_lines, waiting
 from prostate_seg.tracking.store import open_store
-from prostate_seg.workspace import workspace_of
 
 log = logging.getLogger(__name__)
 

@@ -11,18 +11,18 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from prostate_seg.config import MlflowConfig
-from prostate_seg.errors import InputError
-from prostate_seg.tracking import ds_version
-from prostate_seg.tracking.address import resolved_uri, shown_address
-from prostate_seg.tracking.delivery import Delivery
-from prostate_seg.tracking.job import Outcome
-from prostate_seg.tracking.recorded import open_tree
+from prostate_seg.common.address import resolved_uri, shown_address
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import MlflowConfig
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.operations.job import Outcome
+from prostate_seg.provenance import ds_version
+from prostate_seg.tracking.journal import DELIVERED, RECORDS, Spool, Waiting, as_one, waiting
+from prostate_seg.tracking.recorded_runs import open_tree
+from prostate_seg.tracking.replication import Delivery
 from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.spool import DELIVERED, RECORDS, Spool, Waiting, as_one, waiting
 from prostate_seg.tracking.store import STORE_ERRORS, unusable
 from prostate_seg.tracking.sweeps import Draw
-from prostate_seg.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from prostate_seg.errors import InputError
-from prostate_seg.tracking.address import shown_address
-from prostate_seg.tracking.process import HEARTBEAT_SECONDS
-from prostate_seg.tracking.spool import Record, Spool, as_one
+from prostate_seg.common.address import shown_address
+from prostate_seg.common.errors import InputError
+from prostate_seg.operations.process import HEARTBEAT_SECONDS
+from prostate_seg.tracking.journal import Record, Spool, as_one
 from prostate_seg.tracking.store import STORE_ERRORS
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from prostate_seg.errors import InputError
+from prostate_seg.common.errors import InputError
 from scripts.hard_use.mutants import Mutant, make_healthy, mutants
 
 LONGEST_SECONDS = 30.0
@@ -164,10 +164,10 @@ def preprocess(mutant: Mutant, out: Path) -> None:
     from hydra import compose, initialize_config_dir
 
     from prostate_seg.cli import config_folder
-    from prostate_seg.config import parse
+    from prostate_seg.config.schema import parse
+    from prostate_seg.config.workspace import workspace_of
     from prostate_seg.imaging.image_io import read_volume
     from prostate_seg.stages import preprocess as stage
-    from prostate_seg.workspace import workspace_of
 
     root = mutant.image.parents[1]
     _add_healthy(root)
@@ -212,9 +212,9 @@ def predict(mutant: Mutant, out: Path, *, model: Path) -> None:
     from hydra import compose, initialize_config_dir
 
     from prostate_seg.cli import config_folder
-    from prostate_seg.config import parse
+    from prostate_seg.config.schema import parse
+    from prostate_seg.config.workspace import workspace_of
     from prostate_seg.stages import predict as stage
-    from prostate_seg.workspace import workspace_of
 
     with initialize_config_dir(config_dir=str(config_folder())):
         cfg = parse(compose("config", overrides=["stage=predict", "mlflow=off", "machine.num_workers=1"]))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prostate_seg.files import md5_of, md5_of_text
+from prostate_seg.common.files import md5_of, md5_of_text
 from prostate_seg.stages import QUESTIONS
 from tests.project_helpers import Project
 

@@ -56,7 +56,7 @@ def build_in(fault: str, place: str) -> None:
 
         SharedStudy.complete = in_turn(SharedStudy.complete, ["ok", fault])  # type: ignore[method-assign]
     elif place == "delivery":
-        from prostate_seg.tracking.delivery import Delivery
+        from prostate_seg.tracking.replication import Delivery
 
         Delivery._tell = in_turn(Delivery._tell, fault.split(","))  # type: ignore[method-assign]
     elif place == "tables":

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from prostate_seg.config import parse
+from prostate_seg.config.schema import parse
+from prostate_seg.config.workspace import StageResult, workspace_of
+from prostate_seg.operations.job import Job, Outcome
 from prostate_seg.tracking import branch  # noqa: F401 - imported before the processes part
-from prostate_seg.tracking.job import Job, Outcome
 from prostate_seg.tracking.stage_run import open_stage_run
 from prostate_seg.tracking.store import MlflowClient
-from prostate_seg.workspace import StageResult, workspace_of
 
 NUM_PROCESSES = 8
 

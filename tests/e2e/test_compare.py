@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 
-from prostate_seg.config import parse
-from prostate_seg.errors import ConfigError, InputError
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.config.schema import parse
+from prostate_seg.config.workspace import workspace_of
 from prostate_seg.stages import compare
-from prostate_seg.workspace import workspace_of
 from tests.conftest import composed
 from tests.project_helpers import Project, copy_of
 

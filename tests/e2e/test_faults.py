@@ -13,7 +13,7 @@ from check_stack import acting_as
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from prostate_seg.tracking.spool import folders
+from prostate_seg.tracking.journal import folders
 from tests.fault_helpers import (
     IMPATIENT,
     Watch,

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prostate_seg.progress import num_cores
+from prostate_seg.common.progress import num_cores
 from tests.project_helpers import Project, copy_of, wait_for
 
 pytestmark = pytest.mark.slow

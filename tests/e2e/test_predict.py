@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from prostate_seg.files import md5_of
+from prostate_seg.common.files import md5_of
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from tests.imaging_helpers import dice

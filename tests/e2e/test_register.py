@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 from mlflow.entities.model_registry import ModelVersion
 
-from prostate_seg.files import read_json
+from prostate_seg.common.files import read_json
 from prostate_seg.imaging.image_io import read_volume
 from tests.imaging_helpers import dice
 from tests.project_helpers import Project, clean_environment, free_port, until, uses_stack

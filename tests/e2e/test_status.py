@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from prostate_seg.config import STAGE_SETTINGS
+from prostate_seg.config.schema import STAGE_SETTINGS
 from tests.project_helpers import Project, copy_of
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from prostate_seg.tracking.address import shown_address
-from prostate_seg.tracking.record import path_of
-from prostate_seg.workspace import Workspace
+from prostate_seg.common.address import shown_address
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.provenance.record import path_of
 from tests.conftest import ROOT
 from tests.project_helpers import FAULTY, Project, clean_environment, copy_of, dvc_md5, wait_for
 from tests.server_helpers import mlflow_server

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from prostate_seg.files import md5_of, md5_of_text
+from prostate_seg.common.files import md5_of, md5_of_text
 from tests.project_helpers import FAULTY, Project, copy_of, wait_for
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,79 @@
+"""Work on many cases side by side, and show how far it is: a bar at a terminal, a few plain lines in a log."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
+
+from prostate_seg.common.signals import submit_all
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often a log without a terminal hears of long work."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_cases(
+    function: Callable[[Item], Result], cases: Sequence[Item], *, num_workers: int | None, label: str
+) -> list[Result]:
+    """Apply a function to every case, in threads, and return the results in order.
+
+    Threads are enough where the work is done by libraries that release Python's lock, as SimpleITK, NumPy and torch do.
+    Linear algebra keeps to one thread a case meanwhile: threads of threads wait for each other, and another number of threads
+    may round sums in another way.
+    """
+    workers = max(1, min(num_workers or num_cores(), len(cases)))
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(max_workers=workers) as pool,
+        progress(label, total=len(cases)) as advance,
+    ):
+        try:
+            futures = submit_all(pool, function, cases)
+            for future in futures:
+                future.add_done_callback(lambda _: advance())
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def progress(label: str, *, total: int) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each finished part."""
+    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda: bar.advance(task)
+    else:
+        yield _line_writer(label, total)
+
+
+def num_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _line_writer(label: str, total: int) -> Callable[[], None]:
+    done, spoken = 0, time.monotonic()
+
+    def advance() -> None:
+        nonlocal done, spoken
+        done += 1
+        if time.monotonic() - spoken >= SECONDS_BETWEEN_LINES:
+            spoken = time.monotonic()
+            log.info("%s %d/%d", label, done, total)
+
+    return advance

@@ -1,0 +1,100 @@
+"""What stage=fetch leaves beside public data: SOURCE.json for programs, LICENCE.txt for people, cases.csv for comparisons.
+
+No time stands in them, so that data fetched twice are the same to every hash.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import read_json, write_json, write_text
+from prostate_seg.data.attributes import FILE_NAME, REFERENCE_BY, read_attributes
+from prostate_seg.data.public.public_sets import PublicSet
+
+NOTE = "SOURCE.json"
+MARKSHEET = "marksheet.csv"
+"""PI-CAI's table of studies; names the centre of each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedArchive:
+    """One archive that was unpacked in full."""
+
+    url: str
+    checksum: str
+    is_published: bool
+    """Whether that checksum was published; otherwise it is that of the first download."""
+    revision: str = ""
+    """Commit that GitHub packed."""
+    files: Sequence[str] = ()
+    """What it brought, as paths in the data folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceNote:
+    """Where the data of a folder are from."""
+
+    source: str
+    """Name that data= has."""
+    archives: Mapping[str, FetchedArchive] = field(default_factory=dict)
+
+
+def read_note(data: Path) -> SourceNote | None:
+    """Return what an earlier fetch wrote.
+
+    Raises:
+        InputError: If the file is not what this module writes.
+    """
+    path = data / NOTE
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path)
+        archives = {name: FetchedArchive(**one) for name, one in content["archives"].items()}
+        return SourceNote(source=content["source"], archives=archives)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); it is written by stage=fetch only\nMove it away and fetch into a new data.root."
+        ) from error
+
+
+def write_note(data: Path, note: SourceNote, about: PublicSet) -> None:
+    """Write SOURCE.json and LICENCE.txt."""
+    known = {"title": about.title, "page": about.page, "licence": about.licence, "cite": list(about.cite)}
+    write_json(data / NOTE, {**asdict(note), **known, "masks_by": about.masks_by})
+    write_text(data / "LICENCE.txt", "\n".join(describe(about)) + "\n")
+
+
+def describe(about: PublicSet) -> list[str]:
+    """Return title, licence and citations as lines for people."""
+    return [
+        about.title,
+        f"page:    {about.page}",
+        f"licence: {about.licence}",
+        f"masks:   drawn by {about.masks_by}",
+        *(f"cite:    {reference}" for reference in about.cite),
+    ]
+
+
+def note_cases(data: Path, case_ids: Collection[str], *, masks_by: str) -> None:
+    """Add a row to cases.csv for each case that has none: who drew its mask and, where that is known, its centre."""
+    known = {case_id: dict(row) for case_id, row in read_attributes(data).items()}
+    centres = _centres(data / MARKSHEET)
+    for case_id in case_ids:
+        centre = {"centre": centres.get(case_id, "")} if centres else {}
+        known.setdefault(case_id, {REFERENCE_BY: masks_by, **centre})
+    table = pd.DataFrame.from_dict(known, orient="index").fillna("").sort_index()
+    write_text(data / FILE_NAME, table.to_csv(index_label="case_id", lineterminator="\n"))
+
+
+def _centres(marksheet: Path) -> dict[str, str]:
+    if not marksheet.is_file():
+        return {}
+    table = pd.read_csv(marksheet, dtype=str, keep_default_na=False)
+    if not {"patient_id", "study_id", "center"} <= set(table.columns):
+        return {}
+    return dict(zip(table["patient_id"] + "_" + table["study_id"], table["center"], strict=True))

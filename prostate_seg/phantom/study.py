@@ -1,0 +1,170 @@
+"""What differs between two studies of one patient: grid, position, filling, noise; and the mask on that grid."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prostate_seg.imaging.geometry import Geometry
+from prostate_seg.phantom.gland import Gland, Points, in_central_gland, surface_mm, unit_points
+from prostate_seg.phantom.patient import AIR
+from prostate_seg.phantom.settings import IN_PLANE_MARGIN_MM, PhantomSettings
+
+CENTRAL_GLAND = 1
+"""Mask label of the transition zone, central zone and anterior stroma."""
+
+
+PERIPHERAL_ZONE = 2
+"""Mask label of the peripheral zone."""
+
+
+SUB_SLICES = 3
+"""A slice is the mean of this many thin ones, so that edges blur through the plane."""
+MAX_OFF_CENTRE_MM = 10.0
+"""The gland's centre lies at most this far from the middle of the image, along each image axis; nearer if it must."""
+
+
+END_MARGIN_SLICES = 2
+"""Slices without gland below the apex and above the base, at least."""
+
+
+PIXEL_SPACING_RANGE_MM = (0.3, 0.6)
+"""In-plane spacing of stored studies, as in PI-CAI."""
+
+
+SLICE_SPACING_RANGE_MM = (3.0, 3.6)
+"""Slice spacing, as in PI-CAI."""
+
+
+MAX_TILT_DEGREES = 20.0
+"""Axial-oblique stacks follow the back of the gland; this is the steepest."""
+
+
+STORED_ORIENTATIONS = ("LPS", "LPS", "LPS", "RAS", "LAS")
+"""Axis codes of the files; most are as DICOM has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What differs between two studies of one patient."""
+
+    geometry: Geometry
+    gland_centre_mm: np.ndarray
+    """World position of the gland's centre, shape [3] (x, y, z)."""
+    stored_orientation: str
+    bladder_radius_mm: float
+    rectum_radius_mm: float
+    rectum_signal: float
+    bias: np.ndarray
+    """Logarithm of the gain at the image borders: the linear and quadratic terms along (z, y, x), shape [2, 3]."""
+    coil_gain: float
+    """How much brighter tissue beside the rectum is; 0 without an endorectal coil."""
+    noise: float
+    """Standard deviation of the noise in both channels, as a part of the urine's signal."""
+    gamma: float
+    scale: float
+    """Stored value of urine without bias."""
+
+
+def draw_study(generator: np.random.Generator, gland: Gland, *, settings: PhantomSettings) -> Study:
+    """Draw grid, filling, bias and noise of one study."""
+    gland_centre_mm = generator.uniform((-15, -40, -60), (15, 20, 60))
+    difficulty = settings.difficulty
+    return Study(
+        geometry=_draw_geometry(generator, gland, gland_centre_mm=gland_centre_mm, settings=settings),
+        gland_centre_mm=gland_centre_mm,
+        stored_orientation=str(generator.choice(STORED_ORIENTATIONS)),
+        bladder_radius_mm=generator.uniform(20, 34),
+        rectum_radius_mm=generator.uniform(11, 16),
+        rectum_signal=float(generator.choice((AIR, 0.15, 0.32))),
+        bias=generator.normal(0, 0.04 + 0.14 * difficulty, (2, 3)),
+        coil_gain=generator.uniform(0, 1.5 * difficulty),
+        noise=(0.01 + 0.07 * difficulty) * generator.uniform(0.8, 1.2),
+        gamma=generator.uniform(0.9, 1.15),
+        scale=generator.uniform(650, 1200),
+    )
+
+
+def _draw_geometry(
+    generator: np.random.Generator, gland: Gland, *, gland_centre_mm: np.ndarray, settings: PhantomSettings
+) -> Geometry:
+    """Draw a grid with the gland inside, off centre in plane and with free slices at both ends."""
+    pixel_mm = round(generator.uniform(*PIXEL_SPACING_RANGE_MM), 3)
+    slice_mm = round(generator.uniform(*SLICE_SPACING_RANGE_MM), 1)
+    rotation = _draw_rotation(generator)
+    along_axes_mm = surface_mm(gland) @ rotation
+    num_pixels = round(settings.field_of_view_mm / pixel_mm)
+    num_slices = int(generator.integers(*settings.num_slices_range, endpoint=True))
+    num_slices = max(num_slices, math.ceil(np.ptp(along_axes_mm[:, 2]) / slice_mm) + 2 * END_MARGIN_SLICES)
+    edges_mm = np.array((pixel_mm, pixel_mm, slice_mm))
+    extent_mm = edges_mm * (num_pixels, num_pixels, num_slices)
+    margin_mm = np.array((IN_PLANE_MARGIN_MM, IN_PLANE_MARGIN_MM, END_MARGIN_SLICES * slice_mm))
+    middle_mm = _draw_middle(generator, along_axes_mm, free_mm=extent_mm / 2 - margin_mm)
+    first_mm = middle_mm - extent_mm / 2 + edges_mm / 2
+    x, y, z = (gland_centre_mm + rotation @ first_mm).tolist()
+    return Geometry(
+        shape_vox=(num_slices, num_pixels, num_pixels),
+        spacing_mm=(slice_mm, pixel_mm, pixel_mm),
+        origin_mm=(x, y, z),
+        direction=tuple(rotation.ravel().tolist()),
+    )
+
+
+def _draw_rotation(generator: np.random.Generator) -> np.ndarray:
+    """Draw a rotation: one stack in four is straight, the others lean forward and turn a little; shape [3, 3]."""
+    if generator.random() < 0.25:
+        return np.eye(3)
+    lean, turn, roll = np.radians(generator.uniform((3, -3, -3), (MAX_TILT_DEGREES, 3, 3)))
+    about_x = np.array([[1, 0, 0], [0, np.cos(lean), np.sin(lean)], [0, -np.sin(lean), np.cos(lean)]])
+    about_y = np.array([[np.cos(roll), 0, np.sin(roll)], [0, 1, 0], [-np.sin(roll), 0, np.cos(roll)]])
+    about_z = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def _draw_middle(generator: np.random.Generator, gland_mm: np.ndarray, *, free_mm: np.ndarray) -> np.ndarray:
+    """Draw the grid's middle, along its own axes (x, y, z) from the gland's centre, so that the gland fits.
+
+    `gland_mm` holds the gland's surface along the same axes, shape [N, 3]; `free_mm` is half the extent less margins.
+    """
+    lowest = np.maximum(gland_mm.max(axis=0) - free_mm, -MAX_OFF_CENTRE_MM)
+    highest = np.minimum(gland_mm.min(axis=0) + free_mm, MAX_OFF_CENTRE_MM)
+    return generator.uniform(lowest, highest)
+
+
+def grid_points(geometry: Geometry, box: Sequence[slice], *, gland_centre_mm: np.ndarray) -> Points:
+    """Return the gland-centred positions of the voxels in `box` (slices of z, y, x), float32."""
+    steps = np.array(geometry.direction).reshape(3, 3) * geometry.spacing_mm[::-1]
+    start = np.array(geometry.origin_mm) - gland_centre_mm
+    ranges = [np.arange(size)[part] for size, part in zip(geometry.shape_vox, box, strict=True)]
+    z, y, x = np.meshgrid(*ranges, indexing="ij", sparse=True)
+
+    def along(axis: int) -> np.ndarray:
+        to_x, to_y, to_z = steps[axis]
+        return (start[axis] + z * to_z + y * to_y).astype(np.float32) + (x * to_x).astype(np.float32)
+
+    return Points(along(0), along(1), along(2))
+
+
+def rasterise(gland: Gland, study: Study) -> np.ndarray:
+    """Return the zones at the voxel centres, shape [Z, Y, X], uint8."""
+    mask = np.zeros(study.geometry.shape_vox, dtype=np.uint8)
+    index = study.geometry.to_index(surface_mm(gland) + study.gland_centre_mm)
+    lowest, highest = np.floor(index.min(axis=0)).astype(int), np.ceil(index.max(axis=0)).astype(int)
+    box = tuple(slice(low, high + 1) for low, high in zip(lowest, highest, strict=True))
+    unit = unit_points(gland, grid_points(study.geometry, box, gland_centre_mm=study.gland_centre_mm))
+    is_gland = unit.x**2 + unit.y**2 + unit.z**2 <= 1
+    mask[box] = is_gland * np.where(in_central_gland(gland, unit), CENTRAL_GLAND, PERIPHERAL_ZONE)
+    return mask
+
+
+def thin_slices(coarse: Geometry, *, index: int) -> Geometry:
+    """Return the grid of the `SUB_SLICES` thin slices that make up one slice."""
+    first = index - (SUB_SLICES - 1) / (2 * SUB_SLICES)
+    x, y, z = coarse.to_world((first, 0, 0)).tolist()
+    return Geometry(
+        shape_vox=(SUB_SLICES, *coarse.shape_vox[1:]),
+        spacing_mm=(coarse.spacing_mm[0] / SUB_SLICES, *coarse.spacing_mm[1:]),
+        origin_mm=(x, y, z),
+        direction=coarse.direction,
+    )

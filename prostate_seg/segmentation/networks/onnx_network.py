@@ -1,0 +1,103 @@
+"""A network as an ONNX file: written, checked against torch, and run by ONNX Runtime in place of torch.
+
+The packages are the optional extra `onnx`. Inputs and logits are those of the network itself, float32; only the batch varies.
+"""
+
+import importlib
+import logging
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import atomic_path
+from prostate_seg.config.schema import ModelConfig
+from prostate_seg.segmentation.networks.networks import is_3d
+
+TOLERANCE = 1e-3
+"""Largest difference in probability between ONNX Runtime and torch that is rounding."""
+
+
+class OnnxNetwork(nn.Module):
+    """Computes logits as the network it was exported from."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        runtime = _require("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = 1  # the threads of `network_threads` run several batches at once
+        self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits of the inputs, on the CPU."""
+        (logits,) = self._session.run(None, {"image": x.float().cpu().numpy()})
+        return torch.from_numpy(logits)
+
+
+def export_onnx(path: Path, network: nn.Module, *, model: ModelConfig, image_size: int) -> float:
+    """Write a network as ONNX and check that it computes the same.
+
+    Args:
+        path: File to write.
+        network: In eval mode, on the CPU.
+        model: Its settings.
+        image_size: Edge length in voxels of the slices that it sees.
+
+    Returns:
+        The largest difference in probability between the two, on noise.
+
+    Raises:
+        InputError: If packages are missing, the network cannot be exported, or the two differ by more than `TOLERANCE`.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        _require(package)
+    lead = (1, model.num_slices) if is_3d(model) else (model.num_slices,)
+    noise = torch.randn(3, *lead, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    with atomic_path(path) as temporary:
+        _export(temporary, network, noise[:2])
+        difference = _difference(network, OnnxNetwork(temporary), noise)
+        if difference > TOLERANCE:
+            raise InputError(
+                f"{path.parent.name}: ONNX Runtime and torch must agree to {TOLERANCE:g} in probability, and differ by "
+                f"{difference:.2g}; register without register.onnx"
+            )
+    return difference
+
+
+def _export(path: Path, network: nn.Module, example: torch.Tensor) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of torchvision, which nothing here uses
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                network,
+                (example,),
+                str(path),
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        raise InputError(
+            f"this network cannot be written as ONNX: {str(error).strip().splitlines()[0]}\nRegister without register.onnx."
+        ) from error
+
+
+@torch.inference_mode()
+def _difference(network: nn.Module, exported: nn.Module, inputs: torch.Tensor) -> float:
+    return float((torch.sigmoid(network(inputs)) - torch.sigmoid(exported(inputs))).abs().max())
+
+
+def _require(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"{package} is not installed, which ONNX needs: pip install 'prostate-seg[onnx]', or do without ONNX"
+        ) from error

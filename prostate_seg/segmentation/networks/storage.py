@@ -1,0 +1,95 @@
+"""A trained network on disk: weights.safetensors, which holds no code, and recipe.json, all that inference must know of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import atomic_path, read_json, write_json
+from prostate_seg.config.schema import ModelConfig, as_container, parse_group
+from prostate_seg.imaging.preprocessing import PreprocessSettings
+from prostate_seg.segmentation.inference.out_of_distribution import Ranges
+from prostate_seg.segmentation.networks.networks import build_network
+
+WEIGHTS, RECIPE = "weights.safetensors", "recipe.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a network was made and what it expects."""
+
+    model: ModelConfig
+    preprocess: PreprocessSettings
+    zscore: bool
+    train_ids: list[str]
+    val_ids: list[str]
+    ranges: Ranges = field(default_factory=dict)
+    """What the training studies were like; see `familiarity`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {
+            "model": as_container(self.model),
+            "preprocess": self.preprocess.as_dict(),
+            "preprocess_hash": self.preprocess.digest,
+            "zscore": self.zscore,
+            "train_ids": self.train_ids,
+            "val_ids": self.val_ids,
+            "ranges": {name: list(both) for name, both in self.ranges.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `as_dict` wrote."""
+        return cls(
+            model=parse_group(ModelConfig, values["model"]),
+            preprocess=PreprocessSettings.from_dict(values["preprocess"]),
+            zscore=values["zscore"],
+            train_ids=values["train_ids"],
+            val_ids=values["val_ids"],
+            ranges={name: (low, high) for name, (low, high) in values.get("ranges", {}).items()},
+        )
+
+
+def save_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write the weights atomically."""
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
+
+
+def save_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe atomically."""
+    write_json(folder / RECIPE, recipe.as_dict())
+
+
+def load_recipe(folder: Path) -> Recipe:
+    """Read the recipe of a trained network.
+
+    Raises:
+        InputError: If the folder has none.
+    """
+    if not (folder / RECIPE).is_file():
+        raise InputError(f"{folder} has no trained network: run stage=train first")
+    return Recipe.from_dict(read_json(folder / RECIPE))
+
+
+def load_network(folder: Path, *, recipe: Recipe, device: torch.device) -> nn.Module:
+    """Build the network of a recipe and load its weights, in eval mode, on the device.
+
+    Raises:
+        InputError: If the weights are absent or damaged.
+    """
+    network = build_network(recipe.model)
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{folder / WEIGHTS} cannot be loaded: {error}\nRun stage=train again for this fold."
+        ) from error
+    return network.to(device).eval()

@@ -1,0 +1,140 @@
+"""Finding again what runs have recorded: the provenance.json of a run or of a whole pipeline, and the per-case results."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import MlflowConfig
+from prostate_seg.tracking.run_tree import Level, RunTree
+from prostate_seg.tracking.store import STORE_ERRORS, open_store, unusable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCases:
+    """The per-case results of one run."""
+
+    run_id: str
+    """The run that measured them."""
+    name: str
+    """Its pipeline, its own name and the start of its id."""
+    text: str
+    """Its cases.csv."""
+
+
+def open_tree(settings: MlflowConfig, *, cache: Path) -> RunTree:
+    """Open the store in which runs are looked up.
+
+    Raises:
+        InputError: If there is none, or it cannot be used.
+    """
+    if settings.tracking_uri is None:
+        raise InputError("mlflow=off: runs are looked up in the tracking store; choose the one that holds them")
+    return RunTree(open_store(settings, cache=cache))
+
+
+def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return (stage, provenance) of a run: of a stage its own, of a pipeline or sweep those below, of a fold its stage's.
+
+    Raises:
+        InputError: If there is no such run, it recorded nothing, or the store cannot be used.
+    """
+    try:
+        run = find_run(tree, run_id)
+        found = [(str(stage.data.tags["stage"]), _provenance(tree, stage)) for stage in _stages_of(tree, run)]
+    except STORE_ERRORS as error:
+        raise InputError(unusable(tree.store.address, error)) from error
+    if not found:
+        raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
+    return found
+
+
+def find_run(tree: RunTree, run_id: str) -> Run:
+    """Return a run.
+
+    Raises:
+        InputError: If there is no such run, or it is deleted.
+    """
+    run = tree.get(run_id, or_deleted=True)
+    if run is not None and run.info.lifecycle_stage != "active":
+        raise InputError(tree.how_to_restore(run))
+    if run is None:
+        raise InputError(f"there is no run {run_id} in {tree.store.address}\nLook for its id on the MLflow page.")
+    return run
+
+
+def artifact_text(tree: RunTree, run_id: str, path: str) -> str | None:
+    """Return a text artifact of a run, None if it has none of that name."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(tree.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+        except (MlflowException, OSError):
+            return None
+
+
+def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
+    """Return the per-case results of an evaluation or trial, or of the one evaluation that a pipeline holds.
+
+    Raises:
+        InputError: If there is no such run, it measured nothing, or the store cannot be used.
+    """
+    try:
+        run = _evaluation_of(tree, find_run(tree, run_id))
+        source = str(run.data.tags.get("reused_from", run.info.run_id))
+        text = artifact_text(tree, source, "tables/cases.csv")
+    except STORE_ERRORS as error:
+        raise InputError(unusable(tree.store.address, error)) from error
+    if text is None:
+        raise InputError(
+            f"run {run_id} ({run.info.run_name}, {run.info.status}) has no per-case results\n"
+            "Name a finished run of stage=evaluate, or the pipeline that holds it."
+        )
+    return RecordedCases(run_id=source, name=f"{run.data.tags['pipeline']} {run.info.run_name} {source[:8]}", text=text)
+
+
+def _evaluation_of(tree: RunTree, run: Run) -> Run:
+    """Return the run itself, or the finished evaluation of a pipeline."""
+    level = run.data.tags.get("level")
+    if level == Level.sweep.value:
+        raise InputError(f"run {run.info.run_id} ({run.info.run_name}) is a sweep: name two of its trials")
+    if level != Level.pipeline.value:
+        return run
+    below = tree.children(run.info.run_id, stage="evaluate", level=Level.stage.value)
+    finished = [child for child in below if child.info.status == "FINISHED"]
+    if len(finished) == 1:
+        return finished[0]
+    ids = ", ".join(child.info.run_id for child in finished)
+    raise InputError(
+        f"pipeline {run.info.run_id} ({run.info.run_name}) must hold one finished evaluation, holds {len(finished)}"
+        + (f"\nName one of them: {ids}" if finished else "\nRun stage=evaluate in it first.")
+    )
+
+
+def _stages_of(tree: RunTree, run: Run) -> list[Run]:
+    level = run.data.tags.get("level")
+    if level == Level.fold.value:
+        parent = tree.get(run.data.tags["mlflow.parentRunId"])
+        return [parent] if parent is not None else []
+    if level in (Level.pipeline.value, Level.sweep.value):
+        below = tree.children(run.info.run_id)
+        return [child for child in below if child.info.status == "FINISHED" and child.data.tags["level"] != "sweep"]
+    return [run]
+
+
+def _provenance(tree: RunTree, run: Run) -> dict[str, Any]:
+    source = run.data.tags.get("reused_from", run.info.run_id)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = tree.client.download_artifacts(source, "provenance.json", folder)
+        except (MlflowException, OSError) as error:
+            raise InputError(
+                f"run {run.info.run_id} ({run.info.run_name}, {run.info.status}) has no provenance.json: "
+                "only a stage that finished records what it touched"
+            ) from error
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return content

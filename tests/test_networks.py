@@ -1,0 +1,97 @@
+"""Every network of the table maps its input to one logit per voxel; sizes that do not halve evenly are refused."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.config import schema as config
+from prostate_seg.config.schema import ModelName, Norm
+from prostate_seg.segmentation.networks.networks import NETWORKS, build_network, is_3d, require_legal_size
+from tests.conftest import composed
+from tests.segmentation_helpers import model_2d, model_3d, small_model
+
+
+def test_table_has_every_name() -> None:
+    assert set(NETWORKS) == set(ModelName)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        (model_2d(), (2, 1, 32, 32), (2, 1, 32, 32)),
+        (model_2d(num_slices=3), (2, 3, 32, 32), (2, 1, 32, 32)),
+        (model_3d(), (2, 1, 4, 32, 32), (2, 1, 4, 32, 32)),
+    ],
+    ids=["2-D", "2.5-D", "3-D"],
+)
+def test_logits_have_the_shape_of_the_mask(model: config.ModelConfig, shape: tuple, expected: tuple) -> None:
+    assert build_network(model)(torch.zeros(shape)).shape == expected
+
+
+@pytest.mark.parametrize("name", list(ModelName))
+def test_every_part_of_a_network_is_trained(name: ModelName) -> None:
+    """A branch that the output does not depend on would never learn."""
+    model = small_model(name)
+    network = build_network(model)
+    inputs = torch.randn((2, 1, 4, 32, 32) if is_3d(model) else (2, model.num_slices, 32, 32))
+    logits = network(inputs)
+    assert logits.shape == (2, 1, *inputs.shape[2:])
+    logits.square().mean().backward()
+    idle = [name for name, value in network.named_parameters() if value.grad is None]
+    assert idle == []
+
+
+def test_dilations_widen_what_a_level_sees() -> None:
+    model = replace(small_model(ModelName.resunet_a), num_slices=1)
+    reach = {}
+    for dilation in (1, 7):
+        torch.manual_seed(0)
+        network = build_network(replace(model, dilations=[[dilation], [1]])).eval()
+        image = torch.zeros(1, 1, 32, 32, requires_grad=True)
+        network.stem(image)[0, :, 16, 16].sum().backward()  # type: ignore[operator]
+        seen = image.grad[0, 0].abs().sum(0).nonzero()  # type: ignore[index]
+        reach[dilation] = int(seen.max() - seen.min())
+    assert reach == {1: 4, 7: 28}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (ModelName.attention_unet, {"norm": Norm.instance}, "model.norm: must be batch for model.name=attention_unet"),
+        (ModelName.attention_unet, {"num_res_units": 1}, "model.num_res_units: must be 0"),
+        (ModelName.resunet_a, {"dilations": None}, "model.dilations: must be a list of numbers above 0"),
+        (ModelName.resunet_a, {"dilations": [[1]]}, "model.dilations: must be a list of numbers above 0"),
+        (ModelName.resunet_a, {"dilations": [[1], []]}, "model.dilations: must be a list of numbers above 0"),
+        (ModelName.unet, {"dilations": [[1], [1]]}, "model.dilations: must be null for model.name=unet"),
+        (ModelName.dynunet, {"num_res_units": 2}, "model.num_res_units: must be 0 or 1"),
+        (ModelName.dynunet, {"channels": [4, 8], "strides": [[2, 2]]}, "model.channels: must be three or more numbers"),
+        (ModelName.segresnet, {"num_res_units": 0}, "model.num_res_units: must be at least 1"),
+        (ModelName.segresnet, {"channels": [8, 24]}, "model.channels: must double"),
+        (ModelName.segresnet, {"strides": [[4, 4]]}, "model.strides: must all be 2"),
+        (ModelName.segresnet, {"channels": []}, "model.channels: must be two or more"),
+    ],
+)
+def test_setting_that_a_network_cannot_follow_is_refused(name: ModelName, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        replace(small_model(name), **changes)
+
+
+@pytest.mark.parametrize("option", [name.value for name in ModelName])
+def test_shipped_options_take_the_shipped_size(option: str) -> None:
+    cfg = config.parse(composed(f"model={option}"))
+    require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
+
+
+def test_size_that_does_not_halve_is_refused_with_the_next_legal_sizes() -> None:
+    cfg = config.parse(composed())
+    with pytest.raises(InputError, match=r"preprocess.image_size: must be a multiple of 16 .* is 150; use 144 or 160"):
+        require_legal_size(cfg.model, image_size=150)
+    with pytest.raises(InputError, match=r"model.num_slices: must be a multiple of 2 .* is 5; use 4 or 6"):
+        require_legal_size(model_3d(num_slices=5), image_size=32)
+    with pytest.raises(
+        InputError, match=r"preprocess.image_size: must be a multiple of 16 from 32 on .* is 16; use 32"
+    ):
+        require_legal_size(cfg.model, image_size=16)

@@ -1,0 +1,90 @@
+"""The per-case results of a run are found from its id, its pipeline or a link to it; what has none is named."""
+
+import pytest
+from mlflow.entities import Run
+
+from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import MlflowConfig, OnRerun, OnUnreachable
+from prostate_seg.tracking.recorded_runs import open_tree, recorded_cases
+from prostate_seg.tracking.run_tree import Level, Place, RunTree
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> RunTree:
+    folder = tmp_path_factory.mktemp("store")
+    settings = MlflowConfig(
+        tracking_uri=f"sqlite:///{folder}/mlflow.db",
+        experiment="one",
+        name="baseline",
+        on_rerun=OnRerun.supersede,
+        on_unreachable=OnUnreachable.fail,
+        fresh=False,
+        skip_finished=False,
+        system_metrics=False,
+    )
+    return open_tree(settings, cache=folder)
+
+
+def add(
+    tree: RunTree,
+    parent: Run,
+    *,
+    stage: str = "evaluate",
+    level: Level = Level.stage,
+    cases: str | None = None,
+    **tags: str,
+) -> Run:
+    """Add a finished run, with a table if `cases` is its text."""
+    place = Place(level=level, pipeline=str(parent.info.run_name), stage=stage)
+    run = tree.create(stage, place, parent_id=parent.info.run_id, tags=tags)
+    if cases is not None:
+        tree.client.log_text(run.info.run_id, cases, "tables/cases.csv")
+    tree.client.set_terminated(run.info.run_id)
+    return run
+
+
+def refusal(tree: RunTree, run: Run) -> str:
+    with pytest.raises(InputError) as caught:
+        recorded_cases(tree, run.info.run_id)
+    return str(caught.value)
+
+
+def test_evaluation_and_its_pipeline_give_the_same_table(tree: RunTree) -> None:
+    pipeline = tree.pipeline("p", fresh=True)
+    add(tree, pipeline, stage="train")
+    evaluation = add(tree, pipeline, cases="case_id,dice\nä,1\n")
+    found = recorded_cases(tree, evaluation.info.run_id)
+    assert (found.run_id, found.text) == (evaluation.info.run_id, "case_id,dice\nä,1\n")
+    assert found.name == f"p evaluate {evaluation.info.run_id[:8]}"
+    assert recorded_cases(tree, pipeline.info.run_id) == found
+
+
+def test_link_leads_to_the_run_that_measured(tree: RunTree) -> None:
+    measured = add(tree, tree.pipeline("p", fresh=True), cases="x")
+    second = tree.pipeline("second", fresh=True)
+    add(tree, second, reused_from=str(measured.info.run_id))
+    assert recorded_cases(tree, second.info.run_id).run_id == measured.info.run_id
+
+
+def test_trial_has_its_own_table_and_a_sweep_none(tree: RunTree) -> None:
+    pipeline = tree.pipeline("p", fresh=True)
+    sweep = add(tree, pipeline, level=Level.sweep)
+    trial = add(tree, sweep, level=Level.trial, cases="x")
+    assert recorded_cases(tree, trial.info.run_id).text == "x"
+    assert "is a sweep: name two of its trials" in refusal(tree, sweep)
+    assert "must hold one finished evaluation, holds 0\nRun stage=evaluate in it first." in refusal(tree, pipeline)
+
+
+def test_pipeline_with_two_evaluations_names_both(tree: RunTree) -> None:
+    pipeline = tree.pipeline("p", fresh=True)
+    runs = [add(tree, pipeline, cases="x") for _ in range(2)]
+    text = refusal(tree, pipeline)
+    assert "must hold one finished evaluation, holds 2" in text
+    assert all(run.info.run_id in text for run in runs)
+
+
+def test_training_and_an_unknown_run_are_refused(tree: RunTree) -> None:
+    training = add(tree, tree.pipeline("p", fresh=True), stage="train")
+    assert f"run {training.info.run_id} (train, FINISHED) has no per-case results" in refusal(tree, training)
+    with pytest.raises(InputError, match="there is no run 12e45678 in sqlite:///"):
+        recorded_cases(tree, "12e45678")

@@ -1,0 +1,83 @@
+"""Stages that would be in each other's way in one workspace are kept apart, and a killed one is in nobody's."""
+
+from pathlib import Path
+
+import pytest
+
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import write_json
+from prostate_seg.config.schema import Config, parse
+from prostate_seg.config.workspace import Workspace, workspace_of
+from prostate_seg.operations.workspace_lock import occupy, touches
+from tests.conftest import composed
+
+
+def stage_in(folder: Path, stage: str, *overrides: str) -> tuple[Config, Workspace]:
+    cfg = parse(composed(f"stage={stage}", *overrides))
+    cfg.paths.root, cfg.paths.cache = str(folder), str(folder / ".cache")
+    return cfg, workspace_of(cfg)
+
+
+@pytest.mark.parametrize(
+    ("running", "starting", "words"),
+    [
+        ("preprocess", "preprocess", r"preprocess would replace .*/preprocess, with which stage=preprocess works"),
+        ("preprocess", "train", r"train reads .*/preprocess, which stage=preprocess is about to replace"),
+        ("train", "preprocess", r"preprocess would replace .*/preprocess, with which stage=train works"),
+        ("evaluate", "train", r"train would replace .*/model, with which stage=evaluate works"),
+        ("report", "evaluate", r"evaluate would replace .*/evaluation, with which stage=report works"),
+        ("predict", "train", r"train would replace .*/model, with which stage=predict works"),
+        ("fetch", "inspect", r"inspect reads .*/data, which stage=fetch is about to replace"),
+        ("preprocess", "fetch", r"fetch would replace .*/data, with which stage=preprocess works"),
+    ],
+)
+def test_stage_in_the_way_is_refused_with_who_and_what(tmp_path: Path, running: str, starting: str, words: str) -> None:
+    first = occupy(*stage_in(tmp_path, running))
+    with pytest.raises(InputError, match=words) as caught:
+        occupy(*stage_in(tmp_path, starting))
+    assert "(process " in str(caught.value)
+    assert "Wait until it has ended" in str(caught.value)
+    first.end()
+    occupy(*stage_in(tmp_path, starting)).end()
+    assert [path.name for path in (tmp_path / ".cache" / "running").iterdir() if path.suffix == ".json"] == []
+
+
+@pytest.mark.parametrize(
+    ("running", "starting", "overrides"),
+    [
+        ("train", "train", []),
+        ("train", "prepare_elsewhere", []),
+        ("evaluate", "evaluate", ["evaluate.external_root=x"]),
+        ("evaluate", "verify", []),
+        ("predict", "predict", []),
+        ("train", "predict", ["predict.model=elsewhere"]),
+    ],
+)
+def test_stages_that_share_nothing_they_replace_run_side_by_side(
+    tmp_path: Path, running: str, starting: str, overrides: list[str]
+) -> None:
+    first = occupy(*stage_in(tmp_path, running))
+    folder = tmp_path / "other" if starting.endswith("elsewhere") else tmp_path
+    second = occupy(*stage_in(folder, starting.removesuffix("_elsewhere"), *overrides))
+    first.end()
+    second.end()
+
+
+def test_what_a_killed_stage_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    first = occupy(*stage_in(tmp_path, "preprocess"))
+    left = first.note.with_name("preprocess-killed.json")
+    write_json(
+        left, {"stage": "preprocess", "reads": [], "replaces": [str(tmp_path / "prepared/kfold.json")], "who": "x"}
+    )
+    first.end()
+    occupy(*stage_in(tmp_path, "prepare")).end()
+    assert not left.exists()
+
+
+def test_networks_in_a_workspace_of_somebody_else_are_read_without_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert touches(*stage_in(tmp_path, "predict"))
+    monkeypatch.setattr("prostate_seg.operations.workspace_lock.os.access", lambda *_: False)
+    assert not touches(*stage_in(tmp_path, "predict"))
+    assert touches(*stage_in(tmp_path, "train"))
