@@ -110,7 +110,7 @@ class TrackingCallback(Callback):
                 return
             is_sweep = is_study(config.hydra) or bool(set(swept) - {"stage"})
             if cfg.mlflow.tracking_uri is not None:
-                _tracking("sweeps").begin_multirun(cfg, sweep_place(config), is_sweep=is_sweep)
+                _tracking("tracking.sweeps").begin_multirun(cfg, sweep_place(config), is_sweep=is_sweep)
             if is_sweep and not is_study(config.hydra):  # a study says itself what it still lacks
                 _announce(cfg, swept, is_paired="PairSweeper" in config.hydra.sweeper._target_)
 
@@ -122,7 +122,7 @@ class TrackingCallback(Callback):
             cfg = _parsed(config)
             if cfg is None or cfg.stage in QUESTIONS or cfg.mlflow.tracking_uri is None:
                 return
-            command = _tracking("sweeps").end_multirun(cfg, sweep_place(config), draw=_draw_sweep)
+            command = _tracking("tracking.sweeps").end_multirun(cfg, sweep_place(config), draw=_draw_sweep)
             if command is not None and not is_study(config.hydra):
                 log.info("to train the best setting of this sweep:\n  %s", command)
 
@@ -139,7 +139,7 @@ class TrackingCallback(Callback):
             cfg = _parsed(config)
             if cfg is None or cfg.stage not in STAGES:
                 return
-            occupancy = _tracking("occupancy")
+            occupancy = _tracking("operations.workspace_lock")
             if occupancy.touches(cfg, workspace_of(cfg)):
                 _held.append(occupancy.occupy(cfg, workspace_of(cfg)))
             if cfg.stage in QUESTIONS:
@@ -305,12 +305,16 @@ def _announce(cfg: Config, swept: Mapping[str, Sequence[Any]], *, is_paired: boo
 
 def _skipped(cfg: Config, job: Job) -> Skipped | None:
     """Return what stands for a run that need not be, if mlflow.skip_finished asks for that and there is one."""
-    done = _tracking("finished").finished_before(cfg, workspace_of(cfg), job) if cfg.mlflow.skip_finished else None
+    done = (
+        _tracking("operations.finished").finished_before(cfg, workspace_of(cfg), job)
+        if cfg.mlflow.skip_finished
+        else None
+    )
     return None if done is None else Skipped(done)
 
 
 def _opened(cfg: Config, job: Job) -> Recorded:
-    run: Recorded = _tracking("stage_run").open_stage_run(cfg, workspace_of(cfg), job)
+    run: Recorded = _tracking("tracking.stage_run").open_stage_run(cfg, workspace_of(cfg), job)
     return run
 
 
@@ -362,4 +366,4 @@ def _no_sigterm() -> Iterator[None]:
 def _tracking(module: str) -> ModuleType:
     """Import what imports MLflow, which reads its settings from the environment then."""
     set_mlflow_defaults()
-    return importlib.import_module(f"prostate_seg.tracking.{module}")
+    return importlib.import_module(f"prostate_seg.{module}")

@@ -22,7 +22,7 @@ from prostate_seg.tracking.journal import folders
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
 from tests.conftest import composed
-from tests.test_delivery import files, train
+from tests.test_replication import files, train
 
 SECRET = "planted-secret-0123456789"
 Records = list[dict[str, Any]]
