@@ -14,11 +14,12 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from prostate_seg.common.address import resolved_uri, shown_address
 from prostate_seg.common.errors import InputError, Pruned
+from prostate_seg.common.files import md5_of_text
 from prostate_seg.config.schema import OnRerun, OnUnreachable, as_container, science_of
 from prostate_seg.operations.job import Outcome, command_line
 from prostate_seg.operations.process import user_name
 from prostate_seg.provenance.environment import GitState
-from prostate_seg.provenance.record import Hashes, flat
+from prostate_seg.provenance.record import CODE_LISTING, Hashes, code_listing, flat
 from prostate_seg.tracking.journal import DELIVERED, Header, Record, Spool, new_local_id, plain, remove_delivered
 from prostate_seg.tracking.replication import Delivery
 from prostate_seg.tracking.run_tree import ALL, NONE, RunTree, now_ms
@@ -240,9 +241,8 @@ class Branch:
     def _put_results(self, record: Mapping[str, Any], hashes: Hashes) -> None:
         result = self.stage_run.result
         assert result is not None
-        md5 = {
-            f"md5.{kind}/{key}": value for kind in ("inputs", "outputs", "code") for key, value in record[kind].items()
-        }
+        md5 = {f"md5.{kind}/{key}": value for kind in ("inputs", "outputs") for key, value in record[kind].items()}
+        md5["md5.code"] = md5_of_text(code_listing(record))
         upstream = {
             f"previous_run_id.{stage}" if run["unchanged"] else f"changed_since.{stage}": run["run_id"] or NONE
             for stage, run in record["upstream"].items()
@@ -256,7 +256,12 @@ class Branch:
         self.put({"do": "log", "run": self.key, "tags": tags, "metrics": numbers})
         self.put({"do": "inputs", "run": self.key, "datasets": record["inputs"]})
         folders = {key: dict(one.files) for key, one in (*hashes.inputs.items(), *hashes.outputs.items()) if one.files}
-        self.put_files(lambda folder: _write_json(folder / "provenance.json", {**record, "files": folders}))
+
+        def write_record(folder: Path) -> None:
+            _write_json(folder / "provenance.json", {**record, "files": folders})
+            (folder / CODE_LISTING).write_text(code_listing(record), encoding="utf-8")
+
+        self.put_files(write_record)
 
     def put_files(self, write: Callable[[Path], object], *, run: str | None = None, to: str | None = None) -> None:
         """Keep what `write` puts into a folder, and let the run have it; a disk that is full stops nothing.

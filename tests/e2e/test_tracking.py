@@ -1,6 +1,7 @@
 """What is recorded of real command lines: the tree, its statuses, what reruns replace, and what no record may hold."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 import signal
@@ -16,8 +17,9 @@ import pytest
 from mlflow import MlflowClient
 
 from prostate_seg.common.address import shown_address
+from prostate_seg.common.files import md5_of_text
 from prostate_seg.config.workspace import Workspace
-from prostate_seg.provenance.record import path_of
+from prostate_seg.provenance.record import code_listing, path_of
 from tests.conftest import ROOT
 from tests.project_helpers import FAULTY, Project, clean_environment, copy_of, dvc_md5, wait_for
 from tests.server_helpers import mlflow_server
@@ -109,8 +111,10 @@ def test_every_hash_in_a_run_equals_that_of_dvc_add(finished: Project, tmp_path:
             kind, _, name = key.partition("/")
             if kind in ("md5.inputs", "md5.outputs"):
                 wanted[path_of(name, workspace)] = value
-            elif kind == "md5.code":
-                wanted[ROOT / name] = value
+        record = json.loads(Path(finished.client.download_artifacts(run.info.run_id, "provenance.json")).read_text())
+        wanted |= {ROOT / name: md5 for name, md5 in record["code"].items()}
+        listing = Path(finished.client.download_artifacts(run.info.run_id, "code.txt"))
+        assert run.data.tags["md5.code"] == hashlib.md5(listing.read_bytes()).hexdigest()
     assert {path.name for path in wanted} >= {"data", "preprocess", "kfold.json", "model", "evaluation"}
     copies: dict[Path, str] = {}
     (tmp_path / "copies").mkdir()
@@ -135,9 +139,10 @@ def test_ds_version_mirrors_the_runs(finished: Project) -> None:
     for stage, entry in entries.items():
         run = finished.only(level="stage", stage=stage)
         assert entry["run_id"] == run.info.run_id
-        for kind in ("inputs", "outputs", "code"):
+        for kind in ("inputs", "outputs"):
             for key, md5 in entry[kind].items():
                 assert run.data.tags[f"md5.{kind}/{key}"] == md5
+        assert run.data.tags["md5.code"] == md5_of_text(code_listing(entry))
     assert list(entries) == ["evaluate", "fetch", "prepare", "preprocess", "train"]
 
 
