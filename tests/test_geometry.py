@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prostate_seg.imaging.geometry import Geometry
+from prostate_seg.imaging.geometry import Geometry, bounding_box
 from tests.imaging_helpers import rotate
 
 GRID = Geometry(
@@ -49,3 +49,10 @@ def test_rotation_rounded_by_a_quaternion_in_float32_is_no_difference_and_half_a
     turned = {degrees: replace(rotate(GRID, degrees=degrees), origin_mm=GRID.origin_mm) for degrees in (0.02, 0.5)}
     assert GRID.is_same_grid(turned[0.02])
     assert not GRID.is_same_grid(turned[0.5])
+
+
+def test_bounding_box_is_the_smallest_and_that_of_an_empty_mask_is_empty() -> None:
+    mask = np.zeros((9, 9, 9), dtype=bool)
+    mask[2:5, 1:3, 4:9] = True
+    assert bounding_box(mask) == (slice(2, 5), slice(1, 3), slice(4, 9))
+    assert mask[bounding_box(np.zeros_like(mask))].size == 0

@@ -26,7 +26,6 @@ from prostate_seg.imaging.geometry import Geometry, Spacing
 from prostate_seg.segmentation.metrics import (
     Overlap,
     assd_mm,
-    bounding_box,
     case_metrics,
     dice,
     dice_by_thirds,
@@ -235,12 +234,6 @@ def test_surface_is_the_mask_minus_its_erosion_also_at_the_border_of_the_image()
     )
     np.testing.assert_array_equal(surface(mask), mask & ~ndimage.binary_erosion(mask))
     assert surface(np.ones((3, 3, 3), dtype=bool)).sum() == 26
-
-
-def test_bounding_box_is_the_smallest_and_that_of_an_empty_mask_is_empty() -> None:
-    mask = box_mask((9, 9, 9), (2, 5), (1, 3), (4, 9))
-    assert bounding_box(mask) == (slice(2, 5), slice(1, 3), slice(4, 9))
-    assert mask[bounding_box(np.zeros_like(mask))].size == 0
 
 
 def test_one_voxel_masks_are_as_far_apart_as_their_centres() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
 
 SAME_GRID_TOLERANCE = 0.1
 """Two grids are one when no corner differs by more than this part of the smallest voxel edge (float32 headers differ)."""
@@ -121,3 +122,15 @@ class Volume:
     def with_mask(self, mask: np.ndarray) -> "Volume":
         """Return a mask [Z, Y, X] on this volume's grid, as uint8, that is stored with the axes of this volume's file."""
         return replace(self, array=mask.astype(np.uint8), warnings=())
+
+
+def bounding_box(mask: np.ndarray) -> Box:
+    """Return the smallest box around a boolean mask [Z, Y, X]; an empty box when the mask is empty."""
+    z_range = _extent(np.logical_or.reduce(mask.reshape(mask.shape[0], -1), axis=1))
+    plane = np.logical_or.reduce(mask[z_range], axis=0)
+    return z_range, _extent(np.logical_or.reduce(plane, axis=1)), _extent(np.logical_or.reduce(plane, axis=0))
+
+
+def _extent(occupied: np.ndarray) -> slice:
+    indices = np.flatnonzero(occupied)
+    return slice(int(indices[0]), int(indices[-1]) + 1) if indices.size else slice(0, 0)

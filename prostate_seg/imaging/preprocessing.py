@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of_text
-from prostate_seg.imaging.geometry import Geometry, Shape, Spacing, Volume
+from prostate_seg.imaging.geometry import Box, Geometry, Shape, Spacing, Volume
 from prostate_seg.imaging.quality import whole_gland
 
 SAME_SPACING_TOLERANCE = 1e-5
@@ -25,8 +25,6 @@ SPLINE_MARGIN_VOX = 12
 
 EDGE_VOX = 1e-6
 """A voxel centre on the very edge of a grid counts as outside, as in ITK, whatever the rounding."""
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

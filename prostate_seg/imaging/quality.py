@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from prostate_seg.imaging.geometry import Spacing, Volume
+from prostate_seg.imaging.geometry import Spacing, Volume, bounding_box
 from prostate_seg.imaging.labels import label_problem, listed
 
 MIN_SLICES = 3
@@ -261,7 +261,7 @@ def check_zones(labels_of: Mapping[str, Collection[int]]) -> list[Finding]:
 def measure_reference(mask: Volume, *, labels: Sequence[int] | None) -> ReferenceQuality:
     """Measure a mask whose labels are whole numbers and that marks gland; arguments as in `check_case`."""
     gland = whole_gland(mask.array, labels=labels)
-    box = _bounding_box(gland)
+    box = bounding_box(gland)
     part, voxel_ml = gland[box], mask.geometry.voxel_volume_ml
     components = ndimage.label(part, structure=TOUCHING)[0]
     sizes_vox = np.bincount(components.ravel())[1:]
@@ -486,11 +486,6 @@ def _hole_sizes(gland: np.ndarray) -> np.ndarray:
     background = ndimage.label(~np.pad(gland, 1))[0]
     sizes = np.bincount(background.ravel())[1:]
     return np.sort(np.delete(sizes, background[0, 0, 0] - 1))[::-1]
-
-
-def _bounding_box(gland: np.ndarray) -> tuple[slice, ...]:
-    occupied = [np.flatnonzero(gland.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(int(index[0]), int(index[-1]) + 1) for index in occupied)
 
 
 def _hull_area(gland_slice: np.ndarray) -> float:

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prostate_seg.common.files import atomic_path
-from prostate_seg.imaging.geometry import Spacing
-from prostate_seg.segmentation.metrics import CaseMetrics, as_mask_pair, bounding_box, dice
+from prostate_seg.imaging.geometry import Spacing, bounding_box
+from prostate_seg.segmentation.metrics import CaseMetrics, as_mask_pair, dice
 
 REFERENCE_COLOUR = "#56B4E9"
 """Sky blue of Okabe and Ito's palette, told apart from orange with every common colour vision deficiency."""

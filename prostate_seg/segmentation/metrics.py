@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
-from prostate_seg.imaging.geometry import Spacing
+from prostate_seg.imaging.geometry import Spacing, bounding_box
 
 SURFACE_TOLERANCE_MM = 2.0
 """Surface within this distance of the other counts as right in NSD: four voxels in-plane, less than one 3 mm slice."""
@@ -389,13 +389,6 @@ def _areas_mm2(spacing_mm: Spacing) -> np.ndarray:
     return np.asarray(areas_mm2, dtype=np.float64)
 
 
-def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """Return the smallest box around a boolean mask [Z, Y, X]; an empty box when the mask is empty."""
-    z_range = _extent(np.logical_or.reduce(mask.reshape(mask.shape[0], -1), axis=1))
-    plane = np.logical_or.reduce(mask[z_range], axis=0)
-    return z_range, _extent(np.logical_or.reduce(plane, axis=1)), _extent(np.logical_or.reduce(plane, axis=0))
-
-
 def surface(mask: np.ndarray) -> np.ndarray:
     """Return the voxels of a boolean mask [Z, Y, X] that have a face neighbour outside it or outside the array."""
     # Six shifted views of a padded copy: ten times faster than scipy's binary_erosion.
@@ -411,11 +404,6 @@ def surface(mask: np.ndarray) -> np.ndarray:
 def _check_spacing(spacing_mm: Spacing) -> None:
     if len(spacing_mm) != 3 or not all(0 < length < np.inf for length in spacing_mm):
         raise ValueError(f"spacing_mm must be three positive lengths along Z, Y, X, got {spacing_mm}.")
-
-
-def _extent(occupied: np.ndarray) -> slice:
-    indices = np.flatnonzero(occupied)
-    return slice(int(indices[0]), int(indices[-1]) + 1) if indices.size else slice(0, 0)
 
 
 def _directed_mm(query: np.ndarray, target: np.ndarray, *, spacing_mm: Spacing, empty_mm: float) -> np.ndarray:
