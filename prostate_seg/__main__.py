@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg import stages
-from prostate_seg.callback import JobFailed, active_run, close_left
+from prostate_seg.callback import JobFailed, StageTask
 from prostate_seg.cli import (
     BAD_COMMAND,
     FAILED,
@@ -59,31 +59,35 @@ EXECUTION_WHITELIST = [
 """The only `_target_`s and logging classes that a config may name."""
 
 
-@hydra.main(config_path=str(config_folder()), config_name="config", execution_whitelist=EXECUTION_WHITELIST)
-def run_stage(composed: DictConfig) -> dict[str, float]:
-    """Run the stage that the config names and return what a sweep can look for."""
-    try:
-        cfg = config.parse(composed)
-        stages.require_stage(cfg.stage)
-    except ConfigError as error:  # left at once: Hydra would put a line of its own before the text
-        leave(error, str(error), BAD_COMMAND)
-    run = active_run()
-    if isinstance(run, Skipped):
-        if torchrun.num_processes() > 1:
-            _training().dismiss()
-        return run.result.sought
-    if str(HydraConfig.get().mode).endswith("MULTIRUN"):  # the values of this job are known only now
-        redactor = Redactor(settings=config.as_container(cfg))
-        require_inputs(
-            [str(cfg.stage)], cfg, [redactor.text(typed_word(word)) for word in HydraConfig.get().overrides.task]
-        )
-    open_fold = watched_by_study(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
-    workspace = replace(workspace_of(cfg), open_fold=open_fold, run_id=run.run_id)
-    result = stages.load_stage(cfg.stage)(cfg, workspace)
-    if result.objective is not None and math.isnan(result.objective):
-        raise InputError("the objective, mean val Dice over the folds, is not a number: look at val studies and loss")
-    run.finish(result)
-    return result.sought
+class StageLauncher(StageTask):
+    """Hydra's task function, with the run that the callback opens for each job."""
+
+    def run_stage(self, composed: DictConfig) -> dict[str, float]:
+        """Run the stage that the config names and return the values that a sweep can optimise."""
+        try:
+            cfg = config.parse(composed)
+            stages.require_stage(cfg.stage)
+        except ConfigError as error:  # left at once: Hydra would put a line of its own before the text
+            leave(error, str(error), BAD_COMMAND)
+        run = self.open_run()
+        if isinstance(run, Skipped):
+            if torchrun.num_processes() > 1:
+                _training().dismiss()
+            return run.result.sought
+        if str(HydraConfig.get().mode).endswith("MULTIRUN"):  # the values of this job are known only now
+            redactor = Redactor(settings=config.as_container(cfg))
+            require_inputs(
+                [str(cfg.stage)], cfg, [redactor.text(typed_word(word)) for word in HydraConfig.get().overrides.task]
+            )
+        open_fold = watched_by_study(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
+        workspace = replace(workspace_of(cfg), open_fold=open_fold, run_id=run.run_id)
+        result = stages.load_stage(cfg.stage)(cfg, workspace)
+        if result.objective is not None and math.isnan(result.objective):
+            raise InputError(
+                "the objective, mean val Dice over the folds, is not a number: look at val studies and loss"
+            )
+        run.finish(result)
+        return result.sought
 
 
 def main() -> None:
@@ -118,13 +122,16 @@ def _run_command(typed: list[str]) -> None:
         torchrun.require_one_training(typed)
     os.environ[TYPED] = shlex.join(typed)
     sys.argv[1:] = words
+    launcher = StageLauncher()
     failure: Exception | None = None
     try:
-        run_stage()
+        hydra.main(config_path=str(config_folder()), config_name="config", execution_whitelist=EXECUTION_WHITELIST)(
+            launcher.run_stage
+        )()
     except JobFailed as failed:
         failure = failed.error
     except (KeyboardInterrupt, SystemExit) as error:
-        close_left(error)
+        launcher.close(error)  # a signal came between the end of the stage and on_job_end
         raise
     if failure is not None:
         raise failure  # out here, where its traceback is its own

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prostate_seg.callback import _swept
+from prostate_seg.callback import _swept_settings
 from prostate_seg.cli import (
     PATHS,
     TEXT_OF_HYDRA,
@@ -241,7 +241,7 @@ def swept(*overrides: str) -> dict[str, list[str | None]]:
     with initialize_config_dir(config_dir=str(config_folder())):
         loader = GlobalHydra.instance().config_loader()
         cfg = loader.load_configuration("config", overrides=list(overrides), run_mode=_multirun())
-        return _swept(cfg)
+        return _swept_settings(cfg)
 
 
 def _multirun() -> Any:

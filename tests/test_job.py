@@ -2,7 +2,7 @@
 
 import pytest
 
-from prostate_seg import callback
+from prostate_seg.callback import StageTask
 from prostate_seg.common.errors import Pruned
 from prostate_seg.operations.job import Outcome, Unrecorded, command_of, outcome_of
 
@@ -31,15 +31,16 @@ def test_command_of_a_job_leaves_out_the_sweep_and_is_quoted() -> None:
     assert command_of(overrides, without=["fold.index"]) == expected
 
 
-def test_run_whose_end_hydra_never_told_is_closed_with_what_ended_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_that_hydra_left_open_is_closed_once_with_the_error_that_ended_it() -> None:
     ends: list[tuple[Outcome, BaseException | None]] = []
 
     class Open(Unrecorded):
         def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
             ends.append((outcome, error))
 
-    monkeypatch.setattr(callback, "_active", [Open()])
+    task = StageTask()
+    task.run = Open()
     error = SystemExit(143)
-    callback.close_left(error)
-    callback.close_left(error)  # the second finds nothing
+    task.close(error)
+    task.close(error)  # the second finds nothing
     assert ends == [(Outcome.killed, error)]
