@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.data.cases import CaseFiles, discover_cases
+from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.imaging.quality import Finding
 
 PATTERN = "^([^_]+)"
@@ -26,7 +26,7 @@ def made_root(root: Path, *, images: Collection[str] = ("1_1.mha",), masks: Coll
 
 def discover(
     root: Path, *, patient_pattern: str = PATTERN, exclude: Collection[str] = (), masks_required: bool = True
-) -> tuple[list[CaseFiles], list[Finding]]:
+) -> tuple[list[Case], list[Finding]]:
     return discover_cases(root, patient_pattern=patient_pattern, exclude=exclude, masks_required=masks_required)
 
 
@@ -35,7 +35,7 @@ def only(findings: list[Finding]) -> Finding:
     return findings[0]
 
 
-def ids(cases: list[CaseFiles]) -> list[str]:
+def ids(cases: list[Case]) -> list[str]:
     return [case.case_id for case in cases]
 
 
@@ -44,14 +44,14 @@ def test_images_and_masks_of_one_name_are_a_case(tmp_path: Path) -> None:
     cases, findings = discover(tmp_path)
     assert findings == []
     assert cases == [
-        CaseFiles(
+        Case(
             case_id="10_3",
             patient_id="10",
             study_id="3",
             image=tmp_path / "images" / "10_3.mha",
             mask=tmp_path / "masks" / "10_3.nii.gz",
         ),
-        CaseFiles(
+        Case(
             case_id="20_7",
             patient_id="20",
             study_id="7",

@@ -6,28 +6,11 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.data.dataset import CaseRow, read_dataset, require_contract, write_contract, write_dataset
+from prostate_seg.data.dataset import read_dataset, require_contract, write_contract, write_dataset
+from tests.data_helpers import case_record
 from tests.imaging_helpers import DEFAULT
 
-ROW = CaseRow(
-    case_id="007_1",
-    patient_id="007",
-    study_id="1",
-    image="images/007_1.mha",
-    mask="masks/007_1.nii.gz",
-    image_md5="a",
-    mask_md5="b",
-    voxels_sha1="c",
-    num_slices=19,
-    spacing_z_mm=3.0,
-    spacing_y_mm=0.5,
-    spacing_x_mm=0.5,
-    orientation="LPS",
-    gland_volume_ml=44.25,
-    gland_kept_fraction=1.0,
-    oracle_crop=False,
-    warnings="",
-)
+ROW = case_record("007_1", gland_volume_ml=44.25)
 
 
 def test_rows_come_back_the_same_and_sorted(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.data.folds import CaseInfo, Fold, all_train, chosen_folds, imported, kfold, read_folds, write_folds
+from prostate_seg.data.dataset import CaseRecord
+from prostate_seg.data.folds import Fold, all_train, chosen_folds, imported, kfold, read_folds, write_folds
+from tests.data_helpers import case_record
 
 
-def cases(num_patients: int, *, second_studies: int = 0) -> list[CaseInfo]:
+def cases(num_patients: int, *, second_studies: int = 0) -> list[CaseRecord]:
     return [
-        CaseInfo(case_id=f"p{i:03d}_{study}", patient_id=f"p{i:03d}", gland_volume_ml=20.0 + i)
+        case_record(f"p{i:03d}_{study}", gland_volume_ml=20.0 + i)
         for i in range(num_patients)
         for study in range(2 if i < second_studies else 1)
     ]
@@ -114,11 +116,7 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
 
 def test_official_picai_folds_of_1500_studies_hold_together(shared_data: Path) -> None:
     official = json.loads((shared_data / "picai_folds.json").read_text())["folds"]
-    everyone = [
-        CaseInfo(case_id=case_id, patient_id=case_id.split("_")[0], gland_volume_ml=50.0)
-        for fold in official
-        for case_id in fold["val"]
-    ]
+    everyone = [case_record(case_id, gland_volume_ml=50.0) for fold in official for case_id in fold["val"]]
     folds = imported(everyone, file=shared_data / "picai_folds.json", val_fraction=0.2, seed=0)
     assert [len(fold.test) for fold in folds] == [len(fold["val"]) for fold in official]
     assert len({case.patient_id for case in everyone}) == 1476

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prostate_seg.data.cases import CaseFiles
+from prostate_seg.data.cases import Case
 from prostate_seg.data.loading import load_case, read_mask
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
@@ -44,11 +44,11 @@ def structures(num: int) -> np.ndarray:
     return np.broadcast_to(np.arange(40) // 2 % (num + 1), GRID.shape_vox).astype(np.uint8)
 
 
-def written(root: Path, mask: np.ndarray, *, image: np.ndarray | None = None) -> CaseFiles:
+def written(root: Path, mask: np.ndarray, *, image: np.ndarray | None = None) -> Case:
     pixels = np.random.default_rng(0).integers(0, 500, GRID.shape_vox).astype(np.int16) if image is None else image
     write_volume(root / "images/1_1.nii.gz", Volume(array=pixels, geometry=GRID))
     write_volume(root / "masks/1_1.nii.gz", Volume(array=mask, geometry=GRID))
-    return CaseFiles(
+    return Case(
         case_id="1_1",
         patient_id="1",
         study_id="1",
@@ -57,7 +57,7 @@ def written(root: Path, mask: np.ndarray, *, image: np.ndarray | None = None) ->
     )
 
 
-def errors(case: CaseFiles, *, labels: Sequence[int] | None = None) -> list[Finding]:
+def errors(case: Case, *, labels: Sequence[int] | None = None) -> list[Finding]:
     return [finding for finding in load_case(case, labels=labels)[1].findings if finding.is_error]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.data.cases import CaseFiles, discover_cases
+from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.layouts import has_images
 from prostate_seg.imaging.quality import Finding
 
@@ -28,7 +28,7 @@ def found(root: Path, *, masks_required: bool = True) -> tuple[dict[str, tuple[s
     return {case.case_id: _relative(case, root) for case in cases}, findings
 
 
-def _relative(case: CaseFiles, root: Path) -> tuple[str, str | None]:
+def _relative(case: Case, root: Path) -> tuple[str, str | None]:
     mask = None if case.mask is None else case.mask.relative_to(root).as_posix()
     return case.image.relative_to(root).as_posix(), mask
 

@@ -8,7 +8,7 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.folds import Fold
-from prostate_seg.data.leak_gate import CaseIdentity, Check, find_leaks, idle_pairs, stop_on_leaks
+from prostate_seg.data.leak_gate import Check, Fingerprint, find_leaks, idle_pairs, stop_on_leaks
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 
 FOLDS = [Fold(train=["a_1", "a_2"], val=["b_1"], test=["c_1"])]
@@ -18,9 +18,9 @@ def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(-127, 128, THUMBNAIL_SHAPE).astype(np.int8)
 
 
-def identities(case_id: str = "", **changes: Any) -> dict[str, CaseIdentity]:
+def identities(case_id: str = "", **changes: Any) -> dict[str, Fingerprint]:
     clean = {
-        case: CaseIdentity(
+        case: Fingerprint(
             patient_id=case[0],
             image_md5=f"image {case}",
             mask_md5=f"mask {case}",
@@ -139,7 +139,7 @@ def test_oracle_crop_that_was_asked_for_is_noted_and_stops_nothing() -> None:
 
 
 def test_what_is_not_known_is_not_called_passed() -> None:
-    names_alone = {case: CaseIdentity(patient_id=case[0]) for case in identities()}
+    names_alone = {case: Fingerprint(patient_id=case[0]) for case in identities()}
     checks = find_leaks(FOLDS, identities=names_alone | {"a_1": identities()["a_1"]}).as_dict()["checks"]
     assert checks["patient overlap"] == "passed"
     assert checks["near-identical images"] == "passed on 1 of 4 cases"
@@ -156,7 +156,7 @@ def test_case_that_is_no_longer_in_the_data_set_is_named() -> None:
 def test_many_leaks_are_counted_and_the_first_shown() -> None:
     everyone = [f"x_{i}" for i in range(30)]
     folds = [Fold(train=everyone[:10], val=everyone[10:20], test=everyone[20:])]
-    same = {case: CaseIdentity(patient_id="x") for case in everyone}
+    same = {case: Fingerprint(patient_id="x") for case in everyone}
     with pytest.raises(InputError, match="the folds leak") as caught:
         stop_on_leaks(folds, identities=same)
     assert "and 280 more" in str(caught.value)

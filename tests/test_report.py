@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from prostate_seg.data.cases import CaseFiles
+from prostate_seg.data.cases import Case
 from prostate_seg.reporting.analysis import all_tables, dice_along_gland, limits_of_agreement, subgroup_dice
 from prostate_seg.reporting.facts import Facts
 from prostate_seg.reporting.gallery import GalleryCase, gallery_case, missing_case, outline, worst_median_best
@@ -32,7 +32,7 @@ def scored(case_id: str, *, fold: str, shift_vox: int, attributes: dict[str, str
     predicted = np.roll(reference, shift_vox, axis=2)
     return Scored(
         fold=fold,
-        case=CaseFiles(
+        case=Case(
             case_id=case_id,
             patient_id=case_id[:2],
             study_id="1",

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prostate_seg.data.cases import CaseFiles
+from prostate_seg.data.cases import Case
 from prostate_seg.reporting.results import Scored, cases_table, flat_summary, summarise_folds, summary_table
 from prostate_seg.segmentation.metrics import case_metrics, slice_counts
 
@@ -20,7 +20,7 @@ def scored(case_id: str, *, fold: str, shift_vox: int | None) -> Scored:
     patient_id, _, study_id = case_id.partition("_")
     return Scored(
         fold=fold,
-        case=CaseFiles(case_id=case_id, patient_id=patient_id, study_id=study_id, image=Path("i"), mask=Path("m")),
+        case=Case(case_id=case_id, patient_id=patient_id, study_id=study_id, image=Path("i"), mask=Path("m")),
         metrics=case_metrics(reference, predicted, spacing_mm=SPACING_MM),
         counts=slice_counts(reference, predicted),
         image_md5="i",

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
-from prostate_seg.data.dataset import OWN_COLUMNS, read_dataset, read_identities
+from prostate_seg.data.dataset import OWN_COLUMNS, read_dataset, read_thumbnails
 from prostate_seg.segmentation.networks.storage import load_network
 from prostate_seg.tracking.reproduction import _apply, _restore_input
 from tests.conftest import ROOT, composed
@@ -120,7 +120,7 @@ def test_pickles_in_place_of_arrays_and_weights_are_not_opened(tmp_path: Path) -
     assert (tmp_path / "works").is_dir()  # the bomb is a real one
     np.save(tmp_path / "thumbnails.npy", np.array([Bomb(gone_off)], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="run stage=preprocess again"):
-        read_identities({}, thumbnails=tmp_path / "thumbnails.npy")
+        read_thumbnails(tmp_path / "thumbnails.npy", case_ids=[])
     (tmp_path / "weights.safetensors").write_bytes(pickle.dumps(Bomb(gone_off)))
     recipe = SimpleNamespace(
         model=parse(composed("stage=train", "model.channels=[8,16]", "model.strides=[[2,2]]")).model

@@ -10,11 +10,12 @@ import torch
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.config.schema import Device
 from prostate_seg.data import folds
-from prostate_seg.data.folds import CaseInfo, kfold
+from prostate_seg.data.folds import kfold
 from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.training import training
 from prostate_seg.segmentation.training.distributed import Team
 from prostate_seg.stages.train import fit_fold
+from tests.data_helpers import case_record
 from tests.segmentation_helpers import SETTINGS, model_2d, packed_discs, train_settings
 
 SEEDS, FOLDS = (0, 1, 2, 12345, 2**32 - 1), (0, 1, 2)
@@ -73,7 +74,7 @@ def test_trainings_of_other_seeds_and_folds_share_no_stream(monkeypatch: pytest.
 
 
 def test_val_parts_of_other_seeds_and_folds_are_drawn_independently(monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = [CaseInfo(case_id=f"p{i}_0", patient_id=f"p{i}", gland_volume_ml=20.0 + i) for i in range(12)]
+    cases = [case_record(f"p{i}_0", gland_volume_ml=20.0 + i) for i in range(12)]
     states = []
 
     def spread(volumes: dict[str, float], *, num_chosen: int, generator: np.random.Generator) -> set[str]:

@@ -18,7 +18,7 @@ ROLE = "t2w?|ax|tra|mask|seg|segmentation|labels?|gt|roi|prostate|gland|whole[ _
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaseFiles:
+class Case:
     """Where one image and its mask are."""
 
     case_id: str
@@ -37,7 +37,7 @@ class CaseFiles:
 
 def discover_cases(
     root: Path, *, patient_pattern: str, exclude: Collection[str], masks_required: bool = True
-) -> tuple[list[CaseFiles], list[Finding]]:
+) -> tuple[list[Case], list[Finding]]:
     """Pair the images and masks of a data set by name.
 
     Args:
@@ -112,9 +112,9 @@ def _plain(case_id: str) -> str:
     return re.sub(rf"([ _.-]+({ROLE}))+$", "", case_id.casefold())
 
 
-def _case(case_id: str, patient: re.Match[str], *, image: Path, masks: Iterable[Path]) -> CaseFiles:
+def _case(case_id: str, patient: re.Match[str], *, image: Path, masks: Iterable[Path]) -> Case:
     study_id = case_id[patient.end(1) :].removeprefix("_")
-    return CaseFiles(
+    return Case(
         case_id=case_id, patient_id=patient.group(1), study_id=study_id, image=image, mask=next(iter(masks), None)
     )
 

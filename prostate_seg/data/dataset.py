@@ -13,15 +13,13 @@ import pandas as pd
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_json, write_text
-from prostate_seg.data.folds import CaseInfo
-from prostate_seg.data.leak_gate import CaseIdentity
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaseRow:
-    """One usable case."""
+class CaseRecord:
+    """One usable case: a row of dataset.csv."""
 
     case_id: str
     patient_id: str
@@ -51,28 +49,12 @@ class CaseRow:
     attributes: Mapping[str, str] = field(default_factory=dict)
     """What cases.csv of the data folder says of it; a column each, after the others."""
 
-    @property
-    def info(self) -> CaseInfo:
-        """What a split needs."""
-        return CaseInfo(case_id=self.case_id, patient_id=self.patient_id, gland_volume_ml=self.gland_volume_ml)
 
-    def identity(self, thumbnail: np.ndarray) -> CaseIdentity:
-        """Return what the leak gate needs."""
-        return CaseIdentity(
-            patient_id=self.patient_id,
-            image_md5=self.image_md5,
-            mask_md5=self.mask_md5,
-            voxels_sha1=self.voxels_sha1,
-            thumbnail=thumbnail,
-            oracle_crop=self.oracle_crop,
-        )
-
-
-OWN_COLUMNS = tuple(one.name for one in fields(CaseRow) if one.name != "attributes")
+OWN_COLUMNS = tuple(one.name for one in fields(CaseRecord) if one.name != "attributes")
 """Columns that dataset.csv always has."""
 
 
-def write_dataset(path: Path, rows: Sequence[CaseRow]) -> None:
+def write_dataset(path: Path, rows: Sequence[CaseRecord]) -> None:
     """Write dataset.csv, one row per case, sorted by case id."""
     ordered = [
         {name: value for name, value in (asdict(row) | dict(row.attributes)).items() if name != "attributes"}
@@ -84,7 +66,7 @@ def write_dataset(path: Path, rows: Sequence[CaseRow]) -> None:
     )
 
 
-def read_dataset(path: Path) -> dict[str, CaseRow]:
+def read_dataset(path: Path) -> dict[str, CaseRecord]:
     """Read dataset.csv, by case id.
 
     Raises:
@@ -99,10 +81,10 @@ def read_dataset(path: Path) -> dict[str, CaseRow]:
         raise InputError(
             f"{path} has no column {', '.join(absent)}: an older version wrote it; run stage=preprocess again"
         )
-    text = {one.name for one in fields(CaseRow) if one.type in (str, "str")} | (set(columns) - set(OWN_COLUMNS))
+    text = {one.name for one in fields(CaseRecord) if one.type in (str, "str")} | (set(columns) - set(OWN_COLUMNS))
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
     rows = [
-        CaseRow(
+        CaseRecord(
             **{str(name): value for name, value in row.items() if name in OWN_COLUMNS},
             attributes={str(name): value for name, value in row.items() if name not in OWN_COLUMNS},
         )
@@ -125,19 +107,19 @@ def join_thumbnails(path: Path, folder: Path, *, case_ids: Collection[str]) -> N
             stream.write(np.load(folder / f"{case_id}.npy").tobytes())
 
 
-def read_identities(dataset: Mapping[str, CaseRow], *, thumbnails: Path) -> dict[str, CaseIdentity]:
-    """Return what the leak gate knows of each case.
+def read_thumbnails(path: Path, *, case_ids: Collection[str]) -> dict[str, np.ndarray]:
+    """Return the thumbnail of each case, mapped into memory.
 
     Raises:
-        InputError: If the thumbnails are absent, of other cases, or no array.
+        InputError: If the file is absent, no array, or of another number of cases.
     """
     try:
-        rows = np.load(thumbnails, mmap_mode="r") if thumbnails.is_file() else []
-    except (ValueError, EOFError) as error:  # a pickle too, which is not opened: it could run anything
-        raise InputError(f"{thumbnails} is no array: run stage=preprocess again") from error
-    if len(rows) != len(dataset):
-        raise InputError(f"{thumbnails} has {len(rows)} of {len(dataset)} thumbnails: run stage=preprocess again")
-    return {case_id: dataset[case_id].identity(row) for case_id, row in zip(sorted(dataset), rows, strict=True)}
+        rows = np.load(path, mmap_mode="r") if path.is_file() else []
+    except (ValueError, EOFError) as error:  # pickles are refused: opening one can run any code
+        raise InputError(f"{path} is no array: run stage=preprocess again") from error
+    if len(rows) != len(case_ids):
+        raise InputError(f"{path} has {len(rows)} of {len(case_ids)} thumbnails: run stage=preprocess again")
+    return dict(zip(sorted(case_ids), rows, strict=True))
 
 
 def write_contract(path: Path, settings: PreprocessSettings) -> None:

@@ -13,15 +13,7 @@ import numpy as np
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_json
 from prostate_seg.common.seeds import Stream, seed_sequence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaseInfo:
-    """What a split needs to know of a case."""
-
-    case_id: str
-    patient_id: str
-    gland_volume_ml: float
+from prostate_seg.data.dataset import CaseRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +32,7 @@ class Fold:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
-def kfold(cases: Sequence[CaseInfo], *, num_folds: int, val_fraction: float, seed: int) -> list[Fold]:
+def kfold(cases: Sequence[CaseRecord], *, num_folds: int, val_fraction: float, seed: int) -> list[Fold]:
     """Let every patient test once, with a like spread of gland volumes in every fold.
 
     Patients are ordered by volume, and every run of `num_folds` neighbours is dealt to the folds in random order.
@@ -60,7 +52,7 @@ def kfold(cases: Sequence[CaseInfo], *, num_folds: int, val_fraction: float, see
     ]
 
 
-def all_train(cases: Sequence[CaseInfo], *, val_fraction: float, seed: int) -> list[Fold]:
+def all_train(cases: Sequence[CaseRecord], *, val_fraction: float, seed: int) -> list[Fold]:
     """Return one fold without a test part.
 
     Raises:
@@ -70,7 +62,7 @@ def all_train(cases: Sequence[CaseInfo], *, val_fraction: float, seed: int) -> l
     return [_fold(cases, test=set(), val_fraction=val_fraction, seed=seed, fold_index=0)]
 
 
-def imported(cases: Sequence[CaseInfo], *, file: Path, val_fraction: float, seed: int) -> list[Fold]:
+def imported(cases: Sequence[CaseRecord], *, file: Path, val_fraction: float, seed: int) -> list[Fold]:
     """Take the test part of each fold from a split file: JSON whose `folds[i].val` lists case ids.
 
     Ids in the file that are not in the data set are passed over.
@@ -100,7 +92,7 @@ def imported(cases: Sequence[CaseInfo], *, file: Path, val_fraction: float, seed
     ]
 
 
-def patient_volumes(cases: Sequence[CaseInfo]) -> dict[str, float]:
+def patient_volumes(cases: Sequence[CaseRecord]) -> dict[str, float]:
     """Return each patient's mean gland volume in mL."""
     volumes: dict[str, list[float]] = defaultdict(list)
     for case in cases:
@@ -135,7 +127,7 @@ def chosen_folds(folds: Sequence[Fold], *, index: int | None) -> dict[int, Fold]
     return {number: fold for number, fold in enumerate(folds) if index is None or number == index}
 
 
-def _fold(cases: Sequence[CaseInfo], *, test: set[str], val_fraction: float, seed: int, fold_index: int) -> Fold:
+def _fold(cases: Sequence[CaseRecord], *, test: set[str], val_fraction: float, seed: int, fold_index: int) -> Fold:
     """Choose val by patient out of those that do not test."""
     volumes = {patient: volume for patient, volume in patient_volumes(cases).items() if patient not in test}
     num_val = min(len(volumes) - 1, max(1, round(val_fraction * len(volumes))))

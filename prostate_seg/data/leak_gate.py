@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.data.dataset import CaseRecord
 from prostate_seg.data.folds import Fold
 from prostate_seg.imaging.fingerprint import same_pictures
 
@@ -52,8 +53,8 @@ SHARED = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CaseIdentity:
-    """What tells whether two cases are the same person or the same picture; None is not known."""
+class Fingerprint:
+    """What the leak gate compares of a case; None where it is not known."""
 
     patient_id: str
     image_md5: str | None = None
@@ -66,6 +67,21 @@ class CaseIdentity:
     """Whether the network's window was placed with the reference."""
     own_intensities: bool | None = None
     """Whether the preprocessed image can be made again from this study alone."""
+
+
+def fingerprints_of(dataset: Mapping[str, CaseRecord], thumbnails: Mapping[str, np.ndarray]) -> dict[str, Fingerprint]:
+    """Return the fingerprints of a preprocessed data set, by case id."""
+    return {
+        case_id: Fingerprint(
+            patient_id=record.patient_id,
+            image_md5=record.image_md5,
+            mask_md5=record.mask_md5,
+            voxels_sha1=record.voxels_sha1,
+            thumbnail=thumbnails[case_id],
+            oracle_crop=record.oracle_crop,
+        )
+        for case_id, record in dataset.items()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +159,7 @@ class Verdict:
 
 
 def find_leaks(
-    folds: Sequence[Fold], *, identities: Mapping[str, CaseIdentity], not_duplicates: NotDuplicates | None = None
+    folds: Sequence[Fold], *, identities: Mapping[str, Fingerprint], not_duplicates: NotDuplicates | None = None
 ) -> Verdict:
     """Compare the parts of each fold, and look at each case.
 
@@ -175,13 +191,13 @@ def find_leaks(
     return Verdict(leaks=leaks, num_cases=len(cases), num_unknown=_num_unknown(cases), overruled=overruled)
 
 
-def idle_pairs(not_duplicates: NotDuplicates, *, identities: Mapping[str, CaseIdentity], verdict: Verdict) -> list[str]:
+def idle_pairs(not_duplicates: NotDuplicates, *, identities: Mapping[str, Fingerprint], verdict: Verdict) -> list[str]:
     """Return, for each pair that overruled nothing, the pair and why, in words."""
     done = {frozenset((one.first, one.second)) for one in verdict.overruled}
     return [_why_idle(sorted(pair), identities) for pair in not_duplicates if pair not in done]
 
 
-def _why_idle(pair: Sequence[str], identities: Mapping[str, CaseIdentity]) -> str:
+def _why_idle(pair: Sequence[str], identities: Mapping[str, Fingerprint]) -> str:
     named = "/".join(pair)
     unknown = [case_id for case_id in pair if case_id not in identities]
     if unknown:
@@ -194,7 +210,7 @@ def _why_idle(pair: Sequence[str], identities: Mapping[str, CaseIdentity]) -> st
     return f"{named}: their images are not near-identical; remove the pair"
 
 
-def _shared(one: CaseIdentity, other: CaseIdentity) -> list[str]:
+def _shared(one: Fingerprint, other: Fingerprint) -> list[str]:
     """Return the checks for a shared value that name both cases."""
     return [
         check.value
@@ -206,7 +222,7 @@ def _shared(one: CaseIdentity, other: CaseIdentity) -> list[str]:
 def stop_on_leaks(
     folds: Sequence[Fold],
     *,
-    identities: Mapping[str, CaseIdentity],
+    identities: Mapping[str, Fingerprint],
     allowed: Collection[Check] = (),
     not_duplicates: NotDuplicates | None = None,
 ) -> Verdict:
@@ -264,7 +280,7 @@ def next_step(leaks: Sequence[Leak]) -> str:
 
 
 def _leaks_of_fold(
-    fold: Fold, index: int, *, cases: Mapping[str, CaseIdentity], alike: Mapping[tuple[str, str], float]
+    fold: Fold, index: int, *, cases: Mapping[str, Fingerprint], alike: Mapping[tuple[str, str], float]
 ) -> list[Leak]:
     members = [Member(part, case_id) for part, case_ids in fold.parts().items() for case_id in case_ids]
     found: dict[tuple[Member, Member], Leak] = {}
@@ -290,7 +306,7 @@ def _sharing(
     check: Check,
     members: Sequence[Member],
     *,
-    cases: Mapping[str, CaseIdentity],
+    cases: Mapping[str, Fingerprint],
     alike: Mapping[tuple[str, str], float],
 ) -> Iterator[tuple[Member, Member, str]]:
     """Yield the pairs that share what the check looks for, with its name where it has one."""
@@ -309,7 +325,7 @@ def _sharing(
             yield from ((one, other, name) for one, other in combinations(group, 2))
 
 
-def _num_unknown(cases: Mapping[str, CaseIdentity]) -> dict[Check, int]:
+def _num_unknown(cases: Mapping[str, Fingerprint]) -> dict[Check, int]:
     """Count the cases of which a check knows too little."""
     needed = SHARED | {
         Check.picture: "thumbnail",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prostate_seg.common.errors import InputError, VolumeError
-from prostate_seg.data.cases import CaseFiles
+from prostate_seg.data.cases import Case
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.imaging.labels import as_labels
@@ -24,7 +24,7 @@ class LoadedCase:
     """Integer labels."""
 
 
-def load_case(case: CaseFiles, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, CaseQuality]:
+def load_case(case: Case, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, CaseQuality]:
     """Read and check image and mask; a bad case gives None and the reasons, never an exception.
 
     Args:
@@ -40,7 +40,7 @@ def load_case(case: CaseFiles, *, labels: Sequence[int] | None) -> tuple[LoadedC
     return LoadedCase(image=image, mask=mask), quality
 
 
-def read_case(case: CaseFiles) -> tuple[Volume | None, Volume | None, list[Finding]]:
+def read_case(case: Case) -> tuple[Volume | None, Volume | None, list[Finding]]:
     """Return image and mask, None where there is none or it cannot be read, and why it cannot."""
     image, unreadable_image = _read(case.case_id, case.image, read=read_volume)
     mask, unreadable_mask = _read(case.case_id, case.mask, read=read_mask)

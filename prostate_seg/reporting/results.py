@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prostate_seg.data.cases import CaseFiles
+from prostate_seg.data.cases import Case
 from prostate_seg.segmentation.metrics import CaseMetrics, SliceCounts, gland_slice_overlap, pooled_iou
 from prostate_seg.segmentation.statistics import num_failures, summarise
 
@@ -36,7 +36,7 @@ class Scored:
 
     fold: str
     """Such as fold0; `ensemble` for external cases."""
-    case: CaseFiles
+    case: Case
     image_md5: str
     mask_md5: str
     """Of the files, so that two tables can be told to be of the same references."""

@@ -13,7 +13,7 @@ from prostate_seg.data.cases import discover_cases
 from prostate_seg.data.dataset import read_dataset
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.data.layouts import has_images
-from prostate_seg.data.leak_gate import CaseIdentity, Check, Verdict, find_leaks, listing, next_step
+from prostate_seg.data.leak_gate import Check, Fingerprint, Verdict, find_leaks, listing, next_step
 from prostate_seg.data.split_files import read_splits
 from prostate_seg.stages.common import identity_of_files, known_identities, log_overruled, not_duplicates
 
@@ -38,7 +38,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 
 def describe(
-    folds: Sequence[Fold], verdict: Verdict, identities: Mapping[str, CaseIdentity], *, source: str
+    folds: Sequence[Fold], verdict: Verdict, identities: Mapping[str, Fingerprint], *, source: str
 ) -> list[str]:
     """Return the outcome of every check, and the patients that are split, as lines for a terminal."""
     patients = {case.patient_id for case in identities.values()}
@@ -48,9 +48,9 @@ def describe(
     return [*lines, *([f"{len(split)} patients are split: {', '.join(split)}"] if split else [])]
 
 
-def _identities(cfg: Config, workspace: Workspace, case_ids: Sequence[str]) -> tuple[dict[str, CaseIdentity], str]:
+def _identities(cfg: Config, workspace: Workspace, case_ids: Sequence[str]) -> tuple[dict[str, Fingerprint], str]:
     """Return the most that can be known of the cases, and where it comes from: preprocessing, image files, or names."""
-    named = {case_id: CaseIdentity(patient_id=_patient(case_id, cfg.data.patient_pattern)) for case_id in case_ids}
+    named = {case_id: Fingerprint(patient_id=_patient(case_id, cfg.data.patient_pattern)) for case_id in case_ids}
     if workspace.dataset_csv.is_file():
         dataset = read_dataset(workspace.dataset_csv)
         known = known_identities(cfg, workspace, dataset, num_remade=None)

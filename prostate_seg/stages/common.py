@@ -11,11 +11,11 @@ from prostate_seg.common.errors import VolumeError
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import NOT_DUPLICATES, Config, Crop
 from prostate_seg.config.workspace import Workspace
-from prostate_seg.data.cases import CaseFiles
-from prostate_seg.data.dataset import CaseRow, read_dataset, read_identities, require_contract
+from prostate_seg.data.cases import Case
+from prostate_seg.data.dataset import CaseRecord, read_dataset, read_thumbnails, require_contract
 from prostate_seg.data.folds import Fold, chosen_folds, read_folds
 from prostate_seg.data.layouts import nfc
-from prostate_seg.data.leak_gate import CaseIdentity, Check, Verdict, idle_pairs, stop_on_leaks
+from prostate_seg.data.leak_gate import Check, Fingerprint, Verdict, fingerprints_of, idle_pairs, stop_on_leaks
 from prostate_seg.data.loading import read_mask
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, read_volume
@@ -39,13 +39,13 @@ def preprocess_settings(cfg: Config) -> PreprocessSettings:
     )
 
 
-def checked_dataset(cfg: Config, workspace: Workspace) -> dict[str, CaseRow]:
+def checked_dataset(cfg: Config, workspace: Workspace) -> dict[str, CaseRecord]:
     """Return dataset.csv after making sure that it was made with this config's preprocessing."""
     require_contract(workspace.contract_json, preprocess_settings(cfg))
     return read_dataset(workspace.dataset_csv)
 
 
-def checked_folds(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -> tuple[dict[int, Fold], Verdict]:
+def checked_folds(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRecord]) -> tuple[dict[int, Fold], Verdict]:
     """Return the folds to work on, by index, and what the leak gate said of all of them.
 
     Raises:
@@ -55,7 +55,9 @@ def checked_folds(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]
     return chosen_folds(folds, index=cfg.fold.index), pass_leak_gate(cfg, workspace, folds, dataset)
 
 
-def pass_leak_gate(cfg: Config, workspace: Workspace, folds: Sequence[Fold], dataset: Mapping[str, CaseRow]) -> Verdict:
+def pass_leak_gate(
+    cfg: Config, workspace: Workspace, folds: Sequence[Fold], dataset: Mapping[str, CaseRecord]
+) -> Verdict:
     """Check folds for leaks; a crop that the config itself centres on the reference is noted and stops nothing.
 
     Raises:
@@ -75,9 +77,7 @@ def not_duplicates(cfg: Config) -> dict[frozenset[str], str]:
     return {frozenset((nfc(one["first"]), nfc(one["second"]))): one["reason"] for one in found if one}
 
 
-def log_overruled(
-    verdict: Verdict, pairs: Mapping[frozenset[str], str], identities: Mapping[str, CaseIdentity]
-) -> None:
+def log_overruled(verdict: Verdict, pairs: Mapping[frozenset[str], str], identities: Mapping[str, Fingerprint]) -> None:
     """Log the pairs that fold.not_duplicates lets pass, and those of its pairs that change nothing."""
     for pair in verdict.overruled:
         log.warning("fold.not_duplicates lets near-identical images pass: %s", pair)
@@ -93,8 +93,8 @@ SAME_GREY = 0.005
 
 
 def known_identities(
-    cfg: Config, workspace: Workspace, dataset: Mapping[str, CaseRow], *, num_remade: int | None
-) -> dict[str, CaseIdentity]:
+    cfg: Config, workspace: Workspace, dataset: Mapping[str, CaseRecord], *, num_remade: int | None
+) -> dict[str, Fingerprint]:
     """Return all that is known of the cases of a preprocessed data set.
 
     Args:
@@ -104,7 +104,7 @@ def known_identities(
         num_remade: Number of studies, spread over the data set, that are preprocessed again from their originals alone, where
             those are there; None for all.
     """
-    identities = read_identities(dataset, thumbnails=workspace.thumbnails_npy)
+    identities = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
     there = [row for _, row in sorted(dataset.items()) if (workspace.data / row.image).exists()]
     every = max(1, len(there) // num_remade) if num_remade else 1
     chosen = there[::every][:num_remade]
@@ -132,9 +132,9 @@ def identical_files(md5s: Mapping[str, Mapping[str, str]]) -> list[Finding]:
     return findings
 
 
-def identity_of_files(case: CaseFiles) -> CaseIdentity:
+def identity_of_files(case: Case) -> Fingerprint:
     """Return what the files of a case tell; of an image that cannot be read only its hash."""
-    identity = CaseIdentity(
+    identity = Fingerprint(
         patient_id=case.patient_id,
         image_md5=content_md5(case.image),
         mask_md5=None if case.mask is None else content_md5(case.mask),
@@ -146,7 +146,7 @@ def identity_of_files(case: CaseFiles) -> CaseIdentity:
     return replace(identity, voxels_sha1=voxels_sha1(image), thumbnail=thumbnail(image))
 
 
-def _is_made_of_its_study_alone(row: CaseRow, *, settings: PreprocessSettings, workspace: Workspace) -> bool | None:
+def _is_made_of_its_study_alone(row: CaseRecord, *, settings: PreprocessSettings, workspace: Workspace) -> bool | None:
     """Return whether preprocessing the original again gives the stored image; None when the original is another by now."""
     if content_md5(workspace.data / row.image) != row.image_md5:
         return None

@@ -15,11 +15,11 @@ from prostate_seg.common.files import atomic_folder, write_json, write_text
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config, OnBadCase
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.data.cases import CaseFiles, discover_cases
-from prostate_seg.data.dataset import CaseRow, read_identities
+from prostate_seg.data.cases import Case, discover_cases
+from prostate_seg.data.dataset import CaseRecord, read_thumbnails
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.label_names import require_gland_names
-from prostate_seg.data.leak_gate import OVERRULE, Check, find_leaks, listing
+from prostate_seg.data.leak_gate import OVERRULE, Check, find_leaks, fingerprints_of, listing
 from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
@@ -92,7 +92,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 
 def score_test_cases(
-    cfg: Config, workspace: Workspace, folder: Path, folds: dict[int, Fold], dataset: dict[str, CaseRow]
+    cfg: Config, workspace: Workspace, folder: Path, folds: dict[int, Fold], dataset: dict[str, CaseRecord]
 ) -> list[Scored]:
     """Score each fold's network on its own test cases."""
     if not any(fold.test for fold in folds.values()):
@@ -119,7 +119,7 @@ def score_external_cases(
     folder: Path,
     root: Path,
     folds: dict[int, Fold],
-    dataset: dict[str, CaseRow],
+    dataset: dict[str, CaseRecord],
 ) -> list[Scored]:
     """Score the ensemble of the trained folds on the cases of another folder."""
     cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
@@ -164,7 +164,7 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
 
 
 def score_case(
-    case: CaseFiles, *, cfg: Config, predictor: Predictor, folder: Path, fold: str
+    case: Case, *, cfg: Config, predictor: Predictor, folder: Path, fold: str
 ) -> tuple[Scored | None, list[Finding]]:
     """Segment one original image, write the mask on its grid and measure it; a bad case gives None and the reasons."""
     loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
@@ -190,8 +190,8 @@ def score_case(
     ), quality.findings
 
 
-def _original(row: CaseRow, data: Path) -> CaseFiles:
-    return CaseFiles(
+def _original(row: CaseRecord, data: Path) -> Case:
+    return Case(
         case_id=row.case_id,
         patient_id=row.patient_id,
         study_id=row.study_id,
@@ -201,7 +201,7 @@ def _original(row: CaseRow, data: Path) -> CaseFiles:
     )
 
 
-def _require_unchanged(cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) -> None:
+def _require_unchanged(cases: Sequence[Case], dataset: dict[str, CaseRecord]) -> None:
     """Check that the originals are still those that preprocessing and the leak gate saw."""
     for case in cases:
         assert case.mask is not None
@@ -214,12 +214,12 @@ def _require_unchanged(cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) 
                 raise InputError(f"{case.case_id}: {path} has changed since stage=preprocess: run the pipeline again")
 
 
-def _require_unseen(cfg: Config, workspace: Workspace, cases: Sequence[CaseFiles], dataset: dict[str, CaseRow]) -> None:
+def _require_unseen(cfg: Config, workspace: Workspace, cases: Sequence[Case], dataset: dict[str, CaseRecord]) -> None:
     """Check that no external image is, or nearly is, one that the networks were trained on.
 
     Patients of two data sets can have the same number, so that a shared patient id is only a warning.
     """
-    trained = read_identities(dataset, thumbnails=workspace.thumbnails_npy)
+    trained = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
     read = map_cases(identity_of_files, cases, num_workers=cfg.machine.num_workers, label="leak gate")
     external = {case.case_id: identity for case, identity in zip(cases, read, strict=True)}
     shared = sorted({one.patient_id for one in trained.values()} & {one.patient_id for one in external.values()})

@@ -14,7 +14,7 @@ from prostate_seg.common.progress import map_cases
 from prostate_seg.common.tables import table_lines
 from prostate_seg.config.schema import Config, OnBadCase
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.data.cases import CaseFiles, discover_cases
+from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import bad_case, read_case
 from prostate_seg.imaging.geometry import Volume
@@ -43,7 +43,7 @@ MEASURES = {
 class Look:
     """What was seen of one case."""
 
-    case: CaseFiles
+    case: Case
     findings: list[Finding]
     image: Volume | None = None
     """Without its voxels; None where it cannot be read."""
@@ -89,7 +89,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     return StageResult()
 
 
-def look_at(case: CaseFiles, *, labels: Sequence[int] | None) -> Look:
+def look_at(case: Case, *, labels: Sequence[int] | None) -> Look:
     """Read and check one case; what is wrong becomes findings, never an exception."""
     image, mask, unreadable = read_case(case)
     volumes = {"image": (image, case.image), "mask": (mask, case.mask)}
@@ -261,7 +261,7 @@ def _finding_lines(findings: Sequence[Finding]) -> list[str]:
     return [*lines, *([f"and {len(table) - MAX_ROWS} more in findings.csv"] if len(table) > MAX_ROWS else [])]
 
 
-def _no_mask(case: CaseFiles) -> Finding:
+def _no_mask(case: Case) -> Finding:
     message = "other images have a mask and this has none; add it, or list it under data.exclude"
     return bad_case(case.case_id, "image_without_mask", message)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from prostate_seg.config.schema import Config, SplitStrategy
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.data.folds import CaseInfo, Fold, all_train, imported, kfold, write_folds
+from prostate_seg.data.dataset import CaseRecord
+from prostate_seg.data.folds import Fold, all_train, imported, kfold, write_folds
 from prostate_seg.stages.common import checked_dataset, pass_leak_gate
 
 log = logging.getLogger(__name__)
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write prepared/kfold.json."""
     dataset = checked_dataset(cfg, workspace)
-    cases = [row.info for row in dataset.values()]
+    cases = list(dataset.values())
     folds = make_folds(cfg, cases)
     verdict = pass_leak_gate(cfg, workspace, folds, dataset)
     how = {"strategy": cfg.fold.strategy.value, "seed": cfg.seed, "val_fraction": cfg.fold.val_fraction}
@@ -31,7 +32,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     )
 
 
-def make_folds(cfg: Config, cases: Sequence[CaseInfo]) -> list[Fold]:
+def make_folds(cfg: Config, cases: Sequence[CaseRecord]) -> list[Fold]:
     """Divide the cases as the config asks."""
     val_fraction = cfg.fold.val_fraction
     if cfg.fold.strategy is SplitStrategy.all:
@@ -42,7 +43,7 @@ def make_folds(cfg: Config, cases: Sequence[CaseInfo]) -> list[Fold]:
     return kfold(cases, num_folds=cfg.fold.num_folds, val_fraction=val_fraction, seed=cfg.seed)
 
 
-def describe(folds: Sequence[Fold], cases: Sequence[CaseInfo]) -> list[str]:
+def describe(folds: Sequence[Fold], cases: Sequence[CaseRecord]) -> list[str]:
     """Return a table: cases, patients and median gland volume of each part of each fold."""
     by_id = {case.case_id: case for case in cases}
     lines = ["fold  part   cases  patients  median gland"]

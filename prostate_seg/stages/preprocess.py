@@ -15,8 +15,8 @@ from prostate_seg.common.files import atomic_folder, write_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config, Crop, OnBadCase
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.data.cases import CaseFiles, discover_cases
-from prostate_seg.data.dataset import CaseRow, join_thumbnails, write_contract, write_dataset
+from prostate_seg.data.cases import Case, discover_cases
+from prostate_seg.data.dataset import CaseRecord, join_thumbnails, write_contract, write_dataset
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import LoadedCase, bad_case, load_case, refuse_or_exclude
 from prostate_seg.data.quality_table import write_quality_table
@@ -40,7 +40,7 @@ class Outcome:
     """What became of one case."""
 
     case_id: str
-    row: CaseRow | None
+    row: CaseRecord | None
     """None for a bad case."""
     quality: CaseQuality
     """With the findings of preprocessing itself."""
@@ -89,7 +89,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     )
 
 
-def preprocess_case(case: CaseFiles, *, data: Path, folder: Path, settings: PreprocessSettings) -> Outcome:
+def preprocess_case(case: Case, *, data: Path, folder: Path, settings: PreprocessSettings) -> Outcome:
     """Read, check, preprocess and write one case; a bad case becomes findings, never an exception."""
     loaded, quality = load_case(case, labels=settings.whole_gland_labels)
     if loaded is None:
@@ -125,18 +125,18 @@ def _write(result: Preprocessed, loaded: LoadedCase, case_id: str, folder: Path)
 
 
 def _row(
-    case: CaseFiles,
+    case: Case,
     loaded: LoadedCase,
     result: Preprocessed,
     findings: Sequence[Finding],
     *,
     data: Path,
     settings: PreprocessSettings,
-) -> CaseRow:
+) -> CaseRecord:
     assert case.mask is not None
     grid, gland = loaded.image.geometry, whole_gland(loaded.mask.array, labels=settings.whole_gland_labels)
     spacing_z_mm, spacing_y_mm, spacing_x_mm = grid.spacing_mm
-    return CaseRow(
+    return CaseRecord(
         case_id=case.case_id,
         patient_id=case.patient_id,
         study_id=case.study_id,
@@ -169,7 +169,7 @@ def _zones(outcomes: Sequence[Outcome], *, labels: Sequence[int] | None) -> dict
 
 def _log_of(
     findings: Sequence[Finding],
-    rows: Sequence[CaseRow],
+    rows: Sequence[CaseRecord],
     excluded: Sequence[str],
     asked: Sequence[str],
     settings: PreprocessSettings,
@@ -185,7 +185,7 @@ def _log_of(
     }
 
 
-def _metrics(rows: Sequence[CaseRow], excluded: Sequence[str], findings: Sequence[Finding]) -> dict[str, float]:
+def _metrics(rows: Sequence[CaseRecord], excluded: Sequence[str], findings: Sequence[Finding]) -> dict[str, float]:
     return {
         "preprocess/num_cases": len(rows),
         "preprocess/num_excluded": len(excluded),
@@ -194,7 +194,7 @@ def _metrics(rows: Sequence[CaseRow], excluded: Sequence[str], findings: Sequenc
     }
 
 
-def _summary(rows: Sequence[CaseRow], excluded: Sequence[str]) -> list[str]:
+def _summary(rows: Sequence[CaseRecord], excluded: Sequence[str]) -> list[str]:
     volumes = [row.gland_volume_ml for row in rows]
     lowest = min(rows, key=lambda row: row.gland_kept_fraction)
     return [

@@ -13,7 +13,7 @@ from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.files import atomic_folder, read_json, write_text
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.data.cases import CaseFiles, discover_cases
+from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import OWN_COLUMNS
 from prostate_seg.data.loading import load_case
 from prostate_seg.imaging.image_io import content_md5, read_volume
@@ -116,7 +116,7 @@ def load_gallery(cfg: Config, cases: pd.DataFrame, *, originals: Path, masks: Pa
     ]
 
 
-def _gallery_case(cfg: Config, rank: str, row: Row, *, files: dict[str, CaseFiles], masks: Path) -> GalleryCase:
+def _gallery_case(cfg: Config, rank: str, row: Row, *, files: dict[str, Case], masks: Path) -> GalleryCase:
     case_id, labels = str(row["case_id"]), cfg.data.whole_gland_labels
     metrics = {name: float(row[name]) for name in METRICS}
     case, mask_path = files.get(case_id), masks / str(row["fold"]) / f"{case_id}.nii.gz"

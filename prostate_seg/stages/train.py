@@ -21,7 +21,7 @@ from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_j
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.config.schema import Config, Device, Resume, TrainConfig, ValMetric, portable_science_of
 from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
-from prostate_seg.data.dataset import CaseRow, read_dataset
+from prostate_seg.data.dataset import CaseRecord, read_dataset
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.curves import draw_history
@@ -121,7 +121,7 @@ def dismiss() -> None:
         team.of_first(lambda: None)
 
 
-def pack_studies(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRow]) -> None:
+def pack_studies(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRecord]) -> None:
     """Make the packed set of this preprocessing where it is absent."""
     images, masks = workspace.preprocess / "images", workspace.preprocess / "masks"
 
@@ -199,7 +199,7 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
     record.finish(_fold_metrics(summary) | minutes, _pictures(workspace, index))
 
 
-def training_ranges(dataset: Mapping[str, CaseRow], fold: Fold, data: Path) -> dict[str, tuple[float, float]]:
+def training_ranges(dataset: Mapping[str, CaseRecord], fold: Fold, data: Path) -> dict[str, tuple[float, float]]:
     """Return what the training studies of a fold are like, so that prediction can tell a study that is not."""
     packed = open_packed(data).cases
     return ranges_of(
