@@ -15,11 +15,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from prostate_seg.common.signals import signals_held
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HOST = re.sub(r"\W", "", socket.gethostname())
 """Part of the names of unfinished files: process ids mean something on their own machine alone."""
@@ -98,6 +101,11 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Write indented JSON atomically; NaN and infinity are refused, because JSON has none."""
     write_text(target, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(target: Path, table: "pd.DataFrame", *, float_format: str | None = None) -> None:
+    """Write a table atomically as CSV, without its index."""
+    write_text(target, table.to_csv(index=False, float_format=float_format, lineterminator="\n"))
 
 
 def read_json(path: Path) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import read_json, write_json, write_text
+from prostate_seg.common.files import read_json, write_csv, write_json
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 
@@ -61,9 +61,7 @@ def write_dataset(path: Path, rows: Sequence[CaseRecord]) -> None:
         for row in sorted(rows, key=lambda row: row.case_id)
     ]
     columns = list(dict.fromkeys([*OWN_COLUMNS, *(name for row in ordered for name in row)]))
-    write_text(
-        path, pd.DataFrame(ordered, columns=columns).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    )
+    write_csv(path, pd.DataFrame(ordered, columns=columns), float_format="%.6g")
 
 
 def read_dataset(path: Path) -> dict[str, CaseRecord]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from prostate_seg.common.files import atomic_path, md5_of, read_json, write_json, write_text
+from prostate_seg.common.files import atomic_path, md5_of, read_json, write_csv, write_json
 from prostate_seg.data.scans import Scan
 from prostate_seg.imaging.sitk_reader import image_suffix
 
@@ -107,7 +107,7 @@ def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.Da
     known = {row["name"]: row for row in records if (output / row["mask"]).is_file()}
     rows = [_with_all_warnings(row) for _, row in sorted((known | refused).items())]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"num_slices": "Int64"})
-    write_text(output / "volumes.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_csv(output / "volumes.csv", table)
     return table
 
 

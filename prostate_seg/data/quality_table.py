@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prostate_seg.common.files import write_text
+from prostate_seg.common.files import write_csv
 from prostate_seg.imaging.quality import CaseQuality, Finding, ReferenceQuality
 
 COLUMNS = (
@@ -49,7 +49,7 @@ def write_quality_table(
         }
         for case_id in sorted({*quality_of, *bad})
     ]
-    write_text(path, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
+    write_csv(path, pd.DataFrame(rows, columns=list(COLUMNS)))
 
 
 def _measured(quality: CaseQuality) -> dict[str, str]:

@@ -5,8 +5,6 @@ it on a grid of its own. Arrays are [Z, Y, X]. Signal is relative, urine = 1, un
 numbers come from (seed, patient id) for anatomy and (seed, case id) for a study. Reading files does not belong here.
 """
 
-import csv
-import io
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from prostate_seg.common.files import atomic_folder, write_text
+import pandas as pd
+
+from prostate_seg.common.files import atomic_folder, write_csv
 from prostate_seg.common.signals import submit_all
 from prostate_seg.data.attributes import FILE_NAME
 from prostate_seg.imaging.geometry import Volume
@@ -116,8 +116,9 @@ def write_phantom(
                 rows.append(row)
                 if on_progress is not None:
                     on_progress(len(rows), len(case_ids))
-    _write_csv(folder / "phantom.csv", rows)
-    _write_csv(folder / FILE_NAME, [{"case_id": row["case_id"], "pixels": _pixels(row)} for row in rows])
+    write_csv(folder / "phantom.csv", pd.DataFrame(rows))
+    cases = [{"case_id": row["case_id"], "pixels": _pixels(row)} for row in rows]
+    write_csv(folder / FILE_NAME, pd.DataFrame(cases))
     return [folder / "images" / f"{case_id}.nii.gz" for case_id in case_ids]
 
 
@@ -156,11 +157,3 @@ def _csv_row(case: PhantomCase) -> dict[str, str]:
 
 def _pixels(row: Mapping[str, str]) -> str:
     return f"{'below' if float(row['spacing_y_mm']) < FINE_PIXEL_MM else 'from'} {FINE_PIXEL_MM} mm"
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, stream.getvalue())

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from prostate_seg.common.errors import ConfigError, InputError
-from prostate_seg.common.files import atomic_folder, write_json, write_text
+from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.reporting.comparison import Comparison, Results, compare, comparison_lines, parse_results
@@ -29,7 +29,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     baseline, *others = _all_results(cfg, workspace)
     comparisons = compare(baseline, others, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
     with atomic_folder(workspace.comparison) as folder:
-        write_text(folder / "comparison.csv", _long_table(comparisons).to_csv(index=False, lineterminator="\n"))
+        write_csv(folder / "comparison.csv", _long_table(comparisons))
         write_json(folder / "comparison.json", _summary(comparisons, cfg))
         draw_comparisons(folder / "comparison.png", comparisons)
     for comparison in comparisons:

@@ -11,7 +11,7 @@ from itertools import permutations
 from pathlib import Path
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import atomic_folder, write_json, write_text
+from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config, OnBadCase
 from prostate_seg.config.workspace import StageResult, Workspace
@@ -65,10 +65,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         )
         summary["leak_gate"] = verdict.as_dict()
         table = cases_table(scored, oracle_crop=oracle_crop)
-        write_text(folder / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
-        write_text(
-            folder / "slices.csv", slices_table(scored).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        )
+        write_csv(folder / "cases.csv", table)
+        write_csv(folder / "slices.csv", slices_table(scored), float_format="%.6g")
         write_json(folder / "metrics.json", summary)
         write_json(folder / "summary.json", flat_summary(summary))
         draw_case_metrics(folder / "cases.png", table)

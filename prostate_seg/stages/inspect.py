@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import atomic_folder, write_json, write_text
+from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.common.tables import table_lines
 from prostate_seg.config.schema import Config, OnBadCase
@@ -73,8 +73,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     panels = [panel_of(look, findings) for look in looks]
     shown = choose_panels(panels)
     with atomic_folder(workspace.inspection) as folder:
-        write_text(folder / "cases.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-        write_text(folder / "findings.csv", _findings_table(findings).to_csv(index=False, lineterminator="\n"))
+        write_csv(folder / "cases.csv", table, float_format="%.6g")
+        write_csv(folder / "findings.csv", _findings_table(findings))
         write_json(folder / "summary.json", summary)
         if shown:
             title = f"{workspace.data}: {len(shown)} of {len(panels)} cases"

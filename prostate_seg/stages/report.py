@@ -10,7 +10,7 @@ import yaml
 
 import prostate_seg
 from prostate_seg.common.errors import InputError, VolumeError
-from prostate_seg.common.files import atomic_folder, read_json, write_text
+from prostate_seg.common.files import atomic_folder, read_json, write_csv, write_text
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
@@ -50,7 +50,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         write_text(folder / "report.html", render_report(facts, tables=tables, plots=plots, gallery=gallery))
         write_text(folder / "model_card.md", render_model_card(facts, subgroups=_records(tables["subgroups"])))
         for name, table in tables.items():
-            write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+            write_csv(folder / f"{name}.csv", table, float_format="%.6g")
     log.info("open %s", target / "report.html")
     read = [originals, workspace.preprocess, workspace.kfold_json, workspace.model, evaluation]
     return StageResult(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import read_json, write_json, write_text
+from prostate_seg.common.files import read_json, write_csv, write_json, write_text
 from prostate_seg.data.attributes import FILE_NAME, REFERENCE_BY, read_attributes
 from prostate_seg.data.public.public_sets import PublicSet
 
@@ -88,7 +88,7 @@ def note_cases(data: Path, case_ids: Collection[str], *, masks_by: str) -> None:
         centre = {"centre": centres.get(case_id, "")} if centres else {}
         known.setdefault(case_id, {REFERENCE_BY: masks_by, **centre})
     table = pd.DataFrame.from_dict(known, orient="index").fillna("").sort_index()
-    write_text(data / FILE_NAME, table.to_csv(index_label="case_id", lineterminator="\n"))
+    write_csv(data / FILE_NAME, table.rename_axis("case_id").reset_index())
 
 
 def _centres(marksheet: Path) -> dict[str, str]:
