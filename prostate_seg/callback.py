@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from prostate_seg.cli import BAD_COMMAND, leave, no_option_message, require_inputs, typed_word
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import write_text
+from prostate_seg.common.suggestions import unknown_key_message
 from prostate_seg.config import schema as configuration
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import workspace_of
@@ -304,7 +305,7 @@ def _swept_settings(config: DictConfig) -> dict[str, list[str | None]]:
             raise ConfigError(no_option_message(key, absent[0]))
         is_setting = not (options or override.is_value_path or override.is_hydra_override())
         if is_setting and key not in configuration.known_keys():
-            raise ConfigError(configuration.unknown_key_message(key))
+            raise ConfigError(unknown_key_message(key, configuration.known_keys()))
         swept[override.get_key_element()] = [str(value) for value in values]
     return swept
 

@@ -25,7 +25,7 @@ from hydra.errors import HydraException, OverrideParseException
 
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
-from prostate_seg.common.suggestions import closest, probably_meant
+from prostate_seg.common.suggestions import closest, probably_meant, unknown_key_message
 from prostate_seg.config import schema as config
 from prostate_seg.config.schema import Config
 from prostate_seg.prerequisites import missing_inputs
@@ -301,7 +301,7 @@ def composition_message(error: Exception) -> str:
         return text
     unknown = re.search(r"Could not (?:override|append to|delete)[^'\n]*'([^']+)'", text)
     if unknown:
-        return config.unknown_key_message(unknown.group(1))
+        return unknown_key_message(unknown.group(1), config.known_keys())
     if "'params'" in text and "Could not" in text:
         return "params.yaml is absent in this folder: write it with stage=export and the overrides you want"
     no_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)

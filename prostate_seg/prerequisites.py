@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prostate_seg.common.address import resolved_uri, sqlite_file
 from prostate_seg.common.errors import ConfigError, InputError
-from prostate_seg.config.schema import Config, DataSource
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace, workspace_of
 from prostate_seg.stages import STAGES
 
@@ -136,7 +136,7 @@ def _require_fetchable(cfg: Config, workspace: Workspace) -> None:
     tracked = Path(f"{workspace.data}.dvc")
     if tracked.is_file():
         raise InputError(f"{workspace.data} is absent, and {tracked} says that DVC has it: bring it here with dvc pull")
-    if cfg.data.source is DataSource.folder:
+    if cfg.data.source == "folder":
         what = "is empty" if workspace.data.is_dir() else "does not exist"
         raise InputError(
             f"data.root: must be a folder with images/ and masks/, or of nnU-Net's or BIDS' layout; {workspace.data} {what}\n"

@@ -30,7 +30,7 @@ from benchmark_training import (
     train_once,
 )
 
-from prostate_seg.config.schema import Precision
+from prostate_seg.segmentation.settings import Precision
 from prostate_seg.stages.common import preprocess_settings
 
 ROOT = Path(__file__).parents[1]
@@ -223,12 +223,12 @@ def largest_difference(first: Path, second: Path) -> int:
 
 def training_step_row() -> Row:
     """Time epochs of training against forward, loss, backward and optimiser alone, as shipped."""
-    return _step_row("training_step", Precision.auto)
+    return _step_row("training_step", "auto")
 
 
 def training_step_fp32_row() -> Row:
     """Time the same in float32."""
-    return _step_row("step_fp32", Precision.fp32)
+    return _step_row("step_fp32", "fp32")
 
 
 def _step_row(name: str, precision: Precision) -> Row:

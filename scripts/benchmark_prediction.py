@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from benchmark_training import benchmark_config
 
-from prostate_seg.config.schema import Config, Precision
+from prostate_seg.config.schema import Config
 from prostate_seg.data.predictions import Target
 from prostate_seg.data.scans import Scan
 from prostate_seg.imaging.geometry import Geometry, Volume
@@ -41,7 +41,7 @@ def study_runs() -> Iterator[tuple[Run, Run]]:
         write_volume(folder / "study.mha", drawn_study())
         for number in range(NUM_FOLDS):
             save_network(folder / "model" / f"fold{number}", cfg, seed=number)
-        usage = Usage(threshold=0.5, largest_component=True, flips=False, precision=Precision.auto)
+        usage = Usage(threshold=0.5, largest_component=True, flips=False, precision="auto")
 
         def run(fold_index: int | None) -> Run:
             model = load_model(folder / "model", fold_index=fold_index, usage=usage, device=CPU)
@@ -65,7 +65,7 @@ def network_runs(model: str) -> Iterator[tuple[Run, Run]]:
         by_onnx = OnnxNetwork(Path(name) / "network.onnx")
 
         def by_torch() -> None:
-            with autocast(CPU, precision=Precision.auto):
+            with autocast(CPU, precision="auto"):
                 network(inputs)
 
         yield lambda: by_onnx(inputs), by_torch

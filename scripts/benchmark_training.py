@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prostate_seg.config.schema import Config, Precision
+from prostate_seg.config.schema import Config
+from prostate_seg.segmentation.settings import Precision
 from prostate_seg.segmentation.training.packing import PackedSet
 from prostate_seg.segmentation.training.training import Epoch
 from prostate_seg.stages.common import preprocess_settings

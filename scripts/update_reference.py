@@ -6,13 +6,13 @@ import inspect
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from prostate_seg.cli import config_folder
-from prostate_seg.config import schema as config
+from prostate_seg.common import settings
 from prostate_seg.config.schema import Config
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -66,20 +66,22 @@ def _rows(kind: type, prefix: str, defaults: Any, *, only: list[str] | None) -> 
     for name, hint in get_type_hints(kind).items():
         if only is not None and name not in only:
             continue
-        inner = next((one for one in (hint, *get_args(hint)) if dataclasses.is_dataclass(one)), None)
+        inner = settings.group_of(hint)
         value = (defaults or {}).get(name)
         shown = "a group" if inner and value else f"`{_yaml(value)}`"
-        cells = [f"`{prefix}{name}`", config.type_in_words(hint), shown, sentences[name]]
+        allowed = settings.ranges_of(kind).get(name)
+        values = settings.type_in_words(hint) + (f", {allowed}" if allowed else "")
+        cells = [f"`{prefix}{name}`", values, shown, sentences[name]]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        rows += _rows(cast(type, inner), f"{prefix}{name}.", value, only=None) if inner else []
+        rows += _rows(inner, f"{prefix}{name}.", value, only=None) if inner else []
     return rows
 
 
 def _sentences(kind: type) -> dict[str, str]:
     """Return the text under each field of a dataclass."""
-    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
     found = {}
-    for field, text in pairwise(body):
+    classes = [ast.parse(inspect.getsource(one)).body[0] for one in kind.__mro__ if one is not object]
+    for field, text in pairwise([node for found_class in classes for node in cast(ast.ClassDef, found_class).body]):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
             found[field.target.id] = " ".join(str(cast(ast.Constant, text.value).value).split())
     return found

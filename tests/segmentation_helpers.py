@@ -8,24 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from prostate_seg.config.schema import (
-    Activation,
-    Augmentation,
-    Loss,
-    ModelConfig,
-    ModelName,
-    Norm,
-    Optimizer,
-    Precision,
-    Resume,
-    Schedule,
-    TrainConfig,
-    TrainingSlices,
-    ValMetric,
-)
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.inference.inference import Predictor
+from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 from prostate_seg.segmentation.training.packing import PackedSet, pack
+from prostate_seg.segmentation.training.settings import TrainConfig
 
 SIZE = 32
 
@@ -41,66 +28,66 @@ SETTINGS = PreprocessSettings(
 
 def model_2d(*, num_slices: int = 1) -> ModelConfig:
     return ModelConfig(
-        name=ModelName.unet,
+        name="unet",
         num_slices=num_slices,
         channels=[4, 8],
         strides=[[2, 2]],
         num_res_units=1,
         dilations=None,
-        norm=Norm.instance,
-        activation=Activation.prelu,
+        norm="instance",
+        activation="prelu",
         dropout=0.0,
     )
 
 
 def small_model(name: ModelName) -> ModelConfig:
     """Return the smallest network of each name that is still all of it."""
-    if name is ModelName.unet3d:
+    if name == "unet3d":
         return model_3d()
     own: dict[ModelName, dict[str, object]] = {
-        ModelName.unet: {"num_res_units": 1},
-        ModelName.resunet_a: {"dilations": [[1, 3], [1]]},
-        ModelName.dynunet: {"channels": [4, 8, 8], "strides": [[2, 2], [2, 2]]},
-        ModelName.segresnet: {"num_res_units": 1, "channels": [8, 16]},
+        "unet": {"num_res_units": 1},
+        "resunet_a": {"dilations": [[1, 3], [1]]},
+        "dynunet": {"channels": [4, 8, 8], "strides": [[2, 2], [2, 2]]},
+        "segresnet": {"num_res_units": 1, "channels": [8, 16]},
     }
-    plain = replace(model_2d(num_slices=3), num_res_units=0, norm=Norm.batch, activation=Activation.relu)
+    plain = replace(model_2d(num_slices=3), num_res_units=0, norm="batch", activation="relu")
     return replace(plain, name=name, **own.get(name, {}))  # type: ignore[arg-type]
 
 
 def model_3d(*, num_slices: int = 4) -> ModelConfig:
     return ModelConfig(
-        name=ModelName.unet3d,
+        name="unet3d",
         num_slices=num_slices,
         channels=[4, 8],
         strides=[[2, 2, 2]],
         num_res_units=0,
         dilations=None,
-        norm=Norm.instance,
-        activation=Activation.relu,
+        norm="instance",
+        activation="relu",
         dropout=0.0,
     )
 
 
 def train_settings(**changes: object) -> TrainConfig:
     values: dict[str, object] = {
-        "loss": Loss.dice_ce,
-        "metric": ValMetric.dice,
-        "optimizer": Optimizer.adamw,
+        "loss": "dice_ce",
+        "metric": "dice",
+        "optimizer": "adamw",
         "learning_rate": 1e-2,
         "weight_decay": 0.0,
-        "schedule": Schedule.cosine,
+        "schedule": "cosine",
         "warmup_fraction": 0.1,
         "batch_size": 4,
         "steps_per_epoch": None,
         "max_epochs": 3,
         "max_minutes": None,
-        "slices": TrainingSlices.all,
-        "augmentation": Augmentation.standard,
+        "slices": "all",
+        "augmentation": "standard",
         "ema_decay": 0.5,
         "zscore": False,
-        "precision": Precision.fp32,
+        "precision": "fp32",
         "num_parallel_folds": 1,
-        "resume": Resume.auto,
+        "resume": "auto",
         "deterministic": True,
     }
     return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
@@ -113,7 +100,7 @@ def predictor(*networks: nn.Module, model: ModelConfig | None = None, flips: boo
         preprocess=SETTINGS,
         zscore=False,
         device=torch.device("cpu"),
-        precision=Precision.fp32,
+        precision="fp32",
         flips=flips,
     )
 

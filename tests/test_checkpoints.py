@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prostate_seg.config.schema import ModelName, Precision
+from prostate_seg.segmentation.networks.settings import ModelName
 from prostate_seg.segmentation.networks.storage import save_weights
 from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
 from prostate_seg.segmentation.training.packing import PackedSet
@@ -37,7 +37,7 @@ def stop_after(epoch: int) -> object:
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     packed: PackedSet, tmp_path: Path, stops: list[int]
 ) -> None:
-    settings, model = train_settings(max_epochs=6, precision=Precision.auto), replace(model_2d(), dropout=0.2)
+    settings, model = train_settings(max_epochs=6, precision="auto"), replace(model_2d(), dropout=0.2)
     whole, weights = run_fit(packed, settings, model=model)
     checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
     for stop in stops:

@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg.cli import hydra_words, is_raised_by_hydra
+from prostate_seg.common.errors import ConfigError
 from prostate_seg.config import schema as config
-from prostate_seg.config.schema import Config, ConfigError, known_keys, parse
+from prostate_seg.config.schema import Config, known_keys, parse
 from tests.conftest import composed
 from tests.test_config import NEEDED, options
 

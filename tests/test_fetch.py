@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -87,7 +88,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def test_every_source_of_the_config_is_known_and_its_files_are_asked_for_by_https() -> None:
-    assert {source.value for source in DataSource} == {"folder", "phantom", *PUBLIC_SETS}
+    assert set(get_args(DataSource)) == {"folder", "phantom", *PUBLIC_SETS}
     for about in PUBLIC_SETS.values():
         assert about.licence
         assert about.cite

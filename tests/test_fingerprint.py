@@ -19,7 +19,8 @@ from prostate_seg.imaging.fingerprint import (
 )
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from prostate_seg.phantom import PhantomSettings, make_phantom_case, phantom_case_ids
+from prostate_seg.phantom.settings import PhantomSettings
+from prostate_seg.phantom.studies import make_phantom_case, phantom_case_ids
 
 SHIFTS_MM = {"moved aside": (0, 3, 0), "moved up": (6, 0, 0), "moved in the plane": (0, 8, 8), "moved": (6, 8, 8)}
 

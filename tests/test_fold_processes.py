@@ -14,7 +14,6 @@ import torch
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.progress import num_cores
-from prostate_seg.config.schema import Device
 from prostate_seg.config.workspace import FoldRecord
 from prostate_seg.segmentation.devices import available_gpus
 from prostate_seg.stages import fold_processes
@@ -210,9 +209,9 @@ def test_folds_on_the_cpu_get_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gpu is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert list(available_gpus(Device.cpu)) == []
-    assert list(available_gpus(Device.auto)) == list(available_gpus(Device.cuda)) == [0, 1, 2, 3]
+    assert list(available_gpus("cpu")) == []
+    assert list(available_gpus("auto")) == list(available_gpus("cuda")) == [0, 1, 2, 3]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert list(available_gpus(Device.auto)) == []
+    assert list(available_gpus("auto")) == []
     with pytest.raises(InputError, match="machine.device=cuda"):
-        available_gpus(Device.cuda)
+        available_gpus("cuda")

@@ -18,7 +18,6 @@ from torch import nn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.progress import map_cases
-from prostate_seg.config.schema import ModelConfig, Precision
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.segmentation.inference.inference import (
@@ -29,6 +28,8 @@ from prostate_seg.segmentation.inference.inference import (
 )
 from prostate_seg.segmentation.inference.network_threads import network_threads
 from prostate_seg.segmentation.networks.networks import build_network
+from prostate_seg.segmentation.networks.settings import ModelConfig
+from prostate_seg.segmentation.settings import Precision
 from tests.imaging_helpers import DEFAULT, dice, real_study, rotate, rotation
 from tests.segmentation_helpers import model_2d, model_3d, predictor
 
@@ -205,7 +206,7 @@ def noise(seed: int, *, num_slices: int = 19) -> torch.Tensor:
     return torch.randn(num_slices, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def untrained(*, precision: Precision = Precision.fp32, model: ModelConfig | None = None) -> Predictor:
+def untrained(*, precision: Precision = "fp32", model: ModelConfig | None = None) -> Predictor:
     """Return three networks with random weights and a mirrored view."""
     torch.manual_seed(0)
     model = model or replace(model_2d(num_slices=3), channels=[7, 18, 33], strides=[[2, 2], [2, 2]])
@@ -219,7 +220,7 @@ def digest(probabilities: list[np.ndarray]) -> str:
 
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize("model", [None, model_3d()], ids=["2-D", "3-D"])
-@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_bits_are_the_same_for_any_number_of_workers_and_threads(
     precision: Precision, model: ModelConfig | None
 ) -> None:

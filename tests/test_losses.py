@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from prostate_seg.config.schema import Loss
 from prostate_seg.segmentation.training.losses import build_loss
+from prostate_seg.segmentation.training.settings import Loss
 from prostate_seg.segmentation.training.training import Step
 from tests.segmentation_helpers import train_settings
 

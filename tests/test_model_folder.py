@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import Backend, Precision
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.inference.inference import predict_probability
 from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage, write_usage
@@ -16,7 +15,7 @@ from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
 from tests.segmentation_helpers import SETTINGS, SIZE, model_2d
 
-USAGE = Usage(threshold=0.5, largest_component=True, flips=False, precision=Precision.fp32)
+USAGE = Usage(threshold=0.5, largest_component=True, flips=False, precision="fp32")
 CPU = torch.device("cpu")
 
 
@@ -53,7 +52,7 @@ def test_all_folds_are_one_ensemble_and_one_can_be_taken(tmp_path: Path) -> None
 
 def test_usage_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_usage(tmp_path) is None
-    usage = Usage(threshold=0.4, largest_component=False, flips=True, precision=Precision.auto)
+    usage = Usage(threshold=0.4, largest_component=False, flips=True, precision="auto")
     write_usage(tmp_path, usage)
     assert read_usage(tmp_path) == usage
 
@@ -90,4 +89,4 @@ def test_what_is_no_ensemble_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="trained with other networks or preprocessing"):
         load(tmp_path)
     with pytest.raises(InputError, match=r"has no network.onnx.*register.onnx=true"):
-        load_model(tmp_path, fold_index=0, usage=USAGE, device=CPU, backend=Backend.onnx)
+        load_model(tmp_path, fold_index=0, usage=USAGE, device=CPU, backend="onnx")

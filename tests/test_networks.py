@@ -8,8 +8,8 @@ import torch
 
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.config import schema as config
-from prostate_seg.config.schema import ModelName, Norm
 from prostate_seg.segmentation.networks.networks import NETWORKS, build_network, is_3d, require_legal_size
+from prostate_seg.segmentation.networks.settings import ModelName
 from tests.conftest import composed
 from tests.segmentation_helpers import model_2d, model_3d, small_model
 
@@ -45,7 +45,7 @@ def test_every_part_of_a_network_is_trained(name: ModelName) -> None:
 
 
 def test_dilations_widen_what_a_level_sees() -> None:
-    model = replace(small_model(ModelName.resunet_a), num_slices=1)
+    model = replace(small_model("resunet_a"), num_slices=1)
     reach = {}
     for dilation in (1, 7):
         torch.manual_seed(0)
@@ -60,18 +60,18 @@ def test_dilations_widen_what_a_level_sees() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        (ModelName.attention_unet, {"norm": Norm.instance}, "model.norm: must be batch for model.name=attention_unet"),
-        (ModelName.attention_unet, {"num_res_units": 1}, "model.num_res_units: must be 0"),
-        (ModelName.resunet_a, {"dilations": None}, "model.dilations: must be a list of numbers above 0"),
-        (ModelName.resunet_a, {"dilations": [[1]]}, "model.dilations: must be a list of numbers above 0"),
-        (ModelName.resunet_a, {"dilations": [[1], []]}, "model.dilations: must be a list of numbers above 0"),
-        (ModelName.unet, {"dilations": [[1], [1]]}, "model.dilations: must be null for model.name=unet"),
-        (ModelName.dynunet, {"num_res_units": 2}, "model.num_res_units: must be 0 or 1"),
-        (ModelName.dynunet, {"channels": [4, 8], "strides": [[2, 2]]}, "model.channels: must be three or more numbers"),
-        (ModelName.segresnet, {"num_res_units": 0}, "model.num_res_units: must be at least 1"),
-        (ModelName.segresnet, {"channels": [8, 24]}, "model.channels: must double"),
-        (ModelName.segresnet, {"strides": [[4, 4]]}, "model.strides: must all be 2"),
-        (ModelName.segresnet, {"channels": []}, "model.channels: must be two or more"),
+        ("attention_unet", {"norm": "instance"}, "norm: must be batch for model.name=attention_unet"),
+        ("attention_unet", {"num_res_units": 1}, "num_res_units: must be 0"),
+        ("resunet_a", {"dilations": None}, "dilations: must be a list of numbers above 0"),
+        ("resunet_a", {"dilations": [[1]]}, "dilations: must be a list of numbers above 0"),
+        ("resunet_a", {"dilations": [[1], []]}, "dilations: must be a list of numbers above 0"),
+        ("unet", {"dilations": [[1], [1]]}, "dilations: must be null for model.name=unet"),
+        ("dynunet", {"num_res_units": 2}, "num_res_units: must be 0 or 1"),
+        ("dynunet", {"channels": [4, 8], "strides": [[2, 2]]}, "channels: must be three or more numbers"),
+        ("segresnet", {"num_res_units": 0}, "num_res_units: must be at least 1"),
+        ("segresnet", {"channels": [8, 24]}, "channels: must double"),
+        ("segresnet", {"strides": [[4, 4]]}, "strides: must all be 2"),
+        ("segresnet", {"channels": []}, "channels: must be two or more"),
     ],
 )
 def test_setting_that_a_network_cannot_follow_is_refused(name: ModelName, changes: dict, message: str) -> None:
@@ -89,7 +89,7 @@ def test_size_that_does_not_halve_is_refused_with_the_next_legal_sizes() -> None
     cfg = config.parse(composed())
     with pytest.raises(InputError, match=r"preprocess.image_size: must be a multiple of 16 .* is 150; use 144 or 160"):
         require_legal_size(cfg.model, image_size=150)
-    with pytest.raises(InputError, match=r"model.num_slices: must be a multiple of 2 .* is 5; use 4 or 6"):
+    with pytest.raises(InputError, match=r"num_slices: must be a multiple of 2 .* is 5; use 4 or 6"):
         require_legal_size(model_3d(num_slices=5), image_size=32)
     with pytest.raises(
         InputError, match=r"preprocess.image_size: must be a multiple of 16 from 32 on .* is 16; use 32"

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import ModelName
 from prostate_seg.segmentation.networks import onnx_network
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.networks.onnx_network import TOLERANCE, OnnxNetwork, export_onnx
 from prostate_seg.segmentation.networks.resunet_a import _cell_maxima
+from prostate_seg.segmentation.networks.settings import ModelName
 from tests.segmentation_helpers import SIZE, small_model
 
 pytest.importorskip("onnxruntime")
@@ -25,7 +25,7 @@ def test_exported_network_computes_the_same(name: ModelName, tmp_path: Path) -> 
     network = build_network(model).eval()
     difference = export_onnx(tmp_path / "network.onnx", network, model=model, image_size=SIZE)
     assert difference <= TOLERANCE
-    inputs = torch.randn(5, *((1,) if name is ModelName.unet3d else ()), model.num_slices, SIZE, SIZE)
+    inputs = torch.randn(5, *((1,) if name == "unet3d" else ()), model.num_slices, SIZE, SIZE)
     with torch.inference_mode():
         again = OnnxNetwork(tmp_path / "network.onnx")(inputs)
         torch.testing.assert_close(torch.sigmoid(again), torch.sigmoid(network(inputs)), atol=TOLERANCE, rtol=0)
@@ -40,7 +40,7 @@ def test_plain_maxima_are_those_of_adaptive_pooling() -> None:
 def test_a_network_that_computes_something_else_is_refused_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = small_model(ModelName.unet)
+    model = small_model("unet")
     monkeypatch.setattr(onnx_network, "_difference", lambda *_: 0.5)
     with pytest.raises(InputError, match=r"must agree to 0.001 in probability, and differ by 0.5"):
         export_onnx(tmp_path / "network.onnx", build_network(model).eval(), model=model, image_size=SIZE)

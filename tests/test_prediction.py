@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.config.schema import Precision
 from prostate_seg.imaging.geometry import Geometry, Volume, VolumeWarning
 from prostate_seg.segmentation.inference.inference import mean_agreement
 from prostate_seg.segmentation.inference.out_of_distribution import ranges_of, unfamiliar
@@ -30,7 +29,7 @@ def study() -> Volume:
 
 
 def model(*networks: torch.nn.Module, ranges: dict[str, tuple[float, float]] | None = None) -> Model:
-    usage = Usage(threshold=0.5, largest_component=True, flips=False, precision=Precision.fp32)
+    usage = Usage(threshold=0.5, largest_component=True, flips=False, precision="fp32")
     ready = replace(predictor(*networks), preprocess=WIDE)
     return Model(predictor=ready, usage=usage, ranges=ranges or {}, notes=(), md5="m")
 

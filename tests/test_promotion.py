@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 
 from prostate_seg.reporting.comparison import parse_results
-from prostate_seg.reporting.promotion import Evidence, Rules, Ruling, judge
+from prostate_seg.reporting.promotion import Evidence, Ruling, judge
 from prostate_seg.reporting.results import SUMMARISED
+from prostate_seg.reporting.settings import PromotionRules
 
-RULES = Rules(min_test_patients=5, min_dice=0.8, max_failure_fraction=0.2, min_gain=0.0)
+RULES = PromotionRules(min_test_patients=5, min_dice=0.8, max_failure_fraction=0.2, min_gain=0.0)
 PASSED = {"patient overlap": "passed", "identical voxels": "passed on 3 of 5 cases", "identical mask files": "not run"}
 
 
@@ -45,7 +46,7 @@ def shown(
 GOOD = (0.9, 0.91, 0.92, 0.93, 0.94)
 
 
-def refused(candidate: Evidence, champion: Evidence | None = None, rules: Rules = RULES) -> list[Ruling]:
+def refused(candidate: Evidence, champion: Evidence | None = None, rules: PromotionRules = RULES) -> list[Ruling]:
     rulings = judge(candidate, champion, rules=rules, num_bootstrap=200, seed=1)
     assert [ruling.rule for ruling in rulings] == [
         "leaks",
@@ -102,7 +103,10 @@ def test_a_champion_is_followed_by_what_is_better_beyond_chance_alone() -> None:
     assert ruling.rule == "better"
     assert "on the same 5 cases of 5 patients, 95% interval -" in ruling.words
     assert (
-        refused(mixed, champion, Rules(min_test_patients=5, min_dice=0.8, max_failure_fraction=0, min_gain=-0.1)) == []
+        refused(
+            mixed, champion, PromotionRules(min_test_patients=5, min_dice=0.8, max_failure_fraction=0, min_gain=-0.1)
+        )
+        == []
     )
 
 

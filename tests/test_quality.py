@@ -25,7 +25,8 @@ from prostate_seg.imaging.quality import (
     solid_fraction,
     whole_gland,
 )
-from prostate_seg.phantom import PhantomCase, PhantomSettings, make_phantom_case
+from prostate_seg.phantom.settings import PhantomSettings
+from prostate_seg.phantom.studies import PhantomCase, make_phantom_case
 from tests.imaging_helpers import real_study
 
 GRID = Geometry(

@@ -4,7 +4,7 @@ import pytest
 from mlflow.entities import Run
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import MlflowConfig, OnRerun, OnUnreachable
+from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.tracking.recorded_runs import open_tree, recorded_cases
 from prostate_seg.tracking.run_tree import Level, Place, RunTree
 
@@ -16,8 +16,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> RunTree:
         tracking_uri=f"sqlite:///{folder}/mlflow.db",
         experiment="one",
         name="baseline",
-        on_rerun=OnRerun.supersede,
-        on_unreachable=OnUnreachable.fail,
+        on_rerun="supersede",
+        on_unreachable="fail",
         fresh=False,
         skip_finished=False,
         system_metrics=False,

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import Config, OnUnreachable, parse
+from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.operations.job import Job, Outcome
 from prostate_seg.provenance import ds_version
@@ -287,7 +287,7 @@ def test_sweep_without_its_store_is_a_sweep_once_it_is_sent(cfg: Config, databas
 
 
 def test_sweep_of_a_stage_that_needs_its_store_fails_at_once(cfg: Config, tmp_path: Path) -> None:
-    strict = replace(cfg, mlflow=replace(cfg.mlflow, on_unreachable=OnUnreachable.fail))
+    strict = replace(cfg, mlflow=replace(cfg.mlflow, on_unreachable="fail"))
     with pytest.raises(InputError, match=r"the tracking store http://127.0.0.1:9 cannot be used"):
         sweeps.begin_multirun(strict, tmp_path / "grid", is_sweep=True)
     job = Job(overrides=(), output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from mlflow.entities import Run, ViewType
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import MlflowConfig, OnRerun, OnUnreachable
+from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.operations.job import Outcome
 from prostate_seg.operations.process import this_process
 from prostate_seg.tracking import leader_election as agreement
@@ -25,8 +25,8 @@ SETTINGS = MlflowConfig(
     tracking_uri=None,
     experiment="one",
     name="baseline",
-    on_rerun=OnRerun.supersede,
-    on_unreachable=OnUnreachable.fail,
+    on_rerun="supersede",
+    on_unreachable="fail",
     fresh=False,
     skip_finished=False,
     system_metrics=False,

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
-from prostate_seg.config.schema import Device
 from prostate_seg.data import folds
 from prostate_seg.data.folds import kfold
 from prostate_seg.segmentation.networks.storage import Recipe
@@ -57,9 +56,7 @@ def seeds_of_training(monkeypatch: pytest.MonkeyPatch, data: Path, *, seed: int,
     monkeypatch.setattr(training, "_train_epoch", train_epoch)
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=False, train_ids=["a"], val_ids=["b"])
     with pytest.raises(Recorded):
-        fit_fold(
-            recipe, data, settings=train_settings(), device=Device.cpu, seed=seed, fold_index=fold_index, team=Team()
-        )
+        fit_fold(recipe, data, settings=train_settings(), device="cpu", seed=seed, fold_index=fold_index, team=Team())
     return tuple(found)
 
 

@@ -7,33 +7,22 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import (
-    STAGE_SETTINGS,
-    Activation,
-    Augmentation,
-    Loss,
-    ModelConfig,
-    ModelName,
-    Optimizer,
-    Precision,
-    Schedule,
-    TrainConfig,
-    TrainingSlices,
-    ValMetric,
-    parse,
-)
+from prostate_seg.config.schema import STAGE_SETTINGS, parse
 from prostate_seg.segmentation.inference.intensity import Intensity
 from prostate_seg.segmentation.networks.networks import build_network
+from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 from prostate_seg.segmentation.networks.storage import Recipe, load_network, load_recipe, save_recipe, save_weights
 from prostate_seg.segmentation.training import training
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
 from prostate_seg.segmentation.training.packing import PackedSet
+from prostate_seg.segmentation.training.settings import Augmentation, Optimizer, TrainConfig, ValMetric
 from prostate_seg.segmentation.training.training import (
     Batches,
     Budget,
@@ -94,17 +83,17 @@ def run_fit(
 @pytest.mark.parametrize("name", list(ModelName))
 def test_every_network_of_the_table_learns_a_disc(packed: PackedSet, name: ModelName) -> None:
     model = small_model(name)
-    settings = train_settings(max_epochs=40, augmentation=Augmentation.none)
+    settings = train_settings(max_epochs=40, augmentation="none")
     history, _ = run_fit(packed, settings, model=model, seed=1)  # of some seeds, 200 steps are too few for resunet_a
     assert history[-1].loss < history[0].loss
     assert max(epoch.val_dice for epoch in history) > 0.85
 
 
-@pytest.mark.parametrize("augmentation", list(Augmentation))
+@pytest.mark.parametrize("augmentation", get_args(Augmentation))
 def test_two_runs_are_identical_bit_for_bit_and_another_seed_is_not(
     packed: PackedSet, augmentation: Augmentation
 ) -> None:
-    settings = train_settings(augmentation=augmentation, precision=Precision.auto)
+    settings = train_settings(augmentation=augmentation, precision="auto")
     (first, weights), (again, same), (_, other) = (run_fit(packed, settings, seed=seed) for seed in (1, 1, 2))
     assert [(e.loss, e.val_dice) for e in first] == [(e.loss, e.val_dice) for e in again]
     assert all(torch.equal(weights[name], same[name]) for name in weights)
@@ -165,7 +154,7 @@ def test_metric_decides_which_epoch_is_kept(metric: ValMetric) -> None:
     progress = Progress(metric)
     for number, (dice, iou) in enumerate([(0.5, 0.4), (0.6, 0.5), (0.7, 0.45), (0.6, 0.5)]):
         progress.add(epoch(number, dice, iou), {"weight": torch.tensor(number)})
-    kept = {ValMetric.dice: 2, ValMetric.iou: 1}[metric]
+    kept = {"dice": 2, "iou": 1}[metric]
     assert progress.best_weights["weight"] == kept
     assert best_epoch(progress.history, metric=metric).epoch == kept
 
@@ -207,7 +196,7 @@ def fit_with_little_memory(packed: PackedSet, settings: TrainConfig, *, most: in
 
 def test_batch_that_does_not_fit_goes_through_in_parts(packed: PackedSet, caplog: pytest.LogCaptureFixture) -> None:
     """With a loss that is a mean over pixels the parts' gradients add up to that of the whole batch."""
-    settings = train_settings(batch_size=4, loss=Loss.bce, augmentation=Augmentation.none)
+    settings = train_settings(batch_size=4, loss="bce", augmentation="none")
     whole = fit_with_little_memory(packed, settings, most=4)
     halved = fit_with_little_memory(packed, settings, most=1)
     assert [epoch.batch_size for epoch in whole.history] == [4, 4, 4]
@@ -293,19 +282,17 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert max(rates) == rates[10] == pytest.approx(1e-2)
     assert rates[55] == pytest.approx(0.5e-2)
     assert rates[-1] < 1e-5
-    constant = Budget(train_settings(schedule=Schedule.constant), steps_per_epoch=10, start=time.perf_counter())
+    constant = Budget(train_settings(schedule="constant"), steps_per_epoch=10, start=time.perf_counter())
     constant.num_steps = 25
     constant.is_spent()
     assert constant.learning_rate_factor() == 1.0
 
 
-@pytest.mark.parametrize("optimizer", list(Optimizer))
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
 @pytest.mark.parametrize("name", list(ModelName))
 def test_only_weights_of_convolutions_decay(name: ModelName, optimizer: Optimizer) -> None:
     """Without a gradient a step is the decay alone."""
-    network = build_network(
-        replace(small_model(name), activation=Activation.prelu) if name is ModelName.unet else small_model(name)
-    )
+    network = build_network(replace(small_model(name), activation="prelu") if name == "unet" else small_model(name))
     for parameter in network.parameters():
         torch.nn.init.constant_(parameter, 0.5)
         parameter.grad = torch.zeros_like(parameter)
@@ -363,14 +350,14 @@ def test_every_training_slice_comes_once_before_any_comes_again(packed: PackedSe
 
 
 def test_steps_per_epoch_sets_the_length_of_an_epoch(packed: PackedSet) -> None:
-    settings = train_settings(steps_per_epoch=3, max_epochs=2, schedule=Schedule.cosine)
+    settings = train_settings(steps_per_epoch=3, max_epochs=2, schedule="cosine")
     history, _ = run_fit(packed, settings)
     assert len(history) == 2
     assert history[-1].learning_rate == pytest.approx(0, abs=1e-9)
 
 
 def test_gland_slices_only_leaves_out_the_others(packed: PackedSet) -> None:
-    batches = Batches(packed, TRAIN, model=model_2d(), device=torch.device("cpu"), kind=TrainingSlices.gland)
+    batches = Batches(packed, TRAIN, model=model_2d(), device=torch.device("cpu"), kind="gland")
     assert packed.masks[batches.slices].any(axis=(1, 2)).all()
     assert len(batches.slices) == len(packed.slices_of(TRAIN)) - 2 * len(TRAIN)
 

@@ -13,8 +13,7 @@ from tests.conftest import composed
 
 
 def stage_in(folder: Path, stage: str, *overrides: str) -> tuple[Config, Workspace]:
-    cfg = parse(composed(f"stage={stage}", *overrides))
-    cfg.paths.root, cfg.paths.cache = str(folder), str(folder / ".cache")
+    cfg = parse(composed(f"stage={stage}", f"paths.root={folder}", *overrides))
     return cfg, workspace_of(cfg)
 
 

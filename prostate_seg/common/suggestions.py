@@ -71,6 +71,14 @@ def probably_meant(key: str, known: Sequence[str]) -> list[str]:
     return [alike] if alike else _by_a_similar_name(name, known)
 
 
+def unknown_key_message(key: str, known: Sequence[str]) -> str:
+    """Return the message for a key that does not exist, with the key that was probably meant."""
+    if key in known:
+        return f"{key}: cannot be set here, because {key.rpartition('.')[0]} is null; choose the option that has it"
+    meant = " or ".join(probably_meant(key, known))
+    return f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else "; --cfg job shows the known ones")
+
+
 def closest(word: str, known: Sequence[str]) -> str | None:
     """Return the known word that looks most like `word`, if one looks like it at all."""
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)

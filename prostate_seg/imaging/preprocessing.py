@@ -6,16 +6,18 @@ the border of the study, it is padded on that side. Only the window is resampled
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 from scipy import ndimage
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of_text
+from prostate_seg.common.settings import parse_group, plain
 from prostate_seg.imaging.geometry import Box, Geometry, Shape, Spacing, Volume
 from prostate_seg.imaging.quality import whole_gland
+from prostate_seg.imaging.settings import PreprocessConfig
 
 SAME_SPACING_TOLERANCE = 1e-5
 """Relative difference up to which two spacings are one; over 1,000 voxels it shifts by a hundredth of a voxel."""
@@ -28,33 +30,20 @@ EDGE_VOX = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreprocessSettings:
-    """All that decides what a network sees of a study. Inference must repeat it."""
+class PreprocessSettings(PreprocessConfig):
+    """All settings that decide the input of the network; inference repeats them."""
 
-    spacing_mm: Spacing | None
-    """Voxel edge lengths (z, y, x) to resample to; None keeps the study's own."""
-    image_size: int
-    """Edge length in voxels of the kept square."""
-    crop: Literal["center", "mask"]
-    """Whether the square is centred on the image or on the reference mask."""
-    to_8bit: bool
-    """Whether intensities become uint8."""
-    intensity_percentiles: tuple[float, float]
-    """Percentiles of the kept region that become 0 and 255."""
     whole_gland_labels: tuple[int, ...] | None
-    """Mask labels that are gland; None takes every label above 0."""
+    """Mask labels of the whole gland; None takes every label above 0."""
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "PreprocessSettings":
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Read what `as_dict` wrote."""
-        read: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**read)
+        return parse_group(cls, values, key="preprocess")
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return cast(dict[str, Any], plain(self))
 
     @property
     def digest(self) -> str:

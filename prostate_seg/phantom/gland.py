@@ -9,10 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-HEIGHT_RATIO_RANGE = (0.68, 0.8)
-"""Front-to-back half axis of the gland over the left-to-right one."""
-LENGTH_RATIO_RANGE = (0.78, 0.95)
-"""Apex-to-base half axis of the gland over the left-to-right one."""
+from prostate_seg.phantom.settings import HEIGHT_RATIO_RANGE, LENGTH_RATIO_RANGE, half_width_of
+
 FLATTENING_ENDS = 1.5
 """x^2 / a^2 beyond which the bend of the flanks stops growing; the gland ends before."""
 
@@ -65,11 +63,6 @@ class Gland:
     def volume_ml(self) -> float:
         """Volume 4/3 pi a b c."""
         return 4 / 3 * math.pi * self.half_width_mm * self.half_height_mm * self.half_length_mm / 1000
-
-
-def half_width_of(volume_ml: float, *, height_ratio: float, length_ratio: float) -> float:
-    """Solve 4/3 pi a b c = volume for a."""
-    return float((volume_ml * 1000 * 3 / (4 * math.pi * height_ratio * length_ratio)) ** (1 / 3))
 
 
 def draw_gland(generator: np.random.Generator, *, volume_ml: float) -> Gland:

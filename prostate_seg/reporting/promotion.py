@@ -10,20 +10,10 @@ from typing import Any
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.leak_gate import Check
 from prostate_seg.reporting.comparison import ALL, Results, compare
+from prostate_seg.reporting.settings import PromotionRules
 
 NOT_FOUND = ("passed", "not run")
 """How the outcome of a leak check begins that found nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What a champion must have shown."""
-
-    min_test_patients: int
-    min_dice: float
-    max_failure_fraction: float
-    min_gain: float
-    """What the interval of the Dice gained on the present champion must lie above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +40,7 @@ class Ruling:
 
 
 def judge(
-    candidate: Evidence, champion: Evidence | None, *, rules: Rules, num_bootstrap: int, seed: int
+    candidate: Evidence, champion: Evidence | None, *, rules: PromotionRules, num_bootstrap: int, seed: int
 ) -> list[Ruling]:
     """Apply every rule.
 
@@ -102,7 +92,7 @@ def _no_oracle_crop(summary: Mapping[str, Any]) -> Ruling:
 
 
 def _is_better(
-    candidate: Evidence, champion: Evidence | None, *, rules: Rules, num_bootstrap: int, seed: int
+    candidate: Evidence, champion: Evidence | None, *, rules: PromotionRules, num_bootstrap: int, seed: int
 ) -> Ruling:
     rule = "better"
     if champion is None:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import Device, Precision
+from prostate_seg.segmentation.settings import Device, Precision
 
 
 def choose_device(device: Device) -> torch.device:
@@ -15,11 +15,11 @@ def choose_device(device: Device) -> torch.device:
         InputError: If a GPU is asked for and there is none.
     """
     available = torch.cuda.is_available()
-    if device is Device.cuda and not available:
+    if device == "cuda" and not available:
         raise InputError(
             "machine.device=cuda: torch sees no GPU here; use machine.device=auto or install a CUDA build of torch"
         )
-    return torch.device("cuda" if available and device is not Device.cpu else "cpu")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 def available_gpus(device: Device) -> range:
@@ -41,5 +41,5 @@ def computes_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, *, precision: Precision) -> AbstractContextManager[None]:
     """Return the context of a forward pass: bfloat16 if asked for or, with `auto`, if the processor has it."""
-    enabled = precision is Precision.bf16 or (precision is Precision.auto and computes_bf16(device))
+    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
 
 from prostate_seg.common.errors import VolumeError
 from prostate_seg.common.progress import map_cases
-from prostate_seg.config.schema import NOT_DUPLICATES, Config, Crop
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.data.cases import Case
 from prostate_seg.data.dataset import CaseRecord, read_dataset, read_thumbnails, require_contract
@@ -17,6 +17,7 @@ from prostate_seg.data.folds import Fold, chosen_folds, read_folds
 from prostate_seg.data.layouts import nfc
 from prostate_seg.data.leak_gate import Check, Fingerprint, Verdict, fingerprints_of, idle_pairs, stop_on_leaks
 from prostate_seg.data.loading import read_mask
+from prostate_seg.data.settings import NOT_DUPLICATES
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
@@ -27,16 +28,8 @@ log = logging.getLogger(__name__)
 
 def preprocess_settings(cfg: Config) -> PreprocessSettings:
     """Return all of the config that decides what a network sees."""
-    spacing, labels = cfg.preprocess.spacing_mm, cfg.data.whole_gland_labels
-    low, high = cfg.preprocess.intensity_percentiles
-    return PreprocessSettings(
-        spacing_mm=None if spacing is None else (spacing[0], spacing[1], spacing[2]),
-        image_size=cfg.preprocess.image_size,
-        crop=cfg.preprocess.crop.value,
-        to_8bit=cfg.preprocess.to_8bit,
-        intensity_percentiles=(low, high),
-        whole_gland_labels=None if labels is None else tuple(labels),
-    )
+    values = {field.name: getattr(cfg.preprocess, field.name) for field in fields(cfg.preprocess)}
+    return PreprocessSettings(**values, whole_gland_labels=cfg.data.whole_gland_labels)
 
 
 def checked_dataset(cfg: Config, workspace: Workspace) -> dict[str, CaseRecord]:
@@ -64,7 +57,7 @@ def pass_leak_gate(
         InputError: If the folds leak.
     """
     identities = known_identities(cfg, workspace, dataset, num_remade=NUM_REMADE)
-    allowed = [Check.oracle_crop] if cfg.preprocess.crop is Crop.mask else []
+    allowed = [Check.oracle_crop] if cfg.preprocess.crop == "mask" else []
     pairs = not_duplicates(cfg)
     verdict = stop_on_leaks(folds, identities=identities, allowed=allowed, not_duplicates=pairs)
     log_overruled(verdict, pairs, identities)

@@ -13,7 +13,7 @@ from pathlib import Path
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.common.progress import map_cases
-from prostate_seg.config.schema import Config, OnBadCase
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import CaseRecord, read_thumbnails
@@ -129,7 +129,7 @@ def score_external_cases(
     scored = [one for one, _ in outcomes if one is not None]
     findings = [finding for finding in findings if finding.check != "unknown_exclude"]  # may name a training case
     findings += [finding for _, found in outcomes for finding in found]
-    exclude = cfg.data.on_bad_case is OnBadCase.exclude
+    exclude = cfg.data.on_bad_case == "exclude"
     refuse_or_exclude(findings, num_usable=len(scored), exclude=exclude)
     return scored
 

@@ -6,15 +6,14 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.progress import progress
-from prostate_seg.config.schema import Config, DataSource
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.public.download import checksum_of, download, gigabytes, require_checksum, shown_url
 from prostate_seg.data.public.public_sets import PUBLIC_SETS, Archive, PublicSet
@@ -28,7 +27,7 @@ from prostate_seg.data.public.source_note import (
 )
 from prostate_seg.data.public.unpack import unpack
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from prostate_seg.phantom import PhantomSettings, write_phantom
+from prostate_seg.phantom.studies import write_phantom
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +36,12 @@ MEBIBYTE = 1 << 20
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write images/, masks/ and cases.csv of the data folder; of public data LICENCE.txt and SOURCE.json too."""
-    if cfg.data.source is DataSource.folder:
+    if cfg.data.source == "folder":
         raise InputError("data=folder: there is nothing to fetch, the data are yours; go on with stage=preprocess")
     with _alone(workspace):
-        if cfg.data.source is DataSource.phantom:
+        if cfg.data.source == "phantom":
             return _make_phantom(cfg, workspace)
-        about = PUBLIC_SETS[cfg.data.source.value]
+        about = PUBLIC_SETS[cfg.data.source]
         for line in describe(about):
             log.info("%s", line)
         if about.archives:
@@ -77,27 +76,19 @@ def _remove_leftovers(data: Path) -> None:
 
 
 def _make_phantom(cfg: Config, workspace: Workspace) -> StageResult:
-    assert cfg.data.phantom is not None
+    settings = cfg.data.phantom
+    assert settings is not None
     if (workspace.data / "images").exists() and not (workspace.data / "phantom.csv").is_file():
         raise InputError(
             f"{workspace.data} holds images that are not a phantom, and they are not overwritten\n"
             "Name another data.root or paths.root, or use them: data=folder data.root=" + str(workspace.data)
         )
-    try:
-        settings = PhantomSettings(**_tuples(asdict(cfg.data.phantom)))
-    except ValueError as error:  # rules between settings, such as a gland that the field of view cannot hold
-        raise InputError(f"data.phantom: {error}") from error
     with progress("fetch", total=settings.num_patients + settings.num_second_studies) as advance:
         images = write_phantom(
             workspace.data, settings=settings, seed=cfg.seed, on_progress=lambda _done, _of: advance()
         )
     log.info("made %d phantom studies of %d patients in %s", len(images), settings.num_patients, workspace.data)
     return StageResult(outputs=[workspace.data])
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn YAML's lists into the tuples of the phantom's frozen settings."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _fetch_archives(cfg: Config, workspace: Workspace, about: PublicSet) -> None:
@@ -123,11 +114,11 @@ def _own_note(cfg: Config, data: Path) -> SourceNote:
     """Return the note of an earlier fetch of the same data set, or a new one where the folder has no images yet."""
     note = read_note(data)
     if note is None and not (data / "images").exists():
-        return SourceNote(source=cfg.data.source.value)
-    if note is None or note.source != cfg.data.source.value:
+        return SourceNote(source=cfg.data.source)
+    if note is None or note.source != cfg.data.source:
         held = "images of unknown origin" if note is None else f"data={note.source}"
         raise InputError(
-            f"{data} holds {held}, and data={cfg.data.source.value} is not mixed with it\n"
+            f"{data} holds {held}, and data={cfg.data.source} is not mixed with it\n"
             "Name another paths.root or data.root."
         )
     _remove_leftovers(data)
@@ -261,11 +252,11 @@ def _import_folder(cfg: Config, workspace: Workspace, about: PublicSet) -> None:
     """Copy PROMISE12's CaseNN.mhd and CaseNN_segmentation.mhd, voxels included, to one file each."""
     if cfg.fetch.origin is None or not Path(cfg.fetch.origin).is_dir():
         raise InputError(
-            f"data={cfg.data.source.value}: fetch.origin must be the folder with the unpacked training data, is "
+            f"data={cfg.data.source}: fetch.origin must be the folder with the unpacked training data, is "
             f"{cfg.fetch.origin or 'null'}\nDownload training_data.zip from {about.page} and unpack it."
         )
     if cfg.fetch.parts is not None:
-        raise InputError(f"fetch.parts: must be null, as data={cfg.data.source.value} has no parts")
+        raise InputError(f"fetch.parts: must be null, as data={cfg.data.source} has no parts")
     note = _own_note(cfg, workspace.data)
     masks = {
         path.name.lower().removesuffix("_segmentation.mhd"): path

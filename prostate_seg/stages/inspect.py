@@ -12,7 +12,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.common.tables import table_lines
-from prostate_seg.config.schema import Config, OnBadCase
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.label_names import require_gland_names
@@ -79,7 +79,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         if shown:
             title = f"{workspace.data}: {len(shown)} of {len(panels)} cases"
             draw_contact_sheet(folder / "contact_sheet.png", shown, title=title)
-    exclude = cfg.data.on_bad_case is OnBadCase.exclude
+    exclude = cfg.data.on_bad_case == "exclude"
     logged = [finding for finding in findings if exclude or not finding.is_error]  # the others end the stage
     for line in [*describe(summary), *_case_lines(table), *_finding_lines(logged)]:
         log.info("%s", line)

@@ -13,7 +13,7 @@ import torch
 
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.progress import map_cases
-from prostate_seg.config.schema import Backend, Config
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.layouts import has_images
 from prostate_seg.data.predictions import State, Target, new_mask, note_dicom_seg, state_of, write_volumes
@@ -129,8 +129,8 @@ def load_named_model(cfg: Config, workspace: Workspace) -> NamedModel:
     else:
         folder = workspace.model if wanted is None else Path(wanted)
         name = str(folder)
-    device = torch.device("cpu") if cfg.predict.backend is Backend.onnx else choose_device(cfg.machine.device)
-    usage = read_usage(folder) or Usage.of(cfg)
+    device = torch.device("cpu") if cfg.predict.backend == "onnx" else choose_device(cfg.machine.device)
+    usage = read_usage(folder) or Usage.of(cfg.evaluate, precision=cfg.train.precision)
     model = load_model(folder, fold_index=cfg.fold.index, usage=usage, device=device, backend=cfg.predict.backend)
     log.info("%d networks of %s", len(model.predictor.networks), name)
     return NamedModel(name=name, model=model)

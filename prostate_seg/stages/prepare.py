@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from prostate_seg.config.schema import Config, SplitStrategy
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.dataset import CaseRecord
 from prostate_seg.data.folds import Fold, all_train, imported, kfold, write_folds
@@ -19,7 +19,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     cases = list(dataset.values())
     folds = make_folds(cfg, cases)
     verdict = pass_leak_gate(cfg, workspace, folds, dataset)
-    how = {"strategy": cfg.fold.strategy.value, "seed": cfg.seed, "val_fraction": cfg.fold.val_fraction}
+    how = {"strategy": cfg.fold.strategy, "seed": cfg.seed, "val_fraction": cfg.fold.val_fraction}
     write_folds(workspace.kfold_json, folds, how=how)
     for line in describe(folds, cases):
         log.info("%s", line)
@@ -35,9 +35,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 def make_folds(cfg: Config, cases: Sequence[CaseRecord]) -> list[Fold]:
     """Divide the cases as the config asks."""
     val_fraction = cfg.fold.val_fraction
-    if cfg.fold.strategy is SplitStrategy.all:
+    if cfg.fold.strategy == "all":
         return all_train(cases, val_fraction=val_fraction, seed=cfg.seed)
-    if cfg.fold.strategy is SplitStrategy.picai:
+    if cfg.fold.strategy == "picai":
         assert cfg.fold.file is not None
         return imported(cases, file=Path(cfg.fold.file), val_fraction=val_fraction, seed=cfg.seed)
     return kfold(cases, num_folds=cfg.fold.num_folds, val_fraction=val_fraction, seed=cfg.seed)

@@ -13,7 +13,7 @@ import numpy as np
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder, write_json
 from prostate_seg.common.progress import map_cases
-from prostate_seg.config.schema import Config, Crop, OnBadCase
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import CaseRecord, join_thumbnails, write_contract, write_dataset
@@ -64,7 +64,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         findings += check_slice_planes(
             {row.case_id: (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm) for row in rows}
         )
-        exclude = cfg.data.on_bad_case is OnBadCase.exclude
+        exclude = cfg.data.on_bad_case == "exclude"
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=exclude)
         write_dataset(folder / "dataset.csv", rows)
         join_thumbnails(folder / "thumbnails.npy", folder / THUMBNAILS, case_ids=[row.case_id for row in rows])
@@ -152,7 +152,7 @@ def _row(
         orientation=loaded.image.stored_orientation,
         gland_volume_ml=int(gland.sum()) * grid.voxel_volume_ml,
         gland_kept_fraction=result.gland_kept_fraction,
-        oracle_crop=settings.crop == Crop.mask.value,
+        oracle_crop=settings.crop == "mask",
         warnings=";".join(sorted({finding.check for finding in findings if not finding.is_error})),
         attributes=case.attributes,
     )

@@ -22,7 +22,7 @@ from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.reporting.analysis import all_tables
 from prostate_seg.reporting.comparison import parse_results
 from prostate_seg.reporting.model_card import render_model_card
-from prostate_seg.reporting.promotion import Evidence, Rules, judge
+from prostate_seg.reporting.promotion import Evidence, judge
 from prostate_seg.segmentation.networks.model_folder import ONNX, Model, Usage, load_model, network_folders, write_usage
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
 from prostate_seg.stages.report import load_facts
@@ -176,23 +176,17 @@ def pass_gate(
     Raises:
         InputError: If it may not.
     """
-    bounds = cfg.register
     rulings = judge(
         _evidence(cfg, workspace, tree, version),
         None if champion is None else _evidence(cfg, workspace, tree, champion),
-        rules=Rules(
-            min_test_patients=bounds.min_test_patients,
-            min_dice=bounds.min_dice,
-            max_failure_fraction=bounds.max_failure_fraction,
-            min_gain=bounds.min_gain,
-        ),
+        rules=cfg.register,
         num_bootstrap=cfg.evaluate.num_bootstrap,
         seed=cfg.seed,
     )
     for ruling in rulings:
         log.info("%s", ruling)
     refused = [ruling for ruling in rulings if not ruling.is_passed]
-    if refused and not bounds.force:
+    if refused and not cfg.register.force:
         raise InputError(
             f"{version} does not become champion: "
             f"{', '.join(ruling.rule for ruling in refused)}\n"
@@ -224,7 +218,7 @@ def _usage(cfg: Config, recorded: Mapping[str, Any]) -> Usage:
     """Return how the evaluation used the networks."""
     evaluate = recorded["evaluate"]
     values = {name: evaluate[name] for name in ("threshold", "largest_component", "flips")}
-    return Usage.from_dict({**values, "precision": recorded["train"].get("precision", cfg.train.precision.value)})
+    return Usage.from_dict({**values, "precision": recorded["train"].get("precision", cfg.train.precision)})
 
 
 def _add_onnx(folder: Path, model: Model) -> None:
@@ -275,7 +269,7 @@ def _description(evaluated: "Evaluated", model: Model) -> str:
     dice, num = pooled["dice"], len(model.predictor.networks)
     how = "together" if "ensemble" in summary["folds"] else "each on the patients that it had not seen"
     lines = [
-        f"{num} network{'s' if num > 1 else ''} ({model.predictor.model.name.value}), tested {how}: Dice "
+        f"{num} network{'s' if num > 1 else ''} ({model.predictor.model.name}), tested {how}: Dice "
         f"{dice['mean']:.3f}, {pooled['num_cases']} cases of {pooled['num_patients']} patients, "
         f"{pooled['num_failures']} failed.",
         f"Pipeline {evaluated.pipeline}, evaluation run {evaluated.run_id}. The model card is `{MODEL_CARD}` in "

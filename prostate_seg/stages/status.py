@@ -3,7 +3,7 @@
 import logging
 
 from prostate_seg.common.tables import table_lines
-from prostate_seg.config.schema import Config, TableFormat, as_container
+from prostate_seg.config.schema import Config, as_container
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.provenance.pipeline_state import as_json, as_rows, command_of_newest, known_entries, pipeline_states
 from prostate_seg.provenance.redaction import Redactor
@@ -15,7 +15,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Print a table, or JSON; a stale stage is an answer and no error."""
     whole = as_container(cfg)
     states = pipeline_states(workspace, settings=Redactor(settings=whole).tree(whole))
-    if cfg.status.format is TableFormat.json:
+    if cfg.status.format == "json":
         log.info("%s", as_json(states))
         return StageResult()
     for line in table_lines(

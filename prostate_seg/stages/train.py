@@ -19,7 +19,7 @@ from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
-from prostate_seg.config.schema import Config, Device, Resume, TrainConfig, ValMetric, portable_science_of
+from prostate_seg.config.schema import Config, portable_science_of
 from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
 from prostate_seg.data.dataset import CaseRecord, read_dataset
 from prostate_seg.data.folds import Fold, read_folds
@@ -30,9 +30,11 @@ from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, ranges_of
 from prostate_seg.segmentation.networks.networks import build_network, require_legal_size
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
+from prostate_seg.segmentation.settings import Device
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
 from prostate_seg.segmentation.training.distributed import ALONE, Team, TeamLostError, join_team
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
+from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
 from prostate_seg.segmentation.training.training import Epoch, Fitted, best_epoch, fit, reproducible
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
 from prostate_seg.stages.fold_processes import train_side_by_side
@@ -169,7 +171,7 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
         ranges=training_ranges(read_dataset(workspace.dataset_csv), fold, data),
     )
     identity = training_identity(cfg, recipe, data=data.name)
-    if cfg.train.resume is Resume.never:
+    if cfg.train.resume == "never":
         shutil.rmtree(unfinished, ignore_errors=True)
     elif _has_finished(workspace, index, identity):
         log.info("fold %d had finished before training was stopped, and is kept", index)
@@ -335,8 +337,8 @@ def _write_history(folder: Path, history: Sequence[Epoch], *, metric: ValMetric,
         title=title,
     )
     summary = {
-        "val_dice": best.score(ValMetric.dice),
-        "val_iou": best.score(ValMetric.iou),
+        "val_dice": best.score("dice"),
+        "val_iou": best.score("iou"),
         "best_epoch": best.epoch,
         "num_epochs": len(history),
     }

@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import Config, TableFormat, as_container
+from prostate_seg.config.schema import Config, as_container
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.provenance.ds_version import file_of, read_entries
 from prostate_seg.provenance.redaction import Redactor
@@ -23,7 +23,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         for stage, record in _recorded(cfg, workspace)
         for item in compare(stage, record, settings=settings, workspace=workspace)
     ]
-    is_json = cfg.verify.format is TableFormat.json
+    is_json = cfg.verify.format == "json"
     for line in [as_json(items)] if is_json else as_table(items):
         log.info("%s", line)
     different = [item for item in items if item.verdict is not Verdict.same]

@@ -3,14 +3,14 @@
 import importlib
 import logging
 
-from prostate_seg.config.schema import Config, SplitStrategy
+from prostate_seg.config.schema import Config
 
 log = logging.getLogger(__name__)
 
 
 def num_folds_of(cfg: Config) -> int:
     """Return how many folds a training fits."""
-    return 1 if cfg.fold.index is not None or cfg.fold.strategy is SplitStrategy.all else cfg.fold.num_folds
+    return 1 if cfg.fold.index is not None or cfg.fold.strategy == "all" else cfg.fold.num_folds
 
 
 def announce(cfg: Config, *, num_trials: int, num_folds: int) -> None:

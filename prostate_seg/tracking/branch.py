@@ -15,7 +15,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from prostate_seg.common.address import resolved_uri, shown_address
 from prostate_seg.common.errors import InputError, Pruned
 from prostate_seg.common.files import md5_of_text
-from prostate_seg.config.schema import OnRerun, OnUnreachable, as_container, science_of
+from prostate_seg.config.schema import as_container, science_of
 from prostate_seg.operations.job import Outcome, command_line
 from prostate_seg.operations.process import user_name
 from prostate_seg.provenance.environment import GitState
@@ -64,7 +64,7 @@ def open_branch(stage_run: StageRun) -> "Branch":
     try:
         branch.begin()
     except BaseException as error:
-        is_kept = isinstance(error, InputError) and cfg.mlflow.on_unreachable is OnUnreachable.spool
+        is_kept = isinstance(error, InputError) and cfg.mlflow.on_unreachable == "spool"
         if not is_kept:
             spool.remove()
             raise
@@ -219,7 +219,7 @@ class Branch:
         """Return what the store must know to let the run take its place among the others."""
         result = self.stage_run.result
         is_finished = record is not None and result is not None
-        is_replacing = self.stage_run.cfg.mlflow.on_rerun is OnRerun.supersede
+        is_replacing = self.stage_run.cfg.mlflow.on_rerun == "supersede"
         supersedes = is_finished and is_replacing and self.stage_run.stage not in NEVER_REPLACED
         return {
             "pipeline_key": self.pipeline_key,

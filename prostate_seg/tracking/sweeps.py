@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from prostate_seg.common.address import resolved_uri, shown_address
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of_text
-from prostate_seg.config.schema import Config, OnUnreachable
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import Job, Outcome, command_of
 from prostate_seg.tracking.journal import RECORDS, Header, Record, Spool, new_local_id, read_lines, waiting
@@ -71,7 +71,7 @@ def begin_multirun(cfg: Config, place: Path, *, is_sweep: bool) -> None:
         store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
         store.ask(lambda: begin(RunTree(store), record), locked=True)
     except InputError as error:
-        if cfg.mlflow.on_unreachable is not OnUnreachable.spool:
+        if cfg.mlflow.on_unreachable != "spool":
             raise
         _keep(cfg, record, error)
 
@@ -166,7 +166,7 @@ def take_over(cfg: Config, job: Job, run_id: str) -> bool:
     try:
         store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
     except InputError:
-        if cfg.mlflow.on_unreachable is not OnUnreachable.spool:
+        if cfg.mlflow.on_unreachable != "spool":
             raise
         return True
     return store.ask(lambda: _take_over(cfg, job, RunTree(store), run_id), locked=True)
@@ -181,7 +181,7 @@ def seconds_per_fold(cfg: Config) -> float | None:
     try:
         store = open_store(cfg.mlflow, cache=workspace_of(cfg).cache)
     except InputError:
-        if cfg.mlflow.on_unreachable is not OnUnreachable.spool:
+        if cfg.mlflow.on_unreachable != "spool":
             raise
         return None
     tree = RunTree(store)
@@ -194,7 +194,7 @@ def seconds_per_fold(cfg: Config) -> float | None:
             limit=NUM_PAST_FOLDS,
         )
     )
-    same_network = [run for run in past if run.data.params.get("model.name") == cfg.model.name.value]
+    same_network = [run for run in past if run.data.params.get("model.name") == cfg.model.name]
     found = [_scaled_seconds(run, cfg) for run in same_network or past]
     known = [seconds for seconds in found if seconds is not None]
     if not known:

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -218,8 +218,8 @@ def predict(mutant: Mutant, out: Path, *, model: Path) -> None:
 
     with initialize_config_dir(config_dir=str(config_folder())):
         cfg = parse(compose("config", overrides=["stage=predict", "mlflow=off", "machine.num_workers=1"]))
-    cfg.paths.root, cfg.predict.input = str(out), str(mutant.image)
-    cfg.predict.output, cfg.predict.model = str(out / "predictions"), str(model)
+    arguments = replace(cfg.predict, input=str(mutant.image), output=str(out / "predictions"), model=str(model))
+    cfg = replace(cfg, paths=replace(cfg.paths, root=str(out)), predict=arguments)
     try:
         stage.run(cfg, workspace_of(cfg))
     except InputError:

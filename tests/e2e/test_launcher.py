@@ -70,8 +70,8 @@ def test_refused_input_exits_with_1_and_no_traceback(launch: Launch, tmp_path: P
 
 def test_phantom_whose_glands_do_not_fit_its_field_of_view_is_refused_in_words(launch: Launch) -> None:
     result = launch("stage=fetch", "data.phantom.field_of_view_mm=80")
-    assert result.returncode == 1
-    assert "data.phantom: field_of_view_mm" in result.stderr
+    assert result.returncode == 2
+    assert "data.phantom.field_of_view_mm: must be from 98 to 400 for glands of up to 90 mL, is 80.0" in result.stderr
     assert "Traceback" not in result.stderr
 
 

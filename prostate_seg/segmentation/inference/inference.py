@@ -20,7 +20,6 @@ from torch import nn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.progress import num_cores
-from prostate_seg.config.schema import ModelConfig, Precision
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study, restore_probability
 from prostate_seg.segmentation.devices import autocast
@@ -28,6 +27,8 @@ from prostate_seg.segmentation.inference.intensity import Intensity, measure_int
 from prostate_seg.segmentation.inference.network_threads import network_threads
 from prostate_seg.segmentation.inference.windows import neighbours, patch_starts, patches
 from prostate_seg.segmentation.networks.networks import is_3d
+from prostate_seg.segmentation.networks.settings import ModelConfig
+from prostate_seg.segmentation.settings import Precision
 
 log = logging.getLogger(__name__)
 

@@ -5,19 +5,22 @@ stage=register adds segmentation.json, how the networks were used when they were
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
-from prostate_seg.config.schema import Backend, Config, Precision
+from prostate_seg.common.settings import parse_group, plain
 from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.inference.out_of_distribution import Ranges
+from prostate_seg.segmentation.inference.settings import InferenceSettings
+from prostate_seg.segmentation.networks.settings import Backend
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS, Recipe, load_network, load_recipe
+from prostate_seg.segmentation.settings import Precision
 
 USAGE = "segmentation.json"
 ONNX = "network.onnx"
@@ -25,42 +28,26 @@ ONNX = "network.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(InferenceSettings):
     """How the networks of a folder are used."""
 
-    threshold: float
-    """Probability from which a voxel is gland."""
-    largest_component: bool
-    """Whether only the largest connected region is kept."""
-    flips: bool
-    """Whether the left-right mirrored study is averaged in."""
     precision: Precision
     """Number format of the forward pass."""
 
     @classmethod
-    def of(cls, cfg: Config) -> Self:
-        """Return how stage=evaluate uses networks with these settings."""
-        evaluate = cfg.evaluate
-        return cls(
-            threshold=evaluate.threshold,
-            largest_component=evaluate.largest_component,
-            flips=evaluate.flips,
-            precision=cfg.train.precision,
-        )
+    def of(cls, settings: InferenceSettings, *, precision: Precision) -> Self:
+        """Return the usage of an evaluation."""
+        values = {field.name: getattr(settings, field.name) for field in fields(InferenceSettings)}
+        return cls(**values, precision=precision)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Read what `as_dict` wrote."""
-        return cls(**{**values, "precision": Precision(values["precision"])})
+        return parse_group(cls, values, key="evaluate")
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""
-        return {
-            "threshold": self.threshold,
-            "largest_component": self.largest_component,
-            "flips": self.flips,
-            "precision": self.precision.value,
-        }
+        return cast(dict[str, Any], plain(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +99,7 @@ def load_model(
     fold_index: int | None,
     usage: Usage,
     device: torch.device,
-    backend: Backend = Backend.torch,
+    backend: Backend = "torch",
 ) -> Model:
     """Load the networks of a folder as one ensemble.
 
@@ -148,12 +135,12 @@ def load_model(
         usage=usage,
         ranges=_united([recipe.ranges for recipe in recipes]),
         notes=("trained on windows that the reference had placed (preprocess.crop=mask)",) if used_oracle_crop else (),
-        md5=md5_of_text(" ".join([str(usage.as_dict()), backend.value, *map(md5_of, files)])),
+        md5=md5_of_text(" ".join([str(usage.as_dict()), backend, *map(md5_of, files)])),
     )
 
 
 def _network(folder: Path, recipe: Recipe, *, device: torch.device, backend: Backend) -> nn.Module:
-    if backend is Backend.torch:
+    if backend == "torch":
         return load_network(folder, recipe=recipe, device=device)
     if not (folder / ONNX).is_file():
         raise InputError(

@@ -14,8 +14,8 @@ from monai.networks.nets.unet import UNet
 from torch import nn
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import ModelConfig, ModelName
 from prostate_seg.segmentation.networks.resunet_a import ResUNetA
+from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 
 SMALLEST_COARSE_EDGE = 2
 """Voxels of the coarsest level: normalisation of a single voxel has nothing to measure."""
@@ -47,7 +47,7 @@ def require_legal_size(settings: ModelConfig, *, image_size: int) -> None:
             below, above = size // factor * factor, (size // factor + 1) * factor
             legal = f"{below} or {above}" if below >= fewest * factor else f"{max(above, fewest * factor)}"
             rule = f"a multiple of {factor}" + (f" from {fewest * factor} on" if size < fewest * factor else "")
-            raise InputError(f"{key}: must be {rule} for model={settings.name.value}, is {size}; use {legal}")
+            raise InputError(f"{key}: must be {rule} for model={settings.name}, is {size}; use {legal}")
 
 
 def _unet(settings: ModelConfig) -> nn.Module:
@@ -57,8 +57,8 @@ def _unet(settings: ModelConfig) -> nn.Module:
         channels=settings.channels,
         strides=_strides(settings),
         num_res_units=settings.num_res_units,
-        act=settings.activation.value,
-        norm=settings.norm.value,
+        act=settings.activation,
+        norm=settings.norm,
         dropout=settings.dropout,
     )
 
@@ -78,8 +78,8 @@ def _resunet_a(settings: ModelConfig) -> nn.Module:
         channels=settings.channels,
         strides=_strides(settings),
         dilations=settings.dilations,
-        act=settings.activation.value,
-        norm=settings.norm.value,
+        act=settings.activation,
+        norm=settings.norm,
         dropout=settings.dropout,
     )
 
@@ -94,8 +94,8 @@ def _dynunet(settings: ModelConfig) -> nn.Module:
         upsample_kernel_size=strides,
         filters=settings.channels,
         dropout=settings.dropout or None,
-        norm_name=(settings.norm.value, {"affine": True}),
-        act_name=settings.activation.value,
+        norm_name=(settings.norm, {"affine": True}),
+        act_name=settings.activation,
         res_block=settings.num_res_units > 0,
     )
 
@@ -107,8 +107,8 @@ def _segresnet(settings: ModelConfig) -> nn.Module:
         init_filters=settings.channels[0],
         blocks_down=[settings.num_res_units] * len(settings.channels),
         blocks_up=[1] * len(settings.strides),
-        act=settings.activation.value,
-        norm=settings.norm.value,
+        act=settings.activation,
+        norm=settings.norm,
         dropout_prob=settings.dropout or None,
     )
 
@@ -128,11 +128,11 @@ def _strides(settings: ModelConfig) -> list[tuple[int, ...]]:
 
 
 NETWORKS: dict[ModelName, Callable[[ModelConfig], nn.Module]] = {
-    ModelName.unet: _unet,
-    ModelName.attention_unet: _attention_unet,
-    ModelName.resunet_a: _resunet_a,
-    ModelName.dynunet: _dynunet,
-    ModelName.segresnet: _segresnet,
-    ModelName.unet3d: _unet,
+    "unet": _unet,
+    "attention_unet": _attention_unet,
+    "resunet_a": _resunet_a,
+    "dynunet": _dynunet,
+    "segresnet": _segresnet,
+    "unet3d": _unet,
 }
 """Builder of each network."""

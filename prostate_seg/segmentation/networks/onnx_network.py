@@ -14,8 +14,8 @@ from torch import nn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_path
-from prostate_seg.config.schema import ModelConfig
 from prostate_seg.segmentation.networks.networks import is_3d
+from prostate_seg.segmentation.networks.settings import ModelConfig
 
 TOLERANCE = 1e-3
 """Largest difference in probability between ONNX Runtime and torch that is rounding."""

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from prostate_seg.common.errors import InputError, VolumeError
-from prostate_seg.config.schema import Device
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.segmentation.devices import choose_device
@@ -81,7 +80,7 @@ def _load_pyfunc(data_path: str) -> ServedModel:
     folder = Path(data_path)
     usage = read_usage(folder)
     assert usage is not None  # stage=register writes it
-    return ServedModel(load_model(folder, fold_index=None, usage=usage, device=choose_device(Device.auto)))
+    return ServedModel(load_model(folder, fold_index=None, usage=usage, device=choose_device("auto")))
 
 
 def _volume(row: dict[Any, Any]) -> Volume:

@@ -12,10 +12,11 @@ from torch import nn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_path, read_json, write_json
-from prostate_seg.config.schema import ModelConfig, as_container, parse_group
+from prostate_seg.common.settings import parse_group, plain
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.inference.out_of_distribution import Ranges
 from prostate_seg.segmentation.networks.networks import build_network
+from prostate_seg.segmentation.networks.settings import ModelConfig
 
 WEIGHTS, RECIPE = "weights.safetensors", "recipe.json"
 
@@ -35,7 +36,7 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""
         return {
-            "model": as_container(self.model),
+            "model": plain(self.model),
             "preprocess": self.preprocess.as_dict(),
             "preprocess_hash": self.preprocess.digest,
             "zscore": self.zscore,
@@ -48,7 +49,7 @@ class Recipe:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read what `as_dict` wrote."""
         return cls(
-            model=parse_group(ModelConfig, values["model"]),
+            model=parse_group(ModelConfig, values["model"], key="model"),
             preprocess=PreprocessSettings.from_dict(values["preprocess"]),
             zscore=values["zscore"],
             train_ids=values["train_ids"],

@@ -6,7 +6,7 @@ import torch
 from monai.losses.dice import DiceCELoss, DiceFocalLoss, DiceLoss
 from torch import nn
 
-from prostate_seg.config.schema import Loss
+from prostate_seg.segmentation.training.settings import Loss
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -14,10 +14,10 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def build_loss(name: Loss) -> LossFunction:
     """Return a loss; Dice is pooled over the batch, because a slice without gland has no Dice of its own."""
     losses: dict[Loss, Callable[[], nn.Module]] = {
-        Loss.bce: nn.BCEWithLogitsLoss,
-        Loss.dice: lambda: DiceLoss(sigmoid=True, batch=True),
-        Loss.dice_ce: lambda: DiceCELoss(sigmoid=True, batch=True),
-        Loss.iou: lambda: DiceLoss(sigmoid=True, batch=True, jaccard=True),
-        Loss.focal_dice: lambda: DiceFocalLoss(sigmoid=True, batch=True),
+        "bce": nn.BCEWithLogitsLoss,
+        "dice": lambda: DiceLoss(sigmoid=True, batch=True),
+        "dice_ce": lambda: DiceCELoss(sigmoid=True, batch=True),
+        "iou": lambda: DiceLoss(sigmoid=True, batch=True, jaccard=True),
+        "focal_dice": lambda: DiceFocalLoss(sigmoid=True, batch=True),
     }
     return losses[name]()

@@ -22,24 +22,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
-from prostate_seg.config.schema import (
-    Augmentation,
-    ModelConfig,
-    Optimizer,
-    Schedule,
-    TrainConfig,
-    TrainingSlices,
-    ValMetric,
-)
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.inference import Predictor, predict_probability
 from prostate_seg.segmentation.inference.windows import neighbours, patches
 from prostate_seg.segmentation.networks.networks import is_3d
+from prostate_seg.segmentation.networks.settings import ModelConfig
 from prostate_seg.segmentation.training.augmentation import augment
 from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
 from prostate_seg.segmentation.training.distributed import ALONE, Team
 from prostate_seg.segmentation.training.losses import LossFunction, build_loss
 from prostate_seg.segmentation.training.packing import PackedSet
+from prostate_seg.segmentation.training.settings import TrainConfig, TrainingSlices, ValMetric
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +69,7 @@ class Epoch:
 
     def score(self, metric: ValMetric) -> float:
         """Return what epochs are compared by; minus infinity where val was not looked at."""
-        score = {ValMetric.dice: self.val_dice, ValMetric.iou: self.val_iou}[metric]
+        score = {"dice": self.val_dice, "iou": self.val_iou}[metric]
         return -math.inf if score is None else score
 
     def as_dict(self) -> dict[str, float]:
@@ -105,13 +98,13 @@ class Batches:
         *,
         model: ModelConfig,
         device: torch.device,
-        kind: TrainingSlices = TrainingSlices.all,
+        kind: TrainingSlices = "all",
     ):
         self.model, self.device = model, device
         self.images, self.masks = _resident(packed, device)
         self.first, self.last, self.intensity = _slice_tables(packed)
         self.slices = packed.slices_of(case_ids)
-        if kind is TrainingSlices.gland:
+        if kind == "gland":
             self.slices = self.slices[packed.masks[self.slices].any(axis=(1, 2))]
 
     def order(self, batch_size: int, *, num_batches: int, generator: np.random.Generator) -> np.ndarray:
@@ -313,8 +306,8 @@ def _train_step(batches: Batches, step: "Step", slices: np.ndarray, *, augmentat
             losses = []
             for part in parts:
                 images, masks = batches.load(part)
-                if step.settings.augmentation is not Augmentation.none:
-                    coil = step.settings.augmentation is Augmentation.coil
+                if step.settings.augmentation != "none":
+                    coil = step.settings.augmentation == "coil"
                     images, masks = augment(images, masks, generator=augmentation, coil=coil)
                 losses.append(step.add_gradient(images, masks, share=len(part) / len(slices)))
             step.descend()
@@ -452,7 +445,7 @@ class Budget:
         spent, warmup = min(1.0, self.spent), self.settings.warmup_fraction
         if spent < warmup:
             return max(spent / warmup, 0.01)
-        if self.settings.schedule is Schedule.constant:
+        if self.settings.schedule == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
 
@@ -524,7 +517,7 @@ def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Op
     Biases, weights of norms and slopes of PReLU have one axis: pulling them to 0 would change what the layer computes, and
     does not make the network simpler.
     """
-    kind = {Optimizer.adamw: torch.optim.AdamW, Optimizer.adam: torch.optim.Adam}[settings.optimizer]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
     decaying = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in network.parameters() if parameter.ndim < 2]
     groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]

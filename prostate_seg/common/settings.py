@@ -1,0 +1,201 @@
+"""Groups of settings as checked dataclasses: ranges, rules, and parsing from plain values.
+
+A group is a frozen dataclass below `Settings`: a sentence under each field, no default values, `Annotated` with a `Range` where
+only some numbers are allowed. Values come from YAML. Only the standard library is imported.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from prostate_seg.common.errors import ConfigError
+from prostate_seg.common.suggestions import unknown_key_message
+
+Group = TypeVar("Group")
+
+A_GROUP = "a group of settings"
+"""Type of a key that has others below it, for messages."""
+MISSING = "???"
+"""Value in YAML of a setting that the user must give."""
+WORDS_OF_BOOL = dict.fromkeys(("true", "yes", "y", "on"), True) | dict.fromkeys(("false", "no", "n", "off"), False)
+
+Rule = tuple[str, bool, str]
+"""Name of a setting inside its group, whether its value is allowed, and the rule for the message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Allowed values of a number: at least `ge`, above `gt`, at most `le`, below `lt`."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def contains(self, value: float) -> bool:
+        """Return whether the value is in the range; NaN never is."""
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def __str__(self) -> str:
+        if self.ge is not None and self.le is not None:
+            return f"from {self.ge} to {self.le}"
+        words = {"at least": self.ge, "above": self.gt, "at most": self.le, "below": self.lt}
+        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class RisingPair:
+    """Allowed values of a pair: two rising numbers between two bounds."""
+
+    lowest: float
+    highest: float
+
+    def contains(self, value: tuple[float, ...]) -> bool:
+        """Return whether the pair rises and lies between the bounds."""
+        return len(value) == 2 and self.lowest <= value[0] < value[1] <= self.highest
+
+    def __str__(self) -> str:
+        return f"two rising numbers from {self.lowest} to {self.highest}"
+
+
+class Settings:
+    """Base class of a group of settings, which checks its values when it is constructed."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name, allowed in ranges_of(type(self)).items():
+            value = getattr(self, name)
+            if value is not None and not allowed.contains(value):
+                or_null = "null or " if accepts_null(setting_types(type(self))[name]) else ""
+                raise ConfigError(f"{name}: must be {or_null}{allowed}, is {_shown(value)}")
+        for name, is_allowed, rule in self._rules():
+            if not is_allowed:
+                raise ConfigError(f"{name}: {rule}, is {_shown(getattr(self, name))}")
+
+    def _rules(self) -> list[Rule]:
+        """Return the rules that a `Range` cannot express, such as those between settings."""
+        return []
+
+
+def parse_group(kind: type[Group], values: Mapping[str, Any], *, key: str = "") -> Group:
+    """Return a checked group from plain values.
+
+    Args:
+        kind: A dataclass; its fields may be groups themselves.
+        values: Numbers, text, lists and mappings, as YAML or JSON holds them.
+        key: The group's own dotted key, for messages.
+
+    Raises:
+        ConfigError: For an unknown key, a wrong type, a missing or an impossible value.
+    """
+    prefix = f"{key}." if key else ""
+    return _parsed(kind, values, prefix, known=[prefix + name for name in setting_types(kind)])
+
+
+def _parsed(kind: type[Group], values: Mapping[str, Any], prefix: str, *, known: list[str]) -> Group:
+    hints = get_type_hints(kind)
+    for name in map(str, values):
+        if name not in hints:
+            raise ConfigError(unknown_key_message(prefix + name, known))
+    fields: dict[str, Any] = {}
+    for name, hint in hints.items():
+        key, value = prefix + name, values.get(name, MISSING)
+        rule = type_in_words(hint)
+        inner = group_of(hint)
+        if value == MISSING:
+            raise ConfigError(f"{key}: must be set to {rule}; add {key}=... to the command")
+        if inner is not None and isinstance(value, Mapping):
+            fields[name] = _parsed(inner, value, f"{key}.", known=known)
+            continue
+        try:
+            fields[name] = _converted(hint, value)
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{key}: must be {rule}, is {_shown(value)}") from error
+    try:
+        return kind(**fields)
+    except ConfigError as error:  # a rule of the group, which names the setting inside the group
+        raise ConfigError(prefix + str(error)) from None
+
+
+def _converted(hint: Any, value: Any) -> Any:
+    """Return a plain value as a type of a field; text is read as a number or a truth value where one is needed."""
+    options = get_args(hint)
+    if NoneType in options:
+        return None if value is None else _converted(options[0], value)
+    if get_origin(hint) is Literal:
+        return options[options.index(value)]
+    if options:
+        if not isinstance(value, list | tuple):
+            raise TypeError(value)
+        return get_origin(hint)(_converted(options[0], one) for one in value)
+    if hint is bool and isinstance(value, str):
+        return WORDS_OF_BOOL[value.lower()]
+    if hint is bool and isinstance(value, int):
+        return bool(value)
+    if hint is str and isinstance(value, str | int | float):
+        return str(value)
+    if hint is float and isinstance(value, float):
+        return value
+    if hint in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
+        return hint(value)
+    raise TypeError(value)
+
+
+def plain(value: Any) -> Any:
+    """Return groups of settings as plain JSON and YAML types."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+@functools.cache
+def setting_types(kind: Any) -> dict[str, Any]:
+    """Return the type of every key of a dataclass and of the groups inside it, dotted, groups included."""
+    types = {}
+    for name, hint in get_type_hints(kind).items():
+        types[name] = hint
+        inner = group_of(hint)
+        types |= {f"{name}.{key}": below for key, below in setting_types(inner).items()} if inner else {}
+    return types
+
+
+@functools.cache
+def ranges_of(kind: Any) -> dict[str, Any]:
+    """Return the `Range` or `RisingPair` of those fields of a dataclass that have one."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
+def group_of(hint: Any) -> type | None:
+    """Return the dataclass of a field that is a group of settings, or None."""
+    return next((cast(type, one) for one in (hint, *get_args(hint)) if dataclasses.is_dataclass(one)), None)
+
+
+def accepts_null(hint: Any) -> bool:
+    """Return whether a field may be null."""
+    return NoneType in get_args(hint)
+
+
+def type_in_words(hint: Any) -> str:
+    """Return the values that a type accepts, for messages and documentation."""
+    options = get_args(hint)
+    if accepts_null(hint):
+        return f"null or {type_in_words(options[0])}"
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(options)
+    if options:
+        return f"a list, each {type_in_words(options[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, A_GROUP)
+
+
+def _shown(value: Any) -> Any:
+    return "null" if value is None else plain(value)

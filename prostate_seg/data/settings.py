@@ -1,0 +1,51 @@
+"""Settings of the group `fold`."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from prostate_seg.common.settings import Range, Rule, Settings
+
+SplitStrategy = Literal["kfold", "all", "picai"]
+
+NOT_DUPLICATES = re.compile(
+    r"\s*(?P<first>[^/]*[^/\s])\s*/\s*(?P<second>[^/\s][^/]*?)\s*:\s+(?P<reason>\S.*)", re.DOTALL
+)
+"""Format of a pair in fold.not_duplicates; a case id contains no slash."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldConfig(Settings):
+    """Patients for training, validation and testing."""
+
+    strategy: SplitStrategy
+    """How patients are split: in num_folds folds, all for training, or by the official folds of PI-CAI."""
+    num_folds: Annotated[int, Range(ge=1, le=100)]
+    """Number of folds of kfold."""
+    val_fraction: Annotated[float, Range(gt=0, lt=1)]
+    """Fraction of the training patients of a fold that is held out for validation."""
+    file: str | None
+    """Split file of fold=picai: JSON whose folds[i].val lists the test case ids of fold i."""
+    index: Annotated[int | None, Range(ge=0)]
+    """The only fold to train and evaluate; null takes all folds."""
+    not_duplicates: list[str]
+    """Pairs of near-identical images that are no duplicates, each CASE/CASE: REASON; the leak gate accepts them."""
+
+    def _rules(self) -> list[Rule]:
+        return [
+            (
+                "num_folds",
+                self.num_folds >= 2 or self.strategy != "kfold",
+                "must be at least 2 for fold=kfold (fold=all trains on every case)",
+            ),
+            (
+                "file",
+                (self.file is not None) == (self.strategy == "picai"),
+                "must name a file for fold=picai, and be null otherwise",
+            ),
+            (
+                "not_duplicates",
+                all(NOT_DUPLICATES.fullmatch(pair) for pair in self.not_duplicates),
+                'must be pairs with a reason, such as ["10001_1/10002_1: two patients according to the register"]',
+            ),
+        ]

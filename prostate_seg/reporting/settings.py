@@ -1,0 +1,20 @@
+"""Settings of the promotion gate, part of the group `register`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from prostate_seg.common.settings import Range, Settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromotionRules(Settings):
+    """Requirements of a champion."""
+
+    min_test_patients: Annotated[int, Range(ge=1)]
+    """Minimum number of patients that a champion was tested on."""
+    min_dice: Annotated[float, Range(ge=0, le=1)]
+    """Minimum mean Dice of a champion over its test cases."""
+    max_failure_fraction: Annotated[float, Range(ge=0, le=1)]
+    """Maximum fraction of test cases whose Dice counts as a failure."""
+    min_gain: Annotated[float, Range(ge=-1, le=1)]
+    """Lower bound of the confidence interval of the Dice gained on the present champion; below 0 an equal model may follow."""

@@ -1,0 +1,28 @@
+"""Settings of the group `evaluate`. No torch."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from prostate_seg.common.settings import Range, Settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceSettings(Settings):
+    """How a mask is made from the outputs of the networks."""
+
+    threshold: Annotated[float, Range(gt=0, lt=1)]
+    """Lowest probability of a gland voxel."""
+    largest_component: bool
+    """Whether only the largest connected component is kept."""
+    flips: bool
+    """Whether predictions of the left-right mirrored image are averaged in (test-time augmentation)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig(InferenceSettings):
+    """Inference and metrics of the evaluation."""
+
+    num_bootstrap: Annotated[int, Range(ge=100, le=100_000)]
+    """Bootstrap samples per confidence interval."""
+    external_root: str | None
+    """Data folder, laid out as data.root may be, for evaluating the ensemble of all folds instead of the test cases."""
