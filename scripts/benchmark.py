@@ -426,7 +426,7 @@ def predict_row() -> Row:
         seconds, _ = in_turn(alone, lambda: None, repeats=9)
     return Row(
         name="predict",
-        ours=f"a study of 384x384x19, one network, no flips, to mask, overlay and record: {seconds:.2f} s",
+        ours=f"a study of 384x384x19, one network, no test-time augmentation, to mask, overlay and record: {seconds:.2f} s",
         against=f"{STUDY_SECONDS:g} s",
         ratio=seconds / STUDY_SECONDS,
         target="at most 1",

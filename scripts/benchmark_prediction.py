@@ -34,14 +34,14 @@ Run = Callable[[], object]
 
 @contextmanager
 def study_runs() -> Iterator[tuple[Run, Run]]:
-    """Yield what segments the study, file to file, with one network and with an ensemble of `NUM_FOLDS`; no flips."""
+    """Yield what segments the study, file to file, with one network and with an ensemble of `NUM_FOLDS`; no TTA."""
     cfg = benchmark_config()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_volume(folder / "study.mha", drawn_study())
         for number in range(NUM_FOLDS):
             save_network(folder / "model" / f"fold{number}", cfg, seed=number)
-        usage = Usage(threshold=0.5, largest_component=True, flips=False, precision="auto")
+        usage = Usage(threshold=0.5, largest_component=True, tta=False, precision="auto")
 
         def run(fold_index: int | None) -> Run:
             model = load_model(folder / "model", fold_index=fold_index, usage=usage, device=CPU)

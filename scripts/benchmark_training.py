@@ -183,7 +183,7 @@ def train(
                 zscore=False,
                 device=choose_device(cfg.machine.device),
                 precision=cfg.train.precision,
-                flips=False,
+                tta=False,
             ),
             seed=0,
             on_epoch_end=on_epoch_end,

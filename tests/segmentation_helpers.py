@@ -86,14 +86,12 @@ def train_settings(**changes: object) -> TrainConfig:
         "ema_decay": 0.5,
         "zscore": False,
         "precision": "fp32",
-        "num_parallel_folds": 1,
-        "resume": "auto",
         "deterministic": True,
     }
     return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def predictor(*networks: nn.Module, model: ModelConfig | None = None, flips: bool = False) -> Predictor:
+def predictor(*networks: nn.Module, model: ModelConfig | None = None, tta: bool = False) -> Predictor:
     return Predictor(
         networks=networks,
         model=model or model_2d(),
@@ -101,7 +99,7 @@ def predictor(*networks: nn.Module, model: ModelConfig | None = None, flips: boo
         zscore=False,
         device=torch.device("cpu"),
         precision="fp32",
-        flips=flips,
+        tta=tta,
     )
 
 

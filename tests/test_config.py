@@ -40,6 +40,9 @@ def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
     [
         (["+train.epochz=3"], "train.epochz: unknown key; did you mean train.max_epochs?"),
         (["+zeed=3"], "zeed: unknown key; did you mean seed?"),
+        (["+train.resume=never"], "train.resume: was renamed; use machine.resume"),
+        (["+train.num_parallel_folds=2"], "train.num_parallel_folds: was renamed; use machine.num_parallel_folds"),
+        (["+evaluate.flips=true"], "evaluate.flips: was renamed; use evaluate.tta"),
         (["train.max_epochs=many"], "train.max_epochs: must be a whole number, is many"),
         (["train.max_minutes=soon"], "train.max_minutes: must be null or a number, is soon"),
         (["train.zscore=maybe"], "train.zscore: must be true or false, is maybe"),
@@ -81,6 +84,7 @@ def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
         (["model.dropout=1"], "model.dropout: must be at least 0 and below 1, is 1.0"),
         (["evaluate.threshold=1"], "evaluate.threshold: must be above 0 and below 1, is 1.0"),
         (["evaluate.num_bootstrap=1"], "evaluate.num_bootstrap: must be from 100 to 100000, is 1"),
+        (["machine.num_parallel_folds=0"], "machine.num_parallel_folds: must be from 1 to 100, is 0"),
         (["machine.num_workers=0"], "machine.num_workers: must be null or at least 1, is 0"),
         (["data.patient_pattern=abc"], "data.patient_pattern: must be a regular expression with a group, is abc"),
         (["data.whole_gland_labels=[0]"], "data.whole_gland_labels: must be null or a list of labels above 0"),

@@ -144,10 +144,10 @@ def test_probabilities_of_an_ensemble_are_averaged() -> None:
     np.testing.assert_allclose(probability, 0.625, rtol=1e-6)
 
 
-def test_flips_average_the_mirror_image_back_in_place() -> None:
+def test_tta_averages_the_mirror_image_back_in_place() -> None:
     image = torch.zeros(4, 8, 8)
-    np.testing.assert_allclose(predict_probability(image, predictor=predictor(Left(), flips=True)), 0.5, atol=1e-6)
-    symmetric = predict_probability(image + 1, predictor=predictor(Bright(), flips=True))
+    np.testing.assert_allclose(predict_probability(image, predictor=predictor(Left(), tta=True)), 0.5, atol=1e-6)
+    symmetric = predict_probability(image + 1, predictor=predictor(Bright(), tta=True))
     np.testing.assert_allclose(symmetric, 1.0, atol=1e-6)
 
 
@@ -211,7 +211,7 @@ def untrained(*, precision: Precision = "fp32", model: ModelConfig | None = None
     torch.manual_seed(0)
     model = model or replace(model_2d(num_slices=3), channels=[7, 18, 33], strides=[[2, 2], [2, 2]])
     networks = [build_network(model).eval() for _ in range(3)]
-    return replace(predictor(*networks, model=model, flips=True), precision=precision)
+    return replace(predictor(*networks, model=model, tta=True), precision=precision)
 
 
 def digest(probabilities: list[np.ndarray]) -> str:

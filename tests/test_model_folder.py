@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import write_json
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.inference.inference import predict_probability
 from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage, write_usage
@@ -15,7 +16,7 @@ from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
 from tests.segmentation_helpers import SETTINGS, SIZE, model_2d
 
-USAGE = Usage(threshold=0.5, largest_component=True, flips=False, precision="fp32")
+USAGE = Usage(threshold=0.5, largest_component=True, tta=False, precision="fp32")
 CPU = torch.device("cpu")
 
 
@@ -52,9 +53,15 @@ def test_all_folds_are_one_ensemble_and_one_can_be_taken(tmp_path: Path) -> None
 
 def test_usage_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_usage(tmp_path) is None
-    usage = Usage(threshold=0.4, largest_component=False, flips=True, precision="auto")
+    usage = Usage(threshold=0.4, largest_component=False, tta=True, precision="auto")
     write_usage(tmp_path, usage)
     assert read_usage(tmp_path) == usage
+
+
+def test_usage_of_an_earlier_version_is_read_with_the_present_names(tmp_path: Path) -> None:
+    stored = {"threshold": 0.4, "largest_component": False, "flips": True, "precision": "auto"}
+    write_json(tmp_path / "segmentation.json", stored)
+    assert read_usage(tmp_path) == Usage(threshold=0.4, largest_component=False, tta=True, precision="auto")
 
 
 def test_equal_models_have_one_md5_and_every_difference_another(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def study() -> Volume:
 
 
 def model(*networks: torch.nn.Module, ranges: dict[str, tuple[float, float]] | None = None) -> Model:
-    usage = Usage(threshold=0.5, largest_component=True, flips=False, precision="fp32")
+    usage = Usage(threshold=0.5, largest_component=True, tta=False, precision="fp32")
     ready = replace(predictor(*networks), preprocess=WIDE)
     return Model(predictor=ready, usage=usage, ranges=ranges or {}, notes=(), md5="m")
 

@@ -138,7 +138,7 @@ def test_no_setting_of_evaluation_decides_a_training() -> None:
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=False, train_ids=["a"], val_ids=["b"])
     cfg = parse(composed())
     other = parse(
-        composed("evaluate.threshold=0.2", "evaluate.largest_component=false", "evaluate.flips=false", "seed=12345")
+        composed("evaluate.threshold=0.2", "evaluate.largest_component=false", "evaluate.tta=false", "seed=12345")
     )
     assert training_identity(cfg, recipe, data="x") == training_identity(other, recipe, data="x")
     assert not [key for key in STAGE_SETTINGS["train"] if key.startswith("evaluate")]

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from prostate_seg.common.errors import ConfigError
-from prostate_seg.common.suggestions import unknown_key_message
+from prostate_seg.common.suggestions import RENAMED, unknown_key_message
 
 Group = TypeVar("Group")
 
@@ -99,6 +99,11 @@ def parse_group(kind: type[Group], values: Mapping[str, Any], *, key: str = "") 
     """
     prefix = f"{key}." if key else ""
     return _parsed(kind, values, prefix, known=[prefix + name for name in setting_types(kind)])
+
+
+def present_names(values: Mapping[str, Any], *, key: str) -> dict[str, Any]:
+    """Return stored values of a group with the present names of settings that were renamed since."""
+    return {RENAMED.get(f"{key}.{name}", name).rpartition(".")[2]: value for name, value in values.items()}
 
 
 def _parsed(kind: type[Group], values: Mapping[str, Any], prefix: str, *, known: list[str]) -> Group:

@@ -1,4 +1,4 @@
-"""Which setting was probably meant by a name that is none: names of other programs, then names that look alike."""
+"""Suggestions for names that do not exist: former names, names in other programs, then similar names."""
 
 import difflib
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ OTHER_NAMES = {
     "train.ema_decay": "ema",
     "train.zscore": "z_score normalize normalise normalization standardize",
     "evaluate.threshold": "thresh cutoff",
-    "evaluate.flips": "tta test_time_augmentation mirroring",
+    "evaluate.tta": "flips flip test_time_augmentation mirroring",
     "evaluate.largest_component": "largest_cc lcc keep_largest postprocess",
     "evaluate.num_bootstrap": "bootstrap n_bootstrap bootstraps",
     "evaluate.external_root": "external external_data external_test test_data",
@@ -59,6 +59,14 @@ OTHER_NAMES = {
 """Settings by the names that they have in other programs; _ and - do not count."""
 
 
+RENAMED = {
+    "evaluate.flips": "evaluate.tta",
+    "train.num_parallel_folds": "machine.num_parallel_folds",
+    "train.resume": "machine.resume",
+}
+"""Former names of settings; an override or a params.yaml with one is refused with the present name."""
+
+
 def probably_meant(key: str, known: Sequence[str]) -> list[str]:
     """Return the known keys that a name probably stands for: one, several where it is ambiguous, or none."""
     name = _plain(key.rpartition(".")[2])
@@ -73,6 +81,8 @@ def probably_meant(key: str, known: Sequence[str]) -> list[str]:
 
 def unknown_key_message(key: str, known: Sequence[str]) -> str:
     """Return the message for a key that does not exist, with the key that was probably meant."""
+    if key in RENAMED:
+        return f"{key}: was renamed; use {RENAMED[key]}"
     if key in known:
         return f"{key}: cannot be set here, because {key.rpartition('.')[0]} is null; choose the option that has it"
     meant = " or ".join(probably_meant(key, known))

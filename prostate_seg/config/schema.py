@@ -79,12 +79,16 @@ class PathsConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineConfig(Settings):
-    """What this machine offers; another device changes a result by rounding, another number of workers not at all."""
+    """Resources of this machine; another device changes a result by rounding, the other settings never change one."""
 
     num_workers: Annotated[int | None, Range(ge=1)]
-    """Cases that are worked on side by side; null takes one per core."""
+    """Cases that are processed at the same time; null takes one per core."""
     device: Device
-    """Where tensors live."""
+    """Device of tensors; auto takes a GPU if one is available."""
+    num_parallel_folds: Annotated[int, Range(ge=1, le=100)]
+    """Folds that train at the same time, each with its share of the cores, or a GPU of its own."""
+    resume: Literal["auto", "never"]
+    """Whether a training that was stopped continues from its last complete epoch, or starts again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -384,13 +388,12 @@ def science_of(cfg: Config) -> dict[str, Any]:
 
 
 def portable_science_of(cfg: Config) -> dict[str, Any]:
-    """Return the same without what leaves a fold's weights as they are, so that equal trainings write equal files.
+    """Return the same without settings that do not change a fold's weights, so that equal trainings write equal files.
 
-    That is where the data lie on this machine, whether other folds are trained too, which pairs the leak gate lets pass, and
-    what is done about a stop.
+    These are the place of the data on this machine, the choice of folds, and the pairs that the leak gate accepts.
     """
     science = science_of(cfg)
-    del science["data"]["root"], science["fold"]["index"], science["fold"]["not_duplicates"], science["train"]["resume"]
+    del science["data"]["root"], science["fold"]["index"], science["fold"]["not_duplicates"]
     return science
 
 

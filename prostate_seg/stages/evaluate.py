@@ -157,7 +157,7 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
         zscore=recipe.zscore,
         device=device,
         precision=cfg.train.precision,
-        flips=cfg.evaluate.flips,
+        tta=cfg.evaluate.tta,
     )
 
 

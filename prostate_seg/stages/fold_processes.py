@@ -127,7 +127,7 @@ def _follow(process: SpawnProcess, pipe: Connection, record: FoldRecord, *, inde
             raise InputError(
                 f"fold {index}: its process ended without a word (exit code {process.exitcode}), as when memory is short\n"
                 "Give the same command again: it goes on after the last complete epoch. "
-                "A smaller train.num_parallel_folds needs less memory."
+                "A smaller machine.num_parallel_folds needs less memory."
             ) from None
         match kind:
             case "log":

@@ -15,6 +15,7 @@ import torch
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of_text, read_json, write_json, write_text
+from prostate_seg.common.settings import present_names
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.imaging.geometry import Geometry, Volume
@@ -216,8 +217,8 @@ def _evidence(cfg: Config, workspace: Workspace, tree: "RunTree", version: "Vers
 
 def _usage(cfg: Config, recorded: Mapping[str, Any]) -> Usage:
     """Return how the evaluation used the networks."""
-    evaluate = recorded["evaluate"]
-    values = {name: evaluate[name] for name in ("threshold", "largest_component", "flips")}
+    evaluate = present_names(recorded["evaluate"], key="evaluate")
+    values = {name: evaluate[name] for name in ("threshold", "largest_component", "tta")}
     return Usage.from_dict({**values, "precision": recorded["train"].get("precision", cfg.train.precision)})
 
 

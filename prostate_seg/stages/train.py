@@ -53,7 +53,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     pack_studies(cfg, workspace, dataset)
     log.info("%s", EPOCH_HEADER)
     work = partial(train_fold, cfg, replace(workspace, open_fold=unrecorded_fold), folds)
-    num_parallel = min(cfg.train.num_parallel_folds, len(folds))
+    num_parallel = min(cfg.machine.num_parallel_folds, len(folds))
     if num_parallel > 1:
         gpus = available_gpus(cfg.machine.device)
         train_side_by_side(work, list(folds), num_parallel=num_parallel, open_fold=workspace.open_fold, gpus=gpus)
@@ -95,10 +95,10 @@ def _require_studies(folds: Mapping[int, Fold]) -> None:
 
 def _require_shareable(cfg: Config, num_processes: int) -> None:
     """Refuse what the processes of torchrun cannot share."""
-    if cfg.train.num_parallel_folds > 1:
+    if cfg.machine.num_parallel_folds > 1:
         raise ConfigError(
-            "train.num_parallel_folds: must be 1 with torchrun, whose processes train one fold together, "
-            f"is {cfg.train.num_parallel_folds}\nLeave out one of the two."
+            "machine.num_parallel_folds: must be 1 with torchrun, whose processes train one fold together, "
+            f"is {cfg.machine.num_parallel_folds}\nLeave out one of the two."
         )
     if cfg.train.batch_size < num_processes:
         raise ConfigError(
@@ -171,7 +171,7 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
         ranges=training_ranges(read_dataset(workspace.dataset_csv), fold, data),
     )
     identity = training_identity(cfg, recipe, data=data.name)
-    if cfg.train.resume == "never":
+    if cfg.machine.resume == "never":
         shutil.rmtree(unfinished, ignore_errors=True)
     elif _has_finished(workspace, index, identity):
         log.info("fold %d had finished before training was stopped, and is kept", index)
@@ -243,7 +243,7 @@ def fit_fold(
                 zscore=recipe.zscore,
                 device=team.own_gpu(choose_device(device)),
                 precision=settings.precision,
-                flips=False,
+                tta=False,
             ),
             seed=seed,
             fold_index=fold_index,
@@ -253,17 +253,13 @@ def fit_fold(
         )
 
 
-HOW_NOT_WHAT = ("num_parallel_folds", "resume")
-"""Settings of train that may be others when a stopped training goes on."""
-
-
 TRAINING_VERSION = 2
 """Raised when the same settings, seed and data begin to give other weights: no training goes on under another version."""
 
 
 def training_identity(cfg: Config, recipe: Recipe, *, data: str) -> str:
     """Return a hash of all that decides a fold's weights: a training that was stopped goes on only as the same one."""
-    settings = {key: value for key, value in portable_science_of(cfg)["train"].items() if key not in HOW_NOT_WHAT}
+    settings = portable_science_of(cfg)["train"]
     return md5_of_text(json.dumps([TRAINING_VERSION, recipe.as_dict(), settings, cfg.seed, data], sort_keys=True))
 
 

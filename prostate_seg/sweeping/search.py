@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """How often a process without a trial looks whether one of another process was orphaned."""
-NEUTRAL = ("data.root", "train.num_parallel_folds", "train.resume")
-"""Settings that may be others when a study goes on."""
 
 
 class Search:
@@ -133,7 +131,7 @@ class Search:
             **{
                 key: value
                 for key, value in settings.items()
-                if key not in (*space, *NEUTRAL) and not key.startswith(groups)
+                if key not in (*space, "data.root") and not key.startswith(groups)
             },
             **{f"search {name}": str(values) for name, values in space.items()},
             **{f"objective {name}": direction for name, direction in self.objectives.items()},

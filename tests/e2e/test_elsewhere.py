@@ -13,7 +13,7 @@ ELSEWHERE = str(Path(__file__).with_name("elsewhere.py"))
 
 def test_folds_train_side_by_side_with_spawn_and_without_what_windows_lacks(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
-    settings = ("train.num_parallel_folds=2", "train.max_epochs=1")
+    settings = ("machine.num_parallel_folds=2", "train.max_epochs=1")
     done = project.run("stage=train", *settings, program=ELSEWHERE, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best val Dice: fold 0" in done.stdout

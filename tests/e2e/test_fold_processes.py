@@ -11,7 +11,7 @@ from tests.project_helpers import Project, copy_of, wait_for
 
 pytestmark = pytest.mark.slow
 
-SIDE_BY_SIDE = ["stage=train", "train.num_parallel_folds=2"]
+SIDE_BY_SIDE = ["stage=train", "machine.num_parallel_folds=2"]
 
 
 def test_side_by_side_equals_one_after_the_other(prepared: Project, tmp_path: Path) -> None:

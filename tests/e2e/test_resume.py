@@ -56,7 +56,7 @@ def test_fold_that_had_finished_is_kept_and_the_next_training_starts_afresh(prep
 
 def test_other_settings_do_not_go_on_with_what_was_stopped(prepared: Project, tmp_path: Path) -> None:
     project = killed_in_fold1(prepared, tmp_path / "project")
-    for other in ("train.learning_rate=0.001", "train.resume=never"):
+    for other in ("train.learning_rate=0.001", "machine.resume=never"):
         done = project.run("stage=train", "fold.index=0", other, *LONGER)
         assert done.returncode == 0
         assert "is kept" not in done.stdout

@@ -101,7 +101,7 @@ def test_training_goes_on_after_one_of_its_processes_was_killed(victim: int, pre
     ("arguments", "code", "message"),
     [
         (["stage=evaluate"], 2, "torchrun: its 2 processes share one stage=train, is stage=evaluate"),
-        (["stage=train", "train.num_parallel_folds=2"], 2, "train.num_parallel_folds: must be 1 with torchrun"),
+        (["stage=train", "machine.num_parallel_folds=2"], 2, "machine.num_parallel_folds: must be 1 with torchrun"),
         (["stage=train", "train.batch_size=1"], 2, "train.batch_size: must be at least the 2 processes"),
     ],
 )

@@ -264,7 +264,7 @@ def test_status_after_every_kind_of_end(project: Project, place: str, stage: str
     shown = []
     for fault, sent, code, at_once, later in ENDS:
         name = f"{fault} {sent.name if sent else ''}".strip()
-        arguments = (f"stage={stage}", f"mlflow.name={name}", "train.resume=never")
+        arguments = (f"stage={stage}", f"mlflow.name={name}", "machine.resume=never")
         process = project.start(fault, place, *arguments, program=str(FAULTY))
         if sent is not None:
             wait_for(project.folder / "hanging")

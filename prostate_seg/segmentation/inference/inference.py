@@ -77,7 +77,7 @@ class Predictor:
     """Whether intensities are clipped before they are standardised."""
     device: torch.device
     precision: Precision
-    flips: bool
+    tta: bool
     """Whether the left-right mirrored study is averaged in."""
     num_threads: int = field(default_factory=num_cores)
     """Threads that run the networks on a CPU, over all studies."""
@@ -227,7 +227,7 @@ def _run_batch(image: torch.Tensor, rows: np.ndarray, network: nn.Module, *, pre
 @torch.inference_mode()
 def _probability(inputs: torch.Tensor, *, network: nn.Module, predictor: Predictor) -> np.ndarray:
     """Return [N, D, Y, X] float32 probabilities of inputs [N, slices, Y, X]; D is 1 for a 2-D network."""
-    mirrors = (False, True) if predictor.flips else (False,)
+    mirrors = (False, True) if predictor.tta else (False,)
     views = []
     for mirrored in mirrors:
         seen = inputs.flip(-1) if mirrored else inputs

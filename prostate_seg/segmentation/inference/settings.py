@@ -14,8 +14,8 @@ class InferenceSettings(Settings):
     """Lowest probability of a gland voxel."""
     largest_component: bool
     """Whether only the largest connected component is kept."""
-    flips: bool
-    """Whether predictions of the left-right mirrored image are averaged in (test-time augmentation)."""
+    tta: bool
+    """Whether test-time augmentation averages in the prediction of the left-right mirrored image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from torch import nn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
-from prostate_seg.common.settings import parse_group, plain
+from prostate_seg.common.settings import parse_group, plain, present_names
 from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.inference.out_of_distribution import Ranges
 from prostate_seg.segmentation.inference.settings import InferenceSettings
@@ -43,7 +43,7 @@ class Usage(InferenceSettings):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Read what `as_dict` wrote."""
-        return parse_group(cls, values, key="evaluate")
+        return parse_group(cls, present_names(values, key="evaluate"), key="evaluate")
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""
@@ -119,6 +119,9 @@ def load_model(
     first = recipes[0]
     used_oracle_crop = first.preprocess.crop == "mask"
     files = [path / name for path in folders for name in (RECIPE, WEIGHTS)]
+    usage_text = str(usage.as_dict()).replace(
+        "'tta'", "'flips'"
+    )  # its former name: masks of earlier versions stay valid
     return Model(
         predictor=Predictor(
             networks=[
@@ -130,12 +133,12 @@ def load_model(
             zscore=first.zscore,
             device=device,
             precision=usage.precision,
-            flips=usage.flips,
+            tta=usage.tta,
         ),
         usage=usage,
         ranges=_united([recipe.ranges for recipe in recipes]),
         notes=("trained on windows that the reference had placed (preprocess.crop=mask)",) if used_oracle_crop else (),
-        md5=md5_of_text(" ".join([str(usage.as_dict()), backend, *map(md5_of, files)])),
+        md5=md5_of_text(" ".join([usage_text, backend, *map(md5_of, files)])),
     )
 
 

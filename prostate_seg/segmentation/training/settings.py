@@ -49,9 +49,5 @@ class TrainConfig(Settings):
     """Whether each image is clipped to its 5th to 95th percentile and standardised to mean 0 and SD 1."""
     precision: Precision
     """Number format of the forward pass; auto takes bfloat16 if the processor computes in it."""
-    num_parallel_folds: Annotated[int, Range(ge=1, le=100)]
-    """Folds that train side by side, each with its share of the cores, or a GPU of its own."""
-    resume: Literal["auto", "never"]
-    """Whether a training that was stopped continues from its last complete epoch."""
     deterministic: bool
     """Whether two runs on one machine give the same bits; slower."""
