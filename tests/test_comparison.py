@@ -1,4 +1,4 @@
-"""Two results on the same cases: what is refused, which direction is better, subgroups, the table and the figure."""
+"""Comparison of two evaluations: requirements, better direction of each metric, subgroups, table and figure."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from matplotlib.image import imread
 from prostate_seg.common.errors import InputError
 from prostate_seg.reporting.comparison import (
     ALL,
-    BY_SUBGROUP,
     COMPARED,
+    SUBGROUP_METRICS,
     Comparison,
     Results,
     Row,
@@ -26,9 +26,9 @@ from prostate_seg.reporting.comparison_figure import (
     UNCLEAR_COLOUR,
     WORSE_COLOUR,
     comparisons_figure,
-    draw_comparisons,
 )
-from prostate_seg.reporting.results import SUMMARISED
+from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
+from prostate_seg.reporting.plots import save_png
 
 NUM_CASES = 24
 IDS = [f"{10000 + number // 2}_{number % 2}" for number in range(NUM_CASES)]
@@ -39,7 +39,7 @@ def cases(**columns: object) -> pd.DataFrame:
     """A cases.csv whose metrics are 0.5, but for the columns given."""
     table = pd.DataFrame({"fold": ["fold0", "fold1"] * (NUM_CASES // 2), "case_id": IDS})
     table["patient_id"] = table["case_id"].str.partition("_")[0]
-    table[list(SUMMARISED)] = 0.5
+    table[list(SUMMARY_METRICS)] = 0.5
     table["volume_reference_ml"] = np.arange(NUM_CASES) + 20.0
     table["oracle_crop"] = False
     for kind in ("image_md5", "mask_md5"):
@@ -79,9 +79,9 @@ def changed(column: str, row: int, value: object) -> pd.DataFrame:
 
 def test_other_test_cases_are_refused_with_the_ids_on_each_side() -> None:
     text = refusal(cases()[2:], cases()[:-13])
-    assert text.startswith("second and first were not measured on the same:\n")
-    assert "  test cases of second alone, 2: 10000_0, 10000_1\n" in text
-    assert "  test cases of first alone, 13: 10005_1, 10006_0," in text
+    assert text.startswith("second and first were not evaluated on the same data:\n")
+    assert "  test cases of second only, 2: 10000_0, 10000_1\n" in text
+    assert "  test cases of first only, 13: 10005_1, 10006_0," in text
     assert "10010_0 and 3 more\n" in text
     assert "10010_1" not in text
 
@@ -92,7 +92,7 @@ def test_other_test_cases_are_refused_with_the_ids_on_each_side() -> None:
         ("mask_md5", "x", "another reference (mask_md5)"),
         ("image_md5", "x", "another image (image_md5)"),
         ("patient_id", "x", "another patient (patient_id)"),
-        ("oracle_crop", "True", "an oracle crop on one side alone (oracle_crop)"),
+        ("oracle_crop", "True", "an oracle crop on one side only (oracle_crop)"),
         ("volume_reference_ml", 23.1, "another volume of the same reference (other data.whole_gland_labels?)"),
     ],
 )
@@ -105,9 +105,9 @@ def test_every_kind_of_difference_is_listed_at_once() -> None:
     other = changed("mask_md5", 3, "x").assign(oracle_crop=True)[1:]
     kinds = [line.split(":")[0] for line in refusal(cases(), other).splitlines()[1:-1]]
     assert kinds == [
-        "  test cases of first alone, 1",
+        "  test cases of first only, 1",
         "  another reference (mask_md5), 1",
-        "  an oracle crop on one side alone (oracle_crop), 23",
+        "  an oracle crop on one side only (oracle_crop), 23",
     ]
 
 
@@ -157,7 +157,7 @@ def test_main_table_has_every_metric_with_its_thirds_and_no_other() -> None:
     one = compared(cases(), cases())
     assert [row.metric for row in one.rows if row.subgroup == ALL] == list(COMPARED)
     assert {"dice_apex", "dice_mid", "dice_base"} < set(COMPARED)
-    assert len(COMPARED) == len(SUMMARISED)
+    assert len(COMPARED) == len(SUMMARY_METRICS)
 
 
 def test_more_dice_and_less_distance_are_better() -> None:
@@ -206,7 +206,7 @@ CENTRE_OF_CASE = np.repeat(CENTRES, 2)
 def test_main_metrics_are_compared_in_every_subgroup() -> None:
     at_zgt = np.where(CENTRE_OF_CASE == "ZGT", 0.1, 0.0)
     one = compared(cases(centre=CENTRE_OF_CASE), cases(centre=CENTRE_OF_CASE, dice=0.5 + at_zgt))
-    assert [row.metric for row in one.rows if row.group == "ZGT"] == list(BY_SUBGROUP)
+    assert [row.metric for row in one.rows if row.group == "ZGT"] == list(SUBGROUP_METRICS)
     zgt, rumc = row_of(one, "dice", "centre", "ZGT"), row_of(one, "dice", "centre", "RUMC")
     assert (zgt.paired.num_cases, zgt.paired.num_patients) == (12, 6)
     assert zgt.paired.difference == pytest.approx(0.1)
@@ -223,7 +223,7 @@ def test_attribute_of_the_other_table_alone_is_a_subgroup_and_of_two_the_baselin
     moved[0] = "ZGT"
     both = compared(cases(centre=CENTRE_OF_CASE), cases(centre=moved))
     assert row_of(both, "dice", "centre", "ZGT").paired.num_cases == 12
-    assert "centre differs in 1 of 24 cases; a's is used" in both.notes
+    assert "centre differs in 1 of 24 cases; the value of a is used" in both.notes
 
 
 # --- what is shown -------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_lines_fit_a_terminal_and_mark_direction_sign_and_oracle_crop() -> None:
         "lower", "321.500", "9.250", "-312.250",
     ]  # fmt: skip
     text = "\n".join(lines)
-    assert "note: ORACLE CROP: the window was placed with the reference, in both" in text
+    assert "note: ORACLE CROP: windows were centred on the reference masks, in both" in text
     assert "note: fewer than 20 patients" in text
     assert "note: 24 of 24 cases were tested in another fold" in text
     assert "note: no p, no patient differs: iou, assd_mm," in text
@@ -281,5 +281,5 @@ def test_figure_shows_what_differs_filled_and_what_does_not_open(tmp_path: Path)
         "black",
         UNCLEAR_COLOUR,
     }  # five patients
-    draw_comparisons(tmp_path / "comparison.png", both)
+    save_png(tmp_path / "comparison.png", figure)
     assert imread(tmp_path / "comparison.png").std() > 0.05

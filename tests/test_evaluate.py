@@ -12,7 +12,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import StageResult, Workspace, workspace_of
 from prostate_seg.stages import load_stage
-from prostate_seg.stages.report import load_facts
+from prostate_seg.stages.report import load_report_data
 from tests.conftest import composed
 
 SMALL = ("experiment=tiny", "mlflow=off", "fold.index=0", "train.max_epochs=1", "train.steps_per_epoch=3")
@@ -75,5 +75,5 @@ def test_report_of_an_evaluation_by_an_older_version_names_the_column_and_the_st
     old = pd.read_csv(cases, dtype=str).rename(columns={"nsd_2mm": "surface_dice_2mm"})
     old.to_csv(cases, index=False)
     with pytest.raises(InputError, match=re.escape("cases.csv has no nsd_2mm: an older version wrote it")) as caught:
-        load_facts(cfg, workspace, workspace.evaluation)
+        load_report_data(cfg, workspace, workspace.evaluation)
     assert "Run stage=evaluate again" in str(caught.value)

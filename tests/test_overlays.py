@@ -1,28 +1,32 @@
-"""Overlays and metric plots: what is drawn where, and that a PNG comes out for every case there can be."""
+"""Overlays and contact sheets: content, orientation and scale, for every kind of image and mask."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import Image
 
-from prostate_seg.imaging.geometry import Spacing
+from prostate_seg.imaging.geometry import Spacing, Volume
 from prostate_seg.reporting.overlays import (
+    MAX_PANELS,
     PREDICTED_COLOUR,
     REFERENCE_COLOUR,
-    case_metrics_figure,
+    Panel,
+    choose_panels,
+    contact_sheet_figure,
     crop_around,
-    draw_case_metrics,
-    draw_overlay,
     overlay_figure,
     overlay_title,
+    picture_of,
     printable,
     slice_indices,
 )
+from prostate_seg.reporting.plots import save_png
 from prostate_seg.segmentation.metrics import case_metrics
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -44,21 +48,22 @@ def image() -> np.ndarray:
 
 def write(path: Path, image: np.ndarray, reference: np.ndarray, predicted: np.ndarray, *, num_slices: int = 6) -> Path:
     metrics = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
-    draw_overlay(
-        path,
-        image=image,
-        reference=reference,
-        predicted=predicted,
-        spacing_mm=SPACING_MM,
-        title=overlay_title(path.stem, metrics),
-        num_slices=num_slices,
-    )
+    title = overlay_title(path.stem, metrics)
+    save_png(path, figure_of(image, reference, predicted, title=title, num_slices=num_slices))
     return path
 
 
-def figure_of(image: np.ndarray, reference: np.ndarray, predicted: np.ndarray, **settings: int) -> Figure:
+def figure_of(
+    image: np.ndarray,
+    reference: np.ndarray | None,
+    predicted: np.ndarray,
+    *,
+    title: str = "case",
+    num_slices: int = 6,
+    spacing_mm: Spacing = SPACING_MM,
+) -> Figure:
     return overlay_figure(
-        image, reference, predicted, spacing_mm=SPACING_MM, title="case", num_slices=settings.get("num_slices", 6)
+        image, predicted, reference=reference, spacing_mm=spacing_mm, title=title, num_slices=num_slices
     )
 
 
@@ -98,7 +103,14 @@ def test_both_contours_are_drawn_in_their_colours(image: np.ndarray, reference: 
     assert contour_colours(figure, 2) == [REFERENCE_COLOUR, PREDICTED_COLOUR]
 
 
-def test_an_empty_prediction_is_said_in_the_legend_and_in_the_title(
+def test_a_mask_without_reference_is_drawn_alone(image: np.ndarray, reference: np.ndarray) -> None:
+    figure = figure_of(image, None, reference)
+    assert [ax.get_xlabel() for ax in figure.axes][:2] == ["z = 3   no gland", "z = 5"]
+    assert contour_colours(figure, 2) == [PREDICTED_COLOUR]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["predicted"]
+
+
+def test_an_empty_prediction_is_marked_in_the_legend_and_in_the_title(
     tmp_path: Path, image: np.ndarray, reference: np.ndarray
 ) -> None:
     nothing = np.zeros_like(reference)
@@ -136,9 +148,7 @@ def test_characters_without_a_glyph_are_written_as_escapes() -> None:
 
 
 def test_a_long_title_stays_within_the_figure(image: np.ndarray, reference: np.ndarray) -> None:
-    figure = overlay_figure(
-        image, reference, reference, spacing_mm=SPACING_MM, title="1.2.840.113619." * 8, num_slices=1
-    )
+    figure = figure_of(image, reference, reference, title="1.2.840.113619." * 8, num_slices=1)
     figure.draw_without_rendering()
     title = figure.texts[0].get_window_extent()
     assert title.x0 >= 0
@@ -146,7 +156,7 @@ def test_a_long_title_stays_within_the_figure(image: np.ndarray, reference: np.n
 
 
 def test_pixels_keep_their_aspect_on_anisotropic_slices(image: np.ndarray, reference: np.ndarray) -> None:
-    figure = overlay_figure(image, reference, reference, spacing_mm=(3.0, 1.0, 0.5), title="case", num_slices=2)
+    figure = figure_of(image, reference, reference, spacing_mm=(3.0, 1.0, 0.5), num_slices=2)
     assert figure.axes[0].get_aspect() == 2.0
 
 
@@ -190,57 +200,75 @@ def test_an_image_of_another_shape_is_refused_with_both_shapes(
     assert list(tmp_path.iterdir()) == []
 
 
-# --- metric plots --------------------------------------------------------------------------------------------------
+# --- contact sheet -------------------------------------------------------------------------------------------------
 
 
-def case_table(num_cases: int) -> pd.DataFrame:
-    rng = np.random.default_rng(1)
-    return pd.DataFrame(
-        {
-            "fold": [str(number % 3) for number in range(num_cases)],
-            "dice": rng.uniform(0.7, 0.95, num_cases),
-            "hd95_mm": rng.gamma(3, 2, num_cases),
-            "volume_difference_percent": rng.normal(0, 12, num_cases),
-        }
-    )
+def panel(number: int, *, is_error: bool = False, is_warning: bool = False) -> Panel:
+    return Panel(case_id=f"{number:03d}", caption=[], picture=None, is_error=is_error, is_warning=is_warning)
 
 
-def test_metric_plot_has_a_panel_per_metric_and_a_group_per_fold(tmp_path: Path) -> None:
-    figure = case_metrics_figure(case_table(10))
-    assert [ax.get_title() for ax in figure.axes] == ["Dice", "HD95 (mm)", "volume difference (%)"]
-    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert ticks == ["0\nn=4", "1\nn=3", "2\nn=3"]
-    draw_case_metrics(tmp_path / "cases.png", case_table(10))
-    assert imread(tmp_path / "cases.png").std() > 0.05
+def test_the_slice_with_most_gland_is_shown_around_the_gland(cube_volume: Volume) -> None:
+    gland = np.zeros(cube_volume.array.shape, bool)
+    gland[6, 10:14, 30:34] = True
+    gland[7, 10:20, 30:40] = True
+    picture = picture_of(cube_volume, gland)
+    assert picture.gland is not None
+    assert picture.gland.sum() == 100
+    assert picture.spacing_mm == (0.5, 0.5)
+    assert (picture.grey.min(), picture.grey.max()) == (0, 255)
 
 
-def test_a_missed_gland_and_a_missing_value_are_within_the_plot(tmp_path: Path) -> None:
-    table = case_table(9)
-    table.loc[0, ["dice", "hd95_mm"]] = [0.0, 277.4]
-    table.loc[0, "volume_difference_percent"] = np.nan
-    figure = case_metrics_figure(table)
-    low, high = figure.axes[1].get_ylim()
-    assert low < 0.0 < 277.4 < high
-    assert figure.axes[2].get_xticklabels()[0].get_text() == "0\nn=2"
+def test_without_gland_the_middle_slice_is_shown(cube_volume: Volume) -> None:
+    marked = cube_volume.array.copy()
+    marked[10] = 0
+    marked[10, 20:40, 20:40] = 50
+    picture = picture_of(replace(cube_volume, array=marked), None)
+    assert picture.gland is None
+    assert np.mean(picture.grey) == pytest.approx(255 * 20 * 20 / 60**2)
 
 
-def test_one_case_is_plotted(tmp_path: Path) -> None:
-    draw_case_metrics(tmp_path / "cases.png", case_table(1))
-    assert (tmp_path / "cases.png").exists()
+@pytest.mark.parametrize("centre", [(2, 2), (300, 395)])
+def test_a_gland_at_the_edge_of_a_large_slice_is_shown_within_the_field(
+    cube_volume: Volume, centre: tuple[int, int]
+) -> None:
+    grid = replace(cube_volume.geometry, shape_vox=(3, 302, 397))
+    gland = np.zeros(grid.shape_vox, bool)
+    gland[1, centre[0] - 1 : centre[0] + 1, centre[1] - 1 : centre[1] + 1] = True
+    image = Volume(array=np.random.default_rng(0).random(grid.shape_vox), geometry=grid)
+    picture = picture_of(image, gland)
+    assert picture.grey.shape == (120, 120)
+    assert picture.spacing_mm == (1.0, 1.0)
+    assert picture.gland is not None
+    assert picture.gland.any()
 
 
-def test_a_fold_whose_values_are_all_missing_is_plotted(tmp_path: Path) -> None:
-    table = case_table(6)
-    table.loc[table["fold"] == "1", "volume_difference_percent"] = np.nan
-    draw_case_metrics(tmp_path / "cases.png", table)
-    assert (tmp_path / "cases.png").exists()
+def test_a_constant_image_has_a_picture_too(cube_volume: Volume) -> None:
+    assert not picture_of(replace(cube_volume, array=np.full((4, 9, 9), 7)), None).grey.any()
 
 
-def test_a_table_without_a_column_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs the columns hd95_mm"):
-        case_metrics_figure(case_table(3).drop(columns="hd95_mm"))
+def test_a_sheet_has_all_errors_then_warnings_then_an_even_choice_in_order() -> None:
+    panels = [panel(n, is_error=n % 50 == 0, is_warning=n % 20 == 1) for n in range(400)]
+    chosen = choose_panels(panels)
+    assert len(chosen) == MAX_PANELS
+    assert [one.case_id for one in chosen] == sorted(one.case_id for one in chosen)
+    assert sum(one.is_error for one in chosen) == 8
+    assert sum(one.is_warning for one in chosen) == 20
+    good = [int(one.case_id) for one in chosen if not one.is_error and not one.is_warning]
+    assert (good[0], good[-1]) == (2, 399)
+    assert len(choose_panels([panel(n, is_error=True) for n in range(400)])) == MAX_PANELS
+    assert choose_panels(panels[:5]) == panels[:5]
 
 
-def test_a_table_without_rows_is_refused() -> None:
-    with pytest.raises(ValueError, match="no row"):
-        case_metrics_figure(case_table(0))
+def test_panels_are_drawn_in_rows_with_coloured_frames(tmp_path: Path, cube_volume: Volume) -> None:
+    gland = cube_volume.array > 50
+    good = replace(panel(1), case_id="Müller_$x$_前列腺" * 4, caption=["44 mL"], picture=picture_of(cube_volume, gland))
+    bad = replace(panel(2, is_error=True), caption=["lfs_pointer", "..."])
+    path = tmp_path / "sheet.png"
+    save_png(path, contact_sheet_figure([good] * 7 + [bad], title="$data"))
+    image = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    assert image.shape[1] == pytest.approx(1155, abs=2)
+    assert image.shape[0] == pytest.approx(539, abs=2)
+    vermilion = np.abs(image - (0xD5, 0x5E, 0x00)).max(axis=2) < 12
+    columns = np.flatnonzero(vermilion.any(axis=0))
+    assert vermilion.sum() > 1000
+    assert (columns.min(), columns.max()) == (pytest.approx(1155 / 6, abs=20), pytest.approx(1155 / 3, abs=20))

@@ -19,7 +19,7 @@ from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from prostate_seg.reporting.overlays import draw_prediction
+from prostate_seg.reporting.plots import save_png
 from prostate_seg.stages import predict as stage
 from tests.conftest import composed
 from tests.segmentation_helpers import disc_study
@@ -40,8 +40,8 @@ def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def plain_overlays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no pictures, which takes longer than all the rest."""
-    monkeypatch.setattr(stage, "draw_prediction", lambda path, **_: write_text(path, "overlay"))
+    """Write no PNG files, which takes longer than all the rest."""
+    monkeypatch.setattr(stage, "save_png", lambda path, _: write_text(path, "overlay"))
 
 
 @functools.cache
@@ -173,7 +173,7 @@ def test_an_image_that_is_a_mask_is_refused() -> None:
 def test_studies_of_any_name_are_segmented_drawn_and_found_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stage, "draw_prediction", draw_prediction)
+    monkeypatch.setattr(stage, "save_png", save_png)
     names = ["$x$ (1) a=b #2", "two\nlines of O'Neil", "Müller, 日本"]
     for seed, name in enumerate(names):
         write_image(Path("in") / f"{name}.nii.gz", seed=seed)

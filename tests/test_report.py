@@ -1,4 +1,4 @@
-"""Report and model card from facts made by hand: numbers of the tables, escaping, what is said of what is not known."""
+"""Report page and model card of constructed cases: tables, escaping, plots, gallery, and values that are not recorded."""
 
 import re
 from collections.abc import Callable
@@ -12,25 +12,31 @@ import pytest
 import yaml
 
 from prostate_seg.data.cases import Case
-from prostate_seg.reporting.analysis import all_tables, dice_along_gland, limits_of_agreement, subgroup_dice
-from prostate_seg.reporting.facts import Facts
-from prostate_seg.reporting.gallery import GalleryCase, gallery_case, missing_case, outline, worst_median_best
+from prostate_seg.reporting.evaluation_tables import CaseResult, cases_table, slices_table, summarise_folds
+from prostate_seg.reporting.gallery import GalleryCase, gallery_case, svg_contour, worst_median_best
 from prostate_seg.reporting.model_card import render_model_card
-from prostate_seg.reporting.plots import all_plots
-from prostate_seg.reporting.report import render_report
-from prostate_seg.reporting.results import Scored, cases_table, slices_table, summarise_folds
+from prostate_seg.reporting.plots import page_plots
+from prostate_seg.reporting.report_page import render_report
+from prostate_seg.reporting.report_tables import (
+    ReportData,
+    all_tables,
+    dice_along_gland,
+    limits_of_agreement,
+    subgroup_dice,
+    subgroups,
+)
 from prostate_seg.segmentation.metrics import case_metrics, slice_counts
 
 ATTACK = "<script>alert(1)</script>"
 SPACING_MM = (3.0, 1.0, 2.0)
 
 
-def scored(case_id: str, *, fold: str, shift_vox: int, attributes: dict[str, str]) -> Scored:
+def case_result(case_id: str, *, fold: str, shift_vox: int, attributes: dict[str, str]) -> CaseResult:
     """A block of 10 slices, predicted with a shift along x; a shift by its width of 20 is a failure."""
     reference = np.zeros((14, 40, 60), dtype=bool)
     reference[2:12, 10:30, 10:30] = True
     predicted = np.roll(reference, shift_vox, axis=2)
-    return Scored(
+    return CaseResult(
         fold=fold,
         case=Case(
             case_id=case_id,
@@ -48,30 +54,28 @@ def scored(case_id: str, *, fold: str, shift_vox: int, attributes: dict[str, str
 
 
 @pytest.fixture
-def facts() -> Facts:
+def data() -> ReportData:
     cases = [
-        scored("p1_1", fold="fold0", shift_vox=0, attributes={"centre": "A"}),
-        scored("p2_1", fold="fold0", shift_vox=5, attributes={"centre": "A"}),
-        scored("p3_1", fold="fold1", shift_vox=20, attributes={"centre": ATTACK}),
+        case_result("p1_1", fold="fold0", shift_vox=0, attributes={"centre": "A"}),
+        case_result("p2_1", fold="fold0", shift_vox=5, attributes={"centre": "A"}),
+        case_result("p3_1", fold="fold1", shift_vox=20, attributes={"centre": ATTACK}),
     ]
-    return Facts(
+    return ReportData(
         cases=cases_table(cases, oracle_crop=False),
         slices=slices_table(cases),
         summary=summarise_folds(cases, oracle_crop=False, num_bootstrap=100, seed=0),
         is_external=False,
-        version="1",
         num_bootstrap=100,
         seed=0,
     )
 
 
-def page(facts: Facts, gallery: tuple[GalleryCase, ...] = ()) -> str:
-    tables = all_tables(facts)
-    return render_report(facts, tables=tables, plots=all_plots(facts.cases, tables, facts.kept_epochs), gallery=gallery)
+def page(data: ReportData, gallery: tuple[GalleryCase, ...] = ()) -> str:
+    return render_report(data, tables=all_tables(data), gallery=gallery)
 
 
-def card(facts: Facts) -> str:
-    return render_model_card(facts, subgroups=subgroup_dice(facts).to_dict("records"))  # type: ignore[arg-type]
+def card(data: ReportData) -> str:
+    return render_model_card(data, subgroups=subgroup_dice(data))
 
 
 def words(html: str) -> str:
@@ -81,21 +85,21 @@ def words(html: str) -> str:
 # --- numbers -------------------------------------------------------------------------------------------------------
 
 
-def test_dice_along_the_gland_has_a_mean_per_tenth_and_counts_what_lies_beyond(facts: Facts) -> None:
-    table = dice_along_gland(facts)
+def test_dice_along_the_gland_has_a_mean_per_tenth_and_counts_what_lies_beyond(data: ReportData) -> None:
+    table = dice_along_gland(data)
     assert len(table) == 12
     assert table["num_slices"].tolist() == [0, *[3] * 10, 0]
     assert table["position"].tolist()[1:-1] == pytest.approx([0.05 + 0.1 * n for n in range(10)])
     assert table["mean"].dropna().tolist() == pytest.approx([(1 + 0.75 + 0) / 3] * 10)
-    beyond = facts.slices.assign(position=facts.slices["position"] + 0.2)
-    assert dice_along_gland(replace(facts, slices=beyond))["num_slices"].iloc[-1] == 6
+    beyond = data.slices.assign(position=data.slices["position"] + 0.2)
+    assert dice_along_gland(replace(data, slices=beyond))["num_slices"].iloc[-1] == 6
 
 
-def test_subgroups_have_the_mean_of_their_cases(facts: Facts) -> None:
-    table = subgroup_dice(facts).set_index("group")
+def test_subgroups_have_the_mean_of_their_cases(data: ReportData) -> None:
+    table = subgroup_dice(data).set_index("group")
     assert table.loc["A", "mean"] == pytest.approx((1 + 0.75) / 2)
     assert table.loc[ATTACK, "num_cases"] == 1
-    assert np.isnan(table.loc[ATTACK, "ci95_low"])  # one patient says nothing about others
+    assert np.isnan(table.loc[ATTACK, "ci95_low"])  # no interval for a single patient
 
 
 def test_limits_of_agreement_are_two_standard_deviations_around_the_bias() -> None:
@@ -111,31 +115,63 @@ def test_worst_median_and_best_are_named_once() -> None:
     assert chosen(0.5) == {"worst": 0}
 
 
+def attribute_table(**columns: list[object]) -> pd.DataFrame:
+    return pd.DataFrame({"case_id": list("abcdef"), "volume_reference_ml": [60, 20, 30, 90, 40, 50], **columns})
+
+
+def test_volume_tertiles_have_equal_size() -> None:
+    groups = subgroups(attribute_table())
+    assert list(groups) == ["volume_tertile"]
+    assert groups["volume_tertile"].tolist() == [
+        "upper third",
+        "lower third",
+        "lower third",
+        "upper third",
+        "middle third",
+        "middle third",
+    ]
+
+
+def test_attributes_are_groups_and_an_empty_cell_is_unknown() -> None:
+    groups = subgroups(attribute_table(centre=["A", "B", "", "A", None, "B"], constant=["x"] * 6))
+    assert groups["centre"].tolist() == ["A", "B", "unknown", "A", "unknown", "B"]
+    assert "constant" not in groups
+
+
+def test_many_numbers_become_tertiles_and_many_other_values_are_ignored() -> None:
+    many = pd.concat([attribute_table(age=[str(50 + i) for i in range(6)], note=list("uvwxyz"))] * 2, ignore_index=True)
+    many["age"] = [str(age) for age in range(50, 61)] + [""]
+    many["note"] = [f"n{i}" for i in range(12)]
+    groups = subgroups(many)
+    assert sorted(set(groups["age"])) == ["lower third", "middle third", "unknown", "upper third"]
+    assert "note" not in groups
+
+
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def test_failed_cases_come_before_the_results(facts: Facts) -> None:
-    html = page(facts)
-    assert facts.failures["case_id"].tolist() == ["p3_1"]
+def test_failed_cases_come_before_the_results(data: ReportData) -> None:
+    html = page(data)
+    assert data.failures["case_id"].tolist() == ["p3_1"]
     assert html.index("p3_1") < html.index('id="ran"') < html.index('id="results"')
     assert "1 case failed (Dice below 0.5)." in words(html)
 
 
-def test_excluded_cases_stand_first_with_their_reason(facts: Facts) -> None:
+def test_excluded_cases_come_first_with_their_reason(data: ReportData) -> None:
     finding = {"case_id": "p9_1", "check": "grids_differ", "is_error": True, "message": "another grid"}
     log = {"excluded_by_config": ["p8_1"], "excluded_by_checks": ["p9_1"], "findings": [finding]}
-    text = words(page(replace(facts, preprocess_log=log)))
+    text = words(page(replace(data, preprocess_log=log)))
     assert "p8_1 listed under data.exclude" in text
     assert "p9_1 grids_differ: another grid" in text
-    assert "2 more cases were left out" in text
+    assert "2 more cases were excluded" in text
 
 
-def test_text_from_data_is_never_markup(facts: Facts) -> None:
+def test_text_from_data_is_never_markup(data: ReportData) -> None:
     log = {"excluded_by_config": [ATTACK], "findings": []}
-    gallery = (missing_case(ATTACK, ATTACK, facts.cases.iloc[0].to_dict(), reason=ATTACK),)
+    gallery = (GalleryCase(rank=ATTACK, case_id=ATTACK, metrics=data.cases.iloc[0].to_dict(), missing=ATTACK),)
     evil = replace(
-        facts,
-        cases=facts.cases.replace("p3_1", ATTACK),
+        data,
+        cases=data.cases.replace("p3_1", ATTACK),
         preprocess_log=log,
         settings={"data": {"root": ATTACK}},
         reference_quality=pd.DataFrame(
@@ -148,41 +184,41 @@ def test_text_from_data_is_never_markup(facts: Facts) -> None:
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 7
 
 
-def test_leak_gate_is_shown_when_it_is_recorded(facts: Facts) -> None:
-    assert "No verdict is recorded" in page(facts)
+def test_leak_gate_is_shown_when_it_is_recorded(data: ReportData) -> None:
+    assert "has no record of the leak gate" in page(data)
     gate = {"verdict": "passed", "checks": {"patient overlap": "passed", "near-duplicates": "not run: no images"}}
-    text = words(page(replace(facts, summary={**facts.summary, "leak_gate": gate})))
+    text = words(page(replace(data, summary={**data.summary, "leak_gate": gate})))
     assert "Passed." in text
     assert "near-duplicates not run: no images" in text
     pair = "a_1 and b_1 (correlation 0.66): two patients"
-    text = words(page(replace(facts, summary={**facts.summary, "leak_gate": gate | {"overruled": [pair]}})))
-    assert f"No duplicates, by fold.not_duplicates: {pair}" in text
+    text = words(page(replace(data, summary={**data.summary, "leak_gate": gate | {"overruled": [pair]}})))
+    assert f"Not duplicates, according to fold.not_duplicates: {pair}" in text
 
 
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({}, "Who made the reference masks is not recorded."),
+        ({}, "The author of the reference masks is not recorded."),
         ({"settings": {"data": {"source": "phantom"}}}, "say nothing about patients"),
     ],
 )
-def test_what_numbers_mean_is_said_first(facts: Facts, changes: dict[str, object], warning: str) -> None:
-    changed: Callable[..., Facts] = replace
-    html = page(changed(facts, **changes))
+def test_limitations_come_before_the_first_number(data: ReportData, changes: dict[str, object], warning: str) -> None:
+    changed: Callable[..., ReportData] = replace
+    html = page(changed(data, **changes))
     assert warning in html[: html.index("<main>")]
-    assert warning in card(changed(facts, **changes))
+    assert warning in card(changed(data, **changes))
 
 
-def test_oracle_crop_and_makers_of_references_are_said_first(facts: Facts) -> None:
+def test_oracle_crop_and_authors_of_references_are_warnings(data: ReportData) -> None:
     made = replace(
-        facts, cases=facts.cases.assign(reference_by="Bosma22b"), summary={**facts.summary, "oracle_crop": True}
+        data, cases=data.cases.assign(reference_by="Bosma22b"), summary={**data.summary, "oracle_crop": True}
     )
-    assert [text.split(":")[0] for text in made.warnings()] == ["Oracle crop", "Reference masks by"]
-    assert "Bosma22b (3 cases)" in made.warnings()[1]
+    assert [text.split(":")[0] for text in made.warnings] == ["Oracle crop", "Reference masks by"]
+    assert "Bosma22b (3 cases)" in made.warnings[1]
 
 
-def test_page_asks_for_nothing_from_elsewhere(facts: Facts) -> None:
-    html = page(facts)
+def test_page_loads_nothing_from_elsewhere(data: ReportData) -> None:
+    html = page(data)
     assert "default-src 'none'" in html
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", html.replace('xmlns:xlink="http', ""))
 
@@ -190,10 +226,11 @@ def test_page_asks_for_nothing_from_elsewhere(facts: Facts) -> None:
 # --- plots ---------------------------------------------------------------------------------------------------------
 
 
-def test_plots_have_text_page_colours_and_ids_of_their_own(facts: Facts) -> None:
+def test_plots_have_text_page_colours_and_ids_of_their_own(data: ReportData) -> None:
     history = pd.DataFrame({"epoch": [1, 2], "train/loss": [1.0, 0.5], "val/dice": [np.nan, 0.8]})
-    tables = all_tables(replace(facts, histories={"fold0": history}))
-    plots = all_plots(facts.cases, tables, {"fold0": 2})
+    tables = all_tables(replace(data, histories={"fold0": history}))
+    limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
+    plots = page_plots(data.cases, tables, limits_ml=limits_ml, kept_epochs={"fold0": 2})
     assert set(plots) >= {"box_dice", "bland_altman", "train_loss", "val_dice", "dice_along_gland"}
     for svg in plots.values():
         ElementTree.fromstring(re.sub(r"<svg ", '<svg xmlns:xlink="x" ', svg, count=1))
@@ -203,17 +240,18 @@ def test_plots_have_text_page_colours_and_ids_of_their_own(facts: Facts) -> None
     ids = [name for svg in plots.values() for name in re.findall(r' id="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
     assert {name for svg in plots.values() for name in re.findall(r'(?:href="|url\()#([^")]+)', svg)} == set(ids)
-    assert plots == all_plots(facts.cases, tables, {"fold0": 2})  # the same bytes for the same numbers
+    again = page_plots(data.cases, tables, limits_ml=limits_ml, kept_epochs={"fold0": 2})
+    assert plots == again  # the same bytes for the same numbers
 
 
 # --- gallery -------------------------------------------------------------------------------------------------------
 
 
-def test_outline_runs_along_half_voxels() -> None:
+def test_contour_runs_along_half_voxels() -> None:
     mask = np.zeros((8, 8), dtype=bool)
-    assert outline(mask) == ""
+    assert svg_contour(mask) == ""
     mask[2, 3] = True  # its centre is at 7, 5 half voxels
-    corners = re.fullmatch(r"M(\d+) (\d+)l(.*)z", outline(mask))
+    corners = re.fullmatch(r"M(\d+) (\d+)l(.*)z", svg_contour(mask))
     assert corners is not None
     assert abs(int(corners[1]) - 7) + abs(int(corners[2]) - 5) == 1
 
@@ -240,19 +278,19 @@ def test_slices_go_from_below_the_apex_to_above_the_base_in_right_proportion() -
 # --- model card ----------------------------------------------------------------------------------------------------
 
 
-def test_card_has_front_matter_and_marks_what_it_does_not_know(facts: Facts) -> None:
-    text = card(facts)
+def test_card_has_front_matter_and_marks_what_is_not_recorded(data: ReportData) -> None:
+    text = card(data)
     front, body = text.removeprefix("---\n").split("\n---\n", 1)
     metrics = yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"]
     assert metrics[0] == {"type": "dice", "name": "Dice", "value": pytest.approx(0.5833)}
     assert "[fill in: who made the masks" in body
-    assert "[fill in: network; the settings were not in the workspace" in body
+    assert "[fill in: network; the settings are not in the workspace" in body
     assert "| p3\\_1 | 0.000 |" in body
     assert "| Dice | 0.583 |" in body
 
 
-def test_card_escapes_text_from_data(facts: Facts) -> None:
-    evil = replace(facts, cases=facts.cases.replace("p3_1", "a|b `c` " + ATTACK + "\nd"))
+def test_card_escapes_text_from_data(data: ReportData) -> None:
+    evil = replace(data, cases=data.cases.replace("p3_1", "a|b `c` " + ATTACK + "\nd"))
     text = card(evil)
     assert "<script" not in text
     assert "a\\|b \\`c\\` &lt;script&gt;alert(1)&lt;/script&gt; d" in text

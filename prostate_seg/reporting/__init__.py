@@ -1,1 +1,5 @@
-"""Pictures and tables from results."""
+"""Tables, figures, report page, model card, comparisons and promotion rules.
+
+Functions turn values into tables, matplotlib figures or text. Reading and writing files belongs to the stages; nothing here
+depends on the config, torch or MLflow.
+"""

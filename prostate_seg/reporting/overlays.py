@@ -1,158 +1,135 @@
-"""Pictures of masks on their images, and plots of per-case metrics, as PNG files.
+"""Axial slices with mask contours: the overlay of one case, and the contact sheet of a data set.
 
-Arrays are [Z, Y, X] in LPS: drawn with y downwards and x to the right, an axial slice shows the patient's right on the left,
-as radiologists read it. Figures are built from matplotlib's objects and never through pyplot, whose state is shared between
-threads. No metric is defined here.
+Arrays are [Z, Y, X] in LPS. Drawn with y downwards and x to the right, an axial slice has the patient's right on the left, as
+radiologists read it.
 """
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prostate_seg.common.files import atomic_path
-from prostate_seg.imaging.geometry import Spacing, bounding_box
+from prostate_seg.imaging.geometry import Spacing, Volume, bounding_box
 from prostate_seg.segmentation.metrics import CaseMetrics, as_mask_pair, dice
 
 REFERENCE_COLOUR = "#56B4E9"
-"""Sky blue of Okabe and Ito's palette, told apart from orange with every common colour vision deficiency."""
+"""Sky blue of Okabe and Ito's palette, distinct from orange with every common colour vision deficiency."""
 
 PREDICTED_COLOUR = "#E69F00"
 """Orange of Okabe and Ito's palette."""
+
+WARNING_COLOUR, ERROR_COLOUR = "#E69F00", "#D55E00"
+"""Orange and vermilion of the same palette, for the frames of a contact sheet."""
 
 MARGIN_MM = 20.0
 """Width of the surroundings drawn around both masks: bladder neck, rectum and pelvic wall help to judge a contour."""
 
 WINDOW_PERCENTILES = (1.0, 99.0)
-"""Grey values that are drawn black and white; the extremes would leave the gland flat."""
+"""Percentiles of the grey values drawn black and white; with the extremes the gland would have no contrast."""
+
+PANEL_INCH = 2.9
+"""Width of a panel of an overlay."""
 
 MAX_NUM_COLUMNS = 3
-"""Most panels per row, so that six slices stay legible at the width of a page."""
+"""Panels per row of an overlay, so that six slices stay legible at the width of a page."""
 
-PANEL_WIDTH_INCH = 2.9
-"""Width of one panel."""
+OVERLAY_DPI = 130
 
-DOTS_PER_INCH = 130
-"""Resolution of the PNG: a page-wide figure of about 1,100 pixels."""
+MAX_TITLE_PT = 12.0
 
-TITLE_SIZE_PT = 12.0
-"""Size of the title, unless it is too long for that."""
+CHARACTER_EM = 0.65
+"""Width of an average character of matplotlib's font, digits and capitals included, in units of the font size."""
 
-TITLE_CHARACTER_EM = 0.65
-"""Width of an average character of matplotlib's font, digits and capitals included, in units of the font's size."""
+SHEET_COLUMNS = 6
+MAX_PANELS = 60
+"""Panels of a contact sheet; more would be too small to recognise anything."""
 
-PLOTTED_METRICS = {
-    "dice": "Dice",
-    "hd95_mm": "HD95 (mm)",
-    "volume_difference_percent": "volume difference (%)",
-}
-"""Columns of the case table that are plotted, with their axis labels."""
+SHEET_PANEL_INCH = 1.75
+SHEET_DPI = 110
 
-HD95_TICKS_MM = (0, 2, 5, 10, 20, 50, 100, 200, 500)
-"""Ticks of the HD95 axis, which is linear to 10 mm and logarithmic above: a missed gland is 20 times a good case."""
+SHEET_FIELD_MM = 120.0
+"""Edge length of the square in a panel of a contact sheet; it contains prostate, rectum and pelvic wall."""
 
-HD95_LINEAR_MM = 10.0
-"""End of the linear part of the HD95 axis."""
+SHEET_MAX_PIXELS = 200
+"""Pixels kept along an edge: a panel of a contact sheet has no more."""
 
-JITTER_WIDTH = 0.12
-"""Half width over which the points of a fold are spread, in units of the distance between folds."""
+SHEET_LEGEND = "blue: mask; orange frame: warning; red frame: cannot be used"
+
+
+# --- overlay of one case -------------------------------------------------------------------------------------------
 
 
 def overlay_title(case_id: str, metrics: CaseMetrics) -> str:
-    """Return the title of a case's overlay: its id, Dice and HD95, and whether the gland was missed."""
+    """Return the title of a case's overlay: id, Dice, HD95, and whether the gland was missed."""
     title = f"{case_id}    Dice {metrics.dice:.3f}    HD95 {metrics.hd95_mm:.1f} mm"
     return f"{title}    gland missed" if metrics.missed_gland else title
 
 
-def draw_overlay(
-    path: Path,
-    *,
+def overlay_figure(
     image: np.ndarray,
-    reference: np.ndarray,
     predicted: np.ndarray,
+    *,
+    reference: np.ndarray | None,
     spacing_mm: Spacing,
     title: str,
     num_slices: int = 6,
-) -> None:
-    """Write a PNG of axial slices with the contours of both masks.
+) -> Figure:
+    """Draw axial slices with the contour of the predicted mask and, where there is one, of the reference mask.
 
     Args:
-        path: File to write.
         image: Grey values, shape [Z, Y, X], LPS.
-        reference: Binary mask on the same grid.
         predicted: Binary mask on the same grid; may be empty.
+        reference: Binary mask on the same grid; None if the case has none.
         spacing_mm: Voxel edge lengths along Z, Y, X.
-        title: Line above the panels, see `overlay_title`; characters without a glyph are written as escapes.
+        title: Line above the panels; characters without a glyph are written as escapes.
         num_slices: Number of slices, evenly spaced from apex to base; fewer when the gland spans fewer.
 
     Raises:
         ValueError: If the shapes differ, a mask is not binary, or `num_slices` is below 1.
     """
-    reference, predicted = as_mask_pair(reference, predicted)
-    if image.shape != reference.shape:
-        raise ValueError(f"image and masks must have one shape, got {image.shape} and {reference.shape}.")
-    figure = overlay_figure(image, reference, predicted, spacing_mm=spacing_mm, title=title, num_slices=num_slices)
-    _save(figure, path)
-
-
-def draw_prediction(
-    path: Path, *, image: np.ndarray, predicted: np.ndarray, spacing_mm: Spacing, title: str, num_slices: int = 6
-) -> None:
-    """Write a PNG of axial slices with the contour of a mask that has no reference.
-
-    Args:
-        path: File to write.
-        image: Grey values, shape [Z, Y, X], LPS.
-        predicted: Binary mask on the same grid; may be empty.
-        spacing_mm: Voxel edge lengths along Z, Y, X.
-        title: Line above the panels.
-        num_slices: As in `draw_overlay`.
-
-    Raises:
-        ValueError: If the shapes differ, the mask is not binary, or `num_slices` is below 1.
-    """
-    if image.shape != predicted.shape:
-        raise ValueError(f"image and mask must have one shape, got {image.shape} and {predicted.shape}.")
-    predicted, _ = as_mask_pair(predicted, predicted)
-    figure = overlay_figure(image, None, predicted, spacing_mm=spacing_mm, title=title, num_slices=num_slices)
-    _save(figure, path)
-
-
-def overlay_figure(
-    image: np.ndarray,
-    reference: np.ndarray | None,
-    predicted: np.ndarray,
-    *,
-    spacing_mm: Spacing,
-    title: str,
-    num_slices: int,
-) -> Figure:
-    """Return the figure that `draw_overlay` and `draw_prediction` write; masks are boolean."""
-    either = predicted if reference is None else reference | predicted
-    indices = slice_indices(either, num_slices=num_slices)
-    rows, columns = crop_around(either, spacing_mm=spacing_mm)
+    masks = as_mask_pair(predicted if reference is None else reference, predicted)
+    if image.shape != masks[0].shape:
+        raise ValueError(f"image and mask must have one shape, got {image.shape} and {masks[0].shape}.")
+    union = masks[0] | masks[1]
+    indices = slice_indices(union, num_slices=num_slices)
+    rows, columns = crop_around(union, spacing_mm=spacing_mm)
     shown = image[indices][:, rows, columns]
-    figure, axes = _panels(len(indices), height_over_width=_height_over_width(shown, spacing_mm=spacing_mm))
     black, white = np.percentile(shown, WINDOW_PERCENTILES)
-    for ax, picture, index in zip(axes, shown, indices, strict=True):
-        ax.imshow(picture, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
-        found = predicted[index, rows, columns]
-        if reference is None:
-            ax.set_xlabel(f"z = {index}" if found.any() else f"z = {index}   no gland")
-        else:
-            true = reference[index, rows, columns]
-            _draw_contour(ax, true, colour=REFERENCE_COLOUR, style="-")
+
+    num_rows = math.ceil(len(indices) / MAX_NUM_COLUMNS)
+    num_columns = math.ceil(len(indices) / num_rows)
+    height_over_width = (shown.shape[1] * spacing_mm[1]) / (shown.shape[2] * spacing_mm[2])
+    row_inch = PANEL_INCH * height_over_width + 0.3  # one line of text below each panel
+    size_inch = (PANEL_INCH * max(num_columns, 2), row_inch * num_rows + 0.8)
+    figure = Figure(figsize=size_inch, dpi=OVERLAY_DPI, layout="constrained")
+    for number, (grey, index) in enumerate(zip(shown, indices, strict=True)):
+        ax = figure.add_subplot(num_rows, num_columns, number + 1, xticks=[], yticks=[])
+        ax.imshow(grey, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
+        true, found = (mask[index, rows, columns] for mask in masks)
+        if reference is not None:
+            _draw_contour(ax, true, colour=REFERENCE_COLOUR)
             ax.set_xlabel(slice_label(index, true, found))
+        else:
+            ax.set_xlabel(f"z = {index}" if found.any() else f"z = {index}   no gland")
         _draw_contour(ax, found, colour=PREDICTED_COLOUR, style="-" if reference is None else "--")
-    _mark_sides(axes[0])
-    _add_title(figure, printable(title))
-    _add_legend(figure, has_reference=reference is not None, is_predicted_empty=not predicted.any())
+    # LPS: the patient's right is on the left, anterior on top.
+    first = figure.axes[0]
+    first.text(0.02, 0.5, "R", transform=first.transAxes, color="white", ha="left", va="center")
+    first.text(0.5, 0.98, "A", transform=first.transAxes, color="white", ha="center", va="top")
+
+    title = printable(title)
+    fitting_pt = 72 * size_inch[0] / (CHARACTER_EM * len(title) + 1)  # ids can be 64 characters long
+    figure.suptitle(title, fontsize=min(MAX_TITLE_PT, fitting_pt), parse_math=False)
+    label = "predicted" if predicted.any() else "predicted (empty)"
+    handles = [Line2D([], [], color=PREDICTED_COLOUR, linestyle="-" if reference is None else "--", label=label)]
+    if reference is not None:
+        handles.insert(0, Line2D([], [], color=REFERENCE_COLOUR, label="reference"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -164,14 +141,10 @@ def slice_label(index: int, reference: np.ndarray, predicted: np.ndarray) -> str
 
 
 def slice_indices(mask: np.ndarray, *, num_slices: int) -> list[int]:
-    """Return slice indices evenly spaced from one below to one above the mask's extent, within the volume.
+    """Return slice indices evenly spaced from one below to one above the extent of a mask [Z, Y, X], within the volume.
 
-    Args:
-        mask: Boolean mask [Z, Y, X]; when it is empty, the whole volume is spanned.
-        num_slices: Number of indices, at least 1; fewer are returned when the extent has fewer slices.
-
-    Returns:
-        Increasing indices without repeats; the middle slice alone when `num_slices` is 1.
+    An empty mask stands for the whole volume. Fewer indices are returned when the extent has fewer slices, the middle one alone
+    when `num_slices` is 1.
 
     Raises:
         ValueError: If `num_slices` is below 1.
@@ -186,143 +159,133 @@ def slice_indices(mask: np.ndarray, *, num_slices: int) -> list[int]:
 
 
 def crop_around(mask: np.ndarray, *, spacing_mm: Spacing) -> tuple[slice, slice]:
-    """Return the ranges along Y and X of a mask [Z, Y, X] and `MARGIN_MM` around it; all when the mask is empty."""
+    """Return the ranges along Y and X of a mask [Z, Y, X] with a margin of `MARGIN_MM`; all when the mask is empty."""
     if not mask.any():
         return slice(None), slice(None)
     _, rows, columns = bounding_box(mask)
-    return _widened(rows, spacing_mm=spacing_mm[1]), _widened(columns, spacing_mm=spacing_mm[2])
+    margin_y, margin_x = (math.ceil(MARGIN_MM / length_mm) for length_mm in spacing_mm[1:])
+    return (
+        slice(max(rows.start - margin_y, 0), rows.stop + margin_y),
+        slice(max(columns.start - margin_x, 0), columns.stop + margin_x),
+    )
 
 
-def _widened(extent: slice, *, spacing_mm: float) -> slice:
-    margin_vox = math.ceil(MARGIN_MM / spacing_mm)
-    return slice(max(extent.start - margin_vox, 0), extent.stop + margin_vox)
+def to_uint8(image: np.ndarray, *, shown: np.ndarray) -> np.ndarray:
+    """Map grey values to 0 to 255, with black and white at `WINDOW_PERCENTILES` of the values in `shown`."""
+    black, white = np.percentile(shown, WINDOW_PERCENTILES)
+    return np.clip((image - black) / max(white - black, 1e-6) * 255, 0, 255).astype(np.uint8)
 
 
 def printable(text: str) -> str:
-    """Return the text with every character that matplotlib's own font cannot draw written as its escape.
+    """Replace each character that matplotlib's own font has no glyph for by its escape.
 
-    An id in Chinese would otherwise become a row of equal boxes; Latin, Greek, Cyrillic and Arabic letters are drawn.
+    An id in Chinese would otherwise become a row of equal boxes; Latin, Greek, Cyrillic and Arabic letters have glyphs.
     """
     glyphs = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
     return "".join(char if ord(char) in glyphs else char.encode("unicode_escape").decode() for char in text)
 
 
-def _height_over_width(image: np.ndarray, *, spacing_mm: Spacing) -> float:
-    return (image.shape[1] * spacing_mm[1]) / (image.shape[2] * spacing_mm[2])
-
-
-def _panels(num_panels: int, *, height_over_width: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `num_panels` axes without ticks, row by row."""
-    num_rows = math.ceil(num_panels / MAX_NUM_COLUMNS)
-    num_columns = math.ceil(num_panels / num_rows)
-    panel_height_inch = PANEL_WIDTH_INCH * height_over_width + 0.3  # one line of text below each panel
-    size_inch = (PANEL_WIDTH_INCH * max(num_columns, 2), panel_height_inch * num_rows + 0.8)
-    figure = Figure(figsize=size_inch, layout="constrained")
-    axes = [figure.add_subplot(num_rows, num_columns, number + 1) for number in range(num_panels)]
-    for ax in axes:
-        ax.set_xticks([])
-        ax.set_yticks([])
-    return figure, axes
-
-
-def _draw_contour(ax: Axes, mask: np.ndarray, *, colour: str, style: str) -> None:
+def _draw_contour(ax: Axes, mask: np.ndarray, *, colour: str, style: str = "-", width: float = 1.6) -> None:
     if not mask.any():
         return
-    padded = np.pad(mask.astype(float), 1)  # so that a mask at the edge of the picture has a closed contour
+    padded = np.pad(mask.astype(float), 1)  # closes the contour of a mask at the edge of the picture
     y, x = (np.arange(-1, size + 1) for size in mask.shape)
-    ax.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=1.6, linestyles=[style])
+    ax.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width, linestyles=[style])
     ax.set_xlim(-0.5, mask.shape[1] - 0.5)
     ax.set_ylim(mask.shape[0] - 0.5, -0.5)
 
 
-def _mark_sides(ax: Axes) -> None:
-    """Mark the patient's right and anterior, which LPS arrays have at the left and at the top."""
-    ax.text(0.02, 0.5, "R", transform=ax.transAxes, color="white", ha="left", va="center")
-    ax.text(0.5, 0.98, "A", transform=ax.transAxes, color="white", ha="center", va="top")
+# --- contact sheet -------------------------------------------------------------------------------------------------
 
 
-def _add_title(figure: Figure, text: str) -> None:
-    """Write the title in a size at which all of it fits the figure's width; ids can be 64 characters long."""
-    fitting = 72 * figure.get_figwidth() / (TITLE_CHARACTER_EM * len(text) + 1)
-    figure.suptitle(text, fontsize=min(TITLE_SIZE_PT, fitting), parse_math=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """The slice of a case with the largest gland area, or its middle slice."""
+
+    grey: np.ndarray
+    """uint8 [Y, X], 0 black to 255 white; the pictures of thousands of cases fit into memory."""
+    gland: np.ndarray | None
+    """bool [Y, X]; None without a usable mask."""
+    spacing_mm: tuple[float, float]
+    """Height and width of a pixel."""
 
 
-def _add_legend(figure: Figure, *, has_reference: bool, is_predicted_empty: bool) -> None:
-    label = "predicted (empty)" if is_predicted_empty else "predicted"
-    handles = [
-        Line2D([], [], color=PREDICTED_COLOUR, linestyle="--" if has_reference else "-", linewidth=2, label=label)
-    ]
-    if has_reference:
-        handles.insert(0, Line2D([], [], color=REFERENCE_COLOUR, linestyle="-", linewidth=2, label="reference"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One case of a contact sheet."""
+
+    case_id: str
+    caption: Sequence[str]
+    """A few short lines below the picture."""
+    picture: Picture | None
+    """None for an image that cannot be read."""
+    is_error: bool
+    """Whether the case cannot be used."""
+    is_warning: bool
 
 
-def draw_case_metrics(path: Path, table: pd.DataFrame) -> None:
-    """Write a PNG with a box and all cases per fold, one panel each for Dice, HD95 and volume difference.
+def picture_of(image: Volume, gland: np.ndarray | None) -> Picture:
+    """Return the slice that represents a case, cropped to `SHEET_FIELD_MM` around the gland.
 
-    Args:
-        path: File to write.
-        table: One row per case with the columns `fold` and those of `PLOTTED_METRICS`; NaN values are left out.
-
-    Raises:
-        ValueError: If a column is missing or the table has no row.
+    The mask is bool [Z, Y, X] on the grid of the image, which has finite values; None without a mask or with an empty one.
     """
-    _save(case_metrics_figure(table), path)
+    index = len(image.array) // 2 if gland is None else int(gland.sum(axis=(1, 2)).argmax())
+    shape = image.array.shape[1:]
+    centre = [size / 2 for size in shape] if gland is None else np.argwhere(gland[index]).mean(axis=0)
+    spacing_mm = image.geometry.spacing_mm[1:]
+    ranges = []
+    for middle, size, length_mm in zip(centre, shape, spacing_mm, strict=True):
+        half = min(SHEET_FIELD_MM / 2 / length_mm, size / 2)
+        first = round(min(max(middle - half, 0), size - 2 * half))
+        ranges.append(slice(first, first + max(round(2 * half), 1), max(1, math.ceil(2 * half / SHEET_MAX_PIXELS))))
+    rows, columns = ranges
+    shown = image.array[index, rows, columns].astype(np.float32)
+    return Picture(
+        grey=to_uint8(shown, shown=shown),
+        gland=None if gland is None else gland[index, rows, columns],
+        spacing_mm=(spacing_mm[0] * rows.step, spacing_mm[1] * columns.step),
+    )
 
 
-def case_metrics_figure(table: pd.DataFrame) -> Figure:
-    """Return the figure that `draw_case_metrics` writes."""
-    missing = [name for name in ("fold", *PLOTTED_METRICS) if name not in table.columns]
-    if missing:
-        raise ValueError(f"the case table needs the columns {', '.join(missing)}; it has {', '.join(table.columns)}.")
-    if table.empty:
-        raise ValueError("the case table has no row, so there is nothing to plot.")
-    num_folds = table["fold"].nunique()
-    figure = Figure(figsize=(max(9.0, 0.75 * num_folds * len(PLOTTED_METRICS)), 3.6), layout="constrained")
-    for number, (name, label) in enumerate(PLOTTED_METRICS.items()):
-        ax = figure.add_subplot(1, len(PLOTTED_METRICS), number + 1)
-        draw_metric(ax, table, name)
-        ax.set_title(label, fontsize=11)
+def choose_panels(panels: Sequence[Panel]) -> list[Panel]:
+    """Return at most `MAX_PANELS` panels in their order: errors first, then warnings, then others evenly spaced."""
+    chosen: set[str] = set()
+    groups = (
+        [panel for panel in panels if panel.is_error],
+        [panel for panel in panels if panel.is_warning and not panel.is_error],
+        [panel for panel in panels if not panel.is_warning and not panel.is_error],
+    )
+    for group in groups:
+        num_panels = min(MAX_PANELS - len(chosen), len(group))
+        places = np.linspace(0, len(group) - 1, num_panels).round().astype(int)
+        chosen |= {group[place].case_id for place in places}
+    return [panel for panel in panels if panel.case_id in chosen]
+
+
+def contact_sheet_figure(panels: Sequence[Panel], *, title: str) -> Figure:
+    """Draw one panel per case, row by row."""
+    num_rows = math.ceil(len(panels) / SHEET_COLUMNS)
+    size_inch = (SHEET_PANEL_INCH * SHEET_COLUMNS, (SHEET_PANEL_INCH + 0.45) * num_rows + 0.5)
+    figure = Figure(figsize=size_inch, dpi=SHEET_DPI, layout="constrained")
+    for number, panel in enumerate(panels):
+        _draw_panel(figure.add_subplot(num_rows, SHEET_COLUMNS, number + 1, xticks=[], yticks=[]), panel)
+    figure.suptitle(f"{printable(title)}\n{SHEET_LEGEND}", fontsize=10, parse_math=False)
     return figure
 
 
-def draw_metric(ax: Axes, table: pd.DataFrame, name: str) -> None:
-    """Draw a box and all cases per fold of one of `PLOTTED_METRICS`."""
-    folds = sorted(table["fold"].unique().tolist())
-    groups = [table.loc[table["fold"] == fold, name].dropna().to_numpy(dtype=float) for fold in folds]
-    _draw_groups(ax, groups, labels=[f"{fold}\nn={len(group)}" for fold, group in zip(folds, groups, strict=True)])
-    ax.set_xlabel("fold")
-    _scale_axis(ax, name)
-
-
-def _draw_groups(ax: Axes, groups: Sequence[np.ndarray], *, labels: Sequence[str]) -> None:
-    """Draw a box without outlier marks and every value of each group, spread sideways in the order of the cases."""
-    ax.boxplot(
-        groups,
-        positions=range(len(groups)),
-        widths=0.5,
-        showfliers=False,
-        medianprops={"color": "black", "linewidth": 1.8},
-    )
-    for position, group in enumerate(groups):
-        sideways = position + JITTER_WIDTH * np.sin(2.4 * np.arange(len(group)))  # the same picture for the same table
-        ax.plot(sideways, group, "o", markersize=4, alpha=0.7, color="#0072B2", markeredgewidth=0)
-    ax.set_xticks(range(len(groups)), labels)
-    ax.grid(axis="y", alpha=0.3)
-
-
-def _scale_axis(ax: Axes, name: str) -> None:
-    if name == "dice":
-        ax.set_ylim(-0.02, 1.02)
-    elif name == "hd95_mm":
-        ax.set_yscale("symlog", linthresh=HD95_LINEAR_MM)
-        top_mm = max(ax.get_ylim()[1], 2 * HD95_LINEAR_MM)
-        ax.set_yticks(HD95_TICKS_MM, [str(tick) for tick in HD95_TICKS_MM])
-        ax.set_ylim(-0.3, top_mm)
-    else:
-        ax.axhline(0.0, color="black", linewidth=0.8)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=DOTS_PER_INCH)
+def _draw_panel(ax: Axes, panel: Panel) -> None:
+    case_id = panel.case_id if len(panel.case_id) <= 26 else f"{panel.case_id[:12]}…{panel.case_id[-12:]}"
+    ax.set_title(printable(case_id), fontsize=7.5, parse_math=False)
+    ax.set_xlabel("\n".join(printable(line) for line in panel.caption), fontsize=6.5, parse_math=False)
+    for side in ax.spines.values():
+        side.set_color(ERROR_COLOUR if panel.is_error else WARNING_COLOUR if panel.is_warning else "black")
+        side.set_linewidth(2 if panel.is_error or panel.is_warning else 0.5)
+    picture = panel.picture
+    if picture is None:
+        ax.set_facecolor("#eeeeee")
+        ax.text(0.5, 0.5, "no picture", transform=ax.transAxes, ha="center", va="center", fontsize=8, color="grey")
+        ax.set_box_aspect(1)
+        return
+    ax.imshow(picture.grey, cmap="gray", vmin=0, vmax=255, aspect=picture.spacing_mm[0] / picture.spacing_mm[1])
+    if picture.gland is not None:
+        _draw_contour(ax, picture.gland, colour=REFERENCE_COLOUR, width=1.0)

@@ -1,139 +1,220 @@
-"""The report's plots as SVG for a page: text stays text, colours are the page's own, so that both of its themes fit.
+"""Plots of metrics as PNG files or SVG: box plots, Bland-Altman plot, Dice from apex to base, learning curves.
 
-Figures are drawn in the colours of `PAGE_COLOURS`, which the page's style sheet then decides. One figure holds one panel: a
-narrow page sets them below one another instead of shrinking their words.
+Figures are built from matplotlib's objects and never through pyplot, whose state is shared between threads. In SVG, text stays
+text and the colours of `PAGE_COLOURS` become CSS variables, so that the page's light and dark theme both apply.
 """
 
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from prostate_seg.reporting.analysis import READERS_DICE, limits_of_agreement
-from prostate_seg.reporting.curves import draw_curve
-from prostate_seg.reporting.overlays import PLOTTED_METRICS, draw_metric
+from prostate_seg.common.files import atomic_path
+from prostate_seg.reporting.evaluation_tables import METRIC_LABELS
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Okabe and Ito's palette, one a fold; a seventh fold begins again."""
+"""Okabe and Ito's palette, one colour per fold, repeated from the seventh fold on."""
 
 PAGE_COLOURS = {"#000000": "currentColor", **{colour: f"var(--series-{n})" for n, colour in enumerate(SERIES)}}
-"""What each drawn colour becomes; the style sheet gives the variables their values."""
+"""CSS value that replaces each drawn colour."""
 
-SIZE_INCH = (4.4, 3.1)
-"""A panel: at the width of a phone its 9 pt text is 10 pixels high."""
+PANEL_INCH = (4.4, 3.1)
+"""Width and height of one SVG panel: 9 pt text is 10 pixels high at the width of a phone."""
 
-BEYOND = 0.17
-"""Width on the axis of the place for what was predicted beyond an end of the gland."""
+PNG_DPI = 110
+
+PLOTTED_METRICS = ("dice", "hd95_mm", "volume_difference_percent")
+"""Metrics with a box plot."""
+
+HD95_TICKS_MM = (0, 2, 5, 10, 20, 50, 100, 200, 500)
+
+HD95_LINEAR_MM = 10.0
+"""The HD95 axis is linear to here and logarithmic above: a missed gland has 20 times the HD95 of a good case."""
+
+JITTER_WIDTH = 0.12
+"""Half width of the horizontal jitter of a fold's points, in units of the distance between folds."""
+
+MAX_MARKED_EPOCHS = 40
+"""Longest learning curve that gets a marker per epoch."""
+
+READERS_DICE = {"dice": 0.92, "dice_apex": 0.90, "dice_base": 0.87}
+"""Mean inter-reader Dice of whole gland, apex and base (Insights into Imaging 2021, doi 10.1186/s13244-021-01010-9)."""
+
+OUTSIDE_WIDTH = 0.17
+"""Width of the area for slices predicted outside the reference's extent, in units of the gland's length."""
 
 
-def all_plots(
-    cases: pd.DataFrame, tables: Mapping[str, pd.DataFrame], kept_epochs: Mapping[str, int]
+def save_png(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG; without the version of matplotlib, so that equal figures are equal files."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi="figure", metadata={"Software": None})
+
+
+def case_metrics_figure(cases: pd.DataFrame) -> Figure:
+    """Draw box plots of `PLOTTED_METRICS` per fold, one panel each; NaN values are left out."""
+    width_inch = max(9.0, 0.75 * cases["fold"].nunique() * len(PLOTTED_METRICS))
+    figure = Figure(figsize=(width_inch, 3.6), dpi=PNG_DPI, layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(PLOTTED_METRICS)), PLOTTED_METRICS, strict=True):
+        draw_metric(axes, cases, name)
+        axes.set_title(METRIC_LABELS[name][0], fontsize=11)
+    return figure
+
+
+def draw_metric(axes: Axes, cases: pd.DataFrame, name: str) -> None:
+    """Draw one of `PLOTTED_METRICS`: a box per fold and a point per case."""
+    groups = [(fold, rows[name].dropna().to_numpy(dtype=float)) for fold, rows in cases.groupby("fold")]
+    axes.boxplot(
+        [values for _, values in groups],
+        positions=range(len(groups)),
+        widths=0.5,
+        showfliers=False,
+        medianprops={"color": "black", "linewidth": 1.8},
+    )
+    for position, (_, values) in enumerate(groups):
+        jitter = JITTER_WIDTH * np.sin(
+            2.4 * np.arange(len(values))
+        )  # without random numbers: equal tables, equal plots
+        axes.plot(position + jitter, values, "o", markersize=4, alpha=0.7, color=SERIES[0], markeredgewidth=0)
+    axes.set_xticks(range(len(groups)), [f"{fold}\nn={len(values)}" for fold, values in groups])
+    axes.set_xlabel("fold")
+    axes.grid(axis="y", alpha=0.3)
+    if name == "dice":
+        axes.set_ylim(-0.02, 1.02)
+    elif name == "hd95_mm":
+        axes.set_yscale("symlog", linthresh=HD95_LINEAR_MM)
+        top_mm = max(axes.get_ylim()[1], 2 * HD95_LINEAR_MM)
+        axes.set_yticks(HD95_TICKS_MM, [str(tick) for tick in HD95_TICKS_MM])
+        axes.set_ylim(-0.3, top_mm)
+    else:
+        axes.axhline(0.0, color="black", linewidth=0.8)
+
+
+def draw_history(
+    path: Path, *, epochs: Sequence[int], loss: Sequence[float], val_dice: Mapping[int, float], kept: int, title: str
+) -> None:
+    """Write a PNG with the learning curves of one fold; a dashed line marks the epoch whose weights were kept."""
+    figure = Figure(figsize=(7, 3.2), dpi=PNG_DPI, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    curves = ((left, dict(zip(epochs, loss, strict=True)), "training loss"), (right, val_dice, "val Dice"))
+    for axes, values, label in curves:
+        draw_curve(axes, values, colour=SERIES[0])
+        axes.axvline(kept, color=SERIES[1], linewidth=1, linestyle="--")
+        axes.set(xlabel="epoch", ylabel=label)
+    right.set_title(f"{val_dice[kept]:.3f} in epoch {kept}, whose weights are kept", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    save_png(path, figure)
+
+
+def draw_curve(axes: Axes, values: Mapping[int, float], *, colour: str, label: str | None = None) -> None:
+    """Draw one value per epoch as a line."""
+    marker = "." if len(values) < MAX_MARKED_EPOCHS else None
+    axes.plot(list(values), list(values.values()), marker=marker, color=colour, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+
+
+# --- SVG for the report page ---------------------------------------------------------------------------------------
+
+
+def page_plots(
+    cases: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    limits_ml: tuple[float, float, float],
+    kept_epochs: Mapping[str, int],
 ) -> dict[str, str]:
-    """Return every plot as SVG, by name.
+    """Return the plots of the report page as SVG, by name.
 
     Args:
         cases: One row per case, as evaluation/cases.csv.
-        tables: Those of `analysis.all_tables`.
-        kept_epochs: The epoch whose weights were kept, by fold.
+        tables: Tables from `report_tables.all_tables`.
+        limits_ml: Bias, lower and upper limit of agreement of the volumes.
+        kept_epochs: Epoch whose weights were kept, by fold.
     """
     figures = {f"box_{name}": box_figure(cases, name) for name in PLOTTED_METRICS}
-    figures["bland_altman"] = bland_altman_figure(tables["bland_altman"])
+    figures["bland_altman"] = bland_altman_figure(tables["bland_altman"], limits_ml=limits_ml)
     figures["dice_along_gland"] = along_gland_figure(tables["dice_along_gland"])
-    if not tables["learning_curves"].empty:
-        figures["train_loss"] = curves_figure(tables["learning_curves"], "train_loss", kept_epochs)
-        figures["val_dice"] = curves_figure(tables["learning_curves"], "val_dice", kept_epochs)
-    return {name: svg_of(figure, name=name) for name, figure in figures.items()}
+    curves = tables["learning_curves"]
+    if not curves.empty:
+        figures["train_loss"] = curves_figure(curves, "train_loss", label="training loss", kept_epochs={})
+        figures["val_dice"] = curves_figure(curves, "val_dice", label="val Dice", kept_epochs=kept_epochs)
+    return {name: to_svg(figure, name=name) for name, figure in figures.items()}
 
 
 def box_figure(cases: pd.DataFrame, name: str) -> Figure:
-    """Draw one metric, a box per fold and a dot per case."""
-    figure, axes = _panel(ylabel=PLOTTED_METRICS[name])
-    shown = cases.assign(fold=cases["fold"].str.removeprefix("fold"))
-    draw_metric(axes, shown, name)
-    if name == "dice":  # from the tenth below the worst case, so that boxes near 1 can be told apart
+    """Draw one metric with a box per fold and a point per case."""
+    figure, axes = _panel(ylabel=METRIC_LABELS[name][0])
+    draw_metric(axes, cases.assign(fold=cases["fold"].str.removeprefix("fold")), name)
+    if name == "dice":  # from the tenth below the worst case, so that boxes near 1 can be distinguished
         axes.set_ylim(max(math.floor(10 * cases[name].min() - 0.2) / 10, -0.02), 1.01)
     return figure
 
 
-def bland_altman_figure(table: pd.DataFrame) -> Figure:
-    """Draw the difference of the volumes over their mean, with bias and limits of agreement."""
+def bland_altman_figure(table: pd.DataFrame, *, limits_ml: tuple[float, float, float]) -> Figure:
+    """Draw volume difference over mean volume, with bias and limits of agreement."""
     figure, axes = _panel(xlabel="mean of both volumes (mL)", ylabel="predicted - reference (mL)")
     axes.plot(
         table["mean_ml"], table["difference_ml"], "o", color=SERIES[0], markersize=4, alpha=0.7, markeredgewidth=0
     )
     axes.axhline(0, color="black", linewidth=0.6)
-    bias, low, high = limits_of_agreement(table["difference_ml"])
-    lines = ((bias, "-", f"bias {bias:+.1f}"), (low, "--", f"{low:+.1f}"), (high, "--", f"{high:+.1f}"))
-    for value, style, text in lines:
-        if pd.notna(value):
+    for value, style, name in zip(limits_ml, ("-", "--", "--"), ("bias ", "", ""), strict=True):
+        if not np.isnan(value):
             axes.axhline(value, color=SERIES[1], linewidth=1.2, linestyle=style)
-            axes.annotate(
-                text,
-                (1, value),
-                (-2, 3),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-            )
+            place = axes.get_yaxis_transform()  # x as a fraction of the axes, y in mL
+            axes.text(0.99, value, f"{name}{value:+.1f}", transform=place, ha="right", va="bottom", fontsize=8)
     axes.margins(y=0.15)
     return figure
 
 
-def curves_figure(table: pd.DataFrame, column: str, kept_epochs: Mapping[str, int]) -> Figure:
-    """Draw one curve per fold; on val Dice a ring marks the epoch whose weights were kept."""
-    figure, axes = _panel(xlabel="epoch", ylabel={"train_loss": "training loss", "val_dice": "val Dice"}[column])
+def curves_figure(table: pd.DataFrame, column: str, *, label: str, kept_epochs: Mapping[str, int]) -> Figure:
+    """Draw one learning curve per fold; a ring marks the epoch in `kept_epochs`."""
+    figure, axes = _panel(xlabel="epoch", ylabel=label)
     for number, (fold, rows) in enumerate(table.dropna(subset=[column]).groupby("fold")):
         values = {int(epoch): float(value) for epoch, value in zip(rows["epoch"], rows[column], strict=True)}
         colour = SERIES[number % len(SERIES)]
         draw_curve(axes, values, colour=colour, label=str(fold))
         kept = kept_epochs.get(str(fold))
-        if column == "val_dice" and kept in values:
+        if kept in values:
             axes.plot([kept], [values[kept]], "o", markersize=9, markerfacecolor="none", color=colour)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def along_gland_figure(table: pd.DataFrame) -> Figure:
-    """Draw mean Dice and its interval from apex to base, between the values of human readers and beside what lies beyond."""
-    figure, axes = _panel(xlabel="place along the gland", ylabel="Dice of slices", width=5.4)
+    """Draw mean Dice and its interval from apex to base beside inter-reader Dice; grey areas lie outside the reference."""
+    figure, axes = _panel(xlabel="position along the gland", ylabel="Dice of slices", width_inch=5.4)
     inside = table.iloc[1:-1].dropna(subset=["mean"])
-    middle = inside["position"]
-    low, high = inside["ci95_low"].fillna(inside["mean"]), inside["ci95_high"].fillna(inside["mean"])
-    axes.fill_between(middle, low.astype(float), high.astype(float), color=SERIES[0], alpha=0.2, linewidth=0)
-    axes.plot(middle, inside["mean"], color=SERIES[0], marker="o", markersize=4, label="mean, 95% interval")
-    _draw_readers(axes)
-    for place, row in ((-BEYOND, table.iloc[0]), (1 + BEYOND, table.iloc[-1])):
-        axes.axvspan(min(place, 1), max(place, 0), color="black", alpha=0.06, linewidth=0)
-        note = f"beyond\nslices: {int(row['num_slices'])}\ncases: {int(row['num_cases'])}"
-        axes.text(place / 2 if place < 0 else 1 + BEYOND / 2, 0.03, note, ha="center", va="bottom", fontsize=7.5)
-    axes.set_xlim(-BEYOND, 1 + BEYOND)
+    low, high = (inside[end].fillna(inside["mean"]).astype(float) for end in ("ci95_low", "ci95_high"))
+    axes.fill_between(inside["position"], low, high, color=SERIES[0], alpha=0.2, linewidth=0)
+    axes.plot(inside["position"], inside["mean"], color=SERIES[0], marker="o", markersize=4, label="mean, 95% interval")
+    whole = READERS_DICE["dice"]
+    for name, start, label in (("dice_apex", 0, "human readers"), ("dice_base", 2 / 3, None)):
+        end, dice = start + 1 / 3, READERS_DICE[name]
+        axes.fill_between((start, end), dice, whole, color=SERIES[1], alpha=0.3, linewidth=0, label=label)
+        axes.text(start + 1 / 6, dice - 0.012, f"{dice:.2f}", ha="center", va="top", fontsize=7.5)
+    axes.plot([0, 1], [whole, whole], color=SERIES[1], linewidth=1.2)
+    axes.text(0.5, whole - 0.012, f"readers, whole gland {whole:.2f}", ha="center", va="top", fontsize=7.5)
+    for start, row in ((-OUTSIDE_WIDTH, table.iloc[0]), (1, table.iloc[-1])):
+        axes.axvspan(start, start + OUTSIDE_WIDTH, color="black", alpha=0.06, linewidth=0)
+        note = f"outside\nslices: {int(row['num_slices'])}\ncases: {int(row['num_cases'])}"
+        axes.text(start + OUTSIDE_WIDTH / 2, 0.03, note, ha="center", va="bottom", fontsize=7.5)
+    axes.set_xlim(-OUTSIDE_WIDTH, 1 + OUTSIDE_WIDTH)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xticks([0, 1 / 3, 2 / 3, 1], ["apex", "⅓", "⅔", "base"])
     axes.legend(frameon=False, fontsize=8, loc="lower center")
     return figure
 
 
-def _draw_readers(axes: Axes) -> None:
-    """Draw the band between the whole gland's and each end's Dice of human readers."""
-    whole = READERS_DICE["dice"]
-    for number, (name, place) in enumerate({"dice_apex": (0, 1 / 3), "dice_base": (2 / 3, 1)}.items()):
-        label = "human readers" if number == 0 else None
-        axes.fill_between(place, READERS_DICE[name], whole, color=SERIES[1], alpha=0.3, linewidth=0, label=label)
-        axes.text(
-            sum(place) / 2, READERS_DICE[name] - 0.012, f"{READERS_DICE[name]:.2f}", ha="center", va="top", fontsize=7.5
-        )
-    axes.plot([0, 1], [whole, whole], color=SERIES[1], linewidth=1.2)
-    axes.text(0.5, whole - 0.012, f"readers, whole gland {whole:.2f}", ha="center", va="top", fontsize=7.5)
-
-
-def _panel(*, xlabel: str = "", ylabel: str = "", width: float = SIZE_INCH[0]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, SIZE_INCH[1]), layout="constrained")
+def _panel(*, xlabel: str = "", ylabel: str = "", width_inch: float = PANEL_INCH[0]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width_inch, PANEL_INCH[1]), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
@@ -143,23 +224,18 @@ def _panel(*, xlabel: str = "", ylabel: str = "", width: float = SIZE_INCH[0]) -
     return figure, axes
 
 
-def svg_of(figure: Figure, *, name: str) -> str:
-    """Return a figure as an `<svg>` element: no fixed size, ids that no other figure has, the page's font and colours."""
+def to_svg(figure: Figure, *, name: str) -> str:
+    """Return a figure as an `<svg>` element without fixed size, with ids unique to `name` and the page's font and colours."""
     stream = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'^<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text)
-    text = re.sub(r"<style.*?</style>|font-family: [^;\"]+;? ?", "", text, flags=re.DOTALL)
+    svg = stream.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'^<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg)
+    svg = re.sub(r"<style.*?</style>|font-family: [^;\"]+;? ?", "", svg, flags=re.DOTALL)
     for colour, page_colour in PAGE_COLOURS.items():
-        text = text.replace(colour, page_colour)
-    return _unique_ids(text, prefix=name)
-
-
-def _unique_ids(svg: str, *, prefix: str) -> str:
-    """Drop the ids that nothing refers to, and prefix the others."""
+        svg = svg.replace(colour, page_colour)
+    # Ids are unique per page: those without a reference are dropped, the others get a prefix.
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", svg)
-    return re.sub(r'((?:href="|url\()#)', rf"\1{prefix}-", svg)
+    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    return re.sub(r'((?:href="|url\()#)', rf"\1{name}-", svg)

@@ -1,7 +1,4 @@
-"""The gate that a version passes before it becomes champion: one line per rule, with the number and the bound.
-
-Nothing here reads files or knows the registry.
-"""
+"""Promotion rules: the requirements that a registered version must meet to become champion."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,107 +9,103 @@ from prostate_seg.data.leak_gate import Check
 from prostate_seg.reporting.comparison import ALL, Results, compare
 from prostate_seg.reporting.settings import PromotionRules
 
-NOT_FOUND = ("passed", "not run")
-"""How the outcome of a leak check begins that found nothing."""
+PASSED_OUTCOMES = ("passed", "not run")
+"""First words of the outcome of a leak check without findings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What a version has shown on its test cases."""
-
-    summary: Mapping[str, Any]
-    """metrics.json of its evaluation."""
-    results: Results
-    """cases.csv of its evaluation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruling:
-    """One rule and what became of it."""
+class RuleResult:
+    """Outcome of one rule."""
 
     rule: str
     is_passed: bool
-    words: str
+    message: str
     """The number, the bound and, where it helps, the next step."""
 
     def __str__(self) -> str:
-        return f"{'passed ' if self.is_passed else 'refused'}  {self.rule:<14} {self.words}"
+        return f"{'passed ' if self.is_passed else 'refused'}  {self.rule:<14} {self.message}"
 
 
-def judge(
-    candidate: Evidence, champion: Evidence | None, *, rules: PromotionRules, num_bootstrap: int, seed: int
-) -> list[Ruling]:
-    """Apply every rule.
+def check_promotion(
+    summary: Mapping[str, Any],
+    results: Results,
+    champion: Results | None,
+    *,
+    rules: PromotionRules,
+    num_bootstrap: int,
+    seed: int,
+) -> list[RuleResult]:
+    """Apply every promotion rule to a candidate.
 
     Args:
-        candidate: The version that would be champion.
-        champion: The present one; None when there is none.
-        rules: The bounds.
-        num_bootstrap: Bootstrap samples behind the interval of the difference.
-        seed: Seed of the draws.
+        summary: metrics.json of the candidate's evaluation.
+        results: cases.csv of the candidate's evaluation.
+        champion: cases.csv of the present champion's evaluation; None without a champion.
+        rules: Bounds of the rules.
+        num_bootstrap: Bootstrap samples behind the interval of the Dice gained over the champion.
+        seed: Seed of the bootstrap.
     """
-    pooled = candidate.summary["pooled"]
-    failed = pooled["num_failures"] / pooled["num_cases"]
-    dice = pooled["dice"]
-    enough = f"{pooled['num_patients']} test patients, at least {rules.min_test_patients}"
-    good = f"mean Dice {dice['mean']:.3f} ({_interval(dice)}), at least {rules.min_dice:g}"
-    safe = f"{pooled['num_failures']} of {pooled['num_cases']} cases failed, at most {rules.max_failure_fraction:.1%}"
+    pooled = summary["pooled"]
+    num_cases, num_patients, num_failures = (pooled[f"num_{what}"] for what in ("cases", "patients", "failures"))
+    mean, low, high = (pooled["dice"][name] for name in ("mean", "ci95_low", "ci95_high"))
+    interval = "no interval" if low is None else f"{low:.3f} to {high:.3f}"
+    is_oracle = bool(summary["oracle_crop"])
     return [
-        _no_leaks(candidate.summary),
-        _no_oracle_crop(candidate.summary),
-        Ruling(rule="test patients", is_passed=pooled["num_patients"] >= rules.min_test_patients, words=enough),
-        Ruling(rule="Dice", is_passed=dice["mean"] >= rules.min_dice, words=good),
-        Ruling(rule="failures", is_passed=failed <= rules.max_failure_fraction, words=safe),
-        _is_better(candidate, champion, rules=rules, num_bootstrap=num_bootstrap, seed=seed),
+        _check_leaks(summary.get("leak_gate", {})),
+        RuleResult(
+            rule="oracle crop",
+            is_passed=not is_oracle,
+            message="windows were centred on the reference masks; train with preprocess.crop=center"
+            if is_oracle
+            else "windows do not depend on the reference masks",
+        ),
+        RuleResult(
+            rule="test patients",
+            is_passed=num_patients >= rules.min_test_patients,
+            message=f"{num_patients} test patients, at least {rules.min_test_patients}",
+        ),
+        RuleResult(
+            rule="Dice", is_passed=mean >= rules.min_dice, message=f"mean Dice {mean:.3f} ({interval}), at least {rules.min_dice:g}"
+        ),
+        RuleResult(
+            rule="failures",
+            is_passed=num_failures / num_cases <= rules.max_failure_fraction,
+            message=f"{num_failures} of {num_cases} cases failed, at most {rules.max_failure_fraction:.1%}",
+        ),
+        _check_gain(results, champion, min_gain=rules.min_gain, num_bootstrap=num_bootstrap, seed=seed),
     ]
 
 
-def _no_leaks(summary: Mapping[str, Any]) -> Ruling:
-    checks: Mapping[str, str] = summary.get("leak_gate", {}).get("checks", {})
+def _check_leaks(leak_gate: Mapping[str, Any]) -> RuleResult:
+    checks: Mapping[str, str] = leak_gate.get("checks", {})
+    if not checks:
+        return RuleResult(rule="leaks", is_passed=False, message="there is no verdict: run stage=evaluate again")
     found = [
         f"{name}: {outcome}"
         for name, outcome in checks.items()
-        if name != Check.oracle_crop.value and not outcome.startswith(NOT_FOUND)
+        if name != Check.oracle_crop.value
+        and not outcome.startswith(PASSED_OUTCOMES)  # the oracle crop has its own rule
     ]
-    if not checks:
-        return Ruling(rule="leaks", is_passed=False, words="there is no verdict: run stage=evaluate again")
-    overruled = summary["leak_gate"].get("overruled", [])
+    overruled = leak_gate.get("overruled", [])
     passed = "the leak gate found none" + (f"; not duplicates: {', '.join(overruled)}" if overruled else "")
-    return Ruling(rule="leaks", is_passed=not found, words="; ".join(found) or passed)
+    return RuleResult(rule="leaks", is_passed=not found, message="; ".join(found) or passed)
 
 
-def _no_oracle_crop(summary: Mapping[str, Any]) -> Ruling:
-    used = bool(summary["oracle_crop"])
-    words = (
-        "the reference placed the windows; train with preprocess.crop=center"
-        if used
-        else "windows without the reference"
-    )
-    return Ruling(rule="oracle crop", is_passed=not used, words=words)
-
-
-def _is_better(
-    candidate: Evidence, champion: Evidence | None, *, rules: PromotionRules, num_bootstrap: int, seed: int
-) -> Ruling:
-    rule = "better"
+def _check_gain(
+    results: Results, champion: Results | None, *, min_gain: float, num_bootstrap: int, seed: int
+) -> RuleResult:
     if champion is None:
-        return Ruling(rule=rule, is_passed=True, words="there is no champion yet")
+        return RuleResult(rule="better", is_passed=True, message="there is no champion yet")
     try:
-        (paired,) = compare(champion.results, [candidate.results], num_bootstrap=num_bootstrap, seed=seed)
+        (comparison,) = compare(champion, [results], num_bootstrap=num_bootstrap, seed=seed)
     except InputError as error:
-        words = f"cannot be compared with the champion, {error}".replace("\n", "\n" + " " * 24)
-        return Ruling(rule=rule, is_passed=False, words=words)
-    dice = next(row.paired for row in paired.rows if row.subgroup == ALL and row.metric == "dice")
-    low = dice.ci95_low
-    words = (
+        message = f"cannot be compared with the champion, {error}".replace("\n", "\n" + " " * 24)
+        return RuleResult(rule="better", is_passed=False, message=message)
+    dice = next(row.paired for row in comparison.rows if row.subgroup == ALL and row.metric == "dice")
+    if dice.ci95_low is None:
+        return RuleResult(rule="better", is_passed=False, message="there is no interval of the difference")
+    message = (
         f"Dice {dice.difference:+.3f} on the same {dice.num_cases} cases of {dice.num_patients} patients, 95% interval "
-        f"{low:+.3f} to {dice.ci95_high:+.3f}, all above {rules.min_gain:g}"
-        if low is not None
-        else "there is no interval of the difference"
+        f"{dice.ci95_low:+.3f} to {dice.ci95_high:+.3f}, all above {min_gain:g}"
     )
-    return Ruling(rule=rule, is_passed=low is not None and low > rules.min_gain, words=words)
-
-
-def _interval(dice: Mapping[str, Any]) -> str:
-    low, high = dice["ci95_low"], dice["ci95_high"]
-    return "no interval" if low is None else f"{low:.3f} to {high:.3f}"
+    return RuleResult(rule="better", is_passed=dice.ci95_low > min_gain, message=message)

@@ -1,11 +1,10 @@
-"""Stage compare: whether runs measured on the same cases differ by more than chance, and where."""
+"""Stage compare: differences between evaluations on the same cases, with confidence intervals and tests."""
 
-import importlib
 import logging
 import re
-from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -13,8 +12,12 @@ from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.reporting.comparison import Comparison, Results, compare, comparison_lines, parse_results
-from prostate_seg.reporting.comparison_figure import draw_comparisons
+from prostate_seg.reporting.comparison import Results, compare, comparison_lines, parse_results
+from prostate_seg.reporting.comparison_figure import comparisons_figure
+from prostate_seg.reporting.plots import save_png
+
+if TYPE_CHECKING:
+    from prostate_seg.tracking.run_tree import RunTree
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +29,21 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             "compare.runs: must be two or more run ids or folders with a cases.csv, the baseline first, "
             f"is [{','.join(cfg.compare.runs)}]"
         )
-    baseline, *others = _all_results(cfg, workspace)
-    comparisons = compare(baseline, others, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
+    baseline, *others = load_results(cfg, workspace)
+    num_bootstrap, seed = cfg.evaluate.num_bootstrap, cfg.seed
+    comparisons = compare(baseline, others, num_bootstrap=num_bootstrap, seed=seed)
+    table = pd.DataFrame(
+        [
+            {"baseline": one.baseline.name, "other": one.other.name, **row.as_dict()}
+            for one in comparisons
+            for row in one.rows
+        ]
+    )
+    summary = {"num_bootstrap": num_bootstrap, "seed": seed, "comparisons": [one.as_dict() for one in comparisons]}
     with atomic_folder(workspace.comparison) as folder:
-        write_csv(folder / "comparison.csv", _long_table(comparisons))
-        write_json(folder / "comparison.json", _summary(comparisons, cfg))
-        draw_comparisons(folder / "comparison.png", comparisons)
+        write_csv(folder / "comparison.csv", table)
+        write_json(folder / "comparison.json", summary)
+        save_png(folder / "comparison.png", comparisons_figure(comparisons))
     for comparison in comparisons:
         for line in comparison_lines(comparison):
             log.info("%s", line)
@@ -39,55 +51,34 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     return StageResult()
 
 
-def _all_results(cfg: Config, workspace: Workspace) -> list[Results]:
-    """Read every result, each once."""
-    tree: Any = None
+def load_results(cfg: Config, workspace: Workspace) -> list[Results]:
+    """Read cases.csv of each run or folder in compare.runs.
+
+    Raises:
+        InputError: If one is neither, has no cases.csv, or is listed twice.
+    """
+    tree: RunTree | None = None
     found: list[Results] = []
     for text in cfg.compare.runs:
-        if Path(text).is_dir():
-            results = _results_of_folder(Path(text), name=text)
-        else:
-            _require_run_id(text)
-            recorded = importlib.import_module(
-                "prostate_seg.tracking.recorded_runs"
-            )  # mlflow, which folders do without
-            tree = tree or recorded.open_tree(cfg.mlflow, cache=workspace.cache)
-            cases = recorded.recorded_cases(tree, text)
+        folder = Path(text)
+        if folder.is_dir():
+            if not (folder / "cases.csv").is_file():
+                raise InputError(
+                    f"{folder} has no cases.csv: name a folder that stage=evaluate wrote, such as evaluation"
+                )
+            content = (folder / "cases.csv").read_text(encoding="utf-8")
+            results = parse_results(content, name=text, source=str(folder.resolve()))
+        elif re.fullmatch("[0-9a-f]{32}", text):
+            recorded_runs = import_module("prostate_seg.tracking.recorded_runs")  # imports mlflow: not for folders
+            tree = tree or recorded_runs.open_tree(cfg.mlflow, cache=workspace.cache)
+            cases = recorded_runs.recorded_cases(tree, text)
             results = parse_results(cases.text, name=cases.name, source=cases.run_id)
+        else:
+            raise InputError(
+                f"compare.runs: {text} is neither a folder here nor the id of a run (32 digits and letters a to f)\n"
+                "MLflow's page and stage=find show the ids of runs."
+            )
         if results.source in {other.source for other in found}:
-            raise InputError(f"compare.runs: {text} is {results.source}, which is there already; name another run")
+            raise InputError(f"compare.runs: {text} is {results.source}, which is listed already; name another run")
         found.append(results)
     return found
-
-
-def _results_of_folder(folder: Path, *, name: str) -> Results:
-    path = folder / "cases.csv"
-    if not path.is_file():
-        raise InputError(f"{folder} has no cases.csv: name a folder that stage=evaluate wrote, such as evaluation")
-    return parse_results(path.read_text(encoding="utf-8"), name=name, source=str(folder.resolve()))
-
-
-def _require_run_id(text: str) -> None:
-    if not re.fullmatch("[0-9a-f]{32}", text):
-        raise InputError(
-            f"compare.runs: {text} is neither a folder here nor the id of a run (32 digits and letters a to f)\n"
-            "The MLflow page and stage=find show the ids of runs."
-        )
-
-
-def _long_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {"baseline": one.baseline.name, "other": one.other.name, **row.as_dict()}
-            for one in comparisons
-            for row in one.rows
-        ]
-    )
-
-
-def _summary(comparisons: Sequence[Comparison], cfg: Config) -> dict[str, Any]:
-    return {
-        "num_bootstrap": cfg.evaluate.num_bootstrap,
-        "seed": cfg.seed,
-        "comparisons": [one.as_dict() for one in comparisons],
-    }

@@ -23,15 +23,16 @@ from prostate_seg.data.leak_gate import OVERRULE, Check, find_leaks, fingerprint
 from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
-from prostate_seg.reporting.overlays import draw_case_metrics, draw_overlay, overlay_title
-from prostate_seg.reporting.results import (
-    Scored,
+from prostate_seg.reporting.evaluation_tables import (
+    CaseResult,
     cases_table,
     flat_summary,
     slices_table,
     summarise_folds,
-    summary_table,
+    summary_lines,
 )
+from prostate_seg.reporting.overlays import overlay_figure, overlay_title
+from prostate_seg.reporting.plots import case_metrics_figure, save_png
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.inference import Predictor, segment
 from prostate_seg.segmentation.metrics import case_metrics, slice_counts
@@ -69,9 +70,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         write_csv(folder / "slices.csv", slices_table(scored), float_format="%.6g")
         write_json(folder / "metrics.json", summary)
         write_json(folder / "summary.json", flat_summary(summary))
-        draw_case_metrics(folder / "cases.png", table)
+        save_png(folder / "cases.png", case_metrics_figure(table))
         _draw_extremes(folder, scored, cfg)
-    for line in summary_table(summary):
+    for line in summary_lines(summary):
         log.info("%s", line)
     log.info("tables, masks and overlays are in %s", target)
     return StageResult(
@@ -91,7 +92,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def score_test_cases(
     cfg: Config, workspace: Workspace, folder: Path, folds: dict[int, Fold], dataset: dict[str, CaseRecord]
-) -> list[Scored]:
+) -> list[CaseResult]:
     """Score each fold's network on its own test cases."""
     if not any(fold.test for fold in folds.values()):
         raise InputError(
@@ -118,7 +119,7 @@ def score_external_cases(
     root: Path,
     folds: dict[int, Fold],
     dataset: dict[str, CaseRecord],
-) -> list[Scored]:
+) -> list[CaseResult]:
     """Score the ensemble of the trained folds on the cases of another folder."""
     cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
     require_gland_names(root, labels=cfg.data.whole_gland_labels)
@@ -163,7 +164,7 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
 
 def score_case(
     case: Case, *, cfg: Config, predictor: Predictor, folder: Path, fold: str
-) -> tuple[Scored | None, list[Finding]]:
+) -> tuple[CaseResult | None, list[Finding]]:
     """Segment one original image, write the mask on its grid and measure it; a bad case gives None and the reasons."""
     loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
     if loaded is None:
@@ -178,7 +179,7 @@ def score_case(
         largest_component=cfg.evaluate.largest_component,
     ).mask
     write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(predicted))
-    return Scored(
+    return CaseResult(
         fold=fold,
         case=case,
         image_md5=content_md5(case.image),
@@ -250,7 +251,7 @@ def _mask_path(folder: Path, fold: str, case_id: str) -> Path:
     return folder / "masks" / fold / f"{case_id}.nii.gz"
 
 
-def _draw_extremes(folder: Path, scored: Sequence[Scored], cfg: Config) -> None:
+def _draw_extremes(folder: Path, scored: Sequence[CaseResult], cfg: Config) -> None:
     """Draw the worst, the median and the best case."""
     ordered = sorted(scored, key=lambda one: one.metrics.dice)
     for name, one in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
@@ -259,13 +260,13 @@ def _draw_extremes(folder: Path, scored: Sequence[Scored], cfg: Config) -> None:
         _draw_case(folder, name, one, loaded, cfg)
 
 
-def _draw_case(folder: Path, name: str, one: Scored, loaded: LoadedCase, cfg: Config) -> None:
+def _draw_case(folder: Path, name: str, one: CaseResult, loaded: LoadedCase, cfg: Config) -> None:
     predicted = read_volume(_mask_path(folder, one.fold, one.case.case_id))
-    draw_overlay(
-        folder / "overlays" / f"{name}.png",
-        image=loaded.image.array,
+    figure = overlay_figure(
+        loaded.image.array,
+        predicted.array > 0,
         reference=whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels),
-        predicted=predicted.array > 0,
         spacing_mm=loaded.image.geometry.spacing_mm,
         title=f"{name}: {overlay_title(one.case.case_id, one.metrics)}",
     )
+    save_png(folder / "overlays" / f"{name}.png", figure)

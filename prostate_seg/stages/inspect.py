@@ -20,7 +20,8 @@ from prostate_seg.data.loading import bad_case, read_case
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5
 from prostate_seg.imaging.quality import CaseQuality, Finding, check_case, check_slice_planes, check_zones, whole_gland
-from prostate_seg.reporting.contact_sheet import Panel, Picture, choose_panels, draw_contact_sheet, picture_of
+from prostate_seg.reporting.overlays import Panel, Picture, choose_panels, contact_sheet_figure, picture_of
+from prostate_seg.reporting.plots import save_png
 from prostate_seg.stages.common import identical_files
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         write_json(folder / "summary.json", summary)
         if shown:
             title = f"{workspace.data}: {len(shown)} of {len(panels)} cases"
-            draw_contact_sheet(folder / "contact_sheet.png", shown, title=title)
+            save_png(folder / "contact_sheet.png", contact_sheet_figure(shown, title=title))
     exclude = cfg.data.on_bad_case == "exclude"
     logged = [finding for finding in findings if exclude or not finding.is_error]  # the others end the stage
     for line in [*describe(summary), *_case_lines(table), *_finding_lines(logged)]:

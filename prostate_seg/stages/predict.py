@@ -21,7 +21,8 @@ from prostate_seg.data.scan_names import kind_of
 from prostate_seg.data.scans import Scan, ScanList, find_scans
 from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_seg
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
-from prostate_seg.reporting.overlays import draw_prediction
+from prostate_seg.reporting.overlays import overlay_figure
+from prostate_seg.reporting.plots import save_png
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.prediction import Prediction, predict
 from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage
@@ -182,13 +183,9 @@ def segment_study(target: Target, *, named: NamedModel) -> Mapping[str, Any]:
         return row | {"error": str(error)}
     except OSError as error:
         return row | {"error": f"{error.filename} cannot be read ({error.strerror}); check its permissions"}
-    draw_prediction(
-        target.overlay,
-        image=image.array,
-        predicted=found.mask.array,
-        spacing_mm=image.geometry.spacing_mm,
-        title=_title(scan, found),
-    )
+    spacing_mm, title = image.geometry.spacing_mm, _title(scan, found)
+    figure = overlay_figure(image.array, found.mask.array, reference=None, spacing_mm=spacing_mm, title=title)
+    save_png(target.overlay, figure)
     row |= _numbers(found, _doubts(scan))
     with new_mask(target, row) as made:
         write_volume(made, found.mask)

@@ -20,13 +20,13 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
-from prostate_seg.reporting.analysis import all_tables
-from prostate_seg.reporting.comparison import parse_results
+from prostate_seg.reporting.comparison import Results, parse_results
 from prostate_seg.reporting.model_card import render_model_card
-from prostate_seg.reporting.promotion import Evidence, judge
+from prostate_seg.reporting.promotion import check_promotion
+from prostate_seg.reporting.report_tables import subgroup_dice
 from prostate_seg.segmentation.networks.model_folder import ONNX, Model, Usage, load_model, network_folders, write_usage
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
-from prostate_seg.stages.report import load_facts
+from prostate_seg.stages.report import load_report_data
 
 if TYPE_CHECKING:
     from prostate_seg.tracking.registry import Evaluated, Version
@@ -172,29 +172,31 @@ def promote(cfg: Config, workspace: Workspace, tree: "RunTree", version: "Versio
 def pass_gate(
     cfg: Config, workspace: Workspace, tree: "RunTree", version: "Version", champion: "Version | None"
 ) -> str:
-    """Judge a version beside the present champion, and return why it may follow.
+    """Apply the promotion rules to a version, and return the reason recorded with the alias.
 
     Raises:
-        InputError: If it may not.
+        InputError: If a rule refuses it.
     """
-    rulings = judge(
-        _evidence(cfg, workspace, tree, version),
-        None if champion is None else _evidence(cfg, workspace, tree, champion),
+    summary, results = _evaluation_of(cfg, workspace, tree, version)
+    outcomes = check_promotion(
+        summary,
+        results,
+        None if champion is None else _evaluation_of(cfg, workspace, tree, champion)[1],
         rules=cfg.register,
         num_bootstrap=cfg.evaluate.num_bootstrap,
         seed=cfg.seed,
     )
-    for ruling in rulings:
-        log.info("%s", ruling)
-    refused = [ruling for ruling in rulings if not ruling.is_passed]
+    for outcome in outcomes:
+        log.info("%s", outcome)
+    refused = [outcome for outcome in outcomes if not outcome.is_passed]
     if refused and not cfg.register.force:
         raise InputError(
             f"{version} does not become champion: "
-            f"{', '.join(ruling.rule for ruling in refused)}\n"
-            + "\n".join(f"  {ruling.rule}: {ruling.words}" for ruling in refused)
+            f"{', '.join(outcome.rule for outcome in refused)}\n"
+            + "\n".join(f"  {outcome.rule}: {outcome.message}" for outcome in refused)
             + "\nIt stays registered. Mend that, or overrule the gate: register.force=true register.reason='...'"
         )
-    return _why(cfg, [ruling.rule for ruling in refused], rulings[-1].words)
+    return _why(cfg, [outcome.rule for outcome in refused], outcomes[-1].message)
 
 
 def _why(cfg: Config, refused: list[str], comparison: str) -> str:
@@ -203,16 +205,16 @@ def _why(cfg: Config, refused: list[str], comparison: str) -> str:
     return reason + passed
 
 
-def _evidence(cfg: Config, workspace: Workspace, tree: "RunTree", version: "Version") -> Evidence:
-    """Read what a version has shown, from its own files."""
+def _evaluation_of(
+    cfg: Config, workspace: Workspace, tree: "RunTree", version: "Version"
+) -> tuple[dict[str, Any], Results]:
+    """Return metrics.json and cases.csv of a version's evaluation, from the files of the version."""
     registry = importlib.import_module("prostate_seg.tracking.registry")
     measured = registry.fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION
     name = str(version)
     text = (measured / "cases.csv").read_text(encoding="utf-8")
-    return Evidence(
-        summary=read_json(measured / "metrics.json"),
-        results=parse_results(text, name=name, source=name, may_lack=("nsd_2mm",)),  # the gate compares Dice
-    )
+    results = parse_results(text, name=name, source=name, may_lack=("nsd_2mm",))  # the gate compares Dice
+    return read_json(measured / "metrics.json"), results
 
 
 def _usage(cfg: Config, recorded: Mapping[str, Any]) -> Usage:
@@ -236,10 +238,9 @@ def _card(cfg: Config, workspace: Workspace, evaluated: "Evaluated", folder: Pat
     """Return the model card: of the whole workspace while it is as it was tested, else of the evaluation alone."""
     same = _as_recorded(workspace, evaluated)
     alone = replace(workspace, root=folder, trained=None)
-    facts = load_facts(cfg, workspace if same else alone, same[0] if same else folder / EVALUATION)
-    facts = replace(facts, is_external="ensemble" in facts.summary["folds"])
-    subgroups = all_tables(facts)["subgroups"].to_dict("records")
-    return render_model_card(facts, subgroups=[{str(key): value for key, value in row.items()} for row in subgroups])
+    data = load_report_data(cfg, workspace if same else alone, same[0] if same else folder / EVALUATION)
+    data = replace(data, is_external="ensemble" in data.summary["folds"])
+    return render_model_card(data, subgroups=subgroup_dice(data))
 
 
 def _tags(evaluated: "Evaluated", trainings: list[str], model: Model) -> dict[str, str]:

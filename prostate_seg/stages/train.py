@@ -24,7 +24,7 @@ from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, un
 from prostate_seg.data.dataset import CaseRecord, read_dataset
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.imaging.image_io import read_volume
-from prostate_seg.reporting.curves import draw_history
+from prostate_seg.reporting.plots import draw_history
 from prostate_seg.segmentation.devices import available_gpus, choose_device
 from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, ranges_of

@@ -1,12 +1,12 @@
-// Sliders choose the slice that a viewer shows; the two boxes hide or show all contours.
+// A slider selects the slice of its viewer; the two check boxes show or hide all contours.
 for (const slider of document.querySelectorAll("input[data-viewer]")) {
   const viewer = document.getElementById(slider.dataset.viewer);
-  const words = document.getElementById(slider.dataset.words);
+  const output = document.getElementById(slider.dataset.output);
   slider.addEventListener("input", () => {
     const slice = document.getElementById(`${slider.dataset.viewer}-${slider.value}`);
     viewer.querySelector("use").setAttribute("href", `#${slice.id}`);
     viewer.setAttribute("aria-label", `${viewer.dataset.case}, ${slice.dataset.label}`);
-    words.textContent = slice.dataset.label;
+    output.textContent = slice.dataset.label;
     slider.setAttribute("aria-valuetext", slice.dataset.label);
   });
 }

@@ -1,24 +1,25 @@
-"""Templates of the report and the model card, and how their values are written. What comes from data is escaped, always.
-
-The files beside this one belong to its code: `report.html.j2` with `report.css` and `report.js`, and `model_card.md.j2`.
-"""
+"""Jinja2 templates of the report page and the model card, and the formatting of their values; all text is escaped."""
 
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+import prostate_seg
+
 MISSING = "\N{EN DASH}"
-"""What stands for a number that does not exist."""
+"""Shown instead of a number that does not exist."""
 
 
 def render_html(template: str, **values: Any) -> str:
-    """Fill a template of HTML."""
+    """Render a template of HTML; the style sheet and the script become part of the page, the script allowed by its hash."""
     environment = _environment()
-    style, script = (_source(environment, name) for name in ("report.css", "report.js"))
+    assert environment.loader is not None
+    style, script = (environment.loader.get_source(environment, f"report.{kind}")[0] for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
         style=Markup(style), script=Markup(script), script_sha256=digest, **values
@@ -26,26 +27,26 @@ def render_html(template: str, **values: Any) -> str:
 
 
 def render_markdown(template: str, **values: Any) -> str:
-    """Fill a template of Markdown."""
+    """Render a template of Markdown."""
     text = _environment(finalize=escape_markdown).get_template(template).render(**values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def escape_markdown(value: Any) -> Any:
-    """Return a value as Markdown that shows it as it is, on one line; `Markup` stays."""
+    """Escape a value as Markdown on one line; `Markup` is left as it is."""
     if isinstance(value, Markup):
         return value
-    words = re.sub(r"\s+", " ", str(value))
-    return Markup(re.sub(r"([\\`*_\[\]|#~])", r"\\\1", str(escape(words))))
+    line = re.sub(r"\s+", " ", str(value))
+    return Markup(re.sub(r"([\\`*_\[\]|#~])", r"\\\1", str(escape(line))))
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with a fixed number of digits, or a dash."""
+    """Format a number with a fixed number of decimals; a dash for None and NaN."""
     return MISSING if value is None or value != value else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def interval(summary: Any, digits: int = 3) -> str:
-    """Return the interval of a mean, or a dash."""
+def interval(summary: Mapping[str, Any], digits: int = 3) -> str:
+    """Format the confidence interval of a summary; a dash if there is none."""
     low, high = summary["ci95_low"], summary["ci95_high"]
     return MISSING if low is None or low != low else f"{number(low, digits)} to {number(high, digits)}"
 
@@ -61,9 +62,5 @@ def _environment(**options: Any) -> Environment:
         **options,
     )
     environment.filters |= {"num": number, "interval": interval}
+    environment.globals["version"] = prostate_seg.__version__
     return environment
-
-
-def _source(environment: Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]

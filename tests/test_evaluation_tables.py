@@ -1,4 +1,4 @@
-"""metrics.json and the table of the terminal, from cases whose numbers are known."""
+"""metrics.json and the summary at the terminal, for cases with known metrics."""
 
 from pathlib import Path
 
@@ -6,19 +6,25 @@ import numpy as np
 import pytest
 
 from prostate_seg.data.cases import Case
-from prostate_seg.reporting.results import Scored, cases_table, flat_summary, summarise_folds, summary_table
+from prostate_seg.reporting.evaluation_tables import (
+    CaseResult,
+    cases_table,
+    flat_summary,
+    summarise_folds,
+    summary_lines,
+)
 from prostate_seg.segmentation.metrics import case_metrics, slice_counts
 
 SPACING_MM = (3.0, 1.0, 1.0)
 
 
-def scored(case_id: str, *, fold: str, shift_vox: int | None) -> Scored:
+def case_result(case_id: str, *, fold: str, shift_vox: int | None) -> CaseResult:
     """A 10 x 10 x 4 block, predicted with a shift along x, or missed."""
     reference = np.zeros((8, 40, 40), dtype=bool)
     reference[2:6, 10:20, 10:20] = True
     predicted = np.zeros_like(reference) if shift_vox is None else np.roll(reference, shift_vox, axis=2)
     patient_id, _, study_id = case_id.partition("_")
-    return Scored(
+    return CaseResult(
         fold=fold,
         case=Case(case_id=case_id, patient_id=patient_id, study_id=study_id, image=Path("i"), mask=Path("m")),
         metrics=case_metrics(reference, predicted, spacing_mm=SPACING_MM),
@@ -29,9 +35,9 @@ def scored(case_id: str, *, fold: str, shift_vox: int | None) -> Scored:
 
 
 CASES = [
-    scored("a_1", fold="fold0", shift_vox=0),  # Dice 1
-    scored("a_2", fold="fold0", shift_vox=5),  # Dice 0.5
-    scored("b_1", fold="fold1", shift_vox=None),  # missed
+    case_result("a_1", fold="fold0", shift_vox=0),  # Dice 1
+    case_result("a_2", fold="fold0", shift_vox=5),  # Dice 0.5
+    case_result("b_1", fold="fold1", shift_vox=None),  # missed
 ]
 
 
@@ -42,7 +48,7 @@ def test_folds_and_pool_count_cases_patients_failures_and_missed_glands() -> Non
     assert (pooled["num_failures"], pooled["num_missed_glands"]) == (1, 1)
     assert pooled["dice"]["mean"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert summary["folds"]["fold0"]["dice"]["mean"] == pytest.approx(0.75)
-    assert summary["folds"]["fold0"]["dice"]["ci95_low"] is None  # one patient says nothing about patients
+    assert summary["folds"]["fold0"]["dice"]["ci95_low"] is None  # no interval for a single patient
     diagonal = np.linalg.norm((8 * 3, 40, 40))
     assert summary["folds"]["fold1"]["hd95_mm"]["mean"] == pytest.approx(diagonal)
     # Pooled IoU of fold 0: (400 + 200) pixels shared of (400 + 600).
@@ -65,10 +71,10 @@ def test_table_has_a_row_per_case_and_marks_the_oracle_crop() -> None:
     assert table["missed_gland"].tolist() == [False, False, True]
 
 
-def test_lines_fit_a_terminal_and_shout_the_oracle_crop() -> None:
-    lines = summary_table(summarise_folds(CASES, oracle_crop=True, num_bootstrap=200, seed=0))
+def test_lines_fit_a_terminal_and_mark_the_oracle_crop() -> None:
+    lines = summary_lines(summarise_folds(CASES, oracle_crop=True, num_bootstrap=200, seed=0))
     assert "ORACLE CROP" in lines[0]
     assert max(len(line) for line in lines) <= 120
-    single = summary_table(summarise_folds(CASES[:1], oracle_crop=False, num_bootstrap=200, seed=0))
+    single = summary_lines(summarise_folds(CASES[:1], oracle_crop=False, num_bootstrap=200, seed=0))
     assert "ORACLE" not in single[0]
     assert any(line.startswith("dice ") and " - " in line for line in single)

@@ -1,0 +1,227 @@
+"""Data of the report and the model card, and the tables behind the report's plots, each of which becomes a CSV file.
+
+Intervals are 95% percentile intervals from a bootstrap over patients.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prostate_seg.data.attributes import REFERENCE_BY, RESERVED
+from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
+from prostate_seg.segmentation.statistics import FAILURE_DICE, summarise
+
+NUM_BINS = 10
+"""Parts of equal length from apex to base; about one 3 mm slice each."""
+
+AGREEMENT_SD = 1.96
+"""Half width of the limits of agreement in standard deviations (Bland and Altman 1986)."""
+
+VOLUME_TERTILE = "volume_tertile"
+
+TERTILES = ("lower third", "middle third", "upper third")
+
+MAX_NUM_GROUPS = 10
+"""A numeric attribute with more values is split into tertiles, any other attribute with more values is ignored."""
+
+UNKNOWN = "unknown"
+"""Group of the cases without a value of the attribute."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """One evaluation with its provenance; what has a default may be missing from the workspace."""
+
+    cases: pd.DataFrame
+    """evaluation/cases.csv: one row per test case."""
+    slices: pd.DataFrame
+    """evaluation/slices.csv: one row per slice with gland."""
+    summary: Mapping[str, Any]
+    """metrics.json."""
+    is_external: bool
+    """Whether the cases are from another folder than the networks' data set."""
+    num_bootstrap: int
+    seed: int
+    """Seed of the bootstrap."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that decide a result, as recorded with the networks."""
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """DS_VERSION.json: the newest finished run of each reported stage."""
+    folds: Sequence[Mapping[str, Sequence[str]]] = ()
+    """Case ids of train, val and test, per fold."""
+    histories: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """history.csv by fold."""
+    kept_epochs: Mapping[str, int] = field(default_factory=dict)
+    """Epoch whose weights were kept, by fold."""
+    dataset: pd.DataFrame | None = None
+    """preprocess/dataset.csv."""
+    reference_quality: pd.DataFrame | None = None
+    """preprocess/reference_quality.csv, as text."""
+    preprocess_log: Mapping[str, Any] = field(default_factory=dict)
+    """preprocess_log.json: findings and exclusions."""
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether the networks were trained on synthetic images."""
+        return bool(self.settings.get("data", {}).get("source") == "phantom")
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """Cases with a Dice below `FAILURE_DICE`, worst first."""
+        return self.cases[~(self.cases["dice"] >= FAILURE_DICE)].sort_values(["dice", "case_id"])
+
+    @property
+    def findings(self) -> list[Mapping[str, Any]]:
+        """Findings of preprocessing, errors first."""
+        return sorted(self.preprocess_log.get("findings", []), key=lambda finding: not finding["is_error"])
+
+    @property
+    def excluded(self) -> dict[str, str]:
+        """Reason of each exclusion, by case id."""
+        reasons = dict.fromkeys(self.preprocess_log.get("excluded_by_config", []), "listed under data.exclude")
+        for case_id in self.preprocess_log.get("excluded_by_checks", []):
+            errors = [one for one in self.findings if one["case_id"] == case_id and one["is_error"]]
+            reasons[case_id] = "; ".join(f"{error['check']}: {error['message']}" for error in errors)
+        return reasons
+
+    @property
+    def reference_makers(self) -> dict[str, int]:
+        """Number of test cases by author of the reference mask; empty if it is not recorded."""
+        if REFERENCE_BY not in self.cases:
+            return {}
+        counts = self.cases[REFERENCE_BY].replace("", UNKNOWN).value_counts()
+        return {str(maker): int(count) for maker, count in counts.items()}
+
+    @property
+    def warnings(self) -> list[str]:
+        """Limitations that a reader must see before the first number."""
+        found = []
+        if self.summary.get("oracle_crop"):
+            found.append(
+                "Oracle crop: the window of every case was centred on its reference mask, which is not available at "
+                "inference. These numbers are optimistic."
+            )
+        if self.is_phantom and not self.is_external:
+            found.append(
+                "The images are synthetic phantoms: the numbers show that the software works and say nothing about "
+                "patients."
+            )
+        else:
+            makers = ", ".join(f"{maker} ({count} cases)" for maker, count in self.reference_makers.items())
+            known = f"Reference masks by: {makers}." if makers else "The author of the reference masks is not recorded."
+            found.append(
+                f"{known} If a network made them, Dice measures agreement with that network, not with a reader."
+            )
+        return found
+
+
+def all_tables(data: ReportData) -> dict[str, pd.DataFrame]:
+    """Return every table by the name of its CSV file."""
+    return {
+        "results": results_table(data),
+        "bland_altman": bland_altman(data.cases),
+        "subgroups": subgroup_dice(data),
+        "learning_curves": learning_curves(data.histories),
+        "dice_along_gland": dice_along_gland(data),
+    }
+
+
+def results_table(data: ReportData) -> pd.DataFrame:
+    """Return mean, spread and interval of each metric, pooled and per fold."""
+    groups = {"pooled": data.summary["pooled"], **data.summary["folds"]}
+    return pd.DataFrame(
+        [{"group": group, "metric": name, **groups[group][name]} for group in groups for name in SUMMARY_METRICS]
+    )
+
+
+def bland_altman(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return mean and difference (predicted minus reference) of both volumes of each case, in mL."""
+    mean_ml = (cases["volume_reference_ml"] + cases["volume_predicted_ml"]) / 2
+    return cases[["fold", "case_id"]].assign(mean_ml=mean_ml, difference_ml=cases["volume_difference_ml"])
+
+
+def limits_of_agreement(differences_ml: pd.Series) -> tuple[float, float, float]:
+    """Return bias, lower and upper limit of agreement; the limits are NaN for a single case."""
+    bias, sd = float(differences_ml.mean()), float(differences_ml.std(ddof=1))
+    return bias, bias - AGREEMENT_SD * sd, bias + AGREEMENT_SD * sd
+
+
+def subgroup_dice(data: ReportData) -> pd.DataFrame:
+    """Return mean Dice and interval of each group of each attribute, volume tertiles first."""
+    return pd.DataFrame(
+        [
+            {"attribute": attribute, "group": group, **_dice_summary(data, data.cases[groups == group])}
+            for attribute, groups in subgroups(data.cases).items()
+            for group in sorted(set(groups))
+        ],
+        columns=["attribute", "group", "num_cases", "num_patients", "mean", "ci95_low", "ci95_high"],
+    )
+
+
+def learning_curves(histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return loss and val Dice by fold and epoch; val Dice is NaN in epochs without validation."""
+    columns = {"epoch": "epoch", "train/loss": "train_loss", "val/dice": "val_dice"}
+    parts = [history[list(columns)].rename(columns=columns).assign(fold=fold) for fold, history in histories.items()]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns.values(), "fold"])
+
+
+def dice_along_gland(data: ReportData) -> pd.DataFrame:
+    """Return mean Dice of slices by position from apex (0) to base (1).
+
+    Returns:
+        One row per part of the gland and one for the slices outside either end, where every prediction is wrong; `position` is
+        the middle of the part, and just outside of 0 to 1 in the first and last row.
+    """
+    edges = np.array([-np.inf, *np.linspace(0, 1, NUM_BINS + 1), np.inf])
+    part = np.digitize(data.slices["position"], edges) - 1
+    return pd.DataFrame(
+        [
+            {
+                "position": round((number - 0.5) / NUM_BINS, 3),
+                "num_slices": int((part == number).sum()),
+                **_dice_summary(data, data.slices[part == number]),
+            }
+            for number in range(NUM_BINS + 2)
+        ]
+    )
+
+
+def _dice_summary(data: ReportData, rows: pd.DataFrame) -> dict[str, float | int | None]:
+    dice, patients = rows["dice"].to_numpy(dtype=float), rows["patient_id"].tolist()
+    summary = summarise(dice, patients=patients, num_bootstrap=data.num_bootstrap, seed=data.seed)
+    return {
+        "num_cases": int(rows["case_id"].nunique()),
+        "num_patients": summary.num_patients,
+        "mean": summary.mean,
+        "ci95_low": summary.ci95_low,
+        "ci95_high": summary.ci95_high,
+    }
+
+
+def subgroups(cases: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return the group of each case by attribute; the tertile of gland volume comes first.
+
+    Args:
+        cases: One row per case with volume_reference_ml and any attributes, as evaluation/cases.csv.
+
+    Returns:
+        Text on the index of `cases`; attributes with a single value are left out.
+    """
+    groups = {VOLUME_TERTILE: _tertile(cases["volume_reference_ml"])}
+    for name in cases.columns.difference(sorted(RESERVED), sort=False):
+        values = cases[name].fillna("").astype(str).str.strip().replace("", UNKNOWN)
+        if values.nunique() > MAX_NUM_GROUPS:
+            numbers = pd.to_numeric(cases[name], errors="coerce")
+            values = _tertile(numbers) if numbers.notna().any() else values
+        groups[str(name)] = values
+    return {name: values for name, values in groups.items() if 2 <= values.nunique() <= MAX_NUM_GROUPS}
+
+
+def _tertile(values: pd.Series) -> pd.Series:
+    """Return the tertile of each value by rank, so that the groups are of equal size as far as ties allow."""
+    fraction = (values.rank(method="average") - 0.5) / max(int(values.notna().sum()), 1)
+    names = pd.Series(np.array(TERTILES)[np.clip(fraction.fillna(0) * 3, 0, 2).astype(int)], index=values.index)
+    return names.where(values.notna(), UNKNOWN)
