@@ -65,7 +65,9 @@ def check_promotion(
             message=f"{num_patients} test patients, at least {rules.min_test_patients}",
         ),
         RuleResult(
-            rule="Dice", is_passed=mean >= rules.min_dice, message=f"mean Dice {mean:.3f} ({interval}), at least {rules.min_dice:g}"
+            rule="Dice",
+            is_passed=mean >= rules.min_dice,
+            message=f"mean Dice {mean:.3f} ({interval}), at least {rules.min_dice:g}",
         ),
         RuleResult(
             rule="failures",
