@@ -6,7 +6,7 @@ STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
 STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file docker/compose.yaml run --rm --build backup
 
-.PHONY: help setup demo ui test lint types bench hard-use stack stack-check stack-backup stack-restore audit dvc-deps reference hooks lock clean
+.PHONY: help setup demo ui test lint types bench hard-use stack stack-check stack-backup stack-restore audit reference hooks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -62,9 +62,6 @@ hard-use: setup  ## spoilt inputs, odd settings, kill -9 and 2,000 studies: the 
 	FUZZ_EXAMPLES=200 $(RUN) -m pytest tests/test_config_fuzz.py
 	$(RUN) -m scripts.hard_use.kills --kills 100
 	$(RUN) -m scripts.hard_use.growth --sizes 500 1000 2000
-
-dvc-deps: setup  ## write the source files of each stage into dvc.yaml
-	$(RUN) scripts/update_dvc_yaml.py
 
 reference: setup  ## write docs/reference.md from the settings' dataclasses and values
 	$(RUN) scripts/update_reference.py

@@ -214,7 +214,7 @@ def _open_run(task: StageTask, cfg: Config, job: Job) -> None:
         return
     set_mlflow_defaults()
     if cfg.mlflow.skip_finished:
-        from prostate_seg.operations.finished import finished_before
+        from prostate_seg.tracking.finished import finished_before
 
         done = finished_before(cfg, workspace, job)
         if done is not None:

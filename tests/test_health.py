@@ -8,6 +8,7 @@ import pytest
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations import health
 from prostate_seg.operations.health import Severity
+from prostate_seg.stages import doctor
 from prostate_seg.tracking.journal import Header, Spool
 
 
@@ -32,7 +33,7 @@ def test_missing_package_is_bad_and_another_version_a_note(tmp_path: Path) -> No
 
 def test_folder_without_room_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "LEAST_FREE_GIB", 1e9)
-    (finding,) = health.check_folders({"cache": tmp_path / "not" / "yet"})
+    finding = health.check_folder("cache", tmp_path / "not" / "yet")
     assert finding.severity is Severity.bad
     assert finding.fix
 
@@ -42,7 +43,7 @@ def test_folder_that_cannot_be_written_is_bad(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(health.tempfile, "TemporaryFile", refuse)
-    (finding,) = health.check_folders({"workspace": tmp_path})
+    finding = health.check_folder("workspace", tmp_path)
     assert finding.severity is Severity.bad
     assert finding.text == f"{tmp_path} cannot be written: Permission denied"
 
@@ -74,13 +75,13 @@ def test_leftovers_of_killed_writes_are_listed(tmp_path: Path) -> None:
     assert ".tmp-abc" in finding.fix
 
 
-def test_what_waits_in_the_spool_is_named_with_its_store(tmp_path: Path) -> None:
-    assert health.check_spool(tmp_path / "absent").severity is Severity.good
+def test_records_that_wait_in_the_spool_are_named_with_their_store(tmp_path: Path) -> None:
+    assert doctor.check_journals(tmp_path / "absent").severity is Severity.good
     header = Header(what="train of p", address="http://store", experiment="e")
     spool = Spool.create(tmp_path, header, name="train")
     spool.put({"do": "log"})
-    assert health.check_spool(tmp_path).severity is Severity.good  # its process is about to send it
+    assert doctor.check_journals(tmp_path).severity is Severity.good  # its process is about to send it
     spool.release()
-    finding = health.check_spool(tmp_path)
+    finding = doctor.check_journals(tmp_path)
     assert (finding.severity, finding.fix) == (Severity.note, "stage=sync")
     assert finding.text == f"1 runs wait in {tmp_path} to be sent to http://store"

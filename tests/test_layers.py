@@ -15,7 +15,7 @@ LAYERS = {
     "segmentation": {"common", "imaging"},
     "config": {"common", "imaging", "data", "phantom", "segmentation", "reporting"},
     "provenance": {"common", "config"},
-    "operations": {"common", "config", "provenance", "tracking"},
+    "operations": {"common", "config", "provenance"},
     "tracking": {"common", "config", "provenance", "operations"},
     "sweeping": {"common", "config", "provenance", "operations", "tracking", "cli"},
     "reporting": {"common", "imaging", "data", "segmentation"},

@@ -11,6 +11,7 @@ import pytest
 from prostate_seg.config.schema import STAGE_SETTINGS
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance import hashing
+from prostate_seg.provenance.code_digests import code_digests
 from prostate_seg.provenance.ds_version import write_entry
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.pipeline_state import (
@@ -67,7 +68,7 @@ def enter(
     command: str = "python -m prostate_seg",
 ) -> None:
     """Write what a run of a stage would."""
-    code = [PACKAGE / "errors.py", PACKAGE / "files.py"]
+    code = [PACKAGE / "common" / "errors.py", PACKAGE / "common" / "files.py"]
     hashed = hash_paths([*inputs, *outputs, *code], cache=workspace.cache)
     entry = {
         "run_id": f"id of {name}",
@@ -128,6 +129,19 @@ def test_changed_code_is_counted(workspace: Workspace) -> None:
     code.update(dict.fromkeys(list(code)[:2], "0" * 32))
     path.write_text(json.dumps(content))
     assert states(workspace)["prepare"] == ("stale", ["2 source files changed"])
+
+
+def test_code_that_decides_no_number_leaves_a_stage_current(workspace: Workspace) -> None:
+    path = workspace.root / "DS_VERSION.json"
+    content = json.loads(path.read_text())
+    entry = content["stages"]["prepare"]
+    entry["code_digests"] = code_digests("prepare")
+    entry["code"] = dict.fromkeys(entry["code"], "0" * 32)  # other comments, the same syntax tree
+    path.write_text(json.dumps(content))
+    assert states(workspace)["prepare"] == ("current", [])
+    entry["code_digests"]["prostate_seg/data/folds.py"] = "0" * 32
+    path.write_text(json.dumps(content))
+    assert states(workspace)["prepare"] == ("stale", ["1 source files changed"])
 
 
 def test_folds_trained_alone_stand_in_trains_place(workspace: Workspace) -> None:

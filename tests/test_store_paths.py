@@ -11,7 +11,7 @@ import pytest
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import workspace_of
-from prostate_seg.operations.health import Finding, Severity
+from prostate_seg.operations.health import Check, Severity
 from prostate_seg.tracking import store_paths
 from prostate_seg.tracking.registry import _point_mlflow_to, fetch_networks
 from prostate_seg.tracking.run_tree import RunTree
@@ -87,7 +87,7 @@ def config(folder: Path, *overrides: str) -> Config:
     return parse(composed("stage=doctor", uri, "mlflow.experiment=one", *overrides))
 
 
-def doctor(folder: Path, *overrides: str) -> dict[str, Finding]:
+def doctor(folder: Path, *overrides: str) -> dict[str, Check]:
     cfg = config(folder, *overrides)
     workspace = replace(workspace_of(cfg), cache=folder / ".cache")
     return {finding.name: finding for finding in check_store(cfg, workspace)}

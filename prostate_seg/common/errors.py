@@ -23,3 +23,9 @@ class Pruned(Exception):  # noqa: N818 - no error: the study has asked for it
 
 class ConfigError(ValueError):
     """A setting cannot be used; the text names the key, the rule and the value (exit code 2)."""
+
+
+def first_line(error: object) -> str:
+    """Return the first line of an error's text; its class where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

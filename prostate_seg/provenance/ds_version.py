@@ -1,12 +1,13 @@
-"""DS_VERSION.json: the newest finished run of each stage in this workspace, readable without any server.
+"""DS_VERSION.json: the newest finished run of each stage in a workspace, readable without a server.
 
-A writer holds the lock, reads, changes one entry and lets a complete new file replace the old one. So a process killed at
-any moment leaves the file from before or the file from after, and other stages' entries untouched.
+A writer holds a lock, changes one entry and replaces the file as a whole. A process that is killed leaves the old file or the
+new one, never a part of either.
 """
 
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,43 @@ from filelock import FileLock
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_json, write_text
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
 
 FORMAT = 1
 LOCK = "ds_version.lock"
 
 LOCAL_ID = re.compile(r"\blocal-[0-9a-f]{32}\b")
-"""Id of a run until a tracking store has given it one."""
+"""Id of a run before the tracking store assigns one."""
+
+
+def file_of(workspace: Workspace) -> Path:
+    """Return the path of the file."""
+    return workspace.root / "DS_VERSION.json"
+
+
+def entry_name(cfg: Config) -> str:
+    """Return the name of a stage's entry; a fold trained alone has one of its own, such as train.fold0."""
+    is_single_fold = cfg.stage == "train" and cfg.fold.index is not None
+    return f"{cfg.stage}.fold{cfg.fold.index}" if is_single_fold else str(cfg.stage)
+
+
+def recording_workspace(cfg: Config, workspace: Workspace) -> Workspace:
+    """Return the workspace whose file records a stage: for train the one that holds the networks (paths.trained)."""
+    return replace(workspace, root=workspace.model.parent) if cfg.stage == "train" else workspace
 
 
 def read_entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """Return the entry of each stage by name; empty when there is no file yet.
+    """Return the entries by name; empty if there is no file yet.
 
     Raises:
-        InputError: If the file is not what this module writes.
+        InputError: If the file was not written by this module.
     """
     path = file_of(workspace)
     if not path.is_file():
         return {}
     try:
-        content = read_json(path)
-        entries: dict[str, dict[str, Any]] = content["stages"]
+        entries: dict[str, dict[str, Any]] = read_json(path)["stages"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); it is written by stages only\n"
@@ -44,29 +61,20 @@ def read_entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
 
 
 def write_entry(workspace: Workspace, name: str, entry: dict[str, Any]) -> None:
-    """Replace the entry of a stage, such as train, or of a fold trained alone, such as train.fold0.
-
-    The entry of a whole stage takes the place of those of its folds.
-    """
+    """Replace the entry of a stage or of a fold; the entry of a whole stage replaces those of its folds."""
     workspace.cache.mkdir(parents=True, exist_ok=True)
     with FileLock(workspace.cache / LOCK, timeout=60):
         others = {key: old for key, old in read_entries(workspace).items() if not key.startswith(f"{name}.")}
-        entries = others | {name: entry}
-        write_json(file_of(workspace), {"format": FORMAT, "stages": dict(sorted(entries.items()))})
+        write_json(file_of(workspace), {"format": FORMAT, "stages": dict(sorted((others | {name: entry}).items()))})
 
 
 def replace_ids(workspace: Workspace, ids: Mapping[str, str]) -> None:
-    """Put the store's ids of runs in place of those that they had before it was told of them."""
+    """Replace local ids of runs by the ids that the tracking store has assigned since."""
     path = file_of(workspace)
     if not path.is_file() or not workspace.cache.is_dir():
         return
     with FileLock(workspace.cache / LOCK, timeout=60):
         text = path.read_text(encoding="utf-8")
-        known = LOCAL_ID.sub(lambda found: ids.get(found[0], found[0]), text)
-        if known != text:
-            write_text(path, known)
-
-
-def file_of(workspace: Workspace) -> Path:
-    """Return where the file lies."""
-    return workspace.root / "DS_VERSION.json"
+        replaced = LOCAL_ID.sub(lambda found: ids.get(found[0], found[0]), text)
+        if replaced != text:
+            write_text(path, replaced)

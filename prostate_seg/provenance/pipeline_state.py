@@ -136,8 +136,7 @@ def _state_of(
     settings: Mapping[str, Any],
     workspace: Workspace,
 ) -> StageState:
-    without_packages = {**entry, "packages": {}}
-    items = compare(name, without_packages, settings=_settings_of(name, settings), workspace=workspace)
+    items = compare(name, entry, settings=_settings_of(name, settings), workspace=workspace, deciding_only=True)
     different = [item for item in items if item.verdict is not Verdict.same]
     upstream = [one for one in before if one in entry["upstream"] and before[one].state is not State.current]
     reasons = [*_in_words(different), *(f"{one} is {before[one].state.value}" for one in upstream[:1])]

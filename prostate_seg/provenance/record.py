@@ -16,8 +16,6 @@ from prostate_seg.provenance.source_files import PACKAGE, source_files
 
 DATA = "data"
 """The key of the folder with images/ and masks/."""
-CODE_LISTING = "code.txt"
-"""Artifact of a run with the source files behind its stage; the tag md5.code is the md5 of this file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +58,6 @@ def path_of(key: str, workspace: Workspace) -> Path:
 def code_key(path: Path) -> str:
     """Return the name under which a file of the package is recorded."""
     return path.relative_to(PACKAGE.parent).as_posix()
-
-
-def code_listing(record: Mapping[str, Any]) -> str:
-    """Return the text of CODE_LISTING: a line per source file with its hash, as md5sum writes it."""
-    return "".join(f"{md5}  {key}\n" for key, md5 in record["code"].items())
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,12 +1,12 @@
-"""Which files of the package a stage is made of: the stage's module and, from there, all that is imported.
+"""The source files behind a stage: its module and all modules of the package that this imports, directly or not.
 
-The imports are read from the text, so that nothing is run; importing a module runs the `__init__` of its folders too. Files of
-other kinds, such as templates, belong to the `__init__` that they lie beside.
+Imports are read from the text, so that no code runs. Importing a module runs the `__init__` of its folders too. Files of
+other kinds, such as templates, belong to the `__init__` beside them.
 """
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,36 +15,49 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def source_files(stage: str) -> list[Path]:
-    """Return the package's files that decide what a stage does, sorted; the table of stages does not."""
-    return sorted(set(files_behind(PACKAGE / "stages" / f"{stage}.py")) - {PACKAGE / "stages" / "__init__.py"})
+    """Return the package's files that a stage consists of, sorted; the table of all stages is none of them."""
+    table = PACKAGE / "stages" / "__init__.py"
+    return files_behind(PACKAGE / "stages" / f"{stage}.py", is_left_out=lambda path: path == table)
 
 
-def files_behind(module: Path) -> list[Path]:
-    """Return the package's files without which a module cannot run, itself among them, sorted."""
+def files_behind(module: Path, *, is_left_out: Callable[[Path], bool] = lambda _: False) -> list[Path]:
+    """Return the package's files that a module needs, itself among them, sorted.
+
+    Args:
+        module: The module to start from.
+        is_left_out: Whether a file, and what is needed by that file alone, is left out.
+    """
     found: set[Path] = set()
     waiting = [module]
     while waiting:
         file = waiting.pop()
-        if file not in found:
-            found.add(file)
+        if file in found or is_left_out(file):
+            continue
+        found.add(file)
+        if file.suffix == ".py":
             waiting += _imported_files(file)
-        if file.name == "__init__.py":  # templates lie in the folder of the code that fills them
-            found |= {path for path in file.parent.iterdir() if path.is_file() and path.suffix != ".py"}
+        if file.name == "__init__.py":  # templates are in the folder of the code that fills them
+            waiting += [path for path in file.parent.iterdir() if path.is_file() and path.suffix != ".py"]
     return sorted(found)
 
 
 def packages_behind(files: Iterable[Path]) -> list[str]:
     """Return the distributions that files import, pinned to the installed versions, as pip reads them, sorted.
 
-    A distribution is looked for by the name of its module, which is that of every package that this project uses.
+    A distribution must have the name of its module, as every package that this project uses has.
     """
-    modules = {name.split(".")[0] for file in files if file.suffix == ".py" for name in _imported_names(file)}
+    modules = {name.split(".")[0] for file in files if file.suffix == ".py" for name in imported_names(file)}
     others = modules - sys.stdlib_module_names - {PACKAGE.name}
     return [f"{name}=={version(name).partition('+')[0]}" for name in sorted(others)]  # +cpu names an index, no version
 
 
+def imported_names(file: Path) -> tuple[str, ...]:
+    """Return the full names of the modules and attributes that a Python file imports anywhere."""
+    return _names_imported_by(file.read_text(encoding="utf-8"))
+
+
 def _imported_files(file: Path) -> Iterator[Path]:
-    for name in _imported_names(file):
+    for name in imported_names(file):
         parts = name.split(".")
         if parts[0] != PACKAGE.name:
             continue
@@ -54,13 +67,8 @@ def _imported_files(file: Path) -> Iterator[Path]:
             yield from (candidate for candidate in candidates if candidate.is_file())
 
 
-def _imported_names(file: Path) -> tuple[str, ...]:
-    return _names_imported_by(file.read_text(encoding="utf-8"))
-
-
-@cache
+@cache  # every trial of a sweep reads the same files
 def _names_imported_by(source: str) -> tuple[str, ...]:
-    """Return the names; kept, because every trial of a sweep asks for the same files."""
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

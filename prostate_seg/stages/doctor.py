@@ -1,12 +1,13 @@
-"""Stage doctor: one line for each thing that a run needs, with the fix for what is wrong."""
+"""Stage doctor: one line per check of what runs need, with the command that fixes what is wrong."""
 
-import importlib
 import logging
+from pathlib import Path
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.operations.health import Finding, Severity, check_all
+from prostate_seg.operations.health import Check, Severity, check_all
+from prostate_seg.tracking.journal import waiting
 
 log = logging.getLogger(__name__)
 
@@ -14,19 +15,30 @@ MARKS = {Severity.good: "ok  ", Severity.note: "note", Severity.bad: "BAD "}
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Print the findings; end with an error when one of them stops runs or makes their numbers doubtful."""
-    findings = check_all(cfg, workspace)
+    """Log the checks.
+
+    Raises:
+        InputError: If one of them found something that stops runs or makes their numbers doubtful.
+    """
+    checks = [*check_all(cfg, workspace), check_journals(Path(cfg.paths.spool))]
     if cfg.mlflow.tracking_uri is not None:
-        findings += importlib.import_module("prostate_seg.tracking.store_health").check_store(cfg, workspace)
-    for finding in findings:
-        for line in _lines(finding):
-            log.info("%s", line)
-    bad = [finding.name for finding in findings if finding.severity is Severity.bad]
+        from prostate_seg.tracking.store_health import check_store  # imports mlflow, which mlflow=off does without
+
+        checks += check_store(cfg, workspace)
+    for check in checks:
+        log.info("%s %-10s %s", MARKS[check.severity], check.name, check.text)
+        if check.fix:
+            log.info("%15s fix: %s", "", check.fix)
+    bad = [check.name for check in checks if check.severity is Severity.bad]
     if bad:
-        raise InputError(f"{len(bad)} of {len(findings)} checks found something to fix: {', '.join(bad)}")
+        raise InputError(f"{len(bad)} of {len(checks)} checks found something to fix: {', '.join(bad)}")
     return StageResult()
 
 
-def _lines(finding: Finding) -> list[str]:
-    lines = [f"{MARKS[finding.severity]} {finding.name:<10} {finding.text}"]
-    return lines + ([f"{'':15} fix: {finding.fix}"] if finding.fix else [])
+def check_journals(folder: Path) -> Check:
+    """Check for records of earlier runs that no tracking store has acknowledged."""
+    found = [one for one in waiting(folder) if not one.is_held]
+    if not found:
+        return Check.good("spool", f"nothing waits in {folder}")
+    addresses = ", ".join(sorted({one.address for one in found}))
+    return Check.note("spool", f"{len(found)} runs wait in {folder} to be sent to {addresses}", fix="stage=sync")

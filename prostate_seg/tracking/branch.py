@@ -18,12 +18,14 @@ from prostate_seg.common.files import md5_of_text
 from prostate_seg.config.schema import as_container, science_of
 from prostate_seg.operations.job import Outcome, command_line
 from prostate_seg.operations.process import user_name
+from prostate_seg.provenance.code_digests import CODE_LISTING, code_listing
+from prostate_seg.provenance.ds_version import recording_workspace
 from prostate_seg.provenance.environment import GitState
-from prostate_seg.provenance.record import CODE_LISTING, Hashes, code_listing, flat
+from prostate_seg.provenance.record import Hashes, flat
 from prostate_seg.tracking.journal import DELIVERED, Header, Record, Spool, new_local_id, plain, remove_delivered
 from prostate_seg.tracking.replication import Delivery
 from prostate_seg.tracking.run_tree import ALL, NONE, RunTree, now_ms
-from prostate_seg.tracking.stage_run import StageRun, recording_workspace
+from prostate_seg.tracking.stage_run import StageRun
 from prostate_seg.tracking.store import open_store
 from prostate_seg.tracking.sweeps import begun_on_disk, sweep_key
 from prostate_seg.tracking.writer import Writer
@@ -242,7 +244,7 @@ class Branch:
         result = self.stage_run.result
         assert result is not None
         md5 = {f"md5.{kind}/{key}": value for kind in ("inputs", "outputs") for key, value in record[kind].items()}
-        md5["md5.code"] = md5_of_text(code_listing(record))
+        md5["md5.code"] = md5_of_text(code_listing(record["code_digests"]))
         upstream = {
             f"previous_run_id.{stage}" if run["unchanged"] else f"changed_since.{stage}": run["run_id"] or NONE
             for stage, run in record["upstream"].items()
@@ -259,7 +261,7 @@ class Branch:
 
         def write_record(folder: Path) -> None:
             _write_json(folder / "provenance.json", {**record, "files": folders})
-            (folder / CODE_LISTING).write_text(code_listing(record), encoding="utf-8")
+            (folder / CODE_LISTING).write_text(code_listing(record["code_digests"]), encoding="utf-8")
 
         self.put_files(write_record)
 

@@ -20,6 +20,7 @@ from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, un
 from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
 from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
+from prostate_seg.provenance.code_digests import code_digests
 from prostate_seg.provenance.environment import Surroundings, look_around
 from prostate_seg.provenance.lineage import ancestors
 from prostate_seg.provenance.record import Hashes, hash_stage
@@ -107,14 +108,16 @@ class StageRun:
         if outcome is Outcome.finished and self.result is not None:
             hashes = hash_stage(self.stage, self.result.inputs, self.result.outputs, workspace=self.workspace)
             record = self._record(hashes)
-            ds_version.write_entry(recording_workspace(self.cfg, self.workspace), entry_name(self.cfg), record)
+            ds_version.write_entry(
+                ds_version.recording_workspace(self.cfg, self.workspace), ds_version.entry_name(self.cfg), record
+            )
         if self.branch is None:
             return
         try:
             self.branch.close(outcome, record, hashes, error)
         finally:
             if record is not None:
-                ds_version.replace_ids(recording_workspace(self.cfg, self.workspace), self.branch.spool.ids)
+                ds_version.replace_ids(ds_version.recording_workspace(self.cfg, self.workspace), self.branch.spool.ids)
 
     def _record(self, hashes: Hashes) -> dict[str, Any]:
         """Return the entry of DS_VERSION.json, without secrets."""
@@ -137,6 +140,7 @@ class StageRun:
             "inputs_changed_while_running": self._changed_inputs(hashes),
             "upstream": ancestors(hashes.inputs, self._other_entries(), workspace=self.workspace),
             "code": {key: hashed.md5 for key, hashed in hashes.code.items()},
+            "code_digests": code_digests(self.stage),
             "git": git,
             "packages": around.packages,
             "machine": around.machine,
@@ -158,14 +162,3 @@ class StageRun:
         for key in changed:
             log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.stage)
         return changed
-
-
-def entry_name(cfg: Config) -> str:
-    """Return the key in DS_VERSION.json; a fold that was trained alone stands beside the others."""
-    alone = cfg.stage == "train" and cfg.fold.index is not None
-    return f"{cfg.stage}.fold{cfg.fold.index}" if alone else str(cfg.stage)
-
-
-def recording_workspace(cfg: Config, workspace: Workspace) -> Workspace:
-    """Return the workspace whose DS_VERSION.json has the run: networks that lie elsewhere (paths.trained) have their own."""
-    return replace(workspace, root=workspace.model.parent) if cfg.stage == "train" else workspace

@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 from prostate_seg.common.address import shown_address
 from prostate_seg.common.files import md5_of_text
 from prostate_seg.config.workspace import Workspace
-from prostate_seg.provenance.record import code_listing, path_of
+from prostate_seg.provenance.code_digests import code_listing
+from prostate_seg.provenance.record import path_of
 from tests.conftest import ROOT
 from tests.project_helpers import FAULTY, Project, clean_environment, copy_of, dvc_md5, wait_for
 from tests.server_helpers import mlflow_server
@@ -142,7 +143,7 @@ def test_ds_version_mirrors_the_runs(finished: Project) -> None:
         for kind in ("inputs", "outputs"):
             for key, md5 in entry[kind].items():
                 assert run.data.tags[f"md5.{kind}/{key}"] == md5
-        assert run.data.tags["md5.code"] == md5_of_text(code_listing(entry))
+        assert run.data.tags["md5.code"] == md5_of_text(code_listing(entry["code_digests"]))
     assert list(entries) == ["evaluate", "fetch", "prepare", "preprocess", "train"]
 
 
