@@ -130,13 +130,7 @@ class Comparison:
 
 
 def parse_results(text: str, *, name: str, source: str, may_lack: Sequence[str] = ()) -> Results:
-    """Parse the text of a cases.csv.
-
-    Args:
-        text: The table.
-        name: Name in tables and figures, such as pipeline and run.
-        source: Run id or folder.
-        may_lack: Metrics that become NaN if an older version wrote the table without them.
+    """Parse the text of a cases.csv; a metric in `may_lack` becomes NaN if an older version wrote the table without it.
 
     Raises:
         InputError: If the table cannot be read, an older version wrote it, or a case has several rows.
@@ -164,13 +158,7 @@ def parse_results(text: str, *, name: str, source: str, may_lack: Sequence[str] 
 
 
 def compare(baseline: Results, others: Sequence[Results], *, num_bootstrap: int, seed: int) -> list[Comparison]:
-    """Compare evaluations with the baseline.
-
-    Args:
-        baseline: The reference of the comparison.
-        others: Evaluations on the same cases.
-        num_bootstrap: Bootstrap samples behind each interval.
-        seed: Seed of the bootstrap.
+    """Compare evaluations on the same cases with the baseline, with intervals from a bootstrap over patients.
 
     Raises:
         InputError: If cases, references, images, patients or crops differ, or there are fewer than two patients.
@@ -190,11 +178,7 @@ def compare(baseline: Results, others: Sequence[Results], *, num_bootstrap: int,
 
 
 def require_same_cases(baseline: Results, other: Results) -> None:
-    """Check that two evaluations have the same images and references.
-
-    Raises:
-        InputError: If not; the message lists the disagreements.
-    """
+    """Raise an `InputError` that lists all disagreements, unless both evaluations have the same images and references."""
     a, b = baseline.table, other.table
     shared = a.index.intersection(b.index)
     found = {

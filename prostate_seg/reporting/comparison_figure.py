@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from prostate_seg.reporting.comparison import ALL, Comparison, Row
 from prostate_seg.reporting.evaluation_tables import METRIC_LABELS
 from prostate_seg.reporting.overlays import printable
-from prostate_seg.reporting.plots import PNG_DPI
 
 BETTER_COLOUR, WORSE_COLOUR, UNCLEAR_COLOUR = "#0072B2", "#D55E00", "#666666"
 """Blue and vermilion of Okabe and Ito's palette, and grey."""
@@ -35,7 +34,7 @@ def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
     """Draw a row of panels per comparison."""
     num_subgroups = max(len(_rows_of(one, "dice", in_subgroups=True)) for one in comparisons)
     row_inch = LINE_INCH * (NUM_MAIN_LINES + num_subgroups) + 1.8
-    figure = Figure(figsize=(16, row_inch * len(comparisons)), dpi=PNG_DPI, layout="constrained")
+    figure = Figure(figsize=(16, row_inch * len(comparisons)), dpi=110, layout="constrained")
     subfigures = figure.subfigures(len(comparisons), 1, squeeze=False)[:, 0]
     for subfigure, comparison in zip(subfigures, comparisons, strict=True):
         axes = subfigure.subplots(1, len(PANELS) + 1)

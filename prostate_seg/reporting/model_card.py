@@ -21,12 +21,7 @@ TASK = "image-segmentation"
 
 
 def render_model_card(data: ReportData, *, subgroups: pd.DataFrame) -> str:
-    """Return the card.
-
-    Args:
-        data: The evaluation and its provenance.
-        subgroups: Table from `report_tables.subgroup_dice`.
-    """
+    """Return the card, with the table of `report_tables.subgroup_dice`."""
     return render_markdown(
         "model_card.md.j2",
         front_matter=Markup(yaml.safe_dump(front_matter(data), sort_keys=False, allow_unicode=True)),

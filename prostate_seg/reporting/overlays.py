@@ -32,33 +32,20 @@ MARGIN_MM = 20.0
 WINDOW_PERCENTILES = (1.0, 99.0)
 """Percentiles of the grey values drawn black and white; with the extremes the gland would have no contrast."""
 
-PANEL_INCH = 2.9
-"""Width of a panel of an overlay."""
+PANEL_INCH, SHEET_PANEL_INCH = 2.9, 1.75
+"""Width of a panel of an overlay and of a contact sheet."""
 
-MAX_NUM_COLUMNS = 3
-"""Panels per row of an overlay, so that six slices stay legible at the width of a page."""
+NUM_COLUMNS, NUM_SHEET_COLUMNS = 3, 6
+"""Panels per row: six slices are legible at the width of a page, a contact sheet is an overview."""
 
-OVERLAY_DPI = 130
-
-MAX_TITLE_PT = 12.0
-
-CHARACTER_EM = 0.65
-"""Width of an average character of matplotlib's font, digits and capitals included, in units of the font size."""
-
-SHEET_COLUMNS = 6
 MAX_PANELS = 60
 """Panels of a contact sheet; more would be too small to recognise anything."""
-
-SHEET_PANEL_INCH = 1.75
-SHEET_DPI = 110
 
 SHEET_FIELD_MM = 120.0
 """Edge length of the square in a panel of a contact sheet; it contains prostate, rectum and pelvic wall."""
 
 SHEET_MAX_PIXELS = 200
 """Pixels kept along an edge: a panel of a contact sheet has no more."""
-
-SHEET_LEGEND = "blue: mask; orange frame: warning; red frame: cannot be used"
 
 
 # --- overlay of one case -------------------------------------------------------------------------------------------
@@ -101,12 +88,12 @@ def overlay_figure(
     shown = image[indices][:, rows, columns]
     black, white = np.percentile(shown, WINDOW_PERCENTILES)
 
-    num_rows = math.ceil(len(indices) / MAX_NUM_COLUMNS)
+    num_rows = math.ceil(len(indices) / NUM_COLUMNS)
     num_columns = math.ceil(len(indices) / num_rows)
     height_over_width = (shown.shape[1] * spacing_mm[1]) / (shown.shape[2] * spacing_mm[2])
     row_inch = PANEL_INCH * height_over_width + 0.3  # one line of text below each panel
     size_inch = (PANEL_INCH * max(num_columns, 2), row_inch * num_rows + 0.8)
-    figure = Figure(figsize=size_inch, dpi=OVERLAY_DPI, layout="constrained")
+    figure = Figure(figsize=size_inch, dpi=130, layout="constrained")
     for number, (grey, index) in enumerate(zip(shown, indices, strict=True)):
         ax = figure.add_subplot(num_rows, num_columns, number + 1, xticks=[], yticks=[])
         ax.imshow(grey, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
@@ -123,8 +110,8 @@ def overlay_figure(
     first.text(0.5, 0.98, "A", transform=first.transAxes, color="white", ha="center", va="top")
 
     title = printable(title)
-    fitting_pt = 72 * size_inch[0] / (CHARACTER_EM * len(title) + 1)  # ids can be 64 characters long
-    figure.suptitle(title, fontsize=min(MAX_TITLE_PT, fitting_pt), parse_math=False)
+    fitting_pt = 72 * size_inch[0] / (0.65 * len(title) + 1)  # ids can be 64 characters of 0.65 em on average
+    figure.suptitle(title, fontsize=min(12, fitting_pt), parse_math=False)
     label = "predicted" if predicted.any() else "predicted (empty)"
     handles = [Line2D([], [], color=PREDICTED_COLOUR, linestyle="-" if reference is None else "--", label=label)]
     if reference is not None:
@@ -264,12 +251,13 @@ def choose_panels(panels: Sequence[Panel]) -> list[Panel]:
 
 def contact_sheet_figure(panels: Sequence[Panel], *, title: str) -> Figure:
     """Draw one panel per case, row by row."""
-    num_rows = math.ceil(len(panels) / SHEET_COLUMNS)
-    size_inch = (SHEET_PANEL_INCH * SHEET_COLUMNS, (SHEET_PANEL_INCH + 0.45) * num_rows + 0.5)
-    figure = Figure(figsize=size_inch, dpi=SHEET_DPI, layout="constrained")
+    num_rows = math.ceil(len(panels) / NUM_SHEET_COLUMNS)
+    size_inch = (SHEET_PANEL_INCH * NUM_SHEET_COLUMNS, (SHEET_PANEL_INCH + 0.45) * num_rows + 0.5)
+    figure = Figure(figsize=size_inch, dpi=110, layout="constrained")
     for number, panel in enumerate(panels):
-        _draw_panel(figure.add_subplot(num_rows, SHEET_COLUMNS, number + 1, xticks=[], yticks=[]), panel)
-    figure.suptitle(f"{printable(title)}\n{SHEET_LEGEND}", fontsize=10, parse_math=False)
+        _draw_panel(figure.add_subplot(num_rows, NUM_SHEET_COLUMNS, number + 1, xticks=[], yticks=[]), panel)
+    legend = "blue: mask; orange frame: warning; red frame: cannot be used"
+    figure.suptitle(f"{printable(title)}\n{legend}", fontsize=10, parse_math=False)
     return figure
 
 

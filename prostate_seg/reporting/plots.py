@@ -29,8 +29,6 @@ PAGE_COLOURS = {"#000000": "currentColor", **{colour: f"var(--series-{n})" for n
 PANEL_INCH = (4.4, 3.1)
 """Width and height of one SVG panel: 9 pt text is 10 pixels high at the width of a phone."""
 
-PNG_DPI = 110
-
 PLOTTED_METRICS = ("dice", "hd95_mm", "volume_difference_percent")
 """Metrics with a box plot."""
 
@@ -61,7 +59,7 @@ def save_png(path: Path, figure: Figure) -> None:
 def case_metrics_figure(cases: pd.DataFrame) -> Figure:
     """Draw box plots of `PLOTTED_METRICS` per fold, one panel each; NaN values are left out."""
     width_inch = max(9.0, 0.75 * cases["fold"].nunique() * len(PLOTTED_METRICS))
-    figure = Figure(figsize=(width_inch, 3.6), dpi=PNG_DPI, layout="constrained")
+    figure = Figure(figsize=(width_inch, 3.6), dpi=110, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(PLOTTED_METRICS)), PLOTTED_METRICS, strict=True):
         draw_metric(axes, cases, name)
         axes.set_title(METRIC_LABELS[name][0], fontsize=11)
@@ -101,7 +99,7 @@ def draw_history(
     path: Path, *, epochs: Sequence[int], loss: Sequence[float], val_dice: Mapping[int, float], kept: int, title: str
 ) -> None:
     """Write a PNG with the learning curves of one fold; a dashed line marks the epoch whose weights were kept."""
-    figure = Figure(figsize=(7, 3.2), dpi=PNG_DPI, layout="constrained")
+    figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     curves = ((left, dict(zip(epochs, loss, strict=True)), "training loss"), (right, val_dice, "val Dice"))
     for axes, values, label in curves:
@@ -131,13 +129,9 @@ def page_plots(
     limits_ml: tuple[float, float, float],
     kept_epochs: Mapping[str, int],
 ) -> dict[str, str]:
-    """Return the plots of the report page as SVG, by name.
+    """Return the plots of the report page as SVG by name, from the cases and the tables of `report_tables.all_tables`.
 
-    Args:
-        cases: One row per case, as evaluation/cases.csv.
-        tables: Tables from `report_tables.all_tables`.
-        limits_ml: Bias, lower and upper limit of agreement of the volumes.
-        kept_epochs: Epoch whose weights were kept, by fold.
+    `limits_ml` has bias, lower and upper limit of agreement of the volumes, `kept_epochs` the epoch of the weights by fold.
     """
     figures = {f"box_{name}": box_figure(cases, name) for name in PLOTTED_METRICS}
     figures["bland_altman"] = bland_altman_figure(tables["bland_altman"], limits_ml=limits_ml)

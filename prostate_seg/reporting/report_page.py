@@ -24,13 +24,7 @@ CORE_PACKAGES = ("torch", "monai", "numpy", "scipy", "pandas", "SimpleITK", "mlf
 
 
 def render_report(data: ReportData, *, tables: Mapping[str, pd.DataFrame], gallery: Sequence[GalleryCase]) -> str:
-    """Return the page.
-
-    Args:
-        data: The evaluation and its provenance.
-        tables: Tables from `report_tables.all_tables`.
-        gallery: The worst, the median and the best case.
-    """
+    """Return the page, with the tables of `report_tables.all_tables`."""
     limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
     plots = page_plots(data.cases, tables, limits_ml=limits_ml, kept_epochs=data.kept_epochs)
     quality = data.reference_quality

@@ -169,11 +169,9 @@ def learning_curves(histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def dice_along_gland(data: ReportData) -> pd.DataFrame:
-    """Return mean Dice of slices by position from apex (0) to base (1).
+    """Return mean Dice of slices by position from apex (0) to base (1), the middle of each part of the gland.
 
-    Returns:
-        One row per part of the gland and one for the slices outside either end, where every prediction is wrong; `position` is
-        the middle of the part, and just outside of 0 to 1 in the first and last row.
+    The first and the last row have the slices outside either end, where every prediction is wrong.
     """
     edges = np.array([-np.inf, *np.linspace(0, 1, NUM_BINS + 1), np.inf])
     part = np.digitize(data.slices["position"], edges) - 1
@@ -204,11 +202,7 @@ def _dice_summary(data: ReportData, rows: pd.DataFrame) -> dict[str, float | int
 def subgroups(cases: pd.DataFrame) -> dict[str, pd.Series]:
     """Return the group of each case by attribute; the tertile of gland volume comes first.
 
-    Args:
-        cases: One row per case with volume_reference_ml and any attributes, as evaluation/cases.csv.
-
-    Returns:
-        Text on the index of `cases`; attributes with a single value are left out.
+    The groups are text on the index of `cases`, a table such as evaluation/cases.csv; attributes with one value are left out.
     """
     groups = {VOLUME_TERTILE: _tertile(cases["volume_reference_ml"])}
     for name in cases.columns.difference(sorted(RESERVED), sort=False):

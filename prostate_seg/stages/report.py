@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -14,6 +15,7 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.loading import load_case
+from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.quality import whole_gland
 from prostate_seg.provenance.ds_version import read_entries
@@ -110,42 +112,36 @@ def load_gallery(cfg: Config, cases: pd.DataFrame, *, originals: Path, masks: Pa
     gallery = []
     for rank, index in worst_median_best(cases).items():
         row = cases.loc[index]
-        mask = masks / row["fold"] / f"{row['case_id']}.nii.gz"
-        gallery.append(_gallery_case(cfg, rank, row, case=files.get(row["case_id"]), predicted_mask=mask))
+        case_id, fold = str(row["case_id"]), str(row["fold"])
+        metrics = {name: float(row[name]) for name in CASE_METRICS}
+        try:
+            image, reference = _load_original(cfg, files.get(case_id), md5s=(row["image_md5"], row["mask_md5"]))
+            predicted = read_volume(masks / fold / f"{case_id}.nii.gz").array > 0
+            if predicted.shape != reference.shape:
+                raise InputError("its predicted mask is on another grid.")
+        except (InputError, VolumeError) as error:
+            gallery.append(GalleryCase(rank=rank, case_id=case_id, metrics=metrics, missing=str(error)))
+            continue
+        spacing_mm = image.geometry.spacing_mm
+        slices = {"image": image.array, "reference": reference, "predicted": predicted}
+        gallery.append(gallery_case(rank, case_id, metrics, **slices, spacing_mm=spacing_mm))
     return gallery
 
 
-def _gallery_case(
-    cfg: Config, rank: str, row: "pd.Series[Any]", *, case: Case | None, predicted_mask: Path
-) -> GalleryCase:
-    case_id, labels = str(row["case_id"]), cfg.data.whole_gland_labels
-    metrics = {name: float(row[name]) for name in CASE_METRICS}
+def _load_original(cfg: Config, case: Case | None, *, md5s: tuple[str, str]) -> tuple[Volume, np.ndarray]:
+    """Return the image and the reference mask of a case as they were evaluated.
 
-    def without_slices(reason: str) -> GalleryCase:
-        return GalleryCase(rank=rank, case_id=case_id, metrics=metrics, missing=reason)
-
+    Raises:
+        InputError: If they are missing, have changed or cannot be used.
+    """
     if case is None or case.mask is None:
-        return without_slices("its original image or mask is missing.")
-    if (content_md5(case.image), content_md5(case.mask)) != (row["image_md5"], row["mask_md5"]):
-        return without_slices("its image or mask has changed since the evaluation.")
-    loaded, quality = load_case(case, labels=labels)
-    try:
-        predicted = read_volume(predicted_mask).array > 0
-    except VolumeError as error:
-        return without_slices(f"its predicted mask cannot be read: {error}")
+        raise InputError("its original image or mask is missing.")
+    if (content_md5(case.image), content_md5(case.mask)) != md5s:
+        raise InputError("its image or mask has changed since the evaluation.")
+    loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
     if loaded is None:
-        return without_slices("; ".join(finding.message for finding in quality.findings))
-    if predicted.shape != loaded.image.array.shape:
-        return without_slices("its predicted mask is on another grid.")
-    return gallery_case(
-        rank,
-        case_id,
-        metrics,
-        image=loaded.image.array,
-        reference=whole_gland(loaded.mask.array, labels=labels),
-        predicted=predicted,
-        spacing_mm=loaded.image.geometry.spacing_mm,
-    )
+        raise InputError("; ".join(finding.message for finding in quality.findings))
+    return loaded.image, whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
 
 
 def _read_records(workspace: Workspace, evaluation: Path) -> dict[str, dict[str, Any]]:
