@@ -24,14 +24,11 @@ from scipy import ndimage
 
 from prostate_seg.imaging.geometry import Geometry, Spacing
 from prostate_seg.segmentation.metrics import (
-    Overlap,
     assd_mm,
     case_metrics,
     dice,
     dice_by_thirds,
-    gland_slice_overlap,
     hd95_mm,
-    iou,
     normalised_surface_dice,
     pooled_iou,
     slice_counts,
@@ -198,7 +195,7 @@ def test_two_10_mm_cubes_shifted_5_mm_have_dice_one_half_and_iou_one_third() -> 
     reference = box_mask((14, 20, 30), (2, 12), (5, 15), (5, 15))
     predicted = box_mask((14, 20, 30), (2, 12), (5, 15), (10, 20))
     assert dice(reference, predicted) == 0.5
-    assert iou(reference, predicted) == pytest.approx(1 / 3)
+    assert slice_counts(reference, predicted).iou() == pytest.approx(1 / 3)
 
 
 def test_volumes_follow_from_voxel_counts() -> None:
@@ -258,7 +255,7 @@ def test_shift_by_one_slice_costs_at_most_one_slice_thickness() -> None:
     reference = ball(20.0, spacing_mm=SPACING_MM, shape=(19, 100, 100))
     predicted = np.roll(reference, 1, axis=0)
     distances = surface_distances(reference, predicted, spacing_mm=SPACING_MM)
-    both = np.concatenate((distances.from_reference_mm, distances.from_predicted_mm))
+    both = np.concatenate(distances)
     assert both.max() <= 3.0
     assert 0.0 < assd_mm(distances) < hd95_mm(distances) <= 3.0
 
@@ -269,7 +266,7 @@ def test_plates_two_slices_apart_are_six_mm_apart_everywhere() -> None:
     assert (result.hd95_mm, result.assd_mm, result.nsd_2mm, result.dice) == (6.0, 6.0, 0.0, 0.0)
 
 
-def test_assd_weighs_every_surface_voxel_the_same() -> None:
+def test_assd_has_equal_weights_for_surface_voxels() -> None:
     reference = box_mask((3, 3, 20), (1, 2), (1, 2), (0, 1))  # one voxel
     predicted = box_mask((3, 3, 20), (1, 2), (1, 2), (0, 5))  # five in a row: 0 1 2 3 4 mm away
     distances = surface_distances(reference, predicted, spacing_mm=(1.0, 1.0, 1.0))
@@ -282,10 +279,7 @@ def test_distances_equal_those_of_a_distance_map(spacing_mm: Spacing) -> None:
     reference, predicted = blob(4, threshold=1.0), blob(5, threshold=1.5)
     predicted[0, 0, 0] = True  # far from all else: the k-d tree's part
     distances = surface_distances(reference, predicted, spacing_mm=spacing_mm)
-    for source, target, found in (
-        (reference, predicted, distances.from_reference_mm),
-        (predicted, reference, distances.from_predicted_mm),
-    ):
+    for source, target, found in ((reference, predicted, distances[0]), (predicted, reference, distances[1])):
         expected = ndimage.distance_transform_edt(~surface(target), sampling=spacing_mm)[surface(source)]
         np.testing.assert_allclose(np.sort(found), np.sort(expected), atol=1e-9)
 
@@ -294,15 +288,13 @@ def test_distances_equal_those_of_a_distance_map(spacing_mm: Spacing) -> None:
 
 
 @pytest.mark.parametrize(("shift_zy", "area", "voxels"), [((1, 0), 0.765, 0.438), ((0, 6), 0.658, 0.835)])
-def test_surface_weighs_by_its_area_and_not_by_its_voxels(
-    shift_zy: tuple[int, int], area: float, voxels: float
-) -> None:
+def test_nsd_is_weighted_by_area_and_not_by_voxels(shift_zy: tuple[int, int], area: float, voxels: float) -> None:
     """Where slices are thick, most surface voxels lie on the ends of the gland and most of the area on its sides."""
     reference = box_mask((14, 60, 44), (2, 12), (10, 50), (2, 42))  # 30 x 20 x 20 mm
     predicted = np.roll(reference, shift_zy, axis=(0, 1))  # by 3 mm, beyond the tolerance
     assert case_metrics(reference, predicted, spacing_mm=SPACING_MM).nsd_2mm == pytest.approx(area, abs=5e-4)
     distances = surface_distances(reference, predicted, spacing_mm=SPACING_MM)
-    both = np.concatenate((distances.from_reference_mm, distances.from_predicted_mm))
+    both = np.concatenate(distances)
     assert np.mean(both <= 2.0) == pytest.approx(voxels, abs=5e-4)
 
 
@@ -332,7 +324,7 @@ def test_nsd_equals_monais_on_random_masks_of_any_size(density: float, spacing_m
         assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_distance_equal_to_the_tolerance_is_within_it_whatever_the_rounding() -> None:
+def test_a_distance_equal_to_the_tolerance_is_within_it_despite_rounding() -> None:
     reference = box_mask((1, 1, 10), (0, 1), (0, 1), (0, 1))
     predicted = box_mask((1, 1, 10), (0, 1), (0, 1), (3, 4))  # 3 * 0.1 exceeds 0.3 in binary
     spacing_mm = (3.0, 0.1, 0.1)
@@ -410,7 +402,7 @@ def test_every_metric_agrees_with_the_class_of_monai(pair: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_monai_has_no_number_where_the_reference_is_empty_and_we_have() -> None:
+def test_metrics_are_defined_for_an_empty_reference_unlike_those_of_monai() -> None:
     # DiceMetric and MeanIoU leave such a case out of their mean, whatever was predicted; so does SurfaceDiceMetric where
     # both are empty. Ours are 0 for gland that is not there, and 1 where both agree that there is none.
     gland, nothing = slices_with_gland(3, 4, 5), slices_with_gland()
@@ -424,7 +416,7 @@ def test_monai_has_no_number_where_the_reference_is_empty_and_we_have() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_monai_drops_a_missed_gland_from_the_mean_and_we_do_not() -> None:
+def test_a_missed_gland_counts_in_the_mean_unlike_in_monai() -> None:
     gland, nothing = slices_with_gland(3, 4, 5), slices_with_gland()
     theirs = monai_metrics(gland, nothing, spacing_mm=SPACING_MM)
     assert math.isnan(theirs["hd95_mm"])
@@ -496,14 +488,14 @@ def test_the_inferior_third_is_the_apex() -> None:
     assert dice_by_thirds(slice_counts(reference, slices_with_gland(3))) == (1.0, 0.0, 0.0)
 
 
-def test_over_segmentation_beyond_the_base_costs_in_the_base() -> None:
+def test_over_segmentation_beyond_the_base_lowers_dice_of_the_base() -> None:
     reference = slices_with_gland(3, 4, 5)
     apex, mid, base = dice_by_thirds(slice_counts(reference, slices_with_gland(3, 4, 5, 6, 7)))
     assert (apex, mid) == (1.0, 1.0)
     assert base == pytest.approx(0.5)  # 2 * 1 / (1 + 3)
 
 
-def test_over_segmentation_below_the_apex_costs_in_the_apex() -> None:
+def test_over_segmentation_below_the_apex_lowers_dice_of_the_apex() -> None:
     reference = slices_with_gland(3, 4, 5)
     apex, mid, base = dice_by_thirds(slice_counts(reference, slices_with_gland(2, 3, 4, 5)))
     assert apex == pytest.approx(2 / 3)
@@ -524,17 +516,16 @@ def test_thirds_without_slices_have_no_dice() -> None:
 
 def test_pooled_iou_counts_gland_slices_of_all_cases_together() -> None:
     # Slices 5 and 6 are left out.
-    first = gland_slice_overlap(slice_counts(slices_with_gland(3, 4), slices_with_gland(4, 5, 6)))
-    second = gland_slice_overlap(slice_counts(slices_with_gland(1, 2, 3), slices_with_gland(1, 2, 3)))
-    assert first == Overlap(intersection_vox=16, union_vox=32)
-    assert second == Overlap(intersection_vox=48, union_vox=48)
+    first = slice_counts(slices_with_gland(3, 4), slices_with_gland(4, 5, 6))  # 16 of 32 voxels
+    second = slice_counts(slices_with_gland(1, 2, 3), slices_with_gland(1, 2, 3))  # 48 of 48
+    assert pooled_iou([first]) == pytest.approx(16 / 32)
     assert pooled_iou([first, second]) == pytest.approx(64 / 80)
 
 
 def test_pooled_iou_without_a_gland_slice_is_refused() -> None:
     nothing = slices_with_gland()
     with pytest.raises(ValueError, match="got none in 1 cases"):
-        pooled_iou([gland_slice_overlap(slice_counts(nothing, slices_with_gland(2)))])
+        pooled_iou([slice_counts(nothing, slices_with_gland(2))])
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_interval_does_not_depend_on_the_order_of_the_cases() -> None:
     assert (shuffled.ci95_low, shuffled.ci95_high) == (expected.ci95_low, expected.ci95_high)
 
 
-def test_missing_values_are_left_out_and_counted() -> None:
+def test_missing_values_are_excluded_and_counted() -> None:
     found = summary_of([1.0, math.nan, 3.0, math.nan], ["a", "b", "c", "c"])
     assert (found.num_cases, found.num_patients, found.num_missing) == (2, 2, 2)
     assert found.mean == 2.0
@@ -201,13 +201,13 @@ def test_a_drawn_patient_brings_all_its_cases_of_both_runs() -> None:
     assert as_other_patients.p_wilcoxon != pytest.approx(once.p_wilcoxon)
 
 
-def test_interval_of_differences_knows_that_the_runs_are_paired() -> None:
+def test_interval_of_differences_is_paired() -> None:
     baseline = np.random.default_rng(1).uniform(0.3, 1.0, size=50)
     found = paired_difference(baseline, baseline + 0.01, patients=ids(50), num_bootstrap=500, seed=0)
     assert (found.ci95_low, found.ci95_high) == pytest.approx((0.01, 0.01))
 
 
-def test_exchanged_runs_give_the_opposite() -> None:
+def test_exchanged_runs_give_the_negative_difference() -> None:
     a, b = np.random.default_rng(2).uniform(size=(2, 25))
     there = paired_difference(a, b, patients=ids(25), num_bootstrap=500, seed=3)
     back = paired_difference(b, a, patients=ids(25), num_bootstrap=500, seed=3)
@@ -257,13 +257,13 @@ def test_signed_rank_test_ranks_patients_and_not_cases() -> None:
         ([math.nan, math.nan], "no patient differs"),
     ],
 )
-def test_where_no_p_exists_the_reason_does(by_patient: list[float], reason: str) -> None:
+def test_undefined_p_has_a_reason(by_patient: list[float], reason: str) -> None:
     found = differing(by_patient)
     assert (found.p_wilcoxon, found.no_p) == (None, reason)
     json.dumps(found.as_dict(), allow_nan=False)
 
 
-def test_a_value_that_one_run_lacks_drops_the_pair_and_is_counted() -> None:
+def test_a_value_missing_in_one_run_excludes_the_pair_and_is_counted() -> None:
     found = paired_difference(
         np.array([1.0, math.nan, 2.0, math.nan]),
         np.array([2.0, 5.0, math.nan, math.nan]),
@@ -276,7 +276,7 @@ def test_a_value_that_one_run_lacks_drops_the_pair_and_is_counted() -> None:
     assert (found.ci95_low, found.ci95_high) == (None, None)
 
 
-def test_intervals_hold_the_true_difference_about_as_often_as_they_say() -> None:
+def test_intervals_cover_the_true_difference_at_about_the_nominal_rate() -> None:
     rng, num_holding = np.random.default_rng(20), 0
     for seed in range(400):
         patients = [patient for patient in ids(40) for _ in range(1 + int(rng.integers(3)))]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from prostate_seg.data.cases import Case
-from prostate_seg.segmentation.metrics import CaseMetrics, SliceCounts, gland_slice_overlap, pooled_iou
+from prostate_seg.segmentation.metrics import CaseMetrics, SliceCounts, pooled_iou
 from prostate_seg.segmentation.statistics import num_failures, summarise
 
 METRIC_LABELS = {
@@ -102,7 +102,7 @@ def summarise_folds(
             "num_patients": len(set(patients)),
             "num_failures": num_failures(np.array([result.metrics.dice for result in members])),
             "num_missed_glands": sum(result.metrics.missed_gland for result in members),
-            "iou_gland_slices_pooled": pooled_iou([gland_slice_overlap(result.counts) for result in members]),
+            "iou_gland_slices_pooled": pooled_iou(result.counts for result in members),
         }
         for name in SUMMARY_METRICS:
             values = np.array([getattr(result.metrics, name) for result in members], dtype=float)

@@ -1,15 +1,14 @@
-"""How well a predicted mask matches the reference, case by case.
+"""Metrics of one case: a predicted mask against its reference.
 
 Masks are binary, indexed [Z, Y, X]; z increases from the apex (inferior) to the base (superior), the LPS order of
-`imaging.geometry`. Distances are in mm, areas in mm2, volumes in mL. A missed gland keeps finite, bad values, so
-that no mean silently leaves it out. Summaries over cases are in `statistics`.
+`imaging.geometry`. Distances are in mm, areas in mm2, volumes in mL. A missed gland has finite, bad values, so that no mean
+silently excludes it. Statistics over cases are in `statistics`.
 """
 
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -17,13 +16,13 @@ from scipy.spatial import cKDTree
 from prostate_seg.imaging.geometry import Spacing, bounding_box
 
 SURFACE_TOLERANCE_MM = 2.0
-"""Surface within this distance of the other counts as right in NSD: four voxels in-plane, less than one 3 mm slice."""
+"""Tolerance of NSD: four voxels in-plane, less than one 3 mm slice."""
 
 HD_PERCENTILE = 95.0
-"""Percentile of the directed surface distances in HD95; the plain maximum hangs on a single voxel."""
+"""Percentile of the directed surface distances in HD95; the maximum would depend on a single voxel."""
 
 ALL_GLAND = 255
-"""Code of 2 x 2 x 2 voxels that are all gland."""
+"""Neighbour code of 2 x 2 x 2 voxels that are all gland."""
 
 ROUNDING_MM = 1e-6
 """A distance that exceeds a tolerance by less than this is a rounding error (3 * 0.1 mm is not 0.3 mm in binary)."""
@@ -42,7 +41,7 @@ class CaseMetrics:
     assd_mm: float
     """Average symmetric surface distance in mm."""
     nsd_2mm: float
-    """Normalised surface Dice: part of the area of both surfaces within 2 mm of the other, 0 to 1."""
+    """Normalised surface Dice: fraction of the area of both surfaces within 2 mm of the other, 0 to 1."""
     volume_reference_ml: float
     """Volume of the reference mask in mL."""
     volume_predicted_ml: float
@@ -61,21 +60,6 @@ class CaseMetrics:
     """Whether the prediction is empty although the reference is not."""
 
 
-class ThirdsDice(NamedTuple):
-    """Dice in the thirds of the gland, from inferior to superior."""
-
-    apex: float
-    mid: float
-    base: float
-
-
-class Overlap(NamedTuple):
-    """Voxel counts of one case, to be pooled over the cases of a fold."""
-
-    intersection_vox: int
-    union_vox: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceCounts:
     """Voxel counts per axial slice, each of shape [Z]."""
@@ -85,12 +69,12 @@ class SliceCounts:
     intersection_vox: np.ndarray
 
     def dice(self) -> float:
-        """Return Dice over all slices; 1.0 when both masks are empty."""
+        """Return 2 |R and P| / (|R| + |P|) over all slices (Dice 1945); 1.0 when both masks are empty."""
         both = self.reference_vox.sum() + self.predicted_vox.sum()
         return float(2 * self.intersection_vox.sum() / both) if both else 1.0
 
     def iou(self) -> float:
-        """Return intersection over union over all slices; 1.0 when both masks are empty."""
+        """Return |R and P| / |R or P| over all slices (Jaccard 1912); 1.0 when both masks are empty."""
         union = self.union_vox.sum()
         return float(self.intersection_vox.sum() / union) if union else 1.0
 
@@ -106,14 +90,6 @@ class SliceCounts:
             predicted_vox=self.predicted_vox[start:stop],
             intersection_vox=self.intersection_vox[start:stop],
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SurfaceDistances:
-    """Distances in mm from every voxel of one surface to the nearest of the other; empty for an empty mask."""
-
-    from_reference_mm: np.ndarray
-    from_predicted_mm: np.ndarray
 
 
 def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing) -> CaseMetrics:
@@ -133,9 +109,14 @@ def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Sp
     reference, predicted = as_mask_pair(reference, predicted)
     counts = slice_counts(reference, predicted)
     distances = surface_distances(reference, predicted, spacing_mm=spacing_mm)
-    thirds = dice_by_thirds(counts)
+    apex, mid, base = dice_by_thirds(counts)
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
     reference_vox, predicted_vox = int(counts.reference_vox.sum()), int(counts.predicted_vox.sum())
+    difference_vox = predicted_vox - reference_vox
+    if reference_vox == 0:
+        difference_percent = 0.0 if predicted_vox == 0 else float("nan")
+    else:
+        difference_percent = 100.0 * difference_vox / reference_vox
     return CaseMetrics(
         dice=counts.dice(),
         iou=counts.iou(),
@@ -144,20 +125,20 @@ def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Sp
         nsd_2mm=normalised_surface_dice(reference, predicted, spacing_mm=spacing_mm, tolerance_mm=SURFACE_TOLERANCE_MM),
         volume_reference_ml=reference_vox * voxel_ml,
         volume_predicted_ml=predicted_vox * voxel_ml,
-        volume_difference_ml=(predicted_vox - reference_vox) * voxel_ml,
-        volume_difference_percent=difference_percent(predicted_vox, reference=reference_vox),
-        dice_apex=thirds.apex,
-        dice_mid=thirds.mid,
-        dice_base=thirds.base,
+        volume_difference_ml=difference_vox * voxel_ml,
+        volume_difference_percent=difference_percent,
+        dice_apex=apex,
+        dice_mid=mid,
+        dice_base=base,
         missed_gland=predicted_vox == 0 < reference_vox,
     )
 
 
 def as_mask_pair(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both masks as boolean arrays [Z, Y, X]; no copy is made of masks that are boolean already.
+    """Return both masks as boolean arrays [Z, Y, X]; boolean masks are not copied.
 
     Raises:
-        ValueError: If a mask is not 3-D or holds other values than 0 and 1, or if the shapes differ.
+        ValueError: If a mask is not 3-D or has values other than 0 and 1, or if the shapes differ.
     """
     if np.shape(reference) != np.shape(predicted):
         raise ValueError(
@@ -186,42 +167,25 @@ def _as_mask(values: np.ndarray, *, name: str) -> np.ndarray:
 def slice_counts(reference: np.ndarray, predicted: np.ndarray) -> SliceCounts:
     """Count the voxels of two binary masks [Z, Y, X] and of their intersection in every slice."""
     reference, predicted = as_mask_pair(reference, predicted)
-    return SliceCounts(
-        reference_vox=_count_per_slice(reference),
-        predicted_vox=_count_per_slice(predicted),
-        intersection_vox=_count_per_slice(reference & predicted),
-    )
-
-
-def _count_per_slice(mask: np.ndarray) -> np.ndarray:
     # count_nonzero is many times faster on whole boolean blocks than with an axis.
-    return np.array([np.count_nonzero(axial) for axial in mask], dtype=np.int64)
+    reference_vox, predicted_vox, intersection_vox = (
+        np.array([np.count_nonzero(axial) for axial in mask], dtype=np.int64)
+        for mask in (reference, predicted, reference & predicted)
+    )
+    return SliceCounts(reference_vox=reference_vox, predicted_vox=predicted_vox, intersection_vox=intersection_vox)
 
 
 def dice(reference: np.ndarray, predicted: np.ndarray) -> float:
-    """Return 2 |R and P| / (|R| + |P|) of two binary masks (Dice 1945); 1.0 when both are empty."""
+    """Return the Dice of two binary masks [Z, Y, X]; 1.0 when both are empty."""
     return slice_counts(reference, predicted).dice()
 
 
-def iou(reference: np.ndarray, predicted: np.ndarray) -> float:
-    """Return |R and P| / |R or P| of two binary masks (Jaccard 1912); 1.0 when both are empty."""
-    return slice_counts(reference, predicted).iou()
-
-
-def difference_percent(predicted: float, *, reference: float) -> float:
-    """Return 100 (predicted - reference) / reference; 0.0 when both are 0, NaN when only the reference is."""
-    if reference == 0:
-        return 0.0 if predicted == 0 else float("nan")
-    return 100.0 * (predicted - reference) / reference
-
-
-def dice_by_thirds(counts: SliceCounts) -> ThirdsDice:
+def dice_by_thirds(counts: SliceCounts) -> tuple[float, float, float]:
     """Return Dice in the apex, mid-gland and base thirds of the reference, after PROMISE12 (Litjens 2014).
 
     The extent from the first to the last slice with reference gland is cut into three equal lengths, and a slice belongs
-    to the third that holds its centre: 4 slices are parted 1 2 1, 5 slices 2 1 2. Slices below the extent count with the
-    apex and slices above it with the base, so that over-segmentation costs. Extents of one and two slices leave thirds
-    without slices.
+    to the third that contains its centre: 4 slices are split 1 2 1, 5 slices 2 1 2. Slices below the extent count with the
+    apex and slices above it with the base, so that over-segmentation is penalised.
 
     Args:
         counts: Voxels of both masks by slice, from apex to base.
@@ -231,126 +195,103 @@ def dice_by_thirds(counts: SliceCounts) -> ThirdsDice:
     """
     gland = np.flatnonzero(counts.reference_vox)
     if gland.size == 0:
-        return ThirdsDice(np.nan, np.nan, np.nan)
+        return np.nan, np.nan, np.nan
     first, num_slices = int(gland[0]), int(gland[-1] - gland[0] + 1)
-    num_apex = int(np.sum(third_of_slice(num_slices) == 0))  # the base has as many: the parting is symmetric
-    if num_apex == 0:
-        return ThirdsDice(np.nan, counts.dice(), np.nan)
+    num_apex = int(np.sum(third_of_slice(num_slices) == 0))  # the base has as many: the split is symmetric
+    if num_apex == 0:  # an extent of one slice, whose centre is in the middle third
+        return np.nan, counts.dice(), np.nan
     to_mid, to_base = first + num_apex, first + num_slices - num_apex
-    return ThirdsDice(
-        apex=counts.part(0, to_mid).dice(),
-        mid=counts.part(to_mid, to_base).dice() if to_base > to_mid else np.nan,
-        base=counts.part(to_base, len(counts.reference_vox)).dice(),
-    )
+    apex, base = counts.part(0, to_mid), counts.part(to_base, len(counts.reference_vox))
+    mid = counts.part(to_mid, to_base).dice() if to_base > to_mid else np.nan  # an extent of two slices has no middle
+    return apex.dice(), mid, base.dice()
 
 
 def third_of_slice(num_slices: int) -> np.ndarray:
-    """Return for each slice of an extent which third holds its centre: 0 apex, 1 mid-gland, 2 base; shape [num_slices]."""
-    # The centre of slice i lies at (2 i + 1) / (2 n) of the extent; in integers no centre is rounded over a boundary.
+    """Return the third that contains the centre of each slice: 0 apex, 1 mid-gland, 2 base; shape [num_slices]."""
+    # The centre of slice i is at (2 i + 1) / (2 n) of the extent; in integers no centre is rounded across a boundary.
     return 3 * (2 * np.arange(num_slices) + 1) // (2 * num_slices)
 
 
-def gland_slice_overlap(counts: SliceCounts) -> Overlap:
-    """Return intersection and union over the slices in which the reference has gland.
+def pooled_iou(counts_of_cases: Iterable[SliceCounts]) -> float:
+    """Return the IoU of gland slices, pooled over the voxels of all cases; the public demo's metric, kept for comparison.
 
-    Predicted voxels on other slices are left out: they cost nothing here, which flatters over-segmentation beyond apex
-    and base. It is the demo's metric, kept for comparison.
-    """
-    gland = counts.reference_vox > 0
-    return Overlap(int(counts.intersection_vox[gland].sum()), int(counts.union_vox[gland].sum()))
-
-
-def pooled_iou(overlaps: Iterable[Overlap]) -> float:
-    """Return the IoU pooled over the voxels of all cases, so that large glands and fine grids weigh more.
+    Slices without reference gland are excluded, so that over-segmentation beyond apex and base is not penalised. Large glands
+    and fine grids weigh more.
 
     Raises:
         ValueError: If no case has a slice with gland.
     """
-    pairs = list(overlaps)
-    union_vox = sum(pair.union_vox for pair in pairs)
+    num_cases = intersection_vox = union_vox = 0
+    for counts in counts_of_cases:
+        gland = counts.reference_vox > 0
+        intersection_vox += int(counts.intersection_vox[gland].sum())
+        union_vox += int(counts.union_vox[gland].sum())
+        num_cases += 1
     if union_vox == 0:
-        raise ValueError(f"pooled IoU needs at least one reference slice with gland, got none in {len(pairs)} cases.")
-    return sum(pair.intersection_vox for pair in pairs) / union_vox
+        raise ValueError(f"pooled IoU needs at least one reference slice with gland, got none in {num_cases} cases.")
+    return intersection_vox / union_vox
 
 
 # --- surface distances ---------------------------------------------------------------------------------------------
 
 
-def surface_distances(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing) -> SurfaceDistances:
-    """Return the distances between the surfaces of two masks, exact and in both directions.
+def surface_distances(
+    reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the exact distances in mm from each surface voxel of two masks to the surface of the other.
 
-    A surface is the mask's voxels with a face neighbour outside the mask; outside the image counts as outside the mask
-    (mask minus its binary erosion, as MONAI's `get_mask_edges`). Distances run between voxel centres.
-
-    Args:
-        reference: Binary mask, shape [Z, Y, X].
-        predicted: Binary mask on the same grid.
-        spacing_mm: Voxel edge lengths along Z, Y, X.
+    Surface voxels are those with a face neighbour outside the mask; outside the image counts as outside the mask (mask minus
+    its binary erosion, as MONAI's `get_mask_edges`). Distances are between voxel centres. Arguments as in `case_metrics`.
 
     Returns:
-        One distance per surface voxel; when exactly one mask is empty, all those of the other are the image diagonal.
-
-    Raises:
-        ValueError: If a mask is not binary or not 3-D, if the shapes differ, or if the spacing is not positive.
+        Distances from the reference and from the predicted surface, empty for an empty mask; when exactly one mask is empty,
+        those of the other are the image diagonal.
     """
     reference, predicted = as_mask_pair(reference, predicted)
     _check_spacing(spacing_mm)
-    farthest_mm = float(np.linalg.norm(np.multiply(reference.shape, spacing_mm)))
+    diagonal_mm = float(np.linalg.norm(np.multiply(reference.shape, spacing_mm)))
     box = bounding_box(reference | predicted)
-    reference_surface, predicted_surface = surface(reference[box]), surface(predicted[box])
-    return SurfaceDistances(
-        from_reference_mm=_directed_mm(
-            reference_surface, predicted_surface, spacing_mm=spacing_mm, empty_mm=farthest_mm
-        ),
-        from_predicted_mm=_directed_mm(
-            predicted_surface, reference_surface, spacing_mm=spacing_mm, empty_mm=farthest_mm
-        ),
+    surfaces = surface(reference[box]), surface(predicted[box])
+    return (
+        _directed_mm(*surfaces, spacing_mm=spacing_mm, empty_mm=diagonal_mm),
+        _directed_mm(*surfaces[::-1], spacing_mm=spacing_mm, empty_mm=diagonal_mm),
     )
 
 
-def hd95_mm(distances: SurfaceDistances) -> float:
+def hd95_mm(distances_mm: tuple[np.ndarray, np.ndarray]) -> float:
     """Return the larger of the two directed 95th percentiles, in mm (as MONAI; percentiles interpolate linearly).
 
     Returns:
         Distance in mm; the image diagonal when exactly one mask is empty, 0.0 when both are.
     """
-    directed = (distances.from_reference_mm, distances.from_predicted_mm)
-    return max((float(np.percentile(part, HD_PERCENTILE)) for part in directed if part.size), default=0.0)
+    return max((float(np.percentile(part, HD_PERCENTILE)) for part in distances_mm if part.size), default=0.0)
 
 
-def assd_mm(distances: SurfaceDistances) -> float:
+def assd_mm(distances_mm: tuple[np.ndarray, np.ndarray]) -> float:
     """Return the mean over the distances of both surfaces together, in mm (as MONAI with `symmetric=True`).
 
-    Every surface voxel weighs the same, so the larger surface weighs more; the mean of the two directed means, which some
+    Every surface voxel has the same weight, so the larger surface has more; the mean of the two directed means, which some
     papers call ASSD, differs when the surfaces differ in size.
 
     Returns:
         Distance in mm; the image diagonal when exactly one mask is empty, 0.0 when both are.
     """
-    both = np.concatenate((distances.from_reference_mm, distances.from_predicted_mm))
+    both = np.concatenate(distances_mm)
     return float(both.mean()) if both.size else 0.0
 
 
 def normalised_surface_dice(
     reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing, tolerance_mm: float
 ) -> float:
-    """Return the part of the area of both surfaces that lies within a tolerance of the other (NSD, Nikolov 2021).
+    """Return the fraction of the area of both surfaces within a tolerance of the other (NSD, Nikolov et al. 2021).
 
-    A surface consists of elements, one for each 2 x 2 x 2 voxels that are not all alike. The area of an element follows from
-    which of them are gland and from the spacing, so that a slice thickness weighs as much as it is long; distances run
-    between elements (MONAI's `compute_surface_dice` with `use_subvoxels=True`, DeepMind's `surface-distance`).
-
-    Args:
-        reference: Binary mask, shape [Z, Y, X].
-        predicted: Binary mask on the same grid.
-        spacing_mm: Voxel edge lengths along Z, Y, X.
-        tolerance_mm: Largest distance that counts as right; the tolerance itself is within.
+    A surface consists of elements, one for each 2 x 2 x 2 voxels that are not all alike, weighted by area: counting voxels
+    instead would overweight the apex and base of thick slices. Distances are between elements, as in MONAI's
+    `compute_surface_dice` with `use_subvoxels=True` and in DeepMind's `surface-distance`. Arguments as in `case_metrics`;
+    `tolerance_mm` is inclusive.
 
     Returns:
         Fraction, 0 to 1; 0.0 when exactly one mask is empty, 1.0 when both are.
-
-    Raises:
-        ValueError: If a mask is not binary or not 3-D, if the shapes differ, or if the spacing is not positive.
     """
     reference, predicted = as_mask_pair(reference, predicted)
     _check_spacing(spacing_mm)
@@ -359,11 +300,13 @@ def normalised_surface_dice(
     box = bounding_box(reference | predicted)
     codes = [_neighbour_codes(mask[box]) for mask in (reference, predicted)]
     surfaces = [(code != 0) & (code != ALL_GLAND) for code in codes]
+    # The area of an element follows from its code (marching cubes) and the spacing.
     areas_mm2 = _areas_mm2(spacing_mm)
     within_mm2 = beyond_mm2 = 0.0
     for code, here, there in zip(codes, surfaces, surfaces[::-1], strict=True):
-        within_mm2 += float(areas_mm2[code[here & there]].sum())
+        within_mm2 += float(areas_mm2[code[here & there]].sum())  # shared elements are at distance 0
         apart = np.argwhere(here & ~there)
+        # Distances beyond the tolerance are not needed, and a bounded search is faster.
         distances_mm = _nearest_mm(apart, there, spacing_mm=spacing_mm, at_most_mm=tolerance_mm + 2 * ROUNDING_MM)
         is_within, each_mm2 = distances_mm <= tolerance_mm + ROUNDING_MM, areas_mm2[code[tuple(apart.T)]]
         within_mm2 += float(each_mm2[is_within].sum())
@@ -372,7 +315,7 @@ def normalised_surface_dice(
 
 
 def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
-    """Return which of each 2 x 2 x 2 voxels are gland, as bits in MONAI's order; uint8, one longer than the mask per axis."""
+    """Return the gland voxels of each 2 x 2 x 2 voxels as bits in MONAI's order; uint8, one longer than the mask per axis."""
     padded = np.pad(mask, 1).view(np.uint8)
     z, y, x = (size + 1 for size in mask.shape)
     codes = np.zeros((z, y, x), dtype=np.uint8)
@@ -383,8 +326,9 @@ def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _areas_mm2(spacing_mm: Spacing) -> np.ndarray:
-    """Return the area of the surface element of every code, float64 [256]."""
-    utils = importlib.import_module("monai.metrics.utils")  # with torch, which those who only plot metrics do without
+    """Return the area of the surface element of every neighbour code, float64 [256]."""
+    # Imported late, because MONAI imports torch, which the plots of metrics do not need.
+    utils = importlib.import_module("monai.metrics.utils")
     areas_mm2, _ = utils.create_table_neighbour_code_to_surface_area(spacing_mm)
     return np.asarray(areas_mm2, dtype=np.float64)
 
@@ -411,7 +355,7 @@ def _directed_mm(query: np.ndarray, target: np.ndarray, *, spacing_mm: Spacing, 
     distances_mm = np.zeros(np.count_nonzero(query))
     if not target.any():
         return distances_mm + empty_mm
-    apart = np.argwhere(query & ~target)  # the voxels that both surfaces share stay at zero
+    apart = np.argwhere(query & ~target)  # voxels on both surfaces are at distance 0
     if apart.size:
         distances_mm[: len(apart)] = _nearest_mm(apart, target, spacing_mm=spacing_mm)
     return distances_mm
@@ -421,7 +365,8 @@ def _nearest_mm(
     points_zyx: np.ndarray, target: np.ndarray, *, spacing_mm: Spacing, at_most_mm: float = np.inf
 ) -> np.ndarray:
     """Return the exact distance of each voxel index [N, 3] to the nearest target voxel; infinity beyond `at_most_mm`."""
-    # A plain tree is built in half the time of a balanced one and serves a single query.
+    # A k-d tree of the surface is faster than a distance map of the volume (MONAI); a plain tree is built in half the time of
+    # a balanced one and serves a single query.
     tree = cKDTree(np.argwhere(target) * np.array(spacing_mm), balanced_tree=False, compact_nodes=False)
     distances_mm, _ = tree.query(points_zyx * np.array(spacing_mm), distance_upper_bound=at_most_mm)
     return np.asarray(distances_mm)

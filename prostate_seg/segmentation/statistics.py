@@ -1,7 +1,7 @@
-"""What a table of per-case values says: mean, spread, confidence interval, failures; and how two tables differ.
+"""Statistics over cases: summaries with bootstrap confidence intervals, and paired comparison of two runs.
 
-Values come one per case (study); a patient can have several. Studies of one patient are alike, so the unit that is drawn
-in the bootstrap, and ranked in the test, is the patient. How a value is measured is in `metrics`.
+Values come one per case (study); a patient can have several. Studies of one patient are correlated, so the bootstrap resamples
+patients and the signed-rank test ranks them. Metrics of one case are in `metrics`.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ FAILURE_DICE = 0.5
 CI_PERCENTILES = (2.5, 97.5)
 """Ends of the 95% percentile interval."""
 
-FEWEST_TESTED_PATIENTS = 6
-"""Of fewer patients that differ, the signed-rank test cannot give p < 0.05: all of five in one direction give 2 / 2^5."""
+MIN_TESTED_PATIENTS = 6
+"""With fewer differing patients the signed-rank test cannot give p < 0.05: all of five in one direction give 2 / 2^5."""
 
 ROUNDING_DECIMALS = 12
 """Differences are ranked after rounding, so that 0.3 - 0.1 and 0.2 are a tie in binary too."""
@@ -27,14 +27,14 @@ ROUNDING_DECIMALS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Summary of one metric over cases; None where a number does not exist, never NaN."""
+    """Summary of one metric over cases; undefined values are None, never NaN."""
 
     num_cases: int
     """Cases with a value."""
     num_patients: int
     """Patients with at least one value."""
     num_missing: int
-    """Cases left out because their value is NaN."""
+    """Cases excluded because their value is NaN."""
     mean: float | None
     """Mean over cases; None without values."""
     sd: float | None
@@ -55,13 +55,10 @@ def summarise(values: np.ndarray, *, patients: Sequence[str], num_bootstrap: int
     """Summarise one metric over cases.
 
     Args:
-        values: One value per case, shape [N]; NaN marks a case for which the metric is not defined.
+        values: One value per case, shape [N]; NaN if the metric is not defined for a case.
         patients: Patient id of each case, length N.
         num_bootstrap: Number of bootstrap samples, at least 1.
-        seed: Seed of the draws; the same seed, values and patients give the same interval.
-
-    Returns:
-        The summary; the interval is the 2.5th to 97.5th percentile of the bootstrap means.
+        seed: Seed of the bootstrap; the same seed, values and patients give the same interval.
 
     Raises:
         ValueError: If the lengths differ, a value is infinite, or `num_bootstrap` is below 1.
@@ -70,8 +67,8 @@ def summarise(values: np.ndarray, *, patients: Sequence[str], num_bootstrap: int
     _check(values, patients=patients, num_bootstrap=num_bootstrap)
     is_present = ~np.isnan(values)
     present = values[is_present]
-    ids = np.asarray(patients, dtype=object)[is_present]
-    low, high = mean_interval(present, patients=ids.tolist(), num_bootstrap=num_bootstrap, seed=seed)
+    ids = np.asarray(patients, dtype=object)[is_present].tolist()
+    low, high = mean_interval(present, patients=ids, num_bootstrap=num_bootstrap, seed=seed)
     return Summary(
         num_cases=present.size,
         num_patients=len(set(ids)),
@@ -100,23 +97,21 @@ def mean_interval(
 ) -> tuple[float | None, float | None]:
     """Return the 95% percentile interval of the mean over cases, from a bootstrap over patients (Efron 1979).
 
-    A drawn patient brings all its cases, so a bootstrap mean is a ratio of two sums over the drawn patients.
-
     Args:
         values: One finite value per case, shape [N].
         patients: Patient id of each case, length N.
         num_bootstrap: Number of bootstrap samples.
-        seed: Seed of the draws.
+        seed: Seed of the bootstrap.
 
     Returns:
-        Lower and upper end; (None, None) below two patients, whose spread says nothing about other patients.
+        Lower and upper end; (None, None) below two patients, which have no variance between patients.
     """
     sums, counts = _per_patient(values, patients=patients)
     if sums.size < 2:
         return None, None
-    drawn = np.random.default_rng(seed_sequence(Stream.bootstrap, seed=seed)).integers(
-        sums.size, size=(num_bootstrap, sums.size), dtype=np.int32
-    )
+    rng = np.random.default_rng(seed_sequence(Stream.bootstrap, seed=seed))
+    drawn = rng.integers(sums.size, size=(num_bootstrap, sums.size), dtype=np.int32)
+    # A cluster bootstrap: a drawn patient brings all its cases, so each bootstrap mean is a ratio of two sums.
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, CI_PERCENTILES)
     return float(low), float(high)
@@ -124,26 +119,25 @@ def mean_interval(
 
 def _per_patient(values: np.ndarray, *, patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the sum of the values and the number of cases of each patient, in the order of the patient ids."""
-    numbers = {patient: number for number, patient in enumerate(sorted(set(patients)))}
-    rows = np.array([numbers[patient] for patient in patients], dtype=np.intp)
-    return np.bincount(rows, weights=values, minlength=len(numbers)), np.bincount(rows, minlength=len(numbers))
+    ids, rows = np.unique(np.asarray(patients, dtype=object), return_inverse=True)
+    return np.bincount(rows, weights=values, minlength=len(ids)), np.bincount(rows, minlength=len(ids))
 
 
 def num_failures(dice: np.ndarray) -> int:
-    """Return how many cases have a Dice below `FAILURE_DICE`; a case without a Dice (NaN) is a failure too."""
+    """Return the number of cases with a Dice below `FAILURE_DICE`; a case without a Dice (NaN) is a failure too."""
     return int(np.sum(~(np.asarray(dice, dtype=float) >= FAILURE_DICE)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """How one metric differs between two runs on the same cases; None where a number does not exist, never NaN."""
+    """Difference of one metric between two runs on the same cases; undefined values are None, never NaN."""
 
     num_cases: int
     """Cases with a value in both runs."""
     num_patients: int
     """Patients of these cases."""
     num_missing: int
-    """Cases left out because a value is NaN in one run or in both."""
+    """Cases excluded because a value is NaN in one run or in both."""
     mean_baseline: float | None
     """Mean over these cases in the baseline; None without cases."""
     mean_other: float | None
@@ -159,9 +153,9 @@ class PairedDifference:
     num_patients_lower: int
     """Patients whose mean is lower in the other run; the rest are equal."""
     p_wilcoxon: float | None
-    """Two-sided p of the Wilcoxon signed-rank test over the patients that differ; None where `no_p` says why."""
+    """Two-sided p of the Wilcoxon signed-rank test over the patients that differ; None with a reason in `no_p`."""
     no_p: str | None
-    """Why there is no p."""
+    """Reason why there is no p."""
 
     def as_dict(self) -> dict[str, int | float | str | None]:
         """Return the fields as plain values."""
@@ -173,15 +167,16 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare one metric between two runs on the same cases.
 
-    The interval is a bootstrap over patients of the mean difference: a drawn patient brings all its cases, from both runs.
-    The test ranks one number per patient, the mean of its cases' differences (Wilcoxon 1945); equal patients are left out.
+    The interval is a bootstrap over patients of the mean difference; a drawn patient brings all its cases, from both runs. The
+    test ranks one number per patient, the mean of its cases' differences (Wilcoxon 1945); patients without a difference are
+    excluded.
 
     Args:
-        baseline: One value per case, shape [N]; NaN marks a case for which the metric is not defined.
+        baseline: One value per case, shape [N]; NaN if the metric is not defined for a case.
         other: Values of the same cases in the other run, shape [N].
         patients: Patient id of each case, length N.
         num_bootstrap: Number of bootstrap samples, at least 1.
-        seed: Seed of the draws.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: If the lengths differ, a value is infinite, or `num_bootstrap` is below 1.
@@ -194,14 +189,22 @@ def paired_difference(
     sums, counts = _per_patient(differences, patients=ids)
     by_patient = np.round(sums / counts, ROUNDING_DECIMALS)
     low, high = mean_interval(differences, patients=ids, num_bootstrap=num_bootstrap, seed=seed)
-    p_wilcoxon, no_p = _signed_rank_p(by_patient)
+    differing = by_patient[by_patient != 0]
+    p_wilcoxon = no_p = None
+    if differing.size == 0:
+        no_p = "no patient differs"
+    elif differing.size < MIN_TESTED_PATIENTS:
+        no_p = f"fewer than {MIN_TESTED_PATIENTS} patients differ"
+    else:
+        p_wilcoxon = float(wilcoxon(differing).pvalue)  # exact up to 50 values without ties, up to 13 with ties
+    has_cases = differences.size > 0
     return PairedDifference(
         num_cases=differences.size,
         num_patients=by_patient.size,
         num_missing=baseline.size - differences.size,
-        mean_baseline=_mean(baseline[is_pair]),
-        mean_other=_mean(other[is_pair]),
-        difference=_mean(differences),
+        mean_baseline=float(baseline[is_pair].mean()) if has_cases else None,
+        mean_other=float(other[is_pair].mean()) if has_cases else None,
+        difference=float(differences.mean()) if has_cases else None,
         ci95_low=low,
         ci95_high=high,
         num_patients_higher=int((by_patient > 0).sum()),
@@ -211,22 +214,8 @@ def paired_difference(
     )
 
 
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if values.size else None
-
-
-def _signed_rank_p(differences: np.ndarray) -> tuple[float | None, str | None]:
-    """Return the two-sided p, exact where scipy can (up to 50 values without ties, up to 13 with), or why there is none."""
-    different = differences[differences != 0]
-    if different.size == 0:
-        return None, "no patient differs"
-    if different.size < FEWEST_TESTED_PATIENTS:
-        return None, f"fewer than {FEWEST_TESTED_PATIENTS} patients differ"
-    return float(wilcoxon(different).pvalue), None
-
-
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p values adjusted for the number of tests (Holm 1979), in the order given; None stays None and is no test."""
+    """Return p values adjusted for multiple tests (Holm 1979), in the order given; None is not a test and stays None."""
     tests = sorted((p, number) for number, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
