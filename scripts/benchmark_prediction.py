@@ -24,7 +24,7 @@ from prostate_seg.segmentation.networks.networks import build_network, is_3d
 from prostate_seg.segmentation.networks.onnx_network import OnnxNetwork, export_onnx
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
 from prostate_seg.stages.common import preprocess_settings
-from prostate_seg.stages.predict import NamedModel, segment_study
+from prostate_seg.stages.predict import segment_study
 
 NUM_FOLDS = 5
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ Run = Callable[[], object]
 
 @contextmanager
 def study_runs() -> Iterator[tuple[Run, Run]]:
-    """Yield what segments the study, file to file, with one network and with an ensemble of `NUM_FOLDS`; no TTA."""
+    """Yield functions that segment the study with one network and with an ensemble of `NUM_FOLDS`, without tta."""
     cfg = benchmark_config()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -46,7 +46,7 @@ def study_runs() -> Iterator[tuple[Run, Run]]:
         def run(fold_index: int | None) -> Run:
             model = load_model(folder / "model", fold_index=fold_index, usage=usage, device=CPU)
             target = Target(scan=Scan(name="study", path=folder / "study.mha"), output=folder / "out")
-            return lambda: segment_study(target, named=NamedModel(name="benchmark", model=model))
+            return lambda: segment_study(target, model=model)
 
         yield run(0), run(None)
 

@@ -1,4 +1,4 @@
-"""One path from a study to its mask: the same in world space however the study is stored, on however many cores."""
+"""Inference: the same mask in world space for any storage of the study, and the same bits on any number of cores."""
 
 import hashlib
 import os
@@ -35,7 +35,7 @@ from tests.segmentation_helpers import model_2d, model_3d, predictor
 
 
 class Bright(nn.Module):
-    """A network that finds what is brighter than the mean, in the middle slice of its input."""
+    """A network that segments voxels brighter than the mean, in the middle slice of its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 20 * x if x.ndim == 5 else 20 * x[:, x.shape[1] // 2, None]
@@ -53,7 +53,7 @@ class Always(nn.Module):
 
 
 class Left(nn.Module):
-    """A network that finds the left half of whatever it sees."""
+    """A network that segments the left half of its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = torch.full_like(x[:, :1], -20.0)
@@ -71,7 +71,7 @@ class Ramp(nn.Module):
 
 
 class DependsOnThreads(nn.Module):
-    """A network that rounds in another way for each number of threads, and for each size of a batch."""
+    """A network whose output depends on the number of threads and on the batch size."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x[:, :1] + 1e-3 * torch.get_num_threads() + 1e-4 * len(x)
@@ -97,7 +97,7 @@ def bright_mask(image: Volume) -> np.ndarray:
 
 @pytest.mark.parametrize("model", [model_2d(), model_2d(num_slices=3), model_3d(), model_3d(num_slices=16)])
 @pytest.mark.parametrize("num_slices", [3, 9, 40])
-def test_every_slice_gets_its_own_answer(model: ModelConfig, num_slices: int) -> None:
+def test_probabilities_belong_to_their_slices(model: ModelConfig, num_slices: int) -> None:
     image = torch.linspace(-1, 1, num_slices)[:, None, None].expand(num_slices, 8, 8)
     probability = predict_probability(image, predictor=predictor(Bright(), model=model))
     np.testing.assert_allclose(probability, torch.sigmoid(20 * image).numpy(), atol=1e-6)
@@ -114,6 +114,20 @@ def test_two_patches_of_a_study_just_deeper_than_the_patch_are_averaged_where_th
     probability = predict_probability(torch.zeros(5, 4, 4), predictor=predictor(Ramp(), model=model_3d(num_slices=4)))
     expected = [1 / 4, (2 + 1) / 8, (3 + 2) / 8, (4 + 3) / 8, 1]
     np.testing.assert_allclose(probability[:, 0, 0], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(("num_slices", "starts"), [(3, [0]), (4, [0]), (5, [0, 1]), (8, [0, 2, 4]), (9, [0, 2, 4, 5])])
+def test_windows_overlap_by_half_and_the_last_ends_with_the_study(num_slices: int, starts: list[int]) -> None:
+    found: list[float] = []
+
+    class FirstSlice(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found.extend(x[:, 0, 0, 0, 0].tolist())
+            return x
+
+    image = torch.arange(float(num_slices))[:, None, None].expand(num_slices, 4, 4)
+    predict_probability(image, predictor=replace(predictor(FirstSlice(), model=model_3d()), num_threads=1))
+    assert found == starts
 
 
 def test_padding_of_a_short_study_repeats_its_last_slice_as_in_training() -> None:
@@ -144,7 +158,7 @@ def test_probabilities_of_an_ensemble_are_averaged() -> None:
     np.testing.assert_allclose(probability, 0.625, rtol=1e-6)
 
 
-def test_tta_averages_the_mirror_image_back_in_place() -> None:
+def test_tta_averages_the_mirrored_study_back_in_place() -> None:
     image = torch.zeros(4, 8, 8)
     np.testing.assert_allclose(predict_probability(image, predictor=predictor(Left(), tta=True)), 0.5, atol=1e-6)
     symmetric = predict_probability(image + 1, predictor=predictor(Bright(), tta=True))
@@ -207,7 +221,7 @@ def noise(seed: int, *, num_slices: int = 19) -> torch.Tensor:
 
 
 def untrained(*, precision: Precision = "fp32", model: ModelConfig | None = None) -> Predictor:
-    """Return three networks with random weights and a mirrored view."""
+    """Return three networks with random weights and test-time augmentation."""
     torch.manual_seed(0)
     model = model or replace(model_2d(num_slices=3), channels=[7, 18, 33], strides=[[2, 2], [2, 2]])
     networks = [build_network(model).eval() for _ in range(3)]
@@ -244,7 +258,7 @@ def test_bits_are_the_same_for_any_number_of_workers_and_threads(
 
 @pytest.mark.usefixtures("torch_threads")
 def test_network_always_runs_on_one_thread_and_on_batches_of_one_size() -> None:
-    """What a library makes of other numbers of threads is not the same on every machine; this network shows them."""
+    """The rounding of libraries differs between machines; this network depends on threads and batch size everywhere."""
     found = set()
     for num_threads in (1, 2, 4):
         torch.set_num_threads(num_threads)
@@ -267,9 +281,10 @@ def test_bits_are_the_same_on_one_core_as_on_all() -> None:
 
 
 @pytest.mark.usefixtures("torch_threads")
-def test_studies_side_by_side_start_no_threads_of_threads() -> None:
+@pytest.mark.parametrize("model", [None, model_3d()], ids=["2-D", "3-D"])
+def test_studies_side_by_side_start_no_threads_of_threads(model: ModelConfig | None) -> None:
     torch.set_num_threads(8)
-    ready, process, counts = replace(untrained(), num_threads=4), psutil.Process(), []
+    ready, process, counts = replace(untrained(model=model), num_threads=4), psutil.Process(), []
     before = process.num_threads()
 
     def work(image: torch.Tensor) -> None:
@@ -318,7 +333,7 @@ def test_batch_that_does_not_fit_goes_through_in_parts_and_is_logged_once(caplog
         expected = torch.sigmoid(20 * noise(seed)).numpy()
         np.testing.assert_allclose(predict_probability(noise(seed), predictor=ready), expected, atol=1e-6)
     logged = [record.getMessage() for record in caplog.records]
-    assert logged == ["the GPU is out of memory: inputs go through the networks 2 at a time from here on"]
+    assert logged == ["the GPU is out of memory: the batch size of inference is 2 from here on"]
 
 
 def test_input_that_does_not_fit_alone_is_an_error_with_the_next_step() -> None:

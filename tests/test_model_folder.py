@@ -1,4 +1,4 @@
-"""A folder of networks is an ensemble that is used as it was evaluated; what is none is refused."""
+"""A folder of networks is loaded as an ensemble with the inference settings of its evaluation; others are refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def load(folder: Path, *, fold_index: int | None = None, usage: Usage = USAGE) -
     return load_model(folder, fold_index=fold_index, usage=usage, device=CPU)
 
 
-def test_all_folds_are_one_ensemble_and_one_can_be_taken(tmp_path: Path) -> None:
+def test_all_folds_are_one_ensemble_and_a_single_fold_can_be_loaded(tmp_path: Path) -> None:
     for number in (0, 1, 10):
         save_fold(tmp_path, number)
     image = torch.randn(5, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
@@ -51,7 +51,7 @@ def test_all_folds_are_one_ensemble_and_one_can_be_taken(tmp_path: Path) -> None
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
 
 
-def test_usage_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_usage_survives_a_round_trip(tmp_path: Path) -> None:
     assert read_usage(tmp_path) is None
     usage = Usage(threshold=0.4, largest_component=False, tta=True, precision="auto")
     write_usage(tmp_path, usage)
@@ -64,7 +64,7 @@ def test_usage_of_an_earlier_version_is_read_with_the_present_names(tmp_path: Pa
     assert read_usage(tmp_path) == Usage(threshold=0.4, largest_component=False, tta=True, precision="auto")
 
 
-def test_equal_models_have_one_md5_and_every_difference_another(tmp_path: Path) -> None:
+def test_equal_models_have_equal_md5_and_different_models_do_not(tmp_path: Path) -> None:
     save_fold(tmp_path, 0)
     save_fold(tmp_path, 1)
     whole = load(tmp_path).md5
@@ -73,20 +73,20 @@ def test_equal_models_have_one_md5_and_every_difference_another(tmp_path: Path) 
     assert load(tmp_path, usage=replace(USAGE, threshold=0.4)).md5 != whole
 
 
-def test_ranges_of_an_ensemble_hold_those_of_its_networks(tmp_path: Path) -> None:
+def test_training_ranges_of_an_ensemble_include_those_of_its_networks(tmp_path: Path) -> None:
     save_fold(tmp_path, 0, ranges={"spacing_z_mm": (3.0, 3.0), "num_slices": (19, 21)})
     save_fold(tmp_path, 1, ranges={"spacing_z_mm": (2.5, 3.6)})
     assert load(tmp_path).ranges == {"spacing_z_mm": (2.5, 3.6)}
 
 
-def test_networks_trained_on_an_oracle_crop_see_the_centre_and_say_so(tmp_path: Path) -> None:
+def test_networks_trained_on_an_oracle_crop_use_the_centre_with_a_warning(tmp_path: Path) -> None:
     save_fold(tmp_path, 0, preprocess=replace(SETTINGS, crop="mask"))
     model = load(tmp_path)
     assert model.predictor.preprocess.crop == "center"
     assert "preprocess.crop=mask" in model.notes[0]
 
 
-def test_what_is_no_ensemble_is_refused(tmp_path: Path) -> None:
+def test_folders_without_an_ensemble_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no trained networks"):
         load(tmp_path)
     save_fold(tmp_path, 0)

@@ -1,6 +1,7 @@
 """Every network comes out of ONNX with the probabilities that torch gives, whatever the batch."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(ModelName))
+@pytest.mark.parametrize("name", get_args(ModelName))
 def test_exported_network_computes_the_same(name: ModelName, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small_model(name)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
-from prostate_seg.segmentation.inference.windows import neighbours, patch_starts, patches
+from prostate_seg.segmentation.inference.windows import neighbours, patches
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from tests.segmentation_helpers import disc_study, packed_discs
 
@@ -63,12 +63,6 @@ def test_neighbours_repeat_the_ends_of_the_study() -> None:
     assert rows.tolist() == [[4, 4, 5], [5, 6, 7], [6, 7, 7]]
 
 
-@pytest.mark.parametrize(
-    ("num_slices", "depth", "starts"),
-    [(3, 4, [0]), (4, 4, [0]), (5, 4, [0, 1]), (8, 4, [0, 2, 4]), (9, 4, [0, 2, 4, 5])],
-)
-def test_patches_cover_the_study_and_end_with_it(num_slices: int, depth: int, starts: list[int]) -> None:
-    found = patch_starts(num_slices=num_slices, depth=depth)
-    assert found.tolist() == starts
-    rows = patches(found, depth=depth, first=0, last=num_slices - 1)
-    assert set(rows.ravel()) == set(range(num_slices))
+def test_patches_repeat_the_ends_of_the_study() -> None:
+    rows = patches(np.array([3, 5, 6]), depth=4, first=4, last=8)
+    assert rows.tolist() == [[4, 4, 5, 6], [5, 6, 7, 8], [6, 7, 8, 8]]

@@ -1,6 +1,5 @@
-"""stage=predict in one process: what becomes of every study, of its DICOM SEG, and of what is no study at all."""
+"""Stage predict in process: masks, overlays, records and DICOM SEG of studies, and refusals."""
 
-import copy
 import csv
 import functools
 import logging
@@ -40,7 +39,7 @@ def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def plain_overlays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write no PNG files, which takes longer than all the rest."""
+    """Replace drawing, which takes longer than the rest of the stage."""
     monkeypatch.setattr(stage, "save_png", lambda path, _: write_text(path, "overlay"))
 
 
@@ -51,9 +50,8 @@ def default_config() -> Config:
 
 def predict(**settings: object) -> None:
     """Run the stage on the folder in/, unless settings of predict say otherwise."""
-    cfg = copy.deepcopy(default_config())
-    for name, value in {"input": "in", **settings}.items():
-        setattr(cfg.predict, name, value)
+    cfg = default_config()
+    cfg = replace(cfg, predict=replace(cfg.predict, **{"input": "in", **settings}))  # type: ignore[arg-type]
     stage.run(cfg, workspace_of(cfg))
 
 
@@ -123,7 +121,7 @@ def test_an_output_inside_a_series_changes_no_hash_of_the_series() -> None:
     assert masks("in/results") == ["in.nii.gz"]
 
 
-def test_masks_never_go_among_the_references_of_a_data_set() -> None:
+def test_an_output_that_is_a_data_set_or_a_file_is_refused() -> None:
     write_image(Path("in/images/1_1.nii.gz"))
     Path("in/masks").mkdir()
     assert "predict.output: in is the folder of a data set" in refusal(output="in")
@@ -131,7 +129,7 @@ def test_masks_never_go_among_the_references_of_a_data_set() -> None:
     assert "predict.output: file is a file" in refusal(output="file")
 
 
-def test_what_is_left_out_is_listed_at_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+def test_ignored_files_are_listed_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     for name in ("1_t2w", "1_adc", "1_mask"):
         write_image(Path(f"in/{name}.mha"))
     predict()
@@ -140,7 +138,7 @@ def test_what_is_left_out_is_listed_at_the_terminal(caplog: pytest.LogCaptureFix
     assert "left out: 1 other sequences or planes by their name" in caplog.text
 
 
-def test_what_cannot_be_opened_is_named_and_costs_no_other_study() -> None:
+def test_an_unreadable_file_is_listed_and_does_not_affect_other_studies() -> None:
     write_image(Path("in/1.nii.gz"))
     Path("in/2.nii.gz").symlink_to("gone.nii.gz")
     text = refusal()
@@ -153,7 +151,7 @@ def test_what_cannot_be_opened_is_named_and_costs_no_other_study() -> None:
     }
 
 
-def test_a_study_that_went_after_its_mask_was_made_is_refused_in_words() -> None:
+def test_a_study_deleted_after_its_prediction_is_refused() -> None:
     write_image(Path("elsewhere.nii.gz"))
     Path("in").mkdir()
     Path("in/1.nii.gz").symlink_to("../elsewhere.nii.gz")
@@ -170,7 +168,7 @@ def test_an_image_that_is_a_mask_is_refused() -> None:
     assert masks() == []
 
 
-def test_studies_of_any_name_are_segmented_drawn_and_found_again(
+def test_studies_of_any_name_are_segmented_and_recognised_as_done(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stage, "save_png", save_png)
@@ -186,7 +184,7 @@ def test_studies_of_any_name_are_segmented_drawn_and_found_again(
     assert "3 of 3 studies are segmented already" in caplog.text
 
 
-def test_a_sagittal_study_among_axial_ones_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sagittal_study_has_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     sagittal = replace(GEOMETRY, direction=(0, 0, 1, 1, 0, 0, 0, 1, 0))  # the file's slices are stacked along world x
     for seed in range(3):
         write_image(Path(f"in/{seed}.mha"), seed=seed, geometry=sagittal if seed == 2 else GEOMETRY)
@@ -200,7 +198,7 @@ def test_a_sagittal_study_among_axial_ones_is_warned_of(caplog: pytest.LogCaptur
     assert "its slices are sagittal" in caplog.text
 
 
-def test_a_series_whose_header_names_another_sequence_is_warned_of() -> None:
+def test_a_series_of_another_sequence_has_a_warning() -> None:
     for seed, description in enumerate(("t2_tse_tra", "ep2d_diff_tra_ADC", "T2 TSE SAG")):
         write_series(Path(f"in/{seed}"), seed=seed, description=description)
     predict()
@@ -218,7 +216,7 @@ def segmentations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_a_dicom_seg_that_cannot_be_written_costs_no_mask(segmentations: list[int]) -> None:
+def test_a_mask_is_kept_if_its_dicom_seg_cannot_be_written(segmentations: list[int]) -> None:
     write_series(Path("in/good"))
     write_series(Path("in/bad"), without="SliceThickness", seed=1)
     for _ in range(2):
@@ -235,7 +233,7 @@ def test_a_dicom_seg_that_cannot_be_written_costs_no_mask(segmentations: list[in
     assert rows()["bad"]["error"] == ""
 
 
-def test_a_dicom_seg_is_made_of_a_mask_that_is_there_without_segmenting_again(segmentations: list[int]) -> None:
+def test_a_dicom_seg_is_written_from_an_existing_mask(segmentations: list[int]) -> None:
     write_series(Path("in"))
     predict()
     predict(dicom_seg=True)
@@ -251,7 +249,7 @@ def test_a_series_without_patient_id_gets_mask_and_object(segmentations: list[in
     assert (seg.PatientID, seg.PatientName, seg.StudyDate) == ("", "", "")
 
 
-def test_another_mask_has_no_object_of_the_mask_before(segmentations: list[int], networks: Path) -> None:
+def test_overwriting_a_mask_removes_its_dicom_seg(segmentations: list[int], networks: Path) -> None:
     write_series(Path("in"))
     predict(dicom_seg=True)
     save_fold(networks, 1)
@@ -261,7 +259,7 @@ def test_another_mask_has_no_object_of_the_mask_before(segmentations: list[int],
     assert Path("predictions/dicom_seg/in.dcm").is_file()
 
 
-def test_whatever_error_the_writing_of_an_object_meets_the_mask_is_kept(
+def test_a_mask_is_kept_after_any_error_of_its_dicom_seg(
     segmentations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_series(Path("in"))

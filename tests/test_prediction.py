@@ -1,4 +1,4 @@
-"""What is said of a study without a reference: volume, confidence, agreement, and every reason to look at it."""
+"""Prediction without a reference: volume, confidence, inter-model Dice, and every warning."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ import torch
 
 from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.geometry import Geometry, Volume, VolumeWarning
-from prostate_seg.segmentation.inference.inference import mean_agreement
-from prostate_seg.segmentation.inference.out_of_distribution import ranges_of, unfamiliar
+from prostate_seg.segmentation.inference.inference import inter_model_dice
+from prostate_seg.segmentation.inference.out_of_distribution import out_of_distribution, property_ranges
 from prostate_seg.segmentation.inference.prediction import Prediction, predict
 from prostate_seg.segmentation.networks.model_folder import Model, Usage
 from tests.segmentation_helpers import SETTINGS, predictor
@@ -31,7 +31,7 @@ def study() -> Volume:
 def model(*networks: torch.nn.Module, ranges: dict[str, tuple[float, float]] | None = None) -> Model:
     usage = Usage(threshold=0.5, largest_component=True, tta=False, precision="fp32")
     ready = replace(predictor(*networks), preprocess=WIDE)
-    return Model(predictor=ready, usage=usage, ranges=ranges or {}, notes=(), md5="m")
+    return Model(name="m", predictor=ready, usage=usage, ranges=ranges or {}, notes=(), md5="m")
 
 
 def found(*networks: torch.nn.Module, ranges: dict[str, tuple[float, float]] | None = None) -> Prediction:
@@ -45,26 +45,26 @@ def test_a_clear_gland_has_its_volume_and_no_warning() -> None:
     assert one.volume_ml == pytest.approx(10 * 30 * 30 * 3 / 1000)
     assert one.num_slices == 10
     assert one.mean_confidence == pytest.approx(1.0, abs=1e-3)
-    assert one.fold_agreement is None
+    assert one.inter_model_dice is None
     assert one.warnings == []
 
 
-def test_a_doubt_about_the_header_is_a_warning_of_the_prediction() -> None:
+def test_a_warning_about_the_header_is_a_warning_of_the_prediction() -> None:
     doubt = VolumeWarning(check="no_orientation", message="no orientation is stated")
     one = predict(replace(study(), warnings=(doubt,)), model=model(Bright()))
     assert one.warnings == ["image: no orientation is stated"]
     assert one.mask.warnings == ()
 
 
-def test_two_networks_that_see_the_same_agree_and_two_that_do_not_are_told() -> None:
-    assert found(Bright(), Bright()).fold_agreement == pytest.approx(1.0)
+def test_low_inter_model_dice_is_a_warning() -> None:
+    assert found(Bright(), Bright()).inter_model_dice == pytest.approx(1.0)
     apart = found(Bright(), Left())
-    assert apart.fold_agreement is not None
-    assert apart.fold_agreement < 0.85
-    assert any(text.startswith("agreement between folds 0.") for text in apart.warnings)
+    assert apart.inter_model_dice is not None
+    assert apart.inter_model_dice < 0.85
+    assert any(text.startswith("inter-model Dice 0.") for text in apart.warnings)
 
 
-def test_no_gland_and_a_gland_that_fills_the_window_are_told() -> None:
+def test_no_gland_and_a_gland_that_fills_the_window_are_warnings() -> None:
     none = found(Always(-5.0))
     assert none.warnings == ["no gland was found"]
     assert (none.volume_ml, none.num_slices, none.mean_confidence) == (0.0, 0, None)
@@ -77,7 +77,7 @@ def test_no_gland_and_a_gland_that_fills_the_window_are_told() -> None:
         assert words in everywhere
 
 
-def test_a_study_unlike_those_in_training_is_told_by_every_number_that_is_off() -> None:
+def test_an_out_of_distribution_study_has_a_warning_for_every_property() -> None:
     like = {"spacing_z_mm": (2.5, 3.6), "num_slices": (16.0, 24.0), "gland_volume_ml": (20.0, 90.0)}
     assert found(Bright(), ranges=like).warnings == []
     unlike = found(Bright(), ranges={"spacing_z_mm": (1.0, 1.5), "num_slices": (30.0, 40.0), "mean_grey": (0.9, 0.95)})
@@ -86,17 +86,19 @@ def test_a_study_unlike_those_in_training_is_told_by_every_number_that_is_off() 
     assert unlike.warnings[2].startswith("mean grey 0.")
 
 
-def test_numbers_a_quarter_outside_of_training_are_still_familiar() -> None:
-    ranges = ranges_of(
+def test_properties_a_quarter_outside_of_the_training_ranges_are_tolerated() -> None:
+    ranges = property_ranges(
         [
             {"spacing_y_mm": 0.4, "spacing_z_mm": 3.0, "num_slices": 20, "mean_grey": 0.3, "gland_volume_ml": 40},
             {"spacing_y_mm": 0.5, "spacing_z_mm": 3.0, "num_slices": 20, "mean_grey": 0.4, "gland_volume_ml": 80},
         ]
     )
     assert ranges["gland_volume_ml"] == (40.0, 80.0)
-    assert unfamiliar({"gland_volume_ml": 99, "spacing_y_mm": 0.33, "mean_grey": 0.49}, ranges=ranges) == []
-    assert len(unfamiliar({"gland_volume_ml": 101, "spacing_y_mm": 0.31, "mean_grey": 0.51}, ranges=ranges)) == 3
-    assert ranges_of([]) == {}
+    assert out_of_distribution({"gland_volume_ml": 99, "spacing_y_mm": 0.33, "mean_grey": 0.49}, ranges=ranges) == []
+    assert (
+        len(out_of_distribution({"gland_volume_ml": 101, "spacing_y_mm": 0.31, "mean_grey": 0.51}, ranges=ranges)) == 3
+    )
+    assert property_ranges([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -112,10 +114,10 @@ def test_an_image_that_cannot_be_used_is_refused_by_name(array: np.ndarray, chec
     assert refusal.value.check == check
 
 
-def test_agreement_is_the_mean_dice_of_pairs() -> None:
+def test_inter_model_dice_is_the_mean_over_pairs() -> None:
     a, b, c = (np.zeros((1, 2, 4), dtype=bool) for _ in range(3))
     a[0, 0, :], b[0, 0, 2:], c[0, 1, :] = True, True, True
-    assert mean_agreement(np.stack([a, b])) == pytest.approx(2 * 2 / (4 + 2))
-    assert mean_agreement(np.stack([a, b, c])) == pytest.approx((4 / 6 + 0 + 0) / 3)
-    assert mean_agreement(np.stack([a])) is None
-    assert mean_agreement(np.zeros((2, 1, 2, 2), dtype=bool)) is None
+    assert inter_model_dice(np.stack([a, b])) == pytest.approx(2 * 2 / (4 + 2))
+    assert inter_model_dice(np.stack([a, b, c])) == pytest.approx((4 / 6 + 0 + 0) / 3)
+    assert inter_model_dice(np.stack([a])) is None
+    assert inter_model_dice(np.zeros((2, 1, 2, 2), dtype=bool)) is None

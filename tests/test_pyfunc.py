@@ -1,4 +1,4 @@
-"""Rows in, rows out: a path or the bytes of a file, its mask back on its own grid, and reasons instead of exceptions."""
+"""MLflow flavour: a path or the bytes of a file, the mask on its own grid, and errors per row."""
 
 import base64
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_path_and_content_of_every_format_give_one_mask_on_the_grid_of_the_file(
     assert by_path["error"] is None
 
 
-def test_a_bad_row_says_why_and_costs_the_others_nothing(served: ServedModel, tmp_path: Path) -> None:
+def test_a_bad_row_has_its_error_and_does_not_affect_the_others(served: ServedModel, tmp_path: Path) -> None:
     write_volume(tmp_path / "good.mha", study())
     rows = [
         {"path": str(tmp_path / "good.mha"), "content": None},

@@ -1,4 +1,4 @@
-"""Where tensors live and in what number format a network computes."""
+"""Choice of the device, and of the number format of forward passes."""
 
 from contextlib import AbstractContextManager
 
@@ -23,7 +23,7 @@ def choose_device(device: Device) -> torch.device:
 
 
 def available_gpus(device: Device) -> range:
-    """Return the indices of the GPUs to train on, as torch counts those of CUDA_VISIBLE_DEVICES; empty for the CPU.
+    """Return the indices of the GPUs in CUDA_VISIBLE_DEVICES; empty for the CPU.
 
     Raises:
         InputError: If a GPU is asked for and there is none.
@@ -32,7 +32,7 @@ def available_gpus(device: Device) -> range:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Return whether the processor has bfloat16 arithmetic of its own."""
+    """Return whether the device has native bfloat16 arithmetic."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
@@ -40,6 +40,6 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, *, precision: Precision) -> AbstractContextManager[None]:
-    """Return the context of a forward pass: bfloat16 if asked for or, with `auto`, if the processor has it."""
+    """Return the autocast context of a forward pass; `auto` enables bfloat16 if the device computes natively in it."""
     enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -27,7 +27,7 @@ from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.plots import draw_history
 from prostate_seg.segmentation.devices import available_gpus, choose_device
 from prostate_seg.segmentation.inference.inference import Predictor
-from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, ranges_of
+from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, property_ranges
 from prostate_seg.segmentation.networks.networks import build_network, require_legal_size
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
 from prostate_seg.segmentation.settings import Device
@@ -204,7 +204,7 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
 def training_ranges(dataset: Mapping[str, CaseRecord], fold: Fold, data: Path) -> dict[str, tuple[float, float]]:
     """Return what the training studies of a fold are like, so that prediction can tell a study that is not."""
     packed = open_packed(data).cases
-    return ranges_of(
+    return property_ranges(
         {
             "spacing_y_mm": dataset[case_id].spacing_y_mm,
             "spacing_z_mm": dataset[case_id].spacing_z_mm,

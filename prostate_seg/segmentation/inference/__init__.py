@@ -1,4 +1,4 @@
-"""From a study to its mask: the one path of validation, evaluation and prediction, and what a prediction states of itself.
+"""Inference from a study to its mask, shared by validation, evaluation and prediction, and the checks of a prediction.
 
-Measuring a mask against a reference is the subject of segmentation/metrics.py.
+Metrics against a reference are in segmentation/metrics.py.
 """

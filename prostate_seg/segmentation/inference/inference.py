@@ -1,7 +1,7 @@
-"""From a study to its mask: the one path of validation, evaluation and prediction.
+"""Inference of one study, the same for validation, evaluation and prediction: networks, test-time augmentation, ensemble, mask.
 
-Images are [Z, Y, X]; several networks are an ensemble whose probabilities are averaged before anything else happens to them.
-A mask has the same bits whatever the number of cores, workers and torch threads: see `network_threads`.
+Images are [Z, Y, X]. An ensemble averages the probabilities of its networks before thresholding. A mask has the same bits for
+any number of cores, workers and torch threads; see `network_threads`.
 """
 
 import logging
@@ -14,9 +14,11 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from monai.inferers.utils import sliding_window_inference
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 from torch import nn
+from torch.nn import functional
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.progress import num_cores
@@ -24,8 +26,8 @@ from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study, restore_probability
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity, normalise
-from prostate_seg.segmentation.inference.network_threads import network_threads
-from prostate_seg.segmentation.inference.windows import neighbours, patch_starts, patches
+from prostate_seg.segmentation.inference.network_threads import network_threads, one_torch_thread
+from prostate_seg.segmentation.inference.windows import neighbours
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig
 from prostate_seg.segmentation.settings import Precision
@@ -33,19 +35,22 @@ from prostate_seg.segmentation.settings import Precision
 log = logging.getLogger(__name__)
 
 SLICES_PER_BATCH = {"cpu": 4, "cuda": 32}
-"""Slices that go through a network at once: few on a CPU, so that a single study has batches for all cores."""
+"""Slices per forward pass: few on a CPU, so that a single study has batches for all cores."""
+
+WINDOW_OVERLAP = 0.5
+"""Fraction of its depth by which the sliding window of a 3-D network overlaps the previous one."""
 
 
 class BatchLimit:
-    """The largest number of inputs that go through a network at once; it falls when a GPU is out of memory."""
+    """Largest batch size that fits into the memory of a GPU; halved after each out-of-memory error."""
 
     def __init__(self) -> None:
         self.num_inputs: int | None = None
-        """None until memory has run out."""
+        """None before the first out-of-memory error."""
         self._lock = threading.Lock()
 
     def halve(self, num_inputs: int, reason: str) -> None:
-        """Allow half of the inputs that did not fit.
+        """Limit the batch size to half of one that did not fit.
 
         Raises:
             InputError: If a single input does not fit.
@@ -60,119 +65,157 @@ class BatchLimit:
             if self.num_inputs is not None and self.num_inputs <= half:
                 return
             self.num_inputs = half
-        log.warning("the GPU is out of memory: inputs go through the networks %d at a time from here on", half)
+        log.warning("the GPU is out of memory: the batch size of inference is %d from here on", half)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictor:
-    """Trained networks and what they expect."""
+    """Trained networks with their preprocessing and inference settings."""
 
     networks: Sequence[nn.Module]
-    """One, or the ensemble of the folds; in eval mode, on `device`."""
+    """One network, or the ensemble of the folds; in eval mode, on `device`."""
     model: ModelConfig
-    """Architecture of all of them."""
+    """Architecture of all networks."""
     preprocess: PreprocessSettings
-    """What a study must go through first."""
     zscore: bool
-    """Whether intensities are clipped before they are standardised."""
+    """Whether intensities are clipped to percentiles before standardisation."""
     device: torch.device
     precision: Precision
     tta: bool
-    """Whether the left-right mirrored study is averaged in."""
+    """Test-time augmentation: whether the probabilities of the left-right mirrored study are averaged in."""
     num_threads: int = field(default_factory=num_cores)
-    """Threads that run the networks on a CPU, over all studies."""
+    """Threads for forward passes on a CPU, shared by all studies."""
     batch_limit: BatchLimit = field(default_factory=BatchLimit)
 
     @property
     def pool(self) -> ThreadPoolExecutor:
-        """Return the threads that run the networks: for a GPU a single one, so that its memory holds one batch."""
+        """Return the threads for forward passes: a single one for a GPU, so that its memory holds one batch."""
         return network_threads(self.num_threads if self.device.type == "cpu" else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segmentation:
-    """What the networks make of a study."""
+    """Mask of one study with its uncertainty measures."""
 
     mask: np.ndarray
     """Gland, bool on the study's own grid, [Z, Y, X]."""
     confidence: float | None
-    """Mean probability of the mask's voxels; None of an empty mask."""
-    agreement: float | None
-    """Mean Dice of the masks of each two networks on their grid; None of one network, or where none sees a gland."""
+    """Mean probability over the mask's voxels; None for an empty mask."""
+    inter_model_dice: float | None
+    """Mean pairwise Dice of the networks' masks on the preprocessed grid; None for one network, or if all masks are empty."""
     intensity: Intensity
-    """Of what the networks have seen."""
+    """Intensity statistics of the preprocessed study."""
     window: Geometry
-    """Grid that the networks have seen."""
+    """Grid of the preprocessed study."""
 
 
 def segment(
     image: Volume, reference: Volume | None, *, predictor: Predictor, threshold: float, largest_component: bool
 ) -> Segmentation:
-    """Segment a study as scanned.
+    """Segment a study on its own grid.
 
     Args:
-        image: The study on its own grid.
-        reference: Its reference mask, used for nothing but the centre of crop "mask"; None otherwise.
+        image: Original study.
+        reference: Reference mask, which only centres the window of crop "mask"; None otherwise.
         predictor: Networks and their preprocessing.
         threshold: Probability from which a voxel is gland.
-        largest_component: Whether only the largest connected region is kept.
+        largest_component: Whether only the largest connected component is kept.
     """
-    with threadpool_limits(1, user_api="blas"):  # another number may round sums of the resampling in another way
+    with threadpool_limits(1, user_api="blas"):  # the rounding of sums in resampling depends on the number of threads
         prepared = preprocess_study(image, reference, settings=predictor.preprocess).image
         intensity = measure_intensity(prepared.array, clip=predictor.zscore)
-        each = predict_each(torch.from_numpy(normalise(prepared.array, intensity=intensity)), predictor=predictor)
-        restored = restore_probability(each.mean(axis=0), window=prepared.geometry, original=image.geometry)
-    mask = restored >= threshold
+        standardised = torch.from_numpy(normalise(prepared.array, intensity=intensity))
+        per_network = network_probabilities(standardised, predictor=predictor)
+        probability = restore_probability(per_network.mean(axis=0), window=prepared.geometry, original=image.geometry)
+    mask = probability >= threshold
     mask = keep_largest_component(mask) if largest_component else mask
     return Segmentation(
         mask=mask,
-        confidence=float(restored[mask].mean()) if mask.any() else None,
-        agreement=mean_agreement(each >= threshold),
+        confidence=float(probability[mask].mean()) if mask.any() else None,
+        inter_model_dice=inter_model_dice(per_network >= threshold),
         intensity=intensity,
         window=prepared.geometry,
     )
 
 
 def predict_probability(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
-    """Return the mean probability of gland over networks and mirrors, float32 [Z, Y, X]; arguments as `predict_each`."""
-    return predict_each(image, predictor=predictor).mean(axis=0)
+    """Return the mean probability over all networks, float32 [Z, Y, X]; arguments as `network_probabilities`."""
+    return network_probabilities(image, predictor=predictor).mean(axis=0)
 
 
-def predict_each(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
-    """Return the probability of gland that each network gives, averaged over mirrors and overlapping patches.
+@torch.inference_mode()
+def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
+    """Return the probability of gland from each network, averaged over test-time augmentation and overlapping windows.
 
     Args:
-        image: Standardised float32 study on the network's grid, [Z, Y, X].
+        image: Standardised float32 study on the preprocessed grid, [Z, Y, X].
         predictor: Networks and how to run them.
 
     Returns:
         float32 array [networks, Z, Y, X], 0 to 1.
     """
-    image = image.to(predictor.device)  # here, as the current GPU is a thread's own
-    rows, starts = _inputs(len(image), model=predictor.model)
-    depth = predictor.model.num_slices if is_3d(predictor.model) else 1
-    size = max(1, SLICES_PER_BATCH[image.device.type] // depth)
-    batches = [slice(start, start + size) for start in range(0, len(rows), size)]
-    run = partial(_run_batch, image, predictor=predictor)
-    running = [
-        [predictor.pool.submit(run, rows[batch], network) for batch in batches] for network in predictor.networks
+    forward = partial(_forward, predictor=predictor, pool=predictor.pool)
+    image = image.to(predictor.device)  # in this thread, because the current GPU is a property of each thread
+    num_slices, depth = len(image), predictor.model.num_slices
+    with one_torch_thread():
+        if is_3d(predictor.model):
+            # A study shorter than the window is padded with its last slice as in training, and the padding is cropped off.
+            # MONAI's own padding is symmetric. All windows go to `forward` at once, which batches them for the threads.
+            padding = (0, 0, 0, 0, 0, max(0, depth - num_slices))
+            probability = sliding_window_inference(
+                functional.pad(image[None, None], padding, mode="replicate"),
+                roi_size=(depth, *image.shape[1:]),
+                sw_batch_size=num_slices,
+                predictor=forward,
+                overlap=WINDOW_OVERLAP,
+            )[0, :, :num_slices]
+        else:
+            rows = neighbours(np.arange(num_slices), num_slices=depth, first=0, last=num_slices - 1)
+            probability = forward(image[torch.from_numpy(rows)]).transpose(0, 1)
+        array: np.ndarray = probability.contiguous().cpu().numpy()
+    return array
+
+
+def _forward(inputs: torch.Tensor, *, predictor: Predictor, pool: ThreadPoolExecutor) -> torch.Tensor:
+    """Return probabilities [N, networks, (D,) Y, X] of inputs [N, slices, Y, X] or [N, 1, D, Y, X]."""
+    # Batches have a fixed size: the last bits of a convolution depend on the size of its batch.
+    batch_size = max(1, SLICES_PER_BATCH[inputs.device.type] // (inputs.shape[2] if is_3d(predictor.model) else 1))
+    batches = inputs.split(batch_size)
+    futures = [
+        [pool.submit(_forward_batch, batch, network=network, predictor=predictor) for batch in batches]
+        for network in predictor.networks
     ]
-    total = np.zeros((len(predictor.networks), *image.shape), dtype=np.float32)
-    views = np.zeros((len(image), 1, 1), dtype=np.float32)
-    for start in starts:
-        views[start : start + depth] += 1
-    for number, futures in enumerate(running):
-        for batch, future in zip(batches, futures, strict=True):
-            for start, probability in zip(starts[batch], future.result(), strict=True):
-                covered = total[
-                    number, start : start + depth
-                ]  # of a patch that is deeper than the study, the study alone
-                covered += probability[: len(covered)]
-    return total / views
+    return torch.cat([torch.cat([future.result() for future in row]) for row in futures], dim=1)
 
 
-def mean_agreement(masks: np.ndarray) -> float | None:
-    """Return the mean Dice of each two of some masks, bool [masks, Z, Y, X]; None of fewer than two, or all empty."""
+def _forward_batch(inputs: torch.Tensor, *, network: nn.Module, predictor: Predictor) -> torch.Tensor:
+    """Return probabilities of a batch, in smaller batches if a GPU runs out of memory."""
+    while True:
+        size = min(predictor.batch_limit.num_inputs or len(inputs), len(inputs))
+        try:
+            parts = [_probability(part, network=network, predictor=predictor) for part in inputs.split(size)]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        except torch.OutOfMemoryError as error:
+            reason = str(error)  # the error itself references the tensors of the batch until this block ends
+        if inputs.device.type == "cuda":
+            torch.cuda.empty_cache()
+        predictor.batch_limit.halve(size, reason)
+
+
+@torch.inference_mode()
+def _probability(inputs: torch.Tensor, *, network: nn.Module, predictor: Predictor) -> torch.Tensor:
+    """Return the float32 probabilities of one forward pass, or the mean with that of the mirrored inputs."""
+    views = []
+    for mirrored in (False, True) if predictor.tta else (False,):
+        with autocast(inputs.device, precision=predictor.precision):
+            logits = network(inputs.flip(-1) if mirrored else inputs)
+        probability = torch.sigmoid(logits.float())
+        views.append(probability.flip(-1) if mirrored else probability)
+    return torch.stack(views).mean(dim=0)
+
+
+def inter_model_dice(masks: np.ndarray) -> float | None:
+    """Return the mean pairwise Dice of masks, bool [masks, Z, Y, X]; None for fewer than two, or if all are empty."""
     if len(masks) < 2 or not masks.any():
         return None
     flat = masks.reshape(len(masks), -1)
@@ -185,7 +228,7 @@ def mean_agreement(masks: np.ndarray) -> float | None:
 
 
 def keep_largest_component(mask: np.ndarray) -> np.ndarray:
-    """Return the mask, [Z, Y, X] bool, without all but its largest face-connected region."""
+    """Return the largest face-connected component of a bool mask [Z, Y, X]."""
     box = next(iter(ndimage.find_objects(mask.astype(np.uint8))), None)
     if box is None:
         return mask
@@ -195,45 +238,3 @@ def keep_largest_component(mask: np.ndarray) -> np.ndarray:
     kept = np.zeros_like(mask)
     kept[box] = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     return kept
-
-
-def _inputs(num_slices: int, *, model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return the slice indices of every input that covers a study, [N, slices], and the first slice that each predicts."""
-    last = num_slices - 1
-    if is_3d(model):
-        starts = patch_starts(num_slices=num_slices, depth=model.num_slices)
-        return patches(starts, depth=model.num_slices, first=0, last=last), starts
-    centers = np.arange(num_slices)
-    return neighbours(centers, num_slices=model.num_slices, first=0, last=last), centers
-
-
-def _run_batch(image: torch.Tensor, rows: np.ndarray, network: nn.Module, *, predictor: Predictor) -> np.ndarray:
-    """Return float32 probabilities [N, D, Y, X] of the inputs that consist of some slices, [N, slices]."""
-    while True:
-        size = min(predictor.batch_limit.num_inputs or len(rows), len(rows))
-        try:
-            parts = [
-                _probability(image[torch.from_numpy(rows[start : start + size])], network=network, predictor=predictor)
-                for start in range(0, len(rows), size)
-            ]
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
-        except torch.OutOfMemoryError as error:
-            reason = str(error)  # the error itself holds the tensors of the batch, and ends with this block
-        if image.device.type == "cuda":
-            torch.cuda.empty_cache()
-        predictor.batch_limit.halve(size, reason)
-
-
-@torch.inference_mode()
-def _probability(inputs: torch.Tensor, *, network: nn.Module, predictor: Predictor) -> np.ndarray:
-    """Return [N, D, Y, X] float32 probabilities of inputs [N, slices, Y, X]; D is 1 for a 2-D network."""
-    mirrors = (False, True) if predictor.tta else (False,)
-    views = []
-    for mirrored in mirrors:
-        seen = inputs.flip(-1) if mirrored else inputs
-        with autocast(inputs.device, precision=predictor.precision):
-            logits = network(seen[:, None])[:, 0] if is_3d(predictor.model) else network(seen)
-        probability = torch.sigmoid(logits.float())
-        views.append(probability.flip(-1) if mirrored else probability)
-    mean: np.ndarray = torch.stack(views).mean(dim=0).cpu().numpy()
-    return mean

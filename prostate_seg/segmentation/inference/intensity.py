@@ -1,16 +1,16 @@
-"""Normalisation of one study: clip, then mean 0 and SD 1. The same numbers serve training and inference."""
+"""Intensity normalisation of one study: optional clipping, then mean 0 and SD 1; shared by training and inference."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 CLIP_PERCENTILES = (5.0, 95.0)
-"""What `train.zscore` clips to, as the public demo does."""
+"""Clipping range with `train.zscore`, as in the public demo."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intensity:
-    """How the intensities of one study are distributed."""
+    """Intensity statistics of one study."""
 
     low: float
     high: float
@@ -21,7 +21,7 @@ class Intensity:
 
 
 def measure_intensity(image: np.ndarray, *, clip: bool) -> Intensity:
-    """Measure a preprocessed study, any shape; `clip` takes percentiles for `low` and `high`, else the extremes."""
+    """Measure a preprocessed study, any shape; `low` and `high` are percentiles with `clip`, else the extremes."""
     low, high = np.percentile(image, CLIP_PERCENTILES) if clip else (image.min(), image.max())
     clipped = np.clip(image, low, high).astype(np.float32)
     sd = float(clipped.std())

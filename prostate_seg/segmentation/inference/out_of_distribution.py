@@ -1,17 +1,17 @@
-"""Whether a study is like those that a network was trained on, told by a few numbers and the range that each had there."""
+"""Out-of-distribution check: a few properties of a study against their ranges over the training studies."""
 
 from collections.abc import Iterable, Mapping
 
 from prostate_seg.segmentation.inference.intensity import Intensity
 
-Ranges = Mapping[str, tuple[float, float]]
-"""Lowest and highest value among the training studies, by name of the number."""
+TrainingRanges = Mapping[str, tuple[float, float]]
+"""Lowest and highest value over the training studies, by property."""
 
 TOLERATED_FACTOR = 1.25
-"""A length, count or volume may be smaller or larger than all in training by this much."""
+"""A length, count or volume may be smaller or larger than in training by this factor."""
 
 TOLERATED_GREY = 0.1
-"""`mean_grey` may lie outside the training studies' range by this much."""
+"""`mean_grey` may lie outside its training range by this difference."""
 
 FORMATS = {
     "spacing_y_mm": "pixel spacing {:.2f} mm",
@@ -20,17 +20,17 @@ FORMATS = {
     "mean_grey": "mean grey {:.2f}",
     "gland_volume_ml": "gland of {:.1f} mL",
 }
-"""The numbers that are looked at, in order, in words."""
+"""The checked properties in order, as text."""
 
 
 def mean_grey(intensity: Intensity) -> float:
-    """Return where between the darkest and the brightest grey the mean lies, 0 to 1, in whatever units the scan is."""
+    """Return the mean intensity relative to the range from darkest to brightest, 0 to 1, independent of the scan's units."""
     span = intensity.high - intensity.low
     return (intensity.mean - intensity.low) / span if span > 0 else 0.0
 
 
-def ranges_of(studies: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Return the range of each number over the studies, rounded to six digits; empty without a study."""
+def property_ranges(studies: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Return the range of each property over the studies, rounded to six digits; empty without a study."""
     rows = list(studies)
     return {
         name: (float(f"{min(row[name] for row in rows):.6g}"), float(f"{max(row[name] for row in rows):.6g}"))
@@ -38,16 +38,14 @@ def ranges_of(studies: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, 
     }
 
 
-def unfamiliar(study: Mapping[str, float], *, ranges: Ranges) -> list[str]:
-    """Return a sentence for each number of a study that lies well outside the range in training."""
-    return [
-        f"{FORMATS[name].format(study[name])}, in training {low:.3g} to {high:.3g}"
-        for name, (low, high) in ranges.items()
-        if name in study and not _is_near(name, study[name], low, high)
-    ]
-
-
-def _is_near(name: str, value: float, low: float, high: float) -> bool:
-    if name == "mean_grey":
-        return low - TOLERATED_GREY <= value <= high + TOLERATED_GREY
-    return low / TOLERATED_FACTOR <= value <= high * TOLERATED_FACTOR
+def out_of_distribution(study: Mapping[str, float], *, ranges: TrainingRanges) -> list[str]:
+    """Return a sentence for each property of a study that lies well outside its training range."""
+    sentences = []
+    for name, (low, high) in ranges.items():
+        if name == "mean_grey":
+            lowest, highest = low - TOLERATED_GREY, high + TOLERATED_GREY
+        else:
+            lowest, highest = low / TOLERATED_FACTOR, high * TOLERATED_FACTOR
+        if name in study and not lowest <= study[name] <= highest:
+            sentences.append(f"{FORMATS[name].format(study[name])}, in training {low:.3g} to {high:.3g}")
+    return sentences

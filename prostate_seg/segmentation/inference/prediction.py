@@ -1,4 +1,4 @@
-"""What is said of a study that nobody has segmented before: its mask, its volume, and how far both are to be trusted."""
+"""Prediction for a study without a reference: mask, volume, uncertainty, and warnings that call for review."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,22 @@ from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.preprocessing import axis_index
 from prostate_seg.imaging.quality import PLAUSIBLE_VOLUME_ML, check_case
 from prostate_seg.segmentation.inference.inference import segment
-from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, unfamiliar
+from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, out_of_distribution
 from prostate_seg.segmentation.networks.model_folder import Model
 
 LOW_CONFIDENCE = 0.8
-"""A mask whose voxels have a lower mean probability is worth a look."""
+"""A lower mean probability over the mask's voxels is a warning."""
 
-LOW_AGREEMENT = 0.85
-"""Networks whose masks overlap less are worth a look: human readers reach 0.92 (Insights Imaging 2021, 12:71)."""
+LOW_INTER_MODEL_DICE = 0.85
+"""A lower inter-model Dice is a warning: human readers reach 0.92 (Insights Imaging 2021, 12:71)."""
 
 MAX_LABELS = 10
-"""An image of no more whole numbers than these is a mask."""
+"""An image of integers with no more distinct values than this is refused as a label map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A mask and what is known of it."""
+    """A mask with its volume, uncertainty and warnings."""
 
     mask: Volume
     """Gland, uint8 0 or 1, on the study's own grid."""
@@ -32,28 +32,28 @@ class Prediction:
     num_slices: int
     """Slices with gland."""
     mean_confidence: float | None
-    """Mean probability of the mask's voxels; None of an empty mask."""
-    fold_agreement: float | None
-    """Mean Dice of the masks of each two networks; None of one network."""
+    """Mean probability over the mask's voxels; None for an empty mask."""
+    inter_model_dice: float | None
+    """Mean pairwise Dice of the networks' masks; None for one network."""
     warnings: list[str]
-    """Why the mask is worth a look, in sentences."""
+    """Reasons to review the mask, as sentences."""
 
 
 def predict(image: Volume, *, model: Model) -> Prediction:
-    """Segment a study as scanned.
+    """Segment a study on its own grid.
 
     Args:
-        image: The study on its own grid.
-        model: Networks and how to use them.
+        image: Original study.
+        model: Networks with their inference settings.
 
     Raises:
-        InputError: If the image has too few slices, no intensity range or values that are not finite, or is a mask.
+        InputError: If the image has too few slices, no intensity range or values that are not finite, or is a label map.
     """
     findings = check_case("", image, None, labels=None).findings
     errors = [finding for finding in findings if finding.is_error]
     if errors:
         raise VolumeError(errors[0].message, errors[0].check)
-    _require_no_mask(image.array)
+    _require_no_label_map(image.array)
     found = segment(
         image,
         None,
@@ -68,28 +68,33 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         "spacing_z_mm": spacing_z_mm,
         "num_slices": float(len(image.array)),
         "mean_grey": mean_grey(found.intensity),
-        **({"gland_volume_ml": volume_ml} if volume_ml else {}),
     }
+    if volume_ml:
+        study["gland_volume_ml"] = volume_ml
+    warnings = [
+        *model.notes,
+        *(finding.message for finding in findings),
+        *out_of_distribution(study, ranges=model.ranges),
+        *_mask_warnings(found.mask, image.geometry, found.window, volume_ml=volume_ml),
+    ]
+    for name, value, lowest in (
+        ("mean probability", found.confidence, LOW_CONFIDENCE),
+        ("inter-model Dice", found.inter_model_dice, LOW_INTER_MODEL_DICE),
+    ):
+        if value is not None and value < lowest:
+            warnings.append(f"{name} {value:.2f}, below {lowest:g}")
     return Prediction(
         mask=image.with_mask(found.mask),
         volume_ml=volume_ml,
         num_slices=int(found.mask.any(axis=(1, 2)).sum()),
         mean_confidence=found.confidence,
-        fold_agreement=found.agreement,
-        warnings=[
-            *model.notes,
-            *(finding.message for finding in findings),
-            *unfamiliar(study, ranges=model.ranges),
-            *_doubts(found.mask, image.geometry, found.window, volume_ml=volume_ml),
-            *_low("mean probability", found.confidence, LOW_CONFIDENCE),
-            *_low("agreement between folds", found.agreement, LOW_AGREEMENT),
-        ],
+        inter_model_dice=found.inter_model_dice,
+        warnings=warnings,
     )
 
 
-def _require_no_mask(array: np.ndarray) -> None:
-    """Refuse an image of a few whole numbers."""
-    if len(np.unique(array[::4, ::4, ::4])) > MAX_LABELS:  # nearly every image, seen in a part of the time
+def _require_no_label_map(array: np.ndarray) -> None:
+    if len(np.unique(array[::4, ::4, ::4])) > MAX_LABELS:  # true of nearly every image, and much faster on a subsample
         return
     values = np.unique(array)
     if len(values) <= MAX_LABELS and (values == np.rint(values)).all():
@@ -100,25 +105,21 @@ def _require_no_mask(array: np.ndarray) -> None:
         )
 
 
-def _doubts(mask: np.ndarray, grid: Geometry, window: Geometry, *, volume_ml: float) -> list[str]:
-    """Return what a mask itself says against it."""
+def _mask_warnings(mask: np.ndarray, grid: Geometry, window: Geometry, *, volume_ml: float) -> list[str]:
+    """Return warnings about an empty, implausible or truncated mask."""
     if not mask.any():
         return ["no gland was found"]
-    doubts = []
+    warnings = []
     low, high = PLAUSIBLE_VOLUME_ML
     if not low <= volume_ml <= high:
-        doubts.append(f"gland of {volume_ml:.1f} mL, among 1,500 patients {low:g} to {high:g}")
+        warnings.append(f"gland of {volume_ml:.1f} mL, among 1,500 patients {low:g} to {high:g}")
     if mask[0].any() or mask[-1].any():
-        doubts.append("gland in the first or last slice: it may be cut off")
+        warnings.append("gland in the first or last slice: it may be cut off")
     _, y, x = axis_index(grid, window)
     for axis, index in ((1, y), (2, x)):
         inside = np.flatnonzero(mask.any(axis=(0, 3 - axis)))[[0, -1]]
         at_window = index[inside[0]] < 1 or index[inside[1]] > window.shape_vox[axis] - 2
         if at_window or inside[0] == 0 or inside[1] == mask.shape[axis] - 1:
-            doubts.append("gland at the edge of the image or of the networks' window: it may be cut off")
+            warnings.append("gland at the edge of the image or of the networks' window: it may be cut off")
             break
-    return doubts
-
-
-def _low(name: str, value: float | None, least: float) -> list[str]:
-    return [] if value is None or value >= least else [f"{name} {value:.2f}, below {least:g}"]
+    return warnings

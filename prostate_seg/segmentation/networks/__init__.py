@@ -1,4 +1,4 @@
-"""Networks by name, and trained networks on disk: weights and recipe, ONNX, the model folder, the registered model.
+"""Network architectures by name, and trained networks on disk: weights and recipe, ONNX, model folder, MLflow flavour.
 
-Training them is the subject of training/, running them on studies that of inference/.
+Training is in training/, running networks on studies in inference/.
 """

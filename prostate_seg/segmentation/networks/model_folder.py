@@ -1,10 +1,8 @@
-"""Trained networks as a folder that is all a prediction needs: fold0, fold1, ... as stage=train writes them.
+"""Ensemble of trained networks in a folder, fold0, fold1, ..., as stage=train writes it; all that a prediction needs.
 
-stage=register adds segmentation.json, how the networks were used when they were evaluated. There is no code in the folder.
+stage=register adds segmentation.json, the inference settings of the evaluation. The folder contains no code.
 """
 
-import importlib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -16,33 +14,34 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
 from prostate_seg.common.settings import parse_group, plain, present_names
 from prostate_seg.segmentation.inference.inference import Predictor
-from prostate_seg.segmentation.inference.out_of_distribution import Ranges
+from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges
 from prostate_seg.segmentation.inference.settings import InferenceSettings
+from prostate_seg.segmentation.networks.onnx_network import OnnxNetwork
 from prostate_seg.segmentation.networks.settings import Backend
-from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS, Recipe, load_network, load_recipe
+from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS, load_network, load_recipe
 from prostate_seg.segmentation.settings import Precision
 
 USAGE = "segmentation.json"
 ONNX = "network.onnx"
-"""In the folder of a fold, where stage=register was asked for it."""
+"""In the folder of a fold, if it was registered with register.onnx=true."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage(InferenceSettings):
-    """How the networks of a folder are used."""
+    """Inference settings of the networks of a folder."""
 
     precision: Precision
     """Number format of the forward pass."""
 
     @classmethod
     def of(cls, settings: InferenceSettings, *, precision: Precision) -> Self:
-        """Return the usage of an evaluation."""
+        """Return the inference settings of an evaluation."""
         values = {field.name: getattr(settings, field.name) for field in fields(InferenceSettings)}
         return cls(**values, precision=precision)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `as_dict` wrote."""
+        """Read what `as_dict` returned."""
         return parse_group(cls, present_names(values, key="evaluate"), key="evaluate")
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,16 +51,18 @@ class Usage(InferenceSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """Networks that are ready to segment."""
+    """An ensemble that is ready for inference."""
 
+    name: str
+    """Folder, or name and version of a registered model."""
     predictor: Predictor
     usage: Usage
-    ranges: Ranges
-    """What the studies were like that any of the networks was trained on."""
+    ranges: TrainingRanges
+    """Ranges over the training studies of all networks."""
     notes: tuple[str, ...]
-    """What every prediction must say of the model."""
+    """Warnings that apply to every prediction of the model."""
     md5: str
-    """Of weights, recipes, usage and backend: equal models give equal masks."""
+    """Hash of weights, recipes, usage and backend: equal models give equal masks."""
 
 
 def write_usage(folder: Path, usage: Usage) -> None:
@@ -70,15 +71,15 @@ def write_usage(folder: Path, usage: Usage) -> None:
 
 
 def read_usage(folder: Path) -> Usage | None:
-    """Return how the networks of a folder were used when they were evaluated; None when nobody has written it down."""
+    """Read segmentation.json; None if the folder has none."""
     return Usage.from_dict(read_json(folder / USAGE)) if (folder / USAGE).is_file() else None
 
 
 def network_folders(folder: Path, *, fold_index: int | None) -> list[Path]:
-    """Return the folders of the networks, one of them where a fold is named, by number.
+    """Return the folders of the networks by fold, or only that of `fold_index`.
 
     Raises:
-        InputError: If there is none, or not that one.
+        InputError: If there is none, or not that of `fold_index`.
     """
     found = {int(path.name[4:]): path for path in folder.glob("fold*") if path.name[4:].isdigit() and path.is_dir()}
     if not found:
@@ -100,32 +101,44 @@ def load_model(
     usage: Usage,
     device: torch.device,
     backend: Backend = "torch",
+    name: str | None = None,
 ) -> Model:
     """Load the networks of a folder as one ensemble.
 
     Args:
-        folder: Holds fold0, fold1, ...
-        fold_index: The one network to take; None takes all.
-        usage: How to use them.
-        device: Where they compute.
-        backend: What computes them.
+        folder: Contains fold0, fold1, ...
+        fold_index: Loads a single network; None loads all.
+        usage: Inference settings.
+        device: Device of the networks.
+        backend: Runtime of the networks.
+        name: Name of the model; None takes the folder.
 
     Raises:
-        InputError: If there are none, they do not belong together, or lack what the backend needs.
+        InputError: If there are no networks, their settings differ, or files that the backend needs are absent.
     """
     folders = network_folders(folder, fold_index=fold_index)
     recipes = [load_recipe(path) for path in folders]
-    _require_one_kind(folders, recipes)
     first = recipes[0]
+    for path, recipe in zip(folders, recipes, strict=True):
+        if (recipe.model, recipe.preprocess, recipe.zscore) != (first.model, first.preprocess, first.zscore):
+            raise InputError(
+                f"{path} and {folders[0]} were trained with other networks or preprocessing, and are no ensemble: "
+                "train all folds with the same settings, or take one with fold.index"
+            )
+    # At inference there is no reference to centre a window on.
     used_oracle_crop = first.preprocess.crop == "mask"
-    files = [path / name for path in folders for name in (RECIPE, WEIGHTS)]
+    note = "trained on windows that the reference had placed (preprocess.crop=mask)"
+    every = [recipe.ranges for recipe in recipes]
+    shared = [key for key in every[0] if all(key in ranges for ranges in every)]
+    files = [path / file for path in folders for file in (RECIPE, WEIGHTS)]
     usage_text = str(usage.as_dict()).replace(
         "'tta'", "'flips'"
-    )  # its former name: masks of earlier versions stay valid
+    )  # the former name: masks of earlier versions stay valid
     return Model(
+        name=name or str(folder),
         predictor=Predictor(
             networks=[
-                _network(path, recipe, device=device, backend=backend)
+                _load_onnx(path) if backend == "onnx" else load_network(path, recipe=recipe, device=device)
                 for path, recipe in zip(folders, recipes, strict=True)
             ],
             model=first.model,
@@ -136,39 +149,16 @@ def load_model(
             tta=usage.tta,
         ),
         usage=usage,
-        ranges=_united([recipe.ranges for recipe in recipes]),
-        notes=("trained on windows that the reference had placed (preprocess.crop=mask)",) if used_oracle_crop else (),
+        ranges={key: (min(one[key][0] for one in every), max(one[key][1] for one in every)) for key in shared},
+        notes=(note,) if used_oracle_crop else (),
         md5=md5_of_text(" ".join([usage_text, backend, *map(md5_of, files)])),
     )
 
 
-def _network(folder: Path, recipe: Recipe, *, device: torch.device, backend: Backend) -> nn.Module:
-    if backend == "torch":
-        return load_network(folder, recipe=recipe, device=device)
+def _load_onnx(folder: Path) -> nn.Module:
     if not (folder / ONNX).is_file():
         raise InputError(
             f"{folder} has no {ONNX}, which predict.backend=onnx runs: register the model with register.onnx=true, "
             "or take predict.backend=torch"
         )
-    opened: nn.Module = importlib.import_module("prostate_seg.segmentation.networks.onnx_network").OnnxNetwork(
-        folder / ONNX
-    )
-    return opened
-
-
-def _require_one_kind(folders: Sequence[Path], recipes: Sequence[Recipe]) -> None:
-    first = recipes[0]
-    for path, recipe in zip(folders, recipes, strict=True):
-        if (recipe.model, recipe.preprocess, recipe.zscore) != (first.model, first.preprocess, first.zscore):
-            raise InputError(
-                f"{path} and {folders[0]} were trained with other networks or preprocessing, and are no ensemble: "
-                "train all folds with the same settings, or take one with fold.index"
-            )
-
-
-def _united(every: Sequence[Ranges]) -> dict[str, tuple[float, float]]:
-    """Return the ranges that hold those of all networks; a number that one of them lacks says nothing."""
-    names = [name for name in every[0] if all(name in ranges for ranges in every)]
-    return {
-        name: (min(ranges[name][0] for ranges in every), max(ranges[name][1] for ranges in every)) for name in names
-    }
+    return OnnxNetwork(folder / ONNX)

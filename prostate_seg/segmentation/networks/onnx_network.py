@@ -1,4 +1,4 @@
-"""A network as an ONNX file: written, checked against torch, and run by ONNX Runtime in place of torch.
+"""Export of networks to ONNX, and inference with ONNX Runtime.
 
 The packages are the optional extra `onnx`. Inputs and logits are those of the network itself, float32; only the batch varies.
 """
@@ -18,17 +18,17 @@ from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig
 
 TOLERANCE = 1e-3
-"""Largest difference in probability between ONNX Runtime and torch that is rounding."""
+"""Largest difference in probability between ONNX Runtime and torch that counts as rounding."""
 
 
 class OnnxNetwork(nn.Module):
-    """Computes logits as the network it was exported from."""
+    """A network that was exported to ONNX, run by ONNX Runtime on the CPU."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         runtime = _require("onnxruntime")
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = 1  # the threads of `network_threads` run several batches at once
+        options.intra_op_num_threads = 1  # several batches run side by side, see `network_threads`
         self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,19 +38,19 @@ class OnnxNetwork(nn.Module):
 
 
 def export_onnx(path: Path, network: nn.Module, *, model: ModelConfig, image_size: int) -> float:
-    """Write a network as ONNX and check that it computes the same.
+    """Export a network and compare its probabilities with torch.
 
     Args:
         path: File to write.
         network: In eval mode, on the CPU.
         model: Its settings.
-        image_size: Edge length in voxels of the slices that it sees.
+        image_size: Edge length of its input slices in voxels.
 
     Returns:
-        The largest difference in probability between the two, on noise.
+        The largest difference in probability on random inputs.
 
     Raises:
-        InputError: If packages are missing, the network cannot be exported, or the two differ by more than `TOLERANCE`.
+        InputError: If packages are missing, the export fails, or the probabilities differ by more than `TOLERANCE`.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _require(package)
@@ -68,7 +68,7 @@ def export_onnx(path: Path, network: nn.Module, *, model: ModelConfig, image_siz
 
 
 def _export(path: Path, network: nn.Module, example: torch.Tensor) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of torchvision, which nothing here uses
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent, which is not needed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,8 +1,8 @@
-"""The registered model as MLflow loads and serves it: rows with a volume in, rows with its mask out.
+"""MLflow pyfunc flavour of a registered model: rows with a volume in, rows with its mask out.
 
-MLflow finds `_load_pyfunc` by the name that it asks of a loader module; nothing is unpickled. A row names a volume by `path` (a
-file, or the folder of a DICOM series, that the serving machine can read) or holds the bytes of a file in `content` (base64 in
-JSON). What cannot be segmented says why in `error`, and costs the other rows nothing.
+MLflow calls `_load_pyfunc` of this module; nothing is unpickled. A row has the `path` of a volume (a file, or the folder of a
+DICOM series, readable on the serving machine) or the bytes of a file as `content` (base64 in JSON). A row that cannot be
+segmented has the reason in `error`; the other rows are unaffected.
 """
 
 import base64
@@ -16,15 +16,15 @@ from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference.prediction import Prediction, predict
+from prostate_seg.segmentation.inference.prediction import predict
 from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage
 
 COLUMNS = ("mask", "volume_ml", "num_slices", "mean_confidence", "fold_agreement", "warnings", "error")
-"""Of an answer; `mask` is a .nii.gz file in base64, on the grid of the volume, and None where there is an error."""
+"""Of a response; `mask` is a .nii.gz file in base64 on the grid of the volume, `fold_agreement` the inter-model Dice."""
 
 
 class ServedModel:
-    """What MLflow calls."""
+    """The Python model that MLflow loads and serves."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -33,8 +33,8 @@ class ServedModel:
         """Segment every row.
 
         Args:
-            model_input: Columns `path` or `content`, or both; of each row one is given.
-            params: None are known; MLflow passes them to every model.
+            model_input: Columns `path` or `content`, or both; each row has one of the two.
+            params: Unused; MLflow passes them to every model.
 
         Returns:
             One row per input, with the columns `COLUMNS`.
@@ -45,21 +45,33 @@ class ServedModel:
         del params
         if not {"path", "content"} & set(model_input.columns):
             raise InputError("a request has rows with a path or the content of an image file, and this has neither")
-        rows = [self._answer(row) for row in model_input.to_dict("records")]
+        rows = [self._predict_row(row) for row in model_input.to_dict("records")]
         return pd.DataFrame(rows, columns=list(COLUMNS), index=model_input.index, dtype=object)
 
-    def _answer(self, row: dict[Any, Any]) -> dict[str, Any]:
-        try:
-            return _as_row(predict(_volume(row), model=self.model))
-        except InputError as error:
-            return dict.fromkeys(COLUMNS) | {"error": str(error)}
+    def _predict_row(self, row: dict[Any, Any]) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="prostate_seg-") as name:
+            try:
+                prediction = predict(_read_row(row, Path(name)), model=self.model)
+            except InputError as error:
+                return dict.fromkeys(COLUMNS) | {"error": str(error)}
+            file = Path(name) / "mask.nii.gz"
+            write_volume(file, prediction.mask)
+            return {
+                "mask": base64.b64encode(file.read_bytes()).decode(),
+                "volume_ml": prediction.volume_ml,
+                "num_slices": prediction.num_slices,
+                "mean_confidence": prediction.mean_confidence,
+                "fold_agreement": prediction.inter_model_dice,
+                "warnings": "; ".join(prediction.warnings),
+                "error": None,
+            }
 
 
 def suffix_of(content: bytes) -> str:
-    """Return the suffix of an image file that begins with these bytes.
+    """Return the suffix of an image file from its first bytes.
 
     Raises:
-        VolumeError: If it is of none of the formats that fit into one file.
+        VolumeError: If it has none of the single-file formats.
     """
     if content[:2] == b"\x1f\x8b":
         return ".nii.gz"
@@ -83,35 +95,16 @@ def _load_pyfunc(data_path: str) -> ServedModel:
     return ServedModel(load_model(folder, fold_index=None, usage=usage, device=choose_device("auto")))
 
 
-def _volume(row: dict[Any, Any]) -> Volume:
-    path, content = (None if _is_absent(row.get(name)) else row[name] for name in ("path", "content"))
+def _read_row(row: dict[Any, Any], folder: Path) -> Volume:
+    """Read the volume of a row; its content is written to a file in `folder` first."""
+    # MLflow fills the column that a row lacks with None or NaN.
+    path, content = (None if pd.isna(row.get(name)) else row[name] for name in ("path", "content"))
     if (path is None) == (content is None):
         raise InputError("a row has either a path or the content of a file; give one of the two")
     if path is not None:
         return read_volume(Path(str(path)))
     if not isinstance(content, bytes):
         raise InputError("content must be the bytes of a file, in base64 where a request is JSON")
-    with tempfile.TemporaryDirectory(prefix="prostate_seg-") as folder:
-        file = Path(folder) / f"content{suffix_of(content)}"
-        file.write_bytes(content)
-        return read_volume(file)
-
-
-def _is_absent(value: object) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
-
-
-def _as_row(prediction: Prediction) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="prostate_seg-") as folder:
-        file = Path(folder) / "mask.nii.gz"
-        write_volume(file, prediction.mask)
-        mask = base64.b64encode(file.read_bytes()).decode()
-    return {
-        "mask": mask,
-        "volume_ml": prediction.volume_ml,
-        "num_slices": prediction.num_slices,
-        "mean_confidence": prediction.mean_confidence,
-        "fold_agreement": prediction.fold_agreement,
-        "warnings": "; ".join(prediction.warnings),
-        "error": None,
-    }
+    file = folder / f"content{suffix_of(content)}"
+    file.write_bytes(content)
+    return read_volume(file)

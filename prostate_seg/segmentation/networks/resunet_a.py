@@ -1,4 +1,4 @@
-"""ResUNet-a: a U-Net whose levels see several scales at once, from MONAI's blocks.
+"""ResUNet-a: a U-Net with parallel dilated convolutions at each level, built from MONAI's blocks.
 
 Source: Diakogiannis et al., "ResUNet-a: a deep learning framework for semantic segmentation of remotely sensed data",
 ISPRS Journal of Photogrammetry and Remote Sensing 162 (2020). Norm and activation follow each convolution, as in MONAI.
@@ -14,22 +14,14 @@ from torch import nn
 from torch.nn import functional
 
 PYRAMID = (1, 2, 4, 8)
-"""Cells along each edge of the pyramid's pooling levels."""
+"""Cells along each axis of the pyramid's pooling levels."""
 
 
 class ResUNetA(nn.Module):
-    """Dilated residual levels down and up, joined by concatenation; pooled context at the coarsest level and at the end.
+    """Encoder and decoder of dilated residual blocks with skip connections; pyramid pooling at the bottleneck and at the end.
 
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: Channels of the input, [B, in_channels, ...].
-        out_channels: Channels of the logits, [B, out_channels, ...].
-        channels: Features per level, finest first.
-        strides: Down-sampling between levels.
-        dilations: Dilations of the parallel branches, per level.
-        act: MONAI's name of the activation.
-        norm: MONAI's name of the normalisation.
-        dropout: Dropout probability.
+    Arguments are named as in MONAI's UNet. `channels` and `dilations` have one entry per level, finest first; `dilations` lists
+    those of the parallel branches.
     """
 
     def __init__(
@@ -90,7 +82,7 @@ class ResUNetA(nn.Module):
 
 
 class _DilatedResidual(nn.Module):
-    """The sum of the input and of two convolutions at each dilation."""
+    """Residual block: the sum of the input and, for each dilation, of two convolutions."""
 
     def __init__(
         self, spatial_dims: int, channels: int, dilations: Sequence[int], *, act: str, norm: str, dropout: float
@@ -110,7 +102,7 @@ class _DilatedResidual(nn.Module):
 
 
 class _PyramidPooling(nn.Module):
-    """Join the input with the maxima of ever smaller cells of it (Zhao et al. 2017, with maxima as in ResUNet-a)."""
+    """Concatenate the input with max pooling over grids of cells (Zhao et al. 2017; maxima as in ResUNet-a)."""
 
     def __init__(self, spatial_dims: int, channels: int, *, act: str, norm: str) -> None:
         super().__init__()
@@ -135,7 +127,7 @@ class _PyramidPooling(nn.Module):
 
 
 def _cell_maxima(x: torch.Tensor, cells: int) -> torch.Tensor:
-    """Return what adaptive max pooling to `cells` along every axis but the first two returns, by plain maxima."""
+    """Compute adaptive max pooling to `cells` along every spatial axis by plain maxima, which ONNX has."""
     for axis in range(2, x.ndim):
         size = x.shape[axis]
         edges = [(cell * size // cells, -((cell + 1) * size // -cells)) for cell in range(cells)]

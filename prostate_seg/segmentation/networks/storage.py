@@ -1,4 +1,4 @@
-"""A trained network on disk: weights.safetensors, which holds no code, and recipe.json, all that inference must know of it."""
+"""A trained network on disk: weights.safetensors, which contains no code, and recipe.json with its settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_path, read_json, write_json
 from prostate_seg.common.settings import parse_group, plain
 from prostate_seg.imaging.preprocessing import PreprocessSettings
-from prostate_seg.segmentation.inference.out_of_distribution import Ranges
+from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.networks.settings import ModelConfig
 
@@ -23,15 +23,15 @@ WEIGHTS, RECIPE = "weights.safetensors", "recipe.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a network was made and what it expects."""
+    """Architecture, preprocessing and training cases of a network."""
 
     model: ModelConfig
     preprocess: PreprocessSettings
     zscore: bool
     train_ids: list[str]
     val_ids: list[str]
-    ranges: Ranges = field(default_factory=dict)
-    """What the training studies were like; see `familiarity`."""
+    ranges: TrainingRanges = field(default_factory=dict)
+    """Ranges over the training studies; see `out_of_distribution`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""
@@ -47,7 +47,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `as_dict` wrote."""
+        """Read what `as_dict` returned."""
         return cls(
             model=parse_group(ModelConfig, values["model"], key="model"),
             preprocess=PreprocessSettings.from_dict(values["preprocess"]),
