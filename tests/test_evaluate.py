@@ -11,7 +11,8 @@ import torch
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import StageResult, Workspace, workspace_of
-from prostate_seg.stages import load_stage
+from prostate_seg.imaging.image_io import content_md5
+from prostate_seg.stages import evaluate, load_stage
 from prostate_seg.stages.report import load_report_data
 from tests.conftest import composed
 
@@ -60,6 +61,17 @@ def test_tables_and_masks_have_the_same_bits_for_any_number_of_workers_and_threa
     evaluated(root, num_workers=8, num_threads=4)
     assert len([name for name in before if name.startswith("masks/")]) == 2
     assert files(root / "evaluation") == before
+
+
+@pytest.mark.usefixtures("result")
+def test_every_file_is_hashed_once_and_a_changed_one_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(evaluate, "content_md5", lambda path: (hashed.append(path), content_md5(path))[1])
+    evaluated(root, num_workers=1, num_threads=1)
+    assert len(hashed) == len(set(hashed)) == 4  # image and mask of two test cases
+    monkeypatch.setattr(evaluate, "content_md5", lambda _: "another")
+    with pytest.raises(InputError, match="has changed since stage=preprocess: run the pipeline again"):
+        evaluated(root, num_workers=1, num_threads=1)
 
 
 def test_test_cases_give_no_objective_but_their_numbers(result: StageResult) -> None:

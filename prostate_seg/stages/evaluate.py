@@ -1,10 +1,10 @@
-"""Stage evaluate: segment the original images of the test cases, and measure the masks on the images' own grid.
+"""Stage evaluate: segment the original test images, and compare the masks with the references on the images' own grid.
 
-It has no objective, so that no sweep chooses a setting by the test cases.
+The stage returns no objective, so that no sweep selects a setting on test cases.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -20,7 +20,7 @@ from prostate_seg.data.dataset import CaseRecord, read_thumbnails
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.leak_gate import OVERRULE, Check, find_leaks, fingerprints_of, listing
-from prostate_seg.data.loading import LoadedCase, load_case, refuse_or_exclude
+from prostate_seg.data.loading import load_case, read_mask, refuse_or_exclude
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
 from prostate_seg.reporting.evaluation_tables import (
@@ -48,6 +48,11 @@ from prostate_seg.stages.common import (
 
 log = logging.getLogger(__name__)
 
+Md5s = tuple[str, str]
+"""Hashes of image and mask."""
+Outcome = tuple[CaseResult | None, list[Finding]]
+"""Result of a case, None if it has errors, and the findings of its checks."""
+
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write evaluation/ (or evaluation_external/): cases.csv, slices.csv, metrics.json, summary.json, masks and overlays."""
@@ -55,23 +60,25 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     folds, verdict = checked_folds(cfg, workspace, dataset)
     external = cfg.evaluate.external_root
     target = workspace.evaluation if external is None else workspace.external_evaluation
+    oracle_crop = preprocess_settings(cfg).crop == "mask"
     with atomic_folder(target) as folder:
         if external is None:
-            scored = score_test_cases(cfg, workspace, folder, folds, dataset)
+            results = evaluate_test_cases(cfg, workspace, folder, folds, dataset)
         else:
-            scored = score_external_cases(cfg, workspace, folder, Path(external), folds, dataset)
-        oracle_crop = preprocess_settings(cfg).crop == "mask"
+            results = evaluate_external_cases(cfg, workspace, folder, Path(external), folds, dataset)
         summary = summarise_folds(
-            scored, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
+            results, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
         )
         summary["leak_gate"] = verdict.as_dict()
-        table = cases_table(scored, oracle_crop=oracle_crop)
+        table = cases_table(results, oracle_crop=oracle_crop)
         write_csv(folder / "cases.csv", table)
-        write_csv(folder / "slices.csv", slices_table(scored), float_format="%.6g")
+        write_csv(folder / "slices.csv", slices_table(results), float_format="%.6g")
         write_json(folder / "metrics.json", summary)
         write_json(folder / "summary.json", flat_summary(summary))
         save_png(folder / "cases.png", case_metrics_figure(table))
-        _draw_extremes(folder, scored, cfg)
+        ordered = sorted(results, key=lambda result: result.metrics.dice)
+        for name, result in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
+            draw_result(folder, name, result, labels=cfg.data.whole_gland_labels)
     for line in summary_lines(summary):
         log.info("%s", line)
     log.info("tables, masks and overlays are in %s", target)
@@ -90,29 +97,51 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     )
 
 
-def score_test_cases(
+def evaluate_test_cases(
     cfg: Config, workspace: Workspace, folder: Path, folds: dict[int, Fold], dataset: dict[str, CaseRecord]
 ) -> list[CaseResult]:
-    """Score each fold's network on its own test cases."""
+    """Evaluate the network of each fold on the fold's own test cases."""
     if not any(fold.test for fold in folds.values()):
         raise InputError(
             "there are no test cases: fold=all trains on all but val\n"
             "Use evaluate.external_root=DIR with other cases, or fold=kfold."
         )
-    scored = []
+    results = []
     for index, fold in folds.items():
         predictor = load_predictor(cfg, workspace, {index: fold})
-        cases = [_original(dataset[case_id], workspace.data) for case_id in fold.test]
-        _require_unchanged(cases, dataset)
-        work = partial(score_case, cfg=cfg, predictor=predictor, folder=folder, fold=f"fold{index}")
-        outcomes = map_cases(work, cases, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
-        for one, findings in outcomes:
-            assert one is not None, findings  # the same files passed the same checks in stage=preprocess
-            scored.append(one)
-    return scored
+        evaluate = partial(evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold=f"fold{index}")
+        work = partial(evaluate_test_case, data=workspace.data, evaluate=evaluate)
+        records = [dataset[case_id] for case_id in fold.test]
+        results += map_cases(work, records, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
+    return results
 
 
-def score_external_cases(
+def evaluate_test_case(record: CaseRecord, *, data: Path, evaluate: Callable[[Case, Md5s], Outcome]) -> CaseResult:
+    """Evaluate one case of the data set.
+
+    Raises:
+        InputError: If its files are not those that preprocessing and the leak gate read.
+    """
+    image, mask = data / record.image, data / record.mask
+    for path, md5 in ((image, record.image_md5), (mask, record.mask_md5)):
+        if not path.exists():
+            raise InputError(f"{record.case_id}: {path} is gone since stage=preprocess; put it back, or set data.root")
+        if content_md5(path) != md5:
+            raise InputError(f"{record.case_id}: {path} has changed since stage=preprocess: run the pipeline again")
+    case = Case(
+        case_id=record.case_id,
+        patient_id=record.patient_id,
+        study_id=record.study_id,
+        image=image,
+        mask=mask,
+        attributes=record.attributes,
+    )
+    result, findings = evaluate(case, (record.image_md5, record.mask_md5))
+    assert result is not None, findings  # the same files passed the same checks in stage=preprocess
+    return result
+
+
+def evaluate_external_cases(
     cfg: Config,
     workspace: Workspace,
     folder: Path,
@@ -120,26 +149,73 @@ def score_external_cases(
     folds: dict[int, Fold],
     dataset: dict[str, CaseRecord],
 ) -> list[CaseResult]:
-    """Score the ensemble of the trained folds on the cases of another folder."""
+    """Evaluate the ensemble of the folds on the cases of another data folder."""
     cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
     require_gland_names(root, labels=cfg.data.whole_gland_labels)
-    _require_unseen(cfg, workspace, cases, dataset)
+    md5s = hashes_of_unseen(cfg, workspace, cases, dataset)
     predictor = load_predictor(cfg, workspace, folds)
-    work = partial(score_case, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
-    outcomes = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="evaluate")
-    scored = [one for one, _ in outcomes if one is not None]
+    evaluate = partial(evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
+    outcomes = map_cases(
+        lambda case: evaluate(case, md5s[case.case_id]), cases, num_workers=cfg.machine.num_workers, label="evaluate"
+    )
+    results = [result for result, _ in outcomes if result is not None]
     findings = [finding for finding in findings if finding.check != "unknown_exclude"]  # may name a training case
     findings += [finding for _, found in outcomes for finding in found]
     exclude = cfg.data.on_bad_case == "exclude"
-    refuse_or_exclude(findings, num_usable=len(scored), exclude=exclude)
-    return scored
+    refuse_or_exclude(findings, num_usable=len(results), exclude=exclude)
+    return results
+
+
+def evaluate_case(case: Case, md5s: Md5s, *, cfg: Config, predictor: Predictor, folder: Path, fold: str) -> Outcome:
+    """Read, check and segment one original image, write the mask on its grid, and measure it against the reference."""
+    labels = cfg.data.whole_gland_labels
+    loaded, quality = load_case(case, labels=labels)
+    if loaded is None:
+        return None, quality.findings
+    predicted = segment(
+        loaded.image,
+        loaded.mask if predictor.preprocess.crop == "mask" else None,
+        predictor=predictor,
+        threshold=cfg.evaluate.threshold,
+        largest_component=cfg.evaluate.largest_component,
+    ).mask
+    write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(predicted))
+    reference = whole_gland(loaded.mask.array, labels=labels)
+    result = CaseResult(
+        fold=fold,
+        case=case,
+        image_md5=md5s[0],
+        mask_md5=md5s[1],
+        metrics=case_metrics(reference, predicted, spacing_mm=loaded.image.geometry.spacing_mm),
+        counts=slice_counts(reference, predicted),
+    )
+    return result, quality.findings
+
+
+def draw_result(folder: Path, name: str, result: CaseResult, *, labels: Sequence[int] | None) -> None:
+    """Draw the overlay of a case; its files are read again, because the median case is known only after the last one."""
+    case = result.case
+    assert case.mask is not None
+    image = read_volume(case.image)
+    figure = overlay_figure(
+        image.array,
+        read_volume(_mask_path(folder, result.fold, case.case_id)).array > 0,
+        reference=whole_gland(read_mask(case.mask).array, labels=labels),
+        spacing_mm=image.geometry.spacing_mm,
+        title=f"{name}: {overlay_title(case.case_id, result.metrics)}",
+    )
+    save_png(folder / "overlays" / f"{name}.png", figure)
+
+
+def _mask_path(folder: Path, fold: str, case_id: str) -> Path:
+    return folder / "masks" / fold / f"{case_id}.nii.gz"
 
 
 def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) -> Predictor:
-    """Load the networks of some folds after checking that they were trained on these folds and this preprocessing.
+    """Load the networks of some folds as an ensemble.
 
     Raises:
-        InputError: If a fold is not trained, or was trained on something else.
+        InputError: If a fold is not trained, or was trained on other cases or other preprocessing.
     """
     device = choose_device(cfg.machine.device)
     networks = []
@@ -162,82 +238,34 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
     )
 
 
-def score_case(
-    case: Case, *, cfg: Config, predictor: Predictor, folder: Path, fold: str
-) -> tuple[CaseResult | None, list[Finding]]:
-    """Segment one original image, write the mask on its grid and measure it; a bad case gives None and the reasons."""
-    loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
-    if loaded is None:
-        return None, quality.findings
-    assert case.mask is not None
-    reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
-    predicted = segment(
-        loaded.image,
-        loaded.mask if predictor.preprocess.crop == "mask" else None,
-        predictor=predictor,
-        threshold=cfg.evaluate.threshold,
-        largest_component=cfg.evaluate.largest_component,
-    ).mask
-    write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(predicted))
-    return CaseResult(
-        fold=fold,
-        case=case,
-        image_md5=content_md5(case.image),
-        mask_md5=content_md5(case.mask),
-        metrics=case_metrics(reference, predicted, spacing_mm=loaded.image.geometry.spacing_mm),
-        counts=slice_counts(reference, predicted),
-    ), quality.findings
+def hashes_of_unseen(
+    cfg: Config, workspace: Workspace, cases: Sequence[Case], dataset: dict[str, CaseRecord]
+) -> dict[str, Md5s]:
+    """Compare external images with those of the trained folds, and return the hashes of the external files by case id.
 
-
-def _original(row: CaseRecord, data: Path) -> Case:
-    return Case(
-        case_id=row.case_id,
-        patient_id=row.patient_id,
-        study_id=row.study_id,
-        image=data / row.image,
-        mask=data / row.mask,
-        attributes=row.attributes,
-    )
-
-
-def _require_unchanged(cases: Sequence[Case], dataset: dict[str, CaseRecord]) -> None:
-    """Check that the originals are still those that preprocessing and the leak gate saw."""
-    for case in cases:
-        assert case.mask is not None
-        for path, md5 in ((case.image, dataset[case.case_id].image_md5), (case.mask, dataset[case.case_id].mask_md5)):
-            if not path.exists():
-                raise InputError(
-                    f"{case.case_id}: {path} is gone since stage=preprocess; put it back, or set data.root"
-                )
-            if content_md5(path) != md5:
-                raise InputError(f"{case.case_id}: {path} has changed since stage=preprocess: run the pipeline again")
-
-
-def _require_unseen(cfg: Config, workspace: Workspace, cases: Sequence[Case], dataset: dict[str, CaseRecord]) -> None:
-    """Check that no external image is, or nearly is, one that the networks were trained on.
-
-    Patients of two data sets can have the same number, so that a shared patient id is only a warning.
+    Raises:
+        InputError: If an external image is a duplicate or near-duplicate of one of the data set.
     """
-    trained = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
+    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
     read = map_cases(identity_of_files, cases, num_workers=cfg.machine.num_workers, label="leak gate")
-    external = {case.case_id: identity for case, identity in zip(cases, read, strict=True)}
-    shared = sorted({one.patient_id for one in trained.values()} & {one.patient_id for one in external.values()})
+    external = {case.case_id: fingerprint for case, fingerprint in zip(cases, read, strict=True)}
+    shared = sorted({one.patient_id for one in known.values()} & {one.patient_id for one in external.values()})
     if shared:
         log.warning("patient ids of both data sets: %s; exclude them if they are the same people", ", ".join(shared))
-    of_external = f" of {cfg.evaluate.external_root}"
-    renamed = {
-        f"{case_id}{suffix}": replace(identity, patient_id=f"{case_id}{suffix}", oracle_crop=None)
-        for group, suffix in ((trained, ""), (external, of_external))
-        for case_id, identity in group.items()
-    }
-    fold = Fold(train=sorted(trained), val=[], test=sorted(set(renamed) - set(trained)))
+    # Patients of two data sets can have equal ids, so the ids of external cases get a suffix. The oracle crop is reported by
+    # the gate of the folds.
+    suffix = f" of {cfg.evaluate.external_root}"
+    compared = {case_id: replace(fingerprint, oracle_crop=None) for case_id, fingerprint in known.items()}
+    for case_id, fingerprint in external.items():
+        compared[f"{case_id}{suffix}"] = replace(fingerprint, patient_id=f"{fingerprint.patient_id}{suffix}")
+    fold = Fold(train=sorted(known), val=[], test=sorted(set(compared) - set(known)))
     pairs = {
-        frozenset((one, f"{other}{of_external}")): reason
+        frozenset((one, f"{other}{suffix}")): reason
         for pair, reason in not_duplicates(cfg).items()
         for one, other in permutations(pair, 2)
     }
-    verdict = find_leaks([fold], identities=renamed, not_duplicates=pairs)
-    log_overruled(verdict, {}, renamed)
+    verdict = find_leaks([fold], identities=compared, not_duplicates=pairs)
+    log_overruled(verdict, {}, compared)
     leaks = verdict.leaks
     if leaks:
         raise InputError(
@@ -245,28 +273,4 @@ def _require_unseen(cfg: Config, workspace: Workspace, cases: Sequence[Case], da
             f"\n  {listing(leaks)}\nList them under data.exclude."
             + (f"\n{OVERRULE}" if any(leak.check is Check.picture for leak in leaks) else "")
         )
-
-
-def _mask_path(folder: Path, fold: str, case_id: str) -> Path:
-    return folder / "masks" / fold / f"{case_id}.nii.gz"
-
-
-def _draw_extremes(folder: Path, scored: Sequence[CaseResult], cfg: Config) -> None:
-    """Draw the worst, the median and the best case."""
-    ordered = sorted(scored, key=lambda one: one.metrics.dice)
-    for name, one in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
-        loaded, _ = load_case(one.case, labels=cfg.data.whole_gland_labels)
-        assert loaded is not None
-        _draw_case(folder, name, one, loaded, cfg)
-
-
-def _draw_case(folder: Path, name: str, one: CaseResult, loaded: LoadedCase, cfg: Config) -> None:
-    predicted = read_volume(_mask_path(folder, one.fold, one.case.case_id))
-    figure = overlay_figure(
-        loaded.image.array,
-        predicted.array > 0,
-        reference=whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels),
-        spacing_mm=loaded.image.geometry.spacing_mm,
-        title=f"{name}: {overlay_title(one.case.case_id, one.metrics)}",
-    )
-    save_png(folder / "overlays" / f"{name}.png", figure)
+    return {case_id: (str(one.image_md5), str(one.mask_md5)) for case_id, one in external.items()}
