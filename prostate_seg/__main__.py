@@ -33,6 +33,7 @@ from prostate_seg.cli import (
     is_raised_by_hydra,
     leave,
     require_inputs,
+    require_one_training,
     typed_word,
 )
 from prostate_seg.common import torchrun
@@ -71,9 +72,9 @@ class StageLauncher(StageTask):
             leave(error, str(error), BAD_COMMAND)
         run = self.open_run()
         if isinstance(run, Skipped):
-            if torchrun.num_processes() > 1:
+            if torchrun.world_size() > 1:
                 _training().dismiss()
-            return run.result.sought
+            return run.result.objectives
         if str(HydraConfig.get().mode).endswith("MULTIRUN"):  # the values of this job are known only now
             redactor = Redactor(settings=config.as_container(cfg))
             require_inputs(
@@ -87,7 +88,7 @@ class StageLauncher(StageTask):
                 "the objective, mean val Dice over the folds, is not a number: look at val studies and loss"
             )
         run.finish(result)
-        return result.sought
+        return result.objectives
 
 
 def main() -> None:
@@ -118,8 +119,8 @@ def main() -> None:
 def _run_command(typed: list[str]) -> None:
     """Let Hydra run a command as it reads it, and leave no run open whenever a signal comes."""
     words = hydra_words(typed)
-    if torchrun.num_processes() > 1:
-        torchrun.require_one_training(typed)
+    if torchrun.world_size() > 1:
+        require_one_training(typed)
     os.environ[TYPED] = shlex.join(typed)
     sys.argv[1:] = words
     launcher = StageLauncher()

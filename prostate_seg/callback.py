@@ -45,7 +45,7 @@ from prostate_seg.operations.job import (
     typed_arguments,
 )
 from prostate_seg.provenance.redaction import Redactor
-from prostate_seg.stages import QUESTIONS, STAGES, require_stage
+from prostate_seg.stages import STAGES, UNTRACKED_STAGES, require_stage
 from prostate_seg.sweeping.cost_estimate import announce, num_folds_of
 from prostate_seg.sweeping.sweeper import is_study, require_training, sweep_place, trial_number
 from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
@@ -133,7 +133,7 @@ class TrackingCallback(Callback):
             _require_runnable(config, swept.get("stage", [config.stage]), swept=set(swept) - {"stage"})
             self._is_multirun_accepted = True
             cfg = _parsed(config)
-            if cfg is None or cfg.stage in QUESTIONS:
+            if cfg is None or cfg.stage in UNTRACKED_STAGES:
                 return
             is_sweep = is_study(config.hydra) or bool(set(swept) - {"stage"})
             if cfg.mlflow.tracking_uri is not None:
@@ -150,7 +150,7 @@ class TrackingCallback(Callback):
             return
         with _exit_on_error():
             cfg = _parsed(config)
-            if cfg is None or cfg.stage in QUESTIONS or cfg.mlflow.tracking_uri is None:
+            if cfg is None or cfg.stage in UNTRACKED_STAGES or cfg.mlflow.tracking_uri is None:
                 return
             from prostate_seg.tracking.sweeps import end_multirun
 
@@ -209,7 +209,7 @@ def _open_run(task: StageTask, cfg: Config, job: Job) -> None:
     workspace = workspace_of(cfg)
     if touches(cfg, workspace):
         task.workspace_lock = occupy(cfg, workspace)
-    if cfg.stage in QUESTIONS:
+    if cfg.stage in UNTRACKED_STAGES:
         task.run = Unrecorded()
         return
     set_mlflow_defaults()

@@ -1,7 +1,7 @@
-"""The command line: arguments as Hydra reads them, and the errors of composition in words.
+"""Parsing of the command line, and messages for commands that cannot be run.
 
-A setting that takes text takes it as typed: a path with brackets, a regular expression or a revision needs no quotes beyond the
-shell's. Hydra's quotes, functions, interpolations and, in a multirun, its commas keep their meaning.
+The value of a text setting is taken as typed: a path with brackets, a regular expression or a revision needs no quotes beyond
+the shell's. Hydra's quotes, functions and interpolations, and the commas of a multirun, keep their meaning.
 """
 
 import argparse
@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import (
-    get_args_parser,
-)  # what hydra.main reads arguments with; tests/test_cli.py has its contract
+from hydra._internal.utils import get_args_parser  # the parser of hydra.main; tests/test_cli.py has its contract
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -32,17 +30,18 @@ from prostate_seg.prerequisites import missing_inputs
 from prostate_seg.stages import STAGES, require_stage
 
 FAILED, BAD_COMMAND = 1, 2
-"""Exit codes of a refused input or failed stage, and of a command or config that cannot be used."""
+"""Exit codes of a refused input or failed stage, and of an invalid command or config."""
 
 PATHS = frozenset(
     {"data.root", "fold.file", "evaluate.external_root", "paths.root", "paths.cache", "paths.spool", "paths.trained"}
     | {"fetch.origin", "audit.splits", "compare.runs", "predict.model", "predict.input", "predict.output"}
     | {"bundle.input", "bundle.output", "hydra.run.dir", "hydra.sweep.dir"}
 )
-"""Settings in which ~ is the home folder: a shell expands it only where a word begins."""
+"""Settings with ~ for the home folder: a shell expands it only at the beginning of a word."""
 TEXT_OF_HYDRA = frozenset({"hydra.sweep.subdir", "hydra.sweeper.storage", "hydra.sweeper.study_name"})
 WITH_COMMAS = frozenset({"data.patient_pattern", "register.reason"})
-"""Text in which a comma is a comma, in a multirun too."""
+"""Text settings in which a comma never separates the values of a multirun."""
+LISTS = (list[str], list[str] | None)
 
 _OVERRIDE = re.compile(r"(\+{0,2})([\w./@:$-]+)=(.*)", re.DOTALL)
 _FUNCTION = re.compile(
@@ -59,14 +58,13 @@ def config_folder() -> Path:
 
 
 def hydra_words(typed: Sequence[str]) -> list[str]:
-    """Return the arguments of the launcher as Hydra reads them.
+    """Return the arguments of the launcher with the quotes that Hydra needs.
 
     Raises:
-        ConfigError: If they are no command; the text names the argument and the one that was probably meant.
+        ConfigError: If they are no valid command; the message names the argument and a suggestion.
     """
-    arguments = _arguments(typed)
-    is_question = any((arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion))
-    if not arguments.overrides and not (is_question or arguments.experimental_rerun):
+    arguments = parsed_arguments(typed)
+    if not (arguments.overrides or is_query(arguments) or arguments.experimental_rerun):
         require_stage(None)
     is_multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
     read = {word: hydra_word(word, is_multirun=is_multirun) for word in arguments.overrides}
@@ -74,12 +72,24 @@ def hydra_words(typed: Sequence[str]) -> list[str]:
     for override in overrides:
         if isinstance(override.value(), int | float) and (config_folder() / override.key_or_group).is_dir():
             raise ConfigError(no_option_message(override.key_or_group, override.get_value_string()))
-    if not (is_multirun or is_question):
-        _require_one_job(overrides)
+        if is_multirun or is_query(arguments):
+            continue
+        key = override.get_key_element()
+        if override.is_sweep_override():  # without -m, Hydra would run one job, or refuse in more words
+            is_list = "list" in config.rule_of(key) if key in config.setting_types() else False
+            hint = f", or write a list: {key}=[{override.get_value_string()}]" if is_list else ""
+            raise ConfigError(f"{override.input_line}: several values are several jobs; add -m to the command{hint}")
+        if key == "+sweep":
+            raise ConfigError(f"{override.input_line}: a sweep is many jobs; add -m to the command")
     return [read.get(word, word) for word in typed]
 
 
-def _arguments(typed: Sequence[str]) -> argparse.Namespace:
+def parsed_arguments(typed: Sequence[str]) -> argparse.Namespace:
+    """Return flags and overrides as Hydra parses them.
+
+    Raises:
+        ConfigError: For an unknown flag.
+    """
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -92,34 +102,38 @@ def _arguments(typed: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(typed)
 
 
-def _require_one_job(overrides: Sequence[Override]) -> None:
-    """Refuse a sweep without -m, which Hydra would run as one job or refuse in more words."""
-    for override in overrides:
-        word = str(override.input_line)
-        if override.is_sweep_override():
-            key = override.get_key_element()
-            is_list = key in config.setting_types() and "list" in config.rule_of(key)
-            hint = f", or write a list: {key}=[{override.get_value_string()}]" if is_list else ""
-            raise ConfigError(f"{word}: several values are several jobs; add -m to the command{hint}")
-        if override.get_key_element() == "+sweep":
-            raise ConfigError(f"{word}: a sweep is many jobs; add -m to the command")
+def is_query(arguments: argparse.Namespace) -> bool:
+    """Return whether a command only prints help, the config or information on Hydra."""
+    return any((arguments.help, arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion))
+
+
+def require_one_training(typed: Sequence[str]) -> None:
+    """Check that the processes of torchrun can share a command.
+
+    Raises:
+        ConfigError: If it is another stage than train, a multirun, or a query.
+    """
+    arguments = parsed_arguments(typed)
+    is_multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    if "stage=train" not in arguments.overrides or is_multirun or is_query(arguments):
+        raise ConfigError(
+            f"torchrun: its {torchrun.world_size()} processes share one stage=train, is {' '.join(typed)}\n"
+            "Run every other command with python -m prostate_seg."
+        )
 
 
 def hydra_word(word: str, *, is_multirun: bool) -> str:
-    """Return an argument as Hydra reads it; one that Hydra reads as it was meant stays as it is."""
+    """Return an argument with the quotes that Hydra needs; most need none."""
     match = _OVERRIDE.fullmatch(word)
     if match is None:
         return word
     prefix, key, value = match.groups()
     kind = config.setting_types().get(key)
-    if key != "stage" and (kind in (str, str | None) or key in PATHS | TEXT_OF_HYDRA) and kind not in LISTS:
-        return f"{prefix}{key}={_text(key, value, is_multirun=is_multirun)}"
     if kind in LISTS:
         return f"{prefix}{key}={_list(key, value, is_multirun=is_multirun)}"
+    if key != "stage" and (kind in (str, str | None) or key in PATHS | TEXT_OF_HYDRA):
+        return f"{prefix}{key}={_text(key, value, is_multirun=is_multirun)}"
     return word
-
-
-LISTS = (list[str], list[str] | None)
 
 
 def typed_word(word: str) -> str:
@@ -132,9 +146,11 @@ def typed_word(word: str) -> str:
 
 
 def _text(key: str, value: str, *, is_multirun: bool) -> str:
-    """Return the value of a setting that takes text, or in a multirun several."""
-    is_known = _value(value) is not None
-    if value.lower() in ("", "null") or (is_known and _is_hydras(key, value)):
+    """Return the value of a text setting, or the values in a multirun."""
+    # A regular expression has backslashes of its own, which are no escapes of Hydra.
+    has_escapes = bool(_ESCAPE.search(value)) and key != "data.patient_pattern" and not _is_quoted(value)
+    is_function = bool(_FUNCTION.fullmatch(value)) and not value.startswith("choice")
+    if value.lower() in ("", "null") or ((has_escapes or is_function) and _value(value) is not None):
         return value
     parts = [value]
     if is_multirun and key not in WITH_COMMAS and not (key in PATHS and Path(value).expanduser().exists()):
@@ -143,14 +159,8 @@ def _text(key: str, value: str, *, is_multirun: bool) -> str:
     return ",".join(_literal(key, part) for part in parts)
 
 
-def _is_hydras(key: str, value: str) -> bool:
-    """Return whether a value is a function of Hydra's, or has its escapes, which a regular expression has of its own."""
-    has_escapes = bool(_ESCAPE.search(value)) and key != "data.patient_pattern" and not _is_quoted(value)
-    return has_escapes or bool(_FUNCTION.fullmatch(value) and not value.startswith("choice"))
-
-
 def _list(key: str, value: str, *, is_multirun: bool) -> str:
-    """Return the value of a setting that takes a list of text, or in a multirun several."""
+    """Return the value of a setting that is a list of text, or the values in a multirun."""
     lists = _split(value) if is_multirun else [value]
     extension = re.fullmatch(r"extend_list ?\((.*)\)", value, re.DOTALL)
     if extension:
@@ -164,7 +174,7 @@ def _list(key: str, value: str, *, is_multirun: bool) -> str:
 
 
 def _literal(key: str, text: str) -> str:
-    """Return one text such that Hydra reads it as it is; quoted only where it must be."""
+    """Return text as Hydra parses it unchanged; quoted only if necessary."""
     is_quoted = _is_quoted(text)
     meant = str(_value(text)) if is_quoted else text
     expanded = str(Path(meant).expanduser()) if key in PATHS and meant.startswith("~") else meant
@@ -182,7 +192,7 @@ def _is_quoted(value: str) -> bool:
 
 
 def _value(value: str) -> Any:
-    """Return what Hydra makes of a value; None where it cannot read it."""
+    """Return a value as Hydra parses it; None if it cannot."""
     try:
         override = OverridesParser.create().parse_override(f"key={value}")
         return override if override.is_sweep_override() else override.value()
@@ -212,36 +222,34 @@ def _parsed(word: str) -> Override:
     """Parse one override.
 
     Raises:
-        ConfigError: If Hydra cannot read it; the text has the quotes with which it can.
+        ConfigError: If Hydra cannot parse it; the message has the rule of the setting or the quotes that it needs.
     """
     try:
         return OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
-        raise ConfigError(_unreadable(word, str(error))) from error
-
-
-def _unreadable(word: str, said: str) -> str:
-    """Say of an argument that Hydra cannot read what it should be."""
-    reason = said.strip().splitlines()[1:-1]
-    match = _OVERRIDE.fullmatch(word)
-    if match is None:
-        hint = f"; did you mean stage={word}?" if word in STAGES else ""
-        return f"{word}: an argument is written key=value, without spaces around ={hint}"
-    key, value = match.group(2), match.group(3)
-    if (config_folder() / key).is_dir():
-        return no_option_message(key, value)
-    if key in config.setting_types():
-        return "\n".join([f"{key}: must be {config.rule_of(key)}, is {value}", *reason])
-    quoted = shlex.quote(f"{match.group(1)}{key}={_quoted(value)}")
-    return "\n".join([f"{key}: {value} has characters that Hydra reads as its own; quote it: {quoted}", *reason])
+        reason = str(error).strip().splitlines()[1:-1]
+        match = _OVERRIDE.fullmatch(word)
+        if match is None:
+            hint = f"; did you mean stage={word}?" if word in STAGES else ""
+            message = f"{word}: an argument is written key=value, without spaces around ={hint}"
+            raise ConfigError(message) from error
+        prefix, key, value = match.groups()
+        if (config_folder() / key).is_dir():
+            raise ConfigError(no_option_message(key, value)) from error
+        if key in config.setting_types():
+            message = f"{key}: must be {config.rule_of(key)}, is {value}"
+        else:
+            quoted = shlex.quote(f"{prefix}{key}={_quoted(value)}")
+            message = f"{key}: {value} has characters of Hydra's own grammar; quote it: {quoted}"
+        raise ConfigError("\n".join([message, *reason])) from error
 
 
 def require_inputs(stages: Sequence[str], cfg: Config, typed: Sequence[str]) -> None:
-    """Check that what stages read exists, or is written by one before it.
+    """Check that the inputs of stages exist, or are written by one of the stages before.
 
     Raises:
-        ConfigError: If a setting that a stage cannot do without is null.
-        InputError: If something is absent; the text has one command that makes it and goes on.
+        ConfigError: If a required setting is null.
+        InputError: If an input is absent; the message has one command that makes it and continues.
     """
     missing = missing_inputs(stages, cfg)
     if not missing:
@@ -264,38 +272,32 @@ def require_inputs(stages: Sequence[str], cfg: Config, typed: Sequence[str]) -> 
 
 
 def _command_with(stages: Sequence[str], missing: Sequence[str], typed: Sequence[str]) -> str:
-    """Return the typed command with the missing stages before its own; before a sweep they run once, by themselves."""
-    arguments = _arguments(typed)
+    """Return the typed command with the missing stages before its own; before a sweep they run once, as another command."""
+    arguments = parsed_arguments(typed)
     flags = [word for word in typed if word not in arguments.overrides and word not in ("-m", "--multirun")]
-    overrides = [word for word in arguments.overrides if not re.match(r"stage=|hydra\.mode=", word)]
-    single = [word for word in overrides if not _belongs_to_sweep(word, is_multirun=arguments.multirun)]
-    is_alone = torchrun.num_processes() == 1
-    is_sweep = len(single) < len(overrides) or not is_alone
+    single, is_sweep = [], torchrun.world_size() > 1
+    for word in arguments.overrides:
+        if re.match(r"stage=|hydra\.mode=", word):
+            continue
+        is_swept = arguments.multirun and _parsed(hydra_word(word, is_multirun=True)).is_sweep_override()
+        if is_swept or re.match(r"\+{0,2}(sweep=|hydra[./](sweep|launcher))", word):
+            is_sweep = True
+        else:
+            single.append(word)
     chain = [stage for stage in STAGES if stage in missing or (stage in stages and not is_sweep)]
     if any(word.endswith("@champion") for word in single) and "register" in missing:
         single.append("register.promote=true")
-    if len(chain) > 1:
-        single = [_multirun_word(word) for word in single]
+    if len(chain) > 1:  # in a multirun, a comma of a single value needs quotes
+        read = {word: hydra_word(word, is_multirun=False) for word in single}
+        single = [word if hydra_word(word, is_multirun=True) == read[word] else read[word] for word in single]
     program = ["python", "-m", "prostate_seg"]
     first = [*program, *flags, *(["-m"] if len(chain) > 1 else []), f"stage={','.join(chain)}", *single]
-    again = f" && {shlex.join([*program, *typed])}" if is_alone else "  # and then torchrun again"
+    again = f" && {shlex.join([*program, *typed])}" if torchrun.world_size() == 1 else "  # and then torchrun again"
     return shlex.join(first) + (again if is_sweep else "")
 
 
-def _belongs_to_sweep(word: str, *, is_multirun: bool) -> bool:
-    """Return whether an override varies a setting, or says how the jobs of a sweep are run."""
-    is_varied = is_multirun and _parsed(hydra_word(word, is_multirun=True)).is_sweep_override()
-    return is_varied or bool(re.match(r"\+{0,2}(sweep=|hydra[./](sweep|launcher))", word))
-
-
-def _multirun_word(word: str) -> str:
-    """Return a word of a single job as it is typed for several: commas in quotes."""
-    read = hydra_word(word, is_multirun=False)
-    return word if hydra_word(word, is_multirun=True) == read else read
-
-
 def composition_message(error: Exception) -> str:
-    """Word an error of composition: the key and, where one is close, what was probably meant."""
+    """Return the message for an error of composition: the key, the rule and a suggestion."""
     text = str(error).strip()
     if isinstance(error, ConfigError):
         return text
@@ -312,27 +314,21 @@ def composition_message(error: Exception) -> str:
 
 
 def no_option_message(group: str, option: str) -> str:
-    """Say that a group has no such option, and which one was probably meant."""
-    known = _options(group)
+    """Return the message for an option that a group does not have, with a suggestion."""
+    try:
+        stored = ConfigStore.instance().list(group)  # options of Hydra and its plugins
+    except OSError:
+        stored = []
+    own = (config_folder() / group).glob("*.yaml")
+    known = sorted({Path(name).stem for name in stored} | {path.stem for path in own})
     meant = closest(option, known)
     hint = f"; did you mean {group}={meant}?" if meant else ""
     hint = f"; did you mean fold.index={option}?" if group == "fold" and option.isdigit() else hint
     return f"{group}: no option {option!r}; known are {', '.join(known)}{hint}"
 
 
-def _options(group: str) -> list[str]:
-    """Return the options of a group: files in configs/, and those that Hydra and its plugins bring."""
-    try:
-        stored = ConfigStore.instance().list(group)
-    except OSError:
-        stored = []
-    return sorted(
-        {Path(name).stem for name in stored} | {path.stem for path in (config_folder() / group).glob("*.yaml")}
-    )
-
-
 def is_raised_by_hydra(error: Exception) -> bool:
-    """Return whether composing raised this: Hydra words some errors of the command line as plain ValueErrors."""
+    """Return whether an error comes from composition: Hydra raises plain ValueErrors for some errors of the command line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return Path(hydra.__file__).parent in Path(last.filename).parents
 

@@ -27,7 +27,7 @@ from prostate_seg.cli import (
     typed_word,
 )
 from prostate_seg.common.errors import ConfigError, InputError
-from prostate_seg.common.suggestions import OTHER_NAMES, probably_meant
+from prostate_seg.common.suggestions import OTHER_NAMES, probably_meant, unknown_key_message
 from prostate_seg.config import schema as config
 from prostate_seg.sweeping.search import without_globs
 from tests.conftest import composed
@@ -309,7 +309,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_key_suggests_the_setting_of_the_same_meaning(name: str) -> None:
-    assert config.unknown_key_message(name) == f"{name}: unknown key; did you mean {NAMES[name]}?"
+    assert unknown_key_message(name, config.known_keys()) == f"{name}: unknown key; did you mean {NAMES[name]}?"
 
 
 def test_wrong_key_that_is_added_suggests_it_too() -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from prostate_seg.cli import require_one_training
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError
 from prostate_seg.segmentation.training.distributed import Team
@@ -104,10 +105,10 @@ def test_batch_norm_of_two_processes_is_that_of_their_whole_batch(tmp_path: Path
 
 def test_what_several_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")  # Slurm, MPI and others set it too
-    assert torchrun.num_processes() == 1
+    assert torchrun.world_size() == 1
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert torchrun.num_processes() == 4
-    torchrun.require_one_training(["stage=train", "train.learning_rate=1e-3"])
+    assert torchrun.world_size() == 4
+    require_one_training(["stage=train", "train.learning_rate=1e-3"])
     for words in (["stage=evaluate"], ["-m", "stage=train"], ["stage=train", "--cfg=job"], ["stage=train", "--help"]):
         with pytest.raises(ConfigError, match="torchrun: its 4 processes share one stage=train"):
-            torchrun.require_one_training(words)
+            require_one_training(words)

@@ -75,7 +75,7 @@ def test_every_file_is_hashed_once_and_a_changed_one_is_refused(root: Path, monk
 
 
 def test_test_cases_give_no_objective_but_their_numbers(result: StageResult) -> None:
-    assert result.sought == {}
+    assert result.objectives == {}
     assert 0 <= result.metrics["test/nsd_2mm"] <= 1
     assert not [name for name in result.metrics if "surface" in name]
 

@@ -1,4 +1,4 @@
-"""What every other folder may use: errors, atomic files, progress bars, signals, random streams, tables.
+"""Utilities for every other folder: errors, settings, atomic files, progress bars, signals, random streams, tables.
 
-Nothing here knows of images, networks, settings or tracking, and nothing heavy is imported.
+Nothing here depends on images, networks or tracking, and nothing heavy is imported.
 """

@@ -1,27 +1,27 @@
-"""Addresses of tracking stores. Nothing here connects to one."""
+"""URIs of tracking stores. Nothing here connects to one."""
 
 import os
 import re
 from pathlib import Path
 
 DRIVE = r"[A-Za-z]:[/\\]"
-"""How an absolute path begins on Windows."""
+"""Start of an absolute path on Windows."""
 
 
 def resolved_uri(uri: str) -> str:
-    """Return the address with a relative sqlite file placed in the project's root."""
+    """Return the URI with a relative sqlite file resolved against the project's root."""
     match = re.match(rf"sqlite:///(?!/|{DRIVE})(.+)$", uri)
     return f"sqlite:///{(project_root() / match.group(1)).as_posix()}" if match else uri
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a resolved sqlite address, None for every other."""
+    """Return the file of a resolved sqlite URI, None for every other."""
     match = re.match(rf"sqlite:///((?:/|{DRIVE})[^?]*)", uri)
     return Path(match.group(1)) if match else None
 
 
 def project_root() -> Path:
-    """Return where the project's store lies: DVC's root, also from inside its temporary workspaces; git's; or here."""
+    """Return the project's root: DVC's, also from inside its temporary workspaces; git's; or the current folder."""
     if os.environ.get("DVC_ROOT"):
         return Path(os.environ["DVC_ROOT"]).absolute()
     here = Path.cwd()
@@ -30,5 +30,5 @@ def project_root() -> Path:
 
 
 def shown_address(uri: str) -> str:
-    """Return an address without user, password and query."""
+    """Return a URI without user, password and query."""
     return re.sub(r"\?.*$", "", re.sub(r"(://)[^/@]*@", r"\1", uri))

@@ -1,31 +1,31 @@
-"""The errors that are written for people.
+"""Errors with a message for the user.
 
-`__main__` prints their text without a traceback. Every other exception is a defect of ours and keeps its traceback.
+`__main__` prints the message without a traceback. Every other exception is a defect of the program and keeps its traceback.
 """
 
 
 class InputError(ValueError):
-    """An input or a workspace cannot be used; the text names the case, the rule and the next step (exit code 1)."""
+    """An input or a workspace cannot be used; the message has the case, the rule and the next step (exit code 1)."""
 
 
 class VolumeError(InputError):
-    """A file or folder is not one usable volume; the caller adds its name and the case."""
+    """A file or folder is not a usable volume; the caller adds its name and the case."""
 
     def __init__(self, message: str, check: str = "unreadable") -> None:
         super().__init__(message)
         self.check = check
-        """Name of the check that refused it, such as missing_slice."""
+        """Name of the quality check that failed, such as missing_slice."""
 
 
-class Pruned(Exception):  # noqa: N818 - no error: the study has asked for it
-    """A trial of a sweep was stopped early because it is hopeless; the text says where it stood."""
+class Pruned(Exception):  # noqa: N818 - no error: the pruner of the study stopped the trial
+    """A trial of a sweep was pruned; the message has its epoch and value."""
 
 
 class ConfigError(ValueError):
-    """A setting cannot be used; the text names the key, the rule and the value (exit code 2)."""
+    """A setting cannot be used; the message has the key, the rule and the value (exit code 2)."""
 
 
 def first_line(error: object) -> str:
-    """Return the first line of an error's text; its class where it has no text."""
+    """Return the first line of an error's message, or its class if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,6 +1,6 @@
 """Atomic writes and file hashes.
 
-A reader sees the file from before or the file from after a write, never a part of one. Nothing here knows what it stores.
+A reader gets the old file or the new one, never a part of one.
 """
 
 import functools
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HOST = re.sub(r"\W", "", socket.gethostname())
-"""Part of the names of unfinished files: process ids mean something on their own machine alone."""
+"""Part of the names of temporary folders: a process id is valid on its own machine only."""
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path with the target's suffixes; rename it to `target` when the block ends without an error."""
-    with _own_folder(target.parent) as folder:
+    """Yield a temporary path with the target's suffixes; rename it to `target` if the block raises no error."""
+    with _temporary_folder(target.parent) as folder:
         temporary = folder / target.name
         yield temporary
         os.replace(temporary, target)
@@ -39,8 +39,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder; let it replace `target` as a whole when the block ends without an error."""
-    with _own_folder(target.parent) as holder:
+    """Yield an empty folder; replace `target` with it if the block raises no error."""
+    with _temporary_folder(target.parent) as holder:
         fresh = holder / "new"
         fresh.mkdir()
         yield fresh
@@ -48,13 +48,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _own_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder for what is not complete yet, and remove it; those of killed processes go first, or they would count.
-
-    Ctrl-C may come at any step: the name is known before the folder is there, and its removal is tried twice.
-    """
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `parent`, and remove it at the end of the block, also after Ctrl-C at any step."""
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(parent)
+    _remove_abandoned(parent)
     folder = parent / f".tmp-{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         try:
@@ -62,22 +59,22 @@ def _own_folder(parent: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    finally:
+    finally:  # again, if Ctrl-C interrupted the removal
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@functools.cache
-def _remove_left(parent: Path) -> None:
-    """Remove what processes of this host that live no more have not completed; looked for once per process."""
-    for left in parent.glob(f".tmp-{HOST}-*-*"):
-        number = left.name.split("-")[2]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
+@functools.cache  # once per process and folder
+def _remove_abandoned(parent: Path) -> None:
+    """Remove temporary folders left by dead processes of this host."""
+    for folder in parent.glob(f".tmp-{HOST}-*-*"):
+        pid = folder.name.split("-")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
-    """Move `fresh` to `target`; what was there is moved aside first, put back on failure and removed on success."""
-    with signals_held():  # Ctrl-C between two steps would lose what was there
+    """Move `fresh` to `target`; an old folder is moved aside first, and restored on failure."""
+    with signals_held():  # Ctrl-C between two steps would lose the old folder
         if not target.exists():
             os.replace(fresh, target)
             return
@@ -93,13 +90,13 @@ def replace_folder(fresh: Path, target: Path) -> None:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write UTF-8 text atomically; lines end alike on every system, so that equal results have equal hashes."""
+    """Write UTF-8 text atomically, with the same line endings on every system, so that equal results have equal hashes."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write indented JSON atomically; NaN and infinity are refused, because JSON has none."""
+    """Write indented JSON atomically; NaN and infinity, which JSON lacks, raise ValueError."""
     write_text(target, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Work on many cases side by side, and show how far it is: a bar at a terminal, a few plain lines in a log."""
+"""Parallel work on many cases, with a progress bar at a terminal or plain lines in a log."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from prostate_seg.common.signals import submit_all
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
-"""How often a log without a terminal hears of long work."""
+"""Interval of progress lines in a log."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,9 +29,8 @@ def map_cases(
 ) -> list[Result]:
     """Apply a function to every case, in threads, and return the results in order.
 
-    Threads are enough where the work is done by libraries that release Python's lock, as SimpleITK, NumPy and torch do.
-    Linear algebra keeps to one thread a case meanwhile: threads of threads wait for each other, and another number of threads
-    may round sums in another way.
+    Threads are enough because SimpleITK, NumPy and torch release the GIL. BLAS uses one thread per case meanwhile: nested
+    threads would wait for each other, and the number of threads could change the rounding of sums.
     """
     workers = max(1, min(num_workers or num_cores(), len(cases)))
     with (
@@ -51,29 +50,25 @@ def map_cases(
 
 @contextmanager
 def progress(label: str, *, total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each finished part."""
+    """Yield a function to call after each finished item."""
     if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=total)
             yield lambda: bar.advance(task)
     else:
-        yield _line_writer(label, total)
+        done, last_line = 0, time.monotonic()
+
+        def advance() -> None:
+            nonlocal done, last_line
+            done += 1
+            if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                log.info("%s %d/%d", label, done, total)
+
+        yield advance
 
 
 def num_cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _line_writer(label: str, total: int) -> Callable[[], None]:
-    done, spoken = 0, time.monotonic()
-
-    def advance() -> None:
-        nonlocal done, spoken
-        done += 1
-        if time.monotonic() - spoken >= SECONDS_BETWEEN_LINES:
-            spoken = time.monotonic()
-            log.info("%s %d/%d", label, done, total)
-
-    return advance

@@ -1,7 +1,7 @@
 """Independent random streams from one seed.
 
-Each use of randomness has a stream of its own: NumPy's SeedSequence of seed and fold, with the purpose and its counters as
-spawn key. Seeds are never added up, because seed 1 with fold 1 would then be seed 2 with fold 0.
+Each use of randomness has its own stream: NumPy's SeedSequence of seed and fold, with purpose and counters as spawn key. Seeds
+are never added, because seed 1 with fold 1 would then equal seed 2 with fold 0.
 """
 
 from enum import IntEnum
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What the random numbers of a stream are for; a number keeps its meaning, because it decides results."""
+    """Purpose of a stream; the numbers decide results and never change."""
 
     val_part = 0
     initial_weights = 1
@@ -24,10 +24,10 @@ def seed_sequence(stream: Stream, *counters: int, seed: int, fold_index: int = 0
     """Return the seed of a stream.
 
     Args:
-        stream: What its numbers are for.
-        counters: What tells streams of one purpose apart, such as the epoch and the rank of the process.
+        stream: Purpose.
+        counters: Distinguish streams of one purpose, such as the epoch and the rank of the process.
         seed: The setting `seed`, 0 to 2**32 - 1.
-        fold_index: The fold, where a stream belongs to one.
+        fold_index: Fold of the stream, if it has one.
     """
     return np.random.SeedSequence([seed, fold_index], spawn_key=(int(stream), *counters))
 

@@ -5,7 +5,6 @@ only some numbers are allowed. Values come from YAML. Only the standard library 
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -162,8 +161,7 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-@functools.cache
-def setting_types(kind: Any) -> dict[str, Any]:
+def setting_types(kind: type) -> dict[str, Any]:
     """Return the type of every key of a dataclass and of the groups inside it, dotted, groups included."""
     types = {}
     for name, hint in get_type_hints(kind).items():
@@ -173,8 +171,7 @@ def setting_types(kind: Any) -> dict[str, Any]:
     return types
 
 
-@functools.cache
-def ranges_of(kind: Any) -> dict[str, Any]:
+def ranges_of(kind: type) -> dict[str, Any]:
     """Return the `Range` or `RisingPair` of those fields of a dataclass that have one."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back where an exception between two steps would leave something behind."""
+"""Delay of Ctrl-C and SIGTERM during steps that an exception must not separate."""
 
 import signal
 import threading
@@ -16,7 +16,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block has ended; only the main thread is told of signals, and holds them."""
+    """Delay Ctrl-C and SIGTERM until the end of the block. Python delivers signals to the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -42,7 +42,7 @@ def signals_held() -> Iterator[None]:
 def submit_all(pool: Executor, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Future[Result]]:
     """Submit `function` of every item.
 
-    A pool whose start of a thread is interrupted forgets the thread, and would not wait for it when it is shut down.
+    An interrupt during the start of a thread would make the pool lose the thread, and not wait for it at shutdown.
     """
     with signals_held():
         return [pool.submit(function, item) for item in items]

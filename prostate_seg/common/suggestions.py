@@ -56,7 +56,7 @@ OTHER_NAMES = {
     "paths.root": "workspace work_dir workdir",
     "paths.cache": "cache_dir",
 }
-"""Settings by the names that they have in other programs; _ and - do not count."""
+"""Settings by their names in other programs; _ and - are ignored."""
 
 
 RENAMED = {
@@ -68,15 +68,21 @@ RENAMED = {
 
 
 def probably_meant(key: str, known: Sequence[str]) -> list[str]:
-    """Return the known keys that a name probably stands for: one, several where it is ambiguous, or none."""
-    name = _plain(key.rpartition(".")[2])
-    by_other_name = [meant for meant, names in OTHER_NAMES.items() if name in map(_plain, names.split())]
+    """Return the keys that a name probably means: one, several if it is ambiguous, or none."""
+    group, _, last = key.rpartition(".")
+    name = _plain(last)
+    other_names = {_plain(other): meant for meant, others in OTHER_NAMES.items() for other in others.split()}
+    if other_names.get(name) in known:
+        return [other_names[name]]
     same_name = [one for one in known if _plain(one.rpartition(".")[2]) == name]
-    for candidates in ([one for one in by_other_name if one in known], _nearest(key, same_name)):
-        if candidates:
-            return candidates
+    if same_name:
+        return [one for one in same_name if group and one.startswith(f"{group}.")] or same_name
     alike = closest(key, known)
-    return [alike] if alike else _by_a_similar_name(name, known)
+    if alike is not None:
+        return [alike]
+    names = {_plain(one.rpartition(".")[2]): one for one in known} | other_names
+    similar = difflib.get_close_matches(name, [one for one in names if len(one) > 3], n=1, cutoff=0.75)
+    return [names[one] for one in similar]
 
 
 def unknown_key_message(key: str, known: Sequence[str]) -> str:
@@ -90,21 +96,8 @@ def unknown_key_message(key: str, known: Sequence[str]) -> str:
 
 
 def closest(word: str, known: Sequence[str]) -> str | None:
-    """Return the known word that looks most like `word`, if one looks like it at all."""
+    """Return the known word that is most similar to `word`, or None if none is."""
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
-
-
-def _nearest(key: str, same_name: list[str]) -> list[str]:
-    """Return those of one group if the key names a group that has some."""
-    group = key.rpartition(".")[0]
-    return [one for one in same_name if group and one.startswith(f"{group}.")] or same_name
-
-
-def _by_a_similar_name(name: str, known: Sequence[str]) -> list[str]:
-    names = {_plain(one.rpartition(".")[2]): one for one in known}
-    names |= {_plain(other): meant for meant, others in OTHER_NAMES.items() for other in others.split()}
-    alike = difflib.get_close_matches(name, [one for one in names if len(one) > 3], n=1, cutoff=0.75)
-    return [names[one] for one in alike]
 
 
 def _plain(name: str) -> str:

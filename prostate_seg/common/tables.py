@@ -1,4 +1,4 @@
-"""Tables for people: with a rule under the heads at a terminal, plain aligned lines in a log. Nothing here prints."""
+"""Text tables: with a rule under the header at a terminal, plain aligned lines in a log. Nothing here prints."""
 
 import io
 import shutil
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDEST = 1000
-"""Characters of a line that is never broken: programs read logs by line."""
+"""Line width in a log, where programs read line by line and rows must not wrap."""
 
 
 def table_lines(
@@ -21,13 +21,13 @@ def table_lines(
     numbers: Collection[str] = (),
     is_terminal: bool | None = None,
 ) -> list[str]:
-    """Return a table as lines without colours, for a log that a terminal may show.
+    """Return the lines of a table, without colours.
 
     Args:
-        columns: Heads.
-        rows: Cells, as many as there are heads.
-        numbers: Heads of columns that are set to the right.
-        is_terminal: Whether a person reads along, and lines must fit the window; None looks at standard output.
+        columns: Headers.
+        rows: Cells, one per header.
+        numbers: Headers of right-aligned columns.
+        is_terminal: Whether lines wrap at the width of the terminal; None checks standard output.
     """
     at_terminal = sys.stdout.isatty() if is_terminal is None else is_terminal
     has_rules = at_terminal and (sys.stdout.encoding or "").lower().startswith("utf")

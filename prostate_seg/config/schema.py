@@ -4,6 +4,7 @@ Values come from configs/*.yaml. Settings of a component are beside it, such as 
 groups here describe the data source, the machine and the arguments of stages. Lengths are in mm, voxel orders are (z, y, x).
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
@@ -65,16 +66,16 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PathsConfig(Settings):
-    """Where stages write on this machine."""
+    """Folders on this machine."""
 
     root: str
-    """Workspace folder: preprocess/, prepared/, model/ and evaluation/ lie in it."""
+    """Workspace: folder of preprocess/, prepared/, model/ and evaluation/."""
     cache: str
-    """Folder for files that can be made again at any time."""
+    """Folder of files that can be made again at any time."""
     spool: str
-    """Folder of what a store has still to be told; unlike the cache it cannot be made again."""
+    """Folder of journals: records that a tracking store has not acknowledged yet. Unlike the cache it cannot be made again."""
     trained: str | None
-    """Folder of model/ and of unfinished training, where trainings side by side each need their own; null takes root."""
+    """Folder of model/ and of unfinished training, one per training if several run at the same time; null takes root."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,24 +94,24 @@ class MachineConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MlflowConfig(Settings):
-    """Where runs are recorded, and under which name."""
+    """Tracking of runs."""
 
     tracking_uri: str | None
-    """Address of the store; a relative sqlite file lies in the project's root; null records nothing."""
+    """URI of the tracking store; a relative sqlite file is in the project's root; null disables tracking."""
     experiment: str
-    """Experiment that holds all pipelines."""
+    """Experiment of all pipelines."""
     name: str
-    """Name of the pipeline that the stages' runs belong to."""
+    """Name of the pipeline, the parent run of the stages' runs."""
     on_rerun: Literal["supersede", "keep"]
-    """What becomes of a stage's earlier run once a new one has finished."""
+    """Whether a new finished run of a stage supersedes the earlier one of the same pipeline, or both are kept."""
     on_unreachable: Literal["fail", "spool"]
-    """What becomes of a stage whose store cannot be reached when it starts: it fails, or is recorded on disk for stage=sync."""
+    """If the store cannot be reached at the start of a stage: fail, or keep the run in a journal for stage=sync."""
     fresh: bool
-    """Whether to begin a new pipeline of that name instead of going on with the newest."""
+    """Whether to start a new pipeline of this name instead of continuing the newest."""
     skip_finished: bool
-    """Whether a stage is skipped whose last run had the same settings, inputs and code, and left its outputs in place."""
+    """Whether to skip a stage whose last run had the same settings, inputs and code, and whose outputs are unchanged."""
     system_metrics: bool
-    """Whether the use of processor, memory, disk, network and GPU is recorded every ten seconds."""
+    """Whether to log the use of CPU, memory, disk, network and GPU every ten seconds."""
 
     def _rules(self) -> list[Rule]:
         is_name = bool(re.fullmatch(r"[\w\-. :/]{1,100}", self.name))
@@ -122,17 +123,17 @@ class MlflowConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyConfig(Settings):
-    """What stage=verify compares the workspace with."""
+    """Arguments of stage=verify."""
 
     run: str | None
-    """Id of a run of a stage or of a whole pipeline; null takes the newest of each stage in DS_VERSION.json."""
+    """Id of the run of a stage or of a pipeline; null takes the newest run of each stage in DS_VERSION.json."""
     format: TableFormat
-    """How the answer is printed."""
+    """Output format."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig(Settings):
-    """What stage=export does with params.yaml."""
+    """Arguments of stage=export."""
 
     check: bool
     """Whether to compare params.yaml with the config instead of writing it."""
@@ -140,17 +141,17 @@ class ExportConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FetchConfig(Settings):
-    """What stage=fetch takes of a public data set, and from where."""
+    """Arguments of stage=fetch for public data sets."""
 
     parts: list[str] | None
-    """Archives to take, such as fold0 of PI-CAI; null takes all that are for training."""
+    """Archives to download, such as fold0 of PI-CAI; null takes all archives for training."""
     origin: str | None
     """Folder with the downloaded archives, or http address of a mirror; null takes the data set's own servers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditConfig(Settings):
-    """Which split stage=audit looks at."""
+    """Arguments of stage=audit."""
 
     splits: str | None
     """Split file: JSON of this project, of PI-CAI or of nnU-Net; null takes kfold.json of the workspace."""
@@ -158,64 +159,64 @@ class AuditConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatusConfig(Settings):
-    """How stage=status answers."""
+    """Arguments of stage=status."""
 
     format: TableFormat
-    """How the answer is printed."""
+    """Output format."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FindConfig(Settings):
-    """What stage=find looks up; one of the two."""
+    """Arguments of stage=find; give one of the two."""
 
     commit: str | None
-    """Commit, branch, tag or DVC experiment whose runs are wanted."""
+    """Commit, branch, tag or DVC experiment whose runs to list."""
     run: str | None
-    """Id of a run whose commit and commands are wanted."""
+    """Id of a run whose commit and commands to show."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkConfig(Settings):
-    """What stage=link writes to runs."""
+    """Arguments of stage=link."""
 
     commit: str
-    """Commit, or name of a DVC experiment, whose dvc.lock names the results."""
+    """Commit, or name of a DVC experiment, whose dvc.lock lists the results."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReproduceConfig(Settings):
-    """What stage=reproduce runs again."""
+    """Arguments of stage=reproduce."""
 
     run: str | None
     """Id of the run of a stage."""
     tolerance: Annotated[float, Range(ge=0, le=1)]
-    """Largest difference of a metric, relative to the recorded value, that still counts as reproduced."""
+    """Largest relative difference of a metric that counts as reproduced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompareConfig(Settings):
-    """What stage=compare compares."""
+    """Arguments of stage=compare."""
 
     runs: list[str]
-    """The baseline and one or more others: ids of evaluations or of pipelines that hold one, or folders with a cases.csv."""
+    """Baseline and one or more others: ids of evaluations or of pipelines with one, or folders with a cases.csv."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegisterConfig(PromotionRules):
-    """What stage=register puts into the registry, and what a champion must have shown."""
+    """Arguments of stage=register, and the requirements of a champion."""
 
     run: str | None
-    """Id of an evaluation, of a training that was evaluated, or of a pipeline; null takes the pipeline's newest evaluation."""
+    """Id of an evaluation, of an evaluated training, or of a pipeline; null takes the pipeline's newest evaluation."""
     name: str
-    """Name of the model in the registry."""
+    """Name of the registered model."""
     onnx: bool
-    """Whether each network is stored as ONNX too."""
+    """Whether to store each network as ONNX, too."""
     promote: bool
-    """Whether the version becomes champion, if it passes the gate."""
+    """Whether the version becomes champion if it passes the gate."""
     force: bool
     """Whether the version becomes champion although the gate refuses it."""
     reason: str | None
-    """Why the alias moves, for those who ask later; needed with force."""
+    """Reason of the promotion, recorded with the alias; required with force."""
 
     def _rules(self) -> list[Rule]:
         is_name = bool(re.fullmatch(r"[\w\-. ]{1,100}", self.name))
@@ -229,22 +230,22 @@ class RegisterConfig(PromotionRules):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictConfig(Settings):
-    """What stage=predict segments, with which networks, and where the masks go."""
+    """Arguments of stage=predict."""
 
     model: str | None
     """Registered model such as models:/prostate_seg@champion, or folder of networks; null takes those of the workspace."""
     input: str | None
     """Image file, folder of images, DICOM series, or folder of patients with any of these in it."""
     pattern: str
-    """Which images of a folder are taken: a file name pattern, such as *_t2w.mha; DICOM series go by their folder's name."""
+    """File name pattern of the images in a folder, such as *_t2w.mha; DICOM series are matched by the name of their folder."""
     output: str
     """Folder for masks/, overlays/ and volumes.csv."""
     overwrite: bool
-    """Whether masks that are there and not of this input and model are replaced."""
+    """Whether existing masks of another input or model are replaced."""
     dicom_seg: bool
-    """Whether masks of DICOM series are written as DICOM SEG too."""
+    """Whether masks of DICOM series are written as DICOM SEG, too."""
     backend: Backend
-    """What computes; onnx needs a model that was registered with register.onnx=true."""
+    """Inference backend; onnx needs a model that was registered with register.onnx=true."""
 
     def _rules(self) -> list[Rule]:
         return [("pattern", bool(self.pattern.strip()), "must not be empty; * takes all")]
@@ -252,37 +253,37 @@ class PredictConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DoctorConfig(Settings):
-    """What stage=doctor may fix."""
+    """Repairs of stage=doctor."""
 
     close_silent: bool
-    """Whether runs of other hosts that have given no sign of life for an hour are closed too."""
+    """Whether to close runs of other hosts without a heartbeat for an hour, too."""
     fix_paths: bool
-    """Whether the paths in a store that was moved or copied are replaced by those of its folder; a backup is kept."""
+    """Whether to replace the paths in a store that was moved or copied by those of its folder; a backup is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyncConfig(Settings):
-    """What stage=sync sends."""
+    """Arguments of stage=sync."""
 
     any_address: bool
-    """Whether to send what was meant for another address too, because this is the same store or takes its place."""
+    """Whether to send journals of another address, too, because it is the same store or was replaced by this one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BundleConfig(Settings):
-    """What stage=bundle packs or unpacks; run and output, or input."""
+    """Arguments of stage=bundle: run and output to pack, or input to unpack."""
 
     run: str | None
-    """Id of the pipeline that is packed."""
+    """Id of the pipeline to pack."""
     output: str | None
     """Archive to write."""
     input: str | None
-    """Archive whose runs are put into this store."""
+    """Archive whose runs to load into this store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(Settings):
-    """A whole run."""
+    """Settings of a run."""
 
     stage: str | None
     """Stage to run; `python -m prostate_seg` lists the stages."""
@@ -326,7 +327,7 @@ STAGE_SETTINGS = {
     "report": ("data.whole_gland_labels", "evaluate.external_root", "evaluate.num_bootstrap", "seed"),
     "register": ("fold.index",),
 }
-"""Of the science settings, those that decide what a stage makes of its inputs; dvc.yaml has the same under `params`."""
+"""Science settings that decide the result of a stage for given inputs; dvc.yaml has the same under `params`."""
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -367,6 +368,7 @@ def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}{key}.")]
 
 
+@functools.cache
 def setting_types() -> dict[str, Any]:
     """Return the type of every key of the config, dotted, groups included."""
     return settings.setting_types(Config)

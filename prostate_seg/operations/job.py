@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Protocol
 
 from prostate_seg.common.errors import Pruned
-from prostate_seg.config.workspace import FoldRecord, StageResult, unrecorded_fold
+from prostate_seg.config.workspace import FoldRecord, StageResult, null_fold_record
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of a process that Ctrl-C or SIGTERM ended."""
@@ -72,7 +72,7 @@ class Recorded(Protocol):
 class Unrecorded:
     """Stands for the run of a stage that only answers a question."""
 
-    open_fold = staticmethod(unrecorded_fold)
+    open_fold = staticmethod(null_fold_record)
     run_id = None
 
     def finish(self, result: StageResult) -> None:

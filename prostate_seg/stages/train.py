@@ -20,7 +20,7 @@ from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.config.schema import Config, portable_science_of
-from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
+from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, null_fold_record
 from prostate_seg.data.dataset import CaseRecord, read_dataset
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.imaging.image_io import read_volume
@@ -44,15 +44,15 @@ log = logging.getLogger(__name__)
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write model/fold<i>/ (weights, recipe, history, config) and model/folds.json."""
-    if torchrun.num_processes() > 1:
-        _require_shareable(cfg, torchrun.num_processes())
+    if torchrun.world_size() > 1:
+        _require_shareable(cfg, torchrun.world_size())
     dataset = checked_dataset(cfg, workspace)
     folds, verdict = checked_folds(cfg, workspace, dataset)
     _require_studies(folds)
     require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
     pack_studies(cfg, workspace, dataset)
     log.info("%s", EPOCH_HEADER)
-    work = partial(train_fold, cfg, replace(workspace, open_fold=unrecorded_fold), folds)
+    work = partial(train_fold, cfg, replace(workspace, open_fold=null_fold_record), folds)
     num_parallel = min(cfg.machine.num_parallel_folds, len(folds))
     if num_parallel > 1:
         gpus = available_gpus(cfg.machine.device)
@@ -79,7 +79,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             **{f"val/best_dice_fold{index}": dice for index, dice in trained.items()},
         },
         tables=[workspace.model / "folds.json"],
-        tags={"leak_gate": verdict.text, "num_processes": str(torchrun.num_processes())},
+        tags={"leak_gate": verdict.text, "num_processes": str(torchrun.world_size())},
         objective=mean,
         seconds=seconds,
     )

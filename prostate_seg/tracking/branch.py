@@ -254,7 +254,7 @@ class Branch:
         tags["folds"] = ",".join(str(fold.index) for fold in self.folds) or NONE
         if record["inputs_changed_while_running"]:
             tags["inputs_changed_while_running"] = ", ".join(record["inputs_changed_while_running"])
-        numbers = points_of({**result.metrics, **result.sought}, step=0)
+        numbers = points_of({**result.metrics, **result.objectives}, step=0)
         self.put({"do": "log", "run": self.key, "tags": tags, "metrics": numbers})
         self.put({"do": "inputs", "run": self.key, "datasets": record["inputs"]})
         folders = {key: dict(one.files) for key, one in (*hashes.inputs.items(), *hashes.outputs.items()) if one.files}

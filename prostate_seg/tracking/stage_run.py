@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prostate_seg.common.address import project_root
 from prostate_seg.config.schema import Config, as_container, science_of
-from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, unrecorded_fold
+from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, null_fold_record
 from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
 from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
@@ -80,7 +80,7 @@ class StageRun:
     def open_fold(self, index: int) -> Iterator[FoldRecord]:
         """Record the training of one fold: a run of its own below this one."""
         if self.branch is None:
-            with unrecorded_fold(index) as nobody:
+            with null_fold_record(index) as nobody:
                 yield nobody
             return
         fold = self.branch.open_fold(index)
@@ -134,7 +134,7 @@ class StageRun:
             "overrides": list(self.job.overrides),
             "settings": science_of(self.cfg),
             "metrics": {} if self.result is None else dict(self.result.metrics),
-            "sought": {} if self.result is None else self.result.sought,
+            "sought": {} if self.result is None else self.result.objectives,
             "inputs": {key: hashed.md5 for key, hashed in hashes.inputs.items()},
             "outputs": {key: hashed.md5 for key, hashed in hashes.outputs.items()},
             "inputs_changed_while_running": self._changed_inputs(hashes),

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prostate_seg.common.files import md5_of, md5_of_text
-from prostate_seg.stages import QUESTIONS
+from prostate_seg.stages import UNTRACKED_STAGES
 from tests.project_helpers import Project
 
 STAGES = ("fetch", "preprocess", "prepare", "train", "evaluate", "report", "predict")
@@ -126,7 +126,7 @@ def require_same(found: dict[str, str], expected: dict[str, str]) -> None:
 def require_sound_record(one: Round) -> None:
     """Fail unless the record can be read and no run is left open."""
     entries = json.loads((one.project.folder / "DS_VERSION.json").read_text())["stages"]
-    recorded = one.seconds.keys() - QUESTIONS
+    recorded = one.seconds.keys() - UNTRACKED_STAGES
     assert recorded <= entries.keys(), sorted(entries)
     if "mlflow=off" not in one.recording:
         runs = one.project.runs()

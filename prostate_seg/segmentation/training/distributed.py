@@ -87,14 +87,14 @@ class Team:
         """
         if self.size == 1 or device.type != "cuda":
             return device
-        if torchrun.num_processes_here() > torch.cuda.device_count():
+        if torchrun.local_world_size() > torch.cuda.device_count():
             raise InputError(
                 "torchrun: each process of a machine needs a GPU of its own, "
-                f"there are {torchrun.num_processes_here()} processes and {torch.cuda.device_count()} GPUs\n"
+                f"there are {torchrun.local_world_size()} processes and {torch.cuda.device_count()} GPUs\n"
                 f"Use --nproc-per-node={torch.cuda.device_count()}, or machine.device=cpu."
             )
-        torch.cuda.set_device(torchrun.rank_here())
-        return torch.device("cuda", torchrun.rank_here())
+        torch.cuda.set_device(torchrun.local_rank())
+        return torch.device("cuda", torchrun.local_rank())
 
 
 ALONE = Team()
@@ -107,7 +107,7 @@ def join_team() -> Iterator[Team]:
     Raises:
         TeamLostError: If one of them ends before.
     """
-    if torchrun.num_processes() == 1:
+    if torchrun.world_size() == 1:
         yield ALONE
         return
     # gloo has what lies in main memory: no word between the processes waits for a GPU.
