@@ -264,7 +264,7 @@ def require_inputs(stages: Sequence[str], cfg: Config, typed: Sequence[str]) -> 
             [
                 f"stage={','.join(stages)} needs files that do not exist yet:",
                 *lines,
-                "One command makes them and goes on:",
+                "One command makes them and continues:",
                 f"  {_command_with(stages, list(missing), typed)}",
             ]
         )
