@@ -84,15 +84,18 @@ def gallery_case(
     indices = slice_indices(union, num_slices=image.shape[0])
     image, reference, predicted = (volume[:, rows, columns] for volume in (image, reference, predicted))
     grey = to_uint8(image, shown=image[indices])
-    slices = [
-        GallerySlice(
-            label=slice_label(index, reference[index], predicted[index]),
-            image_uri=webp_uri(grey[index]),
-            reference_path=svg_contour(reference[index]),
-            predicted_path=svg_contour(predicted[index]),
+    slices = []
+    for index in indices:
+        stream = io.BytesIO()
+        Image.fromarray(grey[index]).save(stream, format="WEBP", quality=WEBP_QUALITY, method=6)
+        slices.append(
+            GallerySlice(
+                label=slice_label(index, reference[index], predicted[index]),
+                image_uri=f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}",
+                reference_path=svg_contour(reference[index]),
+                predicted_path=svg_contour(predicted[index]),
+            )
         )
-        for index in indices
-    ]
     return GalleryCase(
         rank=rank,
         case_id=case_id,
@@ -101,13 +104,6 @@ def gallery_case(
         shape_vox=(image.shape[1], image.shape[2]),
         spacing_mm=spacing_mm[1:],
     )
-
-
-def webp_uri(grey: np.ndarray) -> str:
-    """Return an 8-bit picture [Y, X] as a data URI."""
-    stream = io.BytesIO()
-    Image.fromarray(grey).save(stream, format="WEBP", quality=WEBP_QUALITY, method=6)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def svg_contour(mask: np.ndarray) -> str:

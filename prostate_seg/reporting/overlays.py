@@ -66,15 +66,10 @@ def overlay_figure(
     title: str,
     num_slices: int = 6,
 ) -> Figure:
-    """Draw axial slices with the contour of the predicted mask and, where there is one, of the reference mask.
+    """Draw axial slices from apex to base with the contour of the predicted mask and, if there is one, of the reference.
 
-    Args:
-        image: Grey values, shape [Z, Y, X], LPS.
-        predicted: Binary mask on the same grid; may be empty.
-        reference: Binary mask on the same grid; None if the case has none.
-        spacing_mm: Voxel edge lengths along Z, Y, X.
-        title: Line above the panels; characters without a glyph are written as escapes.
-        num_slices: Number of slices, evenly spaced from apex to base; fewer when the gland spans fewer.
+    Image [Z, Y, X] and binary masks are on one grid; the predicted mask may be empty. A gland of fewer than `num_slices` slices
+    has fewer panels; see `slice_indices`.
 
     Raises:
         ValueError: If the shapes differ, a mask is not binary, or `num_slices` is below 1.

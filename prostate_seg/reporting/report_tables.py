@@ -20,6 +20,8 @@ NUM_BINS = 10
 AGREEMENT_SD = 1.96
 """Half width of the limits of agreement in standard deviations (Bland and Altman 1986)."""
 
+DICE_COLUMNS = ("num_cases", "num_patients", "mean", "ci95_low", "ci95_high")
+
 VOLUME_TERTILE = "volume_tertile"
 
 TERTILES = ("lower third", "middle third", "upper third")
@@ -151,14 +153,12 @@ def limits_of_agreement(differences_ml: pd.Series) -> tuple[float, float, float]
 
 def subgroup_dice(data: ReportData) -> pd.DataFrame:
     """Return mean Dice and interval of each group of each attribute, volume tertiles first."""
-    return pd.DataFrame(
-        [
-            {"attribute": attribute, "group": group, **_dice_summary(data, data.cases[groups == group])}
-            for attribute, groups in subgroups(data.cases).items()
-            for group in sorted(set(groups))
-        ],
-        columns=["attribute", "group", "num_cases", "num_patients", "mean", "ci95_low", "ci95_high"],
-    )
+    rows = [
+        {"attribute": attribute, "group": group, **_dice_summary(data, data.cases[groups == group])}
+        for attribute, groups in subgroups(data.cases).items()
+        for group in sorted(set(groups))
+    ]
+    return pd.DataFrame(rows, columns=["attribute", "group", *DICE_COLUMNS])
 
 
 def learning_curves(histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -175,28 +175,21 @@ def dice_along_gland(data: ReportData) -> pd.DataFrame:
     """
     edges = np.array([-np.inf, *np.linspace(0, 1, NUM_BINS + 1), np.inf])
     part = np.digitize(data.slices["position"], edges) - 1
-    return pd.DataFrame(
-        [
-            {
-                "position": round((number - 0.5) / NUM_BINS, 3),
-                "num_slices": int((part == number).sum()),
-                **_dice_summary(data, data.slices[part == number]),
-            }
-            for number in range(NUM_BINS + 2)
-        ]
-    )
+    rows = [
+        {
+            "position": round((number - 0.5) / NUM_BINS, 3),
+            "num_slices": int((part == number).sum()),
+            **_dice_summary(data, data.slices[part == number]),
+        }
+        for number in range(NUM_BINS + 2)
+    ]
+    return pd.DataFrame(rows, columns=["position", "num_slices", *DICE_COLUMNS])
 
 
 def _dice_summary(data: ReportData, rows: pd.DataFrame) -> dict[str, float | int | None]:
     dice, patients = rows["dice"].to_numpy(dtype=float), rows["patient_id"].tolist()
     summary = summarise(dice, patients=patients, num_bootstrap=data.num_bootstrap, seed=data.seed)
-    return {
-        "num_cases": int(rows["case_id"].nunique()),
-        "num_patients": summary.num_patients,
-        "mean": summary.mean,
-        "ci95_low": summary.ci95_low,
-        "ci95_high": summary.ci95_high,
-    }
+    return summary.as_dict() | {"num_cases": int(rows["case_id"].nunique())}
 
 
 def subgroups(cases: pd.DataFrame) -> dict[str, pd.Series]:

@@ -109,22 +109,30 @@ def load_gallery(cfg: Config, cases: pd.DataFrame, *, originals: Path, masks: Pa
         log.warning("the gallery has no pictures: %s", error)
         found = []
     files = {case.case_id: case for case in found}
+    rows = cases.to_dict("index")
     gallery = []
     for rank, index in worst_median_best(cases).items():
-        row = cases.loc[index]
-        case_id, fold = str(row["case_id"]), str(row["fold"])
-        metrics = {name: float(row[name]) for name in CASE_METRICS}
+        row = rows[index]
+        case_id, metrics = str(row["case_id"]), {name: float(row[name]) for name in CASE_METRICS}
         try:
             image, reference = _load_original(cfg, files.get(case_id), md5s=(row["image_md5"], row["mask_md5"]))
-            predicted = read_volume(masks / fold / f"{case_id}.nii.gz").array > 0
+            predicted = read_volume(masks / str(row["fold"]) / f"{case_id}.nii.gz").array > 0
             if predicted.shape != reference.shape:
                 raise InputError("its predicted mask is on another grid.")
         except (InputError, VolumeError) as error:
             gallery.append(GalleryCase(rank=rank, case_id=case_id, metrics=metrics, missing=str(error)))
             continue
-        spacing_mm = image.geometry.spacing_mm
-        slices = {"image": image.array, "reference": reference, "predicted": predicted}
-        gallery.append(gallery_case(rank, case_id, metrics, **slices, spacing_mm=spacing_mm))
+        gallery.append(
+            gallery_case(
+                rank,
+                case_id,
+                metrics,
+                image=image.array,
+                reference=reference,
+                predicted=predicted,
+                spacing_mm=image.geometry.spacing_mm,
+            )
+        )
     return gallery
 
 

@@ -110,8 +110,8 @@ def test_other_cases_are_refused_and_the_result_from_before_stays(project: Proje
     done = project.run("stage=compare", f"compare.runs=[first,{changed(project, lambda table: table[1:])}]")
     assert done.returncode == 1
     gone = pd.read_csv("first/cases.csv")["case_id"][0]
-    assert "prostate_seg: changed and first were not measured on the same:\n" in done.stderr
-    assert f"  test cases of first alone, 1: {gone}\n" in done.stderr
+    assert "prostate_seg: changed and first were not evaluated on the same data:\n" in done.stderr
+    assert f"  test cases of first only, 1: {gone}\n" in done.stderr
     assert "Traceback" not in done.stderr
     assert (project.folder / "comparison" / "comparison.json").read_bytes() == before
 
@@ -125,8 +125,8 @@ def test_other_reference_and_a_table_of_an_older_version_are_refused(project: Pr
 
 def test_what_is_no_other_result_is_refused(project: Project) -> None:
     run, pipeline = evaluation(project, "first"), str(project.only(level="pipeline", pipeline="first").info.run_id)
-    assert f"{pipeline} is {run}, which is there already" in refusal(project, run, pipeline)
-    assert "which is there already" in refusal(project, "first", "./first/")
+    assert f"{pipeline} is {run}, which is listed already" in refusal(project, run, pipeline)
+    assert "which is listed already" in refusal(project, "first", "./first/")
     assert "elsewhere is neither a folder here nor the id of a run" in refusal(project, "first", "elsewhere")
     assert "model has no cases.csv" in refusal(project, "first", "model")
     assert f"there is no run {'12e4' * 8} in sqlite:///" in refusal(project, "first", "12e4" * 8)

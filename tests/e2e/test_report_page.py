@@ -84,7 +84,7 @@ def test_stage_writes_page_card_and_tables_and_logs_both(reported: Project) -> N
 
 def test_slider_moves_with_the_arrow_keys(reported: Project, browser: Any, trouble: list[str]) -> None:
     page = opened(browser, reported, trouble)
-    slider, words, viewer = page.locator("#case0-slider"), page.locator("#case0-words"), page.locator("#case0 use")
+    slider, words, viewer = page.locator("#case0-slider"), page.locator("#case0-output"), page.locator("#case0 use")
     before = words.inner_text(), viewer.get_attribute("href"), page.locator("#case0").screenshot()
     slider.focus()
     page.keyboard.press("ArrowRight")
@@ -139,7 +139,7 @@ def test_report_without_originals_history_and_record_says_so(reported: Project, 
     done = project.run("stage=report", "mlflow=off")
     assert done.returncode == 0, done.stdout + done.stderr
     html = (project.folder / "report/report.html").read_text()
-    for words in ("Not shown: its original image", "history of training is not in the workspace", "no DS_VERSION.json"):
+    for words in ("Not shown: its original image", "training history is not in the workspace", "no DS_VERSION.json"):
         assert words in html
 
 
