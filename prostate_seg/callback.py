@@ -228,7 +228,7 @@ def _open_run(task: StageTask, cfg: Config, job: Job) -> None:
 def _parsed(config: DictConfig) -> Config | None:
     """Return the config; None for one that the stage itself is about to refuse."""
     try:
-        return configuration.parse_job(config)
+        return configuration.parse(config)
     except ConfigError:
         return None
 
@@ -248,7 +248,7 @@ def _require_runnable(config: DictConfig, stages: Sequence[str | None], *, swept
     if groups & INPUT_GROUPS or ("fold" in groups and list(stages) != ["train"]):
         return
     try:
-        cfg = configuration.parse_job(config)
+        cfg = configuration.parse(config)
     except ConfigError:
         if swept or "${hydra:" in OmegaConf.to_yaml(config.paths):
             return

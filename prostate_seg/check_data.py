@@ -1,8 +1,9 @@
-"""The first stage of dvc.yaml: check that data/ has something in it, and say which command makes it.
+"""First stage of dvc.yaml: checks that data/ is not empty, and prints the command that fills it.
 
-Its output is a file outside DVC's cache: it is made once in each workspace, and a workspace without it asks again.
+Its output is a file outside DVC's cache, so that each workspace is checked once.
 """
 
+import os
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -12,19 +13,35 @@ from prostate_seg.cli import BAD_COMMAND, FAILED, composition_message, config_fo
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import write_text
 from prostate_seg.config.schema import parse
-from prostate_seg.prerequisites import require_data
+from prostate_seg.config.workspace import workspace_of
+from prostate_seg.prerequisites import exists, require_fetchable
 
 CHECKED = Path(".cache/data_checked")
 """In the current folder; preprocess depends on it in dvc.yaml."""
 
 
 def main() -> None:
-    """Check the data folder that params.yaml names, and note that it was there."""
+    """Check the data folder that params.yaml names, and write the file that marks it as checked."""
     try:
         with initialize_config_dir(config_dir=str(config_folder())):
             cfg = parse(compose("from_params"))
-        require_data(cfg)
-        write_text(CHECKED, "data/ was there\n")  # the same for all data: other data rerun preprocess by their own hash
+        workspace = workspace_of(cfg)
+        if exists(workspace.data):
+            write_text(
+                CHECKED, "data/ was there\n"
+            )  # equal for all data: other data rerun preprocess by their own hash
+            return
+        if Path(os.environ.get("DVC_ROOT", ".")).resolve() != Path.cwd():
+            raise InputError(
+                f"{workspace.data} is absent from this temporary workspace, which has what git and DVC track\n"
+                "Track it in the project, and start again: dvc add data && git add data.dvc"
+            )
+        require_fetchable(cfg, workspace)
+        raise InputError(
+            f"{workspace.data} is absent or empty. Make the data set that params.yaml names:\n"
+            "  python -m prostate_seg --config-name from_params stage=fetch\n"
+            "Or link your own data to it, with the settings of stage=export data=folder data.root=null."
+        )
     except (ConfigError, HydraException) as error:
         leave(error, composition_message(error), BAD_COMMAND)
     except InputError as error:

@@ -5,7 +5,6 @@ the message names the setting. The content of files is checked by the stages.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,33 +37,11 @@ def missing_inputs(stages: Sequence[str], cfg: Config) -> dict[str, list[Path]]:
                 if source in stages[:number]:
                     continue
                 if source == "fetch":
-                    _require_fetchable(cfg, workspace)
+                    require_fetchable(cfg, workspace)
                 if source not in missing:  # its own inputs may be absent, too
                     pending.append(source)
                 missing[source] = list(dict.fromkeys([*missing.get(source, []), path]))
     return {stage: missing[stage] for stage in STAGES if stage in missing}
-
-
-def require_data(cfg: Config) -> None:
-    """Check that the data folder is not empty, for the first stage of dvc.yaml.
-
-    Raises:
-        InputError: If it is; the message has the command that fills it.
-    """
-    workspace = workspace_of(cfg)
-    if _exists(workspace.data):
-        return
-    if Path(os.environ.get("DVC_ROOT", ".")).resolve() != Path.cwd():
-        raise InputError(
-            f"{workspace.data} is absent from this temporary workspace, which has what git and DVC track\n"
-            "Track it in the project, and start again: dvc add data && git add data.dvc"
-        )
-    _require_fetchable(cfg, workspace)
-    raise InputError(
-        f"{workspace.data} is absent or empty. Make the data set that params.yaml names:\n"
-        "  python -m prostate_seg --config-name from_params stage=fetch\n"
-        "Or link your own data to it, with the settings of stage=export data=folder data.root=null."
-    )
 
 
 def _absent_inputs(stage: str, cfg: Config, workspace: Workspace) -> Iterator[tuple[Path, str]]:
@@ -96,7 +73,7 @@ def _absent_inputs(stage: str, cfg: Config, workspace: Workspace) -> Iterator[tu
     ):  # an absent database file has no runs and no models
         file = None if cfg.mlflow.tracking_uri is None else sqlite_file(resolved_uri(cfg.mlflow.tracking_uri))
         inputs = [] if file is None else [(file, "evaluate" if stage == "register" else "register")]
-    yield from ((path, source) for path, source in inputs if not _exists(path))
+    yield from ((path, source) for path, source in inputs if not exists(path))
 
 
 def _num_folds(workspace: Workspace) -> int:
@@ -107,7 +84,7 @@ def _num_folds(workspace: Workspace) -> int:
         return 1
 
 
-def _require_fetchable(cfg: Config, workspace: Workspace) -> None:
+def require_fetchable(cfg: Config, workspace: Workspace) -> None:
     """Refuse an absent data folder that stage=fetch does not fill: one of the user's, or one that DVC tracks."""
     tracked = Path(f"{workspace.data}.dvc")
     if tracked.is_file():
@@ -137,6 +114,6 @@ def _require_users_inputs(stage: str, cfg: Config) -> None:
             raise InputError(f"{key}: there is no file or folder {path}; check the path")
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Return whether a file exists, or a folder with visible entries; an interrupted fetch leaves hidden ones only."""
     return path.is_file() or (path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()))

@@ -1,6 +1,7 @@
 """Arrows point down only, and heavy or tracking libraries stay where they belong."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,30 @@ def test_module_imports_only_what_lies_below_it(path: Path) -> None:
     assert ours <= LAYERS[layer] | {layer}
     others = {name.split(".")[0] for name in imports(path)}
     assert not others & FORBIDDEN[layer]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    paths = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+    graph = {name: (run_time_imports(path) & set(paths)) - {name} for name, path in paths.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def run_time_imports(path: Path) -> set[str]:
+    """Return imported modules and names, without those of type checking only."""
+    tree = ast.parse(path.read_text())
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    for block in blocks:
+        block.body = []
+    nodes = list(ast.walk(tree))
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return modules
 
 
 def test_launcher_and_callback_import_nothing_heavy_at_the_top() -> None:

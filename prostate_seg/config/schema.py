@@ -330,12 +330,13 @@ STAGE_SETTINGS = {
 """Science settings that decide the result of a stage for given inputs; dvc.yaml has the same under `params`."""
 
 
-def parse(cfg: DictConfig) -> Config:
-    """Return the composed config as checked dataclasses.
+def parse(composed: DictConfig) -> Config:
+    """Return a composed config, with or without Hydra's own part, as checked dataclasses.
 
     Raises:
         ConfigError: For an unknown key, a wrong type, a missing or an impossible value.
     """
+    cfg = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
     if cfg.get("stage") == "export":
         _require_plain_science(cfg)
     try:
@@ -343,15 +344,6 @@ def parse(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error.msg or error).splitlines()[0]}") from error
     return parse_group(Config, cast(dict[str, Any], values))
-
-
-def parse_job(composed: DictConfig) -> Config:
-    """Return the same of a config that still has Hydra's own part.
-
-    Raises:
-        ConfigError: As `parse`.
-    """
-    return parse(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
 
 
 def _require_plain_science(cfg: DictConfig) -> None:

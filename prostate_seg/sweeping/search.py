@@ -49,7 +49,7 @@ class Search:
         self.stock, self.config = stock, stock.config
         self.launcher, self.config_loader = stock.launcher, stock.hydra_context.config_loader
         self.objectives = objectives
-        self.cfg: Config = configuration.parse_job(stock.config)
+        self.cfg: Config = configuration.parse(stock.config)
         self.redactor = Redactor(settings=as_container(self.cfg))
 
     def run(self, arguments: Sequence[str]) -> None:
@@ -155,7 +155,7 @@ class Search:
             if is_orphan:  # it may have finished just before it became one
                 overrides.append("mlflow.skip_finished=true")
             try:
-                configuration.parse_job(self._compose(overrides))
+                configuration.parse(self._compose(overrides))
             except ConfigError as error:
                 self._fail(shared, trial, error)
             else:
