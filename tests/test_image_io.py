@@ -21,7 +21,8 @@ import SimpleITK as sitk
 
 from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import content_md5, geometry_of, read_volume, to_sitk, write_volume
+from prostate_seg.imaging.image_io import content_md5, read_volume, to_sitk, write_volume
+from prostate_seg.imaging.sitk_reader import geometry_of
 
 FORMATS = [".nii.gz", ".nii", ".mha", ".nrrd"]
 CODES = [

@@ -1,7 +1,7 @@
-"""Where a volume lies in the world.
+"""Voxel grids and volumes.
 
 Arrays are indexed [Z, Y, X]; world coordinates are LPS millimetres (x to the patient's left, y to posterior, z to superior),
-as in DICOM and ITK. Sizes and spacings here are in array order (z, y, x); points and directions are in world order (x, y, z).
+as in DICOM and ITK. Shapes and spacings are in array order (z, y, x), points and directions in world order (x, y, z).
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ Shape = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
 
 SAME_GRID_TOLERANCE = 0.1
-"""Two grids are one when no corner differs by more than this part of the smallest voxel edge (float32 headers differ)."""
+"""Largest distance between corners of equal grids, as a fraction of the smallest voxel edge (float32 headers differ)."""
 
 RIGHT_ANGLE_TOLERANCE = 0.01
-"""Largest cosine between two axes of a grid, and largest difference of an axis from length 1."""
+"""Largest cosine between two axes of a grid, and largest deviation of an axis from unit length."""
 
 ROUNDED_ROTATION = 1e-3
-"""Rotation in radians that is no difference: a NIfTI file with a quaternion alone rounds it by up to 6e-4, about its origin."""
+"""Rotation in radians that is ignored: a NIfTI quaternion in float32 is rounded by up to 6e-4, about its origin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """A regular grid in world space."""
+    """A regular voxel grid in world space."""
 
     shape_vox: Shape
     """Number of voxels along z, y, x."""
@@ -40,12 +40,17 @@ class Geometry:
         """Return the world point (x, y, z) in mm of a continuous voxel index (z, y, x), or of an [N, 3] array of them."""
         index_xyz = np.asarray(index_zyx, dtype=float)[..., ::-1]
         scaled = index_xyz * np.array(self.spacing_mm[::-1])
-        return np.array(self.origin_mm) + scaled @ self._matrix.T
+        return np.array(self.origin_mm) + scaled @ self.matrix.T
 
     def to_index(self, world_xyz: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the continuous voxel index (z, y, x) of a world point (x, y, z) in mm, or of an [N, 3] array of them."""
         relative = np.asarray(world_xyz, dtype=float) - np.array(self.origin_mm)
-        return (relative @ np.linalg.inv(self._matrix).T / np.array(self.spacing_mm[::-1]))[..., ::-1]
+        return (relative @ np.linalg.inv(self.matrix).T / np.array(self.spacing_mm[::-1]))[..., ::-1]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The direction as an array, shape [3, 3]."""
+        return np.array(self.direction, dtype=float).reshape(3, 3)
 
     @property
     def corners_mm(self) -> np.ndarray:
@@ -63,12 +68,8 @@ class Geometry:
         """Length of the space diagonal of the grid, outer edge to outer edge."""
         return float(np.linalg.norm(np.array(self.shape_vox) * np.array(self.spacing_mm)))
 
-    @property
-    def _matrix(self) -> np.ndarray:
-        return np.array(self.direction, dtype=float).reshape(3, 3)
-
     def is_same_grid(self, other: "Geometry") -> bool:
-        """Return whether both grids have the same shape and corners but for rounding, a rounded rotation included."""
+        """Return whether both grids have the same shape and, within rounding, the same corners."""
         if self.shape_vox != other.shape_vox:
             return False
         apart_mm = np.linalg.norm(self.corners_mm - other.corners_mm, axis=1)
@@ -80,13 +81,13 @@ class Geometry:
         shape = "x".join(str(size) for size in self.shape_vox)
         spacing = "x".join(f"{length:.4g}" for length in self.spacing_mm)
         origin = ", ".join(f"{value:.2f}" for value in self.origin_mm)
-        axes = " ".join(f"({', '.join(f'{v:.3f}' for v in column)})" for column in self._matrix.T)
+        axes = " ".join(f"({', '.join(f'{v:.3f}' for v in column)})" for column in self.matrix.T)
         return f"shape {shape} vox, spacing {spacing} mm (z, y, x), origin ({origin}) mm, axes x y z {axes}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeWarning:
-    """A doubt about how a file was read, which does not refuse it."""
+    """A doubtful header field of a file that was read nevertheless."""
 
     check: str
     """Name of the check, such as no_orientation."""
@@ -96,31 +97,31 @@ class VolumeWarning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NiftiForm:
-    """Where a NIfTI file puts its voxels."""
+    """The sform or qform of a NIfTI file."""
 
     affine: np.ndarray
     """From the voxel index (x, y, z) of the file to mm right, anterior and superior (RAS), shape [4, 4]."""
     code: int
-    """What the space is: 1 scanner, 2 aligned to another image, 3 Talairach, 4 MNI 152; 0 is a file without any form."""
+    """Coordinate space: 1 scanner, 2 aligned to another image, 3 Talairach, 4 MNI 152; 0 for a file without a form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A volume whose axes run, as nearly as the scan allows, to the patient's left, posterior and superior (LPS)."""
+    """A volume with the axes nearest to the patient's left, posterior and superior (LPS)."""
 
     array: np.ndarray
     """Voxel values, shape [Z, Y, X]."""
     geometry: Geometry
     """The grid of `array`, in LPS axis order."""
     stored_orientation: str = "LPS"
-    """Axis code of the file, such as RAS; `image_io.write_volume` stores the array that way again."""
+    """Axis code of the file, such as RAS; `image_io.write_volume` restores it."""
     nifti_form: NiftiForm | None = None
-    """Form of the NIfTI file that the volume was read from, which a mask on its grid repeats exactly."""
+    """Form of the NIfTI file that the volume was read from; a mask written on this grid gets the same form."""
     warnings: tuple[VolumeWarning, ...] = ()
-    """Doubts about the file's header; `quality.check_case` turns them into findings."""
+    """Warnings about the file's header; `quality.check_case` turns them into findings."""
 
     def with_mask(self, mask: np.ndarray) -> "Volume":
-        """Return a mask [Z, Y, X] on this volume's grid, as uint8, that is stored with the axes of this volume's file."""
+        """Return a mask [Z, Y, X] on this grid as uint8, with the stored orientation and form of this volume."""
         return replace(self, array=mask.astype(np.uint8), warnings=())
 
 

@@ -1,5 +1,6 @@
-"""Opening files with SimpleITK, and its errors in words for people."""
+"""MetaImage and NRRD files read with SimpleITK, whose errors are translated."""
 
+import math
 import re
 import threading
 import zlib
@@ -10,6 +11,14 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from prostate_seg.common.errors import VolumeError
+from prostate_seg.imaging.file_integrity import (
+    inflated_parts,
+    require_room,
+    require_sane_size,
+    require_three_dimensional,
+)
+from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.text_headers import check_grid, read_header, voxel_file
 
 IMAGE_IO = {
     ".nii.gz": "NiftiImageIO",
@@ -20,15 +29,15 @@ IMAGE_IO = {
 }
 """SimpleITK's reader for each suffix, longest suffix first; naming it makes upper-case suffixes work too."""
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a Git LFS pointer begins; it stands in a checkout for a file that was not downloaded."""
+ADLER_BYTES = 4
+"""A zlib stream ends with its Adler-32 checksum."""
 
 MAX_REASON = 200
-"""Characters of SimpleITK's own words that an error repeats."""
+"""Characters of SimpleITK's own message that an error repeats."""
 
 
 class _QuietReaders:
-    """How many threads read now, and whether ITK displayed warnings before the first of them; it has one switch for all."""
+    """Number of threads that are reading, and ITK's process-wide warning switch before the first of them."""
 
     lock = threading.Lock()
     count = 0
@@ -37,7 +46,7 @@ class _QuietReaders:
 
 @contextmanager
 def without_itk_warnings() -> Iterator[None]:
-    """Keep ITK from writing warnings to stderr, which would repeat what the errors here say."""
+    """Suppress ITK's warnings on stderr, which would repeat the errors raised here."""
     with _QuietReaders.lock:
         if _QuietReaders.count == 0:
             _QuietReaders.displayed_before = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -52,15 +61,6 @@ def without_itk_warnings() -> Iterator[None]:
                 sitk.ProcessObject.SetGlobalWarningDisplay(_QuietReaders.displayed_before)
 
 
-def open_reader(path: Path, *, image_io: str) -> sitk.ImageFileReader:
-    """Return a reader that has read the header."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(image_io)
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return reader
-
-
 @contextmanager
 def refusing_unreadable() -> Iterator[None]:
     """Turn SimpleITK's RuntimeError, zlib's errors and those of the disk into a `VolumeError`, without ITK's warnings."""
@@ -69,19 +69,48 @@ def refusing_unreadable() -> Iterator[None]:
             yield
     except (RuntimeError, zlib.error, OSError) as error:
         raise VolumeError(
-            "the file cannot be read: it is damaged, incomplete or not what its suffix says "
+            "the file cannot be read: it is damaged, incomplete or not in the format of its suffix "
             f"({reason_of(error)}); copy or export it again"
         ) from error
 
 
 def reason_of(error: Exception) -> str:
-    """Return what SimpleITK says after its source lines, on one line and without memory addresses."""
-    said = str(error).rpartition("ERROR: ")[2].partition("Reason:")[0]  # MetaIO's "Reason:" is a stale errno
-    words = " ".join(re.sub(r"\(0x[0-9a-f]+\)", "", said).split())
+    """Return SimpleITK's message after its source lines, on one line and without memory addresses."""
+    text = str(error).rpartition("ERROR: ")[2].partition("Reason:")[0]  # MetaIO's "Reason:" is a stale errno
+    words = " ".join(re.sub(r"\(0x[0-9a-f]+\)", "", text).split())
     return words if len(words) <= MAX_REASON else words[:MAX_REASON] + " ..."
 
 
-def require_scalar_pixels(reader: sitk.ImageFileReader) -> None:
+def read_with_sitk(path: Path, *, channel: int | None) -> Volume:
+    """Read a MetaImage or NRRD file with the axes of the file; arguments and errors as `image_io.read_volume`."""
+    fields, header_bytes = read_header(path)
+    warnings = check_grid(path, fields)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(IMAGE_IO[path.suffix.lower()])
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    _require_scalar_pixels(reader)
+    require_three_dimensional(reader.GetSize(), channel=channel)
+    require_sane_size(reader.GetSize())
+
+    # The file that holds the voxels may be another one; SimpleITK reports one that is absent.
+    num_bytes = math.prod(reader.GetSize()) * sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    voxels = voxel_file(path, fields)
+    if voxels is not None and voxels.exists():
+        if not voxels.is_file():
+            raise VolumeError(f"its header names {voxels.name} for the voxels, and that is no file; export it again")
+        require_room(voxels, num_bytes=num_bytes)
+
+    image = reader.Execute()
+    if fields.get("CompressedData", "").upper().startswith("T") and voxels is not None and voxels.is_file():
+        payload = voxels.read_bytes()[header_bytes if voxels == path else 0 :]
+        _require_complete(image, payload, num_bytes=num_bytes)
+    if image.GetDimension() == 4:
+        image = image[:, :, :, channel or 0]
+    return Volume(array=sitk.GetArrayFromImage(image), geometry=geometry_of(image), warnings=warnings)
+
+
+def _require_scalar_pixels(reader: sitk.ImageFileReader) -> None:
     """Refuse complex numbers, vectors and colours."""
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     if "complex" in kind:
@@ -92,6 +121,36 @@ def require_scalar_pixels(reader: sitk.ImageFileReader) -> None:
             "export one channel",
             "vector_pixels",
         )
+
+
+def _require_complete(image: sitk.Image, payload: bytes, *, num_bytes: int) -> None:
+    """Refuse truncated and damaged compressed voxels of a MetaImage, which SimpleITK reads without an error.
+
+    The checksum at the end of the payload is compared with that of the image; where it differs (for example because of the
+    byte order), the payload is inflated a second time.
+
+    Raises:
+        VolumeError: If the payload has fewer bytes than the header announces.
+        zlib.error: If it is damaged.
+    """
+    checksum = zlib.adler32(memoryview(sitk.GetArrayViewFromImage(image)))
+    if int.from_bytes(payload[-ADLER_BYTES:], "big") == checksum:
+        return
+    stored = sum(len(part) for part in inflated_parts(payload))
+    if stored < num_bytes:
+        raise VolumeError(f"the file is incomplete: it has {stored} of {num_bytes} bytes; copy or export it again")
+
+
+def geometry_of(image: sitk.Image) -> Geometry:
+    """Return the grid of a three-dimensional SimpleITK image."""
+    size_x, size_y, size_z = image.GetSize()
+    spacing_x_mm, spacing_y_mm, spacing_z_mm = image.GetSpacing()
+    return Geometry(
+        shape_vox=(size_z, size_y, size_x),
+        spacing_mm=(spacing_z_mm, spacing_y_mm, spacing_x_mm),
+        origin_mm=image.GetOrigin(),
+        direction=image.GetDirection(),
+    )
 
 
 def image_suffix(name: str) -> str | None:

@@ -1,6 +1,7 @@
-"""What the text headers of MetaImage and NRRD files say of the grid, before SimpleITK replaces what it cannot use.
+"""Text headers of MetaImage and NRRD files, checked before SimpleITK reads them.
 
-SimpleITK takes a spacing that is absent as 1 mm and knows no units. A header that is not complete is left to it to refuse.
+SimpleITK takes an absent spacing as 1 mm, ignores units, and overruns its memory on some damaged headers. A truncated header
+has no fields here, and SimpleITK refuses it.
 """
 
 import math
@@ -9,131 +10,152 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.imaging.file_integrity import META_HEADER_BYTES
 from prostate_seg.imaging.geometry import VolumeWarning
-from prostate_seg.imaging.sitk_reader import image_suffix
+
+HEADER_BYTES = 65536
+"""Bytes at the start of a file that contain its text header; headers have a few hundred bytes."""
+
+MAX_NRRD_LINE = 500
+"""Characters of a line of a NRRD header; a damaged one of 1,000 overruns a buffer of teem, which reads it."""
+
+LONG_NRRD_LINE = rb"(?m)^(?!#|content:|[^\n:]{1,500}:=)[^\n]{%d,}" % MAX_NRRD_LINE
+"""Such a line, except comments, the content field and key/value pairs, which are free text."""
 
 ORIENTATION_KEYS = ("TransformMatrix", "Rotation", "Orientation")
-"""Names that MetaImage has for the directions of the axes."""
+"""MetaImage's synonyms for the directions of the axes."""
 
 POSITION_KEYS = ("Offset", "Position", "Origin")
-"""Names that MetaImage has for the place of the first voxel."""
+"""MetaImage's synonyms for the position of the first voxel."""
 
 PATIENT_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
-"""NRRD spaces that say where the patient is; SimpleITK takes the axes of all others as LPS."""
+"""NRRD spaces that are defined by the patient; SimpleITK takes the axes of all others as LPS."""
 
-MILLIMETRES = ("mm", "millimeter", "millimeters", "millimetre", "millimetres")
-
-NO_UNIT = ("", "?")
-"""Units that say nothing, which is mm by common practice."""
+MILLIMETRES = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "?")
+"""Names of the unit; a unit that is absent or unknown is mm by common practice."""
 
 
-def check_text_header(path: Path) -> tuple[VolumeWarning, ...]:
-    """Return the warnings of a MetaImage or NRRD header.
+def read_header(path: Path) -> tuple[dict[str, str], int]:
+    """Return the fields of a MetaImage or NRRD header (names in lower case for NRRD), and the length of a MetaImage's in bytes.
+
+    Raises:
+        VolumeError: If the header would make SimpleITK's libraries write or read beyond their memory, which ends the process.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(HEADER_BYTES)
+    if path.suffix.lower() == ".nrrd":
+        return _nrrd_fields(start), 0
+    dimensions = re.findall(rb"(?mi)^\s*NDims\s*=\s*(\S*)", start)
+    if bad := next((value for value in dimensions if value not in (b"1", b"2", b"3", b"4")), None):
+        number = bad[:20].decode("ascii", "replace")
+        raise VolumeError(f"a volume has three dimensions, and the header has {number}; export it again", "not_3d")
+    header = re.match(rb"(?sm).*?^[ \t]*ElementDataFile[ \t]*[=:][^\r\n]*\r?\n?", start)
+    if header is None:
+        return {}, 0
+    # MetaIO uses the last value of a repeated key, and so does dict.
+    lines = re.findall(r"(?m)^[ \t]*(\w+)[ \t]*[=:][ \t]*(.*?)[ \t\r]*$", header.group().decode("utf-8", "replace"))
+    return dict(lines), header.end()
+
+
+def _nrrd_fields(start: bytes) -> dict[str, str]:
+    text, *rest = re.split(rb"\r?\n\r?\n", start, maxsplit=1)
+    if line := re.search(LONG_NRRD_LINE, text):
+        raise VolumeError(
+            f"a line of its header is longer than {MAX_NRRD_LINE} characters "
+            f"({line.group()[:20].decode('ascii', 'replace')}...): the header is damaged; copy or export it again"
+        )
+    if not re.match(rb"NRRD\d{4}\r?\n", text):
+        return {}
+    # Comments and key/value pairs, which are written "key:=value", are no fields.
+    lines = [line for line in text.decode("utf-8", "replace").splitlines() if not re.match(r"#|[^:]*:=", line)]
+    fields = {
+        name.strip().lower(): value.strip() for name, _, value in (line.partition(": ") for line in lines) if value
+    }
+    return fields if rest or "data file" in fields or "datafile" in fields else {}
+
+
+def voxel_file(path: Path, fields: Mapping[str, str]) -> Path | None:
+    """Return the file that holds the voxels, which a header may name; None where it names several."""
+    keys = ("data file", "datafile") if path.suffix.lower() == ".nrrd" else ("ElementDataFile",)
+    name = next((fields[key] for key in keys if fields.get(key)), "LOCAL")
+    if name.upper() == "LOCAL":
+        return path
+    return None if name.split()[0].upper() == "LIST" or "%" in name else path.parent / name
+
+
+def check_grid(path: Path, fields: Mapping[str, str]) -> tuple[VolumeWarning, ...]:
+    """Return the warnings about a header.
 
     Raises:
         VolumeError: If the spacing is absent, not a positive number or not in mm, or a number of the grid cannot be read.
     """
-    with path.open("rb") as stream:
-        start = stream.read(META_HEADER_BYTES)
-    if image_suffix(path.name) == ".nrrd":
-        header = re.match(rb"(?s)NRRD\d{4}\r?\n(.*?)\r?\n\r?\n", start)
-        return () if header is None else _check_nrrd(_nrrd_fields(header.group(1)))
-    header = re.match(rb"(?sm)(.*?^[ \t]*ElementDataFile[ \t]*[=:])", start)
-    return () if header is None else _check_meta_image(_meta_fields(header.group(1)))
-
-
-def _meta_fields(header: bytes) -> dict[str, str]:
-    """Return the values by key; of a key that is repeated, MetaIO takes the last."""
-    return dict(re.findall(r"(?m)^[ \t]*(\w+)[ \t]*[=:][ \t]*(.*?)[ \t\r]*$", header.decode("utf-8", "replace")))
-
-
-def _check_meta_image(fields: Mapping[str, str]) -> tuple[VolumeWarning, ...]:
-    if fields.get("NDims") in ("1", "2"):
+    if not fields or fields.get("NDims", fields.get("dimension")) in ("1", "2"):
         return ()
+    found = _check_nrrd(fields) if path.suffix.lower() == ".nrrd" else _check_meta_image(fields)
+    if not found:
+        return ()
+    message = (
+        f"no orientation is stated: {found}; the axes are taken as LPS: compare left and right with the scanner's images, or "
+        "convert the study from DICOM again"
+    )
+    return (VolumeWarning(check="no_orientation", message=message),)
+
+
+def _check_meta_image(fields: Mapping[str, str]) -> str:
+    """Check the grid of a MetaImage, and return why its orientation is unknown; an empty text if it is known."""
     if "ElementSpacing" not in fields:
-        beside = " (ElementSize is the size of a voxel, which gaps between slices leave out)" * (
-            "ElementSize" in fields
+        beside = (
+            "" if "ElementSize" not in fields else " (ElementSize is the size of a voxel, without gaps between slices)"
         )
         raise _no_spacing(f"ElementSpacing is absent from the header{beside}")
     _require_spacing("ElementSpacing", fields["ElementSpacing"].split())
     _require_millimetres("DistanceUnits", [fields.get("DistanceUnits", "")])
     for key in (*ORIENTATION_KEYS, *POSITION_KEYS):
-        _require_numbers(key, fields.get(key, "").split())
-    if any(key in fields for key in ORIENTATION_KEYS):
-        return ()
-    return (_no_orientation("TransformMatrix is absent from the header"),)
+        if bad := [value for value in fields.get(key, "").split() if math.isnan(_number(value))]:
+            raise VolumeError(
+                f"{key} has a value that is no number: {bad[0]}; write it with a decimal point, or export the volume again",
+                "implausible_grid",
+            )
+    return "" if any(key in fields for key in ORIENTATION_KEYS) else "TransformMatrix is absent from the header"
 
 
-def _nrrd_fields(header: bytes) -> dict[str, str]:
-    """Return the fields by name in lower case, without comments and key/value pairs."""
-    lines = header.decode("utf-8", "replace").splitlines()
-    pairs = (line.split(": ", maxsplit=1) for line in lines if ": " in line and not re.match(r"#|[^:]*:=", line))
-    return {name.strip().lower(): value.strip() for name, value in pairs}
-
-
-def _check_nrrd(fields: Mapping[str, str]) -> tuple[VolumeWarning, ...]:
-    if fields.get("dimension") in ("1", "2"):
-        return ()
+def _check_nrrd(fields: Mapping[str, str]) -> str:
+    """Check the grid of a NRRD file, and return why its orientation is unknown; an empty text if it is known."""
     if "space directions" in fields:
         axes = re.findall(r"\([^)]*\)|\S+", fields["space directions"])
-        _require_directions(axes, num_dimensions=fields.get("space dimension", "3"))
+        vectors = [[_number(part) for part in axis.strip("()").split(",")] for axis in axes if axis.lower() != "none"]
+        num_dimensions = fields.get("space dimension", "3")
+        are_vectors = all(str(len(one)) == num_dimensions and 0 < math.hypot(*one) < math.inf for one in vectors)
+        if len(vectors) < 3 or not are_vectors:
+            raise _no_spacing(f"space directions are {' '.join(axes)}")
         _require_millimetres("space units", _units(fields.get("space units", "")))
     elif "space" in fields:
         raise _no_spacing(f"space is {fields['space']} without space directions")
     elif "spacings" in fields:
-        spatial = _spatial_axes(fields.get("kinds", "").split())
-        _require_spacing("spacings", _chosen(fields["spacings"].split(), spatial))
-        _require_millimetres("units", _chosen(_units(fields.get("units", "")), spatial))
+        # The three spatial axes; others are components of a voxel or a series.
+        kinds = fields.get("kinds", "").lower().split()
+        spatial = [axis for axis, kind in enumerate(kinds) if kind in ("domain", "space", "none", "???")]
+        spatial = spatial[:3] if len(spatial) >= 3 else [0, 1, 2]
+        values, units = fields["spacings"].split(), _units(fields.get("units", ""))
+        _require_spacing("spacings", [values[axis] for axis in spatial if axis < len(values)])
+        _require_millimetres("units", [units[axis] for axis in spatial if axis < len(units)])
     else:
         raise _no_spacing("the header has neither space directions nor spacings")
     space = fields.get("space", "absent")
-    if space.lower() in PATIENT_SPACES:
-        return ()
-    return (_no_orientation(f"space is {space}, which does not say how the patient lies"),)
-
-
-def _spatial_axes(kinds: Sequence[str]) -> list[int]:
-    """Return the three axes of a NRRD file that are not components of a voxel or a series."""
-    spatial = [axis for axis, kind in enumerate(kinds) if kind.lower() in ("domain", "space", "none", "???")]
-    return spatial[:3] if len(spatial) >= 3 else [0, 1, 2]
-
-
-def _chosen(values: Sequence[str], axes: Sequence[int]) -> list[str]:
-    return [values[axis] for axis in axes if axis < len(values)]
+    return "" if space.lower() in PATIENT_SPACES else f"space is {space}, which is not relative to the patient"
 
 
 def _units(text: str) -> list[str]:
     return re.findall(r'"([^"]*)"', text) or text.split()
 
 
-def _require_directions(axes: Sequence[str], *, num_dimensions: str) -> None:
-    """Refuse axes of a NRRD file that are not three or more of finite length in a space of so many dimensions."""
-    vectors = [[_number(part) for part in axis.strip("()").split(",")] for axis in axes if axis.lower() != "none"]
-    are_vectors = all(str(len(vector)) == num_dimensions and 0 < math.hypot(*vector) < math.inf for vector in vectors)
-    if len(vectors) < 3 or not are_vectors:
-        raise _no_spacing(f"space directions are {' '.join(axes)}")
-
-
 def _require_spacing(key: str, values: Sequence[str]) -> None:
-    """Refuse values of which the first three are not positive numbers."""
     numbers = [_number(value) for value in values[:3]]
     if len(numbers) < 3 or not all(0 < number < math.inf for number in numbers):
         raise _no_spacing(f"{key} is {' '.join(values) or 'empty'}")
 
 
-def _require_numbers(key: str, values: Sequence[str]) -> None:
-    bad = [value for value in values if math.isnan(_number(value))]
-    if bad:
-        raise VolumeError(
-            f"{key} has a value that is no number: {bad[0]}; write it with a decimal point, or export the volume again",
-            "implausible_grid",
-        )
-
-
 def _require_millimetres(key: str, units: Sequence[str]) -> None:
-    other = [unit for unit in units if unit.strip().lower() not in (*MILLIMETRES, *NO_UNIT)]
-    if other:
+    if other := [unit for unit in units if unit.strip().lower() not in MILLIMETRES]:
         raise VolumeError(f"lengths are in mm, and {key} is {other[0]}; convert the header to mm", "not_in_mm")
 
 
@@ -151,11 +173,3 @@ def _no_spacing(found: str) -> VolumeError:
         "decimal point, or export the volume again",
         "no_spacing",
     )
-
-
-def _no_orientation(found: str) -> VolumeWarning:
-    message = (
-        f"no orientation is stated: {found}; the axes are taken as LPS: compare left and right with the scanner's images, or "
-        "convert the study from DICOM again"
-    )
-    return VolumeWarning(check="no_orientation", message=message)
