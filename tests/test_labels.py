@@ -1,4 +1,4 @@
-"""A mask's values are labels, or the mask is refused with the value that was found and the next step."""
+"""Mask labels: whole numbers are accepted, anything else is refused with the value and the next step."""
 
 import re
 from collections.abc import Sequence
@@ -104,9 +104,13 @@ def test_integer_masks_are_read_as_they_are(tmp_path: Path) -> None:
         ),
         (gland() * np.float32(0.5), "label_not_integer", r"and 0\.5 is none, as 4624 of 16000 voxels.*threshold it"),
         (soft_map(), "too_many_labels", r"\d+ labels \(1 to 25\d\) are no label map.*threshold it and export again"),
-        (gland().astype(np.int16) - 1, "label_out_of_range", r"-1 stands in 6752 voxels; export .* unsigned"),
-        (gland() * np.float32(1e12), "label_out_of_range", r"from 0 to 65535, and 1e\+12 stands"),
-        (gland().astype(np.int32) * 70000, "label_out_of_range", "70000 stands in"),
+        (
+            gland().astype(np.int16) - 1,
+            "label_out_of_range",
+            r"6752 voxels are outside, such as -1; export .* unsigned",
+        ),
+        (gland() * np.float32(1e12), "label_out_of_range", r"from 0 to 65535, and .* such as 1e\+12"),
+        (gland().astype(np.int32) * 70000, "label_out_of_range", "such as 70000; export"),
     ],
 )
 def test_mask_that_is_no_label_map_is_refused_with_value_and_next_step(

@@ -1,4 +1,4 @@
-"""Checks on images and masks: what each one says, and what it lets pass."""
+"""Quality checks of images and masks: both sides of every threshold."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +15,6 @@ from prostate_seg.imaging.quality import (
     MAX_MASK_DISORDER,
     Finding,
     check_case,
-    check_pair,
     check_slice_planes,
     check_zones,
     image_disorder,
@@ -41,7 +40,7 @@ ORDERS: dict[str, Callable[[int], list[int]]] = {
     "by name": lambda num: sorted(range(num), key=str),
     "shuffled": lambda num: np.random.default_rng(0).permutation(num).tolist(),
 }
-"""What goes wrong when files become a volume."""
+"""Wrong slice orders of volumes that were converted from single files."""
 
 REAL_STUDIES = ["10795_1000811", "10795_1000811b", "11373_1001396", "p158020_1", "p158021_1"]
 
@@ -70,13 +69,18 @@ def check_mask(case_id: str, mask: Volume, *, labels: Sequence[int] | None) -> l
     return check_case(case_id, None, mask, labels=labels).findings
 
 
+def check_pair(case_id: str, image: Volume, mask: Volume) -> list[Finding]:
+    findings = check_case(case_id, image, mask, labels=None).findings
+    return [finding for finding in findings if finding.check == "grids_differ"]
+
+
 def only(findings: list[Finding]) -> Finding:
     assert len(findings) == 1, findings
     return findings[0]
 
 
 def checks(findings: list[Finding]) -> dict[str, bool]:
-    """Return for each check that spoke whether it is an error."""
+    """Return whether each finding is an error, by check."""
     return {finding.check: finding.is_error for finding in findings}
 
 
@@ -149,7 +153,7 @@ class TestSlicePlane:
         write_volume(tmp_path / "a.nii.gz", image)
         assert checks(check_image("a", read_volume(tmp_path / "a.nii.gz"))) == {"not_axial": False}
 
-    def test_order_of_sagittal_slices_is_judged_along_their_own_axis(self) -> None:
+    def test_order_of_sagittal_slices_is_checked_along_their_own_axis(self) -> None:
         x = np.cumsum(np.random.default_rng(0).normal(size=GRID.shape_vox), axis=2)  # alike from left to right
         sagittal = replace(GRID, spacing_mm=(1.0, 1.0, 3.0))
         assert checks(check_image("a", Volume(array=x, geometry=sagittal))) == {"not_axial": False}
@@ -247,7 +251,7 @@ class TestLabels:
     def test_a_wanted_label_that_is_absent_is_an_error_naming_those_present(self) -> None:
         finding = only(check_mask("a", made_mask(ellipsoid() * np.uint8(4)), labels=(1, 2)))
         assert (finding.check, finding.is_error) == ("wanted_label_absent", True)
-        assert "wants 1, 2, and the mask has 0, 4" in finding.message
+        assert "is 1, 2, and the mask has 0, 4" in finding.message
 
     def test_one_of_the_wanted_labels_is_enough(self) -> None:
         assert check_mask("a", made_mask(), labels=[1, 2]) == []
@@ -457,7 +461,9 @@ class TestZones:
         ],
         ids=["few", "mixed", "all alike", "none"],
     )
-    def test_data_sets_without_a_majority_or_an_exception_are_not_judged(self, labels_of: dict[str, list[int]]) -> None:
+    def test_data_sets_without_a_majority_or_an_exception_have_no_findings(
+        self, labels_of: dict[str, list[int]]
+    ) -> None:
         assert check_zones(labels_of) == []
 
 

@@ -1,8 +1,4 @@
-"""Which values a mask may have, and what is wrong with one that has others.
-
-A label is a whole number from 0 to `MAX_LABEL`; whether it is gland is for `quality.whole_gland` to say. Nothing here
-knows cases.
-"""
+"""Validation of mask labels: whole numbers from 0 to `MAX_LABEL`. `quality.whole_gland` selects those that are gland."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,19 +8,19 @@ import numpy as np
 from prostate_seg.imaging.geometry import Volume
 
 LABEL_TOLERANCE = 1e-3
-"""A value this near a whole number is that label: a rescale slope, or a program that computes in float32, gives 0.9999999."""
+"""Largest deviation from a whole number: rescale slopes and float32 arithmetic give values such as 0.9999999."""
 
 MAX_LABELS = 10
-"""Labels above 0 in a mask of the prostate; the finest of zones and lesions that are published have fewer."""
+"""Labels above 0 in a mask of the prostate; the finest published maps of zones and lesions have fewer."""
 
 MAX_LABEL = 65535
 """Largest label of a 16-bit file. Only whether a label is gland is kept, so that labels need not fit into 8 bits."""
 
 SAME_NEIGHBOUR_FRACTION = 0.5
-"""Part of a label's voxels whose neighbour along x has the same label: more in a structure, less in an intensity."""
+"""Fraction of a label's voxels whose neighbour along x has the same label: more in a structure, less in an intensity image."""
 
 MAX_LISTED = 5
-"""Numbers that a message lists before it says how many more there are."""
+"""Numbers that a message lists before it counts the others."""
 
 
 def as_labels(mask: Volume) -> Volume:
@@ -34,8 +30,8 @@ def as_labels(mask: Volume) -> Volume:
         mask: Values as in the file, any dtype.
 
     Returns:
-        The mask with an integer array; the mask as it is when a value is no whole number within `LABEL_TOLERANCE`, for
-        `label_problem` to name.
+        The mask with an integer array; the mask itself when a value is no whole number within `LABEL_TOLERANCE`, which
+        `label_problem` reports.
     """
     array = mask.array
     if array.dtype.kind != "f" or not np.isfinite(array).all():
@@ -55,53 +51,42 @@ def label_problem(array: np.ndarray, *, labels: Sequence[int] | None) -> tuple[s
         labels: Labels that are gland; None takes every label above 0.
     """
     if array.dtype.kind == "f" and (array != np.rint(array)).any():
-        return "label_not_integer", _fraction_message(array)
+        off = np.abs(array - np.rint(array))
+        return "label_not_integer", (
+            f"mask labels are whole numbers within {LABEL_TOLERANCE:g}, and {array.flat[off.argmax()]:g} is none, as "
+            f"{np.count_nonzero(off > LABEL_TOLERANCE)} of {array.size} voxels are not; this is a probability map or an "
+            "interpolated mask: threshold it, or resample it with nearest neighbour, and export labels"
+        )
     if array.min() < 0 or array.max() > MAX_LABEL:
-        return "label_out_of_range", _range_message(array)
+        outside = array[(array < 0) | (array > MAX_LABEL)]
+        return "label_out_of_range", (
+            f"mask labels are from 0 to {MAX_LABEL}, and {outside.size} voxels are outside, such as {outside.flat[0]:g}; "
+            "export the labels as unsigned integers, 0 for the background (255 in a signed 8-bit file is read as -1)"
+        )
     found = np.unique(array[array > 0])
     if not len(found):
         return "empty_mask", "the mask marks no voxel; draw it, or list the case under data.exclude"
     if len(found) > MAX_LABELS and (labels is None or _is_intensity(array)):
-        return "too_many_labels", _number_message(found, labels=labels)
+        problem = f"{len(found)} labels ({found[0]:g} to {found[-1]:g}) are no label map"
+        if labels is not None:
+            problem += ", as most voxels differ from their neighbours; threshold it and export again"
+            return "too_many_labels", problem
+        return "too_many_labels", (
+            f"{problem} of a prostate, which has at most {MAX_LABELS}; threshold it and export again, or name the labels of "
+            "the gland in a map of many structures: data.whole_gland_labels=[...]"
+        )
     if labels is not None and not np.isin(found, labels).any():
         return "wanted_label_absent", (
-            f"data.whole_gland_labels wants {listed(labels)}, and the mask has {listed(np.unique(array))}; "
+            f"data.whole_gland_labels is {listed(labels)}, and the mask has {listed(np.unique(array))}; "
             "correct the setting, or list the case under data.exclude"
         )
     return None
 
 
 def listed(values: Sequence[object] | np.ndarray) -> str:
-    """Return the first values, and how many more there are."""
+    """Return the first values and the number of the others."""
     more = f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else ""
     return ", ".join(str(value) for value in values[:MAX_LISTED]) + more
-
-
-def _fraction_message(array: np.ndarray) -> str:
-    off = np.abs(array - np.rint(array))
-    return (
-        f"mask labels are whole numbers within {LABEL_TOLERANCE:g}, and {array.flat[off.argmax()]:g} is none, as "
-        f"{np.count_nonzero(off > LABEL_TOLERANCE)} of {array.size} voxels are not; this is a probability map or an "
-        "interpolated mask: threshold it, or resample it with nearest neighbour, and export labels"
-    )
-
-
-def _range_message(array: np.ndarray) -> str:
-    outside = array[(array < 0) | (array > MAX_LABEL)]
-    return (
-        f"mask labels are from 0 to {MAX_LABEL}, and {outside.flat[0]:g} stands in {outside.size} voxels; export the labels "
-        "as unsigned integers, 0 for the background (255 in a signed 8-bit file is read as -1)"
-    )
-
-
-def _number_message(found: np.ndarray, *, labels: Sequence[int] | None) -> str:
-    range_of = f"{len(found)} labels ({found[0]:g} to {found[-1]:g}) are no label map"
-    if labels is not None:
-        return f"{range_of}, as most voxels differ from their neighbours; threshold it and export again"
-    return (
-        f"{range_of} of a prostate, which has at most {MAX_LABELS}; threshold it and export again, or name the labels of "
-        "the gland in a map of many structures: data.whole_gland_labels=[...]"
-    )
 
 
 def _is_intensity(array: np.ndarray) -> bool:

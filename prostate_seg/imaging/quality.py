@@ -1,12 +1,12 @@
-"""Named checks on a case that could be read, from measurements that are made once.
+"""Named checks of a case that could be read, based on measurements that are made once.
 
-A finding that is an error refuses the case; a warning is listed. Arrays are [Z, Y, X] in LPS, volumes in mL. Nothing here
-changes a voxel, and nothing here knows files.
+A finding that is an error excludes the case; a warning is reported. Arrays are [Z, Y, X] in LPS, volumes in mL.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
@@ -22,53 +22,53 @@ PLAUSIBLE_VOLUME_ML = (15.0, 263.0)
 """Smallest and largest gland among the public PI-CAI studies."""
 
 SOLID_FRACTION = 0.85
-"""Part of its convex outline in axial slices that a gland fills; five reference masks fill 0.96. Less is a warning."""
+"""Least usual `solid_fraction`: five reference masks have 0.96."""
 
 LEAKED_FRACTION = 0.7
-"""A mask that fills less is refused: PI-CAI's faulty mask of 11050_1001070, which spills out to the front, fills 0.59."""
+"""Least accepted `solid_fraction`: PI-CAI's faulty mask of 11050_1001070, which leaks to the front, has 0.59."""
 
 MIN_HOLES_ML = 0.05
 """Smaller holes are single voxels, which expert masks have too."""
 
 MAX_IMAGE_DISORDER = 0.5
-"""Largest `image_disorder` of a stack in order. Five real studies and eighty phantoms have 0, also when every other slice
-is moved by 1 mm; sorted by name, shuffled or interleaved they have 1.3 or more, with two slices swapped 0.29 or more. Five
-studies do not settle a limit; more is a warning and refuses no case, so that a mistake costs a look at the study."""
+"""Largest `image_disorder` of ordered slices. Five real studies and eighty phantoms have 0, also when every other slice is
+moved by 1 mm; slices that are sorted by name, shuffled or interleaved have 1.3 or more, two swapped slices 0.29 or more. Five
+studies do not settle a limit, so that more is a warning and excludes no case."""
 
 MAX_MASK_DISORDER = 0.35
-"""Largest `mask_disorder` of slices in order. Human masks have up to 0.18, interleaved or sorted by name 0.57 or more; two
-swapped neighbours in the middle of a gland hardly change it, and are rarely found. The limit is midway and rests on five masks:
-more is a warning as well."""
+"""Largest `mask_disorder` of ordered slices. Human masks have up to 0.18, interleaved or sorted by name 0.57 or more; two
+swapped neighbours in the middle of a gland hardly change it, and are rarely found. The limit is midway and rests on five masks,
+so that more is a warning."""
 
 ORDER_SAMPLES = 64
-"""Pixels along each side of a slice that its order is judged by; more cost time and find no more."""
+"""Pixels along each side of a slice that `image_disorder` uses; more cost time and find no more."""
 
-MOST_MASKS = 0.8
-"""Part of the other masks that must agree on a label before one that differs is named; below it a data set is mixed."""
+MAJORITY_FRACTION = 0.8
+"""Fraction of the other masks that must agree on a label before one that differs is reported; below it a data set is mixed."""
 
 MIN_MASKS = 5
 """Fewer masks have no majority."""
 
 SIDES = (("inferior", "superior"), ("anterior", "posterior"), ("right", "left"))
-"""What lies beyond the first and the last voxel along z, y and x."""
+"""Sides of the first and the last voxel along z, y and x."""
 
 PLANES = ("axial", "coronal", "sagittal")
 """Plane of slices that are stacked along z, y and x."""
 
 MIN_ANISOTROPY = 1.5
-"""Least ratio of the largest voxel edge to the next that says along which axis slices are stacked. Slices of T2-weighted
+"""Least ratio of the largest voxel edge to the next that shows along which axis slices are stacked. Slices of T2-weighted
 studies are 1.5 to 4 mm apart and pixels 0.2 to 0.8 mm wide; a volume with nearly equal edges can be cut in any plane."""
 
 IGNORE_LABEL = 255
-"""The largest label of an 8-bit file: the gland of binary masks, and in label maps the voxels that nobody labelled."""
+"""The largest label of an 8-bit file: the gland of binary masks, and unlabelled voxels in label maps."""
 
-TOUCHING = np.ones((3, 3, 3), dtype=bool)
-"""Voxels are connected when they share a face, an edge or a corner."""
+ANY_NEIGHBOUR = np.ones((3, 3, 3), dtype=bool)
+"""Connectivity of components: voxels that share a face, an edge or a corner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What a check has to say about a case."""
+    """An error or a warning of a check about a case."""
 
     case_id: str
     check: str
@@ -81,7 +81,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceQuality:
-    """What was measured of a reference mask that marks gland."""
+    """Measurements of a reference mask that marks gland."""
 
     labels_ml: Mapping[int, float]
     """Volume of every label above 0, also of those that are not gland."""
@@ -89,11 +89,11 @@ class ReferenceQuality:
     num_slices: int
     """Slices with gland."""
     components_ml: tuple[float, ...]
-    """Volumes of the connected parts, largest first."""
+    """Volumes of the connected components, largest first."""
     holes_ml: tuple[float, ...]
     """Volumes of the enclosed holes, largest first."""
     solid_fraction: float
-    """Part of its convex outline in axial slices that the largest component fills."""
+    """`solid_fraction` of the largest component."""
     gaps: tuple[int, ...]
     """Slices without gland between slices with gland, counted from 0 at the inferior end."""
     disorder: float
@@ -104,7 +104,7 @@ class ReferenceQuality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseQuality:
-    """What was measured of a case, and what there is to say about it."""
+    """Measurements of a case and the findings about it."""
 
     findings: list[Finding]
     image_disorder: float | None
@@ -119,97 +119,160 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
     Errors are `few_slices`, `nan`, `constant_image`, `grids_differ`, `mask_is_image`, `label_not_integer`,
     `label_out_of_range`, `too_many_labels`, `empty_mask`, `wanted_label_absent` and, for a mask that has leaked,
     `not_compact`; warnings are `not_axial`, `label_255`, `slices_out_of_order`, `several_components`, `holes`, `gap`,
-    `implausible_volume`, `mask_touches_border`, a milder `not_compact` and those with which
-    image and mask were read (`Volume.warnings`).
+    `implausible_volume`, `mask_touches_border`, a milder `not_compact` and those of reading (`Volume.warnings`).
 
     Args:
-        case_id: Named in each finding.
+        case_id: Written to each finding.
         image: T2-weighted volume; None when it could not be read.
         mask: Its reference, with integer labels as `loading.read_mask` returns them; None when it could not be read.
         labels: Mask labels that are gland; None takes every label above 0.
     """
-    image_errors = [] if image is None else _check_image(case_id, image)
-    mask_errors = [] if image is None or mask is None else _check_not_image(case_id, image, mask)
-    mask_errors = mask_errors or ([] if mask is None else _check_labels(case_id, mask.array, labels=labels))
-    disorder = None if image is None or image_errors else image_disorder(_slices(image))
-    reference = None if mask is None or mask_errors else measure_reference(mask, labels=labels)
-    return CaseQuality(
-        findings=[
-            *_reading_warnings(case_id, image=image, mask=mask),
-            *image_errors,
-            *([] if image is None else _check_plane(case_id, image)),
-            *_check_image_order(case_id, disorder),
-            *([] if image is None or mask is None else check_pair(case_id, image, mask)),
-            *mask_errors,
-            *([] if reference is None or labels is not None else _check_ignore_label(case_id, reference)),
-            *([] if reference is None else _check_reference(case_id, reference)),
-        ],
-        image_disorder=disorder,
-        reference=reference,
-    )
-
-
-def _reading_warnings(case_id: str, **volumes: Volume | None) -> list[Finding]:
-    """Return the warnings with which the volumes were read."""
-    return [
-        _warning(case_id, warning.check, f"{kind}: {warning.message}")
-        for kind, volume in volumes.items()
-        for warning in (() if volume is None else volume.warnings)
+    error = partial(Finding, case_id=case_id, is_error=True)
+    warning = partial(Finding, case_id=case_id, is_error=False)
+    findings = [
+        warning(check=doubt.check, message=f"{kind}: {doubt.message}")
+        for kind, volume in (("image", image), ("mask", mask))
+        for doubt in (() if volume is None else volume.warnings)
     ]
+    disorder, reference = None, None
+
+    if image is not None:
+        image_errors = list(_image_errors(image.array))
+        findings += [error(check=check, message=message) for check, message in image_errors]
+        plane = slice_plane(image.geometry.spacing_mm)
+        if plane != PLANES[0]:
+            spacing = " x ".join(f"{edge_mm:.3g}" for edge_mm in image.geometry.spacing_mm)
+            message = f"its slices are {plane} (spacing z, y, x {spacing} mm), not axial; use the axial series"
+            findings.append(warning(check="not_axial", message=message))
+        if not image_errors:
+            disorder = image_disorder(np.moveaxis(image.array, PLANES.index(plane), 0))
+            if disorder > MAX_IMAGE_DISORDER:
+                message = (
+                    f"the image gets smoother by {disorder:.1f} mean steps between slices when a run of slices is reversed, "
+                    f"and {MAX_IMAGE_DISORDER:g} is the most for ordered slices; sort the slices by position, not by name, and "
+                    "convert again"
+                )
+                findings.append(warning(check="slices_out_of_order", message=message))
+
+    if image is not None and mask is not None and not image.geometry.is_same_grid(mask.geometry):
+        message = (
+            "image and mask are on different grids\n"
+            f"  image {image.geometry}\n  mask  {mask.geometry}\n"
+            "Re-export the mask on the T2 grid, or list the case under data.exclude."
+        )
+        findings.append(error(check="grids_differ", message=message))
+
+    if mask is not None:
+        problem = None if image is None else _mask_is_image(mask.array, image.array)
+        problem = problem or _not_finite("mask", mask.array) or label_problem(mask.array, labels=labels)
+        if problem is not None:
+            findings.append(error(check=problem[0], message=problem[1]))
+        else:
+            reference = measure_reference(mask, labels=labels)
+            found = _reference_warnings(reference, are_labels_named=labels is not None)
+            findings += [warning(check=check, message=message) for check, message in found]
+            if reference.solid_fraction < SOLID_FRACTION:
+                finding = error if reference.solid_fraction < LEAKED_FRACTION else warning
+                message = (
+                    f"the mask fills {reference.solid_fraction:.0%} of its convex outline in axial slices, and glands fill "
+                    f"{SOLID_FRACTION:.0%} or more; it may have leaked into other tissue: check it, fix it, or list the case "
+                    "under data.exclude"
+                )
+                findings.append(finding(check="not_compact", message=message))
+    return CaseQuality(findings=findings, image_disorder=disorder, reference=reference)
 
 
-def _check_image(case_id: str, image: Volume) -> list[Finding]:
-    """Return why an image cannot be used."""
-    findings = []
-    if min(image.array.shape) < MIN_SLICES:
-        shape = "x".join(str(size) for size in image.array.shape)
-        message = f"an image has at least {MIN_SLICES} slices, and this has {shape} voxels (z, y, x); export all slices"
-        findings.append(_error(case_id, "few_slices", message))
-    if num_bad := _num_not_finite(image.array):
-        findings.append(_not_finite(case_id, "image", num_bad, image.array.size))
-    elif image.array.min() == image.array.max():
-        message = f"the image has no intensity range: every voxel is {image.array.flat[0]:g}; export it again"
-        findings.append(_error(case_id, "constant_image", message))
-    return findings
+def _image_errors(array: np.ndarray) -> Iterator[tuple[str, str]]:
+    """Yield check and message of each reason that an image cannot be used."""
+    if min(array.shape) < MIN_SLICES:
+        shape = "x".join(str(size) for size in array.shape)
+        yield (
+            "few_slices",
+            f"an image has at least {MIN_SLICES} slices, and this has {shape} voxels (z, y, x); export all slices",
+        )
+    if problem := _not_finite("image", array):
+        yield problem
+    elif array.min() == array.max():
+        yield (
+            "constant_image",
+            f"the image has no intensity range: every voxel is {array.flat[0]:g}; export it again",
+        )
 
 
-def _check_plane(case_id: str, image: Volume) -> list[Finding]:
-    plane = slice_plane(image.geometry.spacing_mm)
-    if plane == PLANES[0]:
-        return []
-    spacing = " x ".join(f"{edge_mm:.3g}" for edge_mm in image.geometry.spacing_mm)
-    message = (
-        f"its slices are {plane} (spacing z, y, x {spacing} mm), and axial ones are expected; use the axial series"
+def _not_finite(noun: str, array: np.ndarray) -> tuple[str, str] | None:
+    num_bad = 0 if array.dtype.kind in "iub" else int(array.size - np.count_nonzero(np.isfinite(array)))
+    if not num_bad:
+        return None
+    return (
+        "nan",
+        f"every voxel is a finite number, and {num_bad} of {array.size} in the {noun} are not; export it again",
     )
-    return [_warning(case_id, "not_axial", message)]
 
 
-def check_pair(case_id: str, image: Volume, mask: Volume) -> list[Finding]:
-    """Return `grids_differ` when image and mask are on different grids."""
-    if image.geometry.is_same_grid(mask.geometry):
-        return []
-    message = (
-        "image and mask are on different grids\n"
-        f"  image {image.geometry}\n  mask  {mask.geometry}\n"
-        "Re-export the mask on the T2 grid, or list the case under data.exclude."
-    )
-    return [_error(case_id, "grids_differ", message)]
+def _mask_is_image(mask: np.ndarray, image: np.ndarray) -> tuple[str, str] | None:
+    if not np.array_equal(image, mask):
+        return None
+    return "mask_is_image", "the mask has the voxels of its image; replace it, or list the case under data.exclude"
+
+
+def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) -> Iterator[tuple[str, str]]:
+    """Yield check and message of everything unusual about a reference mask but its outline."""
+    others = [label for label in reference.labels_ml if label != IGNORE_LABEL]
+    if (
+        not are_labels_named and IGNORE_LABEL in reference.labels_ml and others
+    ):  # alone it is the gland of a binary mask
+        yield (
+            "label_255",
+            f"the mask has label {IGNORE_LABEL} beside {listed(others)}: it marks voxels to ignore, or the mask was "
+            "interpolated; export it again, or name the labels of the gland: data.whole_gland_labels=[...]",
+        )
+    low_ml, high_ml = PLAUSIBLE_VOLUME_ML
+    if not low_ml <= reference.gland_volume_ml <= high_ml:
+        yield (
+            "implausible_volume",
+            f"the gland has {reference.gland_volume_ml:.1f} mL, and {low_ml:g} to {high_ml:g} mL are usual; "
+            "check mask and spacing",
+        )
+    if reference.touched_sides:
+        sides = ", ".join(reference.touched_sides)
+        yield (
+            "mask_touches_border",
+            f"the mask reaches the image's border ({sides}), so that gland may be missing; check it",
+        )
+    if len(reference.components_ml) > 1:
+        sizes = _millilitres(reference.components_ml)
+        yield (
+            "several_components",
+            f"the mask has {len(reference.components_ml)} components ({sizes} mL); check for stray voxels",
+        )
+    if reference.gaps:
+        yield (
+            "gap",
+            f"{len(reference.gaps)} slices between slices with gland have none ({listed(reference.gaps)}, from 0 at the "
+            "inferior end); draw them",
+        )
+    if reference.disorder > MAX_MASK_DISORDER:
+        yield (
+            "slices_out_of_order",
+            f"a slice of the mask leaves out {reference.disorder:.0%} of the gland that its neighbours have above and below, "
+            f"and {MAX_MASK_DISORDER:.0%} is the most for ordered slices; check whether mask slices are shuffled or half drawn",
+        )
+    if sum(reference.holes_ml) >= MIN_HOLES_ML:
+        yield (
+            "holes",
+            f"the mask encloses holes of {_millilitres(reference.holes_ml)} mL; fill them unless they are intended",
+        )
 
 
 def slice_plane(spacing_mm: Spacing) -> str:
     """Return the plane of a volume's slices, one of `PLANES`; axial where the voxels are nearly cubes.
 
     Args:
-        spacing_mm: Voxel edges along z, y, x in LPS, so that this does not depend on how the file stores its axes.
+        spacing_mm: Voxel edges along z, y, x in LPS, so that the order of the axes in the file has no influence.
     """
     thickest = int(np.argmax(spacing_mm))
     _, next_mm, largest_mm = sorted(spacing_mm)
     return PLANES[thickest] if largest_mm >= MIN_ANISOTROPY * next_mm else PLANES[0]
-
-
-def _slices(image: Volume) -> np.ndarray:
-    """Return the array with its slices along the first axis, whichever plane they lie in."""
-    return np.moveaxis(image.array, PLANES.index(slice_plane(image.geometry.spacing_mm)), 0)
 
 
 def check_slice_planes(spacings_mm: Mapping[str, Spacing]) -> list[Finding]:
@@ -223,12 +286,10 @@ def check_slice_planes(spacings_mm: Mapping[str, Spacing]) -> list[Finding]:
     if 2 * num <= len(planes):
         return []
     others = "the others'" if num >= len(planes) - 1 else "most others'"
+    advice = f"{others} {common}; use its {common} series, or list the case under data.exclude"
+    warning = partial(Finding, check="slice_plane_differs", is_error=False)
     return [
-        _warning(
-            case_id,
-            "slice_plane_differs",
-            f"its slices are {plane}, {others} {common}; use its {common} series, or list the case under data.exclude",
-        )
+        warning(case_id=case_id, message=f"its slices are {plane}, {advice}")
         for case_id, plane in planes.items()
         if plane != common
     ]
@@ -243,18 +304,18 @@ def check_zones(labels_of: Mapping[str, Collection[int]]) -> list[Finding]:
     if len(labels_of) < MIN_MASKS:
         return []
     num_with = Counter(label for labels in labels_of.values() for label in labels)
-    enough = MOST_MASKS * (len(labels_of) - 1)
+    enough = MAJORITY_FRACTION * (len(labels_of) - 1)
     findings = []
     for case_id, labels in labels_of.items():
         lacking = [label for label, num in sorted(num_with.items()) if label not in labels and num >= enough]
         alone = [label for label in sorted(labels) if len(labels_of) - num_with[label] >= enough]
         if lacking or alone:
             message = (
-                f"{MOST_MASKS:.0%} or more of the other masks agree on their labels, and this has {listed(sorted(labels))}"
-                f"{f', lacks {listed(lacking)}' if lacking else ''}{f', alone has {listed(alone)}' if alone else ''}; "
-                "a zone may be missing: look at it"
+                f"{MAJORITY_FRACTION:.0%} or more of the other masks agree on their labels, and this has "
+                f"{listed(sorted(labels))}{f', lacks {listed(lacking)}' if lacking else ''}"
+                f"{f', alone has {listed(alone)}' if alone else ''}; a zone may be missing: check it"
             )
-            findings.append(_warning(case_id, "zone_missing", message))
+            findings.append(Finding(case_id=case_id, check="zone_missing", is_error=False, message=message))
     return findings
 
 
@@ -263,8 +324,11 @@ def measure_reference(mask: Volume, *, labels: Sequence[int] | None) -> Referenc
     gland = whole_gland(mask.array, labels=labels)
     box = bounding_box(gland)
     part, voxel_ml = gland[box], mask.geometry.voxel_volume_ml
-    components = ndimage.label(part, structure=TOUCHING)[0]
+    components = ndimage.label(part, structure=ANY_NEIGHBOUR)[0]
     sizes_vox = np.bincount(components.ravel())[1:]
+    # Holes are the face-connected regions of the background that do not reach the padding.
+    background = ndimage.label(~np.pad(part, 1))[0]
+    holes_vox = np.delete(np.bincount(background.ravel())[1:], background[0, 0, 0] - 1)
     found, counts = np.unique(mask.array[mask.array > 0], return_counts=True)
     with_gland = part.any(axis=(1, 2))
     return ReferenceQuality(
@@ -272,25 +336,30 @@ def measure_reference(mask: Volume, *, labels: Sequence[int] | None) -> Referenc
         gland_volume_ml=int(sizes_vox.sum()) * voxel_ml,
         num_slices=int(with_gland.sum()),
         components_ml=tuple(float(size) * voxel_ml for size in np.sort(sizes_vox)[::-1]),
-        holes_ml=tuple(float(size) * voxel_ml for size in _hole_sizes(part)),
+        holes_ml=tuple(float(size) * voxel_ml for size in np.sort(holes_vox)[::-1]),
         solid_fraction=solid_fraction(components == sizes_vox.argmax() + 1),
         gaps=tuple(int(index) + box[0].start for index in np.flatnonzero(~with_gland)),
         disorder=mask_disorder(part),
-        touched_sides=_touched_sides(box, gland.shape),
+        touched_sides=tuple(
+            side
+            for extent, size, (first, last) in zip(box, gland.shape, SIDES, strict=True)
+            for side, touches in ((first, extent.start == 0), (last, extent.stop == size))
+            if touches
+        ),
     )
 
 
 def image_disorder(array: np.ndarray) -> float:
-    """Return how much smoother a stack gets when one run of its slices is turned round.
+    """Return how much smoother a stack gets when one run of its slices is reversed.
 
-    Slices are as far apart as 1 minus their correlation. Every run is tried, as the 2-opt move of route planning
-    (Croes 1958) does; two swapped neighbours are a run too. A stack that is upside down as a whole is in order.
+    The distance of two slices is 1 minus their correlation. Every run is tried, as in the 2-opt move of route planning
+    (Croes 1958), which includes two swapped neighbours. A stack that is upside down as a whole is ordered.
 
     Args:
         array: Image [Z, Y, X].
 
     Returns:
-        The saving in mean steps between neighbours: 0 for a stack in order.
+        The saving in mean distances between neighbours: 0 for an ordered stack.
     """
     thin = array[:, :: max(1, array.shape[1] // ORDER_SAMPLES), :: max(1, array.shape[2] // ORDER_SAMPLES)]
     slices = thin.reshape(len(thin), -1).astype(np.float64)
@@ -298,14 +367,16 @@ def image_disorder(array: np.ndarray) -> float:
     slices /= np.maximum(np.linalg.norm(slices, axis=1, keepdims=True), np.finfo(float).tiny)
     apart = np.pad(1 - slices @ slices.T, 1)  # ends of the stack cost nothing
     steps = np.diagonal(apart, offset=1)
+    # Reversing slices i to j replaces the steps (i-1, i) and (j, j+1) by (i-1, j) and (i, j+1).
     savings = np.triu(steps[:-1, None] + steps[None, 1:] - apart[:-2, 1:-1] - apart[1:-1, 2:], k=1)
     return float(savings.max() / max(steps[1:-1].mean(), np.finfo(float).eps))
 
 
 def mask_disorder(gland: np.ndarray) -> float:
-    """Return the part of a slice that is left out although gland lies above and below it, in the worst slice.
+    """Return the fraction of a slice that is left out although gland lies above and below it, in the worst slice.
 
-    A gland is nearly convex, so that a slice has what two slices around it share. Slices without gland are not counted.
+    A gland is nearly convex, so that a slice contains the intersection of any two slices around it. Slices without gland are
+    not counted.
 
     Args:
         gland: bool array [Z, Y, X] with at least one voxel.
@@ -320,172 +391,25 @@ def mask_disorder(gland: np.ndarray) -> float:
 
 
 def whole_gland(mask_array: np.ndarray, *, labels: Sequence[int] | None) -> np.ndarray:
-    """Return where the gland is.
+    """Return a bool array that is true for gland, of the shape of the labels.
 
     Args:
         mask_array: Labels, any shape.
         labels: Labels that are gland; None takes every label above 0.
-
-    Returns:
-        bool array of the same shape.
     """
     return mask_array > 0 if labels is None else np.isin(mask_array, labels)
 
 
 def solid_fraction(gland: np.ndarray) -> float:
-    """Return the part of its convex outline that a gland fills, over all axial slices.
+    """Return the area of a gland over the area of the convex hulls of its axial slices, 0 to 1; 1 for a box.
+
+    A prostate is nearly convex in axial slices; a mask that has leaked is not.
 
     Args:
         gland: bool array [Z, Y, X] with at least one voxel.
-
-    Returns:
-        Area of the gland over the area of the convex hulls of its slices, 0 to 1; 1 for a box.
     """
     slices = gland[gland.any(axis=(1, 2))]
     return int(slices.sum()) / sum(_hull_area(one) for one in slices)
-
-
-def _error(case_id: str, check: str, message: str) -> Finding:
-    return Finding(case_id=case_id, check=check, is_error=True, message=message)
-
-
-def _warning(case_id: str, check: str, message: str) -> Finding:
-    return Finding(case_id=case_id, check=check, is_error=False, message=message)
-
-
-def _num_not_finite(array: np.ndarray) -> int:
-    return 0 if array.dtype.kind in "iub" else int(array.size - np.count_nonzero(np.isfinite(array)))
-
-
-def _not_finite(case_id: str, what: str, num_bad: int, num_voxels: int) -> Finding:
-    message = f"every voxel is a finite number, and {num_bad} of {num_voxels} in the {what} are not; export it again"
-    return _error(case_id, "nan", message)
-
-
-def _check_labels(case_id: str, array: np.ndarray, *, labels: Sequence[int] | None) -> list[Finding]:
-    """Return why a mask cannot be used; at most one finding."""
-    if num_bad := _num_not_finite(array):
-        return [_not_finite(case_id, "mask", num_bad, array.size)]
-    problem = label_problem(array, labels=labels)
-    return [] if problem is None else [_error(case_id, *problem)]
-
-
-def _check_not_image(case_id: str, image: Volume, mask: Volume) -> list[Finding]:
-    """Return `mask_is_image` when the mask has the image's voxels."""
-    if not np.array_equal(image.array, mask.array):
-        return []
-    message = "the mask has the voxels of its image; put the mask in its place, or list the case under data.exclude"
-    return [_error(case_id, "mask_is_image", message)]
-
-
-def _check_image_order(case_id: str, disorder: float | None) -> list[Finding]:
-    if disorder is None or disorder <= MAX_IMAGE_DISORDER:
-        return []
-    message = (
-        f"the image gets smoother by {disorder:.1f} mean steps between slices when a run of them is turned round, and "
-        f"{MAX_IMAGE_DISORDER:g} is the most for a stack in order; sort the slices by position, not by name, and convert again"
-    )
-    return [_warning(case_id, "slices_out_of_order", message)]
-
-
-def _check_ignore_label(case_id: str, quality: ReferenceQuality) -> list[Finding]:
-    """Warn of 255 beside other labels: alone it is the gland of a binary mask."""
-    others = [label for label in quality.labels_ml if label != IGNORE_LABEL]
-    if not others or len(others) == len(quality.labels_ml):
-        return []
-    message = (
-        f"label {IGNORE_LABEL} stands beside {listed(others)}: it marks voxels to ignore, or the mask was interpolated; export "
-        "it again, or name the labels of the gland: data.whole_gland_labels=[...]"
-    )
-    return [_warning(case_id, "label_255", message)]
-
-
-def _check_reference(case_id: str, quality: ReferenceQuality) -> list[Finding]:
-    """Return what is unusual about a gland."""
-    said = [
-        ("implausible_volume", _volume_message(quality)),
-        ("mask_touches_border", _border_message(quality)),
-        ("several_components", _components_message(quality)),
-        ("gap", _gap_message(quality)),
-        ("slices_out_of_order", _order_message(quality)),
-        ("holes", _holes_message(quality)),
-    ]
-    warnings = [_warning(case_id, check, message) for check, message in said if message]
-    return [*warnings, *_check_outline(case_id, quality)]
-
-
-def _volume_message(quality: ReferenceQuality) -> str:
-    low_ml, high_ml = PLAUSIBLE_VOLUME_ML
-    if low_ml <= quality.gland_volume_ml <= high_ml:
-        return ""
-    return (
-        f"the gland has {quality.gland_volume_ml:.1f} mL, and {low_ml:g} to {high_ml:g} mL are usual; "
-        "look at mask and spacing"
-    )
-
-
-def _border_message(quality: ReferenceQuality) -> str:
-    if not quality.touched_sides:
-        return ""
-    sides = ", ".join(quality.touched_sides)
-    return f"the mask reaches the image's border ({sides}), so that gland may be missing; look at it"
-
-
-def _components_message(quality: ReferenceQuality) -> str:
-    if len(quality.components_ml) == 1:
-        return ""
-    sizes = _millilitres(quality.components_ml)
-    return f"the mask has {len(quality.components_ml)} components ({sizes} mL); look for stray voxels"
-
-
-def _gap_message(quality: ReferenceQuality) -> str:
-    if not quality.gaps:
-        return ""
-    slices = listed(quality.gaps)
-    return f"{len(quality.gaps)} slices between slices with gland have none ({slices}, from 0 at the inferior end); draw them"
-
-
-def _order_message(quality: ReferenceQuality) -> str:
-    if quality.disorder <= MAX_MASK_DISORDER:
-        return ""
-    return (
-        f"a slice of the mask leaves out {quality.disorder:.0%} of the gland that its neighbours have above and below, and "
-        f"{MAX_MASK_DISORDER:.0%} is the most for slices in order; look whether mask slices are shuffled or half drawn"
-    )
-
-
-def _holes_message(quality: ReferenceQuality) -> str:
-    if sum(quality.holes_ml) < MIN_HOLES_ML:
-        return ""
-    return f"the mask encloses holes of {_millilitres(quality.holes_ml)} mL; fill them if they are slips"
-
-
-def _check_outline(case_id: str, quality: ReferenceQuality) -> list[Finding]:
-    """Check the largest component: a prostate is nearly convex in axial slices, a mask that has leaked is not."""
-    fraction = quality.solid_fraction
-    if fraction >= SOLID_FRACTION:
-        return []
-    message = (
-        f"the mask fills {fraction:.0%} of its convex outline in axial slices, and glands fill {SOLID_FRACTION:.0%} or more; "
-        "it may have leaked into other tissue: look at it, mend it, or list the case under data.exclude"
-    )
-    return [Finding(case_id=case_id, check="not_compact", is_error=fraction < LEAKED_FRACTION, message=message)]
-
-
-def _touched_sides(box: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[str, ...]:
-    return tuple(
-        side
-        for part, size, (first, last) in zip(box, shape, SIDES, strict=True)
-        for side, touches in ((first, part.start == 0), (last, part.stop == size))
-        if touches
-    )
-
-
-def _hole_sizes(gland: np.ndarray) -> np.ndarray:
-    """Return the sizes in voxels of the background that the gland encloses, largest first."""
-    background = ndimage.label(~np.pad(gland, 1))[0]
-    sizes = np.bincount(background.ravel())[1:]
-    return np.sort(np.delete(sizes, background[0, 0, 0] - 1))[::-1]
 
 
 def _hull_area(gland_slice: np.ndarray) -> float:
