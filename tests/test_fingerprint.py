@@ -1,4 +1,4 @@
-"""A study is known again by its voxels and by its thumbnail; other patients' are not taken for it."""
+"""Duplicates are found by voxel hash, near-duplicates by thumbnail; studies of other patients are not."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -10,9 +10,9 @@ from scipy import ndimage
 
 from prostate_seg.imaging import fingerprint
 from prostate_seg.imaging.fingerprint import (
-    SAME_PICTURE,
+    NEAR_DUPLICATE_SIMILARITY,
     THUMBNAIL_SHAPE,
-    same_pictures,
+    near_duplicates,
     similarity,
     thumbnail,
     voxels_sha1,
@@ -26,7 +26,7 @@ SHIFTS_MM = {"moved aside": (0, 3, 0), "moved up": (6, 0, 0), "moved in the plan
 
 
 def changed(volume: Volume, kind: str) -> Volume:
-    """Return what a copy becomes on its way through other programs."""
+    """Return a copy as other programs change it."""
     values, grid = volume.array.astype(np.float32), volume.geometry
     if kind == "noise":
         return replace(volume, array=values + np.random.default_rng(0).normal(0, 0.5 * values.std(), values.shape))
@@ -45,23 +45,23 @@ def changed(volume: Volume, kind: str) -> Volume:
 
 
 @pytest.mark.parametrize("kind", ["noise", "scale and gamma", *SHIFTS_MM, "half the pixels", "cropped"])
-def test_copy_that_was_changed_a_little_is_the_same_picture(shared_data: Path, kind: str) -> None:
+def test_copy_that_was_changed_a_little_is_a_near_duplicate(shared_data: Path, kind: str) -> None:
     for path in ("11373_1001396.mha", "p158020_1.nii.gz"):
         image = read_volume(shared_data / "t2w" / "images" / path)
         pair = {"original": thumbnail(image), "copy": thumbnail(changed(image, kind))}
-        assert same_pictures(pair), path
+        assert near_duplicates(pair), path
 
 
 def test_repeated_series_is_found_and_different_patients_are_far_apart(shared_data: Path) -> None:
     files = sorted((shared_data / "t2w" / "images").iterdir())
     thumbnails = {path.name.split(".")[0]: thumbnail(read_volume(path)) for path in files}
-    assert list(same_pictures(thumbnails)) == [("10795_1000811", "10795_1000811b")]
+    assert list(near_duplicates(thumbnails)) == [("10795_1000811", "10795_1000811b")]
     others = [
         similarity(thumbnails[a], thumbnails[b])
         for a, b in combinations(thumbnails, 2)
         if (a, b) != ("10795_1000811", "10795_1000811b")
     ]
-    assert max(others) < SAME_PICTURE / 4
+    assert max(others) < NEAR_DUPLICATE_SIMILARITY / 4
 
 
 def test_phantom_patients_are_far_apart_although_one_formula_draws_them_all() -> None:
@@ -77,7 +77,7 @@ def test_phantom_patients_are_far_apart_although_one_formula_draws_them_all() ->
         thumbnail(make_phantom_case(case_id, settings=settings, seed=12345).image)
         for case_id in phantom_case_ids(settings)
     ]
-    assert max(similarity(a, b) for a, b in combinations(images, 2)) < SAME_PICTURE / 2
+    assert max(similarity(a, b) for a, b in combinations(images, 2)) < NEAR_DUPLICATE_SIMILARITY / 2
 
 
 def test_voxels_have_one_hash_in_every_file_format_and_integer_type(tmp_path: Path, cube_volume: Volume) -> None:
@@ -99,14 +99,14 @@ def test_copy_at_the_limit_of_the_close_comparison_passes_the_coarse_one() -> No
         mixed = weight * noise[0] / noise[0].std() + np.sqrt(1 - weight**2) * noise[1] / noise[1].std()
         pair = {"a": np.rint(42 * noise[0] / noise[0].std()), "b": np.rint(42 * mixed)}
         thumbnails = {name: np.clip(one, -127, 127).astype(np.int8) for name, one in pair.items()}
-        assert list(same_pictures(thumbnails)) == [("a", "b")]
+        assert list(near_duplicates(thumbnails)) == [("a", "b")]
 
 
 def test_nothing_to_compare_and_no_contrast_are_no_pair() -> None:
     flat = np.zeros((16, 50, 50), dtype=np.int8)
-    assert same_pictures({}) == {}
-    assert same_pictures({"a": flat}) == {}
-    assert same_pictures({"a": flat, "b": flat}) == {}
+    assert near_duplicates({}) == {}
+    assert near_duplicates({"a": flat}) == {}
+    assert near_duplicates({"a": flat, "b": flat}) == {}
 
 
 def test_every_pair_is_compared_however_the_studies_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_every_pair_is_compared_however_the_studies_are_divided(monkeypatch: pyt
     for blocks in ((256, 512), (2, 3), (3, 2), (1, 1)):
         monkeypatch.setattr(fingerprint, "BLOCK", blocks[0])
         monkeypatch.setattr(fingerprint, "WIDE_BLOCK", blocks[1])
-        assert same_pictures(thumbnails).keys() == copies
+        assert near_duplicates(thumbnails).keys() == copies
 
 
 def test_small_studies_of_different_patients_are_not_one_by_their_borders() -> None:
@@ -125,4 +125,6 @@ def test_small_studies_of_different_patients_are_not_one_by_their_borders() -> N
     textures = [np.random.default_rng(seed).normal(size=grid.shape_vox) for seed in range(4)]
     blurred = [ndimage.gaussian_filter(texture, 2.5 / np.array(spacing_mm)) for texture in textures]
     studies = [Volume(array=600 + 100 * one / one.std(), geometry=grid) for one in blurred]
-    assert max(similarity(thumbnail(a), thumbnail(b)) for a, b in combinations(studies, 2)) < SAME_PICTURE / 4
+    assert (
+        max(similarity(thumbnail(a), thumbnail(b)) for a, b in combinations(studies, 2)) < NEAR_DUPLICATE_SIMILARITY / 4
+    )

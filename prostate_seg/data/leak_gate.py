@@ -17,7 +17,7 @@ import numpy as np
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.dataset import CaseRecord
 from prostate_seg.data.folds import Fold
-from prostate_seg.imaging.fingerprint import same_pictures
+from prostate_seg.imaging.fingerprint import near_duplicates
 
 SHOWN_LEAKS = 20
 """Leaks written out in the error; the rest are counted."""
@@ -174,7 +174,7 @@ def find_leaks(
     listed = sorted({case_id for fold in folds for part in fold.parts().values() for case_id in part})
     cases = {case_id: identities[case_id] for case_id in listed}
     thumbnails = {case_id: case.thumbnail for case_id, case in cases.items() if case.thumbnail is not None}
-    alike = same_pictures(thumbnails)
+    alike = near_duplicates(thumbnails)
     reasons = not_duplicates or {}
     overruled = [
         Overruled(first=pair[0], second=pair[1], correlation=correlation, reason=reasons[frozenset(pair)])

@@ -1,8 +1,7 @@
-"""What tells whether two studies are the same picture: a hash of the voxels, and a thumbnail that survives small changes.
+"""Detection of duplicate studies: a hash of the voxels, and a thumbnail that is compared by correlation.
 
-A thumbnail is the middle of a study on a coarse grid, [Z, Y, X] in LPS, with only the structures of a few millimetres left:
-neither a bias field nor noise, neither another scale of the intensities nor another pixel size changes it much. Nothing here
-knows patients or splits.
+A thumbnail is the middle of a study on a coarse grid, [Z, Y, X] in LPS, band-passed to structures of a few millimetres, so
+that bias fields, noise, intensity scales and pixel sizes hardly change it.
 """
 
 import hashlib
@@ -19,36 +18,36 @@ THUMBNAIL_SHAPE = (16, 50, 50)
 """Voxels of a thumbnail."""
 
 THUMBNAIL_SPACING_MM = (3.0, 2.0, 2.0)
-"""Their edges: the middle 48 x 100 x 100 mm, which hold the gland."""
+"""Their edges: the middle 48 x 100 x 100 mm of a study, which contain the gland."""
 
 BAND_MM = (1.0, 3.0)
-"""Standard deviations of the two Gaussians whose difference keeps the structures in between."""
+"""Standard deviations of the band-pass, a difference of two Gaussians."""
 
 MAX_CONTRAST = 3.0
-"""Standard deviations at which a thumbnail is clipped, so that a few bright voxels do not decide."""
+"""Standard deviations at which a thumbnail is clipped, so that a few bright voxels do not dominate the correlation."""
 
 MAX_SHIFT_VOX = (2, 4, 4)
 """Shifts that are tried on a pair: 6 mm along z, 8 mm in the plane."""
 
 COARSE = 2
-"""Voxels along each axis that make one of the copies on which all pairs are compared first."""
+"""Downsampling of the thumbnails on which all pairs are compared first."""
 
 BLOCK, WIDE_BLOCK = 256, 512
-"""So many studies are compared with so many others at once, and only their coarse copies are in memory."""
+"""Studies that are compared at once with other studies, which bounds the memory of the coarse thumbnails."""
 
 COARSE_SIMILARITY = 0.25
-"""Least correlation of the coarse copies of a pair that is compared closely; it decides nothing but the time taken, 1.2 ms for
-each pair above it. Measured: 0.35 and more for real scans shifted by up to 6, 8 and 8 mm, where half a coarse voxel costs most;
-0.13 at most for different patients of five studies, and 0.25 or more for 1 of 120 pairs of phantom patients."""
+"""Least correlation of the coarse thumbnails of a pair that is compared at full resolution, which takes 1.2 ms. Measured: 0.35
+or more for real scans shifted by up to 6, 8 and 8 mm, where half a coarse voxel costs most; 0.13 at most for different
+patients of five studies, and 0.25 or more for 1 of 120 pairs of phantom patients."""
 
-SAME_PICTURE = 0.64
-"""Least correlation of near-identical images.
+NEAR_DUPLICATE_SIMILARITY = 0.64
+"""Least correlation of near-duplicates.
 
 Measured on 53 studies of several centres (1,378 pairs): 0.34 at most for different patients, 0.73 for two series of one
-visit. Copies of two studies that were shifted, cropped or made noisy have 0.66 and more; phantom patients, whom one formula
-draws, 0.36 at most. So the margin is wide towards different patients and thin towards copies. That is meant: a pair found by
-mistake stops a run, and PI-CAI alone has 1.1 million pairs. Were their correlations normal about 0, as is assumed for want of
-more data, the largest would be 0.51 (4.8 standard deviations, where the largest of 1,378 pairs is 3.2). A copy that was
+visit. Copies of two studies that were shifted, cropped or made noisy have 0.66 and more; phantom patients, which share one
+formula, 0.36 at most. So the margin is wide towards different patients and thin towards copies. That is intended: a pair found
+by mistake stops a run, and PI-CAI alone has 1.1 million pairs. Were their correlations normal about 0, as is assumed for want
+of more data, the largest would be 0.51 (4.8 standard deviations, where the largest of 1,378 pairs is 3.2). A copy that was
 changed more than those measured can pass; two patients whose images are found are named in fold.not_duplicates."""
 
 
@@ -61,13 +60,13 @@ def voxels_sha1(volume: Volume) -> str:
 
 
 def thumbnail(image: Volume) -> np.ndarray:
-    """Return the thumbnail of a study, int8 of shape `THUMBNAIL_SHAPE`; its own centre is that of the study."""
+    """Return the thumbnail of a study, int8 of shape `THUMBNAIL_SHAPE`, with the centre of the study."""
     z, y, x = (
         _mean_weights(image.geometry, axis, num_vox=num_vox, edge_mm=edge_mm)
         for axis, (num_vox, edge_mm) in enumerate(zip(THUMBNAIL_SHAPE, THUMBNAIL_SPACING_MM, strict=True))
     )
     array = image.array.astype(np.float32)
-    array -= array.mean()  # what a small study does not reach is its mean: a dark border would make all of them alike
+    array -= array.mean()  # a small study is padded with its mean: a dark border would correlate with any other
     small = np.tensordot(z, y @ (array @ x.T), axes=1)
     fine, broad = (
         ndimage.gaussian_filter(small, [0.0, *(sd_mm / edge_mm for edge_mm in THUMBNAIL_SPACING_MM[1:])])
@@ -86,30 +85,30 @@ def similarity(first: np.ndarray, second: np.ndarray) -> float:
     return float(nearby[tuple(slice(2 * shift + 1) for shift in MAX_SHIFT_VOX)].max())
 
 
-def same_pictures(thumbnails: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
-    """Return the pairs that are nearly one picture, with their similarity.
+def near_duplicates(thumbnails: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
+    """Return the pairs of near-duplicates, with their similarity.
 
-    All pairs are compared on coarse copies by matrix products (1,500 studies in 7 s), and what is alike there closely.
+    All pairs are compared on coarse thumbnails by matrix products (1,500 studies in 7 s), and similar ones at full resolution.
     """
     names = sorted(thumbnails)
     found = {}
-    for i, j in _alike([thumbnails[name] for name in names]):
+    for i, j in _similar_pairs([thumbnails[name] for name in names]):
         value = similarity(thumbnails[names[i]], thumbnails[names[j]])
-        if value >= SAME_PICTURE:
+        if value >= NEAR_DUPLICATE_SIMILARITY:
             found[names[i], names[j]] = value
     return found
 
 
 def _mean_weights(geometry: Geometry, axis: int, *, num_vox: int, edge_mm: float) -> np.ndarray:
-    """Return the weight of each voxel along an axis in each thumbnail voxel's mean, float32; 0 beyond the study."""
+    """Return the weight of each voxel along an axis in the mean of each thumbnail voxel, float32; 0 beyond the study."""
     edges_mm = geometry.spacing_mm[axis] * (np.arange(geometry.shape_vox[axis] + 1) - geometry.shape_vox[axis] / 2)
     wanted_mm = edge_mm * (np.arange(num_vox + 1) - num_vox / 2)
     shared_mm = np.minimum(wanted_mm[1:, None], edges_mm[1:]) - np.maximum(wanted_mm[:-1, None], edges_mm[:-1])
     return (np.clip(shared_mm, 0, None) / edge_mm).astype(np.float32)
 
 
-def _alike(thumbnails: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs i < j whose coarse copies correlate over shifts as large as `similarity` tries."""
+def _similar_pairs(thumbnails: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs i < j whose coarse thumbnails correlate within the shifts of `similarity`."""
     shifts = list(product(*(range(-most // COARSE, most // COARSE + 1) for most in MAX_SHIFT_VOX)))
     total = len(thumbnails)
     for start, other in ((i, j) for i in range(0, total, BLOCK) for j in range(i, total, WIDE_BLOCK)):
@@ -123,7 +122,7 @@ def _alike(thumbnails: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
 
 
 def _coarse(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
-    """Return copies of some thumbnails with `COARSE` voxels along each axis made one, normalised, shape [N, Z, Y, X]."""
+    """Return thumbnails downsampled by `COARSE` along each axis and normalised, shape [N, Z, Y, X]."""
     coarse = np.empty((len(thumbnails), *(size // COARSE for size in THUMBNAIL_SHAPE)), dtype=np.float32)
     for number, one in enumerate(thumbnails):
         sums = one.astype(np.int16)
