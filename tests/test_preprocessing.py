@@ -1,4 +1,4 @@
-"""To the network's grid and back: what is kept, what is padded, and that the way back is exact."""
+"""Preprocessing to the network's grid and back: window, padding, intensities and the exact inverse."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +140,7 @@ def test_probability_outside_the_window_is_zero_and_inside_is_linear(cube_volume
     assert not restored.any()
 
 
-def test_mask_labels_that_are_not_asked_for_are_background(cube_volume: Volume) -> None:
+def test_mask_labels_that_are_not_selected_are_background(cube_volume: Volume) -> None:
     mask = block_mask(cube_volume)
     mask.array[:, :, 30:][mask.array[:, :, 30:] > 0] = 2
     settings = replace(DEFAULT, image_size=40, whole_gland_labels=(2,))

@@ -1,11 +1,11 @@
-"""From a study's own grid to the network's grid, and back.
+"""Preprocessing of a study for the network, and the inverse for its probabilities.
 
-Both grids share their axes, so that every step works axis by axis. Arrays are [Z, Y, X] in LPS; spacings are (z, y, x) in mm.
-The network's grid is a window of the resampled study: all slices, a square of every slice. Where the window reaches over
-the border of the study, it is padded on that side. Only the window is resampled.
+Arrays are [Z, Y, X] in LPS; spacings are (z, y, x) in mm. The network's grid is a window of the resampled study: all slices,
+a square of every slice, padded where it extends beyond the study. It has the axes of the study's own grid, so that every step
+is separable, and only the window is resampled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, cast
 
@@ -15,18 +15,18 @@ from scipy import ndimage
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of_text
 from prostate_seg.common.settings import parse_group, plain
-from prostate_seg.imaging.geometry import Box, Geometry, Shape, Spacing, Volume
+from prostate_seg.imaging.geometry import Box, Geometry, Shape, Spacing, Volume, bounding_box
 from prostate_seg.imaging.quality import whole_gland
 from prostate_seg.imaging.settings import PreprocessConfig
 
 SAME_SPACING_TOLERANCE = 1e-5
-"""Relative difference up to which two spacings are one; over 1,000 voxels it shifts by a hundredth of a voxel."""
+"""Relative difference up to which two spacings are equal; over 1,000 voxels it shifts by a hundredth of a voxel."""
 
 SPLINE_MARGIN_VOX = 12
-"""Source voxels kept around a window; a cubic B-spline's memory fades by 0.27 a voxel, so that 1e-7 of it is lost."""
+"""Source voxels kept around a window; the prefilter of a cubic B-spline decays by 0.27 a voxel, so that 1e-7 of it is lost."""
 
 EDGE_VOX = 1e-6
-"""A voxel centre on the very edge of a grid counts as outside, as in ITK, whatever the rounding."""
+"""A voxel centre exactly on the edge of a grid counts as outside, as in ITK, whatever the rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,39 +53,53 @@ class PreprocessSettings(PreprocessConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessed:
-    """What the network sees of a study."""
+    """Input of the network for one study."""
 
     image: Volume
     """Intensities, [Z, image_size, image_size], uint8 or float32."""
     mask: Volume | None
-    """Gland, same grid, uint8 0 or 1; None when there is no reference."""
+    """Gland, same grid, uint8 0 or 1; None without a reference."""
     gland_kept_fraction: float
-    """Part of the reference's voxels that lie in the window; NaN without a reference."""
+    """Fraction of the reference's voxels that lie in the window; NaN without a reference."""
 
 
 def preprocess_study(image: Volume, mask: Volume | None, *, settings: PreprocessSettings) -> Preprocessed:
-    """Bring a study, and its reference if there is one, to the network's grid.
+    """Resample and crop a study, and its reference if there is one, to the network's grid.
 
     Args:
         image: The study on its own grid, any numeric dtype.
         mask: Its reference on the same grid, integer labels; needed for crop "mask".
-        settings: What to do.
+        settings: Spacing, window and intensities of the network's input.
 
     Raises:
         InputError: If crop "mask" lacks a mask, or the kept region has no intensity range.
     """
     gland = None if mask is None else whole_gland(mask.array, labels=settings.whole_gland_labels)
     resampled = resampled_geometry(image.geometry, spacing_mm=settings.spacing_mm)
-    center = _window_center(resampled, image.geometry, gland, crop=settings.crop)
-    window = window_geometry(resampled, image_size=settings.image_size, center_vox=center)
-    inside = overlap(window, resampled)
-    pixels = _scaled(_resample_image(image, window, inside), settings=settings)
+    window = _window(resampled, image.geometry, gland, settings=settings)
+    inside = _box(axis_index(window, resampled), resampled.shape_vox)
+    pixels = _scaled(_resample_image(image, sub_geometry(window, inside)), settings=settings)
+    if pixels.shape == window.shape_vox:
+        array = pixels
+    else:  # voxels outside the study get the lowest value inside
+        array = np.full(window.shape_vox, pixels.min(), dtype=pixels.dtype)
+        array[inside] = pixels
+    preprocessed = Volume(array=array, geometry=window)
+    if gland is None:
+        return Preprocessed(image=preprocessed, mask=None, gland_kept_fraction=float("nan"))
+
+    # The gland by nearest neighbour, and the fraction of its own voxels whose centres lie in the window.
+    reference = np.zeros(window.shape_vox, dtype=np.uint8)
+    index = axis_index(sub_geometry(window, inside), image.geometry)
+    nearest = [
+        np.clip(np.floor(axis + 0.5).astype(int), 0, size - 1) for axis, size in zip(index, gland.shape, strict=True)
+    ]
+    reference[inside] = gland[np.ix_(*nearest)]
+    kept = gland[_box(axis_index(image.geometry, window), window.shape_vox)]
     return Preprocessed(
-        image=Volume(array=_padded(pixels, window.shape_vox, inside), geometry=window),
-        mask=None
-        if gland is None
-        else Volume(array=_to_window(gland, image.geometry, window, inside), geometry=window),
-        gland_kept_fraction=float("nan") if gland is None else kept_fraction(gland, image.geometry, window),
+        image=preprocessed,
+        mask=Volume(array=reference, geometry=window),
+        gland_kept_fraction=int(kept.sum()) / max(1, int(gland.sum())),
     )
 
 
@@ -100,32 +114,8 @@ def resampled_geometry(geometry: Geometry, *, spacing_mm: Spacing | None) -> Geo
     return replace(geometry, shape_vox=_shape(shape), spacing_mm=spacing_mm, origin_mm=_point(geometry.to_world(first)))
 
 
-def window_geometry(resampled: Geometry, *, image_size: int, center_vox: tuple[float, float]) -> Geometry:
-    """Return the grid of the kept square, in whole voxels of `resampled`; it may reach over the border.
-
-    Args:
-        resampled: Grid of the whole study.
-        image_size: Edge length in voxels.
-        center_vox: Continuous index (y, x) in `resampled` that the square is centred on.
-    """
-    start = [0, *(int(np.floor(center - (image_size - 1) / 2 + 0.5)) for center in center_vox)]
-    shape = (resampled.shape_vox[0], image_size, image_size)
-    return replace(resampled, shape_vox=shape, origin_mm=_point(resampled.to_world(start)))
-
-
-def overlap(window: Geometry, study: Geometry) -> Box:
-    """Return the part of `window` whose voxel centres lie inside `study`, as slices into `window`."""
-    return _box(axis_index(window, study), study.shape_vox)
-
-
-def kept_fraction(gland: np.ndarray, geometry: Geometry, window: Geometry) -> float:
-    """Return the part of the gland's voxels, [Z, Y, X] bool on `geometry`, whose centres lie in `window`."""
-    kept = gland[_box(axis_index(geometry, window), window.shape_vox)]
-    return int(kept.sum()) / max(1, int(gland.sum()))
-
-
 def restore_probability(probability: np.ndarray, *, window: Geometry, original: Geometry) -> np.ndarray:
-    """Bring probabilities from the network's grid back to the study's own grid, linearly; 0 outside the window.
+    """Resample probabilities from the network's grid to the study's own grid, linearly; 0 outside the window.
 
     Args:
         probability: Float array on `window`, 0 to 1.
@@ -157,23 +147,8 @@ def sub_geometry(geometry: Geometry, box: Box) -> Geometry:
     return replace(geometry, shape_vox=_shape(shape), origin_mm=_point(geometry.to_world(start)))
 
 
-def _window_center(
-    resampled: Geometry, geometry: Geometry, gland: np.ndarray | None, *, crop: str
-) -> tuple[float, float]:
-    if crop == "center":
-        return (resampled.shape_vox[1] - 1) / 2, (resampled.shape_vox[2] - 1) / 2
-    if gland is None:
-        raise InputError(
-            "preprocess.crop=mask centres on the reference mask, and there is none; use preprocess.crop=center"
-        )
-    occupied = np.argwhere(gland)
-    middle = (occupied.min(axis=0) + occupied.max(axis=0)) / 2
-    _, y, x = resampled.to_index(geometry.to_world(middle))
-    return float(y), float(x)
-
-
 def interpolate(array: np.ndarray, index: Sequence[np.ndarray], *, order: Literal[1, 3]) -> np.ndarray:
-    """Return values between voxels, axis by axis.
+    """Interpolate between voxels, axis by axis.
 
     Args:
         array: Any numeric dtype, [Z, Y, X].
@@ -198,9 +173,27 @@ def _weights(index: np.ndarray, *, size: int, order: Literal[1, 3]) -> np.ndarra
     return ndimage.map_coordinates(np.eye(size), positions, order=order, mode=mode).astype(np.float32)
 
 
-def _resample_image(image: Volume, window: Geometry, inside: Box) -> np.ndarray:
-    """Return the float32 intensities of the part of the window that lies in the study, by cubic B-spline."""
-    target = sub_geometry(window, inside)
+def _window(
+    resampled: Geometry, original: Geometry, gland: np.ndarray | None, *, settings: PreprocessSettings
+) -> Geometry:
+    """Return the grid of the kept square, in whole voxels of `resampled`; it may extend beyond the study."""
+    if settings.crop == "center":
+        center_vox = (np.array(resampled.shape_vox) - 1) / 2
+    elif gland is None:
+        raise InputError(
+            "preprocess.crop=mask centres on the reference mask, and there is none; use preprocess.crop=center"
+        )
+    else:
+        middle = [(part.start + part.stop - 1) / 2 for part in bounding_box(gland)]
+        center_vox = resampled.to_index(original.to_world(middle))
+    size = settings.image_size
+    start = [0, *(int(np.floor(center - (size - 1) / 2 + 0.5)) for center in center_vox[1:])]
+    shape = (resampled.shape_vox[0], size, size)
+    return replace(resampled, shape_vox=shape, origin_mm=_point(resampled.to_world(start)))
+
+
+def _resample_image(image: Volume, target: Geometry) -> np.ndarray:
+    """Return float32 intensities on a part of the resampled study by cubic B-spline, or copied where the spacing is equal."""
     index = axis_index(target, image.geometry)
     if np.allclose(target.spacing_mm, image.geometry.spacing_mm, rtol=SAME_SPACING_TOLERANCE, atol=0):
         starts = [round(float(axis[0])) for axis in index]
@@ -215,37 +208,17 @@ def _resample_image(image: Volume, window: Geometry, inside: Box) -> np.ndarray:
 
 
 def _scaled(pixels: np.ndarray, *, settings: PreprocessSettings) -> np.ndarray:
-    """Bring the percentiles to 0 and 255 and round, or leave the intensities as they are."""
+    """Map the percentiles to 0 and 255 and round, or keep the intensities."""
     low, high = np.percentile(pixels, settings.intensity_percentiles)
     if not high > low:
         raise InputError(
             f"the kept region has no intensity range: its percentiles {settings.intensity_percentiles} are both {low:g}; "
-            "look at the image, or change preprocess.image_size"
+            "check the image, or change preprocess.image_size"
         )
     if not settings.to_8bit:
         return pixels
     scaled = (np.clip(pixels, low, high) - low) * (255.0 / (high - low))
     return np.rint(scaled).astype(np.uint8)
-
-
-def _padded(pixels: np.ndarray, shape: Shape, inside: Box) -> np.ndarray:
-    """Set pixels into the window; what lies outside the study gets the lowest value inside."""
-    if pixels.shape == shape:
-        return pixels
-    window = np.full(shape, pixels.min(), dtype=pixels.dtype)
-    window[inside] = pixels
-    return window
-
-
-def _to_window(gland: np.ndarray, geometry: Geometry, window: Geometry, inside: Box) -> np.ndarray:
-    """Return the gland on the window by nearest neighbour, uint8."""
-    mask = np.zeros(window.shape_vox, dtype=np.uint8)
-    index = axis_index(sub_geometry(window, inside), geometry)
-    nearest = [
-        np.clip(np.floor(axis + 0.5).astype(int), 0, size - 1) for axis, size in zip(index, gland.shape, strict=True)
-    ]
-    mask[inside] = gland[np.ix_(*nearest)]
-    return mask
 
 
 def _box(index: Sequence[np.ndarray], shape: Shape) -> Box:
@@ -254,7 +227,7 @@ def _box(index: Sequence[np.ndarray], shape: Shape) -> Box:
     return _slices((int(np.argmax(axis)), int(np.argmax(axis)) + int(axis.sum())) for axis in inside)
 
 
-def _slices(ranges: Any) -> Box:
+def _slices(ranges: Iterable[tuple[int, int]]) -> Box:
     z, y, x = (slice(start, stop) for start, stop in ranges)
     return z, y, x
 
