@@ -1,4 +1,4 @@
-"""A mask as DICOM SEG lies on the very pixels of its series, for highdicom's reader and for pydicom's."""
+"""DICOM SEG masks have the pixels and positions of their series, as read with highdicom and with pydicom."""
 
 import copy
 import shutil
@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.dicom_seg import MAY_BE_EMPTY, write_dicom_seg
-from prostate_seg.imaging.dicom_series import series_files
+from prostate_seg.imaging.dicom_series import series_frames
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, stored_array, write_volume
 
@@ -42,7 +42,7 @@ def test_frames_are_the_slices_of_the_files_that_they_refer_to(series: Path, tmp
     mask = block_mask(series)
     write(tmp_path / "mask.dcm", mask, series)
     seg = highdicom.seg.segread(tmp_path / "mask.dcm")
-    files = series_files(series)
+    files = [path for path, _ in series_frames(series)]
     uids = [pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID for file in files]
     frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, combine_segments=True)
     np.testing.assert_array_equal(frames, stored_array(mask))
@@ -62,7 +62,7 @@ def test_object_lies_where_the_series_lies_in_the_world(series: Path, tmp_path: 
 
 def test_pydicom_reads_it_as_a_segmentation_of_the_same_study_and_patient(series: Path, tmp_path: Path) -> None:
     write(tmp_path / "mask.dcm", block_mask(series), series)
-    seg, source = pydicom.dcmread(tmp_path / "mask.dcm"), pydicom.dcmread(series_files(series)[0])
+    seg, source = pydicom.dcmread(tmp_path / "mask.dcm"), pydicom.dcmread(series_frames(series)[0][0])
     assert seg.SOPClassUID.name == "Segmentation Storage"
     for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
         assert getattr(seg, name) == getattr(source, name)
@@ -130,7 +130,7 @@ def test_attributes_that_may_be_empty_are_written_empty(series: Path, tmp_path: 
         ([], {"SOPClassUID": "1.2.3"}, "no DICOM SEG can be made for this series"),
     ],
 )
-def test_whatever_the_library_raises_about_a_header_is_said_in_words(
+def test_errors_of_the_library_become_a_message_with_their_reason(
     series: Path, tmp_path: Path, without: list[str], values: dict[str, object], words: str
 ) -> None:
     odd = rewritten(series, tmp_path / "odd", without=without, **values)
@@ -141,7 +141,7 @@ def test_whatever_the_library_raises_about_a_header_is_said_in_words(
 
 def enhanced(series: Path, folder: Path, *, order: Sequence[int]) -> Path:
     """Write the slices of a series as the frames of one Enhanced MR file, in an order of their own."""
-    slices = [pydicom.dcmread(file) for file in series_files(series)]
+    slices = [pydicom.dcmread(file) for file, _ in series_frames(series)]
     made = copy.deepcopy(slices[0])
     made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
     shared, measures, orientation = Dataset(), Dataset(), Dataset()

@@ -1,4 +1,4 @@
-"""A folder of DICOM files is one volume, of classic files and of frames of Enhanced ones alike, or it is refused by name."""
+"""DICOM series of classic and of Enhanced (multi-frame) files: equal volumes, and a named check for every refusal."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.imaging.dicom_series import series_files, series_frames
+from prostate_seg.imaging.dicom_series import series_frames
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume, stored_array
 from prostate_seg.imaging.sitk_reader import without_itk_warnings
@@ -42,7 +42,7 @@ def assert_same_volume(actual: Volume, expected: Volume) -> None:
 
 
 def of_plane(keyword: str, value: object) -> Callable[[str], Edit]:
-    """Return, for a classic file and for a frame, an edit of what places or scales a slice; None deletes it."""
+    """Return, for a classic file and for a frame, an edit of an attribute of position or scale; None deletes it."""
     sequence = {
         "PixelSpacing": "PixelMeasuresSequence",
         "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -94,14 +94,14 @@ class TestFrames:
     def test_series_frames_name_the_frame_of_each_slice(self, tmp_path: Path) -> None:
         folder = write_enhanced(tmp_path, STACK, order=[4, 2, 0, 5, 3, 1])
         assert [frame for _, frame in series_frames(folder)] == [2, 5, 1, 4, 0, 3]
-        assert series_files(folder) == [folder / "IM0001.dcm"]
+        assert {path for path, _ in series_frames(folder)} == {folder / "IM0001.dcm"}
         assert content_md5(folder) == content_md5(folder)
 
     def test_a_folder_of_enhanced_files_of_one_frame_each_is_one_volume(self, tmp_path: Path) -> None:
         for z in range(6):
             write_enhanced(tmp_path / "e", STACK, order=[z], name=f"{5 - z}.dcm", edit_file=_uid(z))
         assert_same_volume(read_volume(tmp_path / "e"), read_volume(write_classic(tmp_path / "c", STACK)))
-        assert [path.name for path in series_files(tmp_path / "e")] == [f"{5 - z}.dcm" for z in range(6)]
+        assert [path.name for path, _ in series_frames(tmp_path / "e")] == [f"{5 - z}.dcm" for z in range(6)]
 
     def test_each_frame_has_its_own_slope_and_intercept(self, tmp_path: Path) -> None:
         def rescale(z: int, frame: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Index and world, corners, and when two grids are one."""
+"""Voxel grids: index and world coordinates, corners, equality and bounding boxes."""
 
 from dataclasses import replace
 

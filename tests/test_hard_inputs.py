@@ -1,4 +1,4 @@
-"""Spoilt studies are refused in words or give whole results; `make hard-use` tries a thousand, with time and memory."""
+"""Damaged studies are refused with a message or give complete results; `make hard-use` tries a thousand of them."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Volumes in and out: the same voxels at the same place whatever the format and axes, and every refusal by name."""
+"""Reading and writing volumes: equal voxels and positions in all formats and orientations, and a named check per refusal."""
 
 import gzip
 import itertools
@@ -324,7 +324,7 @@ class TestDamage:
         self, tmp_path: Path, suffix: str, size_xyz: tuple[int, int, int], check: str
     ) -> None:
         path = write_image(tmp_path / f"a{suffix}", noise_image(), compressed=False)
-        promise_voxels(path, size_xyz)
+        change_header_size(path, size_xyz)
         before, started = psutil.Process().memory_info().rss, time.monotonic()
         assert refusal(path).check == check
         assert time.monotonic() - started < 5
@@ -389,8 +389,8 @@ class TestDamage:
         assert (str(error), error.check) == ("a gap", "missing_slice")
 
 
-def promise_voxels(path: Path, size_xyz: Sequence[int]) -> None:
-    """Let a header promise another size; the voxels stay as they are."""
+def change_header_size(path: Path, size_xyz: Sequence[int]) -> None:
+    """Change the size in a header and keep the voxels."""
     is_gzip = path.name.endswith(".gz")
     content = gzip.decompress(path.read_bytes()) if is_gzip else path.read_bytes()
     if ".nii" in path.name:
@@ -558,7 +558,7 @@ class TestDicom:
         (tmp_path / "04.dcm").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
         assert refusal(tmp_path).check == "lfs_pointer"
 
-    def test_a_folder_without_dicom_says_what_it_holds(self, tmp_path: Path) -> None:
+    def test_a_folder_without_dicom_is_refused_with_its_content(self, tmp_path: Path) -> None:
         write_image(tmp_path / "10000_1000000_t2w.mha", made_image())
         (tmp_path / "series").mkdir()
         error = refusal(tmp_path)
@@ -611,7 +611,7 @@ class TestRealData:
         assert refusal(tmp_path / name).check == "unreadable"
 
 
-def test_itk_says_nothing_on_stderr_about_readable_files(
+def test_itk_writes_nothing_to_stderr_about_readable_files(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], shared_data: Path
 ) -> None:
     write_volume(tmp_path / "a.nii.gz", read_volume(shared_data / "dicom" / "11373_1001396"))

@@ -1,4 +1,4 @@
-"""NIfTI headers: nibabel's reading is ours, masks lie where their image lies for every reader, contradictions are named."""
+"""NIfTI files: positions and values equal nibabel's, masks share the grid of their image, contradictory headers are refused."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +68,7 @@ def headers(draw: st.DrawFn) -> dict[str, object]:
     return header if "qform" in forms else header | {"pixdim": pixdim(*spacing, qfac=draw(st.sampled_from([-1, 0, 1])))}
 
 
-class TestNibabelIsTheJudge:
+class TestAgreementWithNibabel:
     @settings(
         max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
@@ -240,7 +240,7 @@ class TestOrientation:
 
     @pytest.mark.parametrize("decimals", [2, 3, 4])
     def test_an_sform_rounded_to_decimals_is_read_as_the_nearest_rotation(self, tmp_path: Path, decimals: int) -> None:
-        """Each corner lies within lean x extent of where nibabel, which knows no right angles, puts it."""
+        """Each corner lies within lean x extent of where nibabel, which keeps leaning axes, places it."""
         array = np.zeros((120, 120, 20), np.int16)
         form = np.round(affine((1, 1, 3)), decimals)
         path = write_nifti_file(tmp_path / "a.nii", array, sform=form, pixdim=pixdim(1, 1, 3))

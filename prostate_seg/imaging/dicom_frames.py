@@ -145,11 +145,6 @@ def frames_of(path: Path) -> list[Frame]:
         return frames
 
 
-def is_hidden(path: Path) -> bool:
-    """Return whether a file was not exported as a slice: hidden, or the index of a medium."""
-    return path.name.startswith(".") or path.name.lower() == "dicomdir"
-
-
 @contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
     """Turn the exceptions of pydicom and GDCM about a damaged file, which may be of any class, into a `VolumeError`."""

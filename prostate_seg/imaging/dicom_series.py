@@ -14,7 +14,7 @@ import pydicom
 import SimpleITK as sitk
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.imaging.dicom_frames import Frame, frames_of, is_hidden, label, naming_damage
+from prostate_seg.imaging.dicom_frames import Frame, frames_of, label, naming_damage
 from prostate_seg.imaging.file_integrity import require_sane_size
 from prostate_seg.imaging.geometry import Geometry, Volume
 
@@ -69,11 +69,6 @@ def read_series(folder: Path) -> Volume:
     return Volume(array=_values(ordered), geometry=geometry)
 
 
-def series_files(folder: Path) -> list[Path]:
-    """Return the files of the one DICOM series of a folder in the order of its slices, each once; errors as `read_series`."""
-    return list(dict.fromkeys(path for path, _ in series_frames(folder)))
-
-
 def series_frames(folder: Path) -> list[tuple[Path, int]]:
     """Return the file of each slice and its frame index, in the order of `read_series`; errors as there."""
     return [(frame.path, frame.index) for frame in _ordered_frames(folder)]
@@ -82,7 +77,9 @@ def series_frames(folder: Path) -> list[tuple[Path, int]]:
 def _ordered_frames(folder: Path) -> list[Frame]:
     """Return the headers of the one volume of a folder, checked and sorted by position along the normal."""
     paths = sorted(folder.iterdir())
-    files = [path for path in paths if not is_hidden(path) and (path.is_file() or not path.exists())]
+    # Hidden files and the index of a medium are no slices; a broken link may be one.
+    named = [path for path in paths if not path.name.startswith(".") and path.name.lower() != "dicomdir"]
+    files = [path for path in named if path.is_file() or not path.exists()]
     frames = [frame for path in files for frame in frames_of(path)]
     if not frames:
         example = f", such as {files[0].name}" if files else ""

@@ -46,6 +46,17 @@ def require_content(path: Path) -> None:
         )
 
 
+def require_scalar(kind: str, *, is_complex: bool, num_components: int) -> None:
+    """Refuse complex numbers, vectors and colours; `kind` describes the voxels."""
+    if is_complex:
+        raise VolumeError(f"voxels must be real numbers, and these are {kind}; export the magnitude", "complex_pixels")
+    if num_components != 1:
+        raise VolumeError(
+            f"voxels must be single numbers, and these have {num_components} components ({kind}); export one channel",
+            "vector_pixels",
+        )
+
+
 def require_three_dimensional(size_xyz: Sequence[int], *, channel: int | None) -> None:
     """Refuse single slices and several volumes; a fourth dimension of size 1, or with the wanted channel, is accepted."""
     num_wanted = 1 if channel is None else size_xyz[-1]

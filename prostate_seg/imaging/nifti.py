@@ -24,6 +24,7 @@ from prostate_seg.imaging.file_integrity import (
     inflated,
     require_room,
     require_sane_size,
+    require_scalar,
     require_three_dimensional,
 )
 from prostate_seg.imaging.geometry import (
@@ -165,15 +166,10 @@ def _volume_shape(header: Nifti1Header, *, channel: int | None) -> tuple[int, in
     except HeaderDataError as error:
         raise VolumeError(f"its size cannot be read: {error}; export it again") from error
     dtype = header.get_data_dtype()
-    if dtype.kind == "c":
-        raise VolumeError(f"voxels must be real numbers, and these are {dtype}; export the magnitude", "complex_pixels")
     while len(shape) > 4 and shape[-1] == 1:
         shape = shape[:-1]
-    if num_components := len(dtype) or (shape[4] if len(shape) == 5 and shape[3] == 1 else 0):
-        raise VolumeError(
-            f"voxels must be single numbers, and these have {num_components} components; export one channel",
-            "vector_pixels",
-        )
+    num_components = len(dtype) or (shape[4] if len(shape) == 5 and shape[3] == 1 else 1)
+    require_scalar(str(dtype), is_complex=dtype.kind == "c", num_components=num_components)
     require_three_dimensional(shape, channel=channel)
     require_sane_size(shape)
     return shape[:3]

@@ -15,6 +15,7 @@ from prostate_seg.imaging.file_integrity import (
     inflated_parts,
     require_room,
     require_sane_size,
+    require_scalar,
     require_three_dimensional,
 )
 from prostate_seg.imaging.geometry import Geometry, Volume
@@ -89,7 +90,8 @@ def read_with_sitk(path: Path, *, channel: int | None) -> Volume:
     reader.SetImageIO(IMAGE_IO[path.suffix.lower()])
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    _require_scalar_pixels(reader)
+    kind, num_components = sitk.GetPixelIDValueAsString(reader.GetPixelID()), reader.GetNumberOfComponents()
+    require_scalar(kind, is_complex="complex" in kind, num_components=num_components)
     require_three_dimensional(reader.GetSize(), channel=channel)
     require_sane_size(reader.GetSize())
 
@@ -108,19 +110,6 @@ def read_with_sitk(path: Path, *, channel: int | None) -> Volume:
     if image.GetDimension() == 4:
         image = image[:, :, :, channel or 0]
     return Volume(array=sitk.GetArrayFromImage(image), geometry=geometry_of(image), warnings=warnings)
-
-
-def _require_scalar_pixels(reader: sitk.ImageFileReader) -> None:
-    """Refuse complex numbers, vectors and colours."""
-    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if "complex" in kind:
-        raise VolumeError(f"voxels must be real numbers, and these are {kind}; export the magnitude", "complex_pixels")
-    if reader.GetNumberOfComponents() != 1:
-        raise VolumeError(
-            f"voxels must be single numbers, and these have {reader.GetNumberOfComponents()} components ({kind}); "
-            "export one channel",
-            "vector_pixels",
-        )
 
 
 def _require_complete(image: sitk.Image, payload: bytes, *, num_bytes: int) -> None:
