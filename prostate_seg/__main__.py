@@ -1,7 +1,7 @@
-"""The launcher: compose the config, check it, call one stage. The callback opens the run before and closes it after.
+"""Entry point: composes and checks the config, and calls one stage. The callback opens the run before it and closes it after.
 
-Exit codes: 0 done; 1 refused input or failed stage; 2 bad command line or config; 130 Ctrl-C; 143 SIGTERM.
-Nothing heavy is imported here; a stage brings its own libraries when it is dispatched.
+Exit codes: 0 done; 1 refused input or failed stage; 2 invalid command line or config; 130 Ctrl-C; 143 SIGTERM.
+Nothing heavy is imported here; the module of a stage imports its libraries.
 """
 
 import importlib
@@ -68,14 +68,14 @@ class StageLauncher(StageTask):
         try:
             cfg = config.parse(composed)
             stages.require_stage(cfg.stage)
-        except ConfigError as error:  # left at once: Hydra would put a line of its own before the text
+        except ConfigError as error:  # exit here: Hydra would print a line of its own before the message
             leave(error, str(error), BAD_COMMAND)
         run = self.open_run()
         if isinstance(run, Skipped):
             if torchrun.world_size() > 1:
                 _training().dismiss()
             return run.result.objectives
-        if str(HydraConfig.get().mode).endswith("MULTIRUN"):  # the values of this job are known only now
+        if str(HydraConfig.get().mode).endswith("MULTIRUN"):  # the values of a job of a multirun are known only here
             redactor = Redactor(settings=config.as_container(cfg))
             require_inputs(
                 [str(cfg.stage)], cfg, [redactor.text(typed_word(word)) for word in HydraConfig.get().overrides.task]
@@ -84,9 +84,7 @@ class StageLauncher(StageTask):
         workspace = replace(workspace_of(cfg), open_fold=open_fold, run_id=run.run_id)
         result = stages.load_stage(cfg.stage)(cfg, workspace)
         if result.objective is not None and math.isnan(result.objective):
-            raise InputError(
-                "the objective, mean val Dice over the folds, is not a number: look at val studies and loss"
-            )
+            raise InputError("the objective, mean val Dice over the folds, is NaN: check the val studies and the loss")
         run.finish(result)
         return result.objectives
 
@@ -95,11 +93,15 @@ def main() -> None:
     """Run the command line and exit with one of the codes above."""
     for sweeper in (GridSweeper, PairSweeper, StudySweeper):
         Plugins.instance().register(sweeper)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on, so that they are worded and counted here.
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # Hydra raises its exceptions, so that they get a message and an exit code here
+    )
     signal.signal(signal.SIGTERM, terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names that this terminal cannot show stop no stage
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a name that the terminal cannot encode must not stop a stage
     try:
         if torchrun.rank() > 0:
             _follow()
@@ -117,7 +119,7 @@ def main() -> None:
 
 
 def _run_command(typed: list[str]) -> None:
-    """Let Hydra run a command as it reads it, and leave no run open whenever a signal comes."""
+    """Run a command with Hydra, and close its run if a signal interrupts it."""
     words = hydra_words(typed)
     if torchrun.world_size() > 1:
         require_one_training(typed)
@@ -135,12 +137,12 @@ def _run_command(typed: list[str]) -> None:
         launcher.close(error)  # a signal came between the end of the stage and on_job_end
         raise
     if failure is not None:
-        raise failure  # out here, where its traceback is its own
+        raise failure  # outside the except block, so that the traceback is that of the stage
 
 
 def _follow() -> NoReturn:
-    """Be a process that torchrun has started beside the first one: train with it and leave with it."""
-    # It writes nothing and has no run to close; a handler of Python's would wait for as long as torch waits for the first one.
+    """Train with rank 0 as another process of torchrun, and exit with it."""
+    # It writes nothing and has no run to close; a Python signal handler would wait for as long as torch waits for rank 0.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _training().follow()
     sys.exit(0)
