@@ -100,14 +100,6 @@ class StageTask:
         if run is not None:
             with _ignore_sigterm(), _exit_on_error(replace_error=replace_error):
                 run.close(Outcome.finished if error is None else outcome_of(error), error)
-        self._release_lock()
-
-    def begin(self) -> None:
-        """Forget the job before this one."""
-        self.run = None
-        self._release_lock()
-
-    def _release_lock(self) -> None:
         lock, self.workspace_lock = self.workspace_lock, None
         if lock is not None:
             lock.end()
@@ -163,7 +155,6 @@ class TrackingCallback(Callback):
         task = getattr(task_function, "__self__", None)
         assert isinstance(task, StageTask)
         self._task = task
-        task.begin()
         if is_cluster_job():
             heed_cluster_signals()
         elif signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
@@ -220,9 +211,14 @@ def _open_run(task: StageTask, cfg: Config, job: Job) -> None:
         if done is not None:
             task.run = Skipped(done)
             return
-    from prostate_seg.tracking.stage_run import open_stage_run
+    if cfg.mlflow.tracking_uri is None:
+        from prostate_seg.tracking.stage_run import NullSink, StageRun, run_facts
 
-    task.run = open_stage_run(cfg, workspace, job)
+        task.run = StageRun(run_facts(cfg, workspace, job), NullSink())
+    else:
+        from prostate_seg.tracking.journal_sink import open_stage_run
+
+        task.run = open_stage_run(cfg, workspace, job)
 
 
 def _parsed(config: DictConfig) -> Config | None:

@@ -116,8 +116,8 @@ def _measured(
 
 def _trained(cfg: Config, packed: PackedSet, fault: Fault, seconds: float, rounds: int) -> tuple[list[Turn], int, int]:
     """Train for an odd number of turns; return them, the number of epochs and the records that wait in the end."""
-    from prostate_seg.tracking.journal import waiting
-    from prostate_seg.tracking.stage_run import open_stage_run
+    from prostate_seg.tracking.journal import pending_journals
+    from prostate_seg.tracking.journal_sink import open_stage_run
 
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)
     run = open_stage_run(cfg, workspace_of(cfg), job)
@@ -150,7 +150,7 @@ def _trained(cfg: Config, packed: PackedSet, fault: Fault, seconds: float, round
         train(cfg, packed, num_steps=1, num_epochs=100_000, on_epoch_end=after_epoch)
     run.finish(StageResult())
     run.close(Outcome.killed)
-    kept = sum(found.num_records for found in waiting(Path(cfg.paths.spool)))
+    kept = sum(found.num_records for found in pending_journals(Path(cfg.paths.spool)))
     return turns, number, kept
 
 
@@ -159,8 +159,8 @@ def _median_ms(turns: list[list[float]]) -> float:
 
 
 def _writer_seconds() -> float:
-    """Return the processor time of the thread that tells the store."""
-    ids = {thread.native_id for thread in threading.enumerate() if thread.name == "mlflow writer"}
+    """Return the processor time of the replication thread."""
+    ids = {thread.native_id for thread in threading.enumerate() if thread.name == "mlflow replication"}
     return sum(one.user_time + one.system_time for one in psutil.Process().threads() if one.id in ids)
 
 
@@ -178,8 +178,8 @@ def _points(address: str) -> list[int]:
 def _sync(cfg: Config) -> None:
     from prostate_seg.tracking.sync import sync
 
-    workspace, spool = workspace_of(cfg), Path(cfg.paths.spool)
-    sync(cfg.mlflow, spool, workspace=workspace, any_address=False, draw=lambda *_: None)
+    workspace, journals = workspace_of(cfg), Path(cfg.paths.spool)
+    sync(cfg.mlflow, journals, workspace=workspace, any_address=False, draw=lambda *_: None)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from prostate_seg.tracking.journal import folders, read_lines
+from prostate_seg.tracking.journal import journal_folders, read_lines
 from tests.project_helpers import Project, clean_environment, free_port, until
 from tests.server_helpers import answers
 
@@ -213,5 +213,5 @@ class Watch:
         return has
 
     def _lines(self, name: str) -> list[Mapping[str, Any]]:
-        found = [folder for folder in folders(self.project.folder / ".spool") if "_train_" in folder.name]
+        found = [folder for folder in journal_folders(self.project.folder / ".spool") if "_train_" in folder.name]
         return [line for folder in found for line in read_lines(folder / name)]

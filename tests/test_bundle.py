@@ -18,9 +18,10 @@ from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.tracking.bundle import Unpacked, pack, unpack
-from prostate_seg.tracking.journal import folders
+from prostate_seg.tracking.journal import journal_folders
 from prostate_seg.tracking.recorded_runs import open_tree
-from prostate_seg.tracking.run_tree import Level, Place, RunTree
+from prostate_seg.tracking.records import Level, TreePosition
+from prostate_seg.tracking.run_tree import RunTree
 from tests.conftest import composed
 from tests.test_replication import files, train
 
@@ -70,7 +71,7 @@ def tree_of(cfg: Config) -> RunTree:
 
 
 def put(source: Path, cfg: Config) -> Unpacked:
-    return unpack(source, cfg.mlflow, spool_root=Path(cfg.paths.spool), cache=workspace_of(cfg).cache)
+    return unpack(source, cfg.mlflow, journal_root=Path(cfg.paths.spool), cache=workspace_of(cfg).cache)
 
 
 def by_name(tree: RunTree) -> dict[str, Run]:
@@ -109,7 +110,7 @@ def test_bundle_comes_out_whole_in_another_store_with_its_lineage(cfg: Config, b
     record = json.loads(Path(provenance).read_text())
     assert record["run_id"] == new["train train"].info.run_id
     assert record["upstream"]["prepare"]["run_id"] == new["prepare prepare"].info.run_id
-    assert folders(Path(cfg.paths.spool)) == []
+    assert journal_folders(Path(cfg.paths.spool)) == []
 
 
 def test_second_import_and_import_into_its_own_store_add_nothing(cfg: Config, bundle: Path) -> None:
@@ -129,7 +130,7 @@ def test_import_that_was_killed_is_completed_by_the_next(
         faulty.setattr(MlflowClient, "log_inputs", lambda *_: pytest.exit("killed"))
         with pytest.raises(pytest.exit.Exception):
             put(bundle, there)
-    assert len(folders(Path(cfg.paths.spool))) == 1
+    assert len(journal_folders(Path(cfg.paths.spool))) == 1
     assert put(bundle, there).num_new == 5
     new = by_name(tree_of(there))
     assert held(tree_of(there), new["train train"]) == held(tree_of(cfg), by_name(tree_of(cfg))["train train"])
@@ -159,7 +160,7 @@ def test_only_a_whole_pipeline_that_has_ended_is_packed(cfg: Config, tmp_path: P
         pack(stage.info.run_id, tmp_path / "b.zip", cfg.mlflow, **arguments)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="there is no run 0123"):
         pack("0123", tmp_path / "b.zip", cfg.mlflow, **arguments)  # type: ignore[arg-type]
-    other = tree.create("busy", Place(level=Level.pipeline, pipeline="busy"), parent_id=None)
+    other = tree.create("busy", TreePosition(level=Level.pipeline, pipeline="busy"), parent_id=None)
     with pytest.raises(InputError, match="busy of busy still runs"):
         pack(other.info.run_id, tmp_path / "b.zip", cfg.mlflow, **arguments)  # type: ignore[arg-type]
     tree.client.delete_run(other.info.run_id)
@@ -187,16 +188,18 @@ HARMFUL: dict[str, Callable[[Records], object]] = {
     "a record asks for 'place'": lambda records: records.append({"do": "place", "run": records[1]["run"]}),
     "a record asks for None": lambda records: records.append({}),
     "a run that it did not bring": lambda records: first(records, "log").update(run="0" * 32),
-    "'log' is not about a run": lambda records: first(records, "log").update(run="' or 1=1"),
+    "run of a record 'log' is": lambda records: first(records, "log").update(run="' or 1=1"),
     "folder of a record 'files' is '../../etc'": lambda records: first(records, "files").update(folder="../../etc"),
     "folder of a record 'files' is '/etc'": lambda records: first(records, "files").update(folder="/etc"),
     "to of a record 'files' is '..'": lambda records: first(records, "files").update(to=".."),
-    "tags of a record 'log' is": lambda records: first(records, "log")["tags"].update({"process.pid": "1"}),
+    "tags of a record 'log' hold 'process.pid'": lambda records: first(records, "log")["tags"].update(
+        {"process.pid": "1"}
+    ),
     "params of a record 'log' is": lambda records: first(records, "log").update(params={"a": 1}),
     "metrics of a record 'log' is": lambda records: first(records, "log").update(metrics=[["a", "b", 1, 1]]),
     "place of a record 'copy' is": lambda records: records[1]["place"].update(level="king"),
     "status of a record 'end_copy' is 'RUNNING'": lambda records: first(records, "end_copy").update(status="RUNNING"),
-    "its first line is another one": lambda records: records[0].update(format=7),
+    "format of its first line is '7'": lambda records: records[0].update(format=7),
     "it holds no run": lambda records: records.__delitem__(slice(1, None)),
 }
 
@@ -211,7 +214,7 @@ def test_bundle_that_asks_for_more_than_runs_of_its_own_is_refused(
         put(source, cfg)
     assert message in str(caught.value)
     assert len(tree_of(cfg).search()) == before
-    assert folders(Path(cfg.paths.spool)) == []
+    assert journal_folders(Path(cfg.paths.spool)) == []
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_bundle_whose_files_would_lie_elsewhere_is_refused(
     source = changed(bundle, tmp_path / "b.zip", lambda _: None, extra={name: b"x"})
     with pytest.raises(InputError, match=r"holds '.*', which a bundle may not; nothing was unpacked"):
         put(source, cfg)
-    assert folders(Path(cfg.paths.spool)) == []
+    assert journal_folders(Path(cfg.paths.spool)) == []
     assert not list(Path(cfg.paths.spool).parent.rglob("evil"))
 
 

@@ -9,7 +9,8 @@ from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations import health
 from prostate_seg.operations.health import Severity
 from prostate_seg.stages import doctor
-from prostate_seg.tracking.journal import Header, Spool
+from prostate_seg.tracking.journal import Header, Journal
+from prostate_seg.tracking.records import LogData
 
 
 def workspace(root: Path) -> Workspace:
@@ -75,13 +76,13 @@ def test_leftovers_of_killed_writes_are_listed(tmp_path: Path) -> None:
     assert ".tmp-abc" in finding.fix
 
 
-def test_records_that_wait_in_the_spool_are_named_with_their_store(tmp_path: Path) -> None:
+def test_journal_that_waits_is_named_with_its_store(tmp_path: Path) -> None:
     assert doctor.check_journals(tmp_path / "absent").severity is Severity.good
     header = Header(what="train of p", address="http://store", experiment="e")
-    spool = Spool.create(tmp_path, header, name="train")
-    spool.put({"do": "log"})
+    journal = Journal.create(tmp_path, header, name="train")
+    journal.append(LogData(run="r"))
     assert doctor.check_journals(tmp_path).severity is Severity.good  # its process is about to send it
-    spool.release()
+    journal.release()
     finding = doctor.check_journals(tmp_path)
     assert (finding.severity, finding.fix) == (Severity.note, "stage=sync")
     assert finding.text == f"1 runs wait in {tmp_path} to be sent to http://store"

@@ -1,4 +1,4 @@
-"""What is put into the spool is there as whole lines, in order, whatever happens to disk or process."""
+"""Records are in the journal as whole lines, in order, whatever happens to disk or process."""
 
 import errno
 import json
@@ -11,55 +11,90 @@ from filelock import Timeout
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.tracking import journal as module
-from prostate_seg.tracking.journal import Header, Spool, plain, read_lines, remove_delivered, waiting
+from prostate_seg.tracking.journal import (
+    Header,
+    Journal,
+    merge_metrics,
+    pending_journals,
+    read_lines,
+    remove_replicated,
+)
+from prostate_seg.tracking.records import LogData, MetricPoint
 
 HEADER = Header(what="train of p", address="http://store", experiment="e", workspace="/w", cache="/w/.cache")
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.create(tmp_path, HEADER, name="train")
+def journal(tmp_path: Path) -> Journal:
+    return Journal.create(tmp_path, HEADER, name="train")
 
 
-def numbers(spool: Spool) -> list[int]:
-    return [record["n"] for _, record in spool.records()]
+def record(number: int, *, text: str = "") -> LogData:
+    return LogData(run="r", tags={"number": str(number), "text": text})
 
 
-def test_folder_comes_back_as_it_was_left(spool: Spool) -> None:
+def numbers(journal: Journal) -> list[int]:
+    return [int(one.tags["number"]) for one in journal.records() if isinstance(one, LogData)]
+
+
+def test_journal_is_read_back_as_it_was_written(journal: Journal) -> None:
     for n in range(3):
-        assert spool.put({"do": "log", "n": n}) == n + 1
-    spool.note(1, ids={"local-a": "b"})
-    spool.note(2, refused="no")
-    spool.release()
-    again = Spool(spool.folder)
+        assert journal.append(record(n)) == n + 1
+    journal.acknowledge(1, ids={"local-a": "b"})
+    journal.acknowledge(2, refused="no")
+    journal.release()
+    again = Journal(journal.folder)
     assert again.header == HEADER
     assert numbers(again) == [0, 1, 2]
-    assert (again.num_records, again.num_delivered, again.num_refused) == (3, 2, 1)
+    assert (again.num_records, again.num_acknowledged, again.num_refused) == (3, 2, 1)
     assert again.ids == {"local-a": "b"}
 
 
-def test_every_line_is_json_that_people_can_read(spool: Spool) -> None:
-    spool.put({"do": "log", "tags": {"name": "Größe"}, "metrics": [["loss", plain(float("nan")), 1, 1]]})
-    lines = (spool.folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+def test_every_line_is_json_that_people_can_read(journal: Journal) -> None:
+    points = (MetricPoint("loss", float("nan"), 1, 1), MetricPoint("loss", float("-inf"), 2, 2))
+    journal.append(LogData(run="r", tags={"name": "Größe"}, metrics=points))
+    lines = (journal.folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
     assert "Größe" in lines[1]
     assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)
-    assert [float(plain(value)) for value in (0.5, float("inf"))] == [0.5, float("inf")]
+    (kept,) = journal.records()
+    assert isinstance(kept, LogData)
+    assert [str(point.value) for point in kept.metrics] == ["nan", "-inf"]
 
 
-def test_line_that_a_crash_has_cut_off_is_dropped_and_the_next_one_is_whole(spool: Spool) -> None:
-    spool.put({"n": 0})
-    spool.release()
-    with (spool.folder / "records.jsonl").open("a") as stream:
+def test_records_of_the_first_version_can_be_read(journal: Journal) -> None:
+    journal.release()
+    with (journal.folder / "records.jsonl").open("a") as stream:
+        stream.write('{"do": "log", "run": "local-a", "metrics": [["loss", "nan", 1, 1], ["loss", 0.5, 2, 2]]}\n')
+        stream.write('{"do": "end", "run": "local-a", "status": "FINISHED", "end_ms": 5}\n')
+    first, second = Journal(journal.folder).records()
+    assert isinstance(first, LogData)
+    assert [str(point.value) for point in first.metrics] == ["nan", "0.5"]
+    assert second.do == "end"
+
+
+def test_consecutive_metrics_of_one_run_are_sent_as_one_record() -> None:
+    points = [MetricPoint("loss", float(step), step, step) for step in range(4)]
+    entries = [(number, LogData(run="r", metrics=(point,))) for number, point in enumerate(points[:2], start=1)]
+    entries += [(3, LogData(run="other", metrics=(points[2],))), (4, LogData(run="other", tags={"a": "b"}))]
+    merged = list(merge_metrics(entries))
+    assert [number for number, _ in merged] == [2, 3, 4]
+    assert merged[0][1] == LogData(run="r", metrics=tuple(points[:2]))
+
+
+def test_line_that_a_crash_has_cut_off_is_dropped_and_the_next_one_is_whole(journal: Journal) -> None:
+    journal.append(record(0))
+    journal.release()
+    with (journal.folder / "records.jsonl").open("a") as stream:
         stream.write('{"n": 1, "metr')
-    again = Spool(spool.folder)
-    again.put({"n": 2})
+    again = Journal(journal.folder)
+    again.append(record(2))
     assert numbers(again) == [0, 2]
 
 
 def test_full_disk_leaves_whole_lines_and_loses_none_once_there_is_room(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool.put({"n": 0})
+    journal.append(record(0))
     write = module._write_some
 
     def full(file: FileIO, data: memoryview) -> int:
@@ -69,71 +104,71 @@ def test_full_disk_leaves_whole_lines_and_loses_none_once_there_is_room(
 
     with monkeypatch.context() as disk:
         disk.setattr(module, "_write_some", full)
-        spool.put({"n": 1})
-        spool.put({"n": 2})
-        assert spool.flush() is False
-        assert numbers(spool) == [0]
-    assert spool.flush() is True
-    assert numbers(spool) == [0, 1, 2]
+        journal.append(record(1))
+        journal.append(record(2))
+        assert journal.flush() is False
+        assert numbers(journal) == [0]
+    assert journal.flush() is True
+    assert numbers(journal) == [0, 1, 2]
 
 
-def put_for_ever(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
-    spool = Spool(Path(folder), wait_seconds=10)
+def append_for_ever(folder: str, ready: "multiprocessing.synchronize.Event") -> None:
+    journal = Journal(Path(folder), wait_seconds=10)
     for n in range(10**9):
-        spool.put({"n": n, "text": "x" * 500})
+        journal.append(record(n, text="x" * 500))
         if n == 200:
             ready.set()
 
 
-def test_killed_process_leaves_whole_records_and_lets_go(spool: Spool) -> None:
-    spool.release()
+def test_killed_process_leaves_whole_records_and_no_lock(journal: Journal) -> None:
+    journal.release()
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    process = context.Process(target=put_for_ever, args=(str(spool.folder), ready))
+    process = context.Process(target=append_for_ever, args=(str(journal.folder), ready))
     process.start()
     assert ready.wait(60)
     with pytest.raises(Timeout):
-        Spool(spool.folder)
-    assert [found.is_held for found in waiting(spool.folder.parent)] == [True]
+        Journal(journal.folder)
+    assert [found.is_locked for found in pending_journals(journal.folder.parent)] == [True]
     process.kill()
     process.join(10)
-    again = Spool(spool.folder)
+    again = Journal(journal.folder)
     assert numbers(again) == list(range(again.num_records))
     assert again.num_records > 200
 
 
-def test_folder_of_which_all_is_delivered_does_not_wait_and_is_removed(spool: Spool) -> None:
-    root = spool.folder.parent
-    spool.put({"n": 0})
-    assert [found.num_records for found in waiting(root)] == [1]
-    spool.note(1)
-    assert waiting(root) == []
-    remove_delivered(root)
-    assert spool.folder.is_dir()  # its process still runs
-    spool.release()
-    remove_delivered(root)
-    assert not spool.folder.exists()
+def test_journal_of_which_all_is_acknowledged_does_not_wait_and_is_removed(journal: Journal) -> None:
+    root = journal.folder.parent
+    journal.append(record(0))
+    assert [found.num_records for found in pending_journals(root)] == [1]
+    journal.acknowledge(1)
+    assert pending_journals(root) == []
+    remove_replicated(root)
+    assert journal.folder.is_dir()  # its process still runs
+    journal.release()
+    remove_replicated(root)
+    assert not journal.folder.exists()
 
 
-def test_folder_that_has_only_begun_is_not_removed(spool: Spool) -> None:
-    spool.release()
-    remove_delivered(spool.folder.parent)
-    assert spool.folder.is_dir()
+def test_journal_that_has_only_begun_is_not_removed(journal: Journal) -> None:
+    journal.release()
+    remove_replicated(journal.folder.parent)
+    assert journal.folder.is_dir()
 
 
 @pytest.mark.parametrize(
     "text", ["", "notes\n", '{"format": 2, "what": "x"}\n', '{"format": 1, "surprise": "x"}\n', "[]\n"]
 )
-def test_folder_that_is_no_spool_is_refused_in_words(tmp_path: Path, text: str) -> None:
+def test_folder_that_is_no_journal_is_refused_with_a_message(tmp_path: Path, text: str) -> None:
     (tmp_path / "records.jsonl").write_text(text)
     with pytest.raises(InputError, match="records.jsonl: is not what a stage writes; move the folder away"):
-        Spool(tmp_path)
+        Journal(tmp_path)
 
 
-def test_spool_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_journal_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file cannot be written: .*\n.*paths.spool"):
-        Spool.create(tmp_path / "file", HEADER, name="train")
+        Journal.create(tmp_path / "file", HEADER, name="train")
 
 
 def test_lines_of_an_absent_file_are_none(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.tracking.origin import DIFF, UNTRACKED, origin_of
-from prostate_seg.tracking.run_tree import Level, Place, RunTree
+from prostate_seg.tracking.records import Level, TreePosition
+from prostate_seg.tracking.run_tree import RunTree
 from prostate_seg.tracking.store import open_store
 from tests.test_run_tree import SETTINGS
 
@@ -16,7 +17,7 @@ def test_changes_are_named_and_applied_only_where_they_were_kept(tmp_path: Path,
     settings = replace(SETTINGS, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     tree = RunTree(open_store(settings, cache=tmp_path))
     tags = {"git.commit": "abc", "git.dirty": str(bool(kept)).lower(), "command": "python -m prostate_seg stage=train"}
-    run = tree.create("train", Place(level=Level.stage, pipeline="p"), parent_id=None, tags=tags)
+    run = tree.create("train", TreePosition(level=Level.stage, pipeline="p"), parent_id=None, tags=tags)
     for name in kept:
         tree.client.log_text(run.info.run_id, "x", name)
     lines = origin_of(run.info.run_id, settings, cache=tmp_path)

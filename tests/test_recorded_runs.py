@@ -6,7 +6,8 @@ from mlflow.entities import Run
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.tracking.recorded_runs import open_tree, recorded_cases
-from prostate_seg.tracking.run_tree import Level, Place, RunTree
+from prostate_seg.tracking.records import Level, TreePosition
+from prostate_seg.tracking.run_tree import RunTree
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def add(
     **tags: str,
 ) -> Run:
     """Add a finished run, with a table if `cases` is its text."""
-    place = Place(level=level, pipeline=str(parent.info.run_name), stage=stage)
+    place = TreePosition(level=level, pipeline=str(parent.info.run_name), stage=stage)
     run = tree.create(stage, place, parent_id=parent.info.run_id, tags=tags)
     if cases is not None:
         tree.client.log_text(run.info.run_id, cases, "tables/cases.csv")

@@ -14,8 +14,9 @@ from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.stages import find
 from prostate_seg.tracking import commits, registry
 from prostate_seg.tracking.recorded_runs import find_run, recorded_cases, recorded_stages
+from prostate_seg.tracking.records import Level, TreePosition
 from prostate_seg.tracking.registry import Evaluated, evaluated_run, fetch_networks, move_alias
-from prostate_seg.tracking.run_tree import Level, Place, RunTree
+from prostate_seg.tracking.run_tree import RunTree
 from prostate_seg.tracking.store import open_store
 from tests.test_run_tree import SETTINGS, stage
 
@@ -29,7 +30,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> RunTree:
 
 def evaluation(tree: RunTree, pipeline: Run, *, of: str, cases: str = "case_id\n", named: str = "p") -> Run:
     """Add a finished evaluation of a training's networks, with all that its run holds."""
-    place = Place(level=Level.stage, pipeline=named, stage="evaluate")
+    place = TreePosition(level=Level.stage, pipeline=named, stage="evaluate")
     tags = {"previous_run_id.train": of}
     run = tree.create("evaluate", place, parent_id=pipeline.info.run_id, tags=tags)
     run_id = run.info.run_id
@@ -51,7 +52,7 @@ def refusal(tree: RunTree, run_id: str | None, pipeline: str = "p") -> str:
 def test_evaluation_is_found_from_itself_its_training_its_fold_its_pipeline_and_the_name(tree: RunTree) -> None:
     pipeline = tree.pipeline("p", fresh=True)
     training = stage(tree, pipeline)
-    place = Place(level=Level.fold, pipeline="p", stage="train", fold="0")
+    place = TreePosition(level=Level.fold, pipeline="p", stage="train", fold="0")
     fold = tree.create("fold0", place, parent_id=training.info.run_id)
     first = evaluation(tree, pipeline, of=training.info.run_id)
     newest = evaluation(tree, pipeline, of="another training", cases="case_id\n1\n")
@@ -169,7 +170,7 @@ def test_replaced_run_names_the_one_that_replaced_it(tree: RunTree) -> None:
 
 def test_results_of_a_commit_whose_run_is_deleted_are_told_as_such(tree: RunTree) -> None:
     pipeline = tree.pipeline("u", fresh=True)
-    place = Place(level=Level.stage, pipeline="u", stage="prepare")
+    place = TreePosition(level=Level.stage, pipeline="u", stage="prepare")
     tags = {"md5.outputs/prepared": "abc"}
     run = tree.create("prepare", place, parent_id=pipeline.info.run_id, tags=tags)
     outputs = {"prepare": {"prepared": "abc"}, "train": {"model": "def"}}

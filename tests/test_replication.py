@@ -1,4 +1,4 @@
-"""What a store has missed reaches it in order and exactly once, also when the delivery is killed after any of its calls."""
+"""Replication is in order and exactly once, also when it is killed after any of its calls."""
 
 import random
 import shutil
@@ -17,12 +17,12 @@ from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.operations.job import Job, Outcome
 from prostate_seg.provenance import ds_version
 from prostate_seg.provenance.ds_version import LOCAL_ID
-from prostate_seg.tracking import sweeps, writer
-from prostate_seg.tracking.journal import folders, read_lines, waiting
+from prostate_seg.tracking import replication, sweeps
+from prostate_seg.tracking.journal import journal_folders, pending_journals, read_lines
+from prostate_seg.tracking.journal_sink import open_stage_run
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.run_tree import KEY, RunTree
-from prostate_seg.tracking.stage_run import open_stage_run
-from prostate_seg.tracking.sync import Sent, sync
+from prostate_seg.tracking.sync import SyncedJournal, sync
 from tests.conftest import composed
 
 AWAY = "http://127.0.0.1:9"
@@ -42,7 +42,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Config:
     """A training whose store is away, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(writer, "SECONDS_BETWEEN_TRIES", 0.01)
+    monkeypatch.setattr(replication, "SECONDS_BETWEEN_TRIES", 0.01)
     mlflow = [f"mlflow.tracking_uri={AWAY}", "mlflow.on_unreachable=spool", f"mlflow.experiment={request.node.name}"]
     return parse(composed("stage=train", *mlflow))
 
@@ -64,7 +64,7 @@ def train(cfg: Config, *, name: str = "train") -> None:
     run.close(Outcome.finished)
 
 
-def send(cfg: Config, database: Path) -> list[Sent]:
+def send(cfg: Config, database: Path) -> list[SyncedJournal]:
     settings = replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}")
     spool = Path(cfg.paths.spool)
     return sync(settings, spool, workspace=workspace_of(cfg), any_address=True, draw=draw_nothing)
@@ -79,8 +79,8 @@ def tree_of(cfg: Config, database: Path, *, experiment: str | None = None) -> Ru
     return open_tree(settings, cache=workspace_of(cfg).cache)
 
 
-def told(tree: RunTree) -> dict[str, Any]:
-    """Return all that a store knows, in terms that do not depend on its ids or on when it was told."""
+def content(tree: RunTree) -> dict[str, Any]:
+    """Return the content of a store, in terms that depend neither on its ids nor on the time of replication."""
     runs = {str(run.info.run_id): run for run in tree.search()}
     return {
         f"{run.data.tags['level']} {run.info.run_name} {run.data.tags[KEY]}": {
@@ -125,12 +125,12 @@ def test_training_without_its_store_is_on_disk_and_then_all_in_the_store(cfg: Co
     train(cfg)
     entry = ds_version.read_entries(workspace_of(cfg))["train"]
     assert LOCAL_ID.fullmatch(entry["run_id"])
-    (found,) = waiting(Path(cfg.paths.spool))
+    (found,) = pending_journals(Path(cfg.paths.spool))
     assert (found.what, found.address) == ("train of baseline", AWAY)
-    logged = [line["metrics"] for line in read_lines(found.folder / "records.jsonl") if "metrics" in line]
+    logged = [line["metrics"] for line in read_lines(found.folder / "records.jsonl") if line.get("metrics")]
     (sent,) = send(cfg, database)
-    assert sent.why_not == ""
-    assert waiting(Path(cfg.paths.spool)) == []
+    assert sent.reason == ""
+    assert pending_journals(Path(cfg.paths.spool)) == []
     tree = tree_of(cfg, database)
     (pipeline,) = tree.search(filters={"level": "pipeline"})
     (stage,) = tree.search(filters={"level": "stage"})
@@ -158,18 +158,18 @@ def test_training_without_its_store_is_on_disk_and_then_all_in_the_store(cfg: Co
 def test_second_sync_sends_nothing(cfg: Config, database: Path) -> None:
     train(cfg)
     assert len(send(cfg, database)) == 1
-    before = told(tree_of(cfg, database))
+    before = content(tree_of(cfg, database))
     assert send(cfg, database) == []
-    assert told(tree_of(cfg, database)) == before
+    assert content(tree_of(cfg, database)) == before
 
 
-def test_sync_that_is_killed_after_any_of_its_calls_tells_everything_once(
+def test_sync_that_is_killed_after_any_of_its_calls_replicates_everything_once(
     cfg: Config, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(cfg)
     kept = shutil.copytree(cfg.paths.spool, tmp_path / "kept")
     send(cfg, database)
-    whole = told(tree_of(cfg, database))
+    whole = content(tree_of(cfg, database))
     num_calls, kills = 0, 0
     while True:
         num_calls += 1
@@ -189,7 +189,7 @@ def test_sync_that_is_killed_after_any_of_its_calls_tells_everything_once(
                 send_again = False
         if send_again:
             send(cfg, database)
-        assert told(tree_of(cfg, database, experiment=experiment)) == whole, experiment
+        assert content(tree_of(cfg, database, experiment=experiment)) == whole, experiment
         if not send_again:
             break
     assert kills > 15
@@ -204,17 +204,17 @@ def test_store_whose_answers_are_often_lost_has_everything_once(
     with monkeypatch.context() as faulty:
         fail_after(faulty, lambda: chance.random() < 0.2, ConnectionError("the answer was lost"))
         train(here)
-    assert waiting(Path(cfg.paths.spool)) == []
+    assert pending_journals(Path(cfg.paths.spool)) == []
     tree = tree_of(cfg, database)
     (fold,) = tree.search(filters={"level": "fold"})
     assert [step for step, _, _ in points(tree.client, fold, "val/dice")] == [1, 2, 3]
     assert [run.info.status for run in tree.search()] == ["FINISHED"] * 3
 
 
-def test_stages_of_two_syncs_know_each_other(cfg: Config, database: Path) -> None:
+def test_stages_of_two_syncs_are_linked_by_lineage(cfg: Config, database: Path) -> None:
     train(cfg, name="prepare")
     train(cfg)
-    assert [one.why_not for one in send(cfg, database)] == ["", ""]
+    assert [one.reason for one in send(cfg, database)] == ["", ""]
     tree = tree_of(cfg, database)
     prepare, stage = tree.search(filters={"level": "stage"})
     assert stage.data.tags["previous_run_id.prepare"] == prepare.info.run_id
@@ -223,7 +223,7 @@ def test_stages_of_two_syncs_know_each_other(cfg: Config, database: Path) -> Non
     assert stage.data.tags["mlflow.parentRunId"] == prepare.data.tags["mlflow.parentRunId"]
 
 
-def test_later_run_replaces_the_earlier_whichever_is_delivered_first(
+def test_later_run_replaces_the_earlier_whichever_is_replicated_first(
     cfg: Config, database: Path, tmp_path: Path
 ) -> None:
     train(cfg)
@@ -235,7 +235,7 @@ def test_later_run_replaces_the_earlier_whichever_is_delivered_first(
     (pipeline,) = tree.search(filters={"level": "pipeline"})
     shutil.rmtree(cfg.paths.spool)
     shutil.move(first, cfg.paths.spool)
-    assert send(cfg, database)[0].why_not == ""
+    assert send(cfg, database)[0].reason == ""
     assert [run.info.run_id for run in tree.search(filters={"level": "stage"})] == [later.info.run_id]
     assert len(tree.search(filters={"level": "fold"})) == 1
     assert tree.client.get_run(pipeline.info.run_id).info.end_time == pipeline.info.end_time
@@ -243,9 +243,9 @@ def test_later_run_replaces_the_earlier_whichever_is_delivered_first(
 
 def test_run_of_a_killed_process_ends_as_killed(cfg: Config, database: Path) -> None:
     train(cfg)
-    (folder,) = (found.folder for found in waiting(Path(cfg.paths.spool)))
+    (folder,) = (found.folder for found in pending_journals(Path(cfg.paths.spool)))
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
-    epoch_2 = next(index for index, line in enumerate(lines) if '"val/dice", 0.2' in line)
+    epoch_2 = next(index for index, line in enumerate(lines) if '"val/dice",0.2' in line)
     (folder / "records.jsonl").write_text("".join(lines[: epoch_2 + 1]) + '{"do": "log", "ru')  # cut off by the kill
     send(cfg, database)
     tree = tree_of(cfg, database)
@@ -267,11 +267,11 @@ def test_sweep_without_its_store_is_a_sweep_once_it_is_sent(cfg: Config, databas
         run.finish(StageResult(objective=rate))
         run.close(Outcome.finished)
     assert sweeps.end_multirun(cfg, place, draw=draw_nothing) is None
-    for found in waiting(Path(cfg.paths.spool))[:1]:
+    for found in pending_journals(Path(cfg.paths.spool))[:1]:
         shutil.move(found.folder, tmp_path / found.folder.name)  # that it began is sent last
-    assert [sent.why_not for sent in send(cfg, database)] == [""] * 3
+    assert [sent.reason for sent in send(cfg, database)] == [""] * 3
     shutil.move(next(tmp_path.glob("*_multirun_*")), cfg.paths.spool)
-    assert [sent.why_not for sent in send(cfg, database)] == [""]
+    assert [sent.reason for sent in send(cfg, database)] == [""]
     tree = tree_of(cfg, database)
     (sweep,) = tree.search(filters={"level": "sweep"})
     trials = tree.search(filters={"level": "trial"})
@@ -293,7 +293,7 @@ def test_sweep_of_a_stage_that_needs_its_store_fails_at_once(cfg: Config, tmp_pa
     job = Job(overrides=(), output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
     with pytest.raises(InputError, match=r"the tracking store http://127.0.0.1:9 cannot be used"):
         open_stage_run(strict, workspace_of(strict), job)
-    assert folders(Path(cfg.paths.spool)) == []
+    assert journal_folders(Path(cfg.paths.spool)) == []
 
 
 def test_no_planted_secret_is_kept_or_sent(
@@ -313,7 +313,7 @@ def test_no_planted_secret_is_kept_or_sent(
     assert {"records.jsonl", "prostate_seg.log", "table.csv", "config.yaml"} <= {path.name for path in kept}
     assert not [path for path, content in kept.items() if b"planted-" in content]
     (sent,) = send(cfg, database)
-    assert sent.waiting.address == "http://127.0.0.1:9/"
+    assert sent.journal.address == "http://127.0.0.1:9/"
     (stage,) = tree_of(cfg, database).search(filters={"level": "stage"})
     (tmp_path / "shown").mkdir()
     tree_of(cfg, database).client.download_artifacts(stage.info.run_id, "", str(tmp_path / "shown"))
@@ -327,10 +327,10 @@ def test_folder_of_a_running_stage_is_left_alone(cfg: Config, database: Path) ->
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)
     run = open_stage_run(cfg, workspace_of(cfg), job)
     (sent,) = send(cfg, database)
-    assert sent.why_not == "is still being written or sent by another process"
+    assert sent.reason == "is still being written or sent by another process"
     run.close(Outcome.failed)
     (sent,) = send(cfg, database)
-    assert sent.why_not == ""
+    assert sent.reason == ""
 
 
 def test_records_for_another_address_are_kept_for_it(cfg: Config, database: Path) -> None:
@@ -338,5 +338,5 @@ def test_records_for_another_address_are_kept_for_it(cfg: Config, database: Path
     settings = replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}")
     arguments = {"workspace": workspace_of(cfg), "draw": draw_nothing}
     (sent,) = sync(settings, Path(cfg.paths.spool), any_address=False, **arguments)  # type: ignore[arg-type]
-    assert sent.why_not == f"is meant for {AWAY}; sync.any_address=true sends it here"
-    assert len(waiting(Path(cfg.paths.spool))) == 1
+    assert sent.reason == f"is meant for {AWAY}; sync.any_address=true sends it here"
+    assert len(pending_journals(Path(cfg.paths.spool))) == 1

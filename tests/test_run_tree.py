@@ -16,9 +16,9 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.operations.job import Outcome
 from prostate_seg.operations.process import this_process
-from prostate_seg.tracking import leader_election as agreement
-from prostate_seg.tracking import run_tree, sweeps
-from prostate_seg.tracking.run_tree import Level, Place, RunTree
+from prostate_seg.tracking import leader_election, sweeps
+from prostate_seg.tracking.records import BeginMultirun, Level, TreePosition, now_ms
+from prostate_seg.tracking.run_tree import RunTree
 from prostate_seg.tracking.store import open_store
 
 SETTINGS = MlflowConfig(
@@ -46,7 +46,7 @@ def tree(database: Path, request: pytest.FixtureRequest) -> RunTree:
 
 
 def stage(tree: RunTree, pipeline: Run, name: str = "train") -> Run:
-    return tree.create(name, Place(level=Level.stage, pipeline="p", stage=name), parent_id=pipeline.info.run_id)
+    return tree.create(name, TreePosition(level=Level.stage, pipeline="p", stage=name), parent_id=pipeline.info.run_id)
 
 
 def status(tree: RunTree, run: Run) -> str:
@@ -78,7 +78,7 @@ def test_pipelines_made_at_one_moment_in_two_places_become_one(
     tree: RunTree, theirs_is: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes ask a server, both find nothing, and both make one; no lock holds for both."""
-    monkeypatch.setattr(agreement, "SECONDS_TO_AGREE", 0.0)
+    monkeypatch.setattr(leader_election, "SECONDS_TO_ELECT", 0.0)
     here, elsewhere = on_server(tree), on_server(tree)
     theirs: list[Run] = []
     look = here.search
@@ -86,7 +86,7 @@ def test_pipelines_made_at_one_moment_in_two_places_become_one(
     def look_while_they_make_theirs(**asked: Any) -> list[Run]:
         found = look(**asked)
         if not theirs:
-            start_ms = run_tree.now_ms() + (30_000 if "after" in theirs_is else -30_000)
+            start_ms = now_ms() + (30_000 if "after" in theirs_is else -30_000)
             theirs.append(elsewhere.pipeline("p", fresh=False, start_ms=start_ms))
         return found
 
@@ -98,12 +98,12 @@ def test_pipelines_made_at_one_moment_in_two_places_become_one(
 
 def test_pipeline_that_another_process_withdraws_is_not_taken(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third process finds both, before the maker of one has deleted it."""
-    monkeypatch.setattr(agreement, "SECONDS_TO_AGREE", 0.0)
+    monkeypatch.setattr(leader_election, "SECONDS_TO_ELECT", 0.0)
     one, other = (tree.pipeline("p", fresh=True) for _ in range(2))
-    assert agreement.decide(tree.client, one, agreement.NO)
+    assert leader_election.claim(tree.client, one, leader_election.NO)
     assert on_server(tree).pipeline("p", fresh=False).info.run_id == other.info.run_id
-    assert agreement.decide(tree.client, tree.client.get_run(other.info.run_id), agreement.YES)
-    assert not agreement.decide(tree.client, other, agreement.NO)
+    assert leader_election.claim(tree.client, tree.client.get_run(other.info.run_id), leader_election.YES)
+    assert not leader_election.claim(tree.client, other, leader_election.NO)
     tree.client.delete_run(other.info.run_id)
     third = on_server(tree).pipeline("p", fresh=False)
     assert third.info.run_id not in {one.info.run_id, other.info.run_id}
@@ -113,7 +113,7 @@ def test_no_pipeline_that_was_taken_is_deleted_however_many_start_together(
     tree: RunTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for the others here: then there may be several, but each that was taken stays."""
-    monkeypatch.setattr(agreement, "SECONDS_TO_AGREE", 0.0)
+    monkeypatch.setattr(leader_election, "SECONDS_TO_ELECT", 0.0)
     with ThreadPoolExecutor(8) as pool:
         for number in range(5):
             name = f"p{number}"
@@ -124,7 +124,7 @@ def test_no_pipeline_that_was_taken_is_deleted_however_many_start_together(
 
 
 def test_workers_of_one_study_that_begin_on_several_machines_have_one_sweep(tree: RunTree) -> None:
-    """Each has the lock of its own workspace, and all have found nothing before the first makes it."""
+    """Each has the lock of its own workspace, and all have found nothing before the first creates it."""
     everybody = threading.Barrier(4)
 
     def begin(number: int) -> Run | None:
@@ -138,8 +138,17 @@ def test_workers_of_one_study_that_begin_on_several_machines_have_one_sweep(tree
             return found
 
         setattr(here, "sweeps", look_together)  # noqa: B010 - a method
-        record = {"place": "db/study", "stage": "train", "key": f"local-{number:032d}"}
-        return sweeps.begin(here, {**record, "pipeline": "p", "pipeline_key": None, "fresh": False, "start_ms": None})
+        key, pipeline_key = f"local-{number:032d}", f"local-{number + 100:032d}"
+        record = BeginMultirun(
+            pipeline="p",
+            pipeline_key=pipeline_key,
+            fresh=False,
+            stage="train",
+            folder="db/study",
+            key=key,
+            start_ms=now_ms(),
+        )
+        return sweeps.begin(here, record)
 
     with ThreadPoolExecutor(4) as pool:
         begun = {run.info.run_id for run in pool.map(begin, range(4)) if run is not None}
@@ -150,7 +159,7 @@ def test_workers_of_one_study_that_begin_on_several_machines_have_one_sweep(tree
 
 
 def test_newest_pipeline_of_an_earlier_version_is_found_on_a_server(tree: RunTree) -> None:
-    long_ago = run_tree.now_ms() - 2 * agreement.OLD_MS
+    long_ago = now_ms() - 2 * leader_election.LEASE_MS
     _, newest = (tree.pipeline("p", fresh=True, start_ms=long_ago + number) for number in range(2))
     assert on_server(tree).pipeline("p", fresh=False).info.run_id == newest.info.run_id
 
@@ -199,7 +208,7 @@ def test_silent_run_of_another_host_is_closed_only_when_asked(tree: RunTree) -> 
 def test_deleted_run_can_be_restored_with_its_folds(tree: RunTree) -> None:
     run = stage(tree, tree.pipeline("p", fresh=False))
     fold = tree.create(
-        "fold0", Place(level=Level.fold, pipeline="p", stage="train", fold="0"), parent_id=run.info.run_id
+        "fold0", TreePosition(level=Level.fold, pipeline="p", stage="train", fold="0"), parent_id=run.info.run_id
     )
     tree.delete_with_folds(run, replaced_by="other")
     assert tree.get(run.info.run_id) is None
@@ -227,7 +236,7 @@ def test_owner_tags_name_this_process(tree: RunTree) -> None:
     }
 
 
-def test_locked_question_holds_the_lock_and_lets_go_of_it_when_the_store_fails(tree: RunTree) -> None:
+def test_locked_call_holds_the_lock_and_lets_go_of_it_when_the_store_fails(tree: RunTree) -> None:
     another = FileLock(tree.store.lock.lock_file, timeout=0)
 
     def question() -> None:
@@ -236,7 +245,7 @@ def test_locked_question_holds_the_lock_and_lets_go_of_it_when_the_store_fails(t
         raise ConnectionError("it went away")
 
     with pytest.raises(InputError, match=r"the tracking store .*mlflow.db cannot be used: it went away"):
-        tree.store.ask(question, locked=True)
+        tree.store.call(question, locked=True)
     with another:
         assert another.is_locked
 

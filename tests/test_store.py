@@ -1,4 +1,4 @@
-"""A server that is slow to answer, or to let people in, is used; one that does not even say that it is well is not."""
+"""A server that is slow, or grants permissions late, is used; one whose health check fails is not."""
 
 import json
 import os

@@ -1,6 +1,5 @@
-"""Stage bundle: the runs of a pipeline into one file, or those of such a file into this store."""
+"""Stage bundle: pack the runs of a pipeline into one file, or unpack such a file into this store."""
 
-import importlib
 import logging
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.config.schema import Config, as_container
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.provenance.redaction import Redactor
+from prostate_seg.tracking.bundle import pack, unpack
 
 log = logging.getLogger(__name__)
 
@@ -15,21 +15,19 @@ log = logging.getLogger(__name__)
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Pack or unpack."""
     given = cfg.bundle
-    is_packing = given.run is not None and given.output is not None and given.input is None
-    if not is_packing and (given.input is None or given.run is not None or given.output is not None):
+    if given.run is not None and given.output is not None and given.input is None:
+        target, redactor = Path(given.output), Redactor(settings=as_container(cfg))
+        num_runs = pack(given.run, target, cfg.mlflow, cache=workspace.cache, redactor=redactor)
+        log.info("packed %d runs into %s, %.1f MB", num_runs, target, target.stat().st_size / 1e6)
+        return StageResult()
+    if given.input is None or given.run is not None or given.output is not None:
         raise ConfigError(
             "bundle: give bundle.run=ID and bundle.output=FILE to pack a pipeline, or bundle.input=FILE to unpack"
         )
-    bundle = importlib.import_module("prostate_seg.tracking.bundle")  # mlflow
-    if is_packing:
-        target, redactor = Path(str(given.output)), Redactor(settings=as_container(cfg))
-        number = bundle.pack(given.run, target, cfg.mlflow, cache=workspace.cache, redactor=redactor)
-        log.info("packed %d runs into %s, %.1f MB", number, target, target.stat().st_size / 1e6)
-        return StageResult()
-    source = Path(str(given.input))
-    done = bundle.unpack(source, cfg.mlflow, spool_root=Path(cfg.paths.spool), cache=workspace.cache)
-    there = done.num_runs - done.num_new
-    log.info("%s, run %s: %d runs put into the store, %d were there", done.what, done.run_id, done.num_new, there)
+    source = Path(given.input)
+    done = unpack(source, cfg.mlflow, journal_root=Path(cfg.paths.spool), cache=workspace.cache)
+    num_known = done.num_runs - done.num_new
+    log.info("%s, run %s: %d runs put into the store, %d were there", done.what, done.run_id, done.num_new, num_known)
     if done.num_refused:
         raise InputError(f"the store refuses {done.num_refused} records of {source}: {cfg.paths.spool} says why")
     return StageResult()

@@ -7,7 +7,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.operations.health import Check, Severity, check_all
-from prostate_seg.tracking.journal import waiting
+from prostate_seg.tracking.journal import pending_journals
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def check_journals(folder: Path) -> Check:
     """Check for records of earlier runs that no tracking store has acknowledged."""
-    found = [one for one in waiting(folder) if not one.is_held]
+    found = [one for one in pending_journals(folder) if not one.is_locked]
     if not found:
         return Check.good("spool", f"nothing waits in {folder}")
     addresses = ", ".join(sorted({one.address for one in found}))

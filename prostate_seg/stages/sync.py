@@ -1,32 +1,31 @@
-"""Stage sync: send what a tracking store has missed, in order and once."""
+"""Stage sync: replicate the journals that wait on disk into the tracking store, in order and once."""
 
-import importlib
 import logging
 from pathlib import Path
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.reporting.sweeps import draw_sweep
+from prostate_seg.tracking.sync import sync
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Print a line per run; end with an error when the store takes less than it is sent."""
-    tracking = importlib.import_module("prostate_seg.tracking.sync")  # mlflow
-    draw = importlib.import_module("prostate_seg.reporting.sweeps").draw_sweep
-    folder = Path(cfg.paths.spool)
-    sent = tracking.sync(cfg.mlflow, folder, workspace=workspace, any_address=cfg.sync.any_address, draw=draw)
-    for one in sent:
-        what = f"{one.waiting.what}, {one.waiting.num_records} records"
-        done = "sent" if one.run_id is None else f"sent, run {one.run_id}"
-        log.info("%s: %s", what, f"{one.waiting.folder} {one.why_not}" if one.why_not else done)
-    if not sent:
-        log.info("nothing waits in %s", folder)
-    refused = [one for one in sent if one.is_refused]
+    """Log a line per run; raise an InputError if the store refuses some of the records."""
+    root = Path(cfg.paths.spool)
+    synced = sync(cfg.mlflow, root, workspace=workspace, any_address=cfg.sync.any_address, draw=draw_sweep)
+    for one in synced:
+        sent = "sent" if one.run_id is None else f"sent, run {one.run_id}"
+        result = f"{one.journal.folder} {one.reason}" if one.reason else sent
+        log.info("%s, %d records: %s", one.journal.what, one.journal.num_records, result)
+    if not synced:
+        log.info("nothing waits in %s", root)
+    refused = [one for one in synced if one.is_refused]
     if refused:
         raise InputError(
-            f"{len(refused)} of {len(sent)} runs were not taken as a whole\n"
+            f"{len(refused)} of {len(synced)} runs were not taken as a whole\n"
             "Their folders say why; all else of them is in the store. Delete the folders once you have looked."
         )
     return StageResult()

@@ -13,7 +13,8 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import STAGE_SETTINGS, MlflowConfig
 from prostate_seg.provenance.git import GitError, git
 from prostate_seg.tracking.recorded_runs import open_tree
-from prostate_seg.tracking.run_tree import Level, RunTree
+from prostate_seg.tracking.records import Level
+from prostate_seg.tracking.run_tree import RunTree
 from prostate_seg.tracking.store import STORE_ERRORS, unusable
 
 COMMITTED_IN = "committed_in"

@@ -35,9 +35,9 @@ def finished_before(cfg: Config, workspace: Workspace, job: Job) -> StageResult 
         return None
     run_id = entry["run_id"]
     if cfg.mlflow.tracking_uri is not None and run_id is not None:
-        from prostate_seg.tracking.sweeps import take_over  # imports mlflow, which mlflow=off does without
+        from prostate_seg.tracking.sweeps import reuse_finished_run  # imports mlflow, which mlflow=off does without
 
-        if not take_over(cfg, job, run_id):
+        if not reuse_finished_run(cfg, job, run_id):
             log.info("%s runs again: run %s of it is not among the finished runs of this store", name, run_id)
             return None
     log.info(

@@ -1,18 +1,18 @@
-"""What a store has still to be told, on disk: a folder for each stage, which is gone once the store has taken all of it.
+"""Journal: write-ahead log on disk of the records that the tracking store has not acknowledged, one folder per stage.
 
-    records.jsonl    a first line that says for whom, then a record a line, in order
-    delivered.jsonl  a line for each record that the store has taken, or refused, with the id that it gave to a run
-    files/NUMBER/    the files that belong to a record
-    lock             held by the process that writes the folder, or sends it
+    records.jsonl    a header line, then one record per line, in order
+    delivered.jsonl  a line per acknowledged or refused record, with the id that the store gave to a run
+    files/NUMBER/    files that belong to a record
+    lock             held by the process that writes the journal, or replicates it
 
-The two lists are only ever appended to. A line that a crash has cut off counts as not written, so that a record may be sent
-again but is never lost. Nothing here knows a store.
+Both lists are append-only. A line that a crash has cut off counts as not written, so that a record may be sent again but is
+never lost.
 """
 
 import contextlib
+import itertools
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -20,197 +20,230 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder
+from prostate_seg.tracking.records import RECORD, STRICT, LogData, Record
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-RECORDS, DELIVERED, FILES, LOCK = "records.jsonl", "delivered.jsonl", "files", "lock"
-Record = Mapping[str, Any]
+RECORDS, ACKNOWLEDGED, FILES, LOCK = "records.jsonl", "delivered.jsonl", "files", "lock"
+Entry = tuple[int, Record]
+"""Number of a record, counted from 1, and the record."""
 
 
 def new_local_id() -> str:
-    """Return an id for a run that no store has given one yet."""
+    """Return an id for a run to which no store has given one yet."""
     return f"local-{uuid.uuid4().hex}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Header:
-    """The first line of a folder: whose records it holds, and for whom."""
+    """First line of a journal."""
 
+    format: Literal[1] = 1
     what: str
-    """For people, such as "train of baseline"."""
+    """Description for people, such as "train of baseline"."""
     address: str
-    """Of the store, without user and password."""
+    """Store that the records are for, without user and password."""
     experiment: str
     workspace: str = ""
     """Folder whose DS_VERSION.json names the run; empty where there is none."""
     cache: str = ""
-    """Folder of the lock of that file."""
+    """Folder with the lock of that file."""
 
 
-class Spool:
-    """One folder, held by this process."""
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Acknowledgement:
+    """A record that the store has taken, or will never take."""
+
+    record: int
+    ids: dict[str, str] = Field(default_factory=dict)
+    refused: str | None = None
+
+
+HEADER = TypeAdapter(Header)
+ACKNOWLEDGEMENT = TypeAdapter(Acknowledgement)
+
+
+class Journal:
+    """One journal folder, locked by this process. Any thread may append and acknowledge."""
 
     def __init__(self, folder: Path, *, wait_seconds: float = 0) -> None:
-        """Take hold of a folder that is there.
-
-        Args:
-            folder: Of one stage.
-            wait_seconds: How long to wait for a process that holds it.
+        """Lock and read an existing journal.
 
         Raises:
-            Timeout: If another process holds it.
-            InputError: If it is not what this module writes.
+            Timeout: If another process holds it for longer than `wait_seconds`.
+            InputError: If it has another format.
         """
         self.folder = folder
         self._lock = FileLock(folder / LOCK, timeout=wait_seconds)
         self._lock.acquire()
-        self._records = _Lines(folder / RECORDS)
-        self._delivered = _Lines(folder / DELIVERED)
-        self._writing = threading.Lock()
+        self._records = _JsonLines(folder / RECORDS)
+        self._acknowledgements = _JsonLines(folder / ACKNOWLEDGED)
+        self._mutex = threading.Lock()
+        self._is_open = True
         self.ids: dict[str, str] = {}
-        """The store's ids of runs, by local id."""
-        self.num_delivered = 0
+        """Ids of runs in the store, by local id."""
+        self.num_acknowledged = 0
         self.num_refused = 0
-        first, *_ = [*read_lines(folder / RECORDS), {}]
         try:
-            values = dict(first)
-            if values.pop("format") != FORMAT:
-                raise KeyError("format")
-            self.header = Header(**values)
-        except (KeyError, TypeError) as error:
+            header, *records = list(read_lines(folder / RECORDS)) or [{}]
+            self.header = HEADER.validate_python(header)
+            self._unacknowledged = list(enumerate(map(RECORD.validate_python, records), start=1))
+        except ValidationError as error:
             self.release()
             raise InputError(f"{folder / RECORDS}: is not what a stage writes; move the folder away") from error
-        self.num_records = len(list(self.records()))
-        for line in read_lines(folder / DELIVERED):
-            self._take_note(line)
+        self.num_records = len(self._unacknowledged)
+        for line in read_lines(folder / ACKNOWLEDGED):
+            self._apply(ACKNOWLEDGEMENT.validate_python(line))
 
     @classmethod
-    def create(cls, root: Path, header: Header, *, name: str) -> "Spool":
-        """Make a folder whose name sorts by time.
+    def create(cls, root: Path, header: Header, *, name: str) -> "Journal":
+        """Create a journal in a new folder whose name sorts by time.
 
         Raises:
-            InputError: If it cannot be made.
+            InputError: If it cannot be created.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         folder = root / f"{stamp}_{re.sub(r'[^A-Za-z0-9]', '_', name)}_{uuid.uuid4().hex[:6]}"
-        first = json.dumps({"format": FORMAT, **asdict(header)}, ensure_ascii=False)
         try:
             with atomic_folder(folder) as fresh:
-                (fresh / RECORDS).write_text(f"{first}\n", encoding="utf-8")
+                (fresh / RECORDS).write_bytes(HEADER.dump_json(header) + b"\n")
             return cls(folder, wait_seconds=10)
         except OSError as error:
             raise InputError(
                 f"{root} cannot be written: {error.strerror}\nFree some space, or set paths.spool to another folder."
             ) from error
 
-    def put(self, record: Record) -> int:
-        """Append a record and return its number; one that the disk does not take is written with the next that it takes."""
-        with self._writing:
+    def append(self, record: Record) -> int:
+        """Append a record and return its number; one that a full disk refuses is written with the next one."""
+        with self._mutex:
             self.num_records += 1
+            self._unacknowledged.append((self.num_records, record))
             try:
-                self._records.append(record)
+                self._records.append(RECORD.dump_json(record, by_alias=True))
             except OSError as error:
                 log.warning("%s: %s; the record is kept in memory", self.folder, error.strerror)
             return self.num_records
 
+    def acknowledge(self, number: int, *, ids: Mapping[str, str] | None = None, refused: str | None = None) -> None:
+        """Note that the store has taken all records up to this one, or why it never takes this one."""
+        line = Acknowledgement(record=number, ids=dict(ids or {}), refused=refused)
+        with self._mutex:
+            self._apply(line)
+            if self._is_open:
+                with contextlib.suppress(OSError):  # the record is then sent again, which changes nothing
+                    self._acknowledgements.append(ACKNOWLEDGEMENT.dump_json(line, exclude_defaults=True))
+
+    def unacknowledged(self) -> list[Entry]:
+        """Return the entries that the store has still to take, in order."""
+        with self._mutex:
+            return list(self._unacknowledged)
+
+    def records(self) -> list[Record]:
+        """Return all records on disk, acknowledged or not."""
+        return [RECORD.validate_python(line) for line in list(read_lines(self.folder / RECORDS))[1:]]
+
     def files_folder(self) -> Path:
-        """Return an empty folder for the files of a record; in the system's own place where this disk is full."""
-        try:
-            (self.folder / FILES).mkdir(exist_ok=True)
-            return Path(tempfile.mkdtemp(prefix="", dir=self.folder / FILES))
-        except OSError:
-            return Path(tempfile.mkdtemp(prefix="prostate_seg-"))
+        """Return an empty folder for the files of a record."""
+        (self.folder / FILES).mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="", dir=self.folder / FILES))
 
     def files_size(self) -> int:
-        """Return the bytes of the files that wait; those that are sent meanwhile may be among them."""
+        """Return the bytes of the files that wait; files that are sent meanwhile may be among them."""
         size = 0
         for folder, _, names in os.walk(self.folder / FILES):
             with contextlib.suppress(OSError):
                 size += sum(Path(folder, name).stat().st_size for name in names)
         return size
 
-    def note(self, number: int, *, ids: Mapping[str, str] | None = None, refused: str | None = None) -> None:
-        """Remember that the store has taken a record, or why it never will."""
-        line = {"record": number} | ({"ids": dict(ids)} if ids else {}) | ({"refused": refused} if refused else {})
-        self._take_note(line)
-        with contextlib.suppress(OSError):  # it is then sent again, which does no harm
-            self._delivered.append(line)
-
-    def records(self) -> Iterator[tuple[int, Record]]:
-        """Yield every record with its number."""
-        yield from enumerate(list(read_lines(self.folder / RECORDS))[1:], start=1)
-
     def flush(self) -> bool:
-        """Make what was put safe against a power cut; return whether all of it is on disk."""
+        """Protect all records against a power cut; return whether all of them are on disk."""
         try:
-            with self._writing:
-                self._records.flush()
+            with self._mutex:
+                if self._is_open:
+                    self._records.flush()
         except OSError:
             return False
         return True
 
     def release(self) -> None:
-        """Let go of the folder."""
-        if self._lock.is_locked:
-            self._records.close()
-            self._delivered.close()
-            self._lock.release()
+        """Release the lock of the folder."""
+        with self._mutex:  # the replication thread may outlive the stage by one attempt
+            if self._is_open:
+                self._is_open = False
+                self._records.close()
+                self._acknowledgements.close()
+                self._lock.release()
 
     def remove(self) -> None:
-        """Let go of the folder and delete it."""
+        """Release and delete the folder."""
         self.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _take_note(self, line: Mapping[str, Any]) -> None:
-        self.num_delivered = max(self.num_delivered, int(line["record"]))
-        self.num_refused += "refused" in line
-        self.ids |= line.get("ids", {})
+    def _apply(self, line: Acknowledgement) -> None:
+        self.num_acknowledged = max(self.num_acknowledged, line.record)
+        self.num_refused += line.refused is not None
+        self.ids |= line.ids
+        num_left = self.num_records - self.num_acknowledged
+        del self._unacknowledged[: max(0, len(self._unacknowledged) - num_left)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """A folder whose store lacks something."""
+class PendingJournal:
+    """A journal with records that its store has not taken."""
 
     folder: Path
     what: str
     address: str
     num_records: int
-    is_held: bool
-    """Whether a process still writes or sends it."""
+    is_locked: bool
+    """Whether a process still writes or replicates it."""
 
 
-def folders(root: Path) -> list[Path]:
-    """Return the folders of a spool, oldest first."""
+def journal_folders(root: Path) -> list[Path]:
+    """Return the journals below a folder, oldest first."""
     return sorted(path.parent for path in root.glob(f"[!.]*/{RECORDS}"))
 
 
-def waiting(root: Path) -> list[Waiting]:
-    """Say what waits in a spool; a folder of which all has been delivered does not."""
-    return [found for folder in folders(root) if (found := _look_at(folder)).num_records]
+def pending_journals(root: Path) -> list[PendingJournal]:
+    """Return the journals with records that are not acknowledged, or were refused."""
+    found = []
+    for folder in journal_folders(root):
+        header, *records = list(read_lines(folder / RECORDS)) or [{}]
+        lines = list(read_lines(folder / ACKNOWLEDGED))
+        num_acknowledged = max((int(line["record"]) for line in lines), default=0)
+        num_left = max(0, len(records) - num_acknowledged) + sum("refused" in line for line in lines)
+        if num_left:
+            what, address = str(header.get("what", "unreadable")), str(header.get("address", ""))
+            is_locked = _is_locked(folder)
+            found.append(
+                PendingJournal(folder=folder, what=what, address=address, num_records=num_left, is_locked=is_locked)
+            )
+    return found
 
 
-def remove_delivered(root: Path) -> None:
-    """Delete the folders of killed processes whose store lacks nothing."""
-    for folder in folders(root):
-        has_records = len(list(read_lines(folder / RECORDS))) > 1  # without any, its process has only begun
-        if has_records and not _look_at(folder).num_records:
+def remove_replicated(root: Path) -> None:
+    """Delete the journals of killed processes whose records have all been acknowledged."""
+    pending = {found.folder for found in pending_journals(root)}
+    for folder in journal_folders(root):
+        has_records = len(list(read_lines(folder / RECORDS))) > 1  # a journal without records has only just begun
+        if has_records and folder not in pending:
             with contextlib.suppress(Timeout, InputError, OSError):
-                Spool(folder).remove()
+                Journal(folder).remove()
 
 
-def is_held(folder: Path) -> bool:
-    """Return whether a process writes or sends a folder."""
+def _is_locked(folder: Path) -> bool:
     try:
         with FileLock(folder / LOCK, timeout=0):
             return False
@@ -219,61 +252,41 @@ def is_held(folder: Path) -> bool:
 
 
 def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the lines of a file that are whole; none when there is no file."""
+    """Yield the complete JSON lines of a file; none when there is no file."""
     if path.is_file():
         for line in path.read_bytes().split(b"\n")[:-1]:
             with contextlib.suppress(ValueError):
                 yield json.loads(line)
 
 
-def plain(value: float) -> float | str:
-    """Return a number that JSON has; NaN and infinity as words, which float() reads."""
-    return float(value) if math.isfinite(value) else str(float(value))
+def merge_metrics(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield entries with consecutive metrics of one run merged under the number of the last: one call instead of many."""
+
+    def group(entry: Entry) -> object:
+        number, record = entry
+        return record.run if isinstance(record, LogData) and not record.params and not record.tags else number
+
+    for _, group_entries in itertools.groupby(entries, key=group):
+        merged = list(group_entries)
+        number, last = merged[-1]
+        if isinstance(last, LogData) and len(merged) > 1:
+            points = (point for _, record in merged if isinstance(record, LogData) for point in record.metrics)
+            last = replace(last, metrics=tuple(points))
+        yield number, last
 
 
-def as_one(records: Iterable[tuple[int, Record]]) -> Iterator[tuple[int, Record]]:
-    """Yield records with the curves of a run that follow each other in one, under the number of the last."""
-    waiting: tuple[int, dict[str, Any]] | None = None
-    for number, record in records:
-        is_curve = set(record) == {"do", "run", "metrics"}
-        if waiting is not None and is_curve and record["run"] == waiting[1]["run"]:
-            waiting = number, {**waiting[1], "metrics": [*waiting[1]["metrics"], *record["metrics"]]}
-            continue
-        if waiting is not None:
-            yield waiting
-        waiting = (number, dict(record)) if is_curve else None
-        if waiting is None:
-            yield number, record
-    if waiting is not None:
-        yield waiting
-
-
-def _look_at(folder: Path) -> Waiting:
-    first, *records = [*read_lines(folder / RECORDS)] or [{}]
-    notes = list(read_lines(folder / DELIVERED))
-    delivered = max((int(line["record"]) for line in notes), default=0)
-    refused = sum("refused" in line for line in notes)
-    return Waiting(
-        folder=folder,
-        what=str(first.get("what", "unreadable")),
-        address=str(first.get("address", "")),
-        num_records=max(0, len(records) - delivered) + refused,
-        is_held=is_held(folder),
-    )
-
-
-class _Lines:
-    """A file of JSON lines that is only appended to: a line is there as a whole, or not at all."""
+class _JsonLines:
+    """Append-only file of JSON lines: a line is written as a whole, or not at all."""
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600)
         self._file = path.open("r+b", buffering=0)
         self._size = self._file.read().rfind(b"\n") + 1
-        self._file.truncate(self._size)  # what a crash has cut off
-        self._waiting = b""
+        self._file.truncate(self._size)  # a line that a crash has cut off
+        self._unwritten = b""
 
-    def append(self, value: Mapping[str, Any]) -> None:
-        self._waiting += json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    def append(self, line: bytes) -> None:
+        self._unwritten += line + b"\n"
         self._write()
 
     def flush(self) -> None:
@@ -286,14 +299,14 @@ class _Lines:
     def _write(self) -> None:
         try:
             self._file.seek(self._size)
-            left = memoryview(self._waiting)
+            left = memoryview(self._unwritten)
             while left:
                 left = left[_write_some(self._file, left) :]
         except OSError:
             self._file.truncate(self._size)
             raise
-        self._size += len(self._waiting)
-        self._waiting = b""
+        self._size += len(self._unwritten)
+        self._unwritten = b""
 
 
 def _write_some(file: FileIO, data: memoryview) -> int:

@@ -1,7 +1,7 @@
-"""How processes that share a server, but no lock, take one and the same pipeline or sweep when each has just made one.
+"""Leader election among processes that share a tracking server but no lock, and each created the same pipeline or sweep.
 
-A param of a run can be written once and never changed, whoever asks first: a run is used by all only after `agreed` was written
-to it as yes, and goes away only after it was written as no. So none is taken that another process then deletes.
+Candidates are runs. MLflow never changes a param once it is written, so the param `agreed` is a compare-and-set: a run is used
+only after its claim `yes` was written, and deleted only after `no` was. No process uses a run that another one deletes.
 """
 
 import time
@@ -11,60 +11,61 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-AGREED = "agreed"
+CLAIM = "agreed"
+"""Param that holds the claim of a candidate."""
 YES, NO = "yes", "no"
-SECONDS_TO_AGREE = 1.0
-"""After a run has been made: longer than others take from looking for one to making one."""
-OLD_MS = 60_000
-"""A run from before this needs no agreement; those of earlier versions do not say that there was one."""
+SECONDS_TO_ELECT = 1.0
+"""Wait after a candidate was created: longer than another process takes from its search to its own candidate."""
+LEASE_MS = 60_000
+"""A candidate older than this is elected without a claim; runs of earlier versions have none."""
 
 
-def agree(
-    client: MlflowClient, begun: Sequence[Run], mine: Run | None, look: Callable[[], Sequence[Run]]
+def elect(
+    client: MlflowClient, candidates: Sequence[Run], own: Run | None, search: Callable[[], list[Run]]
 ) -> Run | None:
-    """Return the run that all take: one that others have agreed on, or else the first one made.
+    """Return the run that all processes use: the one already claimed, else the first that was created.
 
     Args:
-        client: Asks the server.
-        begun: The runs that there are, newest first.
-        mine: The one that this process has made because there were none; it is deleted unless it is taken.
-        look: Finds them again.
+        client: Client of the server.
+        candidates: Existing runs, newest first.
+        own: Candidate of this process, created because there were none; it is deleted unless it is elected.
+        search: Searches the candidates again.
 
     Returns:
-        None where each that was found has been deleted since.
+        None if each candidate has been deleted meanwhile.
 
     Raises:
         MlflowException: If the server fails.
     """
-    if not any(_is_settled(run) for run in begun):
-        time.sleep(SECONDS_TO_AGREE)
-        begun = look()
-    settled = [run for run in begun if _is_settled(run)]
-    taken = next((run for run in (*settled, *reversed(begun)) if decide(client, run, YES)), None)
-    if mine is not None and taken is not None and taken.info.run_id != mine.info.run_id and decide(client, mine, NO):
-        client.set_tag(mine.info.run_id, "superseded_by", taken.info.run_id)
-        client.delete_run(mine.info.run_id)
-    return taken
+    if not any(_is_settled(run) for run in candidates):
+        time.sleep(SECONDS_TO_ELECT)
+        candidates = search()
+    settled = [run for run in candidates if _is_settled(run)]
+    leader = next((run for run in (*settled, *reversed(candidates)) if claim(client, run, YES)), None)
+    if own is not None and leader is not None and leader.info.run_id != own.info.run_id and claim(client, own, NO):
+        client.set_tag(own.info.run_id, "superseded_by", leader.info.run_id)
+        client.delete_run(own.info.run_id)
+    return leader
 
 
-def preferred(begun: Sequence[Run]) -> Run | None:
-    """Return the one of some runs, newest first, that was agreed on; on a server of this process alone the newest."""
-    agreed = (run for run in begun if run.data.params.get(AGREED) == YES)
-    return next(iter((*agreed, *begun)), None)
+def leader_of(candidates: Sequence[Run]) -> Run | None:
+    """Return the claimed run among candidates, newest first; without a claim, as on a local store, the newest."""
+    claimed = (run for run in candidates if run.data.params.get(CLAIM) == YES)
+    return next(iter((*claimed, *candidates)), None)
 
 
-def decide(client: MlflowClient, run: Run, decision: str) -> bool:
-    """Return whether a run is used (YES) or goes away (NO) as this process would have it; the first to say so decides."""
-    if AGREED in run.data.params:
-        return bool(run.data.params[AGREED] == decision)
+def claim(client: MlflowClient, run: Run, value: str) -> bool:
+    """Write the claim of a run, to use it (YES) or to delete it (NO); return whether this value is the one that holds."""
+    if CLAIM in run.data.params:
+        return bool(run.data.params[CLAIM] == value)
     try:
-        client.log_param(run.info.run_id, AGREED, decision)
+        client.log_param(run.info.run_id, CLAIM, value)
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
-        return False  # the other was written just now, or the run is deleted
+        return False  # another process wrote the other value first, or the run is deleted
     return True
 
 
 def _is_settled(run: Run) -> bool:
-    return run.data.params.get(AGREED) == YES or time.time() * 1000 - run.info.start_time > OLD_MS
+    return run.data.params.get(CLAIM) == YES or time.time() * 1000 - run.info.start_time > LEASE_MS

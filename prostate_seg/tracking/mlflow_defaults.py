@@ -1,10 +1,10 @@
-"""Our defaults for what MLflow reads from the environment. Nothing here imports MLflow: they are set before it is."""
+"""Defaults for MLflow's environment variables; imports no MLflow, because it reads some of them when it is imported."""
 
 import os
 
 DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # patient data are near: no usage is reported
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # one line of our own names the run
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # near patient data no usage is reported
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # our log has one line with the run
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
@@ -12,6 +12,6 @@ DEFAULTS = {
 
 
 def set_mlflow_defaults() -> None:
-    """Set the variables that are not set; MLflow reads telemetry's when it is imported, the others when it needs them."""
+    """Set the variables that the user has not set."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)

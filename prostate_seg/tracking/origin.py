@@ -21,7 +21,7 @@ def origin_of(run_id: str, settings: MlflowConfig, *, cache: Path) -> list[str]:
     tree = open_tree(settings, cache=cache)
     run = find_run(tree, run_id)
     tags = run.data.tags
-    artifacts = tree.store.ask(lambda: tree.client.list_artifacts(run.info.run_id))
+    artifacts = tree.store.call(lambda: tree.client.list_artifacts(run.info.run_id))
     files = {file.path for file in artifacts} & {DIFF, UNTRACKED}
     dirty = f" with changes that were not committed: artifact {' and '.join(sorted(files))}" if files else ""
     rows = {

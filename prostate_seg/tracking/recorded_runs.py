@@ -11,7 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
-from prostate_seg.tracking.run_tree import Level, RunTree
+from prostate_seg.tracking.records import Level
+from prostate_seg.tracking.run_tree import RunTree
 from prostate_seg.tracking.store import STORE_ERRORS, open_store, unusable
 
 

@@ -1,15 +1,18 @@
-"""Tells a store what one folder of the spool holds, record by record and in order.
+"""Replication of a journal into a tracking store: each record in order and once, for live runs, stage=sync and stage=bundle.
 
-Every record may be told again without harm, because nobody knows whether a call that failed went through: a run is found by
-its key before it is made, points of a curve that the store has are left out, and all else replaces itself.
+Replication is idempotent, because a call that failed may have succeeded on the server: a run is found by its key before it is
+created, points of a curve that the store already has are left out, and everything else replaces itself.
 """
 
+import contextlib
 import json
 import logging
 import re
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
@@ -17,247 +20,409 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from prostate_seg.common.address import shown_address
+from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import write_text
-from prostate_seg.operations.job import Outcome
-from prostate_seg.operations.process import now_text
+from prostate_seg.operations.process import HEARTBEAT_SECONDS, now_text
 from prostate_seg.provenance.ds_version import LOCAL_ID
-from prostate_seg.tracking import placing, sweeps
-from prostate_seg.tracking.journal import Record, Spool
-from prostate_seg.tracking.run_tree import CLOSED_BY, COPIED_FROM, KEY, Level, Place, RunTree
+from prostate_seg.tracking import records, sweeps
+from prostate_seg.tracking.journal import Journal, merge_metrics
+from prostate_seg.tracking.records import NONE, Level, MetricPoint, Record, TreePosition
+from prostate_seg.tracking.run_tree import CLOSED_BY, CLUSTER_KEY, COPIED_FROM, KEY, NUM_STARTS, RunTree
+from prostate_seg.tracking.store import STORE_ERRORS
 
 log = logging.getLogger(__name__)
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
-"""What a store answers that will never take a record; every other error may pass."""
-IS_WHOLE = "bundle.is_whole"
-"""Tag of a run that came in a bundle, once all of it is there."""
+"""Error codes of a store that will never take a record; every other error may be temporary."""
+IS_COMPLETE = "bundle.is_whole"
+"""Tag of a copied run once all of its records have been replicated."""
 _ID = re.compile(r"\b(?:local-)?[0-9a-f]{32}\b")
 
+SECONDS_BETWEEN_TRIES = 2.0
+BYTES_PER_SECOND = 2**20
+"""An upload slower than this counts as hanging, once the stage has ended."""
 
-class Delivery:
-    """Tells one store what one folder holds. Any thread may deliver; they take turns."""
+
+class Replicator:
+    """Replicates one journal into one store. Any thread may call it; they take turns."""
 
     def __init__(
-        self, spool: Spool, connect: Callable[[], RunTree], *, again: bool = False, draw: sweeps.Draw = lambda *_: None
+        self,
+        journal: Journal,
+        connect: Callable[[], RunTree],
+        *,
+        is_replay: bool = False,
+        draw: sweeps.Draw = lambda *_: None,
     ) -> None:
-        """Prepare to deliver.
+        """Prepare the replication.
 
         Args:
-            spool: The folder.
+            journal: Source of the records.
             connect: Opens the store, when it is first needed.
-            again: Whether some of it may have been delivered before.
+            is_replay: Whether another process may have replicated some of the records.
             draw: Draws figures of the trials of a sweep.
         """
-        self.spool = spool
+        self.journal = journal
         self._connect = connect
         self._draw = draw
-        self._opened: RunTree | None = None
-        self._again = self._in_doubt = again
+        self._tree: RunTree | None = None
+        self._is_replay = self._is_uncertain = is_replay  # whether the store may already have the next record
         self._turn = threading.Lock()
-        self._curves: dict[tuple[str, str], set[tuple[str, int, float]]] = {}
-        """Step with time, and step with value, of the points that the store has, by run and name; of those asked for."""
-        self.complete_before: set[str] = set()
-        """Runs of a bundle that the store had."""
+        self._curves: dict[tuple[str, str], set[tuple[str, int, float]]] = {}  # of uncertain curves, by run and name
+        self.already_complete: set[str] = set()
+        """Runs of a bundle that were complete in the store before."""
 
     @property
     def tree(self) -> RunTree:
-        """The store, opened."""
-        if self._opened is None:
-            self._opened = self._connect()
-        return self._opened
+        """The opened store."""
+        if self._tree is None:
+            self._tree = self._connect()
+        return self._tree
 
-    def deliver(self, number: int, record: Record) -> None:
-        """Tell the store one record, unless it has taken it before, and note that it has.
+    def replicate(self, *, max_entries: int | None = None) -> None:
+        """Apply the unacknowledged records of the journal to the store, in order, and acknowledge each.
+
+        A record that the store refuses for good is noted in the journal and does not stop the others.
 
         Raises:
-            STORE_ERRORS, InputError: If the store cannot be reached, or fails.
+            STORE_ERRORS, InputError: If the store cannot be reached, or fails; a later call continues there.
         """
-        with self._turn:
-            if number <= self.spool.num_delivered:
-                return
-            try:
-                ids, refused = self._tell(record), None
-            except MlflowException as error:
-                if error.error_code not in REFUSALS:
-                    self._doubt()
-                    raise
-                ids, refused = {}, shown_address(str(error).splitlines()[0])
-                log.warning("the tracking store refuses a record of %s: %s", self.spool.header.what, refused)
-            except BaseException:
-                self._doubt()
-                raise
-            self._in_doubt = self._again
-            self.spool.note(number, ids=ids, refused=refused)
-            if record["do"] == "files":
-                shutil.rmtree(self._files_of(record), ignore_errors=True)
+        for number, record in islice(merge_metrics(self.journal.unacknowledged()), max_entries):
+            with self._turn:
+                if number <= self.journal.num_acknowledged:  # by another thread, meanwhile
+                    continue
+                ids: Mapping[str, str] = {}
+                refused = None
+                try:
+                    ids = self._apply(record)
+                except BaseException as error:
+                    if not isinstance(error, MlflowException) or error.error_code not in REFUSALS:
+                        self._is_uncertain = True
+                        self._curves.clear()
+                        raise
+                    refused = shown_address(str(error).splitlines()[0])
+                    log.warning("the tracking store refuses a record of %s: %s", self.journal.header.what, refused)
+                self._is_uncertain = self._is_replay
+                self.journal.acknowledge(number, ids=ids, refused=refused)
+                if isinstance(record, records.LogFiles):
+                    shutil.rmtree(self._folder_of(record), ignore_errors=True)
 
     def id_of(self, key: str) -> str:
-        """Return the store's id of a run; the local one as long as there is no other."""
-        return self.spool.ids.get(key, key)
+        """Return the store's id of a run; its local id until the store has given one."""
+        return self.journal.ids.get(key, key)
 
-    def beat(self, key: str) -> None:
-        """Give a sign of life."""
-        if self._opened is not None and key in self.spool.ids:
-            self._opened.client.set_tag(self.id_of(key), "process.heartbeat", now_text())
+    def heartbeat(self, key: str) -> None:
+        """Update the heartbeat of a run."""
+        if self._tree is not None and key in self.journal.ids:
+            self._tree.client.set_tag(self.id_of(key), "process.heartbeat", now_text())
 
-    def with_ids(self, text: str) -> str:
-        """Return a text with the store's ids in place of local ones, and in a copy of those of its origin."""
-        return _ID.sub(lambda found: self._looked_up(found[0]), text)
-
-    def _looked_up(self, key: str) -> str:
-        if key in self.spool.ids or not LOCAL_ID.fullmatch(key):
-            return self.spool.ids.get(key, key)
-        run = self.tree.find(key)
-        return key if run is None else str(run.info.run_id)
-
-    def _doubt(self) -> None:
-        """Ask what the store has before it is told anything again."""
-        self._in_doubt = True
-        self._curves.clear()
-
-    def _tell(self, record: Record) -> Mapping[str, str]:
-        """Make the calls of a record; return the ids of runs that it made."""
-        if record.get("run") in self.complete_before:
+    def _apply(self, record: Record) -> Mapping[str, str]:
+        """Make the calls of one record; return the ids of the runs that it created."""
+        if (
+            not isinstance(record, records.BeginMultirun | records.CompleteSweep | records.EndMultirun)
+            and record.run in self.already_complete
+        ):
             return {}
-        ids: Mapping[str, str] | None = {
-            "stage": self._open_stage,
-            "fold": self._open_fold,
-            "copy": self._copy_run,
-            "end_copy": self._end_copy,
-            "log": self._log,
-            "files": self._send_files,
-            "inputs": self._log_inputs,
-            "end": self._end,
-            "place": self._place,
-            "multirun": self._begin_multirun,
-            "complete": lambda record: sweeps.complete(self.tree, Path(record["place"])),
-            "end_multirun": self._end_multirun,
-        }[record["do"]](record)
-        return ids or {}
+        match record:
+            case records.OpenStage():
+                return self._open_stage(record)
+            case records.OpenFold():
+                return self._open_fold(record)
+            case records.CopyRun():
+                return self._copy_run(record)
+            case records.LogData():
+                self._log(record)
+            case records.LogFiles():
+                self._upload(record)
+            case records.LogInputs():
+                self.tree.client.log_inputs(self.id_of(record.run), _datasets(record.datasets))
+            case records.EndRun():
+                self._end(record)
+            case records.EndCopy():
+                self.tree.client.set_tag(self.id_of(record.run), IS_COMPLETE, "true")
+                self.tree.client.set_terminated(self.id_of(record.run), record.status.value, record.end_ms)
+            case records.SettleRun():
+                self._settle(record)
+            case records.BeginMultirun():
+                with self.tree.store.lock:
+                    if record.folder is None or self.tree.sweep(sweeps.sweep_key(Path(record.folder))) is None:
+                        sweeps.begin(self.tree, record)  # a trial that was replicated earlier may have begun it
+            case records.CompleteSweep():
+                sweeps.complete(self.tree, Path(record.folder))
+            case records.EndMultirun():
+                sweeps.end(self.tree, Path(record.folder), draw=self._draw)
+        return {}
 
-    def _open_stage(self, record: Record) -> Mapping[str, str]:
-        """Find or make the parents, and the run of a stage."""
-        with self.tree.store.lock:
-            opened = placing.open_stage(self.tree, record)
-        run_id = str(opened.run.info.run_id)
-        resumed = {_resumed(run_id): "yes"} if opened.is_resumed else {}
-        return {record["run"]: run_id, record["pipeline_key"]: str(opened.pipeline.info.run_id), **resumed}
+    def _open_stage(self, record: records.OpenStage) -> Mapping[str, str]:
+        """Close orphans, find or create the parents, and create the run, or resume that of a restarted cluster job."""
+        tree = self.tree
+        with tree.store.lock:
+            run = tree.find(record.run)
+            resumed = None
+            if run is None and record.cluster_key is not None:
+                resumed = tree.resume_cluster_job(record.cluster_key)  # before orphans: it may look like one
+            for orphan in tree.close_orphans():
+                log.info("closed as KILLED: run %s (%s)", orphan.info.run_id, orphan.info.run_name)
+            pipeline = tree.pipeline(
+                record.pipeline, fresh=record.fresh, key=record.pipeline_key, start_ms=record.start_ms
+            )
+            sweep = tree.sweep(record.sweep_key) if record.sweep_key else None
+            if sweep is None and record.sweep is not None:  # its own record waits in another journal
+                sweep = sweeps.begin(tree, record.sweep)
+            position = TreePosition(
+                level=Level.stage if sweep is None else Level.trial,
+                pipeline=record.pipeline,
+                stage=record.stage,
+                fold=record.fold,
+                sweep=NONE if sweep is None else str(sweep.info.run_name),
+            )
+            run = run or resumed
+            if run is None:
+                run = tree.create(
+                    record.stage if sweep is None else f"trial {record.number}",
+                    position,
+                    parent_id=(sweep or pipeline).info.run_id,
+                    tags=None if record.cluster_key is None else {CLUSTER_KEY: record.cluster_key, NUM_STARTS: "1"},
+                    start_ms=record.start_ms,
+                    key=record.run,
+                )
+            tree.reopen(pipeline)
+        ids = {record.run: str(run.info.run_id), record.pipeline_key: str(pipeline.info.run_id)}
+        return ids if resumed is None else {**ids, _resumed(str(run.info.run_id)): "yes"}
 
-    def _begin_multirun(self, record: Record) -> None:
-        """Make the run of a sweep, unless one of its trials was delivered before and has."""
-        with self.tree.store.lock:
-            if record["place"] is None or self.tree.sweep(sweeps.sweep_key(Path(record["place"]))) is None:
-                sweeps.begin(self.tree, record)
-
-    def _end_multirun(self, record: Record) -> None:
-        sweeps.end(self.tree, Path(record["place"]), draw=self._draw)
-
-    def _open_fold(self, record: Record) -> Mapping[str, str]:
-        """Make the run of a fold, or go on in that of the same fold in a stage that was started before."""
-        parent_id = self.id_of(record["parent"])
-        begun = next(iter(self.tree.children(parent_id, fold=record["fold"])), None)
+    def _open_fold(self, record: records.OpenFold) -> Mapping[str, str]:
+        """Create the run of a fold, or resume that of the same fold in a restarted stage."""
+        parent_id = self.id_of(record.parent)
+        begun = next(iter(self.tree.children(parent_id, fold=record.fold)), None)
         if begun is None:
             tags = self.tree.client.get_run(parent_id).data.tags
-            where = Place(
-                level=Level.fold,
-                pipeline=tags["pipeline"],
-                stage=tags["stage"],
-                fold=record["fold"],
-                sweep=tags["sweep"],
+            position = TreePosition(
+                level=Level.fold, pipeline=tags["pipeline"], stage=tags["stage"], fold=record.fold, sweep=tags["sweep"]
             )
-            name, key = f"fold{record['fold']}", record["run"]
-            run = self.tree.create(name, where, parent_id=parent_id, start_ms=record["start_ms"], key=key)
-            return {record["run"]: str(run.info.run_id)}
+            name, key = f"fold{record.fold}", record.run
+            run = self.tree.create(name, position, parent_id=parent_id, start_ms=record.start_ms, key=key)
+            return {record.run: str(run.info.run_id)}
         run_id = str(begun.info.run_id)
-        if begun.data.tags.get(KEY) == record["run"]:
-            return {record["run"]: run_id}
-        self.tree.take_over(begun)
-        return {record["run"]: run_id, _resumed(run_id): "yes"}
+        if begun.data.tags.get(KEY) == record.run:
+            return {record.run: run_id}
+        self.tree.resume(begun)
+        return {record.run: run_id, _resumed(run_id): "yes"}
 
-    def _copy_run(self, record: Record) -> Mapping[str, str]:
-        """Make the run of a bundle, unless the store has it; a copy that is complete, and the original, stay as they are."""
-        key = record["run"]
-        there = self.tree.find(key) or self.tree.get(key)
-        if there is None:
-            where = Place(**{**record["place"], "level": Level(record["place"]["level"])})
-            parent_id = None if record["parent"] is None else self.id_of(record["parent"])
-            origin = {COPIED_FROM: record["from"]}
-            name, start_ms = record["name"], record["start_ms"]
-            there = self.tree.create(name, where, parent_id=parent_id, tags=origin, start_ms=start_ms, key=key)
-        elif COPIED_FROM not in there.data.tags or there.data.tags.get(IS_WHOLE) == "true":
-            self.complete_before.add(key)
-        return {key: str(there.info.run_id), record["origin"]: str(there.info.run_id)}
+    def _copy_run(self, record: records.CopyRun) -> Mapping[str, str]:
+        """Create the copy of a run; the original, and a copy that is complete, stay as they are."""
+        run = self.tree.find(record.run) or self.tree.get(record.run)
+        if run is None:
+            run = self.tree.create(
+                record.name,
+                record.position,
+                parent_id=None if record.parent is None else self.id_of(record.parent),
+                tags={COPIED_FROM: record.source},
+                start_ms=record.start_ms,
+                key=record.run,
+            )
+        elif COPIED_FROM not in run.data.tags or run.data.tags.get(IS_COMPLETE) == "true":
+            self.already_complete.add(record.run)
+        return {record.run: str(run.info.run_id), record.origin: str(run.info.run_id)}
 
-    def _end_copy(self, record: Record) -> None:
-        self.tree.client.set_tag(self.id_of(record["run"]), IS_WHOLE, "true")
-        self.tree.client.set_terminated(self.id_of(record["run"]), record["status"], record["end_ms"])
+    def _log(self, record: records.LogData) -> None:
+        run_id = self.id_of(record.run)
+        tags = {key: self._with_store_ids(value) for key, value in record.tags.items()}
+        points = self._missing_points(run_id, _metrics(record.metrics))
+        self.tree.log(run_id, params=record.params, tags=tags, points=points)
 
-    def _log(self, record: Record) -> None:
-        run_id = self.id_of(record["run"])
-        points = [Metric(name, float(value), stamp, step) for name, value, stamp, step in record.get("metrics", ())]
-        tags = {key: self.with_ids(value) for key, value in record.get("tags", {}).items()}
-        self.tree.log(run_id, params=record.get("params"), tags=tags, points=self._missing(run_id, points))
+    def _missing_points(self, run_id: str, points: Sequence[Metric]) -> Sequence[Metric]:
+        """Leave out the points that the store already has; its curves are read only if it may have some.
 
-    def _missing(self, run_id: str, points: Sequence[Metric]) -> Sequence[Metric]:
-        """Leave out the points that the store has; it is asked only where it may have some."""
-        is_resumed = _resumed(run_id) in self.spool.ids
-        if not is_resumed and not self._in_doubt:
+        Points are equal by step and time. In a resumed run also by step and value: training repeats the epochs after its
+        last checkpoint.
+        """
+        is_resumed = _resumed(run_id) in self.journal.ids
+        if not is_resumed and not self._is_uncertain:
             return points
-        left = []
+        missing = []
         for point in points:
-            curve = self._curve(run_id, point.key)
-            is_there = ("time", point.step, point.timestamp) in curve
-            if not is_there and not (is_resumed and ("value", point.step, point.value) in curve):
-                left.append(point)
-                curve |= _facts(point)
-        return left
+            if (run_id, point.key) not in self._curves:
+                history = self.tree.client.get_metric_history(run_id, point.key)
+                self._curves[run_id, point.key] = {fact for old in history for fact in _facts(old)}
+            curve = self._curves[run_id, point.key]
+            at_time, at_value = _facts(point)
+            if at_time not in curve and not (is_resumed and at_value in curve):
+                missing.append(point)
+                curve |= {at_time, at_value}
+        return missing
 
-    def _curve(self, run_id: str, name: str) -> set[tuple[str, int, float]]:
-        if (run_id, name) not in self._curves:
-            history = self.tree.client.get_metric_history(run_id, name)
-            self._curves[run_id, name] = {fact for point in history for fact in _facts(point)}
-        return self._curves[run_id, name]
-
-    def _send_files(self, record: Record) -> None:
-        folder = self._files_of(record)
+    def _upload(self, record: records.LogFiles) -> None:
+        folder = self._folder_of(record)
         if not folder.is_dir():
             raise MlflowException(f"{folder} is gone", INVALID_PARAMETER_VALUE)
         provenance = folder / "provenance.json"
         if provenance.is_file():
-            write_text(provenance, self.with_ids(provenance.read_text(encoding="utf-8")))
-        self.tree.client.log_artifacts(self.id_of(record["run"]), str(folder), record["to"])
+            write_text(provenance, self._with_store_ids(provenance.read_text(encoding="utf-8")))
+        self.tree.client.log_artifacts(self.id_of(record.run), str(folder), record.to)
 
-    def _files_of(self, record: Record) -> Path:
-        return self.spool.folder / record["folder"]  # an absolute one stays as it is
+    def _folder_of(self, record: records.LogFiles) -> Path:
+        return self.journal.folder / record.folder  # an absolute path stays as it is
 
-    def _log_inputs(self, record: Record) -> None:
-        datasets = [_dataset(key, md5) for key, md5 in record["datasets"].items()]
-        self.tree.client.log_inputs(self.id_of(record["run"]), datasets)
+    def _end(self, record: records.EndRun) -> None:
+        run_id = self.id_of(record.run)
+        self.tree.client.set_terminated(run_id, record.status.value, record.end_ms)
+        if self._is_uncertain and CLOSED_BY in self.tree.client.get_run(run_id).data.tags:
+            self.tree.client.delete_tag(run_id, CLOSED_BY)  # another process closed it for want of this record
 
-    def _end(self, record: Record) -> None:
-        run_id = self.id_of(record["run"])
-        self.tree.client.set_terminated(run_id, record["status"], record["end_ms"])
-        if self._in_doubt and CLOSED_BY in self.tree.client.get_run(run_id).data.tags:
-            self.tree.client.delete_tag(run_id, CLOSED_BY)  # meanwhile, for want of this record
+    def _settle(self, record: records.SettleRun) -> None:
+        """Update the aggregates one level up, delete the runs that this one replaces, link those that it reuses."""
+        upstream = json.loads(self._with_store_ids(json.dumps(record.upstream)))
+        run_id, pipeline_id = self.id_of(record.run), self.id_of(record.pipeline_key)
+        tree = self.tree
+        with tree.store.lock:
+            run = tree.client.get_run(run_id)
+            parent_id = run.data.tags["mlflow.parentRunId"]
+            is_trial = parent_id != pipeline_id
+            if is_trial:
+                tree.log(run_id, tags={"trial.state": record.trial_state})
+            if record.is_finished and is_trial:
+                sweeps.update_sweep(tree, parent_id)
+            elif record.is_finished:
+                tree.log(pipeline_id, points=_metrics(record.metrics))
+            if record.is_finished and record.supersedes:
+                tree.supersede(run, folds=set(record.folds))
+            if record.is_finished and not is_trial:
+                tree.link_reused(run, upstream)
+            tree.settle(pipeline_id, record.status, ended_ms=record.end_ms if self._is_uncertain else None)
 
-    def _place(self, record: Record) -> None:
-        upstream = json.loads(self.with_ids(json.dumps(record["upstream"])))
-        run_id, pipeline_id = self.id_of(record["run"]), self.id_of(record["pipeline_key"])
-        with self.tree.store.lock:
-            placing.place(self.tree, {**record, "upstream": upstream}, run_id=run_id, pipeline_id=pipeline_id)
-            ended_ms = record["end_ms"] if self._in_doubt else None
-            self.tree.settle(pipeline_id, Outcome(record["status"]), ended_ms=ended_ms)
+    def _with_store_ids(self, text: str) -> str:
+        """Return a text with the store's ids instead of local ids, and in a bundle instead of those of its origin."""
+
+        def store_id(match: re.Match[str]) -> str:
+            key = match[0]
+            if key in self.journal.ids or not LOCAL_ID.fullmatch(key):
+                return self.id_of(key)
+            run = self.tree.find(key)  # of another journal
+            return key if run is None else str(run.info.run_id)
+
+        return _ID.sub(store_id, text)
+
+
+class ReplicationThread:
+    """Replicates the journal of a running stage in the background: training neither waits for the store nor fails with it.
+
+    A failed replication is tried again until it succeeds or the stage has ended; the rest stays in the journal. The thread
+    also sends the heartbeat of the run.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        replicate: Callable[[], object],
+        *,
+        heartbeat: Callable[[], object],
+        is_failing: bool = False,
+    ) -> None:
+        """Start the thread with the entries that the journal already holds.
+
+        Args:
+            journal: Journal of the stage.
+            replicate: Replicates all of it; raises while the store fails.
+            heartbeat: Sends one heartbeat.
+            is_failing: Whether the store was found unreachable just now, with a warning.
+        """
+        self._journal = journal
+        self._replicate = replicate
+        self._heartbeat = heartbeat
+        self._wake = threading.Event()
+        self._wake.set()
+        self._give_up_after: float | None = None
+        self._failing_since: float | None = 0.0 if is_failing else None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="mlflow replication")
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Wake the thread after an append to the journal."""
+        self._wake.set()
+
+    def close(self, *, within_seconds: float) -> int:
+        """Replicate the rest and stop; return the number of records that are left.
+
+        Args:
+            within_seconds: How long a store may have failed, or take for one record; files may take longer.
+        """
+        self._give_up_after = within_seconds
+        self._wake.set()
+        num_acknowledged, deadline = -1, 0.0
+        while self._thread.is_alive() and (
+            self._journal.num_acknowledged != num_acknowledged or time.monotonic() < deadline
+        ):
+            if self._journal.num_acknowledged != num_acknowledged:
+                num_acknowledged = self._journal.num_acknowledged
+                upload_seconds = self._journal.files_size() / BYTES_PER_SECOND
+                deadline = time.monotonic() + within_seconds + SECONDS_BETWEEN_TRIES + upload_seconds
+            self._thread.join(0.05)
+        self._journal.flush()
+        return self._journal.num_records - self._journal.num_acknowledged
+
+    def _run(self) -> None:
+        next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        while True:
+            self._wake.wait(max(0.0, next_heartbeat - time.monotonic()))
+            self._wake.clear()
+            is_last = self._give_up_after is not None  # read before the replication, which then has all records
+            if not self._replicate_until_done() or is_last:
+                return
+            if time.monotonic() >= next_heartbeat:
+                with self._failures():
+                    self._heartbeat()
+                next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+
+    def _replicate_until_done(self) -> bool:
+        """Replicate what the journal holds; return False if the stage has ended and the store has failed for long enough."""
+        while self._journal.num_acknowledged < self._journal.num_records:
+            with self._failures(f"; what it misses is kept in {self._journal.folder}"):
+                self._replicate()
+            if self._failing_since is not None:
+                self._journal.flush()
+                failing_seconds = time.monotonic() - self._failing_since
+                if self._give_up_after is not None and failing_seconds > self._give_up_after:
+                    return False
+                time.sleep(SECONDS_BETWEEN_TRIES)
+        return True
+
+    @contextlib.contextmanager
+    def _failures(self, note: str = "") -> Iterator[None]:
+        """Warn once when the store begins to fail, and log when a record goes through again."""
+        num_before = self._journal.num_acknowledged
+        failure: Exception | None = None
+        try:
+            yield
+        except (*STORE_ERRORS, InputError) as error:
+            failure = error
+        if self._failing_since is not None and self._journal.num_acknowledged > num_before:
+            log.info("the tracking store %s answers again", self._journal.header.address)
+            self._failing_since = None
+        if failure is not None and self._failing_since is None:
+            first_line = next((line for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
+            text = shown_address(first_line.strip())
+            log.warning("the tracking store %s fails: %s%s", self._journal.header.address, text, note)
+            self._failing_since = time.monotonic()
 
 
 def _resumed(run_id: str) -> str:
-    """Return what notes that another process began a run: training repeats the epochs after which it goes on."""
+    """Return the key among a journal's ids that marks a run which another process began."""
     return f"resumed {run_id}"
 
 
-def _facts(point: Metric) -> set[tuple[str, int, float]]:
-    return {("time", point.step, point.timestamp), ("value", point.step, point.value)}
+def _facts(point: Metric) -> tuple[tuple[str, int, float], tuple[str, int, float]]:
+    return ("time", point.step, point.timestamp), ("value", point.step, point.value)
 
 
-def _dataset(key: str, md5: str) -> DatasetInput:
-    dataset = Dataset(name=key, digest=md5, source_type="local", source=json.dumps({"path": key}))
-    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "input")])
+def _metrics(points: Sequence[MetricPoint]) -> list[Metric]:
+    return [Metric(point.name, point.value, point.timestamp_ms, point.step) for point in points]
+
+
+def _datasets(hashes: Mapping[str, str]) -> list[DatasetInput]:
+    return [
+        DatasetInput(
+            Dataset(name=key, digest=md5, source_type="local", source=json.dumps({"path": key})),
+            tags=[InputTag("mlflow.data.context", "input")],
+        )
+        for key, md5 in hashes.items()
+    ]

@@ -1,16 +1,15 @@
-"""The tree of runs: pipeline > stage > fold, and pipeline > sweep > trial > fold.
+"""Run tree in MLflow: pipeline > stage > fold, and pipeline > sweep > trial > fold.
 
-Every run carries the tags level, pipeline, stage, fold and sweep, so that a flat search finds what the tree shows. Parents
-are found or made, and statuses of parents changed, only while the store's lock is held. A pipeline is RUNNING exactly while
-one of its stages is; it belongs to no process. Runs of processes that have died are closed as KILLED at the next start.
+Every run carries the tags level, pipeline, stage, fold and sweep, so that a flat search finds what the tree shows. Parents are
+created, and their status changed, only while the store's lock is held. A pipeline is RUNNING exactly while one of its stages
+is; it belongs to no process. Runs of dead processes are closed as KILLED at the next start.
 """
 
-import math
-import time
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from enum import Enum
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
@@ -18,145 +17,131 @@ from mlflow.exceptions import MlflowException
 from prostate_seg.operations.job import Outcome
 from prostate_seg.operations.process import is_alive, is_silent, this_process
 from prostate_seg.provenance.ds_version import LOCAL_ID
-from prostate_seg.tracking import leader_election as agreement
+from prostate_seg.tracking import leader_election
 from prostate_seg.tracking.journal import new_local_id
+from prostate_seg.tracking.records import NONE, Level, TreePosition, now_ms
 from prostate_seg.tracking.store import Store, restore_command
+
+log = logging.getLogger(__name__)
 
 NAMES_PER_CALL = 100
 """Params or tags that a server takes in one call."""
 POINTS_PER_CALL = 500
-"""Values of metrics that are sent beside them; a server takes 1,000 of all kinds together."""
-NONE = "none"
-"""Value of a tag that does not apply: a run outside of a sweep has sweep=none."""
-ALL = "all"
-"""Value of the tags stage and fold of a run that stands above them."""
+"""Metric values sent beside them; a server takes 1,000 values of all kinds together."""
 KEY = "record.key"
-"""Tag with the id that a run had before its store gave it one, by which it is found again; no two runs have the same."""
+"""Tag with the local id of a run, by which replication finds it again; unique."""
 CLOSED_BY = "closed_by"
-"""Tag of a run that another process has closed, because its own had died."""
+"""Tag of a run that another process closed because its own had died."""
 SUPERSEDED_BY = "superseded_by"
-"""Tag of a run in the trash: the later run of its stage that replaced it."""
+"""Tag of a deleted run: the later run of its stage that replaced it."""
 COPIED_FROM = "bundle.copied_from"
 """Tag of a run that came in a bundle: the store that it was packed in."""
+CLUSTER_KEY, NUM_STARTS = "cluster.key", "cluster.num_starts"
+"""Tags of a cluster job: its key, the same each time the cluster starts it, and the number of starts."""
 SILENT_ON_ANOTHER_HOST = timedelta(hours=1)
-"""A run of another host may be closed after this long without a sign of life, when asked to."""
-
-
-class Level(Enum):
-    """Where a run stands in the tree."""
-
-    pipeline = "pipeline"
-    sweep = "sweep"
-    stage = "stage"
-    trial = "trial"
-    fold = "fold"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where in the tree a run belongs."""
-
-    level: Level
-    pipeline: str
-    stage: str = ALL
-    fold: str = ALL
-    sweep: str = NONE
-
-    def tags(self) -> dict[str, str]:
-        """Return the tags that every run carries."""
-        return {
-            "level": self.level.value,
-            "pipeline": self.pipeline,
-            "stage": self.stage,
-            "fold": self.fold,
-            "sweep": self.sweep,
-        }
+"""A run of another host may be closed, on request, after this long without a heartbeat."""
+Value = TypeVar("Value")
+MAX_CANDIDATES = 50
+"""Newest pipelines or sweeps of one name that a search returns."""
 
 
 class RunTree:
-    """Finds, makes and closes runs in one experiment. Nothing here knows what a stage does."""
+    """Finds, creates and closes runs in one experiment."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.client = store.client
 
     def pipeline(self, name: str, *, fresh: bool, key: str | None = None, start_ms: int | None = None) -> Run:
-        """Return the newest pipeline of that name that was begun here, or a new one. Call with the lock held."""
+        """Return the newest pipeline of that name that began in this store, or a new one. Call with the lock held."""
 
-        def look() -> list[Run]:
-            found = self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
+        def search() -> list[Run]:
+            found = self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=MAX_CANDIDATES)
             return [run for run in found if COPIED_FROM not in run.data.tags]
 
-        def make() -> Run:
-            place = Place(level=Level.pipeline, pipeline=name)
-            run = self.create(name, place, parent_id=None, key=key, start_ms=start_ms)
+        def create() -> Run:
+            position = TreePosition(level=Level.pipeline, pipeline=name)
+            run = self.create(name, position, parent_id=None, key=key, start_ms=start_ms)
             self.client.set_terminated(run.info.run_id, Outcome.finished.value)  # RUNNING only while a stage is
             return run
 
-        return self.found_or_made(look, make, fresh=fresh)
+        return self.find_or_create(search, create, fresh=fresh)
 
-    def found_or_made(self, look: Callable[[], list[Run]], make: Callable[[], Run], *, fresh: bool = False) -> Run:
-        """Return the newest run of some, or a new one: the same for all who ask at one moment. Call with the lock held."""
-        begun = [] if fresh else look()
-        mine = None if begun else make()
-        if not self.store.is_server:
-            return begun[0] if mine is None else mine
-        if fresh and mine is not None:
-            agreement.decide(self.client, mine, agreement.YES)
-            return mine
-        agreed = agreement.agree(self.client, begun, mine, look)
-        return self.found_or_made(look, make, fresh=True) if agreed is None else agreed
+    def find_or_create(self, search: Callable[[], list[Run]], create: Callable[[], Run], *, fresh: bool = False) -> Run:
+        """Return the newest of the runs, or a new one: the same for all processes that call it at once. Lock held."""
+        found = [] if fresh else search()
+        own = None if found else create()
+        if not self.store.is_server:  # all processes share the lock
+            return found[0] if own is None else own
+        if fresh and own is not None:
+            leader_election.claim(self.client, own, leader_election.YES)
+            return own
+        leader = leader_election.elect(self.client, found, own, search)
+        return self.find_or_create(search, create, fresh=True) if leader is None else leader
 
     def sweep(self, key: str) -> Run | None:
-        """Return the sweep of this key, if it has been made."""
-        return agreement.preferred(self.sweeps(key))
+        """Return the sweep of this key, if it has been created."""
+        return leader_election.leader_of(self.sweeps(key))
 
     def sweeps(self, key: str) -> list[Run]:
-        """Return the sweeps of this key, newest first; there are several only while processes agree on one."""
-        return self.search(level=Level.sweep, filters={"sweep.key": key}, newest_first=True, limit=50)
+        """Return the sweeps of this key, newest first; there are several only during an election."""
+        return self.search(level=Level.sweep, filters={"sweep.key": key}, newest_first=True, limit=MAX_CANDIDATES)
 
     def create(
         self,
         name: str,
-        place: Place,
+        position: TreePosition,
         *,
         parent_id: str | None,
         tags: Mapping[str, str] | None = None,
         start_ms: int | None = None,
         key: str | None = None,
     ) -> Run:
-        """Make a RUNNING run; below the pipeline level it belongs to this process. Of the runs of a key there is one."""
-        made = None if key is None else self.find(key)
-        if made is not None:
-            return made
-        owner = {} if place.level is Level.pipeline else this_process().as_tags()
+        """Create a RUNNING run, owned by this process unless it is a pipeline; return the existing run of the same key."""
+        existing = None if key is None else self.find(key)
+        if existing is not None:
+            return existing
+        owner = {} if position.level is Level.pipeline else this_process().as_tags()
         parent = {} if parent_id is None else {"mlflow.parentRunId": parent_id}
         return self.client.create_run(
             self.store.experiment_id,
             run_name=name,
             start_time=start_ms or now_ms(),
-            tags={**place.tags(), **owner, **parent, **(tags or {}), KEY: key or new_local_id()},
+            tags={**position.tags(), **owner, **parent, **(tags or {}), KEY: key or new_local_id()},
         )
 
     def find(self, key: str) -> Run | None:
-        """Return the run that was made with this key, deleted or not."""
+        """Return the run of this key, deleted or not."""
         query, view = f"tags.`{KEY}` = '{key}'", ViewType.ALL
         return next(iter(self.client.search_runs([self.store.experiment_id], query, view, max_results=1)), None)
 
-    def link(self, source: Run, name: str, place: Place, *, parent_id: str) -> Run:
-        """Make a closed run that stands for `source` in another place, with its numbers and hashes."""
+    def link(self, source: Run, name: str, position: TreePosition, *, parent_id: str) -> Run:
+        """Create a closed run that represents `source` at another position, with its params, metrics and hashes."""
         tags = {
             key: value
             for key, value in source.data.tags.items()
-            if not key.startswith(("mlflow.", "process.")) and key not in (*place.tags(), KEY)
+            if not key.startswith(("mlflow.", "process.")) and key not in (*position.tags(), KEY)
         }
         tags["reused_from"] = source.data.tags.get("reused_from", source.info.run_id)
         tags["reused_pipeline"] = source.data.tags.get("pipeline", NONE)
-        key = f"link of {source.info.run_id} in {parent_id}"
-        link = self.create(name, place, parent_id=parent_id, tags=tags, start_ms=source.info.start_time, key=key)
+        key, start_ms = f"link of {source.info.run_id} in {parent_id}", source.info.start_time
+        link = self.create(name, position, parent_id=parent_id, tags=tags, start_ms=start_ms, key=key)
         self.log(link.info.run_id, params=source.data.params, metrics=source.data.metrics)
         self.client.set_terminated(link.info.run_id, source.info.status, source.info.end_time)
         return link
+
+    def link_reused(self, run: Run, upstream: Mapping[str, Mapping[str, Any]]) -> None:
+        """Link the runs of other pipelines that a stage's run depends on into its own pipeline. Call with the lock held."""
+        pipeline_id = run.data.tags["mlflow.parentRunId"]
+        for name, origin in upstream.items():
+            stage = name.split(".")[0]
+            linked = self.children(pipeline_id, stage=stage)
+            is_linked = any(one.data.tags.get("reused_from", origin["run_id"]) == origin["run_id"] for one in linked)
+            source = self.get(origin["run_id"]) if origin["run_id"] and origin["unchanged"] and not is_linked else None
+            if source is not None and source.data.tags.get("mlflow.parentRunId") != pipeline_id:
+                position = TreePosition(level=Level.stage, pipeline=run.data.tags["pipeline"], stage=stage)
+                self.link(source, stage, position, parent_id=pipeline_id)
+                self.log(pipeline_id, metrics=source.data.metrics)
 
     def log(
         self,
@@ -169,42 +154,69 @@ class RunTree:
     ) -> None:
         """Log params, tags, last metrics and points of curves, in as few calls as a server takes."""
         stamp = now_ms()
-        all_params = [Param(key, value) for key, value in (params or {}).items()]
-        all_tags = [RunTag(key, value) for key, value in (tags or {}).items()]
         all_points = [*points, *(Metric(key, value, stamp, 0) for key, value in (metrics or {}).items())]
-        calls = max(
-            math.ceil(max(len(all_params), len(all_tags)) / NAMES_PER_CALL),
-            math.ceil(len(all_points) / POINTS_PER_CALL),
-        )
-        for call in range(calls):
-            names = slice(call * NAMES_PER_CALL, (call + 1) * NAMES_PER_CALL)
-            some = all_points[call * POINTS_PER_CALL : (call + 1) * POINTS_PER_CALL]
-            self.client.log_batch(run_id, params=all_params[names], tags=all_tags[names], metrics=some)
+        param_batches = _batches([Param(key, value) for key, value in (params or {}).items()], NAMES_PER_CALL)
+        tag_batches = _batches([RunTag(key, value) for key, value in (tags or {}).items()], NAMES_PER_CALL)
+        batches = zip_longest(param_batches, tag_batches, _batches(all_points, POINTS_PER_CALL), fillvalue=())
+        for some_params, some_tags, some_points in batches:
+            self.client.log_batch(run_id, params=some_params, tags=some_tags, metrics=some_points)
 
     def reopen(self, run: Run) -> None:
-        """Show a run as RUNNING again: a parent while something below it runs. Call with the lock held."""
+        """Set a run to RUNNING again: a parent while a run below it is RUNNING. Call with the lock held."""
         self.client.update_run(run.info.run_id, status="RUNNING")
 
-    def take_over(self, run: Run, tags: Mapping[str, str] | None = None) -> None:
-        """Go on in a run that another process has begun. Call with the lock held."""
+    def resume(self, run: Run, tags: Mapping[str, str] | None = None) -> None:
+        """Continue a run that another process began. Call with the lock held."""
         self.log(run.info.run_id, tags={**this_process().as_tags(), **(tags or {})})
         self.reopen(run)
 
+    def resume_cluster_job(self, cluster_key: str) -> Run | None:
+        """Resume the run that a cluster job began when it was started before; None without one. Lock held."""
+        runs = self.search(filters={CLUSTER_KEY: cluster_key}, newest_first=True)
+        begun = next((run for run in runs if run.info.status != Outcome.finished.value), None)
+        if begun is not None:
+            self.resume(begun, {NUM_STARTS: str(int(begun.data.tags[NUM_STARTS]) + 1)})
+            log.info("go on in run %s, that this job began when it was started before", begun.info.run_id)
+        return begun
+
     def settle(self, run_id: str, outcome: Outcome, *, ended_ms: int | None = None) -> None:
-        """Close a pipeline with the outcome of what ended last, unless something below still runs. Lock held."""
+        """Close a pipeline with the outcome of the run that ended last, unless a run below it is RUNNING. Lock held.
+
+        Args:
+            run_id: The pipeline.
+            outcome: Of the run that ended just now.
+            ended_ms: When that run ended, if it is replayed and later runs may have ended since.
+        """
         if self.search(filters={"mlflow.parentRunId": run_id}, status="RUNNING", limit=1):
             return
-        if ended_ms is not None:  # what is sent late may not be the last
-            later = [run for run in self.children(run_id) if (run.info.end_time or 0) > ended_ms]
-            for run in sorted(
-                (run for run in later if "reused_from" not in run.data.tags), key=lambda run: run.info.end_time
-            ):
-                outcome, ended_ms = Outcome(run.info.status), run.info.end_time
+        if ended_ms is not None:
+            ended = [run for run in self.children(run_id) if "reused_from" not in run.data.tags]
+            last = max(ended, key=lambda run: run.info.end_time or 0, default=None)
+            if last is not None and (last.info.end_time or 0) > ended_ms:
+                outcome, ended_ms = Outcome(last.info.status), last.info.end_time
         self.client.set_terminated(run_id, outcome.value, ended_ms)
 
-    def children(self, run_id: str, **place: str) -> list[Run]:
-        """Return the runs directly below one, oldest first."""
-        return self.search(filters={"mlflow.parentRunId": run_id, **place})
+    def children(self, run_id: str, **tags: str) -> list[Run]:
+        """Return the runs directly below one that have these tags, oldest first."""
+        return self.search(filters={"mlflow.parentRunId": run_id, **tags})
+
+    def supersede(self, run: Run, *, folds: set[str]) -> None:
+        """Delete the earlier runs that this one replaces: ended before it began, without a fold that this one lacks.
+
+        A run that is replicated late may itself have been replaced by then. Call with the lock held.
+        """
+        tags, info = run.data.tags, run.info
+        for other in self.children(tags["mlflow.parentRunId"], stage=tags["stage"], level=tags["level"]):
+            is_same_trial = tags["level"] == Level.stage.value or other.info.run_name == info.run_name
+            if other.info.run_id == info.run_id or not is_same_trial:
+                continue
+            others_folds = set(other.data.tags.get("folds", NONE).split(",")) - {NONE}
+            is_finished = other.info.status == Outcome.finished.value and "reused_from" not in other.data.tags
+            if _ended_before(other, run) and others_folds <= folds:
+                self.delete_with_folds(other, replaced_by=str(info.run_id))
+            elif _ended_before(run, other) and is_finished and folds <= others_folds:
+                self.delete_with_folds(run, replaced_by=str(other.info.run_id))
+                return
 
     def delete_with_folds(self, run: Run, *, replaced_by: str) -> None:
         """Move a run and those below it to MLflow's trash, from which they can be restored."""
@@ -213,13 +225,13 @@ class RunTree:
         self.client.set_tag(run.info.run_id, SUPERSEDED_BY, replaced_by)
         self.client.delete_run(run.info.run_id)
 
-    def deleted_by_hand(self, **wanted: str) -> list[Run]:
+    def deleted_by_hand(self, **tags: str) -> list[Run]:
         """Return the deleted runs with these tags that no later run has replaced, newest first."""
-        found = self.search(filters=wanted, newest_first=True, deleted=True, limit=50)
+        found = self.search(filters=tags, newest_first=True, deleted=True, limit=MAX_CANDIDATES)
         return [run for run in found if SUPERSEDED_BY not in run.data.tags]
 
     def how_to_restore(self, run: Run) -> str:
-        """Say that a run is in MLflow's trash, why, and how to take it out."""
+        """Return why a run is in MLflow's trash and the command that restores it."""
         info, later = run.info, run.data.tags.get(SUPERSEDED_BY)
         why = f"was replaced by run {later}" if later else "was deleted"
         command = restore_command(self.store.address, "runs", info.run_id)
@@ -231,24 +243,30 @@ class RunTree:
         """Close the RUNNING runs whose process has died, and settle their pipelines. Call with the lock held.
 
         Args:
-            close_silent: Whether runs of other hosts that gave no sign of life for an hour count as dead.
+            close_silent: Whether runs of other hosts without a heartbeat for an hour count as dead.
 
         Returns:
             The closed runs.
         """
         running = self.search(status="RUNNING")
-        owned = [run for run in running if run.data.tags.get("level") != Level.pipeline.value]
-        dead = [run for run in owned if _is_dead(run, close_silent=close_silent)]
-        for run in dead:
-            self.client.set_tag(run.info.run_id, CLOSED_BY, "a later start: its process had ended without closing it")
-            self.client.set_terminated(run.info.run_id, Outcome.killed.value)
+        closed = []
+        for run in running:
+            alive = is_alive(run.data.tags)
+            if alive is None:  # of another host
+                alive = not (close_silent and is_silent(run.data.tags, since=SILENT_ON_ANOTHER_HOST))
+            if run.data.tags.get("level") != Level.pipeline.value and not alive:
+                self.client.set_tag(
+                    run.info.run_id, CLOSED_BY, "a later start: its process had ended without closing it"
+                )
+                self.client.set_terminated(run.info.run_id, Outcome.killed.value)
+                closed.append(run)
         for run in running:
             if run.data.tags.get("level") == Level.pipeline.value:
                 self.settle(run.info.run_id, Outcome.killed)
-        return dead
+        return closed
 
     def get(self, run_id: str, *, or_deleted: bool = False) -> Run | None:
-        """Return a run, or None if there is none of that id or it is deleted. An id from before its delivery serves too."""
+        """Return a run by its id or local id; None if there is none, or it is deleted."""
         try:
             run = self.find(run_id) if LOCAL_ID.fullmatch(run_id) else self.client.get_run(run_id)
         except MlflowException:
@@ -266,43 +284,31 @@ class RunTree:
         limit: int = 1000,
         deleted: bool = False,
     ) -> list[Run]:
-        """Return runs that are not deleted, or only those that are, oldest first unless asked otherwise."""
+        """Return active runs, or only deleted ones, oldest first unless `newest_first`."""
         wanted = {"level": level.value if level else None, "pipeline": pipeline, **(filters or {})}
         terms = [f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value is not None]
         terms += [f"attributes.status = '{status}'"] if status else []
-        order = f"attributes.start_time {'DESC' if newest_first else 'ASC'}"
-        return _pages(
-            lambda token, size: self.client.search_runs(
+        found: list[Run] = []
+        token = None
+        while len(found) < limit:
+            page = self.client.search_runs(
                 [self.store.experiment_id],
                 " and ".join(terms),
                 ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,
-                max_results=size,
-                order_by=[order, "attributes.run_id ASC"],
+                max_results=min(limit - len(found), 1000),
+                order_by=[f"attributes.start_time {'DESC' if newest_first else 'ASC'}", "attributes.run_id ASC"],
                 page_token=token,
-            ),
-            limit,
-        )
+            )
+            found += page
+            token = page.token
+            if not token:
+                break
+        return found
 
 
-def now_ms() -> int:
-    """Return the time as MLflow counts it."""
-    return int(time.time() * 1000)
+def _ended_before(one: Run, other: Run) -> bool:
+    return one.info.end_time is not None and one.info.end_time <= other.info.start_time
 
 
-def _is_dead(run: Run, *, close_silent: bool) -> bool:
-    alive = is_alive(run.data.tags)
-    if alive is None:
-        return close_silent and is_silent(run.data.tags, since=SILENT_ON_ANOTHER_HOST)
-    return not alive
-
-
-def _pages(ask: Callable[[str | None, int], Sequence[Run]], limit: int) -> list[Run]:
-    found: list[Run] = []
-    token = None
-    while len(found) < limit:
-        page = ask(token, min(limit - len(found), 1000))
-        found += page
-        token = getattr(page, "token", None)
-        if not token:
-            break
-    return found
+def _batches(values: Sequence[Value], size: int) -> list[Sequence[Value]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]

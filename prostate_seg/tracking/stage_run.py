@@ -1,23 +1,21 @@
-"""The run of one stage, from its first second to its last: what is recorded wherever a store is used or not.
+"""Run of one stage: provenance that is recorded with and without a tracking store.
 
-open_stage_run  opens the branch of the run tree, unless mlflow=off
-close           hashes what the stage touched, writes its entry of DS_VERSION.json and lets the branch log and close
+`JournalSink` (journal_sink.py) sends it to MLflow, `NullSink` nowhere (mlflow=off). DS_VERSION.json is always written.
 """
 
-import importlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prostate_seg.common.address import project_root
 from prostate_seg.config.schema import Config, as_container, science_of
 from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, null_fold_record
-from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
+from prostate_seg.operations.job import Job, Outcome, command_line
 from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
 from prostate_seg.provenance.code_digests import code_digests
@@ -26,139 +24,166 @@ from prostate_seg.provenance.lineage import ancestors
 from prostate_seg.provenance.record import Hashes, hash_stage
 from prostate_seg.provenance.redaction import Redactor
 
-if TYPE_CHECKING:
-    from prostate_seg.tracking.branch import Branch
-
 log = logging.getLogger(__name__)
 
 NOT_IN_RECORD = ("diff", "untracked", "problem")
-"""Of the state of git: what is an artifact or a warning."""
+"""State of git that is an artifact or a warning instead."""
 
 
-def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> "StageRun":
-    """Open the run of a stage.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What is known of a run before its stage starts."""
+
+    cfg: Config
+    stage: str
+    workspace: Workspace
+    job: Job
+    redactor: Redactor
+    surroundings: Surroundings
+    started: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a stage ended."""
+
+    outcome: Outcome
+    error: BaseException | None
+    result: StageResult | None
+    record: Mapping[str, Any] | None
+    """Entry of DS_VERSION.json; None for a stage that did not finish."""
+    hashes: Hashes | None
+
+
+class NullSink:
+    """Records nothing, for mlflow=off; JournalSink overrides all of it."""
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run in the store, or its local id; None if nothing is recorded there."""
+        return None
+
+    @property
+    def pipeline_id(self) -> str | None:
+        """The same of its pipeline."""
+        return None
+
+    @property
+    def ids(self) -> Mapping[str, str]:
+        """Ids in the store by local id."""
+        return {}
+
+    def open_fold(self, index: int) -> AbstractContextManager[FoldRecord]:
+        """Record one fold: a run below that of the stage."""
+        return null_fold_record(index)
+
+    def close(self, ending: Ending) -> None:
+        """Record the results and close the run.
+
+        Raises:
+            InputError: If some of it can neither be sent nor kept.
+        """
+
+
+def run_facts(cfg: Config, workspace: Workspace, job: Job) -> RunFacts:
+    """Collect what is known before the stage starts.
 
     Raises:
-        InputError: If the tracking store, or DS_VERSION.json, cannot be used.
+        InputError: If DS_VERSION.json cannot be read: the stage stops now, not when it has finished.
     """
-    ds_version.read_entries(workspace)  # one that cannot be read stops the stage now, not when it has finished
-    run = StageRun(cfg, workspace, job)
-    if cfg.mlflow.tracking_uri is not None:
-        run.branch = importlib.import_module("prostate_seg.tracking.branch").open_branch(run)  # mlflow takes seconds
-    return run
+    assert cfg.stage is not None
+    ds_version.read_entries(workspace)
+    surroundings = look_around(Path.cwd())
+    if surroundings.git.problem:
+        log.warning("this run records no commit or no diff, because git refuses: %s", surroundings.git.problem)
+    redactor = Redactor(settings={"overrides": job.overrides, **as_container(cfg)})
+    return RunFacts(
+        cfg=cfg, stage=cfg.stage, workspace=workspace, job=job, redactor=redactor, surroundings=surroundings
+    )
 
 
 class StageRun:
     """One stage of one job while it runs."""
 
-    def __init__(self, cfg: Config, workspace: Workspace, job: Job) -> None:
-        assert cfg.stage is not None
-        self.cfg = cfg
-        self.stage = cfg.stage
-        self.workspace = workspace
-        self.job = job
-        self.started = time.time()
-        self._clock = time.monotonic()
-        self.redactor = Redactor(settings={"overrides": job.overrides, **as_container(cfg)})
-        self.surroundings: Surroundings = look_around(Path.cwd())
-        if self.surroundings.git.problem:
-            log.warning("this run records no commit or no diff, because git refuses: %s", self.surroundings.git.problem)
-        self.branch: Branch | None = None
+    def __init__(self, facts: RunFacts, sink: NullSink) -> None:
+        self.facts = facts
+        self.sink = sink
+        self.open_fold = sink.open_fold
         self.result: StageResult | None = None
+        self._clock = time.monotonic()  # unlike facts.started, it never goes back
 
     @property
     def run_id(self) -> str | None:
         """Id of the run in the store."""
-        return None if self.branch is None else self.branch.run_id
-
-    @property
-    def seconds(self) -> float:
-        """Time since the start, whatever the clock was set to meanwhile."""
-        return time.monotonic() - self._clock
-
-    @contextmanager
-    def open_fold(self, index: int) -> Iterator[FoldRecord]:
-        """Record the training of one fold: a run of its own below this one."""
-        if self.branch is None:
-            with null_fold_record(index) as nobody:
-                yield nobody
-            return
-        fold = self.branch.open_fold(index)
-        try:
-            yield fold
-        except BaseException as error:
-            fold.close(outcome_of(error))
-            raise
-        fold.close(Outcome.finished)
+        return self.sink.run_id
 
     def finish(self, result: StageResult) -> None:
-        """Take what the stage read, wrote and measured."""
+        """Keep the result of the stage for `close`."""
         self.result = result
 
     def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
-        """Write down what is now known and close the run.
+        """Hash what the stage read and wrote, write its entry of DS_VERSION.json, and close the run.
 
         Raises:
-            InputError: If it can neither be sent nor kept; the stage's files are complete then all the same.
+            InputError: If something can neither be sent nor kept; the stage's files are complete all the same.
         """
-        where = "" if self.branch is None else f", run {self.branch.run_id} of {self.cfg.mlflow.name}"
-        log.info("%s %s after %.1f s%s", self.stage, outcome.value, self.seconds, where)
+        facts = self.facts
+        shown = "" if self.run_id is None else f", run {self.run_id} of {facts.cfg.mlflow.name}"
+        log.info("%s %s after %.1f s%s", facts.stage, outcome.value, time.monotonic() - self._clock, shown)
+        recording = ds_version.recording_workspace(facts.cfg, facts.workspace)
         record: dict[str, Any] | None = None
         hashes: Hashes | None = None
         if outcome is Outcome.finished and self.result is not None:
-            hashes = hash_stage(self.stage, self.result.inputs, self.result.outputs, workspace=self.workspace)
-            record = self._record(hashes)
-            ds_version.write_entry(
-                ds_version.recording_workspace(self.cfg, self.workspace), ds_version.entry_name(self.cfg), record
-            )
-        if self.branch is None:
-            return
+            hashes = hash_stage(facts.stage, self.result.inputs, self.result.outputs, workspace=facts.workspace)
+            record = self._record(self.result, hashes)
+            ds_version.write_entry(recording, ds_version.entry_name(facts.cfg), record)
         try:
-            self.branch.close(outcome, record, hashes, error)
+            ending = Ending(outcome=outcome, error=error, result=self.result, record=record, hashes=hashes)
+            self.sink.close(ending)
         finally:
             if record is not None:
-                ds_version.replace_ids(ds_version.recording_workspace(self.cfg, self.workspace), self.branch.spool.ids)
+                ds_version.replace_ids(recording, self.sink.ids)
 
-    def _record(self, hashes: Hashes) -> dict[str, Any]:
+    def _record(self, result: StageResult, hashes: Hashes) -> dict[str, Any]:
         """Return the entry of DS_VERSION.json, without secrets."""
-        around = self.surroundings
-        git = {name: value for name, value in asdict(around.git).items() if name not in NOT_IN_RECORD}
-        record = {
+        facts, redact = self.facts, self.facts.redactor
+        git = {name: value for name, value in asdict(facts.surroundings.git).items() if name not in NOT_IN_RECORD}
+        return {
             "run_id": self.run_id,
-            "pipeline": self.cfg.mlflow.name,
-            "pipeline_run_id": None if self.branch is None else self.branch.pipeline_id,
-            "experiment": self.cfg.mlflow.experiment,
+            "pipeline": facts.cfg.mlflow.name,
+            "pipeline_run_id": self.sink.pipeline_id,
+            "experiment": facts.cfg.mlflow.experiment,
             "finished_at": now_text(),
-            "seconds": round(self.seconds, 1),
-            "command": command_line(self.job),
-            "overrides": list(self.job.overrides),
-            "settings": science_of(self.cfg),
-            "metrics": {} if self.result is None else dict(self.result.metrics),
-            "sought": {} if self.result is None else self.result.objectives,
+            "seconds": round(time.monotonic() - self._clock, 1),
+            "command": redact.tree(command_line(facts.job)),
+            "overrides": redact.tree(list(facts.job.overrides)),
+            "settings": redact.tree(science_of(facts.cfg)),
+            "metrics": dict(result.metrics),
+            "sought": result.objectives,
             "inputs": {key: hashed.md5 for key, hashed in hashes.inputs.items()},
             "outputs": {key: hashed.md5 for key, hashed in hashes.outputs.items()},
             "inputs_changed_while_running": self._changed_inputs(hashes),
-            "upstream": ancestors(hashes.inputs, self._other_entries(), workspace=self.workspace),
+            "upstream": ancestors(hashes.inputs, self._upstream_entries(), workspace=facts.workspace),
             "code": {key: hashed.md5 for key, hashed in hashes.code.items()},
-            "code_digests": code_digests(self.stage),
-            "git": git,
-            "packages": around.packages,
-            "machine": around.machine,
+            "code_digests": code_digests(facts.stage),
+            "git": redact.tree(git),
+            "packages": facts.surroundings.packages,
+            "machine": facts.surroundings.machine,
         }
-        people_wrote = ("command", "overrides", "settings", "git")
-        return {key: self.redactor.tree(value) if key in people_wrote else value for key, value in record.items()}
 
-    def _other_entries(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return what is known of the other stages; a temporary workspace of DVC's starts with what the project knows."""
-        networks = replace(self.workspace, root=self.workspace.model.parent)
-        entries = ds_version.read_entries(self.workspace) | ds_version.read_entries(networks)
+    def _upstream_entries(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the entries of the other stages; in a temporary workspace of DVC, at first those of the project."""
+        workspace = self.facts.workspace
+        networks = replace(workspace, root=workspace.model.parent)
+        entries = ds_version.read_entries(workspace) | ds_version.read_entries(networks)
         if not entries and os.environ.get("DVC_ROOT"):
-            entries = ds_version.read_entries(replace(self.workspace, root=project_root()))
-        return {name: entry for name, entry in entries.items() if name.split(".")[0] != self.stage}
+            entries = ds_version.read_entries(replace(workspace, root=project_root()))
+        return {name: entry for name, entry in entries.items() if name.split(".")[0] != self.facts.stage}
 
     def _changed_inputs(self, hashes: Hashes) -> Sequence[str]:
-        now = time.time()  # a file from the future, as after the clock was set back, says nothing
-        changed = [key for key, hashed in hashes.inputs.items() if self.started < hashed.newest_mtime <= now]
+        now = time.time()  # a time in the future, as after the clock was set back, is no evidence
+        inputs = hashes.inputs.items()
+        changed = [key for key, hashed in inputs if self.facts.started < hashed.newest_mtime <= now]
         for key in changed:
-            log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.stage)
+            log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.facts.stage)
         return changed

@@ -1,6 +1,6 @@
-"""The tracking store: its address, whether it can be used, and a client for it. The whole of MLflow is imported here.
+"""Connection to the tracking store, and messages for a store that cannot be used.
 
-A store that cannot be used stops a run before its stage starts, within ten seconds, with the address and the next step.
+Such a store stops a run before its stage starts, within ten seconds, with its address and the next step.
 """
 
 import errno
@@ -37,23 +37,23 @@ from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
 from prostate_seg.tracking.store_paths import require_own_paths
 
 SECONDS_TO_ANSWER = 6.0
-"""A store that has not answered by then counts as unreachable; ten seconds are promised."""
+"""Timeout of a call; the documentation promises ten seconds in all."""
 BUSY_SECONDS = 90.0
-"""A store that is well may take this long to answer: many may ask at once, or the machine has too much to do."""
+"""Timeout of a call to a healthy store: it may be busy."""
 SECONDS_TO_BE_LET_IN = 2.0
-"""An experiment that may not be seen after this long belongs to somebody else."""
+"""A server with users shows a new experiment to its creator with a delay of up to this."""
 CREATING_SECONDS = 120.0
-"""A database file that does not exist yet may take this long: its tables are made first."""
+"""Timeout of creating the tables of a new database file."""
 
 DELETED_EXPERIMENT = "its experiment"
-"""How the error begins that an experiment in MLflow's trash raises."""
+"""Begin of the error for an experiment in MLflow's trash."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Lets MLflow's page open with runs and curves rather than with traces of language models."""
+"""Opens MLflow's page with runs and curves rather than with traces of language models."""
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
-"""What a call to the store raises when the store is at fault; a TimeoutError is an OSError."""
+"""Errors of a failing store; a TimeoutError is an OSError."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +65,15 @@ class Store:
     address: str
     """For people: without user and password."""
     lock: BaseFileLock
-    """Held while parents are found or made, so that processes that start together agree."""
+    """Held while parents are found or created."""
     is_server: bool
-    """Whether processes may use it that do not share the lock."""
+    """Whether processes on other machines, which do not share the lock, may use it."""
 
-    def ask(self, question: Callable[[], Answer], *, locked: bool = False) -> Answer:
-        """Return the answer of several calls.
+    def call(self, function: Callable[[], Result], *, locked: bool = False) -> Result:
+        """Return what a function that uses the client returns.
 
         Args:
-            question: Makes the calls.
+            function: Makes calls to the store.
             locked: Whether the lock is held meanwhile.
 
         Raises:
@@ -81,13 +81,13 @@ class Store:
         """
         try:
             with self.lock if locked else nullcontext():
-                return _answer(question, address=self.address, seconds=SECONDS_TO_ANSWER)
+                return _with_timeout(function, address=self.address, seconds=SECONDS_TO_ANSWER)
         except STORE_ERRORS as error:
             raise InputError(unusable(self.address, error)) from error
 
 
 def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
-    """Connect, and find or make the experiment.
+    """Connect, and find or create the experiment.
 
     Args:
         settings: Group mlflow of the config; its tracking_uri is not None.
@@ -108,10 +108,10 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
         lock = lock_of(file or cache / "mlflow")
         with lock:
             if file is not None and not file.exists():
-                _answer(partial(_make_database, uri, file), address=address, seconds=CREATING_SECONDS)
+                _with_timeout(partial(_create_database, uri, file), address=address, seconds=CREATING_SECONDS)
             if file is not None:
                 require_own_paths(file, experiment=settings.experiment)
-            client, experiment_id = _answer(
+            client, experiment_id = _with_timeout(
                 partial(_client_and_experiment, uri, settings.experiment, file),
                 address=address,
                 seconds=SECONDS_TO_ANSWER,
@@ -122,26 +122,26 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
 
 
 def lock_of(file: Path) -> BaseFileLock:
-    """Return the lock that processes share which find or make things in a store."""
+    """Return the lock shared by the processes that create parents in a store."""
     return FileLock(file.with_name(f"{file.name}.lock"), timeout=CREATING_SECONDS)
 
 
 def unusable(address: str, error: BaseException) -> str:
-    """Word an error of the store."""
+    """Return the message for an error of the store, with the next step."""
     return (
         f"the tracking store {address} cannot be used: {_reason(error)}\n"
         f"{_next_step(error, address)}, or choose another store: mlflow=server, mlflow.tracking_uri=ADDRESS, or mlflow=off"
     )
 
 
-def _make_database(uri: str, file: Path) -> None:
-    """Make the tables in another file first: a process that is killed meanwhile leaves no half-made store."""
+def _create_database(uri: str, file: Path) -> None:
+    """Create the tables in a temporary file first: a killed process leaves no incomplete database."""
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # a server's client needs neither
 
     with atomic_path(file) as temporary:
-        made = SqlAlchemyStore(uri.replace(file.as_posix(), temporary.as_posix()), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
-        made.engine.dispose()
+        temporary_uri = uri.replace(file.as_posix(), temporary.as_posix())
+        SqlAlchemyStore(temporary_uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
 
 
 def _client_and_experiment(uri: str, name: str, file: Path | None) -> tuple[MlflowClient, str]:
@@ -154,7 +154,7 @@ def _client_and_experiment(uri: str, name: str, file: Path | None) -> tuple[Mlfl
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = _experiment(client, name)  # made by another host just now
+            found = _experiment(client, name)  # created by another host just now
     assert found is not None
     if found.lifecycle_stage != "active":
         raise MlflowException(f"{DELETED_EXPERIMENT} {name!r} is deleted (id {found.experiment_id})")
@@ -162,7 +162,7 @@ def _client_and_experiment(uri: str, name: str, file: Path | None) -> tuple[Mlfl
 
 
 def _experiment(client: MlflowClient, name: str) -> Experiment | None:
-    """Find an experiment; a server with users shows a new one a moment before it lets its maker in."""
+    """Find an experiment; wait for permission to read one that was created just now."""
     end = time.monotonic() + SECONDS_TO_BE_LET_IN
     while True:
         try:
@@ -174,7 +174,7 @@ def _experiment(client: MlflowClient, name: str) -> Experiment | None:
 
 
 def _require_reachable(uri: str) -> None:
-    """Ask the cheapest question first, so that the answer is plain: does the file open, does the port answer."""
+    """Check that the file can be written, or that the port is open: these errors are clearer than MLflow's."""
     file = sqlite_file(uri)
     if file is not None:
         _require_writable(file)
@@ -203,34 +203,34 @@ def _require_writable(file: Path) -> None:
             raise OSError(str(error)) from error
 
 
-def _answer(ask: Callable[[], Answer], *, address: str, seconds: float) -> Answer:
-    """Return what `ask` returns, or raise TimeoutError; the thread that hangs then cannot keep the process."""
-    answer: list[Answer] = []
+def _with_timeout(function: Callable[[], Result], *, address: str, seconds: float) -> Result:
+    """Return the result of a function, or raise TimeoutError; its thread is a daemon, which delays no exit."""
+    results: list[Result] = []
     errors: list[BaseException] = []
 
-    def work() -> None:
+    def run() -> None:
         try:
-            answer.append(ask())
-        except BaseException as error:  # handed on to the caller's thread below
+            results.append(function())
+        except BaseException as error:  # raised again in the caller's thread
             errors.append(error)
 
-    thread = threading.Thread(target=work, daemon=True, name="store")
+    thread = threading.Thread(target=run, daemon=True, name="store")
     end = time.monotonic() + seconds
     thread.start()
     thread.join(seconds / 2)
-    if thread.is_alive() and _is_well(address, timeout=seconds / 2):
+    if thread.is_alive() and _is_healthy(address, timeout=seconds / 2):
         seconds = BUSY_SECONDS
         end += BUSY_SECONDS
     thread.join(max(0.0, end - time.monotonic()))
     if errors:
         raise errors[0]
-    if not answer:
+    if not results:
         raise TimeoutError(f"no answer within {seconds:.0f} s")
-    return answer[0]
+    return results[0]
 
 
-def _is_well(address: str, *, timeout: float) -> bool:
-    """Return whether a server answers the one question that costs it nothing, or a file can be written: both may be busy."""
+def _is_healthy(address: str, *, timeout: float) -> bool:
+    """Return whether a server's /health answers, or a file can be written: a busy store is not a failing one."""
     file = sqlite_file(address)
     if file is not None:
         try:
@@ -248,15 +248,13 @@ def _is_well(address: str, *, timeout: float) -> bool:
 
 def _reason(error: BaseException) -> str:
     text = str(error.__cause__ or error) if isinstance(error, SQLAlchemyError) else str(error)
-    text = re.sub(
-        r"\. Take a backup of your database, .*", "", text
-    )  # advice that may be wrong: see _advice_on_version
+    text = re.sub(r"\. Take a backup of your database, .*", "", text)  # may be wrong: see _advice_on_version
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
     return shown_address(first.strip())
 
 
 def restore_command(address: str, what: str, id_: str) -> str:
-    """Return the command that takes a run or an experiment (`what`: runs, experiments) out of MLflow's trash."""
+    """Return the command that restores a run or an experiment (`what`: runs, experiments) from MLflow's trash."""
     option = {"runs": "--run-id", "experiments": "--experiment-id"}[what]
     return f"MLFLOW_TRACKING_URI={address} mlflow {what} restore {option} {id_}"
 
@@ -280,10 +278,7 @@ def _next_step(error: BaseException, address: str) -> str:
 
 
 def _advice_on_version(text: str, address: str) -> str:
-    """Return which of database and MLflow is the older one, by the order of MLflow's migrations, and what to do.
-
-    A newer MLflow knows the migrations of the older ones; a server's may be newer or older than the one installed here.
-    """
+    """Return which of database and MLflow is older, by the order of MLflow's migrations, and the command to run."""
     found, expected = (re.search(rf"{word} (?:version )?(\w+)", text) for word in ("found", "expected"))
     newest_first = _migrations()
     age = {hit[1]: newest_first.index(hit[1]) for hit in (found, expected) if hit and hit[1] in newest_first}
@@ -302,7 +297,7 @@ def _advice_on_version(text: str, address: str) -> str:
 
 
 def _migrations() -> list[str]:
-    """Return the revisions of the database that the installed MLflow knows, newest first."""
+    """Return the database revisions of the installed MLflow, newest first."""
     from alembic.script import ScriptDirectory  # needed for this error alone
 
     scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
@@ -310,9 +305,9 @@ def _migrations() -> list[str]:
 
 
 def _quiet() -> None:
-    """Keep the libraries' notes about tables, migrations and failures, which are raised too, out of a run's log."""
+    """Silence the libraries' notes about tables, migrations and failures, which are raised, too."""
     set_mlflow_defaults()
-    set_telemetry_client()  # reads them again, if MLflow was imported before they were set
+    set_telemetry_client()  # reads the defaults again, in case MLflow was imported before
     levels = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3": logging.ERROR}
     for name, level in {**levels, "mlflow.store.db.utils": logging.CRITICAL}.items():
         logging.getLogger(name).setLevel(level)

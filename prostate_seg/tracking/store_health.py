@@ -11,7 +11,8 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations.health import Check
 from prostate_seg.operations.process import is_alive, is_silent
-from prostate_seg.tracking.run_tree import SILENT_ON_ANOTHER_HOST, Level, RunTree
+from prostate_seg.tracking.records import Level
+from prostate_seg.tracking.run_tree import SILENT_ON_ANOTHER_HOST, RunTree
 from prostate_seg.tracking.store import Store, lock_of, open_store, unusable
 from prostate_seg.tracking.store_paths import fix_paths
 
@@ -21,7 +22,7 @@ def check_store(cfg: Config, workspace: Workspace) -> list[Check]:
     try:
         fixed = [_fix_paths(cfg)] if cfg.doctor.fix_paths else []
         store = open_store(cfg.mlflow, cache=workspace.cache)
-        return [*fixed, *store.ask(lambda: _checks(store, close_silent=cfg.doctor.close_silent), locked=True)]
+        return [*fixed, *store.call(lambda: _checks(store, close_silent=cfg.doctor.close_silent), locked=True)]
     except InputError as error:
         return [Check.bad("tracking", first_line(error), fix=" ".join(str(error).splitlines()[1:]))]
 

@@ -56,21 +56,21 @@ def build_in(fault: str, place: str) -> None:
 
         SharedStudy.complete = in_turn(SharedStudy.complete, ["ok", fault])  # type: ignore[method-assign]
     elif place == "delivery":
-        from prostate_seg.tracking.replication import Delivery
+        from prostate_seg.tracking.replication import Replicator
 
-        Delivery._tell = in_turn(Delivery._tell, fault.split(","))  # type: ignore[method-assign]
+        Replicator._apply = in_turn(Replicator._apply, fault.split(","))  # type: ignore[method-assign]
     elif place == "tables":
         from sqlalchemy import Engine, event
 
         event.listen(Engine, "before_cursor_execute", in_turn(lambda *_: None, ["ok"] * 200 + [fault]))
     elif place == "impatient":
-        from prostate_seg.tracking import branch
+        from prostate_seg.tracking import journal_sink
 
-        branch.SECONDS_TO_CLOSE = 2.0
+        journal_sink.SECONDS_TO_CLOSE = 2.0
     elif place == "close":
-        from prostate_seg.tracking.branch import Branch
+        from prostate_seg.tracking.journal_sink import JournalSink
 
-        Branch._put_results = lambda *_: misbehave(fault)  # type: ignore[method-assign,assignment,return-value]
+        JournalSink._log_results = lambda *_: misbehave(fault)  # type: ignore[method-assign,assignment,return-value]
 
 
 def in_turn(function: Any, faults: list[str]) -> Any:

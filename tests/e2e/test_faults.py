@@ -13,7 +13,7 @@ from check_stack import acting_as
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from prostate_seg.tracking.journal import folders
+from prostate_seg.tracking.journal import journal_folders
 from tests.fault_helpers import (
     IMPATIENT,
     Watch,
@@ -112,7 +112,7 @@ def test_training_goes_on_while_server_network_and_database_fail_in_turn(
             watch.catches_up()
         watch.process.send_signal(signal.SIGTERM)
         is_whole(server.address, output=ended(watch, code=143), status="KILLED")
-        assert folders(project.folder / ".spool") == []
+        assert journal_folders(project.folder / ".spool") == []
 
 
 def test_what_a_server_has_missed_for_good_waits_on_disk_until_sync_sends_it(project: Project, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_a_server_has_missed_for_good_waits_on_disk_until_sync_sends_it(pro
         fold = is_whole(server.address, output=output)
         client = MlflowClient(tracking_uri=server.address)
         assert [info.path for info in client.list_artifacts(fold.info.run_id, "figures")] == ["figures/history.png"]
-        assert folders(project.folder / ".spool") == []
+        assert journal_folders(project.folder / ".spool") == []
 
 
 def test_training_goes_on_while_its_sqlite_file_is_locked_and_then_on_a_full_disk(
@@ -186,11 +186,11 @@ def test_server_of_the_stack_that_stops_for_good_is_told_later_also_when_its_buc
             refused = project.run(*sync, **login)
             assert refused.returncode == 1, refused.stdout + refused.stderr
             assert "Traceback" not in refused.stderr
-            assert folders(project.folder / ".spool")
+            assert journal_folders(project.folder / ".spool")
         with running_server(stack), acting_as(ann):
             sent = project.run(*sync, **login)
             assert sent.returncode == 0, sent.stdout + sent.stderr
             fold = is_whole(stack.address, output=output)
             client = MlflowClient(tracking_uri=stack.address)
             assert [info.path for info in client.list_artifacts(fold.info.run_id, "figures")] == ["figures/history.png"]
-        assert folders(project.folder / ".spool") == []
+        assert journal_folders(project.folder / ".spool") == []

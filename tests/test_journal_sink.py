@@ -9,10 +9,11 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import Job, Outcome
-from prostate_seg.tracking import branch, writer
-from prostate_seg.tracking.branch import LONGEST_PARAM, Branch, _cut, _tag_key
-from prostate_seg.tracking.journal import waiting
-from prostate_seg.tracking.stage_run import StageRun, open_stage_run
+from prostate_seg.tracking import journal_sink, replication
+from prostate_seg.tracking.journal import pending_journals
+from prostate_seg.tracking.journal_sink import MAX_PARAM_LENGTH, JournalSink, _cut, _tag_key, open_stage_run
+from prostate_seg.tracking.records import LogData
+from prostate_seg.tracking.stage_run import StageRun
 from tests.conftest import composed
 
 
@@ -27,21 +28,21 @@ def training(
 ) -> StageRun:
     """The open run of a training, in an experiment of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(writer, "SECONDS_BETWEEN_TRIES", 0.01)
+    monkeypatch.setattr(replication, "SECONDS_BETWEEN_TRIES", 0.01)
     store = [f"mlflow.tracking_uri=sqlite:///{database}", f"mlflow.experiment={request.node.name}"]
     cfg = parse(composed("stage=train", *store))
     job = Job(overrides=(), output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
     return open_stage_run(cfg, workspace_of(cfg), job)
 
 
-def branch_of(training: StageRun) -> Branch:
-    assert training.branch is not None
-    return training.branch
+def sink_of(training: StageRun) -> JournalSink:
+    assert isinstance(training.sink, JournalSink)
+    return training.sink
 
 
 def refuse_batches(training: StageRun, monkeypatch: pytest.MonkeyPatch, *, num_times: int) -> None:
     """Let the store take runs, but not the next so many batches of params, tags and metrics."""
-    client, refusals = branch_of(training).delivery.tree.client, iter(range(num_times))
+    client, refusals = sink_of(training).replicator.tree.client, iter(range(num_times))
     log_batch = client.log_batch
 
     def sometimes(*arguments: Any, **keywords: Any) -> None:
@@ -59,7 +60,7 @@ def test_fold_whose_settings_are_refused_at_first_has_one_run_with_all(
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
     training.close(Outcome.failed)
-    (run,) = branch_of(training).delivery.tree.children(branch_of(training).run_id)
+    (run,) = sink_of(training).replicator.tree.children(sink_of(training).run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["fold.num_folds"] == "5"
     assert run.data.metrics == {"val/dice": 0.5}
@@ -68,13 +69,13 @@ def test_fold_whose_settings_are_refused_at_first_has_one_run_with_all(
 def test_records_that_the_store_never_takes_wait_on_disk_and_the_stage_ends_well(
     training: StageRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(branch, "SECONDS_TO_CLOSE", 0.1)
+    monkeypatch.setattr(journal_sink, "SECONDS_TO_CLOSE", 0.1)
     refuse_batches(training, monkeypatch, num_times=10**9)
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
     training.close(Outcome.failed)
-    (found,) = waiting(Path(training.cfg.paths.spool))
-    assert not found.is_held
+    (found,) = pending_journals(Path(training.facts.cfg.paths.spool))
+    assert not found.is_locked
     assert caplog.messages[-1] == (
         f"{found.num_records} records of this run wait in {found.folder}; stage=sync sends them to {found.address}"
     )
@@ -84,18 +85,18 @@ def test_record_that_the_store_refuses_for_good_keeps_no_other_from_it(
     training: StageRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with training.open_fold(0) as fold:
-        branch_of(training).put({"do": "log", "run": branch_of(training).key, "tags": {"": "a tag without a name"}})
+        sink_of(training).append(LogData(run=sink_of(training).key, tags={"": "a tag without a name"}))
         fold.on_epoch_end(1, {"val/dice": 0.5})
     with pytest.raises(InputError, match=r"refuses 1 records of run .* see .*delivered.jsonl"):
         training.close(Outcome.failed)
-    (run,) = branch_of(training).delivery.tree.children(branch_of(training).run_id)
+    (run,) = sink_of(training).replicator.tree.children(sink_of(training).run_id)
     assert run.data.metrics == {"val/dice": 0.5}
 
 
 def test_record_that_can_be_neither_sent_nor_kept_fails_the_stage(
     training: StageRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(branch, "SECONDS_TO_CLOSE", 0.1)
+    monkeypatch.setattr(journal_sink, "SECONDS_TO_CLOSE", 0.1)
     refuse_batches(training, monkeypatch, num_times=10**9)
 
     def full(*_: object) -> int:
@@ -108,9 +109,9 @@ def test_record_that_can_be_neither_sent_nor_kept_fails_the_stage(
         training.close(Outcome.failed)
 
 
-def test_long_value_is_replaced_by_where_it_stands() -> None:
-    assert _cut("x" * LONGEST_PARAM, LONGEST_PARAM) == "x" * LONGEST_PARAM
-    assert _cut("x" * (LONGEST_PARAM + 1), LONGEST_PARAM) == "(6001 characters, see config.yaml and hydra/)"
+def test_long_value_is_replaced_by_where_it_is_recorded() -> None:
+    assert _cut("x" * MAX_PARAM_LENGTH, MAX_PARAM_LENGTH) == "x" * MAX_PARAM_LENGTH
+    assert _cut("x" * (MAX_PARAM_LENGTH + 1), MAX_PARAM_LENGTH) == "(6001 characters, see config.yaml and hydra/)"
 
 
 def test_tag_keys_are_legal_and_distinct() -> None:

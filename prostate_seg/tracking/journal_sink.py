@@ -1,0 +1,403 @@
+"""Writes the run of a stage, and the runs of its folds, to a journal that a background thread replicates into MLflow."""
+
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import yaml
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+from prostate_seg.common.address import resolved_uri, shown_address
+from prostate_seg.common.errors import InputError, Pruned
+from prostate_seg.common.files import md5_of_text
+from prostate_seg.config.schema import Config, as_container, science_of
+from prostate_seg.config.workspace import FoldRecord, Workspace
+from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
+from prostate_seg.operations.process import user_name
+from prostate_seg.provenance.code_digests import CODE_LISTING, code_listing
+from prostate_seg.provenance.ds_version import recording_workspace
+from prostate_seg.provenance.environment import GitState
+from prostate_seg.provenance.record import flat
+from prostate_seg.tracking import records
+from prostate_seg.tracking.journal import ACKNOWLEDGED, Header, Journal, new_local_id, remove_replicated
+from prostate_seg.tracking.records import ALL, NONE, LogData, Record, metric_points, now_ms
+from prostate_seg.tracking.replication import ReplicationThread, Replicator
+from prostate_seg.tracking.run_tree import RunTree
+from prostate_seg.tracking.stage_run import Ending, NullSink, RunFacts, StageRun, run_facts
+from prostate_seg.tracking.store import open_store
+from prostate_seg.tracking.sweeps import begun_in_journal, sweep_key
+
+log = logging.getLogger(__name__)
+
+SECONDS_TO_CLOSE = 30.0
+"""Time for which a failing store is tried again at the end of a stage; the rest waits in the journal for stage=sync."""
+MAX_PARAM_LENGTH = 6000
+"""Characters of a param; MLflow cuts longer ones."""
+MAX_TAG_LENGTH = 5000
+"""Characters of a tag; MLflow's databases hold a little more."""
+SHOWN_PACKAGES = ("torch", "monai", "numpy", "scipy", "simpleitk", "hydra-core", "mlflow", "dvc", "prostate-seg")
+"""Packages whose versions are tags; packages.txt has all."""
+NEVER_REPLACED = ("register",)
+"""Stages whose earlier runs stay: versions in the registry link to them."""
+
+
+def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> StageRun:
+    """Open the run of a stage in the tracking store, or in a journal only if mlflow.on_unreachable allows it.
+
+    Raises:
+        InputError: If the store cannot be reached or written, or DS_VERSION.json cannot be read.
+    """
+    facts = run_facts(cfg, workspace, job)
+    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    if run_id:  # MLflow would put the stage's metrics into it
+        log.warning("MLFLOW_RUN_ID=%s is ignored: a stage opens its own run below its pipeline", run_id)
+    journal_root = Path(cfg.paths.spool)
+    remove_replicated(journal_root)
+    header = Header(
+        what=f"{facts.stage} of {cfg.mlflow.name}",
+        address=shown_address(resolved_uri(str(cfg.mlflow.tracking_uri))),
+        experiment=cfg.mlflow.experiment,
+        workspace=str(recording_workspace(cfg, workspace).root.absolute()),
+        cache=str(workspace.cache.absolute()),
+    )
+    sink = JournalSink(facts, Journal.create(journal_root, header, name=facts.stage))
+    try:
+        sink.open()
+    except BaseException as error:
+        if not isinstance(error, InputError) or cfg.mlflow.on_unreachable != "spool":
+            sink.journal.remove()
+            raise
+        log.warning("%s", str(error).splitlines()[0])
+        folder = sink.journal.folder
+        log.warning("this run is recorded in %s; when the store can be reached, stage=sync sends it", folder)
+    sink.start_replication()
+    return StageRun(facts, sink)
+
+
+class JournalSink(NullSink):
+    """Run of a stage and of its folds. Records are on disk at once; a thread replicates them into the store."""
+
+    def __init__(self, facts: RunFacts, journal: Journal) -> None:
+        self.facts = facts
+        self.journal = journal
+        self.key = new_local_id()
+        self.pipeline_key = new_local_id()
+        self.folds: list[str] = []
+        self.replicator = Replicator(
+            journal, lambda: RunTree(open_store(facts.cfg.mlflow, cache=facts.workspace.cache))
+        )
+        self.thread: ReplicationThread | None = None
+        self.monitor: _SystemMetrics | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run in the store; its local id until the store has given one."""
+        return self.replicator.id_of(self.key)
+
+    @property
+    def pipeline_id(self) -> str:
+        """The same of its pipeline."""
+        return self.replicator.id_of(self.pipeline_key)
+
+    @property
+    def ids(self) -> Mapping[str, str]:
+        """Ids in the store by local id."""
+        return self.journal.ids
+
+    def open(self) -> None:
+        """Open the run in the store and log what is known before the stage starts.
+
+        Raises:
+            InputError: If the store cannot be reached or written.
+        """
+        cfg, job = self.facts.cfg, self.facts.job
+        folder = job.sweep_folder
+        self.append(
+            records.OpenStage(
+                run=self.key,
+                pipeline=cfg.mlflow.name,
+                pipeline_key=self.pipeline_key,
+                fresh=cfg.mlflow.fresh and folder is None,
+                stage=self.facts.stage,
+                fold=ALL if cfg.fold.index is None else str(cfg.fold.index),
+                sweep_key=None if folder is None else sweep_key(folder),
+                sweep=None if folder is None else begun_in_journal(Path(cfg.paths.spool), folder),
+                number=job.number,
+                cluster_key=job.cluster_key,
+                start_ms=int(self.facts.started * 1000),
+            )
+        )
+        self._log_start()
+        store = self.replicator.tree.store
+        while self.journal.num_acknowledged < self.journal.num_records:
+            store.call(partial(self.replicator.replicate, max_entries=1))
+        if self.journal.num_refused:
+            raise InputError(
+                f"the tracking store {store.address} refuses the run of {self.facts.stage}; why is said above"
+            )
+
+    def start_replication(self) -> None:
+        """Replicate in the background from now on, first what the store has missed."""
+        is_failing = self.journal.num_acknowledged < self.journal.num_records
+        heartbeat = partial(self.replicator.heartbeat, self.key)
+        self.thread = ReplicationThread(
+            self.journal, self.replicator.replicate, heartbeat=heartbeat, is_failing=is_failing
+        )
+        if self.facts.cfg.mlflow.system_metrics:
+            self.monitor = _SystemMetrics(self)
+            self.monitor.start()
+
+    def append(self, record: Record) -> None:
+        """Write a record to the journal; returns at once."""
+        self.journal.append(record)
+        if self.thread is not None:
+            self.thread.notify()
+
+    def append_files(self, write: Callable[[Path], object], *, run: str | None = None, to: str | None = None) -> None:
+        """Write files to the journal as artifacts of a run; a full disk is a warning.
+
+        Args:
+            write: Writes files into an empty folder.
+            run: Local id of the run; that of the stage if absent.
+            to: Folder among the run's artifacts.
+        """
+        try:
+            try:
+                folder = self.journal.files_folder()
+                write(folder)
+            except OSError:  # the journal's disk is full
+                folder = Path(tempfile.mkdtemp(prefix="prostate_seg-"))
+                write(folder)
+        except OSError as error:
+            log.warning("%s: some files of this run are not recorded", error)
+            return
+        if any(folder.iterdir()):
+            is_inside = folder.is_relative_to(self.journal.folder)
+            shown = folder.relative_to(self.journal.folder) if is_inside else folder
+            self.append(records.LogFiles(run=run or self.key, folder=str(shown), to=to))
+
+    @contextmanager
+    def open_fold(self, index: int) -> Iterator[FoldRecord]:
+        """Record one fold: a run below that of the stage."""
+        fold = _FoldSink(self, new_local_id())
+        started_ms = now_ms()
+        self.append(records.OpenFold(run=fold.key, parent=self.key, fold=str(index), start_ms=started_ms))
+        self.append(LogData(run=fold.key, params=self._params()))
+        self.folds.append(str(index))
+        outcome = Outcome.finished
+        try:
+            yield fold
+        except BaseException as error:
+            outcome = outcome_of(error)
+            raise
+        finally:
+            self.append(records.EndRun(run=fold.key, status=outcome, end_ms=max(now_ms(), started_ms)))
+
+    def close(self, ending: Ending) -> None:
+        """Log the results, or the error that ended the run, close it, and wait for the replication of the rest.
+
+        Raises:
+            InputError: If a record can neither be sent nor kept, or the store refuses it for good.
+        """
+        assert self.thread is not None
+        if self.monitor is not None:
+            self.monitor.finish()
+        self._log_results(ending)
+        if ending.error is not None:
+            first_line = next(iter(str(ending.error).splitlines()), "")
+            ended_by = self.facts.redactor.text(f"{type(ending.error).__name__}: {first_line}")
+            self.append(LogData(run=self.key, tags={"ended_by": _cut(ended_by, MAX_TAG_LENGTH)}))
+        self.append_files(partial(self._write_end, ending))
+        ended_ms = max(now_ms(), int(self.facts.started * 1000))  # a clock set back ends no run before it began
+        self.append(records.EndRun(run=self.key, status=ending.outcome, end_ms=ended_ms))
+        self.append(self._settle_record(ending, ended_ms))
+        num_left = self.thread.close(within_seconds=SECONDS_TO_CLOSE)
+        journal, stage = self.journal, self.facts.stage
+        is_lost = num_left > 0 and not journal.flush()
+        if num_left == 0 and not journal.num_refused:
+            journal.remove()
+            return
+        journal.release()
+        where = f"{stage} has ended {ending.outcome.value} and its files are in {self.facts.workspace.root}"
+        if is_lost:
+            raise InputError(
+                f"{where}, but {num_left} records of its run can neither be sent nor kept: {journal.folder} is full"
+            )
+        if journal.num_refused:
+            raise InputError(
+                f"{where}, but the tracking store refuses {journal.num_refused} records of run {self.run_id}: "
+                f"see {journal.folder / ACKNOWLEDGED}"
+            )
+        folder, address = journal.folder, journal.header.address
+        log.warning("%d records of this run wait in %s; stage=sync sends them to %s", num_left, folder, address)
+
+    def _log_start(self) -> None:
+        """Log settings, code, packages and machine."""
+        facts, around = self.facts, self.facts.surroundings
+        tags = {
+            "command": command_line(facts.job),
+            "overrides": " ".join(facts.job.overrides),
+            **git_tags(around.git),
+            "mlflow.source.name": f"prostate_seg stage={facts.stage}",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.user": user_name(),
+            **{f"machine.{name}": value for name, value in around.machine.items()},
+            **{f"package.{name}": around.packages[name] for name in SHOWN_PACKAGES if name in around.packages},
+            **around.launched_by,
+        }
+        shown = {key: _cut(facts.redactor.text(value), MAX_TAG_LENGTH) for key, value in tags.items() if value}
+        self.append(LogData(run=self.key, params=self._params(), tags=shown))
+        self.append_files(self._write_start)
+
+    def _params(self) -> dict[str, str]:
+        settings = flat(self.facts.redactor.tree(science_of(self.facts.cfg)))
+        return {key: _cut(value, MAX_PARAM_LENGTH) for key, value in settings.items()}
+
+    def _log_results(self, ending: Ending) -> None:
+        """Log hashes, lineage and metrics of a stage that has finished."""
+        result, record, hashes = ending.result, ending.record, ending.hashes
+        if result is None or record is None or hashes is None:
+            return
+        tags = {f"md5.{kind}/{key}": md5 for kind in ("inputs", "outputs") for key, md5 in record[kind].items()}
+        tags["md5.code"] = md5_of_text(code_listing(record["code_digests"]))
+        for stage, run in record["upstream"].items():
+            name = "previous_run_id" if run["unchanged"] else "changed_since"
+            tags[f"{name}.{stage}"] = run["run_id"] or NONE
+        tags = {_tag_key(key): value for key, value in tags.items()} | dict(result.tags)
+        tags["folds"] = ",".join(self.folds) or NONE
+        if record["inputs_changed_while_running"]:
+            tags["inputs_changed_while_running"] = ", ".join(record["inputs_changed_while_running"])
+        points = metric_points({**result.metrics, **result.objectives}, step=0)
+        self.append(LogData(run=self.key, tags=tags, metrics=points))
+        self.append(records.LogInputs(run=self.key, datasets=record["inputs"]))
+        listings = {key: dict(one.files) for key, one in {**hashes.inputs, **hashes.outputs}.items() if one.files}
+
+        def write(folder: Path) -> None:
+            text = json.dumps({**record, "files": listings}, indent=1)
+            (folder / "provenance.json").write_text(text, encoding="utf-8")
+            (folder / CODE_LISTING).write_text(code_listing(record["code_digests"]), encoding="utf-8")
+
+        self.append_files(write)
+
+    def _settle_record(self, ending: Ending, ended_ms: int) -> records.SettleRun:
+        result, record = ending.result, ending.record
+        is_replacing = self.facts.cfg.mlflow.on_rerun == "supersede" and self.facts.stage not in NEVER_REPLACED
+        return records.SettleRun(
+            run=self.key,
+            pipeline_key=self.pipeline_key,
+            status=ending.outcome,
+            end_ms=ended_ms,
+            trial_state="pruned" if isinstance(ending.error, Pruned) else ending.outcome.name,
+            is_finished=record is not None,
+            metrics=metric_points(result.metrics, step=0) if record is not None and result is not None else (),
+            upstream={} if record is None else record["upstream"],
+            folds=tuple(self.folds),
+            supersedes=record is not None and is_replacing,
+        )
+
+    def _write_start(self, folder: Path) -> None:
+        redact, job, around = self.facts.redactor, self.facts.job, self.facts.surroundings
+        resolved = redact.tree(as_container(self.facts.cfg))
+        (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        for path in (job.output_dir / job.hydra_dir).glob("*.yaml"):
+            redact.copy_file(path, folder / "hydra" / path.name)
+        listing = "".join(f"{name}=={version}\n" for name, version in around.packages.items())
+        (folder / "packages.txt").write_text(listing, encoding="utf-8")
+        if around.git.diff:
+            (folder / "git.diff").write_text(redact.text(around.git.diff), encoding="utf-8")
+        if around.git.untracked:
+            (folder / "git_untracked.txt").write_text(redact.text("\n".join(around.git.untracked)), encoding="utf-8")
+
+    def _write_end(self, ending: Ending, folder: Path) -> None:
+        redact = self.facts.redactor
+        for path in self.facts.job.output_dir.glob("*.log"):
+            redact.copy_file(path, folder / "log" / path.name)
+        if ending.result is not None:
+            _copy(ending.result.figures, folder / "figures")
+            _copy(ending.result.reports, folder / "report")
+            for path in ending.result.tables:
+                redact.copy_file(path, folder / "tables" / path.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _FoldSink:
+    """Records of one fold. Every call returns at once."""
+
+    sink: JournalSink
+    key: str
+
+    def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.sink.append(LogData(run=self.key, metrics=metric_points(metrics, step=epoch)))
+
+    def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
+        self.sink.append(LogData(run=self.key, metrics=metric_points(metrics, step=0)))
+        self.sink.append_files(partial(_copy, figures), run=self.key, to="figures")
+
+
+class _SystemMetrics:
+    """Samples MLflow's system metrics in a thread of its own, because MLflow's thread ends when the store fails."""
+
+    def __init__(self, sink: JournalSink) -> None:
+        self._sink = sink
+        self._sampler = SystemMetricsMonitor(sink.run_id, tracking_uri="http://127.0.0.1:9")  # nothing is sent to it
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="system metrics")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        step = 0
+        while True:
+            for _ in range(self._sampler.samples_before_logging):
+                self._sampler.collect_metrics()
+                if self._stop.wait(self._sampler.sampling_interval):
+                    return
+            means = {f"system/{name}": value for name, value in self._sampler.aggregate_metrics().items()}
+            self._sink.append(LogData(run=self._sink.key, metrics=metric_points(means, step=step)))
+            step += 1
+            for monitor in self._sampler.monitors:
+                monitor.clear_metrics()
+
+
+def git_tags(state: GitState) -> dict[str, str]:
+    """Return the state of the repository as tags; what is not known is absent."""
+    tags = {
+        "git.commit": state.commit,
+        "git.branch": state.branch,
+        "git.dirty": "" if state.is_dirty is None else str(state.is_dirty).lower(),
+        "git.remote": state.remote,
+        "mlflow.source.git.commit": state.commit,
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _tag_key(key: str) -> str:
+    """Return a key that MLflow takes: other characters become their code between colons; at most 250 characters."""
+    legal = "".join(
+        char if (char.isalnum() and char.isascii()) or char in "_-. :/" else f":{ord(char):x}:" for char in key
+    )
+    return legal if len(legal) <= 250 else f"{legal[:240]}..."
+
+
+def _cut(text: str, max_length: int) -> str:
+    """Replace a text that is too long by where it is recorded in full."""
+    return text if len(text) <= max_length else f"({len(text)} characters, see config.yaml and hydra/)"
+
+
+def _copy(paths: Sequence[Path], folder: Path) -> None:
+    for path in paths:
+        if path.is_file():
+            folder.mkdir(exist_ok=True)
+            (folder / path.name).write_bytes(path.read_bytes())

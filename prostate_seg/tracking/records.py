@@ -1,0 +1,223 @@
+"""Records of the journal: each is one idempotent change to the tracking store, as a type of its own.
+
+Names in the file (`do`, `place`, `from`) are those of the first version, so that older journals and bundles stay readable.
+"""
+
+import time
+from collections.abc import Mapping
+from enum import Enum
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from prostate_seg.operations.job import Outcome
+
+NONE = "none"
+"""Value of a tag that does not apply: a run outside of a sweep has sweep=none."""
+ALL = "all"
+"""Value of the tags stage and fold of a run that is above them in the tree."""
+
+STRICT = ConfigDict(extra="forbid", populate_by_name=True)
+Key = Annotated[str, Field(pattern=r"^[\w\- ]{1,200}$")]
+"""Local id of a run: the tag `record.key`, by which replication finds the run again."""
+
+
+class Level(Enum):
+    """Level of a run in the tree."""
+
+    pipeline = "pipeline"
+    sweep = "sweep"
+    stage = "stage"
+    trial = "trial"
+    fold = "fold"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class TreePosition:
+    """Position of a run in the tree."""
+
+    level: Level
+    pipeline: str
+    stage: str = ALL
+    fold: str = ALL
+    sweep: str = NONE
+
+    def tags(self) -> dict[str, str]:
+        """Return the five tags that every run carries."""
+        names = {"pipeline": self.pipeline, "stage": self.stage, "fold": self.fold, "sweep": self.sweep}
+        return {"level": self.level.value, **names}
+
+
+class MetricPoint(NamedTuple):
+    """One point of a curve; NaN and infinities are words in the file, because JSON has no such numbers."""
+
+    name: str
+    value: float
+    timestamp_ms: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class BeginMultirun:
+    """Create the pipeline and, for a sweep, its run."""
+
+    do: Literal["multirun"] = "multirun"
+    pipeline: str
+    pipeline_key: Key
+    fresh: bool
+    stage: str
+    folder: Annotated[str | None, Field(alias="place")]
+    """Folder of the sweep, or storage and name of its study; None for a multirun over stages only."""
+    key: Key
+    start_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class CompleteSweep:
+    """Mark that a study has all of its trials."""
+
+    do: Literal["complete"] = "complete"
+    folder: Annotated[str, Field(alias="place")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class EndMultirun:
+    """Close the run of a sweep with figures of its trials."""
+
+    do: Literal["end_multirun"] = "end_multirun"
+    folder: Annotated[str, Field(alias="place")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class OpenStage:
+    """Find or create the parents of a stage's run, and create the run."""
+
+    do: Literal["stage"] = "stage"
+    run: Key
+    pipeline: str
+    pipeline_key: Key
+    fresh: bool
+    stage: str
+    fold: str
+    sweep_key: str | None
+    sweep: BeginMultirun | None
+    """The begin of the sweep, where that record may still wait in another journal."""
+    number: int | None
+    cluster_key: str | None
+    start_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class OpenFold:
+    """Create the run of a fold below its stage."""
+
+    do: Literal["fold"] = "fold"
+    run: Key
+    parent: Key
+    fold: str
+    start_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class LogData:
+    """Log params, tags and points of curves."""
+
+    do: Literal["log"] = "log"
+    run: Key
+    params: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
+    metrics: tuple[MetricPoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class LogFiles:
+    """Upload a folder of the journal as artifacts."""
+
+    do: Literal["files"] = "files"
+    run: Key
+    folder: str
+    to: str | None = None
+    """Folder among the run's artifacts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class LogInputs:
+    """Log what a stage read as MLflow datasets: hashes by name."""
+
+    do: Literal["inputs"] = "inputs"
+    run: Key
+    datasets: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class EndRun:
+    """Close a run."""
+
+    do: Literal["end"] = "end"
+    run: Key
+    status: Outcome
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class SettleRun:
+    """Update the parents of a closed run, replace the earlier runs of its stage, and link the runs that it reuses."""
+
+    do: Literal["place"] = "place"
+    run: Key
+    pipeline_key: Key
+    status: Outcome
+    end_ms: int
+    trial_state: str
+    is_finished: bool = False
+    metrics: tuple[MetricPoint, ...] = ()
+    upstream: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    folds: tuple[str, ...] = ()
+    supersedes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class CopyRun:
+    """Create the copy of a run that comes in a bundle."""
+
+    do: Literal["copy"] = "copy"
+    run: Key
+    origin: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    source: Annotated[str, Field(alias="from")]
+    """Address of the store that the run was packed in."""
+    name: str
+    position: Annotated[TreePosition, Field(alias="place")]
+    parent: Key | None
+    start_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class EndCopy:
+    """Close the copy of a run, which is then complete."""
+
+    do: Literal["end_copy"] = "end_copy"
+    run: Key
+    status: Outcome
+    end_ms: int | None
+
+
+MultirunRecord = BeginMultirun | CompleteSweep | EndMultirun
+BundleRecord = CopyRun | LogData | LogInputs | LogFiles | EndCopy
+RunRecord = OpenStage | OpenFold | EndRun | SettleRun | BundleRecord
+Record = MultirunRecord | RunRecord
+
+JSON = ConfigDict(ser_json_inf_nan="strings")
+RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="do")], config=JSON)
+BUNDLE_RECORD: TypeAdapter[BundleRecord] = TypeAdapter(Annotated[BundleRecord, Field(discriminator="do")], config=JSON)
+
+
+def now_ms() -> int:
+    """Return the time in MLflow's unit."""
+    return int(time.time() * 1000)
+
+
+def metric_points(metrics: Mapping[str, float], *, step: int) -> tuple[MetricPoint, ...]:
+    """Return metrics as points of the present time."""
+    stamp = now_ms()
+    return tuple(MetricPoint(name, float(value), stamp, step) for name, value in metrics.items())
