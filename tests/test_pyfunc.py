@@ -1,6 +1,10 @@
 """MLflow flavour: a path or the bytes of a file, the mask on its own grid, and errors per row."""
 
 import base64
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +13,12 @@ import pytest
 
 from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.image_io import read_volume, write_volume
+from prostate_seg.provenance.source_files import PACKAGE, files_behind
+from prostate_seg.segmentation.networks.model_folder import write_usage
 from prostate_seg.segmentation.networks.pyfunc import COLUMNS, ServedModel, suffix_of
+from prostate_seg.tracking.registry import LOADER
 from tests.test_inference import Bright
+from tests.test_model_folder import USAGE, save_fold
 from tests.test_prediction import model, study
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -61,3 +69,36 @@ def test_a_request_without_a_volume_is_refused(served: ServedModel) -> None:
         served.predict(pd.DataFrame({"image": ["x"]}))
     with pytest.raises(VolumeError, match="give a DICOM series as the path"):
         suffix_of(b"PK\x03\x04")
+
+
+LOADED_ALONE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pandas as pd
+import prostate_seg
+from prostate_seg.segmentation.networks.pyfunc import _load_pyfunc
+assert prostate_seg.__file__.startswith(sys.argv[1]), prostate_seg.__file__
+(error,) = _load_pyfunc(sys.argv[2]).predict(pd.DataFrame({"path": [sys.argv[3]]}))["error"]
+assert error is None, error
+"""
+
+
+def test_packaged_code_loads_a_registered_folder_without_the_checkout(tmp_path: Path) -> None:
+    for file in files_behind(PACKAGE / LOADER):
+        copy = tmp_path / "code" / PACKAGE.name / file.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    save_fold(tmp_path / "networks", 0)
+    write_usage(tmp_path / "networks", USAGE)
+    write_volume(tmp_path / "study.mha", study())
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    arguments = [tmp_path / "code", tmp_path / "networks", tmp_path / "study.mha"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_ALONE, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

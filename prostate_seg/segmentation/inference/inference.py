@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.progress import num_cores
-from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.geometry import Geometry, Volume, bounding_box
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study, restore_probability
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity, normalise
@@ -229,11 +229,9 @@ def inter_model_dice(masks: np.ndarray) -> float | None:
 
 def keep_largest_component(mask: np.ndarray) -> np.ndarray:
     """Return the largest face-connected component of a bool mask [Z, Y, X]."""
-    box = next(iter(ndimage.find_objects(mask.astype(np.uint8))), None)
-    if box is None:
-        return mask
-    labels, number = ndimage.label(mask[box])
-    if number == 1:
+    box = bounding_box(mask)
+    labels, num_components = ndimage.label(mask[box])
+    if num_components < 2:
         return mask
     kept = np.zeros_like(mask)
     kept[box] = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
