@@ -200,10 +200,10 @@ def _open_run(task: StageTask, cfg: Config, job: Job) -> None:
     workspace = workspace_of(cfg)
     if touches(cfg, workspace):
         task.workspace_lock = occupy(cfg, workspace)
+    set_mlflow_defaults()  # stages that look runs up import MLflow too
     if cfg.stage in UNTRACKED_STAGES:
         task.run = Unrecorded()
         return
-    set_mlflow_defaults()
     if cfg.mlflow.skip_finished:
         from prostate_seg.tracking.finished import finished_before
 

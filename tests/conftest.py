@@ -46,7 +46,7 @@ def composed(*overrides: str, name: str = "config", folder: Path | None = None) 
     """Compose a config as the launcher does; options of `folder` are found too."""
     with initialize_config_dir(config_dir=str(config_folder())):
         search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
-        return compose(name, overrides=[*overrides, "paths.root=.", *search])
+        return compose(name, overrides=["paths.root=.", *overrides, *search])
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from prostate_seg.provenance.pipeline_state import (
     known_entries,
     pipeline_states,
 )
-from prostate_seg.provenance.record import code_key, key_of
-from prostate_seg.provenance.source_files import PACKAGE
+from prostate_seg.provenance.record import key_of
+from prostate_seg.provenance.source_files import PACKAGE, code_key
 
 SETTINGS: dict[str, Any] = {
     "seed": 1,

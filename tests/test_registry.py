@@ -174,10 +174,10 @@ def test_results_of_a_commit_whose_run_is_deleted_are_told_as_such(tree: RunTree
     tags = {"md5.outputs/prepared": "abc"}
     run = tree.create("prepare", place, parent_id=pipeline.info.run_id, tags=tags)
     outputs = {"prepare": {"prepared": "abc"}, "train": {"model": "def"}}
-    first, second = commits._matches(tree, outputs)
+    first, second = commits.find_matches(tree, outputs)
     assert (first.run is not None, first.deleted, second.run, second.deleted) == (True, None, None, None)
     tree.client.delete_run(run.info.run_id)
-    first, _ = commits._matches(tree, outputs)
+    first, _ = commits.find_matches(tree, outputs)
     assert first.run is None
     assert first.deleted is not None
-    assert find._line(first.deleted).endswith("deleted: mlflow runs restore")
+    assert find.match_line(first).endswith("deleted: mlflow runs restore")

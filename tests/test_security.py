@@ -24,7 +24,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
 from prostate_seg.data.dataset import OWN_COLUMNS, read_dataset, read_thumbnails
 from prostate_seg.segmentation.networks.storage import load_network
-from prostate_seg.tracking.reproduction import _apply, _restore_input
+from prostate_seg.tracking.reproduction import _restore_input, apply_diff
 from tests.conftest import ROOT, composed
 
 UNSAFE = {
@@ -177,8 +177,8 @@ def test_recorded_diff_changes_nothing_outside_of_its_checkout(tmp_path: Path) -
     added = "--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+x\n"
     for name in ("../escape", f"{tmp_path}/escape", "a/../../escape", ".git/hooks/escape"):
         header = f"diff --git a/{name} b/{name}\nnew file mode 100644\n"
-        assert not _apply(header + added.format(name), checkout), name
-    assert _apply("diff --git a/inside b/inside\nnew file mode 100644\n" + added.format("inside"), checkout)
+        assert not apply_diff(header + added.format(name), checkout), name
+    assert apply_diff("diff --git a/inside b/inside\nnew file mode 100644\n" + added.format("inside"), checkout)
     assert not list(tmp_path.rglob("escape"))
     assert (checkout / "inside").read_text() == "x\n"
 

@@ -9,8 +9,8 @@ import pytest
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.environment import packages
 from prostate_seg.provenance.hashing import hash_paths
-from prostate_seg.provenance.record import code_key, key_of, path_of
-from prostate_seg.provenance.source_files import source_files
+from prostate_seg.provenance.record import key_of, path_of
+from prostate_seg.provenance.source_files import code_key, source_files
 from prostate_seg.provenance.verification import Verdict, as_json, as_table, compare
 
 SETTINGS = {"seed": 1, "data": {"root": None}, "preprocess": {"image_size": 160}, "fold": {}, "train": {"x": 1}}

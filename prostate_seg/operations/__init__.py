@@ -1,4 +1,4 @@
-"""Processes on one machine or a cluster: the workspace lock, process identity, signals of a scheduler, health checks.
+"""Processes on one machine or a cluster: workspace lock, process identity, signals of a scheduler, health checks.
 
-Nothing here knows what a stage computes or what a tracking store holds.
+Nothing here depends on the computation of a stage or on a tracking store.
 """

@@ -1,4 +1,4 @@
-"""What Hydra knows of a job, how it may end, and what a stage sees of its run. No library is needed to say so."""
+"""A job of a command line: its overrides and folders, its outcome, and the interface of the run that records it."""
 
 import os
 import shlex
@@ -15,13 +15,13 @@ from prostate_seg.common.errors import Pruned
 from prostate_seg.config.workspace import FoldRecord, StageResult, null_fold_record
 
 INTERRUPTED, TERMINATED = 130, 143
-"""Exit codes of a process that Ctrl-C or SIGTERM ended."""
+"""Exit codes after Ctrl-C and SIGTERM."""
 REQUEUED = (-1, 144)
-"""Exit codes of a job that submitit has put back into the queue: on Slurm, and on this machine."""
+"""Exit codes of a job that submitit requeues: on Slurm, and on this machine."""
 
 
 class Outcome(Enum):
-    """How a stage ended, in MLflow's words."""
+    """Outcome of a stage; the values are statuses of MLflow."""
 
     finished = "FINISHED"
     failed = "FAILED"
@@ -29,7 +29,7 @@ class Outcome(Enum):
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Say what becomes of a run that this error ends: KILLED by a signal and a study's pruner, else FAILED."""
+    """Return the outcome of a stage that ends with an error: killed by a signal or a pruner, else failed."""
     is_signal = isinstance(error, SystemExit) and error.code in (INTERRUPTED, TERMINATED, *REQUEUED)
     return Outcome.killed if is_signal or isinstance(error, KeyboardInterrupt | Pruned) else Outcome.failed
 
@@ -39,63 +39,66 @@ class Job:
     """One job of a command line."""
 
     overrides: tuple[str, ...]
-    """What the command line set."""
+    """Overrides of the command line."""
     output_dir: Path
-    """Hydra's folder for the job, with its log."""
+    """Hydra's output folder of the job, with its log."""
     hydra_dir: str
-    """Name of the folder inside it with the config as composed."""
+    """Name of the folder in it with the composed config."""
     sweep_folder: Path | None
-    """Folder of the multirun that the job is part of; None for a single run."""
+    """Folder of the multirun; None for a single run."""
     number: int | None
-    """Number of the job in it."""
+    """Number of the job in the multirun."""
     cluster_key: str | None = None
-    """Names the job of a cluster, that may be stopped and started again; None elsewhere."""
+    """Key of a cluster job, which may be stopped and started again; None elsewhere."""
 
 
 class Recorded(Protocol):
-    """The run as the launcher sees it."""
+    """Interface of a run for the launcher."""
 
     @property
     def run_id(self) -> str | None:
-        """Its id in the store; None where nothing is recorded there."""
+        """Id in the tracking store; None for a stage that is not tracked."""
 
     def open_fold(self, index: int) -> AbstractContextManager[FoldRecord]:
-        """Record one fold of training."""
+        """Record the training of one fold."""
 
     def finish(self, result: StageResult) -> None:
-        """Take what the stage read, wrote and measured."""
+        """Record what the stage read, wrote and measured."""
 
     def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
-        """End the run, with what ended it early."""
+        """Close the run, with the error that ended it."""
 
 
 class Unrecorded:
-    """Stands for the run of a stage that only answers a question."""
+    """Null object for the run of an untracked stage."""
 
     open_fold = staticmethod(null_fold_record)
     run_id = None
 
     def finish(self, result: StageResult) -> None:
-        """Forget the result."""
+        """Ignore the result."""
 
     def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """Do nothing."""
 
 
 class Skipped(Unrecorded):
-    """Stands for the run of a stage that has been run before and need not run again."""
+    """Null object for the run of a stage that is skipped, with the result of the earlier run."""
 
     def __init__(self, result: StageResult) -> None:
         self.result = result
 
 
 def terminate(_signal: int, _frame: FrameType | None) -> None:
-    """Turn SIGTERM into an exception, so that every `finally` on the way out runs."""
+    """Handle SIGTERM by an exception, so that every `finally` block runs."""
     sys.exit(TERMINATED)
 
 
 TYPED = "PROSTATE_SEG_TYPED"
-"""Variable with the arguments as typed: sys.argv has them as Hydra reads them, and workers of a launcher have their own."""
+"""Variable with the arguments as typed; sys.argv has them as Hydra parses them, and worker processes have their own."""
+
+NOT_OF_ONE_RUN = ("+sweep", "mlflow.skip_finished")
+"""Settings of a sweep that a single job does not need."""
 
 
 def typed_arguments() -> list[str]:
@@ -104,25 +107,15 @@ def typed_arguments() -> list[str]:
 
 
 def command_line(job: Job | None = None) -> str:
-    """Return how this process was started, as a person would type it; of a cluster's job, what it runs."""
-    return _typed(job.overrides if job is not None and job.cluster_key is not None else typed_arguments())
-
-
-NOT_OF_ONE_RUN = ("+sweep", "mlflow.skip_finished")
-"""Settings that a sweep has and the training of its best setting has not."""
+    """Return the command of this process as typed; for a cluster job the command of that job."""
+    return _command(job.overrides if job is not None and job.cluster_key is not None else typed_arguments())
 
 
 def command_of(overrides: Iterable[str], *, without: Sequence[str] = ()) -> str:
-    """Return what to type to run one job of a sweep by itself.
-
-    Args:
-        overrides: Of the job.
-        without: Settings to leave out.
-    """
-    left_out = (*NOT_OF_ONE_RUN, *without)
-    kept = [word for word in overrides if word.split("=")[0] not in left_out]
-    return _typed(sorted(kept, key=lambda word: not word.startswith("stage=")))
+    """Return the command that runs one job of a sweep by itself, without the settings in `without`."""
+    kept = [word for word in overrides if word.split("=")[0] not in (*NOT_OF_ONE_RUN, *without)]
+    return _command(sorted(kept, key=lambda word: not word.startswith("stage=")))
 
 
-def _typed(arguments: Sequence[str]) -> str:
+def _command(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "prostate_seg", *arguments])

@@ -1,7 +1,7 @@
-"""Which process a run belongs to, and whether that process still lives.
+"""Process identity and liveness: which process a run belongs to, and whether it is alive.
 
-A process id alone is not enough: ids are used again, machines restart, containers count from 1. Host, boot, process-id
-namespace and the start of the process together are.
+A process id is not enough: ids are reused, machines restart, containers count from 1. A process is identified by host, boot,
+process-id namespace, process id and start time.
 """
 
 import getpass
@@ -16,14 +16,14 @@ from pathlib import Path
 import psutil
 
 HEARTBEAT_SECONDS = 30.0
-"""Time between two signs of life of a running stage."""
+"""Interval of the heartbeats of a running stage."""
 SILENT_AFTER = timedelta(minutes=5)
-"""A process that cannot be looked up counts as ended after this long without a sign of life."""
+"""A process that cannot be looked up counts as dead after this time without a heartbeat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The process that keeps a run open."""
+    """Identity of the process that keeps a run open."""
 
     host: str
     boot_id: str
@@ -33,47 +33,43 @@ class Owner:
     """Seconds since 1970, to 1/100."""
 
     def as_tags(self) -> dict[str, str]:
-        """Return the run's tags that name this process, with a first heartbeat."""
+        """Return the tags of a run for this process, with a first heartbeat."""
         return {f"process.{name}": value for name, value in asdict(self).items()} | {"process.heartbeat": now_text()}
 
 
 def this_process() -> Owner:
     """Return the identity of this process."""
-    started = psutil.Process().create_time()
     return Owner(
         host=socket.gethostname(),
         boot_id=_boot_id(),
         pid_namespace=_pid_namespace(),
         pid=str(os.getpid()),
-        process_started=f"{started:.2f}",
+        process_started=f"{psutil.Process().create_time():.2f}",
     )
 
 
 def is_alive(tags: Mapping[str, str], *, now: datetime | None = None) -> bool | None:
-    """Say whether the process that a run's tags name still lives.
+    """Return whether the process of a run is alive; None for a process of another host, which cannot be looked up.
 
     Args:
-        tags: Tags of the run, with the process.* that `Owner.as_tags` gives.
-        now: The time; the present when absent.
-
-    Returns:
-        None for a process of another host, which cannot be known from here.
+        tags: Tags of the run, with those of `Owner.as_tags`.
+        now: Present time, for tests.
     """
     if tags.get("process.host") != socket.gethostname():
         return None
-    here = tags.get("process.boot_id") == _boot_id() and tags.get("process.pid_namespace") == _pid_namespace()
-    if not here:  # the machine has restarted since, or a container with the same name runs elsewhere
+    # another boot: the machine has restarted; another namespace: perhaps a container with the same name elsewhere
+    if tags.get("process.boot_id") != _boot_id() or tags.get("process.pid_namespace") != _pid_namespace():
         return not is_silent(tags, since=SILENT_AFTER, now=now)
     try:
         process = psutil.Process(int(tags["process.pid"]))
-        same = abs(process.create_time() - float(tags["process.process_started"])) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        is_same = abs(process.create_time() - float(tags["process.process_started"])) < 1.0
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, KeyError, ValueError):
         return False
 
 
 def is_silent(tags: Mapping[str, str], *, since: timedelta, now: datetime | None = None) -> bool:
-    """Return whether the last heartbeat is longer ago than `since`."""
+    """Return whether the last heartbeat of a run is older than `since`."""
     beat = tags.get("process.heartbeat", "1970-01-01T00:00:00+00:00")
     return (now or datetime.now(UTC)) - datetime.fromisoformat(beat) > since
 
@@ -84,7 +80,7 @@ def now_text() -> str:
 
 
 def user_name() -> str:
-    """Return who runs this process."""
+    """Return the user of this process."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container whose user has no name; Windows without USERNAME

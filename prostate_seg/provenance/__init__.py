@@ -1,4 +1,4 @@
-"""What a result was made of: hashes, source files, git, packages, lineage, DS_VERSION.json, verification, redaction.
+"""Provenance of results: hashes, source files, git, packages, lineage, DS_VERSION.json, verification and redaction.
 
-DVC is imported here alone, for its hashes and its cache. Nothing here needs MLflow: runs are the subject of tracking/.
+DVC is imported here alone, for its hashes and its cache. MLflow is not: runs belong to tracking/.
 """

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from prostate_seg.common.files import md5_of, md5_of_text, write_text
-from prostate_seg.provenance.source_files import PACKAGE, files_behind, imported_names
+from prostate_seg.provenance.source_files import PACKAGE, code_key, files_behind, imported_names
 
 CODE_LISTING = "code.txt"
 """Artifact of a run with the listing of its stage; the tag md5.code is the md5 of this file, as in dvc.lock."""
@@ -38,7 +38,7 @@ FEWEST_WORDS = 4
 def code_digests(stage: str) -> dict[str, str]:
     """Return the digest of each source file that decides numbers of a stage, by its path below the project."""
     files = files_behind(PACKAGE / "stages" / f"{stage}.py", is_left_out=is_neutral)
-    return {path.relative_to(PACKAGE.parent).as_posix(): _digest_of(path) for path in files}
+    return {code_key(path): _digest_of(path) for path in files}
 
 
 def code_listing(digests: Mapping[str, str]) -> str:

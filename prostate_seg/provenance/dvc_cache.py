@@ -1,4 +1,4 @@
-"""Files and folders by their hash, out of DVC's cache, or its remote where the cache lacks them."""
+"""Restores files and folders by their hash from DVC's cache, or from its remote if they are not in the cache."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def restore(md5: str, target: Path) -> None:
     """Write the file or folder of a hash to `target`.
 
     Raises:
-        InputError: If there is no DVC project here, or neither its cache nor its remote has the hash.
+        InputError: If there is no DVC project, or neither its cache nor its remote has the hash.
     """
     wanted = HashInfo("md5", md5)
     try:

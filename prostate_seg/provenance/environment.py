@@ -1,5 +1,6 @@
-"""What a run was made with: git, packages, machine. Every question is asked once, and none of them needs torch."""
+"""Environment of a run: state of the git repository, installed packages, machine and launcher. No torch."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -13,38 +14,41 @@ from pathlib import Path
 
 import psutil
 
+from prostate_seg.common.progress import num_cores
 from prostate_seg.provenance.git import GitError, git, repository_above
 
 LONGEST_DIFF = 500_000
-"""Characters of `git diff` that are kept; a longer one is cut, and says so."""
+"""Characters of `git diff` that are recorded; a longer one is cut, with a note at its end."""
+MAX_UNTRACKED = 200
+"""Names of untracked files that are recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GitState:
-    """The state of the repository that a run started in; what is not known is empty or None."""
+    """State of a repository; an unknown value is empty or None."""
 
     commit: str = ""
     branch: str = ""
     remote: str = ""
     is_dirty: bool | None = None
-    """Whether tracked files differ from the commit, or there are untracked ones that git does not ignore."""
+    """Whether tracked files differ from the commit, or there are untracked files that git does not ignore."""
     diff: str = ""
-    """Changes of tracked files against the commit, cut at LONGEST_DIFF."""
+    """Changes of tracked files since the commit, in the form that `git apply` reads; cut at LONGEST_DIFF."""
     untracked: tuple[str, ...] = ()
-    """Files that git neither tracks nor ignores; at most 200 names."""
+    """Files that git neither tracks nor ignores; at most MAX_UNTRACKED."""
     problem: str = ""
-    """Why git does not say more about a repository that is there, in its own words."""
+    """Message of git if it refuses an existing repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What a run finds around it."""
+    """Environment of a run."""
 
     git: GitState
     packages: dict[str, str]
     machine: dict[str, str]
     launched_by: dict[str, str]
-    """Who started it, as far as the environment says: a DVC experiment, a Slurm job."""
+    """Tags of the DVC experiment or Slurm job that started the run."""
 
 
 LAUNCHERS = {
@@ -54,11 +58,11 @@ LAUNCHERS = {
     "SLURM_JOB_ID": "slurm.job_id",
     "SLURM_ARRAY_TASK_ID": "slurm.array_task_id",
 }
-"""Environment variables that are recorded, and the tags they become; no other variable ever is."""
+"""Tags by the environment variables that they record; no other variable is recorded."""
 
 
 def look_around(folder: Path) -> Surroundings:
-    """Ask git, the package manager, the machine and the environment, once."""
+    """Return the environment of a run that starts in a folder."""
     return Surroundings(
         git=git_state(folder),
         packages=packages(),
@@ -68,106 +72,74 @@ def look_around(folder: Path) -> Surroundings:
 
 
 def git_state(folder: Path) -> GitState:
-    """Ask git about the repository around `folder`."""
+    """Return the state of the repository around a folder."""
     try:
         status = git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=normal")
     except GitError as error:
         return GitState(problem=str(error) if repository_above(folder) else "")
     lines = status.splitlines()
-    heads = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# ") and " " in line[2:])
-    commit = heads.get("branch.oid", "")
+    headers = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# ") and " " in line[2:])
     changes = [line for line in lines if not line.startswith("#")]
-    has_commit = commit not in ("", "(initial)")
-    tracked_changes = [line for line in changes if not line.startswith("?")]
-    diff, problem = _diff(folder) if has_commit and tracked_changes else ("", "")
+    commit = headers.get("branch.oid", "").replace("(initial)", "")
+    diff = problem = remote = ""
+    if commit and any(not line.startswith("?") for line in changes):
+        # a form that `git apply` reads, whatever the user's own settings are
+        form = [word for name in ("noprefix", "mnemonicPrefix", "relative") for word in ("-c", f"diff.{name}=false")]
+        try:
+            diff = git(folder, *form, "diff", "HEAD", "--no-ext-diff", "--no-color")
+        except GitError as error:
+            problem = str(error)
+    if len(diff) > LONGEST_DIFF:
+        diff = diff[:LONGEST_DIFF] + f"\n# cut: {len(diff) - LONGEST_DIFF} more characters\n"
+    with contextlib.suppress(GitError):  # there is no remote
+        remote = git(folder, "config", "--get", "remote.origin.url").strip()
     return GitState(
-        commit=commit if has_commit else "",
-        branch=heads.get("branch.head", ""),
-        remote=_remote(folder),
-        is_dirty=bool(changes) if has_commit else None,  # without a commit there is nothing to differ from
+        commit=commit,
+        branch=headers.get("branch.head", ""),
+        remote=remote,
+        is_dirty=bool(changes) if commit else None,
         diff=diff,
-        untracked=tuple(line[2:] for line in changes if line.startswith("?"))[:200],
+        untracked=tuple(line[2:] for line in changes if line.startswith("?"))[:MAX_UNTRACKED],
         problem=problem,
     )
 
 
-def _diff(folder: Path) -> tuple[str, str]:
-    """Return the changes since the commit in the form that `git apply` takes, or why there are none."""
-    form = [f"diff.{name}=false" for name in ("noprefix", "mnemonicPrefix", "relative")]  # whatever this user prefers
-    options = [word for setting in form for word in ("-c", setting)]
-    try:
-        return _capped(git(folder, *options, "diff", "HEAD", "--no-ext-diff", "--no-color")), ""
-    except GitError as error:
-        return "", str(error)
-
-
-def _remote(folder: Path) -> str:
-    try:
-        return git(folder, "config", "--get", "remote.origin.url").strip()
-    except GitError:  # there is none
-        return ""
-
-
+@cache  # every trial of a sweep records the same
 def packages() -> dict[str, str]:
-    """Return the version of every installed package by its normalised name."""
-    return dict(_installed())
-
-
-@cache
-def _installed() -> list[tuple[str, str]]:
-    """Return names and versions, sorted; looked up once by a process, because every trial of a sweep asks."""
+    """Return the version of every installed package by its normalised name, sorted."""
     found = ((dist.metadata["Name"], dist.version) for dist in importlib.metadata.distributions())
-    return sorted((name.lower().replace("_", "-"), version) for name, version in found if name)
+    return dict(sorted((name.lower().replace("_", "-"), version) for name, version in found if name))
 
 
 def machine() -> dict[str, str]:
-    """Return host, operating system, Python, processor, memory, and GPU with its driver where there is one."""
-    return {
+    """Return host, operating system, Python, processor, memory, and GPUs with their driver."""
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu_lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    cpu_names = (line.split(":", 1)[1].strip() for line in cpu_lines if line.startswith("model name"))
+    found = {
         "host": socket.gethostname(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
-        "num_cores": str(
-            len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
-        ),
+        "cpu": next(cpu_names, platform.processor() or platform.machine()),
+        "num_cores": str(num_cores()),
         "memory_gib": f"{psutil.virtual_memory().total / 2**30:.1f}",
-        **_gpu(),
+        "gpu": "none",
     }
+    # nvidia-smi comes with the driver
+    rows = _output(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]).strip().splitlines()
+    if rows:
+        names, drivers = zip(*(row.rsplit(", ", 1) for row in rows), strict=True)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        found |= {"gpu": ", ".join(names), "gpu_driver": drivers[0], "gpu_visible": visible}
+    return found
 
 
-def _gpu() -> dict[str, str]:
-    """Ask the driver's own tool, which is there wherever the driver is."""
-    if shutil.which("nvidia-smi") is None:
-        return {"gpu": "none"}
-    rows = _output(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
-    if not rows:
-        return {"gpu": "none"}
-    names, drivers = zip(*(row.rsplit(", ", 1) for row in rows.strip().splitlines()), strict=True)
-    return {
-        "gpu": ", ".join(names),
-        "gpu_driver": drivers[0],
-        "gpu_visible": os.environ.get("CUDA_VISIBLE_DEVICES", "all"),
-    }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _output(command: Sequence[str]) -> str | None:
+def _output(command: Sequence[str]) -> str:
+    """Return the output of a program; empty if it is not installed or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
     try:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _capped(diff: str) -> str:
-    if len(diff) <= LONGEST_DIFF:
-        return diff
-    return diff[:LONGEST_DIFF] + f"\n# cut: {len(diff) - LONGEST_DIFF} more characters\n"
+        return ""
+    return done.stdout if done.returncode == 0 else ""

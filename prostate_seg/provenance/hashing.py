@@ -1,7 +1,7 @@
-"""Hashes of files and folders as DVC writes them: the md5 of a file, and for a folder the md5 of its listing plus `.dir`.
+"""Hashes of files and folders in DVC's form: md5 of a file; of a folder the md5 of its listing, with the suffix `.dir`.
 
-They are DVC's own functions, so that a tag of a run equals the line in dvc.lock. A file that has not changed since it was
-hashed, by size, time and inode, costs a stat: DVC's state database in the cache remembers it.
+They are computed by DVC's library, so that a tag of a run equals the line in dvc.lock. DVC's state database in the cache holds
+the hash of each file by size, time and inode: an unchanged file costs a stat.
 """
 
 import os
@@ -19,42 +19,52 @@ from dvc_data.hashfile.tree import Tree
 from dvc_objects.fs.local import localfs
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.common.progress import num_cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hashed:
-    """The hash of a file or of a folder and the files in it."""
+    """Hash of a file, or of a folder and its files."""
 
     md5: str
-    """32 hexadecimal digits; of a folder with `.dir` at the end."""
+    """32 hexadecimal digits; for a folder followed by `.dir`."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Of a folder: md5 by name relative to it."""
+    """md5 of each file of a folder, by relative name."""
     newest_mtime: float = 0.0
-    """When a file of it was last written, in seconds since 1970."""
+    """Time of the last write to one of its files, in seconds since 1970."""
 
 
 def hash_paths(paths: Iterable[Path], *, cache: Path) -> dict[Path, Hashed]:
-    """Hash files and folders, all cores at work.
+    """Hash files and folders on all cores.
 
     Args:
-        paths: Files and folders that exist.
-        cache: Folder in which the state database of hashes lies.
+        paths: Existing files and folders.
+        cache: Folder of the state database.
 
     Raises:
         InputError: If one of them cannot be read.
     """
-    paths = list(paths)
-    contents = {path: _files_of(path) for path in paths}
+    contents: dict[Path, list[Path]] = {}
+    for path in paths:
+        whole = path.absolute()
+        walked = os.walk(whole, followlinks=True) if whole.is_dir() else []
+        contents[path] = [Path(root) / name for root, _, names in walked for name in names]
+        if not whole.is_dir():
+            contents[path] = [whole]
     infos = {str(file): _info(file) for files in contents.values() for file in files}
-    known = _hash_files(infos, cache=cache)
+
+    cache.mkdir(parents=True, exist_ok=True)
+    state = State(root_dir=str(cache.absolute()), tmp_dir=str(cache.absolute() / "hashes"))
+    try:
+        known = {file: found for file, _, found in state.get_many(list(infos), localfs, dict(infos)) if found}
+        unknown = [file for file in infos if file not in known]
+        with ThreadPoolExecutor(num_cores()) as pool:  # hashlib releases the interpreter lock
+            fresh = list(pool.map(lambda file: _hash_file(file, infos[file]), unknown))
+        state.save_many(((file, found, infos[file]) for file, found in zip(unknown, fresh, strict=True)), localfs)
+    finally:
+        state.close()
+    known |= dict(zip(unknown, fresh, strict=True))
     return {path: _hashed(path, files, infos, known) for path, files in contents.items()}
-
-
-def _files_of(path: Path) -> list[Path]:
-    path = path.absolute()
-    if not path.is_dir():
-        return [path]
-    return [Path(root) / name for root, _, names in os.walk(path, followlinks=True) for name in names]
 
 
 def _info(file: Path) -> dict[str, Any]:
@@ -63,21 +73,6 @@ def _info(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{file}: cannot be hashed, {error.strerror or error}") from error
     return info
-
-
-def _hash_files(infos: Mapping[str, dict[str, Any]], *, cache: Path) -> dict[str, HashInfo]:
-    """Return the hash of each file, from the state database where it has not changed."""
-    cache.mkdir(parents=True, exist_ok=True)
-    state = State(root_dir=str(cache.absolute()), tmp_dir=str(cache.absolute() / "hashes"))
-    try:
-        known = {path: found for path, _, found in state.get_many(list(infos), localfs, dict(infos)) if found}
-        missing = [path for path in infos if path not in known]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets go of the interpreter
-            fresh = list(pool.map(lambda path: _hash_file(path, infos[path]), missing))
-        state.save_many(((path, found, infos[path]) for path, found in zip(missing, fresh, strict=True)), localfs)
-    finally:
-        state.close()
-    return known | dict(zip(missing, fresh, strict=True))
 
 
 def _hash_file(path: str, info: dict[str, Any]) -> HashInfo:

@@ -1,4 +1,4 @@
-"""Which earlier runs a result rests on: the stages whose outputs it read, and all that those rest on in turn."""
+"""Lineage: the upstream runs of a result, which are the runs whose outputs it read and those upstream of them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,34 +11,31 @@ from prostate_seg.provenance.record import path_of
 def ancestors(
     inputs: Iterable[str], entries: Mapping[str, Mapping[str, Any]], *, workspace: Workspace
 ) -> dict[str, dict[str, Any]]:
-    """Return, by stage, the run that made what was read and whether that is still as the run left it.
+    """Return the upstream run of each stage, and whether its outputs are unchanged.
 
     Args:
-        inputs: Keys of what a stage has read.
-        entries: The entries of DS_VERSION.json from before.
-        workspace: Where the files lie.
+        inputs: Keys of the paths that a stage has read.
+        entries: The other entries of DS_VERSION.json.
+        workspace: Folders of the files.
 
     Returns:
-        `{"preprocess": {"run_id": ..., "unchanged": True}, ...}`; a stage further back counts as unchanged only when
-        everything between has stayed as it was.
+        `{"preprocess": {"run_id": ..., "unchanged": True}, ...}`; a stage further upstream counts as unchanged only if
+        all stages between are.
     """
+    inputs = list(inputs)
     found: dict[str, dict[str, Any]] = {}
     for stage, entry in entries.items():
-        touched = [key for key in entry["outputs"] if any(_overlap(key, read) for read in inputs)]
-        if not touched:
+        read = [
+            key
+            for key in entry["outputs"]
+            if any(key == one or key.startswith(f"{one}/") or one.startswith(f"{key}/") for one in inputs)
+        ]
+        if not read:
             continue
-        unchanged = _hashes_now(touched, workspace) == {key: entry["outputs"][key] for key in touched}
+        paths = {key: path_of(key, workspace) for key in read if path_of(key, workspace).exists()}
+        hashed = hash_paths(paths.values(), cache=workspace.cache)
+        unchanged = all(key in paths and hashed[paths[key]].md5 == entry["outputs"][key] for key in read)
         for name, run in entry["upstream"].items():
             found.setdefault(name, {"run_id": run["run_id"], "unchanged": run["unchanged"] and unchanged})
         found[stage] = {"run_id": entry["run_id"], "unchanged": unchanged}
     return found
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
-
-
-def _hashes_now(keys: Iterable[str], workspace: Workspace) -> dict[str, str]:
-    there = {key: path_of(key, workspace) for key in keys if path_of(key, workspace).exists()}
-    hashed = hash_paths(there.values(), cache=workspace.cache)
-    return {key: hashed[path].md5 for key, path in there.items()}

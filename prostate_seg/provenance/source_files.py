@@ -14,6 +14,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 
 
+def code_key(path: Path) -> str:
+    """Return the key of a file of the package in records: its path below the project."""
+    return path.relative_to(PACKAGE.parent).as_posix()
+
+
 def source_files(stage: str) -> list[Path]:
     """Return the package's files that a stage consists of, sorted; the table of all stages is none of them."""
     table = PACKAGE / "stages" / "__init__.py"

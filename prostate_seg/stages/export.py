@@ -1,4 +1,4 @@
-"""Stage export: write the settings that decide results to params.yaml, which DVC tracks and git keeps."""
+"""Stage export: write the science settings to params.yaml, which DVC reads and git tracks."""
 
 import logging
 from pathlib import Path
@@ -20,7 +20,7 @@ PARAMS = Path("params.yaml")
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Write params.yaml, or with export.check compare it."""
+    """Write params.yaml, or with export.check compare it with the composed settings."""
     settings = science_of(cfg)
     if cfg.export.check:
         _require_same(settings)
@@ -32,7 +32,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 
 def params_text(settings: dict[str, Any], *, command: str) -> str:
-    """Return params.yaml: how it was made, then the settings, sorted."""
+    """Return the text of params.yaml: the command in a comment, then the settings, sorted."""
     header = f"# The settings that decide results. Made by, and not to be edited but by:\n#   {command}\n"
     return header + yaml.safe_dump(settings, sort_keys=True, default_flow_style=None, width=120)
 

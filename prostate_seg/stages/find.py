@@ -1,36 +1,36 @@
-"""Stage find: from a commit to its runs, from a run to its commit and the commands that make it again."""
+"""Stage find: find the runs of a commit or DVC experiment, or the origin of a run."""
 
-import importlib
 import logging
 
 from prostate_seg.common.errors import ConfigError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.tracking.commits import Match, runs_of_commit
+from prostate_seg.tracking.origin import origin_of
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Print a line per stage of a commit, or all that leads back to a run."""
-    if (cfg.find.commit is None) == (cfg.find.run is None):
-        raise ConfigError("find: give one of find.commit=REVISION (or the name of a DVC experiment) and find.run=ID")
-    if cfg.find.commit is not None:
-        commits = importlib.import_module("prostate_seg.tracking.commits")
-        commit, matches = commits.runs_of_commit(cfg.find.commit, cfg.mlflow, cache=workspace.cache)
+    """Log a line per stage of a commit, or the origin of a run."""
+    if cfg.find.commit is not None and cfg.find.run is None:
+        commit, matches = runs_of_commit(cfg.find.commit, cfg.mlflow, cache=workspace.cache)
         log.info("commit %s", commit)
         log.info("stage       run                               status    pipeline")
         for match in matches:
-            log.info("%-11s %s", match.stage, _line(match.run or match.deleted))
-        return StageResult()
-    origin = importlib.import_module("prostate_seg.tracking.origin")
-    for line in origin.origin_of(cfg.find.run, cfg.mlflow, cache=workspace.cache):
-        log.info("%s", line)
+            log.info("%-11s %s", match.stage, match_line(match))
+    elif cfg.find.run is not None and cfg.find.commit is None:
+        for line in origin_of(cfg.find.run, cfg.mlflow, cache=workspace.cache):
+            log.info("%s", line)
+    else:
+        raise ConfigError("find: give one of find.commit=REVISION (or the name of a DVC experiment) and find.run=ID")
     return StageResult()
 
 
-def _line(run: object) -> str:
+def match_line(match: Match) -> str:
+    """Return the run of a stage as a line: id, status, pipeline."""
+    run = match.run or match.deleted
     if run is None:
         return "none in this store wrote these results"
-    info, tags = run.info, run.data.tags  # type: ignore[attr-defined]
-    deleted = "" if info.lifecycle_stage == "active" else "  deleted: mlflow runs restore"
-    return f"{info.run_id}  {info.status:<8}  {tags.get('pipeline', '')}{deleted}"
+    deleted = "" if run.info.lifecycle_stage == "active" else "  deleted: mlflow runs restore"
+    return f"{run.info.run_id}  {run.info.status:<8}  {run.data.tags.get('pipeline', '')}{deleted}"

@@ -1,4 +1,4 @@
-"""Stage register: put the networks that an evaluation tested into the registry, and let a version that passes be champion."""
+"""Stage register: register the networks of an evaluation as a model version, and promote a version that passes the gate."""
 
 import importlib
 import json
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,16 +27,29 @@ from prostate_seg.reporting.report_tables import subgroup_dice
 from prostate_seg.segmentation.networks.model_folder import ONNX, Model, Usage, load_model, network_folders, write_usage
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
 from prostate_seg.stages.report import load_report_data
-
-if TYPE_CHECKING:
-    from prostate_seg.tracking.registry import Evaluated, Version
-    from prostate_seg.tracking.run_tree import RunTree
+from prostate_seg.tracking.recorded_runs import open_tree
+from prostate_seg.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    NETWORKS,
+    Evaluated,
+    Version,
+    add_version,
+    evaluated_run,
+    fetched,
+    find_version,
+    is_what_was_recorded,
+    move_alias,
+    tested_networks,
+    training_runs,
+    version_of,
+)
+from prostate_seg.tracking.run_tree import RunTree
 
 log = logging.getLogger(__name__)
 
 EVALUATION = "evaluation"
-"""Folder inside the folder of networks with what they showed."""
-
+"""Folder in the folder of networks with the results of their evaluation."""
 MODEL_CARD = "model_card.md"
 AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 """Directions of a grid along the patient's axes."""
@@ -44,38 +57,36 @@ AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Register the networks as challenger, unless they are registered already; with register.promote move champion."""
-    registry = importlib.import_module("prostate_seg.tracking.registry")
-    tree = importlib.import_module("prostate_seg.tracking.recorded_runs").open_tree(cfg.mlflow, cache=workspace.cache)
-    assert workspace.run_id is not None  # there is a store, so that there is a run
-    evaluated = registry.evaluated_run(tree, cfg.register.run, pipeline=cfg.mlflow.name)
+    tree = open_tree(cfg.mlflow, cache=workspace.cache)
+    evaluated = evaluated_run(tree, cfg.register.run, pipeline=cfg.mlflow.name)
     with tempfile.TemporaryDirectory(prefix="prostate_seg-") as name:
-        tested = registry.tested_networks(evaluated, workspace, otherwise=Path(name) / "model")
+        tested = tested_networks(evaluated, workspace, otherwise=Path(name) / "model")
         version = registered_version(cfg, workspace, tree, evaluated, tested, scratch=Path(name))
     if cfg.register.promote:
         promote(cfg, workspace, tree, version)
     log.info("predict with it: stage=predict predict.model=models:/%s/%s", version.name, version.number)
-    read = [tested, *_as_recorded(workspace, evaluated)]
+    read = [tested, *_unchanged_evaluations(workspace, evaluated)]
     return StageResult(
         inputs=[path for path in read if path.is_relative_to(workspace.root)],
-        tags={"registered_model": str(version.name), "registered_version": version.number},
+        tags={"registered_model": version.name, "registered_version": version.number},
     )
 
 
 def registered_version(
-    cfg: Config, workspace: Workspace, tree: "RunTree", evaluated: "Evaluated", tested: Path, *, scratch: Path
-) -> "Version":
-    """Return the version of these networks with this evaluation: the one that is there, or a new one as challenger."""
-    registry = importlib.import_module("prostate_seg.tracking.registry")
-    folder = scratch / registry.NETWORKS
+    cfg: Config, workspace: Workspace, tree: RunTree, evaluated: Evaluated, tested: Path, *, scratch: Path
+) -> Version:
+    """Return the version of these networks with this evaluation: an existing one, or a new one as challenger."""
+    assert workspace.run_id is not None  # there is a store, and so a run
+    folder = scratch / NETWORKS
     model = gather(cfg, workspace, evaluated, tested, folder)
     digest = md5_of_text(f"{model.md5} {evaluated.run_id} {cfg.register.onnx}")
-    known: Version | None = registry.find_version(tree, cfg.register.name, digest=digest)
+    known = find_version(tree, cfg.register.name, digest=digest)
     if known is not None:
         log.info("%s is this already", known)
         return known
     if cfg.register.onnx:
         _add_onnx(folder, model)
-    version: Version = registry.add_version(
+    version = add_version(
         tree,
         cfg.mlflow,
         cfg.register.name,
@@ -83,44 +94,52 @@ def registered_version(
         run_id=workspace.run_id,
         example=example_file(scratch),
         description=_description(evaluated, model),
-        tags={"digest": digest, **_tags(evaluated, registry.training_runs(evaluated), model)},
+        tags={"digest": digest, **_tags(evaluated, model)},
     )
     log.info("registered as %s", version)
     why = cfg.register.reason or f"registered from evaluation {evaluated.run_id}"
-    registry.move_alias(tree, version.name, registry.CHALLENGER, to=version.number, why=why)
+    move_alias(tree, version.name, CHALLENGER, to=version.number, why=why)
     return version
 
 
-def _as_recorded(workspace: Workspace, evaluated: "Evaluated") -> list[Path]:
-    """Return the evaluation's folder if it still is what the evaluation wrote."""
-    registry = importlib.import_module("prostate_seg.tracking.registry")
-    there = (workspace.evaluation, workspace.external_evaluation)
-    return [path for path in there if registry.is_what_was_recorded(path, evaluated, cache=workspace.cache)]
+def _unchanged_evaluations(workspace: Workspace, evaluated: Evaluated) -> list[Path]:
+    """Return the folder of the evaluation in the workspace, if it is unchanged."""
+    folders = (workspace.evaluation, workspace.external_evaluation)
+    return [path for path in folders if is_what_was_recorded(path, evaluated, cache=workspace.cache)]
 
 
-def gather(cfg: Config, workspace: Workspace, evaluated: "Evaluated", tested: Path, folder: Path) -> Model:
-    """Write the folder that is registered: the tested networks, how they were used, what they showed, and a card.
+def gather(cfg: Config, workspace: Workspace, evaluated: Evaluated, tested: Path, folder: Path) -> Model:
+    """Write the folder to register: the tested networks, their usage, the results of the evaluation, and a model card.
 
     Raises:
         InputError: If some networks were not tested, or they are no ensemble.
     """
-    summary = json.loads(evaluated.tables["metrics.json"])
-    usage = _usage(cfg, evaluated.record["settings"])
+    summary, settings = json.loads(evaluated.tables["metrics.json"]), evaluated.record["settings"]
     for network in tested_folders(tested, summary, fold_index=cfg.fold.index):
         (folder / network.name).mkdir(parents=True)
         for file in (WEIGHTS, RECIPE):
             shutil.copyfile(network / file, folder / network.name / file)
+    # prediction uses the networks as the evaluation did
+    evaluate = present_names(settings["evaluate"], key="evaluate")
+    values = {name: evaluate[name] for name in ("threshold", "largest_component", "tta")}
+    usage = Usage.from_dict({**values, "precision": settings["train"].get("precision", cfg.train.precision)})
     write_usage(folder, usage)
     for name, text in evaluated.tables.items():
         write_text(folder / EVALUATION / name, text)
     model = load_model(folder, fold_index=None, usage=usage, device=torch.device("cpu"))
     write_json(folder / "origin.json", {"evaluation_run": evaluated.run_id, "record": dict(evaluated.record)})
-    write_text(folder / MODEL_CARD, _card(cfg, workspace, evaluated, folder))
+
+    # the card describes the whole workspace if it is unchanged since the evaluation, else the evaluation alone
+    unchanged = _unchanged_evaluations(workspace, evaluated)
+    alone = replace(workspace, root=folder, trained=None)
+    data = load_report_data(cfg, workspace if unchanged else alone, unchanged[0] if unchanged else folder / EVALUATION)
+    data = replace(data, is_external="ensemble" in data.summary["folds"])
+    write_text(folder / MODEL_CARD, render_model_card(data, subgroups=subgroup_dice(data)))
     return model
 
 
 def example_file(folder: Path) -> bytes:
-    """Return a small image file, drawn: a bright ellipsoid in noise, 12 x 48 x 48 voxels of 3 x 2 x 2 mm."""
+    """Return a small simulated image file: a bright ellipsoid in noise, 12 x 48 x 48 voxels of 3 x 2 x 2 mm."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in (12, 48, 48)), indexing="ij")
     noise = np.random.default_rng(0).normal(60, 8, size=z.shape)
     image = noise + 80 * ((z / 0.7) ** 2 + (y / 0.4) ** 2 + (x / 0.5) ** 2 < 1)
@@ -132,46 +151,42 @@ def example_file(folder: Path) -> bytes:
 
 
 def tested_folders(tested: Path, summary: Mapping[str, Any], *, fold_index: int | None) -> list[Path]:
-    """Return the networks to register, each of which was tested: by itself, or in the ensemble of an external test.
+    """Return the folders of the networks to register, all tested alone or in the ensemble of an external test.
 
     Raises:
-        InputError: If one was not.
+        InputError: If one was not tested.
     """
     folders = network_folders(tested, fold_index=fold_index)
-    untested = [
-        path.name for path in folders if "ensemble" not in summary["folds"] and path.name not in summary["folds"]
-    ]
+    folds = summary["folds"]
+    untested = [path.name for path in folders if "ensemble" not in folds and path.name not in folds]
     if untested:
         raise InputError(
-            f"{', '.join(untested)} were trained but not tested by this evaluation, which has {', '.join(summary['folds'])}: "
+            f"{', '.join(untested)} were trained but not tested by this evaluation, which has {', '.join(folds)}: "
             "run stage=evaluate for all folds, or register one with fold.index"
         )
     return folders
 
 
-def promote(cfg: Config, workspace: Workspace, tree: "RunTree", version: "Version") -> None:
-    """Let a version become champion, if it passes the gate or is forced through it.
+def promote(cfg: Config, workspace: Workspace, tree: RunTree, version: Version) -> None:
+    """Move the alias champion to a version that passes the gate, or is forced through it.
 
     Raises:
         InputError: If the gate refuses it.
     """
-    registry = importlib.import_module("prostate_seg.tracking.registry")
     with tree.store.lock:
-        champion = registry.version_of(tree, version.name, registry.CHAMPION)
+        champion = version_of(tree, version.name, CHAMPION)
         if champion is not None and champion.number == version.number:
             log.info("%s is champion already", version)
             return
         why = pass_gate(cfg, workspace, tree, version, champion)
-        registry.move_alias(tree, version.name, registry.CHAMPION, to=version.number, why=why)
-        challenger = registry.version_of(tree, version.name, registry.CHALLENGER)
+        move_alias(tree, version.name, CHAMPION, to=version.number, why=why)
+        challenger = version_of(tree, version.name, CHALLENGER)
         if challenger is not None and challenger.number == version.number:
-            registry.move_alias(tree, version.name, registry.CHALLENGER, to=None, why="became champion")
-    log.info("%s is %s now", version, registry.CHAMPION)
+            move_alias(tree, version.name, CHALLENGER, to=None, why="became champion")
+    log.info("%s is %s now", version, CHAMPION)
 
 
-def pass_gate(
-    cfg: Config, workspace: Workspace, tree: "RunTree", version: "Version", champion: "Version | None"
-) -> str:
+def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version, champion: Version | None) -> str:
     """Apply the promotion rules to a version, and return the reason recorded with the alias.
 
     Raises:
@@ -189,43 +204,29 @@ def pass_gate(
     for outcome in outcomes:
         log.info("%s", outcome)
     refused = [outcome for outcome in outcomes if not outcome.is_passed]
+    rules = ", ".join(outcome.rule for outcome in refused)
     if refused and not cfg.register.force:
         raise InputError(
-            f"{version} does not become champion: "
-            f"{', '.join(outcome.rule for outcome in refused)}\n"
+            f"{version} does not become champion: {rules}\n"
             + "\n".join(f"  {outcome.rule}: {outcome.message}" for outcome in refused)
-            + "\nIt stays registered. Mend that, or overrule the gate: register.force=true register.reason='...'"
+            + "\nIt stays registered. Fix that, or overrule the gate: register.force=true register.reason='...'"
         )
-    return _why(cfg, [outcome.rule for outcome in refused], outcomes[-1].message)
-
-
-def _why(cfg: Config, refused: list[str], comparison: str) -> str:
     reason = f"{cfg.register.reason}; " if cfg.register.reason else ""
-    passed = f"forced although refused by: {', '.join(refused)}" if refused else f"passed the gate; {comparison}"
-    return reason + passed
+    return reason + (f"forced although refused by: {rules}" if refused else f"passed the gate; {outcomes[-1].message}")
 
 
 def _evaluation_of(
-    cfg: Config, workspace: Workspace, tree: "RunTree", version: "Version"
+    cfg: Config, workspace: Workspace, tree: RunTree, version: Version
 ) -> tuple[dict[str, Any], Results]:
     """Return metrics.json and cases.csv of a version's evaluation, from the files of the version."""
-    registry = importlib.import_module("prostate_seg.tracking.registry")
-    measured = registry.fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION
-    name = str(version)
-    text = (measured / "cases.csv").read_text(encoding="utf-8")
-    results = parse_results(text, name=name, source=name, may_lack=("nsd_2mm",))  # the gate compares Dice
-    return read_json(measured / "metrics.json"), results
-
-
-def _usage(cfg: Config, recorded: Mapping[str, Any]) -> Usage:
-    """Return how the evaluation used the networks."""
-    evaluate = present_names(recorded["evaluate"], key="evaluate")
-    values = {name: evaluate[name] for name in ("threshold", "largest_component", "tta")}
-    return Usage.from_dict({**values, "precision": recorded["train"].get("precision", cfg.train.precision)})
+    folder = fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION
+    text = (folder / "cases.csv").read_text(encoding="utf-8")
+    results = parse_results(text, name=str(version), source=str(version), may_lack=("nsd_2mm",))  # Dice is compared
+    return read_json(folder / "metrics.json"), results
 
 
 def _add_onnx(folder: Path, model: Model) -> None:
-    onnx_network = importlib.import_module("prostate_seg.segmentation.networks.onnx_network")
+    onnx_network = importlib.import_module("prostate_seg.segmentation.networks.onnx_network")  # an optional extra
     predictor = model.predictor
     for path, network in zip(network_folders(folder, fold_index=None), predictor.networks, strict=True):
         difference = onnx_network.export_onnx(
@@ -234,24 +235,15 @@ def _add_onnx(folder: Path, model: Model) -> None:
         log.info("%s as ONNX: at most %.1e from torch in probability", path.name, difference)
 
 
-def _card(cfg: Config, workspace: Workspace, evaluated: "Evaluated", folder: Path) -> str:
-    """Return the model card: of the whole workspace while it is as it was tested, else of the evaluation alone."""
-    same = _as_recorded(workspace, evaluated)
-    alone = replace(workspace, root=folder, trained=None)
-    data = load_report_data(cfg, workspace if same else alone, same[0] if same else folder / EVALUATION)
-    data = replace(data, is_external="ensemble" in data.summary["folds"])
-    return render_model_card(data, subgroups=subgroup_dice(data))
-
-
-def _tags(evaluated: "Evaluated", trainings: list[str], model: Model) -> dict[str, str]:
-    """Return what a version tells at a glance, and where it comes from."""
-    summary = json.loads(evaluated.tables["metrics.json"])
-    pooled, record = summary["pooled"], evaluated.record
+def _tags(evaluated: Evaluated, model: Model) -> dict[str, str]:
+    """Return the tags of a version: its results in short, and its provenance."""
+    summary, record = json.loads(evaluated.tables["metrics.json"]), evaluated.record
+    pooled = summary["pooled"]
     return {
         "model_md5": model.md5,
         "num_networks": str(len(model.predictor.networks)),
         "evaluation_run_id": evaluated.run_id,
-        "training_run_ids": ",".join(trainings) or "none",
+        "training_run_ids": ",".join(training_runs(evaluated)) or "none",
         "pipeline": evaluated.pipeline,
         "git.commit": record["git"]["commit"] or "none",
         "data_md5": next((md5 for key, md5 in record["inputs"].items() if Path(key).name == "preprocess"), "none"),
@@ -264,15 +256,15 @@ def _tags(evaluated: "Evaluated", trainings: list[str], model: Model) -> dict[st
     }
 
 
-def _description(evaluated: "Evaluated", model: Model) -> str:
-    """Return a version's words for people; model_card.md among its files says all."""
+def _description(evaluated: Evaluated, model: Model) -> str:
+    """Return the description of a version on the MLflow page; model_card.md among its files has the details."""
     summary = json.loads(evaluated.tables["metrics.json"])
     pooled = summary["pooled"]
-    dice, num = pooled["dice"], len(model.predictor.networks)
-    how = "together" if "ensemble" in summary["folds"] else "each on the patients that it had not seen"
+    num = len(model.predictor.networks)
+    how = "together" if "ensemble" in summary["folds"] else "each on the test patients of its fold"
     lines = [
         f"{num} network{'s' if num > 1 else ''} ({model.predictor.model.name}), tested {how}: Dice "
-        f"{dice['mean']:.3f}, {pooled['num_cases']} cases of {pooled['num_patients']} patients, "
+        f"{pooled['dice']['mean']:.3f}, {pooled['num_cases']} cases of {pooled['num_patients']} patients, "
         f"{pooled['num_failures']} failed.",
         f"Pipeline {evaluated.pipeline}, evaluation run {evaluated.run_id}. The model card is `{MODEL_CARD}` in "
         "`data/networks`.",

@@ -1,21 +1,24 @@
-"""Stage reproduce: run a recorded stage again from its own code and inputs, and say whether the same came out."""
+"""Stage reproduce: repeat a recorded stage from its own code and inputs, and compare the results."""
 
-import importlib
 import logging
 
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.tracking.reproduction import reproduce
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Print a line per output and the verdict; end with an error when the result is another one."""
+    """Log a line per output and the verdict.
+
+    Raises:
+        InputError: If outputs differ and a metric is out of tolerance.
+    """
     if cfg.reproduce.run is None:
         raise ConfigError("reproduce.run: must be the id of a run; the MLflow page and stage=find show them")
-    reproduction = importlib.import_module("prostate_seg.tracking.reproduction")
-    result = reproduction.reproduce(cfg.reproduce.run, cfg.mlflow, workspace=workspace)
+    result = reproduce(cfg.reproduce.run, cfg.mlflow, workspace=workspace)
     log.info("%s was run again with the code of %s", result.stage, result.code)
     for key, (old, new) in result.outputs.items():
         log.info("%-9s %s", "same" if old == new else "different", key)
@@ -27,7 +30,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     if not result.agrees_within(cfg.reproduce.tolerance):
         raise InputError(
             f"not reproduced: outputs differ, and a metric by more than {cfg.reproduce.tolerance:.2%} of its value\n"
-            "stage=verify says whether packages or inputs are others than then."
+            "stage=verify compares packages and inputs with those of the run."
         )
     log.info("reproduced: outputs differ, every metric agrees within %.2f%%", 100 * cfg.reproduce.tolerance)
     return StageResult()

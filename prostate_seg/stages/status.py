@@ -1,4 +1,4 @@
-"""Stage status: say of each stage whether it is current, stale or missing, and why; when it ran and what came out."""
+"""Stage status: log for each stage whether it is current, stale or missing, why, when it ran, and its key metric."""
 
 import logging
 
@@ -12,15 +12,14 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Print a table, or JSON; a stale stage is an answer and no error."""
+    """Log a table or JSON; a stale stage is no error."""
     whole = as_container(cfg)
     states = pipeline_states(workspace, settings=Redactor(settings=whole).tree(whole))
     if cfg.status.format == "json":
         log.info("%s", as_json(states))
         return StageResult()
-    for line in table_lines(
-        ["stage", "state", "finished, UTC", "took", "result", "why"], as_rows(states), numbers=["took"]
-    ):
+    header = ["stage", "state", "finished, UTC", "took", "result", "why"]
+    for line in table_lines(header, as_rows(states), numbers=["took"]):
         log.info("%s", line)
     differing = [one.stage for one in states if one.other_settings]
     if differing:

@@ -1,6 +1,5 @@
-"""Stage verify: say of everything that a run recorded whether it is still the same here."""
+"""Stage verify: compare everything that a run recorded with the workspace."""
 
-import importlib
 import logging
 from typing import Any
 
@@ -15,7 +14,11 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Print a table; end with an error when anything is changed or missing."""
+    """Log a table or JSON.
+
+    Raises:
+        InputError: If anything is changed or missing.
+    """
     whole = as_container(cfg)
     settings = Redactor(settings=whole).tree(whole)
     items = [
@@ -37,12 +40,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def _recorded(cfg: Config, workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
     if cfg.verify.run is not None:
-        recorded = importlib.import_module(
-            "prostate_seg.tracking.recorded_runs"
-        )  # mlflow, which the other way does without
-        tree = recorded.open_tree(cfg.mlflow, cache=workspace.cache)
-        found: list[tuple[str, dict[str, Any]]] = recorded.recorded_stages(tree, cfg.verify.run)
-        return found
+        from prostate_seg.tracking.recorded_runs import open_tree, recorded_stages  # imports mlflow; not needed below
+
+        return recorded_stages(open_tree(cfg.mlflow, cache=workspace.cache), cfg.verify.run)
     entries = read_entries(workspace)
     if not entries:
         raise InputError(f"{file_of(workspace)} has no stage yet: run one, or name a run with verify.run=ID")

@@ -1,4 +1,4 @@
-"""How commits, DVC experiments and runs find each other: through the hashes in dvc.lock, which the runs carry as tags."""
+"""Links between commits, DVC experiments and runs, found by the hashes in dvc.lock, which runs have as tags."""
 
 import re
 from collections.abc import Mapping
@@ -18,35 +18,35 @@ from prostate_seg.tracking.run_tree import RunTree
 from prostate_seg.tracking.store import STORE_ERRORS, unusable
 
 COMMITTED_IN = "committed_in"
-"""Tag of a run: the commits whose dvc.lock holds its results, oldest first, separated by spaces."""
+"""Tag of a run: commits whose dvc.lock has its results, oldest first, separated by spaces."""
 EXPERIMENT_COMMIT = "dvc.experiment_commit"
-"""Tag of a run of a DVC experiment: the experiment's own commit."""
+"""Tag of a run of a DVC experiment: commit of the experiment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """A stage of a dvc.lock and the run that made its outputs."""
+    """A stage of a dvc.lock and the run that wrote its outputs."""
 
     stage: str
     run: Run | None
-    """None when no run in the store wrote these outputs."""
+    """None if no run of the store wrote these outputs."""
     deleted: Run | None = None
-    """In place of it, a run in MLflow's trash that did."""
+    """The run that did, if it is deleted."""
 
 
 def runs_of_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, list[Match]]:
-    """Return the commit that a revision or DVC experiment stands for, and the run behind each stage of its dvc.lock.
+    """Return the commit of a revision or DVC experiment, and the run of each stage in its dvc.lock.
 
     Raises:
         InputError: If there is no such commit, it has no dvc.lock, or the store cannot be used.
     """
     commit = commit_of(revision)
     outputs = locked_outputs(commit)
-    return commit, _matches(open_tree(settings, cache=cache), outputs)
+    return commit, find_matches(open_tree(settings, cache=cache), outputs)
 
 
 def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, list[Match]]:
-    """Write a commit, or the commit of a DVC experiment, to the runs whose results its dvc.lock holds.
+    """Tag the runs whose results a dvc.lock has with its commit, or with the commit of the DVC experiment.
 
     Raises:
         InputError: As `runs_of_commit`.
@@ -54,18 +54,14 @@ def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[
     commit = commit_of(revision)
     outputs = locked_outputs(commit)
     tree = open_tree(settings, cache=cache)
-    matches = _matches(tree, outputs)
-    named = git(project_root(), "for-each-ref", "--contains", commit, "refs/heads", "refs/tags", "refs/remotes")
-    is_experiment = not named.strip()
-    for match in matches:
-        if match.run is None:
-            continue
-        if is_experiment:
-            tree.client.set_tag(match.run.info.run_id, EXPERIMENT_COMMIT, commit)
-            continue
-        known = match.run.data.tags.get(COMMITTED_IN, "").split()
-        if commit not in known:
-            tree.client.set_tag(match.run.info.run_id, COMMITTED_IN, " ".join([*known, commit]))
+    matches = find_matches(tree, outputs)
+    branches = git(project_root(), "for-each-ref", "--contains", commit, "refs/heads", "refs/tags", "refs/remotes")
+    for run in (match.run for match in matches if match.run is not None):
+        committed_in = run.data.tags.get(COMMITTED_IN, "").split()
+        if not branches.strip():  # the commit of an experiment is on no branch
+            tree.client.set_tag(run.info.run_id, EXPERIMENT_COMMIT, commit)
+        elif commit not in committed_in:
+            tree.client.set_tag(run.info.run_id, COMMITTED_IN, " ".join([*committed_in, commit]))
     return commit, matches
 
 
@@ -73,7 +69,7 @@ def commit_of(revision: str) -> str:
     """Return the full hash of a commit, branch, tag or DVC experiment.
 
     Raises:
-        InputError: If git knows none of that name, or refuses the repository.
+        InputError: If there is none of that name, or git refuses the repository.
     """
     if experiment := experiments().get(revision):
         return experiment
@@ -88,7 +84,7 @@ def commit_of(revision: str) -> str:
 
 
 def experiments() -> dict[str, str]:
-    """Return the commit of every DVC experiment by its name; none where git refuses."""
+    """Return the commit of each DVC experiment by name; empty if git refuses."""
     try:
         listing = git(project_root(), "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
     except GitError:
@@ -98,10 +94,10 @@ def experiments() -> dict[str, str]:
 
 
 def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
-    """Return, by stage, the md5 of each output that the dvc.lock of a commit names.
+    """Return the md5 of each output in the dvc.lock of a commit, by stage and path.
 
     Raises:
-        InputError: If the commit has none in the project's folder, which may lie below the repository's.
+        InputError: If the commit has no dvc.lock in the project's folder, which may be a subfolder of the repository.
     """
     try:
         text = git(project_root(), "show", f"{commit}:./dvc.lock")
@@ -117,22 +113,25 @@ def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
     }
 
 
-def _matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> list[Match]:
+def find_matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> list[Match]:
+    """Return for each stage the newest run that wrote exactly these outputs; a deleted one if there is no other.
+
+    Raises:
+        InputError: If the store cannot be used.
+    """
+
+    def newest(stage: str, *, deleted: bool) -> Run | None:
+        wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in outputs[stage].items()}
+        for run in tree.search(filters=wanted, newest_first=True, deleted=deleted):
+            if "reused_from" not in run.data.tags and run.data.tags.get("level") != Level.fold.value:
+                return run
+        return None
+
+    matches = []
     try:
-        return [_match(tree, stage, md5s) for stage, md5s in outputs.items()]
+        for stage in outputs:
+            run = newest(stage, deleted=False)
+            matches.append(Match(stage=stage, run=run, deleted=newest(stage, deleted=True) if run is None else None))
     except STORE_ERRORS as error:
         raise InputError(unusable(tree.store.address, error)) from error
-
-
-def _match(tree: RunTree, stage: str, md5s: Mapping[str, str]) -> Match:
-    run = _run_with(tree, stage, md5s)
-    deleted = _run_with(tree, stage, md5s, deleted=True) if run is None else None
-    return Match(stage=stage, run=run, deleted=deleted)
-
-
-def _run_with(tree: RunTree, stage: str, md5s: Mapping[str, str], *, deleted: bool = False) -> Run | None:
-    """Return the newest run of the stage that wrote exactly these outputs."""
-    wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in md5s.items()}
-    runs = tree.search(filters=wanted, newest_first=True, deleted=deleted)
-    found = [run for run in runs if "reused_from" not in run.data.tags]
-    return next((run for run in found if run.data.tags.get("level") != Level.fold.value), None)
+    return matches

@@ -1,4 +1,4 @@
-"""Finding again what runs have recorded: the provenance.json of a run or of a whole pipeline, and the per-case results."""
+"""Reads what runs have recorded: provenance.json of a run or of a whole pipeline, and per-case results."""
 
 import json
 import tempfile
@@ -18,18 +18,18 @@ from prostate_seg.tracking.store import STORE_ERRORS, open_store, unusable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedCases:
-    """The per-case results of one run."""
+    """Per-case results of one run."""
 
     run_id: str
-    """The run that measured them."""
+    """Run of the evaluation that wrote them."""
     name: str
-    """Its pipeline, its own name and the start of its id."""
+    """Its pipeline, its name and the start of its id."""
     text: str
     """Its cases.csv."""
 
 
 def open_tree(settings: MlflowConfig, *, cache: Path) -> RunTree:
-    """Open the store in which runs are looked up.
+    """Open the tracking store.
 
     Raises:
         InputError: If there is none, or it cannot be used.
@@ -39,22 +39,6 @@ def open_tree(settings: MlflowConfig, *, cache: Path) -> RunTree:
     return RunTree(open_store(settings, cache=cache))
 
 
-def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return (stage, provenance) of a run: of a stage its own, of a pipeline or sweep those below, of a fold its stage's.
-
-    Raises:
-        InputError: If there is no such run, it recorded nothing, or the store cannot be used.
-    """
-    try:
-        run = find_run(tree, run_id)
-        found = [(str(stage.data.tags["stage"]), _provenance(tree, stage)) for stage in _stages_of(tree, run)]
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
-    if not found:
-        raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
-    return found
-
-
 def find_run(tree: RunTree, run_id: str) -> Run:
     """Return a run.
 
@@ -62,15 +46,15 @@ def find_run(tree: RunTree, run_id: str) -> Run:
         InputError: If there is no such run, or it is deleted.
     """
     run = tree.get(run_id, or_deleted=True)
-    if run is not None and run.info.lifecycle_stage != "active":
-        raise InputError(tree.how_to_restore(run))
     if run is None:
         raise InputError(f"there is no run {run_id} in {tree.store.address}\nLook for its id on the MLflow page.")
+    if run.info.lifecycle_stage != "active":
+        raise InputError(tree.how_to_restore(run))
     return run
 
 
 def artifact_text(tree: RunTree, run_id: str, path: str) -> str | None:
-    """Return a text artifact of a run, None if it has none of that name."""
+    """Return a text artifact of a run; None if there is none."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return Path(tree.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
@@ -78,11 +62,35 @@ def artifact_text(tree: RunTree, run_id: str, path: str) -> str | None:
             return None
 
 
-def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
-    """Return the per-case results of an evaluation or trial, or of the one evaluation that a pipeline holds.
+def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return stage and provenance of a run; of a pipeline or sweep those of its finished stages, of a fold its stage's.
 
     Raises:
-        InputError: If there is no such run, it measured nothing, or the store cannot be used.
+        InputError: If there is no such run, it recorded nothing, or the store cannot be used.
+    """
+    try:
+        run = find_run(tree, run_id)
+        level = run.data.tags.get("level")
+        stages = [run]
+        if level == Level.fold.value:
+            parent = tree.get(run.data.tags["mlflow.parentRunId"])
+            stages = [parent] if parent is not None else []
+        elif level in (Level.pipeline.value, Level.sweep.value):
+            below = tree.children(run.info.run_id)
+            stages = [one for one in below if one.info.status == "FINISHED" and one.data.tags["level"] != "sweep"]
+        found = [(str(stage.data.tags["stage"]), _provenance(tree, stage)) for stage in stages]
+    except STORE_ERRORS as error:
+        raise InputError(unusable(tree.store.address, error)) from error
+    if not found:
+        raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
+    return found
+
+
+def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
+    """Return the per-case results of an evaluation or trial, or of the one evaluation in a pipeline.
+
+    Raises:
+        InputError: If there is no such run, it has no such results, or the store cannot be used.
     """
     try:
         run = _evaluation_of(tree, find_run(tree, run_id))
@@ -116,26 +124,12 @@ def _evaluation_of(tree: RunTree, run: Run) -> Run:
     )
 
 
-def _stages_of(tree: RunTree, run: Run) -> list[Run]:
-    level = run.data.tags.get("level")
-    if level == Level.fold.value:
-        parent = tree.get(run.data.tags["mlflow.parentRunId"])
-        return [parent] if parent is not None else []
-    if level in (Level.pipeline.value, Level.sweep.value):
-        below = tree.children(run.info.run_id)
-        return [child for child in below if child.info.status == "FINISHED" and child.data.tags["level"] != "sweep"]
-    return [run]
-
-
 def _provenance(tree: RunTree, run: Run) -> dict[str, Any]:
-    source = run.data.tags.get("reused_from", run.info.run_id)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = tree.client.download_artifacts(source, "provenance.json", folder)
-        except (MlflowException, OSError) as error:
-            raise InputError(
-                f"run {run.info.run_id} ({run.info.run_name}, {run.info.status}) has no provenance.json: "
-                "only a stage that finished records what it touched"
-            ) from error
-        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    text = artifact_text(tree, run.data.tags.get("reused_from", run.info.run_id), "provenance.json")
+    if text is None:
+        raise InputError(
+            f"run {run.info.run_id} ({run.info.run_name}, {run.info.status}) has no provenance.json: "
+            "only a stage that finished records what it touched"
+        )
+    content: dict[str, Any] = json.loads(text)
     return content

@@ -1,7 +1,7 @@
-"""The model registry: which evaluated networks became which version, and which alias stands where, since when, by whom and why.
+"""Model registry: registers evaluated networks as versions of an MLflow model, and moves the aliases of its versions.
 
-A version holds a folder of networks with what they showed on their test cases, and the code that loads them; nothing in it is
-pickled. Aliases are challenger, the newest registered, and champion; each move leaves a tag on the registered model.
+A version holds a folder of networks with their evaluation, and the code that loads them; nothing in it is pickled. The alias
+challenger is the newest version, champion the promoted one; each move is recorded as a tag of the registered model.
 """
 
 import json
@@ -42,11 +42,13 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 NETWORKS = "networks"
 """Name of the folder of networks inside a registered model."""
 LOADER = "segmentation/networks/pyfunc.py"
-"""The module of this package by which MLflow loads it."""
+"""Module of this package with which MLflow loads a model."""
 LONGEST_REASON = 2000
-"""Characters of why an alias moved: the tag that holds it may have 5,000 in every database of MLflow."""
+"""Characters of the reason for a move: the tag that holds it may have 5,000 in every database of MLflow."""
+TABLES = ("cases.csv", "slices.csv", "metrics.json")
+"""Tables of an evaluation that a version holds."""
 MOVE = "move"
-"""First word of the tags that tell of aliases."""
+"""First word of the tags that record moves."""
 
 SIGNATURE = ModelSignature(
     inputs=Schema(
@@ -67,20 +69,22 @@ SIGNATURE = ModelSignature(
         ]
     ),
 )
-"""What goes in and comes out, as `segmentation.pyfunc` has it."""
+"""Inputs and outputs of `segmentation.networks.pyfunc`."""
+
+DESCRIPTION = "Whole prostate gland on T2-weighted MRI. champion passed the gate; challenger is newest."
+"""Description of a registered model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """Networks that were tested, as the store knows them."""
+    """An evaluation of networks, from the tracking store."""
 
     run_id: str
-    """Of the evaluation."""
     pipeline: str
     record: Mapping[str, Any]
-    """The provenance of the evaluation."""
+    """Its provenance.json."""
     tables: Mapping[str, str]
-    """Texts of cases.csv, slices.csv and metrics.json."""
+    """Texts of its cases.csv, slices.csv and metrics.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +94,7 @@ class Version:
     name: str
     number: str
     model_id: str
-    """Of the logged model that it is; unique, and its files never change."""
+    """Id of the logged model; its files never change."""
     tags: Mapping[str, str]
 
     def __str__(self) -> str:
@@ -111,8 +115,9 @@ def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evalua
 
     Args:
         tree: The store.
-        run_id: Of the evaluation, of a training or fold that it tested, or of a pipeline; None takes the named pipeline.
-        pipeline: Name of the pipeline whose newest evaluation is wanted without a run.
+        run_id: Run of the evaluation, of a training or fold that it tested, or of a pipeline; None for the newest
+            evaluation of the named pipeline.
+        pipeline: Name of the pipeline.
 
     Raises:
         InputError: If there is none, or it has not finished.
@@ -121,39 +126,32 @@ def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evalua
         run = _evaluation(tree, _named_pipeline(tree, pipeline) if run_id is None else find_run(tree, run_id))
         source = str(run.data.tags.get("reused_from", run.info.run_id))
         ((_, record),) = recorded_stages(tree, run.info.run_id)
-        names = ("cases.csv", "slices.csv", "metrics.json")
-        texts = {name: artifact_text(tree, source, f"tables/{name}") for name in names}
+        tables = {name: artifact_text(tree, source, f"tables/{name}") for name in TABLES}
     except STORE_ERRORS as error:
         raise InputError(unusable(tree.store.address, error)) from error
-    missing = [name for name, text in texts.items() if text is None]
-    if missing:
-        raise InputError(f"run {source} holds no {', '.join(missing)}: run stage=evaluate again, then stage=register")
-    tables = {name: text for name, text in texts.items() if text is not None}
-    return Evaluated(run_id=source, pipeline=str(run.data.tags["pipeline"]), record=record, tables=tables)
+    found = {name: text for name, text in tables.items() if text is not None}
+    if len(found) < len(TABLES):
+        missing = ", ".join(name for name in TABLES if name not in found)
+        raise InputError(f"run {source} holds no {missing}: run stage=evaluate again, then stage=register")
+    return Evaluated(run_id=source, pipeline=str(run.data.tags["pipeline"]), record=record, tables=found)
 
 
 def _named_pipeline(tree: RunTree, name: str) -> Run:
-    """Return the newest pipeline of that name; one that holds attempts to register alone was begun by them.
+    """Return the newest pipeline of that name that holds other stages than register.
 
     Raises:
-        InputError: If there is none, or it was deleted.
+        InputError: If there is none, or it is deleted.
     """
     found = tree.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
-    begun = next(
-        (run for run in found if any(one.data.tags.get("stage") != "register" for one in _below(tree, run))), None
-    )
-    if begun is not None:
-        return begun
+    for run in found:
+        if any(one.data.tags.get("stage") != "register" for one in tree.children(run.info.run_id)):
+            return run
     deleted = tree.deleted_by_hand(pipeline=name, level=Level.pipeline.value)
     if deleted:
         raise InputError(f"pipeline {name}: {tree.how_to_restore(deleted[0])}")
     if not found:
         raise InputError(f"there is no pipeline {name} in {tree.store.address}: set mlflow.name, or register.run=ID")
     return found[0]
-
-
-def _below(tree: RunTree, pipeline: Run) -> list[Run]:
-    return tree.children(pipeline.info.run_id)
 
 
 def _evaluation(tree: RunTree, run: Run) -> Run:
@@ -163,57 +161,56 @@ def _evaluation(tree: RunTree, run: Run) -> Run:
         if run.info.status != Outcome.finished.value:
             raise InputError(f"run {run.info.run_id} has not finished ({run.info.status}): run stage=evaluate again")
         return run
+    training = None
     if tags.get("level") == Level.pipeline.value:
-        pipeline_id, trained = run.info.run_id, None
-    elif tags.get("level") == Level.fold.value:
-        training = find_run(tree, tags["mlflow.parentRunId"])
-        pipeline_id, trained = training.data.tags["mlflow.parentRunId"], training.info.run_id
-    elif tags.get("stage") == "train":
-        pipeline_id, trained = tags["mlflow.parentRunId"], run.info.run_id
+        pipeline_id = run.info.run_id
+    elif tags.get("level") == Level.fold.value or tags.get("stage") == "train":
+        training = find_run(tree, tags["mlflow.parentRunId"]) if tags.get("level") == Level.fold.value else run
+        pipeline_id = training.data.tags["mlflow.parentRunId"]
     else:
         raise InputError(
             f"register.run: run {run.info.run_id} ({run.info.run_name}) is neither an evaluation, nor a training or a "
             "pipeline that has one\nThe MLflow page and stage=find show the ids of runs."
         )
+
+    def is_wanted(evaluation: Run) -> bool:
+        tested = {value for key, value in evaluation.data.tags.items() if key.startswith("previous_run_id.train")}
+        return training is None or training.info.run_id in tested
+
     evaluations = [
         one
         for one in tree.children(pipeline_id, stage="evaluate", level=Level.stage.value)
-        if one.info.status == Outcome.finished.value and (trained is None or trained in _tested(one))
+        if one.info.status == Outcome.finished.value and is_wanted(one)
     ]
-    if not evaluations:
-        deleted = tree.deleted_by_hand(**{"mlflow.parentRunId": pipeline_id, "stage": "evaluate"})
-        tests = [one for one in deleted if trained is None or trained in _tested(one)]
-        if tests:
-            raise InputError(f"the evaluation of run {run.info.run_id}: {tree.how_to_restore(tests[0])}")
-        raise InputError(
-            f"the networks of run {run.info.run_id} ({run.info.run_name}) have not been tested: run stage=evaluate "
-            "first, then stage=register"
-        )
-    return evaluations[-1]
-
-
-def _tested(evaluation: Run) -> set[str]:
-    """Return the trainings whose networks an evaluation tested."""
-    return {value for key, value in evaluation.data.tags.items() if key.startswith("previous_run_id.train")}
+    if evaluations:
+        return evaluations[-1]
+    deleted = tree.deleted_by_hand(**{"mlflow.parentRunId": pipeline_id, "stage": "evaluate"})
+    wanted = next((one for one in deleted if is_wanted(one)), None)
+    if wanted is not None:
+        raise InputError(f"the evaluation of run {run.info.run_id}: {tree.how_to_restore(wanted)}")
+    raise InputError(
+        f"the networks of run {run.info.run_id} ({run.info.run_name}) have not been tested: run stage=evaluate "
+        "first, then stage=register"
+    )
 
 
 def training_runs(evaluated: Evaluated) -> list[str]:
-    """Return the ids of the trainings whose networks were tested, as far as they were recorded."""
+    """Return the ids of the runs that trained the tested networks; of unchanged, recorded networks only."""
     upstream: Mapping[str, Mapping[str, Any]] = evaluated.record["upstream"]
     ids = {one["run_id"] for name, one in upstream.items() if name.split(".")[0] == "train" and one["unchanged"]}
     return sorted(str(run_id) for run_id in ids if run_id)
 
 
 def tested_networks(evaluated: Evaluated, workspace: Workspace, *, otherwise: Path) -> Path:
-    """Return the folder of the very networks that an evaluation tested: in the workspace, or restored by DVC.
+    """Return the folder of the networks that an evaluation tested: in the workspace if unchanged, else restored by DVC.
 
     Args:
-        evaluated: The evaluation, which has their hash.
-        workspace: Where they may still lie.
-        otherwise: Where DVC may put them.
+        evaluated: The evaluation, with their hash.
+        workspace: The workspace.
+        otherwise: Folder into which DVC restores them.
 
     Raises:
-        InputError: If they are nowhere.
+        InputError: If they are in neither.
     """
     key, md5 = next((key, md5) for key, md5 in evaluated.record["inputs"].items() if Path(key).name == "model")
     for path in (path_of(key, workspace), workspace.model):
@@ -230,12 +227,12 @@ def tested_networks(evaluated: Evaluated, workspace: Workspace, *, otherwise: Pa
 
 
 def is_what_was_recorded(path: Path, evaluated: Evaluated, *, cache: Path) -> bool:
-    """Return whether a folder is still what the evaluation wrote."""
+    """Return whether a folder is unchanged since the evaluation wrote it."""
     return path.is_dir() and hash_paths([path], cache=cache)[path].md5 in evaluated.record["outputs"].values()
 
 
 def find_version(tree: RunTree, name: str, *, digest: str) -> Version | None:
-    """Return the version that was registered with this content, if there is one."""
+    """Return the version with this content; None if there is none."""
     every = map(_as_version, tree.client.search_model_versions(f"name = '{name}'"))
     return next((one for one in every if one.tags.get("digest") == digest), None)
 
@@ -256,21 +253,25 @@ def add_version(
     Args:
         tree: The store.
         settings: Its address.
-        name: Of the registered model; made if there is none.
-        folder: What `segmentation.model_folder` reads, with whatever else is to stay with it.
-        run_id: The run that the model is shown with.
-        example: An image file that shows what goes in.
-        description: For people, Markdown.
-        tags: Of the version.
+        name: Name of the registered model, which is created if there is none.
+        folder: Networks as `segmentation.networks.model_folder` reads them, and other files to keep with them.
+        run_id: Run on whose page MLflow shows the model.
+        example: Image file as input example.
+        description: Description of the version, Markdown.
+        tags: Tags of the version.
 
     Raises:
-        InputError: If the store does not take it.
+        InputError: If the store refuses it.
     """
     try:
         _point_mlflow_to(settings)
-        mlflow.set_experiment(experiment_id=tree.store.experiment_id)  # else it lies in MLflow's own, which is nobody's
+        mlflow.set_experiment(experiment_id=tree.store.experiment_id)  # otherwise MLflow's default experiment
         model_id = _log_model(folder, run_id=run_id, example=example, tags=tags)
-        _make_registered_model(tree, name)
+        try:
+            tree.client.create_registered_model(name, description=DESCRIPTION)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
         return _as_version(
             tree.client.create_model_version(
                 name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), description=description, model_id=model_id
@@ -281,14 +282,14 @@ def add_version(
 
 
 def _point_mlflow_to(settings: MlflowConfig) -> None:
-    """Let the calls of MLflow that take no client use the same store."""
+    """Set the store for functions of MLflow that take no client."""
     uri = resolved_uri(str(settings.tracking_uri))
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
 
 
 def _log_model(folder: Path, *, run_id: str, example: bytes, tags: Mapping[str, str]) -> str:
-    """Log the folder with the code that loads it and the packages that this needs; return the model's id."""
+    """Log a folder with the code that loads it and the packages that this needs; return the id of the model."""
     files = files_behind(PACKAGE / LOADER)
     with tempfile.TemporaryDirectory(prefix="prostate_seg-") as name:
         for file in files:
@@ -311,18 +312,8 @@ def _log_model(folder: Path, *, run_id: str, example: bytes, tags: Mapping[str, 
     return str(logged.model_id)
 
 
-def _make_registered_model(tree: RunTree, name: str) -> None:
-    try:
-        tree.client.create_registered_model(
-            name, description="Whole prostate gland on T2-weighted MRI. champion passed the gate; challenger is newest."
-        )
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
 def version_of(tree: RunTree, name: str, alias: str) -> Version | None:
-    """Return the version that an alias names, None if it names none."""
+    """Return the version of an alias; None if there is none."""
     try:
         return _as_version(tree.client.get_model_version_by_alias(name, alias))
     except MlflowException as error:
@@ -332,10 +323,10 @@ def version_of(tree: RunTree, name: str, alias: str) -> Version | None:
 
 
 def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str) -> None:
-    """Let an alias name a version, or none, and leave a tag that says who moved it, when, from where and why.
+    """Move an alias to a version, or delete it, and record user, time, former version and reason as a tag.
 
     Raises:
-        InputError: If the store does not take it.
+        InputError: If the store refuses it.
     """
     try:
         before = version_of(tree, name, alias)
@@ -361,12 +352,12 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
 
 
 def fetch_networks(uri: str, settings: MlflowConfig, *, cache: Path) -> tuple[Path, str]:
-    """Return the folder of networks of a registered model, and its name for people; what was fetched once is kept.
+    """Return the folder of networks of a registered model, and the name of its version; downloads are cached.
 
     Args:
         uri: models:/NAME@ALIAS or models:/NAME/VERSION.
         settings: The store.
-        cache: Folder for what can be fetched again.
+        cache: Folder of the downloads.
 
     Raises:
         InputError: If there is no such version, or the store cannot be used.
@@ -380,15 +371,21 @@ def fetch_networks(uri: str, settings: MlflowConfig, *, cache: Path) -> tuple[Pa
 
 
 def fetched(tree: RunTree, settings: MlflowConfig, version: Version, *, cache: Path) -> Path:
-    """Return the folder of networks of a version; what was fetched once is kept, for a model never changes.
+    """Return the folder of networks of a version; downloads are cached, as the files of a version never change.
 
     Raises:
-        InputError: If the store does not give it, or it is none of this project's.
+        InputError: If the store cannot be used, or the version is not of this project.
     """
     folder = cache / "models" / version.model_id
     try:
         if not folder.is_dir():
-            _download(settings, version, folder)
+            _point_mlflow_to(settings)
+            with atomic_folder(folder) as fresh:
+                source = f"models:/{version.name}/{version.number}"
+                download = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(fresh)))
+                if download.resolve() != fresh.resolve():  # a folder below
+                    for path in download.iterdir():
+                        path.rename(fresh / path.name)
     except STORE_ERRORS as error:
         raise InputError(unusable(tree.store.address, error)) from error
     networks = folder / "data" / NETWORKS
@@ -398,44 +395,22 @@ def fetched(tree: RunTree, settings: MlflowConfig, version: Version, *, cache: P
 
 
 def _version(tree: RunTree, uri: str) -> Version:
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    if at and name and alias:
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    found = None
+    if name and alias:
         found = version_of(tree, name, alias)
     else:
         name, _, number = name.rpartition("/")
-        found = _numbered(tree, name, number) if number.isdigit() and name else None
+        try:
+            found = _as_version(tree.client.get_model_version(name, number)) if number.isdigit() and name else None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
     if found is None:
-        known = sorted(
-            f"models:/{model.name}@{alias}"
-            for model in tree.client.search_registered_models()
-            for alias in model.aliases
-        )
+        models = tree.client.search_registered_models()
+        known = sorted(f"models:/{model.name}@{alias}" for model in models for alias in model.aliases)
         raise InputError(
             f"predict.model: there is no {uri} in {tree.store.address}; expected is models:/NAME@ALIAS or "
             f"models:/NAME/VERSION\nKnown are: {', '.join(known) or 'none; register one with stage=register'}"
         )
     return found
-
-
-def _numbered(tree: RunTree, name: str, number: str) -> Version | None:
-    try:
-        return _as_version(tree.client.get_model_version(name, number))
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-
-
-def _download(settings: MlflowConfig, version: Version, folder: Path) -> None:
-    _point_mlflow_to(settings)
-    with atomic_folder(folder) as fresh:
-        source = f"models:/{version.name}/{version.number}"
-        fetched = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(fresh))
-        _lift(Path(fetched), fresh)
-
-
-def _lift(fetched: Path, folder: Path) -> None:
-    """Move what was downloaded into a folder below up into the folder itself."""
-    if fetched.resolve() != folder.resolve():
-        for path in fetched.iterdir():
-            path.rename(folder / path.name)

@@ -1,4 +1,4 @@
-"""Running a recorded stage again, elsewhere: its code, its settings, its inputs, nothing of what lies around here."""
+"""Repeats a recorded stage in a temporary folder with the code, settings and inputs of its run, and nothing else."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from prostate_seg.common.files import read_json
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance import dvc_cache
-from prostate_seg.provenance.git import GitError, git
+from prostate_seg.provenance.git import GitError, git, git_succeeds
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE
@@ -30,11 +30,11 @@ from prostate_seg.tracking.run_tree import RunTree
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reproduction:
-    """What came of running a stage again."""
+    """Result of repeating a stage."""
 
     stage: str
     code: str
-    """Where its code came from."""
+    """Source of its code: a commit, or the installed package."""
     outputs: Mapping[str, tuple[str, str | None]]
     """Recorded and new md5 of each output."""
     metrics: Mapping[str, tuple[float, float | None]]
@@ -46,15 +46,15 @@ class Reproduction:
         return all(old == new for old, new in self.outputs.values())
 
     def agrees_within(self, tolerance: float) -> bool:
-        """Return whether no metric is further from its recorded value than this part of it."""
+        """Return whether every metric is within this fraction of its recorded value."""
         return all(new is not None and abs(new - old) <= tolerance * abs(old) for old, new in self.metrics.values())
 
 
 def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> Reproduction:
-    """Run the stage of a run again in a temporary folder, with tracking off.
+    """Repeat the stage of a run in a temporary folder, with tracking off.
 
     Raises:
-        InputError: If the run is not that of one stage, or its code or an input cannot be restored, or the stage fails.
+        InputError: If the run is not of one stage, its code or an input cannot be restored, or the stage fails.
     """
     tree = open_tree(settings, cache=workspace.cache)
     run_id = str(find_run(tree, run_id).info.run_id)
@@ -68,7 +68,9 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
     ):
         for key, md5 in record["inputs"].items():
             _restore_input(key, md5, folder, _places(key, record, workspace), cache=workspace.cache)
-        (folder / "params.yaml").write_text(yaml.safe_dump(_settings(record)), encoding="utf-8")
+        # the inputs are in the workspace now, also those of a data folder that the run named
+        settings = {**record["settings"], "data": {**record["settings"]["data"], "root": None}}
+        (folder / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
         _run(stage, folder)
         made = read_json(folder / "DS_VERSION.json")["stages"]
         entry = next(value for key, value in made.items() if key.split(".")[0] == stage)
@@ -84,31 +86,30 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
 def _code(
     tree: RunTree, run_id: str, record: Mapping[str, Any], workspace: Workspace, folder: Path
 ) -> Iterator[tuple[Path, str]]:
-    """Yield a folder with the run's own source files, and where they came from."""
+    """Yield a folder with the recorded source files, and their source."""
     tags = find_run(tree, run_id).data.tags
     started_in = record["git"]["commit"]
     diff = artifact_text(tree, run_id, "git.diff") if record["git"]["is_dirty"] else None
     candidates = [(started_in, diff), (started_in, None)]
     candidates += [(commit, None) for commit in [*tags.get(COMMITTED_IN, "").split(), tags.get(EXPERIMENT_COMMIT)]]
+    try:  # the project may be a subfolder of its repository
+        below = git(project_root(), "rev-parse", "--show-prefix").strip()
+    except GitError:
+        below = ""
     different: list[str] = []
-    below = _folder_in_repository()
     for number, (commit, patch) in enumerate(candidates):
-        if not commit:
-            continue
         checkout = folder / f"code{number}"
-        if not _succeeds(project_root(), "worktree", "add", "--detach", "--quiet", str(checkout), commit):
+        add = ("worktree", "add", "--detach", "--quiet", str(checkout), str(commit))
+        if not commit or not git_succeeds(project_root(), *add):
             continue
-        project = checkout / below
         try:
-            patched = patch is None or _apply(patch, checkout)
-            different = _different_code(record["code"], project, workspace)
-            if patched and not different:
-                yield project, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
+            is_patched = patch is None or apply_diff(patch, checkout)
+            different = _different_code(record["code"], checkout / below, workspace)
+            if is_patched and not different:
+                yield checkout / below, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
                 return
         finally:
-            _succeeds(project_root(), "worktree", "remove", "--force", str(checkout))
-    here = folder / "here"
-    here.mkdir()
+            git_succeeds(project_root(), "worktree", "remove", "--force", str(checkout))
     different_here = _different_code(record["code"], PACKAGE.parent, workspace)
     if different_here:
         different = different or different_here
@@ -117,55 +118,52 @@ def _code(
             f"the code of run {run_id} cannot be restored from its commit: {len(different)} files differ ({listing})\n"
             "It ran on changes that were in no commit and in no git.diff."
         )
+    here = folder / "here"
+    here.mkdir()
     yield here, "the installed package, which is the same"
 
 
+def apply_diff(diff: str, checkout: Path) -> bool:
+    """Apply a recorded diff to a checkout; return False, and change nothing, if git refuses it."""
+    return git_succeeds(checkout, "apply", "--whitespace=nowarn", "-", stdin=diff)
+
+
 def _different_code(recorded: Mapping[str, str], root: Path, workspace: Workspace) -> list[str]:
-    """Return the recorded source files that are not the same below `root`."""
+    """Return the recorded source files that differ below `root`."""
     there = {key: root / key for key in recorded if (root / key).is_file()}
     hashed = hash_paths(there.values(), cache=workspace.cache)
     return [key for key, md5 in recorded.items() if key not in there or hashed[there[key]].md5 != md5]
 
 
 def _places(key: str, record: Mapping[str, Any], workspace: Workspace) -> list[Path]:
-    """Return where an input may lie on this machine."""
-    there = [path_of(key, workspace)]
+    """Return the existing paths of an input on this machine: in the workspace, and in the data folder of the run."""
+    paths = [path_of(key, workspace)]
     root = record["settings"]["data"]["root"]
-    if root is not None:  # the data folder that the run named
-        there.append(path_of(key, replace(workspace, data=Path(root))))
-    return [path for path in there if path.exists()]
+    if root is not None:
+        paths.append(path_of(key, replace(workspace, data=Path(root))))
+    return [path for path in paths if path.exists()]
 
 
 def _restore_input(key: str, md5: str, folder: Path, places: Sequence[Path], *, cache: Path) -> None:
-    """Put an input where the stage will look: from here if it is still the same, else from DVC."""
-    if ".." in Path(key).parts:  # what a store says is not believed
+    """Put an input into the temporary workspace: from this machine if unchanged, else from DVC."""
+    if ".." in Path(key).parts:  # records in a store are not trusted
         raise InputError(f"the run names the input {key}, which leads out of its workspace: nothing is put there")
     target = folder / key
-    here = next((path for path in places if hash_paths([path], cache=cache)[path].md5 == md5), None)
+    source = next((path for path in places if hash_paths([path], cache=cache)[path].md5 == md5), None)
     if Path(key).is_absolute():
-        if here is None:
+        if source is None:
             raise InputError(f"{key} is not what the run read; it lies outside of the workspace, so put it back there")
-    elif here is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(here.absolute(), target)
-    else:
+        return
+    if source is None:
         dvc_cache.restore(md5, target)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Link where the system lets this user do so, which Windows often does not."""
+        return
+    source = source.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.symlink_to(source, target_is_directory=source.is_dir())
-    except OSError:
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            shutil.copy2(source, target)
-
-
-def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recorded settings; data lie where `_restore_input` puts them."""
-    return {**record["settings"], "data": {**record["settings"]["data"], "root": None}}
+    except OSError:  # Windows often allows no links
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, target)
 
 
 def _run(stage: str, folder: Path) -> None:
@@ -174,24 +172,4 @@ def _run(stage: str, folder: Path) -> None:
     command = [sys.executable, "-m", PACKAGE.name, "--config-name", "from_params", f"stage={stage}", "mlflow=off"]
     done = subprocess.run(command, cwd=folder, env=kept | {"PYTHONPATH": str(code)}, check=False)
     if done.returncode != 0:
-        raise InputError(f"{stage} failed when it was run again (exit code {done.returncode}); its words are above")
-
-
-def _folder_in_repository() -> str:
-    """Return where the project lies inside of its repository: empty at the top, or where there is none."""
-    try:
-        return git(project_root(), "rev-parse", "--show-prefix").strip()
-    except GitError:
-        return ""
-
-
-def _apply(patch: str, checkout: Path) -> bool:
-    return _succeeds(checkout, "apply", "--whitespace=nowarn", "-", stdin=patch)
-
-
-def _succeeds(folder: Path, *arguments: str, stdin: str | None = None) -> bool:
-    try:
-        git(folder, *arguments, stdin=stdin)
-    except GitError:
-        return False
-    return True
+        raise InputError(f"{stage} failed when it was run again (exit code {done.returncode}); its output is above")
