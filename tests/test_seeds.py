@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn import model_selection
 
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
-from prostate_seg.data import folds
 from prostate_seg.data.folds import kfold
 from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.training import training
@@ -70,15 +70,16 @@ def test_trainings_of_other_seeds_and_folds_share_no_stream(monkeypatch: pytest.
     assert len({value for found in seeds.values() for value in found}) == 4 * len(grid)
 
 
-def test_val_parts_of_other_seeds_and_folds_are_drawn_independently(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_val_subsets_of_other_seeds_and_folds_are_drawn_independently(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [case_record(f"p{i}_0", gland_volume_ml=20.0 + i) for i in range(12)]
     states = []
 
-    def spread(volumes: dict[str, float], *, num_chosen: int, generator: np.random.Generator) -> set[str]:
-        states.append(generator.bit_generator.state["state"]["state"])
-        return set(sorted(volumes)[:num_chosen])
+    def split(patients: list[str], *, test_size: int, stratify: np.ndarray, random_state: int) -> list[list[str]]:
+        assert len(stratify) == len(patients)
+        states.append(random_state)
+        return [patients[test_size:], patients[:test_size]]
 
-    monkeypatch.setattr(folds, "_spread", spread)
+    monkeypatch.setattr(model_selection, "train_test_split", split)
     for seed in (1, 2, 3):
         kfold(cases, num_folds=3, val_fraction=0.2, seed=seed)
     assert len(set(states)) == 9

@@ -12,12 +12,13 @@ import numpy as np
 class Stream(IntEnum):
     """Purpose of a stream; the numbers decide results and never change."""
 
-    val_part = 0
+    val_subset = 0
     initial_weights = 1
     batch_order = 2
     augmentation = 3
     dropout = 4
     bootstrap = 5
+    test_subset = 6
 
 
 def seed_sequence(stream: Stream, *counters: int, seed: int, fold_index: int = 0) -> np.random.SeedSequence:
@@ -30,6 +31,11 @@ def seed_sequence(stream: Stream, *counters: int, seed: int, fold_index: int = 0
         fold_index: Fold of the stream, if it has one.
     """
     return np.random.SeedSequence([seed, fold_index], spawn_key=(int(stream), *counters))
+
+
+def integer_seed(sequence: np.random.SeedSequence) -> int:
+    """Return an integer for scikit-learn's random_state, 0 to 2**32 - 1."""
+    return int(sequence.generate_state(1)[0])
 
 
 def torch_seed(sequence: np.random.SeedSequence) -> int:

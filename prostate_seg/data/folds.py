@@ -1,10 +1,8 @@
 """Division of the patients into train, val and test. Patients are never split; lists hold case ids, sorted."""
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_json
-from prostate_seg.common.seeds import Stream, seed_sequence
+from prostate_seg.common.seeds import Stream, integer_seed, seed_sequence
 from prostate_seg.data.dataset import CaseRecord
 
 
@@ -33,22 +31,30 @@ class Fold:
 
 
 def kfold(cases: Sequence[CaseRecord], *, num_folds: int, val_fraction: float, seed: int) -> list[Fold]:
-    """Let every patient test once, with a like spread of gland volumes in every fold.
+    """Divide the patients for cross-validation, so that every patient is in the test subset of exactly one fold.
 
-    Patients are ordered by volume, and every run of `num_folds` neighbours is dealt to the folds in random order.
+    Test subsets differ by one patient at most and have similar gland volumes.
 
     Raises:
-        InputError: If there are too few patients for a train, a val and a test part.
+        InputError: If there are too few patients for a train, a val and a test subset.
     """
+    from sklearn.model_selection import StratifiedKFold  # takes a second to import; most stages only read folds
+
     volumes = patient_volumes(cases)
-    _require_patients(
-        volumes, needed=_fewest_patients(num_folds), purpose=f"fold.num_folds={num_folds} with a val part"
-    )
-    # No stream: test parts stay those of earlier versions, so that results of one seed can be compared.
-    dealt = _deal(volumes, num_groups=num_folds, generator=np.random.default_rng(seed))
+    # Two patients must be left outside the largest test subset: one to train and one for val.
+    needed = 4 if num_folds == 2 else num_folds
+    _require_patients(volumes, needed=needed, purpose=f"fold.num_folds={num_folds} with a val subset")
+    # A patient is one sample however many studies it has, so the folds are grouped by patient and equal in patients, which
+    # StratifiedGroupKFold over studies does not promise. The finest strata that still reach every fold balance best.
+    patients = sorted(volumes)
+    strata = _volume_strata([volumes[patient] for patient in patients], num_strata=len(patients) // num_folds)
+    random_state = integer_seed(seed_sequence(Stream.test_subset, seed=seed))
+    splitter = StratifiedKFold(n_splits=num_folds, shuffle=True, random_state=random_state)
     return [
-        _fold(cases, test=set(test), val_fraction=val_fraction, seed=seed, fold_index=index)
-        for index, test in enumerate(dealt)
+        _fold(
+            cases, test={patients[i] for i in test_indices}, val_fraction=val_fraction, seed=seed, fold_index=fold_index
+        )
+        for fold_index, (_, test_indices) in enumerate(splitter.split(patients, strata))
     ]
 
 
@@ -58,7 +64,7 @@ def all_train(cases: Sequence[CaseRecord], *, val_fraction: float, seed: int) ->
     Raises:
         InputError: If there are fewer than two patients.
     """
-    _require_patients(patient_volumes(cases), needed=2, purpose="fold=all with a val part")
+    _require_patients(patient_volumes(cases), needed=2, purpose="fold=all with a val subset")
     return [_fold(cases, test=set(), val_fraction=val_fraction, seed=seed, fold_index=0)]
 
 
@@ -128,43 +134,31 @@ def chosen_folds(folds: Sequence[Fold], *, index: int | None) -> dict[int, Fold]
 
 
 def _fold(cases: Sequence[CaseRecord], *, test: set[str], val_fraction: float, seed: int, fold_index: int) -> Fold:
-    """Choose val by patient out of those that do not test."""
+    """Choose val by patient, stratified by gland volume, from the patients that are not in the test subset."""
+    from sklearn.model_selection import train_test_split
+
     volumes = {patient: volume for patient, volume in patient_volumes(cases).items() if patient not in test}
-    num_val = min(len(volumes) - 1, max(1, round(val_fraction * len(volumes))))
-    generator = np.random.default_rng(seed_sequence(Stream.val_part, seed=seed, fold_index=fold_index))
-    val = _spread(volumes, num_chosen=num_val, generator=generator)
-    train = set(volumes) - val
+    patients = sorted(volumes)
+    num_val = min(len(patients) - 1, max(1, round(val_fraction * len(patients))))
+    num_strata = min(num_val, len(patients) - num_val)  # each stratum has patients in both subsets
+    train, val = train_test_split(
+        patients,
+        test_size=num_val,
+        stratify=_volume_strata([volumes[patient] for patient in patients], num_strata=num_strata),
+        random_state=integer_seed(seed_sequence(Stream.val_subset, seed=seed, fold_index=fold_index)),
+    )
     return Fold(
         **{
-            part: sorted(case.case_id for case in cases if case.patient_id in patients)
-            for part, patients in (("train", train), ("val", val), ("test", test))
+            subset: sorted(case.case_id for case in cases if case.patient_id in members)
+            for subset, members in (("train", set(train)), ("val", set(val)), ("test", test))
         }
     )
 
 
-def _deal(volumes: Mapping[str, float], *, num_groups: int, generator: np.random.Generator) -> list[list[str]]:
-    """Deal patients, ordered by volume, to groups whose sizes differ by one at most."""
-    groups: list[list[str]] = [[] for _ in range(num_groups)]
-    ordered = _by_volume(volumes)
-    for start in range(0, len(ordered), num_groups):
-        neighbours = ordered[start : start + num_groups]
-        for patient, group in zip(neighbours, generator.permutation(num_groups), strict=False):
-            groups[group].append(patient)
-    return groups
-
-
-def _spread(volumes: Mapping[str, float], *, num_chosen: int, generator: np.random.Generator) -> set[str]:
-    """Choose one patient at random out of each of `num_chosen` neighbouring stretches of volume."""
-    return {str(generator.choice(stretch)) for stretch in np.array_split(np.array(_by_volume(volumes)), num_chosen)}
-
-
-def _by_volume(volumes: Mapping[str, float]) -> list[str]:
-    return sorted(volumes, key=lambda patient: (volumes[patient], patient))
-
-
-def _fewest_patients(num_folds: int) -> int:
-    """Return the number of patients that leaves two outside the largest test part, one to train and one for val."""
-    return next(number for number in count(num_folds) if number - math.ceil(number / num_folds) >= 2)
+def _volume_strata(volumes: Sequence[float], *, num_strata: int) -> np.ndarray:
+    """Return the stratum of each volume, int [N]; strata are ranges of volume whose sizes differ by one at most."""
+    ranks = np.argsort(np.argsort(volumes, kind="stable"), kind="stable")
+    return ranks * num_strata // len(volumes)
 
 
 def _require_patients(volumes: Mapping[str, float], *, needed: int, purpose: str) -> None:
