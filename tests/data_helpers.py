@@ -3,8 +3,10 @@
 from prostate_seg.data.dataset import CaseRecord
 
 
-def case_record(case_id: str = "p0_1", *, gland_volume_ml: float = 40.0) -> CaseRecord:
-    """Return a record whose patient is the case id up to the underscore."""
+def case_record(
+    case_id: str, *, gland_volume_ml: float = 40.0, hashes_of: str = "", mask_md5: str | None = None
+) -> CaseRecord:
+    """Return a record whose patient is the case id up to the underscore; cases with equal `hashes_of` have equal files."""
     patient_id, _, study_id = case_id.partition("_")
     return CaseRecord(
         case_id=case_id,
@@ -12,9 +14,9 @@ def case_record(case_id: str = "p0_1", *, gland_volume_ml: float = 40.0) -> Case
         study_id=study_id,
         image=f"images/{case_id}.mha",
         mask=f"masks/{case_id}.nii.gz",
-        image_md5="a",
-        mask_md5="b",
-        voxels_sha1="c",
+        image_md5=f"image {hashes_of}",
+        mask_md5=mask_md5 or f"mask {hashes_of}",
+        voxels_sha1=f"voxels {hashes_of}",
         num_slices=19,
         spacing_z_mm=3.0,
         spacing_y_mm=0.5,

@@ -30,7 +30,7 @@ def test_every_patient_tests_once_and_parts_share_nobody(num_patients: int, num_
     folds = kfold(everyone, num_folds=num_folds, val_fraction=0.2, seed=0)
     assert sorted(case for fold in folds for case in fold.test) == sorted(case.case_id for case in everyone)
     for fold in folds:
-        parts = [patients(part) for part in fold.parts().values()]
+        parts = [patients(part) for part in fold.subsets().values()]
         assert all(parts)
         assert sum(len(part) for part in parts) == num_patients
         assert set.union(*parts) == {case.patient_id for case in everyone}
@@ -46,7 +46,7 @@ def test_gland_volumes_are_spread_more_evenly_than_by_chance() -> None:
     volume = {case.case_id: case.gland_volume_ml for case in everyone}
     folds = kfold(everyone, num_folds=5, val_fraction=0.2, seed=0)
     for part in ("test", "val"):
-        means = [np.mean([volume[case] for case in fold.parts()[part]]) for fold in folds]
+        means = [np.mean([volume[case] for case in fold.subsets()[part]]) for fold in folds]
         assert np.ptp(means) < 8  # a shuffled split of 20 out of 20..119 mL has an SD of 6 and a range of 15
 
 
@@ -90,7 +90,7 @@ def test_imported_file_decides_who_tests(tmp_path: Path) -> None:
 
 def test_imported_file_that_splits_a_patient_is_refused(tmp_path: Path) -> None:
     file = split_file(tmp_path / "s.json", ["p000_0", "p001_0"], ["p000_1", "p002_0", "p003_0"])
-    with pytest.raises(InputError, match="patient overlap: p000 in the test parts of folds 0 and 1"):
+    with pytest.raises(InputError, match="patient overlap: p000 in the test subsets of folds 0 and 1"):
         imported(cases(4, second_studies=1), file=file, val_fraction=0.3, seed=0)
 
 
@@ -105,7 +105,7 @@ def test_imported_file_that_lacks_a_case_or_a_fold_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize("text", ["{", "[]", '{"folds": [{"test": []}]}', '{"folds": 3}'])
 def test_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.json").write_text(text)
-    with pytest.raises(InputError, match="must be JSON of the form"):
+    with pytest.raises(InputError, match="a split file is JSON of one of these forms"):
         imported(cases(4), file=tmp_path / "s.json", val_fraction=0.3, seed=0)
 
 

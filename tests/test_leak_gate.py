@@ -8,7 +8,7 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.folds import Fold
-from prostate_seg.data.leak_gate import Check, Fingerprint, find_leaks, idle_pairs, stop_on_leaks
+from prostate_seg.data.leak_gate import Check, Fingerprint, find_leaks, stop_on_leaks, unused_pairs
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 
 FOLDS = [Fold(train=["a_1", "a_2"], val=["b_1"], test=["c_1"])]
@@ -18,7 +18,7 @@ def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(-127, 128, THUMBNAIL_SHAPE).astype(np.int8)
 
 
-def identities(case_id: str = "", **changes: Any) -> dict[str, Fingerprint]:
+def fingerprints(case_id: str = "", **changes: Any) -> dict[str, Fingerprint]:
     clean = {
         case: Fingerprint(
             patient_id=case[0],
@@ -35,14 +35,14 @@ def identities(case_id: str = "", **changes: Any) -> dict[str, Fingerprint]:
 
 
 def test_clean_folds_pass_with_two_studies_of_a_patient_in_one_part() -> None:
-    verdict = stop_on_leaks(FOLDS, identities=identities())
-    assert verdict.text == "passed"
+    verdict = stop_on_leaks(FOLDS, fingerprints=fingerprints())
+    assert verdict.as_dict()["verdict"] == "passed"
     assert set(verdict.as_dict()["checks"].values()) == {"passed"}
 
 
 def test_copies_within_one_part_are_no_leak() -> None:
-    twins = identities("a_2", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
-    assert find_leaks(FOLDS, identities=twins).leaks == []
+    twins = fingerprints("a_2", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
+    assert find_leaks(FOLDS, fingerprints=twins).leaks == []
 
 
 @pytest.mark.parametrize(
@@ -64,33 +64,33 @@ def test_copies_within_one_part_are_no_leak() -> None:
 )
 def test_each_planted_leak_stops_the_run_and_is_named(case_id: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        stop_on_leaks(FOLDS, identities=identities(case_id, **changes))
+        stop_on_leaks(FOLDS, fingerprints=fingerprints(case_id, **changes))
 
 
 def test_test_case_in_val_is_named_as_that_and_not_as_its_patient() -> None:
     folds = [replace(FOLDS[0], val=["b_1", "c_1"])]
-    (leak,) = find_leaks(folds, identities=identities()).leaks
+    (leak,) = find_leaks(folds, fingerprints=fingerprints()).leaks
     assert str(leak) == "fold 0: case in two parts: c_1 (val) and c_1 (test)"
 
 
-ALIKE = identities("c_1", thumbnail=np.roll(picture(0), 1, axis=2))
+ALIKE = fingerprints("c_1", thumbnail=np.roll(picture(0), 1, axis=2))
 REASON = {frozenset(("a_1", "c_1")): "two patients"}
 
 
 def test_near_identical_images_of_a_named_pair_stop_nothing_and_are_recorded_with_the_reason() -> None:
     with pytest.raises(InputError, match=r"'fold.not_duplicates=\[\"10001_1/10002_1: two patients"):
-        stop_on_leaks(FOLDS, identities=ALIKE)
-    verdict = stop_on_leaks(FOLDS, identities=ALIKE, not_duplicates=REASON)
-    assert verdict.text == "passed (1 pair overruled)"
+        stop_on_leaks(FOLDS, fingerprints=ALIKE)
+    verdict = stop_on_leaks(FOLDS, fingerprints=ALIKE, not_duplicates=REASON)
+    assert verdict.as_dict()["verdict"] == "passed (1 pair overruled)"
     assert verdict.as_dict()["overruled"] == ["a_1 and c_1 (correlation 1.00): two patients"]
     assert verdict.as_dict()["checks"]["near-identical images"] == "passed (1 pair overruled)"
-    assert idle_pairs(REASON, identities=ALIKE, verdict=verdict) == []
+    assert unused_pairs(REASON, fingerprints=ALIKE, verdict=verdict) == []
 
 
 def test_one_named_pair_lets_no_other_pair_pass() -> None:
     other = ALIKE | {"b_1": replace(ALIKE["b_1"], thumbnail=picture(1))}
     with pytest.raises(InputError, match=r"near-identical images \(correlation 1.00\): a_2 \(train\) and b_1 \(val\)"):
-        stop_on_leaks(FOLDS, identities=other, not_duplicates=REASON)
+        stop_on_leaks(FOLDS, fingerprints=other, not_duplicates=REASON)
 
 
 @pytest.mark.parametrize(
@@ -103,21 +103,21 @@ def test_one_named_pair_lets_no_other_pair_pass() -> None:
     ],
 )
 def test_pair_that_shares_more_than_near_identical_images_is_not_overruled(changes: dict[str, Any], check: str) -> None:
-    known = identities("c_1", thumbnail=picture(0), **changes)
+    known = fingerprints("c_1", thumbnail=picture(0), **changes)
     with pytest.raises(InputError, match="a_1"):
-        stop_on_leaks(FOLDS, identities=known, not_duplicates=REASON)
-    verdict = find_leaks(FOLDS, identities=known, not_duplicates=REASON)
+        stop_on_leaks(FOLDS, fingerprints=known, not_duplicates=REASON)
+    verdict = find_leaks(FOLDS, fingerprints=known, not_duplicates=REASON)
     assert verdict.overruled == []
-    (text,) = idle_pairs(REASON, identities=known, verdict=verdict)
+    (text,) = unused_pairs(REASON, fingerprints=known, verdict=verdict)
     assert text.startswith("a_1/c_1: they share more than near-identical images (")
     assert check in text
 
 
 def test_pair_that_overrules_nothing_is_named_with_the_cause() -> None:
-    verdict = find_leaks(FOLDS, identities=identities(), not_duplicates=REASON)
+    verdict = find_leaks(FOLDS, fingerprints=fingerprints(), not_duplicates=REASON)
     pairs = REASON | {frozenset(("a_1", "c_l")): "typing error", frozenset(("a_1",)): "one"}
-    assert verdict.text == "passed"
-    assert idle_pairs(pairs, identities=identities(), verdict=verdict) == [
+    assert verdict.as_dict()["verdict"] == "passed"
+    assert unused_pairs(pairs, fingerprints=fingerprints(), verdict=verdict) == [
         "a_1/c_1: their images are not near-identical; remove the pair",
         "a_1/c_l: c_l is no case of this data set; did you mean c_1?",
         "a_1: a pair is two cases, and this is one",
@@ -125,8 +125,8 @@ def test_pair_that_overrules_nothing_is_named_with_the_cause() -> None:
 
 
 def test_copy_is_named_once_by_the_first_check_that_finds_it() -> None:
-    copy = identities("c_1", patient_id="a", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
-    leaks = find_leaks(FOLDS, identities=copy).leaks
+    copy = fingerprints("c_1", patient_id="a", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
+    leaks = find_leaks(FOLDS, fingerprints=copy).leaks
     assert [(leak.check, leak.first) for leak in leaks] == [
         (Check.patient, "a_1 (train)"),
         (Check.patient, "a_2 (train)"),
@@ -134,23 +134,23 @@ def test_copy_is_named_once_by_the_first_check_that_finds_it() -> None:
 
 
 def test_oracle_crop_that_was_asked_for_is_noted_and_stops_nothing() -> None:
-    verdict = stop_on_leaks(FOLDS, identities=identities("a_1", oracle_crop=True), allowed=[Check.oracle_crop])
-    assert verdict.text == "leaks: oracle crop"
+    verdict = stop_on_leaks(FOLDS, fingerprints=fingerprints("a_1", oracle_crop=True), allowed=[Check.oracle_crop])
+    assert verdict.as_dict()["verdict"] == "leaks: oracle crop"
 
 
 def test_what_is_not_known_is_not_called_passed() -> None:
-    names_alone = {case: Fingerprint(patient_id=case[0]) for case in identities()}
-    checks = find_leaks(FOLDS, identities=names_alone | {"a_1": identities()["a_1"]}).as_dict()["checks"]
+    names_alone = {case: Fingerprint(patient_id=case[0]) for case in fingerprints()}
+    checks = find_leaks(FOLDS, fingerprints=names_alone | {"a_1": fingerprints()["a_1"]}).as_dict()["checks"]
     assert checks["patient overlap"] == "passed"
     assert checks["near-identical images"] == "passed on 1 of 4 cases"
-    assert find_leaks(FOLDS, identities=names_alone).as_dict()["checks"]["identical voxels"] == "not run"
+    assert find_leaks(FOLDS, fingerprints=names_alone).as_dict()["checks"]["identical voxels"] == "not run"
 
 
 def test_case_that_is_no_longer_in_the_data_set_is_named() -> None:
-    known = identities()
+    known = fingerprints()
     del known["b_1"]
     with pytest.raises(InputError, match="kfold.json names 1 cases that dataset.csv does not have: b_1"):
-        stop_on_leaks(FOLDS, identities=known)
+        stop_on_leaks(FOLDS, fingerprints=known)
 
 
 def test_many_leaks_are_counted_and_the_first_shown() -> None:
@@ -158,5 +158,5 @@ def test_many_leaks_are_counted_and_the_first_shown() -> None:
     folds = [Fold(train=everyone[:10], val=everyone[10:20], test=everyone[20:])]
     same = {case: Fingerprint(patient_id="x") for case in everyone}
     with pytest.raises(InputError, match="the folds leak") as caught:
-        stop_on_leaks(folds, identities=same)
+        stop_on_leaks(folds, fingerprints=same)
     assert "and 280 more" in str(caught.value)

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.data.folds import Fold
-from prostate_seg.data.split_files import read_splits
+from prostate_seg.data.folds import Fold, read_splits
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
-"""Division of the patients into train, val and test. Patients are never split; lists hold case ids, sorted."""
+"""Folds: division of the patients into train, val and test subsets, and files that list them.
+
+All studies of a patient are in one subset. Subsets are sorted lists of case ids.
+"""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,15 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_json
 from prostate_seg.common.seeds import Stream, integer_seed, seed_sequence
 from prostate_seg.data.dataset import CaseRecord
+from prostate_seg.imaging.sitk_reader import image_suffix
+
+FORMS = (
+    'JSON of one of these forms: {"folds": [{"train": [...], "val": [...], "test": [...]}, ...]}, the same with val alone '
+    '(PI-CAI), a list of {"train": [...], "val": [...]} (nnU-Net), or {"train": [...], "val": [...], "test": [...]}'
+)
+
+SUBSETS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+"""Subset by the names that split files use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +38,9 @@ class Fold:
     test: list[str]
     """Measured once, at the end; empty for a final model."""
 
-    def parts(self) -> dict[str, list[str]]:
-        """Return the parts by name."""
-        return {"train": self.train, "val": self.val, "test": self.test}
+    def subsets(self) -> dict[str, list[str]]:
+        """Return the subsets by name."""
+        return asdict(self)
 
 
 def kfold(cases: Sequence[CaseRecord], *, num_folds: int, val_fraction: float, seed: int) -> list[Fold]:
@@ -44,58 +57,56 @@ def kfold(cases: Sequence[CaseRecord], *, num_folds: int, val_fraction: float, s
     # Two patients must be left outside the largest test subset: one to train and one for val.
     needed = 4 if num_folds == 2 else num_folds
     _require_patients(volumes, needed=needed, purpose=f"fold.num_folds={num_folds} with a val subset")
-    # A patient is one sample however many studies it has, so the folds are grouped by patient and equal in patients, which
+    # A patient is one sample however many studies it has, so that folds are grouped by patient and equal in patients, which
     # StratifiedGroupKFold over studies does not promise. The finest strata that still reach every fold balance best.
     patients = sorted(volumes)
     strata = _volume_strata([volumes[patient] for patient in patients], num_strata=len(patients) // num_folds)
     random_state = integer_seed(seed_sequence(Stream.test_subset, seed=seed))
     splitter = StratifiedKFold(n_splits=num_folds, shuffle=True, random_state=random_state)
-    return [
-        _fold(
-            cases, test={patients[i] for i in test_indices}, val_fraction=val_fraction, seed=seed, fold_index=fold_index
-        )
-        for fold_index, (_, test_indices) in enumerate(splitter.split(patients, strata))
-    ]
+    tests = [{patients[index] for index in indices} for _, indices in splitter.split(patients, strata)]
+    return _with_val(cases, tests, val_fraction=val_fraction, seed=seed)
 
 
 def all_train(cases: Sequence[CaseRecord], *, val_fraction: float, seed: int) -> list[Fold]:
-    """Return one fold without a test part.
+    """Return one fold without a test subset.
 
     Raises:
         InputError: If there are fewer than two patients.
     """
     _require_patients(patient_volumes(cases), needed=2, purpose="fold=all with a val subset")
-    return [_fold(cases, test=set(), val_fraction=val_fraction, seed=seed, fold_index=0)]
+    return _with_val(cases, [set()], val_fraction=val_fraction, seed=seed)
 
 
 def imported(cases: Sequence[CaseRecord], *, file: Path, val_fraction: float, seed: int) -> list[Fold]:
-    """Take the test part of each fold from a split file: JSON whose `folds[i].val` lists case ids.
+    """Take the test subset of each fold from a split file whose folds list it as `val`, as PI-CAI's do.
 
-    Ids in the file that are not in the data set are passed over.
+    Ids in the file that are not in the data set are ignored.
 
     Raises:
-        InputError: If the file is not of that form, lacks a case of the data set, or leaves a fold without a part.
+        InputError: If the file is not of that form, lacks a case of the data set, or leaves a fold without a subset.
     """
-    listed = _read_split_file(file)
-    known = {case.case_id: case.patient_id for case in cases}
-    absent = sorted(set(known) - {case_id for fold in listed for case_id in fold})
+    listed = [subsets.get("val") for subsets in _read_subsets(file)]
+    patient_of = {case.case_id: case.patient_id for case in cases}
+    absent = sorted(set(patient_of) - {case_id for fold in listed for case_id in fold or []})
+    if None in listed:
+        raise InputError(f"{file}: every fold must list its test cases as val; a split file is {FORMS}")
     if absent:
         raise InputError(
-            f"{file}: {len(absent)} of {len(known)} cases are in no fold: {', '.join(absent[:10])}\n"
+            f"{file}: {len(absent)} of {len(patient_of)} cases are in no fold: {', '.join(absent[:10])}\n"
             "List them under data.exclude, or use fold=kfold."
         )
-    tests = [{known[case_id] for case_id in fold if case_id in known} for fold in listed]
-    _require_disjoint(tests, file=file)
-    empty = [index for index, test in enumerate(tests) if not test]
-    if empty:
-        raise InputError(f"{file}: folds {empty} hold none of the {len(known)} cases; use fold=kfold for so few")
+    tests = [{patient_of[case_id] for case_id in fold or [] if case_id in patient_of} for fold in listed]
+    for (first, one), (second, other) in combinations(enumerate(tests), 2):
+        if shared := sorted(one & other):
+            raise InputError(
+                f"{file}: patient overlap: {', '.join(shared[:10])} in the test subsets of folds {first} and {second}\n"
+                "Keep all studies of a patient in one fold."
+            )
+    if empty := [index for index, test in enumerate(tests) if not test]:
+        raise InputError(f"{file}: folds {empty} hold none of the {len(patient_of)} cases; use fold=kfold for so few")
     for index, test in enumerate(tests):
-        left = {patient: volume for patient, volume in patient_volumes(cases).items() if patient not in test}
-        _require_patients(left, needed=2, purpose=f"train and val of fold {index} of {file}")
-    return [
-        _fold(cases, test=test, val_fraction=val_fraction, seed=seed, fold_index=index)
-        for index, test in enumerate(tests)
-    ]
+        _require_patients(set(patient_of.values()) - test, needed=2, purpose=f"train and val of fold {index} of {file}")
+    return _with_val(cases, tests, val_fraction=val_fraction, seed=seed)
 
 
 def patient_volumes(cases: Sequence[CaseRecord]) -> dict[str, float]:
@@ -106,9 +117,46 @@ def patient_volumes(cases: Sequence[CaseRecord]) -> dict[str, float]:
     return {patient: float(np.mean(values)) for patient, values in volumes.items()}
 
 
+def _with_val(cases: Sequence[CaseRecord], tests: Sequence[set[str]], *, val_fraction: float, seed: int) -> list[Fold]:
+    """Choose val by patient, stratified by gland volume, from the patients that are not in each test subset."""
+    from sklearn.model_selection import train_test_split
+
+    volumes, folds = patient_volumes(cases), []
+    for fold_index, test in enumerate(tests):
+        patients = sorted(set(volumes) - test)
+        num_val = min(len(patients) - 1, max(1, round(val_fraction * len(patients))))
+        num_strata = min(num_val, len(patients) - num_val)  # each stratum has patients in both subsets
+        train, val = train_test_split(
+            patients,
+            test_size=num_val,
+            stratify=_volume_strata([volumes[patient] for patient in patients], num_strata=num_strata),
+            random_state=integer_seed(seed_sequence(Stream.val_subset, seed=seed, fold_index=fold_index)),
+        )
+        train_ids, val_ids, test_ids = (
+            sorted(case.case_id for case in cases if case.patient_id in subset) for subset in (train, val, test)
+        )
+        folds.append(Fold(train=train_ids, val=val_ids, test=test_ids))
+    return folds
+
+
+def _volume_strata(volumes: Sequence[float], *, num_strata: int) -> np.ndarray:
+    """Return the stratum of each volume, int [N]; strata are ranges of volume whose sizes differ by one at most."""
+    ranks = np.argsort(np.argsort(volumes, kind="stable"), kind="stable")
+    return ranks * num_strata // len(volumes)
+
+
+def _require_patients(patients: Collection[str], *, needed: int, purpose: str) -> None:
+    if len(patients) < needed:
+        raise InputError(
+            f"{purpose} needs at least {needed} patients, there are {len(patients)}: {', '.join(sorted(patients)[:10])}\n"
+            "Add patients or lower fold.num_folds. If these are several patients, set data.patient_pattern so that its "
+            "first group tells them apart, such as '(.+)' for one study per patient, and run stage=preprocess again."
+        )
+
+
 def write_folds(path: Path, folds: Sequence[Fold], *, how: Mapping[str, Any]) -> None:
-    """Write kfold.json: the parts of every fold, and how they were made."""
-    write_json(path, {"how": dict(how), "folds": [fold.parts() for fold in folds]})
+    """Write kfold.json: the subsets of every fold, and the settings that they were made with."""
+    write_json(path, {"how": dict(how), "folds": [fold.subsets() for fold in folds]})
 
 
 def read_folds(path: Path) -> list[Fold]:
@@ -119,11 +167,11 @@ def read_folds(path: Path) -> list[Fold]:
     """
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=prepare first")
-    return [Fold(**parts) for parts in read_json(path)["folds"]]
+    return [Fold(**subsets) for subsets in read_json(path)["folds"]]
 
 
 def chosen_folds(folds: Sequence[Fold], *, index: int | None) -> dict[int, Fold]:
-    """Return the folds to work on, by index.
+    """Return the fold of one index, or all, by index.
 
     Raises:
         InputError: If there is no fold of that index.
@@ -133,58 +181,47 @@ def chosen_folds(folds: Sequence[Fold], *, index: int | None) -> dict[int, Fold]
     return {number: fold for number, fold in enumerate(folds) if index is None or number == index}
 
 
-def _fold(cases: Sequence[CaseRecord], *, test: set[str], val_fraction: float, seed: int, fold_index: int) -> Fold:
-    """Choose val by patient, stratified by gland volume, from the patients that are not in the test subset."""
-    from sklearn.model_selection import train_test_split
+def read_splits(path: Path) -> list[Fold]:
+    """Read the folds of kfold.json, PI-CAI's folds, nnU-Net's splits_final.json, or a single split.
 
-    volumes = {patient: volume for patient, volume in patient_volumes(cases).items() if patient not in test}
-    patients = sorted(volumes)
-    num_val = min(len(patients) - 1, max(1, round(val_fraction * len(patients))))
-    num_strata = min(num_val, len(patients) - num_val)  # each stratum has patients in both subsets
-    train, val = train_test_split(
-        patients,
-        test_size=num_val,
-        stratify=_volume_strata([volumes[patient] for patient in patients], num_strata=num_strata),
-        random_state=integer_seed(seed_sequence(Stream.val_subset, seed=seed, fold_index=fold_index)),
-    )
-    return Fold(
-        **{
-            subset: sorted(case.case_id for case in cases if case.patient_id in members)
-            for subset, members in (("train", set(train)), ("val", set(val)), ("test", test))
-        }
-    )
+    Folds that list val alone, as PI-CAI's do, test on it and train on what the other folds test.
+
+    Raises:
+        InputError: If the file cannot be read or has none of the known forms.
+    """
+    folds = _read_subsets(path)
+    if all(set(subsets) == {"val"} for subsets in folds):
+        tests = [subsets["val"] for subsets in folds]
+        folds = [
+            {"train": sorted({case_id for other in tests if other is not test for case_id in other}), "test": test}
+            for test in tests
+        ]
+    return [Fold(**{subset: subsets.get(subset, []) for subset in ("train", "val", "test")}) for subsets in folds]
 
 
-def _volume_strata(volumes: Sequence[float], *, num_strata: int) -> np.ndarray:
-    """Return the stratum of each volume, int [N]; strata are ranges of volume whose sizes differ by one at most."""
-    ranks = np.argsort(np.argsort(volumes, kind="stable"), kind="stable")
-    return ranks * num_strata // len(volumes)
-
-
-def _require_patients(volumes: Mapping[str, float], *, needed: int, purpose: str) -> None:
-    if len(volumes) < needed:
-        raise InputError(
-            f"{purpose} needs at least {needed} patients, there are {len(volumes)}: {', '.join(sorted(volumes)[:10])}\n"
-            "Add patients or lower fold.num_folds. If these are several patients, set data.patient_pattern so that its "
-            "first group tells them apart, such as '(.+)' for one study per patient, and run stage=preprocess again."
-        )
-
-
-def _require_disjoint(tests: Sequence[set[str]], *, file: Path) -> None:
-    for index, test in enumerate(tests):
-        for other in range(index + 1, len(tests)):
-            shared = sorted(test & tests[other])
-            if shared:
-                raise InputError(
-                    f"{file}: patient overlap: {', '.join(shared[:10])} in the test parts of folds {index} and {other}\n"
-                    "Keep all studies of a patient in one fold."
-                )
-
-
-def _read_split_file(file: Path) -> list[list[str]]:
+def _read_subsets(path: Path) -> list[dict[str, list[str]]]:
+    """Return the subsets of each fold in a split file by name, image suffixes dropped from the case ids."""
     try:
-        return [[str(case_id) for case_id in fold["val"]] for fold in read_json(file)["folds"]]
+        content = read_json(path)
     except OSError as error:
-        raise InputError(f"fold.file: {file} cannot be read ({error.strerror}); name an existing JSON file") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{file}: must be JSON of the form {{"folds": [{{"val": ["case", ...]}}, ...]}}') from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); name an existing split file") from error
+    except ValueError as error:  # also a pickle, which is not opened: it could run any code
+        raise InputError(f"{path} is no JSON: a split file is {FORMS}") from error
+    folds = []
+    try:
+        for entry in content if isinstance(content, list) else content.get("folds", [content]):
+            subsets = {SUBSETS[name]: entry[name] for name in entry if name in SUBSETS}
+            if not subsets or any(isinstance(names, str) for names in subsets.values()):
+                raise KeyError("train, val, test")
+            folds.append({subset: [_case_id(str(name)) for name in names] for subset, names in subsets.items()})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: a split file is {FORMS}") from error
+    if not any(case_ids for subsets in folds for case_ids in subsets.values()):
+        raise InputError(f"{path} lists no case; a split file is {FORMS}")
+    return folds
+
+
+def _case_id(name: str) -> str:
+    """Return a file name without folders and image suffix."""
+    name = Path(name).name
+    return name[: len(name) - len(image_suffix(name) or "")]

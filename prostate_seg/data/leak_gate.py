@@ -1,16 +1,16 @@
-"""Stops a run whose parts share what they must not share, and says of every check whether it passed.
+"""Leak gate: refuses folds whose subsets share a patient, a file, or duplicate or near-duplicate images.
 
-A case may be known by its name alone, by its files, or by what preprocessing saw of it; a check for which too little is known
-says so. Nothing here reads files.
+A case may be known by its name alone, by its files, or by its preprocessing; a check without the values that it compares is
+reported as not run. Nothing here reads files.
 """
 
 import difflib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,24 +20,26 @@ from prostate_seg.data.folds import Fold
 from prostate_seg.imaging.fingerprint import near_duplicates
 
 SHOWN_LEAKS = 20
-"""Leaks written out in the error; the rest are counted."""
-
+"""Leaks listed in the error; the rest are counted."""
 
 OVERRULE = (
     "Near-identical images that are no copies: name the pair and the reason in every stage, such as "
     "'fold.not_duplicates=[\"10001_1/10002_1: two patients, says the register\"]'."
 )
-"""The next step for a pair that the thumbnails mistake."""
+"""The next step for a pair of different patients whose thumbnails are near-duplicates."""
+
+NotDuplicates = Mapping[frozenset[str], str]
+"""Pairs of case ids that are no duplicates, each with the reason."""
 
 
 class Check(Enum):
-    """What is looked for, in the order in which a pair is named by one of them."""
+    """The checks, in order of precedence: a pair is reported under the first check that finds it."""
 
     case = "case in two parts"
     patient = "patient overlap"
     image_file = "identical image files"
     voxels = "identical voxels"
-    picture = "near-identical images"
+    near_duplicate = "near-identical images"
     mask_file = "identical mask files"
     intensities = "intensities from outside the study"
     oracle_crop = "oracle crop"
@@ -49,24 +51,39 @@ SHARED = {
     Check.voxels: "voxels_sha1",
     Check.mask_file: "mask_md5",
 }
-"""Checks for a value that no two parts may share."""
+"""Attribute of `Fingerprint` that no two subsets may share, by check."""
+
+NEEDED = SHARED | {
+    Check.near_duplicate: "thumbnail",
+    Check.intensities: "own_intensities",
+    Check.oracle_crop: "oracle_crop",
+}
+"""Attribute of `Fingerprint` without which a check cannot judge a case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fingerprint:
-    """What the leak gate compares of a case; None where it is not known."""
+    """Values of a case that the leak gate compares; None where unknown."""
 
     patient_id: str
     image_md5: str | None = None
     mask_md5: str | None = None
     voxels_sha1: str | None = None
-    """Of the decoded image."""
+    """Hash of the decoded image."""
     thumbnail: np.ndarray | None = None
-    """See `imaging.fingerprint`."""
+    """Thumbnail of `imaging.fingerprint`."""
     oracle_crop: bool | None = None
     """Whether the network's window was placed with the reference."""
     own_intensities: bool | None = None
-    """Whether the preprocessed image can be made again from this study alone."""
+    """Whether preprocessing this study alone reproduces the preprocessed image."""
+
+    def shared_with(self, other: "Fingerprint") -> list[str]:
+        """Return the checks, other than for near-duplicates, that find this pair."""
+        return [
+            check.value
+            for check, attribute in SHARED.items()
+            if getattr(self, attribute) is not None and getattr(self, attribute) == getattr(other, attribute)
+        ]
 
 
 def fingerprints_of(dataset: Mapping[str, CaseRecord], thumbnails: Mapping[str, np.ndarray]) -> dict[str, Fingerprint]:
@@ -86,14 +103,14 @@ def fingerprints_of(dataset: Mapping[str, CaseRecord], thumbnails: Mapping[str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leak:
-    """Two cases in different parts of a fold that share something; or a case, of any fold, that holds what it must not."""
+    """Two cases in different subsets of a fold that share a value, or a single case that fails a check in any fold."""
 
     check: Check
     first: str
     second: str | None = None
     fold_index: int | None = None
     detail: str = ""
-    """What is shared, when it has a name."""
+    """The shared patient id, or the correlation of the thumbnails."""
 
     def __str__(self) -> str:
         where = "" if self.fold_index is None else f"fold {self.fold_index}: "
@@ -103,148 +120,178 @@ class Leak:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overruled:
-    """A pair of near-identical images that a person says are no duplicates."""
+    """A near-duplicate pair that fold.not_duplicates lets pass."""
 
-    first: str
-    second: str
+    pair: tuple[str, str]
     correlation: float
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.first} and {self.second} (correlation {self.correlation:.2f}): {self.reason}"
-
-
-NotDuplicates = Mapping[frozenset[str], str]
-"""The reason, by the case ids of a pair."""
+        return f"{self.pair[0]} and {self.pair[1]} (correlation {self.correlation:.2f}): {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the gate found."""
+    """Result of the leak gate."""
 
     leaks: list[Leak]
     num_cases: int
     num_unknown: Mapping[Check, int]
-    """Cases of which a check knew too little, by check."""
+    """Cases that a check could not judge, by check."""
     overruled: list[Overruled]
-
-    @property
-    def text(self) -> str:
-        """The verdict in a few words: passed, or the checks that found something, and how many pairs were overruled."""
-        found = [check.value for check in Check if self.found(check)]
-        return (f"leaks: {', '.join(found)}" if found else "passed") + self._num_overruled()
 
     def found(self, check: Check) -> list[Leak]:
         """Return the leaks of one check."""
         return [leak for leak in self.leaks if leak.check is check]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the verdict, the outcome of every check and the pairs that were overruled, ready for JSON."""
-        checks = {check.value: self._outcome(check) for check in Check}
-        checks[Check.picture.value] += self._num_overruled()
-        return {"verdict": self.text, "checks": checks, "overruled": [str(pair) for pair in self.overruled]}
-
-    def _num_overruled(self) -> str:
+        """Return the verdict in words, the outcome of every check and the overruled pairs, ready for JSON."""
         num = len(self.overruled)
-        return f" ({num} pair{'s' if num > 1 else ''} overruled)" if num else ""
-
-    def _outcome(self, check: Check) -> str:
-        found = self.found(check)
-        if found:
-            return f"{len(found)} {'pairs' if found[0].second else 'cases'}"
-        num_unknown = self.num_unknown.get(check, 0)
-        if num_unknown == self.num_cases:
-            return "not run"
-        return f"passed on {self.num_cases - num_unknown} of {self.num_cases} cases" if num_unknown else "passed"
+        num_overruled = f" ({num} pair{'s' if num > 1 else ''} overruled)" if num else ""
+        checks = {}
+        for check in Check:
+            leaks, num_unknown = self.found(check), self.num_unknown.get(check, 0)
+            if leaks:
+                checks[check.value] = f"{len(leaks)} {'pairs' if leaks[0].second else 'cases'}"
+            elif num_unknown == self.num_cases:
+                checks[check.value] = "not run"
+            elif num_unknown:
+                checks[check.value] = f"passed on {self.num_cases - num_unknown} of {self.num_cases} cases"
+            else:
+                checks[check.value] = "passed"
+        checks[Check.near_duplicate.value] += num_overruled
+        failed = ", ".join(check.value for check in Check if self.found(check))
+        return {
+            "verdict": (f"leaks: {failed}" if failed else "passed") + num_overruled,
+            "checks": checks,
+            "overruled": [str(one) for one in self.overruled],
+        }
 
 
 def find_leaks(
-    folds: Sequence[Fold], *, identities: Mapping[str, Fingerprint], not_duplicates: NotDuplicates | None = None
+    folds: Sequence[Fold],
+    *,
+    fingerprints: Mapping[str, Fingerprint],
+    not_duplicates: NotDuplicates | None = None,
 ) -> Verdict:
-    """Compare the parts of each fold, and look at each case.
+    """Compare the subsets of each fold, and check each case.
 
     Args:
-        folds: Case ids of the parts.
-        identities: What is known of each case.
-        not_duplicates: Pairs whose near-identical images are no leak. They still leak by what else they share.
+        folds: Case ids of the subsets.
+        fingerprints: Known values of each case.
+        not_duplicates: Near-duplicate pairs that are no leak unless they share another value as well.
 
     Returns:
         The leaks, each pair of a fold under the first check that finds it; none when the folds are clean.
     """
-    listed = sorted({case_id for fold in folds for part in fold.parts().values() for case_id in part})
-    cases = {case_id: identities[case_id] for case_id in listed}
-    thumbnails = {case_id: case.thumbnail for case_id, case in cases.items() if case.thumbnail is not None}
-    alike = near_duplicates(thumbnails)
     reasons = not_duplicates or {}
-    overruled = [
-        Overruled(first=pair[0], second=pair[1], correlation=correlation, reason=reasons[frozenset(pair)])
-        for pair, correlation in alike.items()
-        if frozenset(pair) in reasons and not _shared(*(cases[case_id] for case_id in pair))
-    ]
-    alike = {pair: value for pair, value in alike.items() if pair not in {(one.first, one.second) for one in overruled}}
-    leaks = [leak for index, fold in enumerate(folds) for leak in _leaks_of_fold(fold, index, cases=cases, alike=alike)]
-    for check, is_leak in (
-        (Check.intensities, lambda case: case.own_intensities is False),
-        (Check.oracle_crop, lambda case: case.oracle_crop is True),
-    ):
-        leaks += [Leak(check=check, first=case_id) for case_id, case in cases.items() if is_leak(case)]
-    return Verdict(leaks=leaks, num_cases=len(cases), num_unknown=_num_unknown(cases), overruled=overruled)
+    cases = {case_id: fingerprints[case_id] for case_id in case_ids_of(folds)}
+    thumbnails = {case_id: case.thumbnail for case_id, case in cases.items() if case.thumbnail is not None}
+    near, overruled = {}, []
+    for pair, correlation in near_duplicates(thumbnails).items():
+        reason = reasons.get(frozenset(pair))
+        if reason is None or cases[pair[0]].shared_with(cases[pair[1]]):
+            near[pair] = correlation
+        else:
+            overruled.append(Overruled(pair=pair, correlation=correlation, reason=reason))
+    leaks = []
+    for fold_index, fold in enumerate(folds):
+        leaks += _leaks_of_fold(fold, fold_index, cases=cases, near_duplicates=near)
+    leaks += [Leak(check=Check.intensities, first=name) for name, one in cases.items() if one.own_intensities is False]
+    leaks += [Leak(check=Check.oracle_crop, first=name) for name, one in cases.items() if one.oracle_crop]
+    num_unknown = {
+        check: sum(getattr(case, attribute) is None for case in cases.values()) for check, attribute in NEEDED.items()
+    }
+    return Verdict(leaks=leaks, num_cases=len(cases), num_unknown=num_unknown, overruled=overruled)
 
 
-def idle_pairs(not_duplicates: NotDuplicates, *, identities: Mapping[str, Fingerprint], verdict: Verdict) -> list[str]:
-    """Return, for each pair that overruled nothing, the pair and why, in words."""
-    done = {frozenset((one.first, one.second)) for one in verdict.overruled}
-    return [_why_idle(sorted(pair), identities) for pair in not_duplicates if pair not in done]
+def _leaks_of_fold(
+    fold: Fold,
+    fold_index: int,
+    *,
+    cases: Mapping[str, Fingerprint],
+    near_duplicates: Mapping[tuple[str, str], float],
+) -> list[Leak]:
+    members = [(subset, case_id) for subset, case_ids in fold.subsets().items() for case_id in case_ids]
+    found: dict[tuple[tuple[str, str], tuple[str, str]], Leak] = {}
+
+    def report(check: Check, group: Sequence[tuple[str, str]], detail: str = "") -> None:
+        """Add a leak for each pair of a group that lies in two subsets and has none yet."""
+        for first, second in combinations(group, 2):
+            if first[0] != second[0] and (first, second) not in found:
+                names = [f"{case_id} ({subset})" for subset, case_id in (first, second)]
+                found[first, second] = Leak(
+                    check=check, fold_index=fold_index, first=names[0], second=names[1], detail=detail
+                )
+
+    for check in Check:
+        if check is Check.near_duplicate:
+            for pair, correlation in near_duplicates.items():
+                group = [member for member in members if member[1] in pair]
+                report(check, group, f"correlation {correlation:.2f}")
+        elif check is Check.case or check in SHARED:
+            by_value: dict[str | None, list[tuple[str, str]]] = defaultdict(list)
+            for member in members:
+                value = member[1] if check is Check.case else getattr(cases[member[1]], SHARED[check])
+                by_value[value].append(member)
+            for value, group in by_value.items():
+                if value is not None:
+                    report(check, group, value if check is Check.patient else "")
+    return list(found.values())
 
 
-def _why_idle(pair: Sequence[str], identities: Mapping[str, Fingerprint]) -> str:
-    named = "/".join(pair)
-    unknown = [case_id for case_id in pair if case_id not in identities]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], sorted(identities), n=1)
-        return f"{named}: {unknown[0]} is no case of this data set{f'; did you mean {near[0]}?' if near else ''}"
-    if len(pair) < 2:
-        return f"{named}: a pair is two cases, and this is one"
-    if shared := _shared(*(identities[case_id] for case_id in pair)):
-        return f"{named}: they share more than near-identical images ({', '.join(shared)}), which no setting overrules"
-    return f"{named}: their images are not near-identical; remove the pair"
+def case_ids_of(folds: Sequence[Fold]) -> list[str]:
+    """Return the ids of all cases that some folds list, sorted."""
+    return sorted({case_id for fold in folds for subset in fold.subsets().values() for case_id in subset})
 
 
-def _shared(one: Fingerprint, other: Fingerprint) -> list[str]:
-    """Return the checks for a shared value that name both cases."""
-    return [
-        check.value
-        for check, attribute in SHARED.items()
-        if getattr(one, attribute) is not None and getattr(one, attribute) == getattr(other, attribute)
-    ]
+def unused_pairs(
+    not_duplicates: NotDuplicates, *, fingerprints: Mapping[str, Fingerprint], verdict: Verdict
+) -> list[str]:
+    """Return, for each pair of fold.not_duplicates that overruled nothing, the pair and the cause."""
+    used = {frozenset(one.pair) for one in verdict.overruled}
+    lines = []
+    for pair in (sorted(pair) for pair in not_duplicates if pair not in used):
+        unknown = [case_id for case_id in pair if case_id not in fingerprints]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], sorted(fingerprints), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            cause = f"{unknown[0]} is no case of this data set{hint}"
+        elif len(pair) < 2:
+            cause = "a pair is two cases, and this is one"
+        elif shared := fingerprints[pair[0]].shared_with(fingerprints[pair[1]]):
+            cause = f"they share more than near-identical images ({', '.join(shared)}), which no setting overrules"
+        else:
+            cause = "their images are not near-identical; remove the pair"
+        lines.append(f"{'/'.join(pair)}: {cause}")
+    return lines
 
 
 def stop_on_leaks(
     folds: Sequence[Fold],
     *,
-    identities: Mapping[str, Fingerprint],
+    fingerprints: Mapping[str, Fingerprint],
     allowed: Collection[Check] = (),
     not_duplicates: NotDuplicates | None = None,
 ) -> Verdict:
     """Raise if a fold leaks.
 
     Args:
-        folds: Case ids of the parts.
-        identities: What is known of each case of the data set.
-        allowed: Checks whose finding is noted in the verdict and stops nothing.
-        not_duplicates: See `find_leaks`.
+        folds: Case ids of the subsets.
+        fingerprints: Known values of each case of the data set.
+        allowed: Checks whose leaks are recorded in the verdict without an error.
+        not_duplicates: As in `find_leaks`.
 
     Raises:
-        InputError: If `find_leaks` finds anything else, or a fold names a case that is not in the data set.
+        InputError: If `find_leaks` finds any other leak, or a fold lists a case that is not in the data set.
     """
-    listed = {case_id for fold in folds for part in fold.parts().values() for case_id in part}
-    unknown = sorted(listed - set(identities))
+    unknown = [case_id for case_id in case_ids_of(folds) if case_id not in fingerprints]
     if unknown:
         raise InputError(
             f"kfold.json names {len(unknown)} cases that dataset.csv does not have: {', '.join(unknown[:10])}\n"
             "Run stage=prepare again."
         )
-    verdict = find_leaks(folds, identities=identities, not_duplicates=not_duplicates)
+    verdict = find_leaks(folds, fingerprints=fingerprints, not_duplicates=not_duplicates)
     leaks = [leak for leak in verdict.leaks if leak.check not in allowed]
     if leaks:
         raise InputError(f"the folds leak:\n  {listing(leaks)}\n{next_step(leaks)}")
@@ -252,86 +299,28 @@ def stop_on_leaks(
 
 
 def listing(leaks: Sequence[Leak]) -> str:
-    """Return the first leaks, a line each, and how many more there are."""
+    """Return the first leaks, a line each, and the number of the others."""
     more = [f"and {len(leaks) - SHOWN_LEAKS} more"] if len(leaks) > SHOWN_LEAKS else []
     return "\n  ".join([*(str(leak) for leak in leaks[:SHOWN_LEAKS]), *more])
 
 
 def next_step(leaks: Sequence[Leak]) -> str:
-    """Say what to do about each kind of leak that was found."""
+    """Return the next step for each kind of leak that was found."""
     found = {leak.check for leak in leaks}
-    steps = []
-    if found & {Check.case, Check.patient}:
-        steps.append(
-            "Keep all studies of a patient in one part: stage=prepare does, with data.patient_pattern as it is."
-        )
-    if found & {Check.image_file, Check.voxels, Check.picture, Check.mask_file}:
-        steps.append(
-            "Copies: list one of each pair under data.exclude; if they are one patient, give both one patient id (file names, "
-            "data.patient_pattern); run stage=preprocess and stage=prepare again."
-        )
-    if Check.picture in found:
-        steps.append(OVERRULE)
-    if Check.intensities in found:
-        steps.append("Run stage=preprocess again: it scales each study by its own percentiles.")
-    if Check.oracle_crop in found:
-        steps.append("Use preprocess.crop=center: the reference is not there at inference.")
-    return "\n".join(steps)
-
-
-def _leaks_of_fold(
-    fold: Fold, index: int, *, cases: Mapping[str, Fingerprint], alike: Mapping[tuple[str, str], float]
-) -> list[Leak]:
-    members = [Member(part, case_id) for part, case_ids in fold.parts().items() for case_id in case_ids]
-    found: dict[tuple[Member, Member], Leak] = {}
-    for check in Check:
-        for one, other, detail in _sharing(check, members, cases=cases, alike=alike):
-            if one.part != other.part and (one, other) not in found:
-                leak = Leak(check=check, fold_index=index, first=str(one), second=str(other), detail=detail)
-                found[one, other] = leak
-    return list(found.values())
-
-
-class Member(NamedTuple):
-    """A case in a part of a fold."""
-
-    part: str
-    case_id: str
-
-    def __str__(self) -> str:
-        return f"{self.case_id} ({self.part})"
-
-
-def _sharing(
-    check: Check,
-    members: Sequence[Member],
-    *,
-    cases: Mapping[str, Fingerprint],
-    alike: Mapping[tuple[str, str], float],
-) -> Iterator[tuple[Member, Member, str]]:
-    """Yield the pairs that share what the check looks for, with its name where it has one."""
-    if check is Check.picture:
-        for pair, correlation in alike.items():
-            both = [member for member in members if member.case_id in pair]
-            yield from ((one, other, f"correlation {correlation:.2f}") for one, other in combinations(both, 2))
-        return
-    groups: dict[str | None, list[Member]] = defaultdict(list)
-    for member in members if check is Check.case or check in SHARED else []:
-        shared = member.case_id if check is Check.case else getattr(cases[member.case_id], SHARED[check])
-        groups[shared].append(member)
-    for value, group in groups.items():
-        if value is not None:
-            name = value if check is Check.patient else ""
-            yield from ((one, other, name) for one, other in combinations(group, 2))
-
-
-def _num_unknown(cases: Mapping[str, Fingerprint]) -> dict[Check, int]:
-    """Count the cases of which a check knows too little."""
-    needed = SHARED | {
-        Check.picture: "thumbnail",
-        Check.intensities: "own_intensities",
-        Check.oracle_crop: "oracle_crop",
+    steps = {
+        "Keep all studies of a patient in one part: stage=prepare does, with data.patient_pattern as it is.": (
+            Check.case,
+            Check.patient,
+        ),
+        "Copies: list one of each pair under data.exclude; if they are one patient, give both one patient id (file names, "
+        "data.patient_pattern); run stage=preprocess and stage=prepare again.": (
+            Check.image_file,
+            Check.voxels,
+            Check.near_duplicate,
+            Check.mask_file,
+        ),
+        OVERRULE: (Check.near_duplicate,),
+        "Run stage=preprocess again: it scales each study by its own percentiles.": (Check.intensities,),
+        "Use preprocess.crop=center: the reference is not there at inference.": (Check.oracle_crop,),
     }
-    return {
-        check: sum(getattr(case, attribute) is None for case in cases.values()) for check, attribute in needed.items()
-    }
+    return "\n".join(step for step, checks in steps.items() if found.intersection(checks))

@@ -40,8 +40,8 @@ from prostate_seg.segmentation.networks.storage import load_network, load_recipe
 from prostate_seg.stages.common import (
     checked_dataset,
     checked_folds,
-    identity_of_files,
-    log_overruled,
+    fingerprint_of_files,
+    overruled_lines,
     not_duplicates,
     preprocess_settings,
 )
@@ -69,7 +69,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         summary = summarise_folds(
             results, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
         )
-        summary["leak_gate"] = verdict.as_dict()
+        summary["leak_gate"] = verdict
         table = cases_table(results, oracle_crop=oracle_crop)
         write_csv(folder / "cases.csv", table)
         write_csv(folder / "slices.csv", slices_table(results), float_format="%.6g")
@@ -93,7 +93,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         metrics={f"test/{name}": mean for name, mean in flat_summary(summary)["test"].items()},
         figures=[target / "cases.png", *sorted((target / "overlays").glob("*.png"))],
         tables=[target / "cases.csv", target / "slices.csv", target / "metrics.json"],
-        tags={"leak_gate": verdict.text},
+        tags={"leak_gate": verdict["verdict"]},
     )
 
 
@@ -247,7 +247,7 @@ def hashes_of_unseen(
         InputError: If an external image is a duplicate or near-duplicate of one of the data set.
     """
     known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
-    read = map_cases(identity_of_files, cases, num_workers=cfg.machine.num_workers, label="leak gate")
+    read = map_cases(fingerprint_of_files, cases, num_workers=cfg.machine.num_workers, label="leak gate")
     external = {case.case_id: fingerprint for case, fingerprint in zip(cases, read, strict=True)}
     shared = sorted({one.patient_id for one in known.values()} & {one.patient_id for one in external.values()})
     if shared:
@@ -264,13 +264,14 @@ def hashes_of_unseen(
         for pair, reason in not_duplicates(cfg).items()
         for one, other in permutations(pair, 2)
     }
-    verdict = find_leaks([fold], identities=compared, not_duplicates=pairs)
-    log_overruled(verdict, {}, compared)
+    verdict = find_leaks([fold], fingerprints=compared, not_duplicates=pairs)
+    for line in overruled_lines(verdict, {}, compared):
+        log.warning("%s", line)
     leaks = verdict.leaks
     if leaks:
         raise InputError(
             f"{len({leak.second for leak in leaks})} of {len(cases)} external images are in the data set of the trained folds:"
             f"\n  {listing(leaks)}\nList them under data.exclude."
-            + (f"\n{OVERRULE}" if any(leak.check is Check.picture for leak in leaks) else "")
+            + (f"\n{OVERRULE}" if any(leak.check is Check.near_duplicate for leak in leaks) else "")
         )
     return {case_id: (str(one.image_md5), str(one.mask_md5)) for case_id, one in external.items()}

@@ -79,7 +79,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             **{f"val/best_dice_fold{index}": dice for index, dice in trained.items()},
         },
         tables=[workspace.model / "folds.json"],
-        tags={"leak_gate": verdict.text, "num_processes": str(torchrun.world_size())},
+        tags={"leak_gate": verdict["verdict"], "num_processes": str(torchrun.world_size())},
         objective=mean,
         seconds=seconds,
     )
@@ -89,7 +89,7 @@ def _require_studies(folds: Mapping[int, Fold]) -> None:
     """Refuse folds, as of a file that was edited, that have nothing to fit the weights or to choose the epoch."""
     for index, fold in folds.items():
         for part in ("train", "val"):
-            if not fold.parts()[part]:
+            if not fold.subsets()[part]:
                 raise InputError(f"fold {index}: kfold.json lists no {part} studies\nRun stage=prepare again.")
 
 
