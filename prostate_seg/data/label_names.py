@@ -1,14 +1,13 @@
-"""What a data set calls its labels, and whether these names are the gland: nnU-Net's dataset.json, BIDS' dseg.tsv.
+"""Names of mask labels in nnU-Net's dataset.json and BIDS' dseg.tsv, and whether they name the gland.
 
-Names are English, as both formats are; words that say nothing about anatomy (mask, left, expert) do not count.
+Names are English, as both formats are; words without anatomical meaning (mask, left, expert) are ignored.
 """
 
 import csv
-import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ INSIDE_WORD = (
     r"(sub)?lesions?|tumou?rs?|cancers?|carcinomas?|adenocarcinoma|malignan\w+|pca|cs|cspca|significant|clinically|suspicious|"
     r"index|dominant|isup|gleason|pirads|pi|rads|bph|nodules?|cysts?|calcifications?|urethra\w*|dpu|verumontanum|utricle"
 )
-"""What lies in the gland, and is gland where the gland has a label of its own."""
+"""Structures inside the gland, which belong to it where the gland has a label of its own."""
 
 PLAIN_WORD = (
     r"\w|whole|total|full|all|union|merged|combined|left|right|anterior|posterior|lateral|medial|mid|middle|midgland|apex|"
@@ -34,11 +33,11 @@ PLAIN_WORD = (
     r"foreground|fg|target|object|organ|structure|contour|class|positive|manual|expert|human|reader|ai|auto|gt|ground|truth|"
     r"mri?|t2w?|max"
 )
-"""Words that say nothing about what is marked."""
+"""Words without anatomical meaning."""
 
 
 class _Meaning(IntEnum):
-    """What a name stands for; of several names of a label the largest counts."""
+    """Meaning of a name; of several names of a label the largest counts."""
 
     plain = 0
     inside = 1
@@ -57,30 +56,22 @@ def require_gland_names(root: Path, *, labels: Sequence[int] | None) -> None:
         InputError: If one has, or dataset.json cannot be read.
     """
     for file, names in _label_names(root):
-        meanings = {label: max(map(_meaning, of_label)) for label, of_label in names.items()}
-        taken = [label for label in sorted(meanings) if labels is None or label in labels]
-        wrong = _not_gland(taken, meanings)
-        if wrong:
-            named = ", ".join(f"label {label} is {' and '.join(map(repr, names[label]))}" for label in wrong)
-            right = [label for label in sorted(meanings) if label not in _not_gland(sorted(meanings), meanings)]
-            raise InputError(
-                f"{file}: {named}, and only labels of the prostate, its zones and what lies in them are gland\n"
-                f"{_step(right, labels=labels)}"
-            )
-
-
-def _step(right: Sequence[int], *, labels: Sequence[int] | None) -> str:
-    """Say which labels to name instead of those that were taken."""
-    taken = (
-        "Without data.whole_gland_labels every label above 0 is gland"
-        if labels is None
-        else f"data.whole_gland_labels={_list(labels)} names labels that are not"
-    )
-    if right:
-        return f"{taken}: set data.whole_gland_labels={_list(right)}, or correct the names."
-    return (
-        f"{taken}; no label here is called prostate, gland or one of its zones: correct the names, or use other data."
-    )
+        meanings = {label: max(map(_meaning, of_label)) for label, of_label in sorted(names.items())}
+        wrong = _not_gland([label for label in meanings if labels is None or label in labels], meanings)
+        if not wrong:
+            continue
+        named = ", ".join(f"label {label} is {' and '.join(map(repr, names[label]))}" for label in wrong)
+        right = [label for label in meanings if label not in _not_gland(meanings, meanings)]
+        taken = "Without data.whole_gland_labels every label above 0 is gland"
+        if labels is not None:
+            taken = f"data.whole_gland_labels={_list(labels)} names labels that are not"
+        step = f"{taken}: set data.whole_gland_labels={_list(right)}, or correct the names."
+        if not right:
+            reason = "no label here is called prostate, gland or one of its zones"
+            step = f"{taken}; {reason}: correct the names, or use other data."
+        raise InputError(
+            f"{file}: {named}, and only labels of the prostate, its zones and what lies in them are gland\n{step}"
+        )
 
 
 def _list(labels: Sequence[int]) -> str:
@@ -88,22 +79,19 @@ def _list(labels: Sequence[int]) -> str:
 
 
 def is_gland_name(name: str) -> bool:
-    """Return whether a name says prostate, gland or zone, or nothing about anatomy; a lesion alone is no gland."""
+    """Return whether a name means prostate, gland or zone, or has no anatomical meaning; a lesion alone is no gland."""
     return _meaning(name) in (_Meaning.gland, _Meaning.plain)
 
 
 def _not_gland(taken: Collection[int], meanings: Mapping[int, _Meaning]) -> list[int]:
-    """Return the labels that are something else; a lesion alone is no gland, beside the gland it is a part of it."""
+    """Return the labels that are no gland; a lesion is gland only beside a label of the gland."""
     has_gland = any(meanings[label] in (_Meaning.gland, _Meaning.plain) for label in taken)
-    return [
-        label
-        for label in taken
-        if meanings[label] is _Meaning.other or (meanings[label] is _Meaning.inside and not has_gland)
-    ]
+    wrong = (_Meaning.other,) if has_gland else (_Meaning.other, _Meaning.inside)
+    return [label for label in taken if meanings[label] in wrong]
 
 
 def _meaning(name: str) -> _Meaning:
-    """Return what a name such as PZ, whole_gland or prostate-lesion stands for."""
+    """Return the meaning of a name such as PZ, whole_gland or prostate-lesion."""
     letters = "".join(one for one in unicodedata.normalize("NFKD", name) if not unicodedata.combining(one))
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", letters).lower())
     if not all(re.fullmatch(f"{GLAND_WORD}|{INSIDE_WORD}|{PLAIN_WORD}", word) for word in words):
@@ -115,41 +103,36 @@ def _meaning(name: str) -> _Meaning:
 
 def _label_names(root: Path) -> Iterator[tuple[Path, dict[int, list[str]]]]:
     """Yield the names of the labels above 0, for each file that has some."""
+    tables: list[tuple[Path, list[tuple[int, str]]]] = []
     dataset_json = root / "dataset.json"
     if dataset_json.is_file():
-        yield dataset_json, _by_label(_of_nnunet(dataset_json))
-    for table in sorted((root / "derivatives").rglob("*dseg.tsv")):
-        yield table, _by_label(_of_bids(table))
+        tables.append((dataset_json, _read_nnunet(dataset_json)))
+    for path in sorted((root / "derivatives").rglob("*dseg.tsv")):
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        pairs = [
+            (int(row["index"]), row["name"]) for row in rows if (row.get("index") or "").isdigit() and row.get("name")
+        ]
+        tables.append((path, pairs))
+    for path, pairs in tables:
+        names: dict[int, list[str]] = defaultdict(list)
+        for label, name in pairs:
+            if label > 0:
+                names[label].append(name)
+        yield path, names
 
 
-def _by_label(named: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
-    names: dict[int, list[str]] = defaultdict(list)
-    for label, name in named:
-        if label > 0:
-            names[label].append(name)
-    return dict(names)
-
-
-def _of_nnunet(dataset_json: Path) -> list[tuple[int, str]]:
+def _read_nnunet(dataset_json: Path) -> list[tuple[int, str]]:
     """Return label and name of nnU-Net's first version, {"1": "PZ"}, and of its second, {"PZ": 1, "whole": [1, 2]}."""
+    pairs = []
     try:
         content: Any = read_json(dataset_json)
         table = content.get("labels") if isinstance(content, dict) else None
-        return [
-            pair for key, value in (table if isinstance(table, dict) else {}).items() for pair in _pairs(key, value)
-        ]
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
+        for key, value in (table if isinstance(table, dict) else {}).items():
+            if isinstance(value, str) and not value.strip().isdigit():
+                pairs.append((int(key), value))
+            else:
+                pairs += [(int(label), key) for label in (value if isinstance(value, list) else [value])]
+    except (TypeError, ValueError) as error:
         raise InputError(f"{dataset_json}: the labels cannot be read ({error}); write them as nnU-Net does") from error
-
-
-def _pairs(key: str, value: Any) -> list[tuple[int, str]]:
-    if isinstance(value, str) and not value.strip().isdigit():
-        return [(int(key), value)]
-    return [(int(label), key) for label in (value if isinstance(value, list) else [value])]
-
-
-def _of_bids(table: Path) -> list[tuple[int, str]]:
-    """Return index and name of each row of a BIDS look-up table."""
-    with table.open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    return [(int(row["index"]), row["name"]) for row in rows if (row.get("index") or "").isdigit() and row.get("name")]
+    return pairs

@@ -1,4 +1,4 @@
-"""The ways in which a data folder may be laid out, told apart by their folders: our own, nnU-Net's raw one, and BIDS.
+"""Layouts of a data folder, recognised by its subfolders: our own, nnU-Net's raw one, and BIDS.
 
 own      images/CASE.mha (or a DICOM folder), masks/CASE.nii.gz
 nnU-Net  imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz, dataset.json; of several channels only the T2-weighted one
@@ -7,14 +7,12 @@ BIDS     sub-01[/ses-1]/anat/sub-01[_ses-1]_T2w.nii.gz, derivatives/*/sub-01[/se
 Nothing here opens an image. Names are compared in Unicode NFC: macOS stores an umlaut in two characters, other systems in one.
 """
 
-import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json
@@ -22,10 +20,10 @@ from prostate_seg.data.label_names import is_gland_name
 from prostate_seg.imaging.sitk_reader import image_suffix
 
 COMPANION_SUFFIXES = (".raw", ".zraw", ".dvc", ".md", ".txt")
-"""Files that belong beside images: the voxels of a .mhd, DVC's notes, people's notes."""
+"""Files that belong beside images: the voxels of a .mhd, DVC's files, notes."""
 
-COMPANION_STEMS = ("readme", "license", "licence", "thumbs.db", "desktop.ini")
-"""First words of other files that people and file managers put into a data folder."""
+COMPANION_STEMS = (".", "readme", "license", "licence", "thumbs.db", "desktop.ini")
+"""Beginnings of other file names that are not reported as ignored."""
 
 EXPECTED = (
     "expected are images/ and masks/ with equal names, such as images/10001_1.mha and masks/10001_1.nii.gz, nnU-Net's "
@@ -35,14 +33,14 @@ EXPECTED = (
 MASK_SUFFIXES = ("mask", "dseg", "seg")
 """Last word of a mask's name in BIDS derivatives."""
 
-OF_MASKS_ALONE = ("space", "label", "desc", "res", "den", "atlas", "seg")
-"""Entities in the name of a BIDS mask that the name of its image has not."""
+MASK_ENTITIES = ("space", "label", "desc", "res", "den", "atlas", "seg")
+"""Entities in the name of a BIDS mask that are absent from the name of its image."""
 
 OTHER_SEQUENCE = r"\b(adc|dwi|hbv|b[0-9]+|dce|t1w?|swi|ct|pet)\b"
-"""Names of channels that are not T2-weighted, also where there is one channel; any other name of a single one may be."""
+"""Names of channels that are not T2-weighted; a single channel of any other name is taken as T2-weighted."""
 
 Stems = Mapping[str, Sequence[Path]]
-"""The files or folders of each stem; more than one is an error."""
+"""Files or folders by stem; more than one per stem is an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,50 +49,46 @@ class Unread:
 
     path: Path
     reason: str
-    """Why, and the next step."""
+    """Reason and next step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What lies in a data folder."""
+    """Files of a data folder."""
 
     images: Stems
     masks: Stems
     ignored: Sequence[Path] = ()
-    """Files that are no images, other than those that belong beside images."""
+    """Files that are neither images nor companions of images."""
     unread: Mapping[str, Unread] = field(default_factory=dict)
     """Images of another channel, or without a channel number, by the case that they may belong to; masks of other organs."""
 
 
 def list_files(root: Path, *, masks_required: bool) -> Listing:
-    """Return images and masks by name, whichever way the folder is laid out.
+    """Return images and masks by name, in any of the layouts.
 
     Raises:
-        InputError: If the folder has no layout or two, a folder is missing, there are no images, or it is not clear which of
-            several channels is T2-weighted.
+        InputError: If the folder has no layout or several, a folder is missing, there are no images, or it is not clear which
+            of several channels is T2-weighted.
     """
-    found = [list_all for list_all, is_there in ((_nnunet, _is_nnunet(root)), (_bids, is_bids(root))) if is_there]
-    is_own = any((root / name).is_dir() for name in ("images", "masks"))
-    if len(found) + is_own > 1:
-        named = ["images/ or masks/"] * is_own + ["imagesTr/"] * _is_nnunet(root) + ["sub-*/"] * is_bids(root)
+    layouts = {
+        "images/ or masks/": any((root / name).is_dir() for name in ("images", "masks")),
+        "imagesTr/": (root / "imagesTr").is_dir(),
+        "sub-*/": is_bids(root),
+    }
+    found = [name for name, is_present in layouts.items() if is_present]
+    if len(found) > 1:
         raise InputError(
-            f"{root} must have one layout, has {' and '.join(named)}\nMove all but one of them elsewhere; {EXPECTED}."
+            f"{root} must have one layout, has {' and '.join(found)}\nMove all but one of them elsewhere; {EXPECTED}."
         )
-    return found[0](root, masks_required) if found else _own(root, masks_required)
+    if found == ["imagesTr/"]:
+        return _list_nnunet(root, masks_required)
+    return _list_bids(root, masks_required) if found == ["sub-*/"] else _list_own(root, masks_required)
 
 
 def has_images(root: Path) -> bool:
-    """Return whether a folder looks like a data set at all."""
-    return (root / "images").is_dir() or _is_nnunet(root) or is_bids(root)
-
-
-def nfc(name: str) -> str:
-    """Return a name as other systems than macOS write it."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _is_nnunet(root: Path) -> bool:
-    return (root / "imagesTr").is_dir()
+    """Return whether a folder has the layout of a data set."""
+    return (root / "images").is_dir() or (root / "imagesTr").is_dir() or is_bids(root)
 
 
 def is_bids(root: Path) -> bool:
@@ -102,56 +96,55 @@ def is_bids(root: Path) -> bool:
     return any(True for pattern in ("sub-*/anat", "sub-*/ses-*/anat") for _ in root.glob(pattern))
 
 
-def _own(root: Path, masks_required: bool) -> Listing:
-    folders = [root / "images", root / "masks"]
-    _require_folders(folders[: 2 if masks_required else 1])
-    images, ignored_images = _by_stem(folders[0])
-    masks, ignored_masks = _by_stem(folders[1])
-    return Listing(images=_some(images, folders[0]), masks=masks, ignored=[*ignored_images, *ignored_masks])
+def nfc(name: str) -> str:
+    """Return a name in Unicode NFC."""
+    return unicodedata.normalize("NFC", name)
 
 
-def _nnunet(root: Path, masks_required: bool) -> Listing:
-    """Take the T2-weighted channel of each case; the others are not listed."""
-    _require_folders([root / "labelsTr"] if masks_required else [])
+def _list_own(root: Path, masks_required: bool) -> Listing:
+    _require_folder(root / "images")
+    if masks_required:
+        _require_folder(root / "masks")
+    images, ignored_images = _by_stem(root / "images")
+    masks, ignored_masks = _by_stem(root / "masks")
+    _require_images(images, root / "images")
+    return Listing(images=images, masks=masks, ignored=[*ignored_images, *ignored_masks])
+
+
+def _list_nnunet(root: Path, masks_required: bool) -> Listing:
+    """List the T2-weighted channel of each case."""
+    if masks_required:
+        _require_folder(root / "labelsTr")
+    folder = root / "imagesTr"
+    stems, ignored = _by_stem(folder)
     numbered: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    images, ignored = _by_stem(root / "imagesTr")
     unnumbered = {}
-    for stem, paths in images.items():
+    for stem, paths in stems.items():
         name = re.fullmatch(r"(.+)_([0-9]{4})", stem)
         if name is None:
             unnumbered[stem] = paths[0]
         else:
             numbered[name.group(2)][name.group(1)] += paths
-    if images and not numbered:
+    if stems and not numbered:
         raise InputError(
-            f"{root / 'imagesTr'}: names must end in a channel such as CASE_0000.nii.gz, and none does\n"
+            f"{folder}: names must end in a channel such as CASE_0000.nii.gz, and none does\n"
             "Four-dimensional images of the Medical Segmentation Decathlon are split by stage=fetch data=decathlon."
         )
     channel = t2_channel(root / "dataset.json", sorted(numbered)) if numbered else ""
+    images = numbered[channel]
+    _require_images(images, folder)
+    unread = {}
+    for number, others in sorted(numbered.items()):
+        for stem, paths in others.items():
+            if stem not in images:
+                reason = f"it is channel {number}, and the T2-weighted one is {channel}; add that"
+                unread[stem] = Unread(path=paths[0], reason=reason)
+    for stem, path in unnumbered.items():
+        suffix = path.name[len(path.name) - len(image_suffix(path.name) or "") :]
+        reason = f"its name has no channel number; rename it to {stem}_{channel}{suffix}"
+        unread[stem] = Unread(path=path, reason=reason)
     masks, ignored_masks = _by_stem(root / "labelsTr")
-    return Listing(
-        images=_some(numbered[channel], root / "imagesTr"),
-        masks=masks,
-        ignored=[*ignored, *ignored_masks],
-        unread=_without_channel(numbered, channel) | _without_number(unnumbered, channel),
-    )
-
-
-def _without_number(images: Mapping[str, Path], channel: str) -> dict[str, Unread]:
-    return {
-        stem: Unread(path=path, reason=f"its name has no channel number; rename it to {stem}_{channel}{_suffix(path)}")
-        for stem, path in images.items()
-    }
-
-
-def _without_channel(numbered: Mapping[str, Stems], channel: str) -> dict[str, Unread]:
-    """Return the cases that have other channels than the T2-weighted one alone."""
-    return {
-        stem: Unread(path=paths[0], reason=f"it is channel {number}, and the T2-weighted one is {channel}; add that")
-        for number, images in sorted(numbered.items())
-        for stem, paths in images.items()
-        if stem not in numbered[channel]
-    }
+    return Listing(images=images, masks=masks, ignored=[*ignored, *ignored_masks], unread=unread)
 
 
 def t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
@@ -164,7 +157,14 @@ def t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
     Raises:
         InputError: If it is not clear which of several channels is T2-weighted, or none is.
     """
-    names = _channel_names(dataset_json)
+    names: dict[str, str] = {}
+    try:
+        if dataset_json.is_file():
+            content = read_json(dataset_json)
+            table = content.get("channel_names") or content.get("modality") or {}  # modality: nnU-Net's first version
+            names = {f"{int(number):04d}": str(name) for number, name in table.items()}
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"{dataset_json}: cannot be read ({error}); write it as nnU-Net does") from error
     t2 = [number for number, name in names.items() if re.search("t2", name, re.IGNORECASE)]
     of_others = [number for number in channels if re.search(OTHER_SEQUENCE, names.get(number, ""), re.IGNORECASE)]
     chosen = [number for number in t2 if number in channels] if t2 else channels
@@ -177,78 +177,63 @@ def t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
     )
 
 
-def _channel_names(dataset_json: Path) -> dict[str, str]:
-    """Return the name of each channel; nnU-Net's first version calls the table modality."""
-    if not dataset_json.is_file():
-        return {}
-    try:
-        content: dict[str, Any] = read_json(dataset_json)
-        names = content.get("channel_names") or content.get("modality") or {}
-        return {f"{int(number):04d}": str(name) for number, name in names.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValueError) as error:
-        raise InputError(f"{dataset_json}: cannot be read ({error}); write it as nnU-Net does") from error
-
-
-def _bids(root: Path, masks_required: bool) -> Listing:
-    images, masks, others = defaultdict(list), defaultdict(list), {}
-    for path in _files(root, ("sub-*/anat/*", "sub-*/ses-*/anat/*")):
-        stem = _stem(path)
-        if stem is not None and stem.endswith("_T2w"):
+def _list_bids(root: Path, masks_required: bool) -> Listing:
+    images, masks, unread = defaultdict(list), defaultdict(list), {}
+    for path, stem in _images(root, "sub-*/anat/*", "sub-*/ses-*/anat/*"):
+        if stem.endswith("_T2w"):
             images[stem.removesuffix("_T2w")].append(path)
-    for path in _files(root / "derivatives", ("**/sub-*",)):
-        stem = _stem(path)
-        if stem is None or stem.rpartition("_")[2] not in MASK_SUFFIXES:
-            continue
+    for path, stem in _images(root / "derivatives", "**/sub-*"):
+        *words, last = stem.split("_")
         label = re.search(r"_label-([^_]+)_", stem)
+        if last not in MASK_SUFFIXES:
+            continue
         if label is None or is_gland_name(label.group(1)):
-            masks[_image_name(stem)].append(path)
+            of_image = [word for word in words if word != "T2w" and word.partition("-")[0] not in MASK_ENTITIES]
+            masks["_".join(of_image)].append(path)
         else:
-            others[stem] = Unread(path=path, reason=f"it marks {label.group(1)!r}, which is not the gland")
+            unread[stem] = Unread(path=path, reason=f"it marks {label.group(1)!r}, which is not the gland")
     if masks_required and not masks:
         raise InputError(
             f"{root / 'derivatives'}: has no mask such as derivatives/manual/sub-01/anat/sub-01_mask.nii.gz, named as its "
             f"image but for the last word, one of {', '.join(MASK_SUFFIXES)}"
         )
-    return Listing(images=_some(images, root / "sub-*/anat"), masks=masks, unread=others)
+    _require_images(images, root / "sub-*/anat")
+    return Listing(images=images, masks=masks, unread=unread)
 
 
-def _files(root: Path, patterns: Iterable[str]) -> Iterator[Path]:
-    return (path for path in sorted({path for one in patterns for path in root.glob(one)}) if path.is_file())
+def _images(root: Path, *patterns: str) -> Iterator[tuple[Path, str]]:
+    """Yield the image files that match, and their stems."""
+    for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
+        stem = _stem(path)
+        if path.is_file() and stem is not None:
+            yield path, stem
 
 
-def _image_name(mask_stem: str) -> str:
-    """Return the name that the image of a BIDS mask has, without its _T2w."""
-    words = mask_stem.split("_")[:-1]
-    return "_".join(word for word in words if word != "T2w" and word.partition("-")[0] not in OF_MASKS_ALONE)
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; {EXPECTED}. Set data.root, or run stage=fetch first.")
 
 
-def _require_folders(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}; {EXPECTED}. Set data.root, or run stage=fetch first.")
-
-
-def _some(images: Stems, place: Path) -> Stems:
+def _require_images(images: Stems, folder: Path) -> None:
+    loose = next(folder.glob("*.[Dd][Cc][Mm]"), None)
+    if not images and loose is not None:
+        raise InputError(
+            f"{folder}: a DICOM series must be a folder of its own, such as {folder.name}/10001_1/{loose.name}, and "
+            f"{loose.name} lies in {folder.name}/ itself\nMake a folder for each case and move its files there."
+        )
     if not images:
-        loose = next(place.glob("*.[Dd][Cc][Mm]"), None)
-        if loose is not None:
-            raise InputError(
-                f"{place}: a DICOM series must be a folder of its own, such as {place.name}/10001_1/{loose.name}, and "
-                f"{loose.name} lies in {place.name}/ itself\nMake a folder for each case and move its files there."
-            )
-        raise InputError(f"there is no image in {place}; {EXPECTED}. Set data.root, or run stage=fetch first.")
-    return images
+        raise InputError(f"there is no image in {folder}; {EXPECTED}. Set data.root, or run stage=fetch first.")
 
 
 def _by_stem(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Return the images of a folder by stem, and the files that are none."""
+    """Return the images of a folder by stem, and its other files without the companions of images."""
     stems: dict[str, list[Path]] = defaultdict(list)
     ignored = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        stem = _stem(path)
+        stem, name = _stem(path), path.name.lower()
         if stem is not None:
             stems[stem].append(path)
-        elif not _is_companion(path):
+        elif not name.startswith(COMPANION_STEMS) and not name.endswith(COMPANION_SUFFIXES):
             ignored.append(path)
     return dict(stems), ignored
 
@@ -261,12 +246,3 @@ def _stem(path: Path) -> str | None:
         return nfc(path.name)
     suffix = image_suffix(path.name)
     return nfc(path.name[: -len(suffix)]) if suffix and len(path.name) > len(suffix) else None
-
-
-def _suffix(path: Path) -> str:
-    return path.name[len(path.name) - len(image_suffix(path.name) or "") :]
-
-
-def _is_companion(path: Path) -> bool:
-    name = path.name.lower()
-    return name.startswith((".", *COMPANION_STEMS)) or name.endswith(COMPANION_SUFFIXES)

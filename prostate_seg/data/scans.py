@@ -1,13 +1,13 @@
-"""Finding the studies to segment in a file or folder, and a name for each: its path below the folder, without suffix.
+"""Search for the studies to segment in a file or folder. A study is named by its path below the folder, without suffix.
 
-An image file is one study; so is a folder that holds DICOM files, whatever lies beside them. Of a data set (own, nnU-Net's or
-BIDS layout) only the T2-weighted images are taken; elsewhere names tell masks and other sequences. What is left out is listed
-with the reason. Links are followed, each real file and folder once. Nothing here reads voxels.
+An image file is one study; so is a folder with DICOM files, whatever else it contains. In a data set (own, nnU-Net's or BIDS
+layout) only T2-weighted images are studies; elsewhere masks and other sequences are recognised by name. Everything left out is
+listed with the reason. Links are followed, each real file and folder once. Nothing here reads voxels.
 """
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,12 +21,9 @@ from prostate_seg.data.scan_names import CHANNEL, Kind, kind_of, kind_of_folder,
 from prostate_seg.imaging.sitk_reader import image_suffix
 
 DICOM_SUFFIXES = (".dcm", ".ima")
-"""Usual endings; most scanners and archives give none, and the file itself says what it is."""
+"""Usual suffixes; most scanners and archives write none, and the file is recognised by its content."""
 
 DICOM_MAGIC_AT, DICOM_MAGIC = 128, b"DICM"
-
-MR = "MR"
-"""Modality of magnetic resonance images."""
 
 SUFFIXES = ".mha .mhd .nii .nii.gz .nrrd"
 
@@ -39,10 +36,10 @@ NNUNET_FOLDERS = ("imagesTr", "imagesTs")
 OUTSIDE = "outside the image folders of data sets (images/, imagesTr/, imagesTs/, sub-*/)"
 
 RESULT_FOLDERS = ("masks", "overlays", "dicom_seg", "records")
-"""What a prediction writes into its output folder, beside volumes.csv."""
+"""Folders of a prediction's output."""
 
 MAX_LISTED = 5
-"""Names that a line lists before it states how many more there are."""
+"""Names that a line lists; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,31 +61,32 @@ class Scan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanList:
-    """The studies of an input, and what else lies there."""
+    """The studies of an input, and the other files and folders in it."""
 
     scans: list[Scan]
     """Sorted by name."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """Names of the files and folders that are no input, by reason."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Why a file or folder that may be a study could not be opened, by its path below the input folder."""
+    """Reason that a possible study cannot be opened, by its path below the input folder."""
 
     @property
     def left_out_lines(self) -> list[str]:
         """One line for each reason."""
-        return [
-            f"left out: {len(names)} {reason}: {_listed(sorted(names))}"
-            for reason, names in sorted(self.left_out.items())
-        ]
+        lines = []
+        for reason, names in sorted(self.left_out.items()):
+            more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+            lines.append(f"left out: {len(names)} {reason}: {', '.join(sorted(names)[:MAX_LISTED])}{more}")
+        return lines
 
 
 def find_scans(root: Path, *, pattern: str, output: Path | None = None) -> ScanList:
-    """Return the studies of a file, a folder of images, a DICOM series or a folder of patients with any of these.
+    """Return the studies of a file, a folder of images, a DICOM series, or a folder of patients with any of these.
 
     Args:
         root: File or folder.
-        pattern: What the name of a file, or of the folder of a series, must match; a `root` that is a study itself always does.
-        output: Folder that results are written to; what it holds is no input.
+        pattern: Glob for the names of files and of folders of a series; a `root` that is a study itself always matches.
+        output: Folder that results are written to; its results are no input.
 
     Raises:
         InputError: If there is no study, or two would have one name.
@@ -98,14 +96,29 @@ def find_scans(root: Path, *, pattern: str, output: Path | None = None) -> ScanL
         raise InputError(f"predict.input: there is no file or folder {root}{link}; check the path")
     if root.is_file():
         return ScanList(scans=[_single(root)])
-    _require_no_masks(root.resolve())
-    search = _Search(root=root.resolve(), pattern=pattern, output=None if output is None else output.resolve())
-    found = search.run()
-    _require_unique(found.scans)
+    root = root.resolve()
+    beside = {path.name for path in _entries(root.parent)}
+    is_reference = (root.name == "masks" and "images" in beside) or (
+        root.name.startswith("labelsT") and "imagesTr" in beside
+    )
+    if is_reference or (root.name in RESULT_FOLDERS and _holds_results(root.parent)):
+        what = "reference masks" if is_reference else "results of an earlier prediction"
+        raise InputError(f"predict.input: {root} holds {what}, and images are segmented; give the folder of the images")
+    found = _Search(root=root, pattern=pattern, output=None if output is None else output.resolve()).run()
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for scan in found.scans:
+        by_name[scan.name].append(scan.path)
+    repeated = [(name, paths) for name, paths in by_name.items() if len(paths) > 1]
+    if repeated:
+        listing = "\n".join(f"  {name}: {', '.join(path.name for path in paths)}" for name, paths in repeated)
+        raise InputError(
+            "predict.input: two studies must not have one name, because their masks would have one file\n"
+            f"{listing}\nTake one of each away, or choose with predict.pattern, such as predict.pattern='*.mha'."
+        )
     if not found.scans and not found.unreadable:
         matching = "" if pattern == "*" else f" whose name matches predict.pattern {pattern}"
         raise InputError(
-            f"predict.input: no image file and no DICOM series lies in {search.root}{matching}; expected are {SUFFIXES} "
+            f"predict.input: no image file and no DICOM series lies in {root}{matching}; expected are {SUFFIXES} "
             "files or folders of DICOM files" + "".join(f"\n  {line}" for line in found.left_out_lines)
         )
     return found
@@ -126,20 +139,9 @@ def _single(file: Path) -> Scan:
     )
 
 
-def _require_no_masks(root: Path) -> None:
-    """Refuse the folder of masks of a data set or of an earlier prediction."""
-    beside = {path.name for path in _entries(root.parent)}
-    is_reference = (root.name == "masks" and "images" in beside) or (
-        root.name.startswith("labelsT") and "imagesTr" in beside
-    )
-    if is_reference or (root.name in RESULT_FOLDERS and _holds_results(root.parent)):
-        what = "reference masks" if is_reference else "results of an earlier prediction"
-        raise InputError(f"predict.input: {root} holds {what}, and images are segmented; give the folder of the images")
-
-
 @dataclass(kw_only=True, slots=True)
 class _Search:
-    """One walk through a folder."""
+    """Traversal of one input folder."""
 
     root: Path
     pattern: str
@@ -148,106 +150,83 @@ class _Search:
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     unreadable: dict[str, str] = field(default_factory=dict)
     links: list[Path] = field(default_factory=list)
-    """Links that are followed after all real folders, so that a study is named by its own place."""
-    seen: set[str] = field(default_factory=set)
-    """Real paths of the files and folders that were visited."""
+    """Links are followed after all real folders, so that a study is named by its own path."""
+    visited: set[str] = field(default_factory=set)
+    """Real paths of the visited files and folders."""
 
     def run(self) -> ScanList:
-        """Walk through the folder, and then through what its links lead to."""
-        self.seen.add(os.path.realpath(self.root))
-        self._walk(self.root)
+        """Visit the folder, then the targets of its links."""
+        self.visited.add(os.path.realpath(self.root))
+        self._visit_folder(self.root)
         for link in self.links:  # grows while links are followed
             self._visit(link)
         scans = sorted(self.scans, key=lambda scan: scan.name)
         return ScanList(scans=scans, left_out=dict(self.left_out), unreadable=self.unreadable)
 
-    def _walk(self, folder: Path) -> None:
-        """Visit what lies in a folder; links are put aside."""
+    def _visit(self, path: Path) -> None:
+        mode, real = _mode(path), os.path.realpath(path)
+        if not mode:
+            if image_suffix(path.name) is not None or not path.suffix:
+                why = f"broken link to {path.readlink()}" if path.is_symlink() else "it cannot be opened"
+                self.unreadable[self._place(path)] = f"{why}; restore or remove it"
+            return
+        if real in self.visited or self.root.is_relative_to(real):
+            self._leave_out("links to what is listed already, or back to predict.input", path)
+        elif S_ISDIR(mode):
+            self.visited.add(real)
+            self._visit_folder(path)
+        elif S_ISREG(mode) and image_suffix(path.name) is not None:
+            self.visited.add(real)
+            self.scans.append(Scan(name=self._name(path), path=path))
+
+    def _visit_folder(self, folder: Path) -> None:
         try:
             entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         except OSError as error:
-            self.unreadable[self._place(folder)] = (
-                f"this folder cannot be read ({error.strerror}); check its permissions"
-            )
+            reason = f"this folder cannot be read ({error.strerror}); check its permissions"
+            self.unreadable[self._place(folder)] = reason
             return
         self._take_series(folder, entries)
-        for path in self._inputs(folder, self._with_valid_names(entries)):
+        writable = []
+        for path in entries:
+            try:
+                path.name.encode()
+                writable.append(path)
+            except UnicodeEncodeError:  # it could not be written to a table
+                shown = os.fsencode(self._place(path)).decode("utf-8", "backslashreplace")
+                self.unreadable[shown] = "its name is not in UTF-8; rename it"
+        for path in self._inputs(folder, writable):
             if path.is_symlink():
                 self.links.append(path)
             else:
                 self._visit(path)
 
-    def _visit(self, path: Path) -> None:
-        if not _mode(path):
-            self._note_broken(path)
-        elif not self._is_new(path):
-            self._leave_out("links to what is listed already, or back to predict.input", path)
-        elif S_ISDIR(_mode(path)):
-            self._walk(path)
-        elif S_ISREG(_mode(path)) and image_suffix(path.name) is not None:
-            self.scans.append(Scan(name=self._name(path), path=path))
-
-    def _is_new(self, path: Path) -> bool:
-        """Return whether a file or folder was not visited before; a folder around the input never is."""
-        real = os.path.realpath(path)
-        is_new = real not in self.seen and not self.root.is_relative_to(real)
-        self.seen.add(real)
-        return is_new
-
-    def _note_broken(self, path: Path) -> None:
-        if image_suffix(path.name) is not None or not path.suffix:
-            why = f"broken link to {path.readlink()}" if path.is_symlink() else "it cannot be opened"
-            self.unreadable[self._place(path)] = f"{why}; restore or remove it"
-
-    def _with_valid_names(self, entries: Sequence[Path]) -> Iterator[Path]:
-        """Yield the entries whose names can be written to a table."""
+    def _take_series(self, folder: Path, entries: Sequence[Path]) -> None:
+        """Add the folder itself if it contains DICOM files."""
+        files = []
         for path in entries:
             try:
-                path.name.encode()
-                yield path
-            except UnicodeEncodeError:
-                shown = os.fsencode(self._place(path)).decode("utf-8", "backslashreplace")
-                self.unreadable[shown] = "its name is not in UTF-8; rename it"
-
-    def _take_series(self, folder: Path, entries: Sequence[Path]) -> None:
-        """Add the folder itself if DICOM files lie in it."""
-        files = [path for path in entries if S_ISREG(_mode(path)) and self._is_dicom(path)]
-        if not files:
-            return
+                if S_ISREG(_mode(path)) and _is_dicom(path):
+                    files.append(path)
+            except OSError as error:
+                reason = f"this file cannot be read ({error.strerror}); check its permissions"
+                self.unreadable[self._place(path)] = reason
         is_root = folder == self.root
-        if not is_root and not fnmatch(folder.name, self.pattern):
+        if not files or not (is_root or fnmatch(folder.name, self.pattern)):
             return
         kind = kind_of(folder.name, allowed=words_of(self.pattern))
         modality, description = _modality_and_description(files)
         if kind and not is_root:
             self._leave_out(_reason(kind), folder)
-        elif modality != MR and not is_root:
-            self._leave_out(f"DICOM objects of modality {modality}, not {MR}", folder)
+        elif modality != "MR" and not is_root:
+            self._leave_out(f"DICOM objects of modality {modality}, not MR", folder)
         else:
             self.scans.append(Scan(name=self._name(folder), path=folder, description=description))
 
-    def _is_dicom(self, file: Path) -> bool:
-        try:
-            return _is_dicom(file)
-        except OSError as error:
-            self.unreadable[self._place(file)] = f"this file cannot be read ({error.strerror}); check its permissions"
-            return False
-
-    def _inputs(self, folder: Path, entries: Iterable[Path]) -> Iterator[Path]:
+    def _inputs(self, folder: Path, entries: Sequence[Path]) -> Iterator[Path]:
         """Yield the folders and the image files of a folder that are inputs."""
-        entries = list(entries)
         folders = [path for path in entries if S_ISDIR(_mode(path))]
         files = [path for path in entries if not S_ISDIR(_mode(path))]
-        yield from self._input_folders(folder, folders)
-        self._note_formats(files)
-        if _layout_folders(folder, folders):
-            for path in files:
-                if image_suffix(path.name) is not None:
-                    self._leave_out(OUTSIDE, path)
-            return
-        yield from self._input_files(folder, [path for path in files if fnmatch(path.name, self.pattern)])
-
-    def _input_folders(self, folder: Path, folders: Sequence[Path]) -> Iterator[Path]:
         layout = _layout_folders(folder, folders)
         has_results = _holds_results(folder) or folder == self.output
         for path in folders:
@@ -264,6 +243,14 @@ class _Search:
                 self._leave_out(_reason(kind), path)
             else:
                 yield path
+        for path in files:
+            name = path.name.lower()
+            if image_suffix(name) is not None and layout:
+                self._leave_out(OUTSIDE, path)
+            elif image_suffix(name) is None and name.endswith((*ARCHIVE_SUFFIXES, *OTHER_SUFFIXES)):
+                self._leave_out("archives or files of formats that are not read (unpack or convert them)", path)
+        if not layout:
+            yield from self._input_files(folder, [path for path in files if fnmatch(path.name, self.pattern)])
 
     def _input_files(self, folder: Path, files: Sequence[Path]) -> Iterator[Path]:
         images = [path for path in files if image_suffix(path.name) is not None]
@@ -286,12 +273,6 @@ class _Search:
                 yield path
         yield from (path for path in files if path.is_symlink() and not _mode(path) and not path.suffix)
 
-    def _note_formats(self, files: Sequence[Path]) -> None:
-        for path in files:
-            name = path.name.lower()
-            if image_suffix(name) is None and name.endswith((*ARCHIVE_SUFFIXES, *OTHER_SUFFIXES)):
-                self._leave_out("archives or files of formats that are not read (unpack or convert them)", path)
-
     def _leave_out(self, reason: str, path: Path) -> None:
         self.left_out[reason].append(self._place(path))
 
@@ -299,12 +280,11 @@ class _Search:
         return path.relative_to(self.root).as_posix()
 
     def _name(self, path: Path) -> str:
-        """Return the name of a study."""
         return self.root.name if path == self.root else (path.parent.relative_to(self.root) / _stem(path)).as_posix()
 
 
 def _mode(path: Path) -> int:
-    """Return the mode of what a path leads to; 0 where it leads nowhere, or cannot be followed."""
+    """Return the mode of a path with links followed; 0 if there is no target."""
     try:
         return path.stat().st_mode
     except OSError:
@@ -324,7 +304,7 @@ def _holds_results(folder: Path) -> bool:
 
 
 def _layout_folders(folder: Path, folders: Sequence[Path]) -> set[str]:
-    """Return the names of the folders that hold the images of a data set; empty where a folder has no known layout."""
+    """Return the names of a data set's image folders; empty for a folder of no known layout."""
     names = {path.name for path in folders}
     own = {"images"} if {"images", "masks"} <= names else set()
     subjects = {name for name in names if name.startswith("sub-")} if is_bids(folder) else set()
@@ -332,7 +312,7 @@ def _layout_folders(folder: Path, folders: Sequence[Path]) -> set[str]:
 
 
 def _is_other_bids_image(path: Path) -> bool:
-    """Return whether a file lies in the folder of a BIDS subject, has its name, and is not T2-weighted."""
+    """Return whether a file belongs to a BIDS subject and is not T2-weighted."""
     subjects = {part for part in path.parts[:-1] if part.startswith("sub-")}
     is_of_subject = any(path.name.startswith(f"{subject}_") for subject in subjects)
     return is_of_subject and not _stem(path).endswith("_T2w")
@@ -355,9 +335,9 @@ def _modality_and_description(files: Sequence[Path]) -> tuple[str, str]:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality", "SeriesDescription"])
             modality, description = (str(header.get(name) or "") for name in ("Modality", "SeriesDescription"))
         except (OSError, ValueError, TypeError, AttributeError, KeyError, pydicom.errors.InvalidDicomError):
-            modality = ""  # the reader refuses it in words
-        if modality in ("", MR):
-            return MR, description
+            modality = ""  # reading the series gives the error
+        if modality in ("", "MR"):
+            return "MR", description
     return modality, description
 
 
@@ -368,21 +348,3 @@ def _stem(path: Path) -> str:
 
 def _reason(kind: Kind) -> str:
     return f"{kind.value} by their name (predict.pattern with the same word takes them)"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
-
-
-def _require_unique(scans: Iterable[Scan]) -> None:
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    for scan in scans:
-        by_name[scan.name].append(scan.path)
-    twins = {name: paths for name, paths in by_name.items() if len(paths) > 1}
-    if twins:
-        listing = "\n".join(f"  {name}: {', '.join(path.name for path in paths)}" for name, paths in twins.items())
-        raise InputError(
-            "predict.input: two studies must not have one name, because their masks would have one file\n"
-            f"{listing}\nTake one of each away, or choose with predict.pattern, such as predict.pattern='*.mha'."
-        )
