@@ -1,4 +1,4 @@
-"""From tissues to the image that a scanner would store: thick slices, bias field, Rician noise, gamma and scale."""
+"""Simulated acquisition: thick slices, bias field, Rician noise, gamma, and interpolation to the stored grid."""
 
 import numpy as np
 
@@ -8,55 +8,43 @@ from prostate_seg.phantom.study import Study
 from prostate_seg.phantom.tissues import render_slice
 
 ACQUIRED_PIXEL_MM = 0.7
-"""Pixels are computed at this size and interpolated to the stored size, as scanners do."""
+"""Pixels are simulated at this size and interpolated to the stored size, as scanners do."""
 
 
 def acquire(patient: Patient, study: Study, *, generator: np.random.Generator, difficulty: float) -> np.ndarray:
-    """Scan the patient: draw the tissues, weight, add noise, interpolate; shape [Z, Y, X], int16."""
-    coarse = _acquired_geometry(study.geometry)
-    signal = np.empty(coarse.shape_vox, dtype=np.float32)
-    for index in range(len(signal)):
-        signal[index] = render_slice(patient, study, coarse=coarse, index=index, difficulty=difficulty)
-    np.maximum(signal, 0, out=signal)
-    signal **= np.float32(study.gamma)
-    signal *= _bias_field(study, coarse)
-    signal = _rician(generator, signal, noise=study.noise)
-    num_pixels = study.geometry.shape_vox[1]
-    image = _interpolate(_interpolate(signal, axis=2, num=num_pixels), axis=1, num=num_pixels)
-    return np.rint(np.clip(image * np.float32(study.scale), 0, np.iinfo(np.int16).max)).astype(np.int16)
-
-
-def _acquired_geometry(stored: Geometry) -> Geometry:
-    """Return the grid with the same outer edges whose pixels are about `ACQUIRED_PIXEL_MM` wide."""
+    """Return the image of a patient, shape [Z, Y, X], int16."""
+    stored = study.geometry
+    # The acquired grid has the same outer edges as the stored one, and pixels of about ACQUIRED_PIXEL_MM.
     extent_mm = stored.shape_vox[1] * stored.spacing_mm[1]
     num_pixels = round(extent_mm / ACQUIRED_PIXEL_MM)
     pixel_mm = extent_mm / num_pixels
     first = (pixel_mm / stored.spacing_mm[1] - 1) / 2
     x, y, z = stored.to_world((0, first, first)).tolist()
-    return Geometry(
+    acquired = Geometry(
         shape_vox=(stored.shape_vox[0], num_pixels, num_pixels),
         spacing_mm=(stored.spacing_mm[0], pixel_mm, pixel_mm),
         origin_mm=(x, y, z),
         direction=stored.direction,
     )
-
-
-def _bias_field(study: Study, coarse: Geometry) -> np.ndarray:
-    """Return the bias field, shape [Z, Y, X], float32."""
-    axes = [np.linspace(-1, 1, size, dtype=np.float32) for size in coarse.shape_vox]
+    signal = np.empty(acquired.shape_vox, dtype=np.float32)
+    for index in range(len(signal)):
+        signal[index] = render_slice(patient, study, acquired=acquired, index=index, difficulty=difficulty)
+    np.maximum(signal, 0, out=signal)
+    signal **= np.float32(study.gamma)
+    # Bias field: the exponential of a quadratic along each axis, from -1 to 1 over the image.
+    axes = [np.linspace(-1, 1, size, dtype=np.float32) for size in acquired.shape_vox]
     terms = [linear * axis + quadratic * axis**2 for axis, linear, quadratic in zip(axes, *study.bias, strict=True)]
-    z, y, x = (np.exp(term) for term in np.meshgrid(*terms, indexing="ij", sparse=True))
-    return z * y * x
-
-
-def _rician(generator: np.random.Generator, signal: np.ndarray, *, noise: float) -> np.ndarray:
-    """Return the magnitude after Gaussian noise in the real and the imaginary channel."""
-    real = signal + noise * generator.standard_normal(signal.shape, dtype=np.float32)
-    return np.hypot(real, noise * generator.standard_normal(signal.shape, dtype=np.float32))
+    bias_z, bias_y, bias_x = (np.exp(term) for term in np.meshgrid(*terms, indexing="ij", sparse=True))
+    signal *= bias_z * bias_y * bias_x
+    # Rician noise: the magnitude after Gaussian noise in the real and in the imaginary channel.
+    real = signal + study.noise * generator.standard_normal(signal.shape, dtype=np.float32)
+    signal = np.hypot(real, study.noise * generator.standard_normal(signal.shape, dtype=np.float32))
+    image = _interpolate(_interpolate(signal, axis=2, num=stored.shape_vox[1]), axis=1, num=stored.shape_vox[1])
+    return np.rint(np.clip(image * np.float32(study.scale), 0, np.iinfo(np.int16).max)).astype(np.int16)
 
 
 def _interpolate(array: np.ndarray, *, axis: int, num: int) -> np.ndarray:
-    """Interpolate one axis to `num` samples over the same extent, with Catmull-Rom's cubic; edges are repeated."""
+    """Interpolate one axis to `num` samples over the same extent by Catmull-Rom's cubic; edges are repeated."""
     size = array.shape[axis]
     position = (np.arange(num) + 0.5) * size / num - 0.5
     base = np.floor(position).astype(int)

@@ -1,4 +1,4 @@
-"""The gland: an egg, sheared, whose volume is known by formula.
+"""Shape of the gland: a sheared egg whose volume follows from a formula.
 
 Positions are gland-centred millimetres along the world axes (x left, y posterior, z superior).
 """
@@ -12,15 +12,13 @@ import numpy as np
 from prostate_seg.phantom.settings import HEIGHT_RATIO_RANGE, LENGTH_RATIO_RANGE, half_width_of
 
 FLATTENING_ENDS = 1.5
-"""x^2 / a^2 beyond which the bend of the flanks stops growing; the gland ends before."""
-
+"""x^2 / a^2 beyond which the bend of the flanks is constant; the gland ends before."""
 
 FLATTENING_PIVOT = 0.25
-"""x^2 / a^2 at which the bend moves nothing."""
-
+"""x^2 / a^2 at which the bend is 0."""
 
 RIPPLE_PER_MM = 0.22
-"""Wave number of the surface's irregularity, a wave length of 29 mm."""
+"""Wave number of the irregular surface: a wavelength of 29 mm."""
 
 
 Vector = tuple[float, float, float]
@@ -36,7 +34,7 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gland:
-    """An egg, sheared. Neither the egg's taper nor a shear changes the volume of the ellipsoid it is made from."""
+    """A sheared egg. Neither its taper nor a shear changes the volume of the ellipsoid that it is made from."""
 
     half_width_mm: float
     """Half axis a along x."""
@@ -45,19 +43,19 @@ class Gland:
     half_length_mm: float
     """Half axis c along z."""
     taper: float
-    """Cross sections have the area of the ellipsoid's times 1 + taper z / c: the base is wider than the apex."""
+    """Cross sections have the ellipsoid's area times 1 + taper z / c: the base is wider than the apex."""
     tilt: float
     """Posterior shift per mm towards the base."""
     skew: float
     """Shift to the left per mm towards the base."""
     flattening: float
-    """The flanks lie this part of b further back, times x^2 / a^2, which flattens the side that faces the rectum."""
+    """Posterior shift of the flanks as a fraction of b, times x^2 / a^2; it flattens the side towards the rectum."""
     ripple_mm: float
-    """Height of the surface's irregularity."""
+    """Amplitude of the irregular surface."""
     ripple_phases: tuple[float, float, float]
-    """Where its waves start, in radians."""
+    """Phases of its waves in radians."""
     central_size: float
-    """Half width of the central gland over that of the whole: larger where hyperplasia has enlarged it."""
+    """Half width of the central gland over that of the whole; larger with hyperplasia."""
 
     @property
     def volume_ml(self) -> float:
@@ -85,7 +83,7 @@ def draw_gland(generator: np.random.Generator, *, volume_ml: float) -> Gland:
 
 
 def _shift_back_mm(gland: Gland, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Return how far the egg's points at (x, z), in mm, move to posterior: a shear, whatever this function is."""
+    """Return the posterior shift of points at (x, z) in mm; a function of x and z alone is a shear."""
     bend = np.minimum((x / gland.half_width_mm) ** 2, FLATTENING_ENDS) - FLATTENING_PIVOT
     wave = np.sin(x * RIPPLE_PER_MM + gland.ripple_phases[0]) * np.sin(z * RIPPLE_PER_MM + gland.ripple_phases[1])
     return gland.tilt * z + gland.flattening * gland.half_height_mm * bend + gland.ripple_mm * wave
@@ -115,12 +113,12 @@ def surface_mm(gland: Gland) -> np.ndarray:
 
 
 def in_central_gland(gland: Gland, unit: Points) -> np.ndarray:
-    """Return where the central gland is: an inner egg towards the front and the base, and the stroma before it."""
+    """Return the central gland: an inner egg towards the front and the base, and the stroma before it."""
     size = gland.central_size
     inner = (unit.x / size) ** 2 + ((unit.y + 0.9 - size) / size) ** 2 + ((unit.z - 0.12) / 0.85) ** 2 < 1
     return inner | is_stroma(unit)
 
 
 def is_stroma(unit: Points) -> np.ndarray:
-    """Return where the anterior fibromuscular stroma is."""
+    """Return the anterior fibromuscular stroma."""
     return (unit.y < -0.7) & (abs(unit.x) < 0.5) & (unit.z > -0.7)

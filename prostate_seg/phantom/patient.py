@@ -1,4 +1,4 @@
-"""What two studies of one patient share: the gland, its texture, the build of the pelvis."""
+"""Anatomy that the studies of a patient share: the gland, its texture, the pelvis."""
 
 import hashlib
 import math
@@ -11,45 +11,42 @@ from prostate_seg.phantom.gland import Gland, Points, Vector, draw_gland, in_cen
 from prostate_seg.phantom.settings import PhantomSettings
 
 GLAND_TEXTURE_VOX = 72
-"""Edge of the lattice that holds the gland's inside, about 1 mm per voxel."""
-
+"""Edge of the lattice with the signal inside the gland, about 1 mm per voxel."""
 
 GLAND_TEXTURE_REACH = 1.1
 """The lattice covers unit coordinates from minus to plus this value; the surface is at 1."""
 
-
 BODY_TEXTURE_VOX = 80
-"""Edge of the lattice, repeated without seams, that makes the body the patient's own."""
-
+"""Edge of the periodic lattice with the patient's texture."""
 
 FAT, MUSCLE, CORTEX, MARROW, AIR, URINE, FLUID = 0.58, 0.13, 0.04, 0.4, 0.02, 1.0, 0.75
 DETRUSOR, RECTAL_WALL, MUCOSA, SPHINCTER, LOOSE_TISSUE = 0.17, 0.22, 0.45, 0.18, 0.38
 CENTRAL, PERIPHERAL, STROMA, CAPSULE, URETHRA = 0.27, 0.62, 0.15, 0.1, 0.42
-"""T2-weighted signal as a part of the urine's, read off real studies."""
+"""T2-weighted signal relative to urine, measured on real studies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patient:
-    """What two studies of one patient share."""
+    """Anatomy that the studies of a patient share."""
 
     gland: Gland
     gland_signal: np.ndarray
     """Signal inside the gland over unit coordinates, shape [GLAND_TEXTURE_VOX] * 3 (z, y, x)."""
     body_texture: np.ndarray
-    """Grain of the tissues and, read on a coarser scale, how the body bends around the gland. Zero mean, unit variance,
-    periodic, shape [BODY_TEXTURE_VOX] * 3 (z, y, x)."""
+    """Texture of the tissues and, on a coarser scale, deformation of the body: zero mean, unit variance, periodic, shape
+    [BODY_TEXTURE_VOX] * 3 (z, y, x)."""
     hip_shift_mm: float
-    """How much further out the hips are than in the average pelvis."""
+    """Lateral shift of the hips from the average pelvis."""
 
 
 def generator_for(seed: int, name: str) -> np.random.Generator:
-    """Return a generator that depends on both; Python's own hash differs between processes."""
+    """Return a generator seeded by both; Python's own hash differs between processes."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 def draw_patient(generator: np.random.Generator, *, settings: PhantomSettings) -> Patient:
-    """Draw a patient; the generator decides everything that two studies share."""
+    """Sample a patient."""
     gland = draw_gland(generator, volume_ml=generator.uniform(*settings.gland_volume_range_ml))
     return Patient(
         gland=gland,
@@ -67,7 +64,7 @@ def _smooth_noise(generator: np.random.Generator, *, num_vox: int, sigma_vox: fl
 
 
 def _draw_gland_signal(generator: np.random.Generator, gland: Gland, *, difficulty: float) -> np.ndarray:
-    """Draw zones, nodules, lesions and urethra on a lattice over unit coordinates."""
+    """Sample zones, nodules, lesions and urethra on a lattice over unit coordinates."""
     edge = np.linspace(-GLAND_TEXTURE_REACH, GLAND_TEXTURE_REACH, GLAND_TEXTURE_VOX, dtype=np.float32)
     unit = Points(edge[None, None, :], edge[None, :, None], edge[:, None, None])
     grain = _smooth_noise(generator, num_vox=GLAND_TEXTURE_VOX, sigma_vox=1.5)
@@ -81,7 +78,7 @@ def _draw_gland_signal(generator: np.random.Generator, gland: Gland, *, difficul
 
 
 def _draw_central(generator: np.random.Generator, *, unit: Points, grain: np.ndarray) -> np.ndarray:
-    """Draw a mottled central gland: nodules with dark rims, the stroma before them, the urethra in the middle."""
+    """Sample the central gland: nodules with dark rims, the stroma before them, the urethra in the middle."""
     signal = CENTRAL + 0.04 * grain
     for _ in range(generator.integers(8, 18)):
         radius = generator.uniform(0.12, 0.3)
@@ -96,7 +93,7 @@ def _draw_central(generator: np.random.Generator, *, unit: Points, grain: np.nda
 
 
 def _draw_lesions(generator: np.random.Generator, *, unit: Points, signal: np.ndarray) -> np.ndarray:
-    """Darken up to two spots of the peripheral zone."""
+    """Add up to two dark lesions to the peripheral zone."""
     for _ in range(generator.integers(0, 3)):
         angle = generator.uniform(0.1, math.pi - 0.1)
         centre = (0.82 * math.cos(angle), 0.82 * math.sin(angle), generator.uniform(-0.6, 0.5))

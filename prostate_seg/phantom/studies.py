@@ -1,21 +1,18 @@
-"""A drawn pelvis: T2-like studies whose prostate mask and volume are known by formula.
+"""Phantom studies: synthetic T2-weighted images whose prostate mask and volume follow from a formula.
 
-Anatomy is defined in gland-centred millimetres along the world axes (x left, y posterior, z superior); a study samples
-it on a grid of its own. Arrays are [Z, Y, X]. Signal is relative, urine = 1, until a study gives it a scale. Random
-numbers come from (seed, patient id) for anatomy and (seed, case id) for a study. Reading files does not belong here.
+Anatomy is defined in gland-centred millimetres along the world axes (x left, y posterior, z superior); a study samples it on
+its own grid. Arrays are [Z, Y, X]. Signal is relative, urine = 1, until it is scaled by the study. Random numbers come from
+(seed, patient id) for anatomy and (seed, case id) for a study.
 """
 
-import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from prostate_seg.common.files import atomic_folder, write_csv
-from prostate_seg.common.signals import submit_all
+from prostate_seg.common.progress import map_cases, num_cores
 from prostate_seg.data.attributes import FILE_NAME
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import write_volume
@@ -25,10 +22,10 @@ from prostate_seg.phantom.settings import PhantomSettings
 from prostate_seg.phantom.study import draw_study, rasterise
 
 FINE_PIXEL_MM = 0.45
-"""Middle of the pixel spacings; which side a study lies on is its attribute in cases.csv."""
+"""Middle of the pixel spacings, by which cases.csv has two groups of studies."""
 
-MAX_THREADS = 8
-"""Cases made at the same time, at most; each takes about 150 MB meanwhile."""
+MAX_WORKERS = 8
+"""Maximum number of cases at the same time; each takes about 150 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +37,11 @@ class PhantomCase:
     patient_id: str
     """Patient, such as ph001."""
     image: Volume
-    """T2-like signal, int16."""
+    """T2-weighted signal, int16."""
     mask: Volume
     """uint8: 0 outside, `CENTRAL_GLAND` or `PERIPHERAL_ZONE` inside."""
     true_volume_ml: float
-    """Volume of the continuous shape, by formula; not a count of voxels."""
+    """Volume of the continuous shape by formula, not by counting voxels."""
 
 
 def phantom_case_ids(settings: PhantomSettings) -> list[str]:
@@ -58,7 +55,7 @@ def phantom_case_ids(settings: PhantomSettings) -> list[str]:
 
 
 def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> PhantomCase:
-    """Make one study; it depends on the arguments alone, not on what was made before.
+    """Simulate one study; the result depends on the arguments alone.
 
     Args:
         case_id: One of `phantom_case_ids(settings)`.
@@ -73,7 +70,7 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
     """
     case_ids = phantom_case_ids(settings)
     if case_id not in case_ids:
-        raise ValueError(f"case_id must be from {case_ids[0]} to {case_ids[-1]}, is {case_id}")
+        raise ValueError(f"case_id must lie in {case_ids[0]} to {case_ids[-1]}, got {case_id}")
     patient_id = case_id.partition("_")[0]
     patient = draw_patient(generator_for(seed, patient_id), settings=settings)
     generator = generator_for(seed, case_id)
@@ -89,57 +86,38 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
     )
 
 
-def write_phantom(
-    folder: Path, *, settings: PhantomSettings, seed: int, on_progress: Callable[[int, int], None] | None = None
-) -> list[Path]:
+def write_phantom(folder: Path, *, settings: PhantomSettings, seed: int, num_workers: int | None = None) -> list[Path]:
     """Write `images/<case_id>.nii.gz`, `masks/<case_id>.nii.gz`, `phantom.csv` and `cases.csv` below `folder`.
 
-    What was there is replaced when every case is complete; other files in `folder` stay.
+    Earlier images and masks are replaced once every case is complete; other files in `folder` stay.
 
     Args:
-        folder: Where to write; made when missing.
+        folder: Output folder; created if missing.
         settings: Sizes and difficulty.
         seed: Any integer.
-        on_progress: Called with (cases done, cases in all) after each case.
+        num_workers: Cases at the same time; None takes the number of cores.
 
     Returns:
         The image files, sorted.
     """
     case_ids = phantom_case_ids(settings)
+    num_workers = min(num_workers or num_cores(), MAX_WORKERS)
     with atomic_folder(folder / "images") as images, atomic_folder(folder / "masks") as masks:
-        rows = []
-        made = _in_threads(lambda case_id: _write_case(case_id, images, masks, settings=settings, seed=seed), case_ids)
-        with closing(made):  # an interrupt ends the threads before the folders that they write to are removed
-            for row in made:
-                rows.append(row)
-                if on_progress is not None:
-                    on_progress(len(rows), len(case_ids))
-    write_csv(folder / "phantom.csv", pd.DataFrame(rows))
-    cases = [{"case_id": row["case_id"], "pixels": _pixels(row)} for row in rows]
-    write_csv(folder / FILE_NAME, pd.DataFrame(cases))
+        write = partial(_write_case, images=images, masks=masks, settings=settings, seed=seed)
+        table = pd.DataFrame(map_cases(write, case_ids, num_workers=num_workers, label="fetch"))
+    write_csv(folder / "phantom.csv", table)
+    sides = [
+        f"{'below' if float(edge) < FINE_PIXEL_MM else 'from'} {FINE_PIXEL_MM} mm" for edge in table["spacing_y_mm"]
+    ]
+    write_csv(folder / FILE_NAME, pd.DataFrame({"case_id": case_ids, "pixels": sides}))
     return [folder / "images" / f"{case_id}.nii.gz" for case_id in case_ids]
 
 
-def _in_threads(
-    make: Callable[[str], dict[str, str]], case_ids: Sequence[str]
-) -> Generator[dict[str, str], None, None]:
-    """Yield `make` of every case, in order; numpy and gzip leave the other cores to other threads."""
-    executor = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, MAX_THREADS))
-    try:
-        for future in submit_all(executor, make, case_ids):
-            yield future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _write_case(case_id: str, images: Path, masks: Path, *, settings: PhantomSettings, seed: int) -> dict[str, str]:
+def _write_case(case_id: str, *, images: Path, masks: Path, settings: PhantomSettings, seed: int) -> dict[str, str]:
+    """Write image and mask, and return the row of phantom.csv."""
     case = make_phantom_case(case_id, settings=settings, seed=seed)
     write_volume(images / f"{case_id}.nii.gz", case.image)
     write_volume(masks / f"{case_id}.nii.gz", case.mask)
-    return _csv_row(case)
-
-
-def _csv_row(case: PhantomCase) -> dict[str, str]:
     slice_mm, row_mm, column_mm = case.image.geometry.spacing_mm
     return {
         "case_id": case.case_id,
@@ -151,7 +129,3 @@ def _csv_row(case: PhantomCase) -> dict[str, str]:
         "num_slices": str(case.image.geometry.shape_vox[0]),
         "stored_orientation": case.image.stored_orientation,
     }
-
-
-def _pixels(row: Mapping[str, str]) -> str:
-    return f"{'below' if float(row['spacing_y_mm']) < FINE_PIXEL_MM else 'from'} {FINE_PIXEL_MM} mm"

@@ -1,4 +1,4 @@
-"""What differs between two studies of one patient: grid, position, filling, noise; and the mask on that grid."""
+"""Properties of one study: grid, position, filling of bladder and rectum, noise; and the mask on its grid."""
 
 import math
 from collections.abc import Sequence
@@ -14,40 +14,34 @@ from prostate_seg.phantom.settings import IN_PLANE_MARGIN_MM, PhantomSettings
 CENTRAL_GLAND = 1
 """Mask label of the transition zone, central zone and anterior stroma."""
 
-
 PERIPHERAL_ZONE = 2
 """Mask label of the peripheral zone."""
 
-
 SUB_SLICES = 3
-"""A slice is the mean of this many thin ones, so that edges blur through the plane."""
-MAX_OFF_CENTRE_MM = 10.0
-"""The gland's centre lies at most this far from the middle of the image, along each image axis; nearer if it must."""
+"""Thin slices whose mean is one slice, which blurs edges through the plane."""
 
+MAX_OFF_CENTRE_MM = 10.0
+"""Maximum distance of the gland's centre from the middle of the image along each image axis."""
 
 END_MARGIN_SLICES = 2
-"""Slices without gland below the apex and above the base, at least."""
-
+"""Minimum number of slices without gland below the apex and above the base."""
 
 PIXEL_SPACING_RANGE_MM = (0.3, 0.6)
 """In-plane spacing of stored studies, as in PI-CAI."""
 
-
 SLICE_SPACING_RANGE_MM = (3.0, 3.6)
 """Slice spacing, as in PI-CAI."""
 
-
 MAX_TILT_DEGREES = 20.0
-"""Axial-oblique stacks follow the back of the gland; this is the steepest."""
-
+"""Maximum tilt of axial-oblique stacks, which follow the back of the gland."""
 
 STORED_ORIENTATIONS = ("LPS", "LPS", "LPS", "RAS", "LAS")
-"""Axis codes of the files; most are as DICOM has them."""
+"""Axis codes of the files; most are those of DICOM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """What differs between two studies of one patient."""
+    """Properties of one study of a patient."""
 
     geometry: Geometry
     gland_centre_mm: np.ndarray
@@ -59,16 +53,16 @@ class Study:
     bias: np.ndarray
     """Logarithm of the gain at the image borders: the linear and quadratic terms along (z, y, x), shape [2, 3]."""
     coil_gain: float
-    """How much brighter tissue beside the rectum is; 0 without an endorectal coil."""
+    """Relative gain beside the rectum; 0 without an endorectal coil."""
     noise: float
-    """Standard deviation of the noise in both channels, as a part of the urine's signal."""
+    """Standard deviation of the noise in both channels, relative to urine."""
     gamma: float
     scale: float
     """Stored value of urine without bias."""
 
 
 def draw_study(generator: np.random.Generator, gland: Gland, *, settings: PhantomSettings) -> Study:
-    """Draw grid, filling, bias and noise of one study."""
+    """Sample grid, filling, bias and noise of one study."""
     gland_centre_mm = generator.uniform((-15, -40, -60), (15, 20, 60))
     difficulty = settings.difficulty
     return Study(
@@ -89,7 +83,7 @@ def draw_study(generator: np.random.Generator, gland: Gland, *, settings: Phanto
 def _draw_geometry(
     generator: np.random.Generator, gland: Gland, *, gland_centre_mm: np.ndarray, settings: PhantomSettings
 ) -> Geometry:
-    """Draw a grid with the gland inside, off centre in plane and with free slices at both ends."""
+    """Sample a grid that contains the gland, off centre in plane and with free slices at both ends."""
     pixel_mm = round(generator.uniform(*PIXEL_SPACING_RANGE_MM), 3)
     slice_mm = round(generator.uniform(*SLICE_SPACING_RANGE_MM), 1)
     rotation = _draw_rotation(generator)
@@ -100,7 +94,11 @@ def _draw_geometry(
     edges_mm = np.array((pixel_mm, pixel_mm, slice_mm))
     extent_mm = edges_mm * (num_pixels, num_pixels, num_slices)
     margin_mm = np.array((IN_PLANE_MARGIN_MM, IN_PLANE_MARGIN_MM, END_MARGIN_SLICES * slice_mm))
-    middle_mm = _draw_middle(generator, along_axes_mm, free_mm=extent_mm / 2 - margin_mm)
+    # The grid's middle along its own axes (x, y, z) from the gland's centre, such that the gland fits.
+    free_mm = extent_mm / 2 - margin_mm
+    lowest = np.maximum(along_axes_mm.max(axis=0) - free_mm, -MAX_OFF_CENTRE_MM)
+    highest = np.minimum(along_axes_mm.min(axis=0) + free_mm, MAX_OFF_CENTRE_MM)
+    middle_mm = generator.uniform(lowest, highest)
     first_mm = middle_mm - extent_mm / 2 + edges_mm / 2
     x, y, z = (gland_centre_mm + rotation @ first_mm).tolist()
     return Geometry(
@@ -112,7 +110,7 @@ def _draw_geometry(
 
 
 def _draw_rotation(generator: np.random.Generator) -> np.ndarray:
-    """Draw a rotation: one stack in four is straight, the others lean forward and turn a little; shape [3, 3]."""
+    """Sample a rotation, shape [3, 3]: a quarter of the stacks is straight, the others lean forward and turn a little."""
     if generator.random() < 0.25:
         return np.eye(3)
     lean, turn, roll = np.radians(generator.uniform((3, -3, -3), (MAX_TILT_DEGREES, 3, 3)))
@@ -120,16 +118,6 @@ def _draw_rotation(generator: np.random.Generator) -> np.ndarray:
     about_y = np.array([[np.cos(roll), 0, np.sin(roll)], [0, 1, 0], [-np.sin(roll), 0, np.cos(roll)]])
     about_z = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
     return about_z @ about_y @ about_x
-
-
-def _draw_middle(generator: np.random.Generator, gland_mm: np.ndarray, *, free_mm: np.ndarray) -> np.ndarray:
-    """Draw the grid's middle, along its own axes (x, y, z) from the gland's centre, so that the gland fits.
-
-    `gland_mm` holds the gland's surface along the same axes, shape [N, 3]; `free_mm` is half the extent less margins.
-    """
-    lowest = np.maximum(gland_mm.max(axis=0) - free_mm, -MAX_OFF_CENTRE_MM)
-    highest = np.minimum(gland_mm.min(axis=0) + free_mm, MAX_OFF_CENTRE_MM)
-    return generator.uniform(lowest, highest)
 
 
 def grid_points(geometry: Geometry, box: Sequence[slice], *, gland_centre_mm: np.ndarray) -> Points:

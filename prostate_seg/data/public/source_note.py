@@ -1,9 +1,8 @@
-"""What stage=fetch leaves beside public data: SOURCE.json for programs, LICENCE.txt for people, cases.csv for comparisons.
+"""Files that stage=fetch writes beside public data: SOURCE.json, LICENCE.txt and cases.csv.
 
-No time stands in them, so that data fetched twice are the same to every hash.
+They contain no time, so that data fetched twice have equal hashes.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,37 +16,37 @@ from prostate_seg.data.public.public_sets import PublicSet
 
 NOTE = "SOURCE.json"
 MARKSHEET = "marksheet.csv"
-"""PI-CAI's table of studies; names the centre of each."""
+"""PI-CAI's table of studies with their centres."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchedArchive:
-    """One archive that was unpacked in full."""
+    """An archive that was unpacked in full."""
 
     url: str
     checksum: str
     is_published: bool
-    """Whether that checksum was published; otherwise it is that of the first download."""
+    """Whether the checksum was published; otherwise it is that of the first download."""
     revision: str = ""
-    """Commit that GitHub packed."""
+    """Commit of an archive made by GitHub."""
     files: Sequence[str] = ()
-    """What it brought, as paths in the data folder."""
+    """Paths of its files in the data folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceNote:
-    """Where the data of a folder are from."""
+    """Source of the data in a folder."""
 
     source: str
-    """Name that data= has."""
+    """Value of `data=`."""
     archives: Mapping[str, FetchedArchive] = field(default_factory=dict)
 
 
 def read_note(data: Path) -> SourceNote | None:
-    """Return what an earlier fetch wrote.
+    """Return the SOURCE.json of an earlier fetch, if any.
 
     Raises:
-        InputError: If the file is not what this module writes.
+        InputError: If the file was not written by this module.
     """
     path = data / NOTE
     if not path.is_file():
@@ -56,7 +55,7 @@ def read_note(data: Path) -> SourceNote | None:
         content = read_json(path)
         archives = {name: FetchedArchive(**one) for name, one in content["archives"].items()}
         return SourceNote(source=content["source"], archives=archives)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); it is written by stage=fetch only\nMove it away and fetch into a new data.root."
         ) from error
@@ -70,7 +69,7 @@ def write_note(data: Path, note: SourceNote, about: PublicSet) -> None:
 
 
 def describe(about: PublicSet) -> list[str]:
-    """Return title, licence and citations as lines for people."""
+    """Return title, licence and citations as lines of text."""
     return [
         about.title,
         f"page:    {about.page}",
@@ -80,21 +79,16 @@ def describe(about: PublicSet) -> list[str]:
     ]
 
 
-def note_cases(data: Path, case_ids: Collection[str], *, masks_by: str) -> None:
-    """Add a row to cases.csv for each case that has none: who drew its mask and, where that is known, its centre."""
+def add_case_rows(data: Path, case_ids: Collection[str], *, masks_by: str) -> None:
+    """Add a row to cases.csv for each case without one: the author of its mask and, if known, its centre."""
     known = {case_id: dict(row) for case_id, row in read_attributes(data).items()}
-    centres = _centres(data / MARKSHEET)
+    centres = {}
+    if (data / MARKSHEET).is_file():
+        sheet = pd.read_csv(data / MARKSHEET, dtype=str, keep_default_na=False)
+        if {"patient_id", "study_id", "center"} <= set(sheet.columns):
+            centres = dict(zip(sheet["patient_id"] + "_" + sheet["study_id"], sheet["center"], strict=True))
     for case_id in case_ids:
         centre = {"centre": centres.get(case_id, "")} if centres else {}
         known.setdefault(case_id, {REFERENCE_BY: masks_by, **centre})
     table = pd.DataFrame.from_dict(known, orient="index").fillna("").sort_index()
     write_csv(data / FILE_NAME, table.rename_axis("case_id").reset_index())
-
-
-def _centres(marksheet: Path) -> dict[str, str]:
-    if not marksheet.is_file():
-        return {}
-    table = pd.read_csv(marksheet, dtype=str, keep_default_na=False)
-    if not {"patient_id", "study_id", "center"} <= set(table.columns):
-        return {}
-    return dict(zip(table["patient_id"] + "_" + table["study_id"], table["center"], strict=True))
