@@ -8,7 +8,7 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.public.download import (
-    Patience,
+    RetryPolicy,
     checksum_of,
     download,
     gigabytes,
@@ -20,13 +20,13 @@ from tests.project_helpers import until
 from tests.rough_server import RoughServer, rough_server
 
 CONTENT = bytes(range(256)) * 2000
-HASTY = Patience(silence_s=0.3, num_tries=3, first_pause_s=0.01)
+HASTY = RetryPolicy(silence_s=0.3, num_tries=3, first_pause_s=0.01)
 
 
 def fetch(server: RoughServer, target: Path, *, path: str = "/a.zip") -> list[int]:
     """Download and return how many bytes were there each time that it was said."""
     said: list[int] = []
-    download(f"{server.address}{path}", target, on_bytes=lambda have, total: said.append(have), patience=HASTY)
+    download(f"{server.address}{path}", target, on_bytes=lambda have, total: said.append(have), retries=HASTY)
     return said
 
 
@@ -113,13 +113,13 @@ def test_an_unreachable_server_is_named(tmp_path: Path) -> None:
     with rough_server({}) as server:
         address = server.address
     with pytest.raises(InputError, match=f"{address}/a.zip: given up .*: the server cannot be reached\n.*HTTPS_PROXY"):
-        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, patience=HASTY)
+        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, retries=HASTY)
 
 
 def test_a_password_in_an_address_is_not_repeated(tmp_path: Path) -> None:
     with rough_server({}) as server, pytest.raises(InputError) as refused:
         address = server.address.replace("//", "//somebody:secret@")
-        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, patience=HASTY)
+        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, retries=HASTY)
     assert f"{server.address}/a.zip: the server answers 404" in str(refused.value)
     assert "secret" not in str(refused.value)
 

@@ -1,7 +1,7 @@
-"""Downloading one large file: resumed after any stop, tried again where that helps, and in place only when it is complete.
+"""Download of one large file: resumable, with retries, and renamed to its target only when it is complete.
 
-What has arrived lies in NAME.part beside the target; the last byte makes it NAME. Waiting and asking again are urllib3's, by
-way of requests, which also heeds the proxy and certificates of the environment (HTTPS_PROXY, REQUESTS_CA_BUNDLE).
+NAME.part beside the target holds the bytes so far. urllib3 retries busy servers, by way of requests, which also uses the proxy
+and certificates of the environment (HTTPS_PROXY, REQUESTS_CA_BUNDLE).
 """
 
 import hashlib
@@ -23,63 +23,77 @@ from prostate_seg.common.errors import InputError
 
 log = logging.getLogger(__name__)
 
-PASSING_TROUBLE = (408, 425, 429, 500, 502, 503, 504)
-"""Answers after which a server may be well again in a moment."""
+RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+"""Status codes of temporary failures."""
 
 CHUNK_BYTES = 1 << 20
-"""The most that is read, and reported, at a time."""
+"""Maximum number of bytes between two reports of progress."""
 
 MARGIN_BYTES = 200 << 20
-"""Room that a disk must keep: a full one takes logs and the tracking store with it."""
+"""Space that stays free: on a full disk logs and the tracking store fail as well."""
 
 OnBytes = Callable[[int, int | None], None]
-"""Is told how many bytes are there, and of how many; None where the server does not say."""
+"""Called with the downloaded and the total bytes; None if the server does not state the total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long trouble may last."""
+class RetryPolicy:
+    """Limits of retries."""
 
     silence_s: float = 60.0
-    """Seconds without a byte after which a connection is given up."""
+    """Seconds without a byte after which a connection is closed."""
     num_tries: int = 6
-    """Requests in a row that bring nothing new before the download is given up."""
+    """Maximum number of successive requests without a new byte."""
     first_pause_s: float = 2.0
-    """Pause before the second try; each is twice as long as the one before, up to two minutes."""
+    """Pause before the second try; it doubles with each try, up to two minutes."""
 
 
-class _Incomplete(Exception):  # noqa: N818 - the loop's own word for what it mends
-    """The transfer ended early; the text says how."""
+class _IncompleteError(Exception):
+    """The transfer ended early."""
 
 
-def download(url: str, target: Path, *, on_bytes: OnBytes, patience: Patience = Patience()) -> None:
-    """Bring a file here; a part of it that lies there from before is gone on with.
+def download(url: str, target: Path, *, on_bytes: OnBytes, retries: RetryPolicy = RetryPolicy()) -> None:
+    """Download a file, resuming a partial one.
 
     Args:
         url: http or https address.
-        target: File to write; NAME.part beside it holds what has arrived so far.
-        on_bytes: Called with the bytes that are there and the whole size, before the first new byte and after each chunk.
-        patience: When to give up.
+        target: File to write; NAME.part beside it holds the bytes so far.
+        on_bytes: Called with the downloaded and the total bytes, before the first new byte and after each chunk.
+        retries: Limits of retries.
 
     Raises:
-        InputError: If the server refuses, stays silent or keeps breaking off, or the disk is too small. What has arrived stays.
+        InputError: If the server refuses, does not respond or keeps closing the connection, or the disk is too small. The
+            partial file stays.
     """
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    furthest, fruitless = _size_of(part), 0
-    with _session(patience) as session:
+    furthest, num_fruitless = _size_of(part), 0
+    retry = Retry(
+        total=retries.num_tries - 1,
+        backoff_factor=retries.first_pause_s / 2,
+        status_forcelist=RETRY_STATUSES,
+        allowed_methods=["GET"],
+    )
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
+        session.headers["Accept-Encoding"] = "identity"  # a range counts the bytes of the file, not of its compression
         while True:
             try:
-                _append_rest(session, url, part, on_bytes=on_bytes, silence_s=patience.silence_s)
+                _append_rest(session, url, part, on_bytes=on_bytes, silence_s=retries.silence_s)
                 os.replace(part, target)
                 return
-            except (requests.RequestException, HTTPError, _Incomplete) as error:
-                fruitless = 0 if _size_of(part) > furthest else fruitless + 1
+            except (requests.RequestException, HTTPError, _IncompleteError) as error:
+                num_fruitless = 0 if _size_of(part) > furthest else num_fruitless + 1
                 furthest = max(furthest, _size_of(part))
-                if isinstance(error, requests.exceptions.RetryError) or fruitless >= patience.num_tries:
-                    raise InputError(_given_up(url, part, error)) from error
-                log.info("%s: %s; going on at %s", target.name, _in_words(error), gigabytes(_size_of(part)))
-                time.sleep(min(patience.first_pause_s * 2**fruitless, 120))
+                if isinstance(error, requests.exceptions.RetryError) or num_fruitless >= retries.num_tries:
+                    raise InputError(
+                        f"{shown_url(url)}: given up after several tries: {_reason(error)}\n"
+                        f"{gigabytes(_size_of(part))} are here and are kept; the same command goes on from there. Behind a "
+                        "proxy, set HTTPS_PROXY; without a network, see fetch.origin."
+                    ) from error
+                log.info("%s: %s; going on at %s", target.name, _reason(error), gigabytes(_size_of(part)))
+                time.sleep(min(retries.first_pause_s * 2**num_fruitless, 120))
 
 
 def require_checksum(path: Path, checksum: str) -> None:
@@ -118,7 +132,7 @@ def require_space(folder: Path, num_bytes: int, *, purpose: str, setting: str) -
 
 
 def gigabytes(num_bytes: float) -> str:
-    """Return a size in words."""
+    """Return a size with its unit."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
@@ -127,101 +141,61 @@ def shown_url(url: str) -> str:
     return re.sub(r"//[^/@]+@", "//", url)
 
 
-def _session(patience: Patience) -> requests.Session:
-    session = requests.Session()
-    retry = Retry(
-        total=patience.num_tries - 1,
-        backoff_factor=patience.first_pause_s / 2,
-        status_forcelist=PASSING_TROUBLE,
-        allowed_methods=["GET"],
-    )
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retry))
-    session.headers["Accept-Encoding"] = "identity"  # a range counts the bytes of the file, not of its compression
-    return session
-
-
 def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: OnBytes, silence_s: float) -> None:
-    """Ask for what is missing and append it."""
+    """Request the missing bytes and append them."""
     have = _size_of(part)
     headers = {"Range": f"bytes={have}-"} if have else {}
     with session.get(url, headers=headers, stream=True, timeout=(min(silence_s, 30), silence_s)) as reply:
+        content_range = reply.headers.get("Content-Range", "")
         if reply.status_code == requests.codes.requested_range_not_satisfiable:
-            _require_all_there(part, reply)
-            return
+            size = re.match(r"bytes \*/(\d+)", content_range)
+            if not size or int(size.group(1)) != have:
+                part.unlink()
+                raise _IncompleteError("the file at the source is shorter than what is here")
+            return  # nothing follows the last byte
         if not reply.ok:
-            raise InputError(_refused(url, reply, part))
-        have = _place_of(reply, part, have)
-        total = _total(reply, have)
+            kept = f"; the {gigabytes(have)} that are here are kept" if part.is_file() else ""
+            raise InputError(
+                f"{shown_url(url)}: the server answers {reply.status_code} {reply.reason}{kept}\n"
+                "Look at the address in a browser: if the file has moved, download it by hand into a folder and name that "
+                "with fetch.origin=DIR."
+            )
+        first = re.match(r"bytes (\d+)-", content_range)
+        is_partial = reply.status_code == requests.codes.partial_content
+        if not (is_partial and first and int(first.group(1)) == have):
+            part.unlink(missing_ok=True)
+            have = 0
+            if is_partial:
+                raise _IncompleteError("the server sent another part than was asked for")
+        length = reply.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdigit() else None
         if total is not None:
             require_space(part.parent, total - have, purpose=f"downloading {shown_url(url)}", setting="paths.cache")
         on_bytes(have, total)
         with part.open("ab") as stream:
-            while chunk := reply.raw.read1(
-                CHUNK_BYTES, decode_content=False
-            ):  # what has come, without waiting for more
+            # read1 returns the bytes that have arrived, without waiting for a full chunk
+            while chunk := reply.raw.read1(CHUNK_BYTES, decode_content=False):
                 stream.write(chunk)
                 on_bytes(stream.tell(), total)
     if total is not None and _size_of(part) != total:
-        raise _Incomplete(f"{gigabytes(_size_of(part))} of {gigabytes(total)} came")
-
-
-def _place_of(reply: requests.Response, part: Path, have: int) -> int:
-    """Return where the reply's first byte belongs; a server that knows no ranges sends all again."""
-    first = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
-    if reply.status_code == requests.codes.partial_content and first and int(first.group(1)) == have:
-        return have
-    part.unlink(missing_ok=True)
-    if reply.status_code == requests.codes.partial_content:
-        raise _Incomplete("the server sent another part than was asked for")
-    return 0
-
-
-def _require_all_there(part: Path, reply: requests.Response) -> None:
-    """Take the answer that nothing comes after the last byte for what it is, or begin anew."""
-    total = re.match(r"bytes \*/(\d+)", reply.headers.get("Content-Range", ""))
-    if not total or int(total.group(1)) != _size_of(part):
-        part.unlink()
-        raise _Incomplete("the file at the source is shorter than what is here")
-
-
-def _total(reply: requests.Response, have: int) -> int | None:
-    length = reply.headers.get("Content-Length", "")
-    return have + int(length) if length.isdigit() else None
+        raise _IncompleteError(f"{gigabytes(_size_of(part))} of {gigabytes(total)} came")
 
 
 def _size_of(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
 
 
-def _refused(url: str, reply: requests.Response, part: Path) -> str:
-    kept = f"; the {gigabytes(_size_of(part))} that are here are kept" if part.is_file() else ""
-    return (
-        f"{shown_url(url)}: the server answers {reply.status_code} {reply.reason}{kept}\n"
-        "Look at the address in a browser: if the file has moved, download it by hand into a folder and name that with "
-        "fetch.origin=DIR."
-    )
-
-
-def _given_up(url: str, part: Path, error: Exception) -> str:
-    return (
-        f"{shown_url(url)}: given up after several tries: {_in_words(error)}\n"
-        f"{gigabytes(_size_of(part))} are here and are kept; the same command goes on from there. Behind a proxy, set "
-        "HTTPS_PROXY; without a network, see fetch.origin."
-    )
-
-
-def _in_words(error: Exception) -> str:
-    """Say in a few words what went wrong, without urllib3's object names."""
-    if isinstance(error, _Incomplete):
-        return str(error)
+def _reason(error: Exception) -> str:
+    """Return the reason of a failed transfer, without urllib3's object names."""
     text = str(error)
-    status = re.search(r"too many (\d+) error responses", text)
-    known = (
-        (status is not None, f"the server keeps answering {status.group(1) if status else ''}"),
-        (isinstance(error, (requests.Timeout, ReadTimeoutError)) or "timed out" in text, "the server fell silent"),
-        (isinstance(error, HTTPError), "the connection broke off"),
-        (isinstance(error, requests.exceptions.SSLError), "the certificate of the server is not trusted"),
-        (isinstance(error, requests.ConnectionError), "the server cannot be reached"),
-    )
-    return next((words for holds, words in known if holds), text)
+    if isinstance(error, _IncompleteError):
+        return text
+    if status := re.search(r"too many (\d+) error responses", text):
+        return f"the server keeps answering {status.group(1)}"
+    if isinstance(error, (requests.Timeout, ReadTimeoutError)) or "timed out" in text:
+        return "the server fell silent"
+    if isinstance(error, HTTPError):
+        return "the connection broke off"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "the certificate of the server is not trusted"
+    return "the server cannot be reached" if isinstance(error, requests.ConnectionError) else text

@@ -1,6 +1,6 @@
-"""Taking the wanted files out of an archive, each under a name of ours, so that none can land outside the data folder.
+"""Extraction of the wanted files from an archive, under names that cannot leave the data folder.
 
-A file is there only as a whole, so that a stopped unpacking goes on with the files that are missing.
+Each file is written atomically, so that an interrupted extraction continues with the missing files.
 """
 
 import re
@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from prostate_seg.common.archives import is_inside
 from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.files import atomic_path
 from prostate_seg.data.public.download import require_space
 from prostate_seg.imaging.image_io import read_volume, write_volume
 
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
-"""What the readers raise on an archive that is none, or only a part."""
+"""Exceptions of the readers for damaged or incomplete archives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Which members of an archive are kept, and as what."""
+    """Members of an archive that are kept, and their target."""
 
     member: str
     """Regular expression for the end of the path in the archive; its group, if any, is the study's number."""
@@ -35,12 +36,7 @@ class Rule:
     channel: int | None = None
     """Volume of a four-dimensional image that is kept; None keeps the file as it is."""
     with_image_only: bool = False
-    """Whether a file is kept only where images/ has the study."""
-
-    def target_of(self, name: str) -> str | None:
-        """Return where a member goes; None for one that is not wanted."""
-        found = re.search(rf"(?:^|/){self.member}$", name)
-        return None if found is None else self.target.format(*found.groups())
+    """Whether a file is kept only if images/ has the study."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,29 +47,38 @@ class _Member:
 
 
 def unpack(archive: Path, folder: Path, *, rules: Sequence[Rule], on_file: Callable[[int], None]) -> list[str]:
-    """Write the wanted files of a .zip or .tar archive; those that are there already are left alone.
+    """Extract the wanted files of a .zip or .tar archive; existing files are kept.
 
     Args:
         archive: The archive.
         folder: The data folder.
-        rules: What is wanted.
+        rules: The wanted files.
         on_file: Called with the number of wanted files before the first, and with 0 after each.
 
     Returns:
         Paths in the data folder, sorted.
 
     Raises:
-        InputError: If the archive is damaged, has nothing that is wanted, or would write outside of the folder, or the disk is
-            too small.
+        InputError: If the archive is damaged, has no wanted file, or would write outside of the folder, or the disk is too
+            small.
     """
     try:
         with _members(archive) as members:
             for member in members:
-                _require_inside(archive, member.name)
+                if not is_inside(member.name):
+                    raise InputError(
+                        f"{archive}: members must lie inside the archive's folder, and {member.name!r} does not; nothing was "
+                        "unpacked\nThis is not the archive that it claims to be: remove it, and check its source."
+                    )
             wanted = list(_wanted(members, folder, rules))
             if not wanted:
                 raise InputError(f"{archive}: has no file such as {rules[0].member}; its source has changed its layout")
-            missing = [one for one in wanted if not _is_there(folder / one[1], one[0], one[2])]
+            missing = [
+                (member, target, rule)
+                for member, target, rule in wanted
+                if not (folder / target).is_file()
+                or (rule.channel is None and (folder / target).stat().st_size != member.num_bytes)
+            ]
             num_bytes = sum(member.num_bytes for member, _, _ in missing)
             require_space(folder, num_bytes, purpose=f"unpacking {archive.name}", setting="data.root")
             on_file(len(wanted))
@@ -90,33 +95,36 @@ def unpack(archive: Path, folder: Path, *, rules: Sequence[Rule], on_file: Calla
 
 
 def _wanted(members: Sequence[_Member], folder: Path, rules: Sequence[Rule]) -> Iterator[tuple[_Member, str, Rule]]:
+    """Yield the wanted members with their targets."""
     have = {path.name.partition(".")[0] for path in (folder / "images").glob("*")}
     for member in members:
         for rule in rules:
-            target = rule.target_of(member.name)
-            if target is not None and (not rule.with_image_only or Path(target).name.partition(".")[0] in have):
-                yield member, target, rule
-
-
-def _is_there(path: Path, member: _Member, rule: Rule) -> bool:
-    return path.is_file() and (rule.channel is not None or path.stat().st_size == member.num_bytes)
+            found = re.search(rf"(?:^|/){rule.member}$", member.name)
+            if found is not None:
+                target = rule.target.format(*found.groups())
+                if not rule.with_image_only or Path(target).name.partition(".")[0] in have:
+                    yield member, target, rule
 
 
 def _write(member: _Member, target: Path, *, channel: int | None) -> None:
     if channel is None:
-        with atomic_path(target) as temporary, member.open() as source, temporary.open("wb") as stream:
-            shutil.copyfileobj(source, stream, 1 << 20)
+        with atomic_path(target) as temporary:
+            _copy(member, temporary)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as name:
         whole = Path(name) / PurePosixPath(member.name).name
-        with member.open() as source, whole.open("wb") as stream:
-            shutil.copyfileobj(source, stream, 1 << 20)
+        _copy(member, whole)
         try:
             volume = read_volume(whole, channel=channel)
         except VolumeError as error:
             raise InputError(f"{member.name}: {error}") from error
         write_volume(target, volume)
+
+
+def _copy(member: _Member, path: Path) -> None:
+    with member.open() as source, path.open("wb") as stream:
+        shutil.copyfileobj(source, stream, 1 << 20)
 
 
 @contextmanager
@@ -125,9 +133,9 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
     if archive.suffix == ".tar":
         with tarfile.open(archive) as tar:
             yield [
-                _Member(name=info.name, num_bytes=info.size, open=lambda info=info: _stream(tar, info))  # type: ignore[misc]
+                _Member(name=info.name, num_bytes=info.size, open=lambda info=info: tar.extractfile(info))  # type: ignore[misc]
                 for info in tar.getmembers()
-                if info.isfile()
+                if info.isfile()  # extractfile returns a stream for these
             ]
     else:
         with zipfile.ZipFile(archive) as packed:
@@ -136,19 +144,3 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
                 for info in packed.infolist()
                 if not info.is_dir()
             ]
-
-
-def _stream(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    stream = tar.extractfile(info)
-    assert stream is not None  # a regular file has one
-    return stream
-
-
-def _require_inside(archive: Path, name: str) -> None:
-    """Refuse an archive that tries to leave its folder: whoever made it did not make the data set."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        raise InputError(
-            f"{archive}: members must lie inside the archive's folder, and {name!r} does not; nothing was unpacked\n"
-            "This is not the archive that it claims to be: remove it, and look where it came from."
-        )
