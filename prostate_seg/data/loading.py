@@ -1,7 +1,7 @@
-"""Reading a case with all its checks, and what to do with the bad ones."""
+"""Loading of a case with all its checks, and the handling of bad cases."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,26 +25,33 @@ class LoadedCase:
 
 
 def load_case(case: Case, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, CaseQuality]:
-    """Read and check image and mask; a bad case gives None and the reasons, never an exception.
+    """Read and check image and mask; a bad case gives None and the findings, never an exception.
 
     Args:
         case: Files; both image and mask.
         labels: Mask labels that are gland; None takes every label above 0.
     """
-    assert case.mask is not None
-    image, mask, unreadable = read_case(case)
-    checked = check_case(case.case_id, image, mask, labels=labels)
-    quality = replace(checked, findings=[*unreadable, *checked.findings])
+    image, mask, quality = check_files(case, labels=labels)
     if image is None or mask is None or any(finding.is_error for finding in quality.findings):
         return None, quality
     return LoadedCase(image=image, mask=mask), quality
 
 
-def read_case(case: Case) -> tuple[Volume | None, Volume | None, list[Finding]]:
-    """Return image and mask, None where there is none or it cannot be read, and why it cannot."""
-    image, unreadable_image = _read(case.case_id, case.image, read=read_volume)
-    mask, unreadable_mask = _read(case.case_id, case.mask, read=read_mask)
-    return image, mask, [*unreadable_image, *unreadable_mask]
+def check_files(case: Case, *, labels: Sequence[int] | None) -> tuple[Volume | None, Volume | None, CaseQuality]:
+    """Return image and mask, None where absent or unreadable, and all findings on them."""
+    image = mask = None
+    unreadable = []
+    try:
+        image = read_volume(case.image)
+    except VolumeError as error:
+        unreadable.append(bad_case(case.case_id, error.check, f"{case.image.name}: {error}"))
+    try:
+        mask = None if case.mask is None else read_mask(case.mask)
+    except VolumeError as error:
+        assert case.mask is not None
+        unreadable.append(bad_case(case.case_id, error.check, f"{case.mask.name}: {error}"))
+    checked = check_case(case.case_id, image, mask, labels=labels)
+    return image, mask, replace(checked, findings=[*unreadable, *checked.findings])
 
 
 def read_mask(path: Path) -> Volume:
@@ -54,13 +61,6 @@ def read_mask(path: Path) -> Volume:
         VolumeError: As `read_volume`.
     """
     return as_labels(read_volume(path))
-
-
-def _read(case_id: str, path: Path | None, *, read: Callable[[Path], Volume]) -> tuple[Volume | None, list[Finding]]:
-    try:
-        return None if path is None else read(path), []
-    except VolumeError as error:
-        return None, [bad_case(case_id, error.check, f"{path.name if path else ''}: {error}")]
 
 
 def bad_case(case_id: str, check: str, message: str) -> Finding:

@@ -1,4 +1,4 @@
-"""What the name of a file or folder states about an image: a mask, another sequence or plane than axial T2, a channel.
+"""Recognition of masks, other sequences or planes than axial T2, and channels by the names of files and folders.
 
 Names are compared word by word, in lower case; a word is a run of letters and digits. Nothing here opens a file.
 """
@@ -28,31 +28,31 @@ T2 = re.compile(r"t2\w*")
 
 B_VALUE = re.compile(r"b(0|[1-9][0-9]*)")
 B_VALUE_STEP = 50
-"""b-values are multiples of this, which tells most of them from the number of a patient, such as B1013."""
+"""b-values are multiples of this, which distinguishes most of them from patient numbers such as B1013."""
 
 CHANNEL = re.compile(r"(.+)_([0-9]{4})")
 """nnU-Net's name of an image: case and channel."""
 
 MAX_CHANNELS = 8
-"""More numbers than this behind one name, counted from 0000, are studies and not channels."""
+"""Maximum number of channels of a case; more numbers behind one name are studies."""
 
 
 class Kind(Enum):
-    """What a name states."""
+    """Kind of file that a name describes."""
 
     mask = "masks"
     other = "other sequences or planes"
 
 
 def kind_of(name: str, *, allowed: Iterable[str] = (), masks_possible: bool = True) -> Kind | None:
-    """Return what the name of a file or series states; None for what may be an axial T2-weighted image.
+    """Return the kind of a file or series; None for a name that may be an axial T2-weighted image.
 
     Args:
         name: Name without suffix.
-        allowed: Words that state nothing.
-        masks_possible: Whether masks may lie here at all.
+        allowed: Words that are ignored.
+        masks_possible: Whether masks may be among the files.
     """
-    is_t2 = any(T2.fullmatch(word) for word in words_of(name))
+    is_t2 = any(map(T2.fullmatch, words_of(name)))
     words = words_of(name) - set(allowed)
     if masks_possible and any(map(MASK.fullmatch, words)):
         return Kind.mask
@@ -61,7 +61,7 @@ def kind_of(name: str, *, allowed: Iterable[str] = (), masks_possible: bool = Tr
 
 
 def kind_of_folder(name: str, *, allowed: Iterable[str] = ()) -> Kind | None:
-    """Return what the name of a folder states about all that lies in it; only a name without other words states anything."""
+    """Return the kind of all files in a folder; None if its name has other words as well."""
     words = {word for word in words_of(name) - set(allowed) if not word.isdigit()}
     if any(map(MASK.fullmatch, words)) and all(MASK.fullmatch(word) or T2.fullmatch(word) for word in words):
         return Kind.mask
@@ -82,13 +82,13 @@ def _is_other_sequence(word: str) -> bool:
 
 
 def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool, allowed: Iterable[str] = ()) -> set[str]:
-    """Return the names of a folder that nnU-Net's numbering makes another channel than the T2-weighted one.
+    """Return the names of a folder that are, by nnU-Net's numbering, channels that are not T2-weighted.
 
     Args:
         stems: Names without suffix.
-        folder: Where they lie; dataset.json is looked for there and one level up.
-        is_nnunet: Whether the folder is one of nnU-Net's; elsewhere only several channels of one case are taken for channels.
-        allowed: Numbers of which a single one is taken whatever it shows.
+        folder: Their folder; dataset.json is searched there and one level up.
+        is_nnunet: Whether the folder is one of nnU-Net's; elsewhere only several channels of one case count as channels.
+        allowed: Numbers that are taken, whatever their sequence, where there is no other.
 
     Raises:
         InputError: If it is not clear which of several channels is T2-weighted.
@@ -97,11 +97,13 @@ def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool, allow
     channels: dict[str, set[str]] = defaultdict(set)
     for case, number in (match.groups() for match in names.values()):
         channels[case].add(number)
-    cases = {case for case, numbers in channels.items() if is_nnunet or _are_channels(numbers)}
-    if not cases:
-        return set()
+    cases = {
+        case
+        for case, numbers in channels.items()
+        if is_nnunet or ("0000" in numbers and 1 < len(numbers) <= MAX_CHANNELS)
+    }
     numbers = sorted(set().union(*(channels[case] for case in cases)))
-    if len(numbers) == 1 and numbers[0] in allowed:
+    if not cases or (len(numbers) == 1 and numbers[0] in allowed):
         return set()
     described = next((path for path in (folder, folder.parent) if (path / "dataset.json").is_file()), folder)
     try:
@@ -115,7 +117,3 @@ def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool, allow
         for stem in stems
         if (names[stem].group(1) in cases and names[stem].group(2) != channel if stem in names else is_nnunet)
     }
-
-
-def _are_channels(numbers: set[str]) -> bool:
-    return "0000" in numbers and 1 < len(numbers) <= MAX_CHANNELS
