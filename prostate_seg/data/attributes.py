@@ -1,6 +1,6 @@
-"""What is known of the cases beside their files: `cases.csv` in the data folder, such as each study's centre and scanner.
+"""Attributes of the cases, such as centre and scanner, from `cases.csv` in the data folder.
 
-The columns go into dataset.csv and, with the results, into evaluation/cases.csv, where results are compared by them. All
+The columns are copied to dataset.csv and, with the results, to evaluation/cases.csv, where results are compared by them. All
 values are text; an empty cell is unknown.
 """
 
@@ -13,7 +13,7 @@ from prostate_seg.common.errors import InputError
 
 FILE_NAME = "cases.csv"
 REFERENCE_BY = "reference_by"
-"""The column that says who or what made a reference mask."""
+"""Column with the author of a reference mask, a person or a network."""
 
 RESERVED = frozenset(
     (
@@ -24,17 +24,17 @@ RESERVED = frozenset(
         *("dice_apex", "dice_mid", "dice_base", "missed_gland", "volume_tertile"),
     )
 )
-"""Columns that the project's own tables have."""
+"""Columns of the project's own tables."""
 
 Attributes = Mapping[str, Mapping[str, str]]
 """Column and value of each case, by case id."""
 
 
 def read_attributes(root: Path) -> Attributes:
-    """Read cases.csv of a data folder; nothing is known of any case when there is none.
+    """Read cases.csv of a data folder; without the file no case has attributes.
 
     Raises:
-        InputError: If it cannot be read as a table with a row per case id, or has a column of the project's own tables.
+        InputError: If it is no table with a row per case id, or has a column of the project's own tables.
     """
     path = root / FILE_NAME
     if not path.is_file():

@@ -85,10 +85,12 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     work = partial(inspect_case, labels=labels)
     inspections = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="inspect")
     findings += [finding for one in inspections for finding in one.quality.findings]
-    for kind in ("image", "mask"):
-        findings += identical_files(
-            {kind: {one.case.case_id: one.md5s[kind] for one in inspections if kind in one.md5s}}
-        )
+    findings += identical_files(
+        {
+            kind: {one.case.case_id: one.md5s[kind] for one in inspections if kind in one.md5s}
+            for kind in ("image", "mask")
+        }
+    )
     gland_labels = {
         one.case.case_id: [label for label in one.labels if labels is None or label in labels]
         for one in inspections
