@@ -1,1 +1,4 @@
-"""Cases, folds, the leak gate and the phantom. No torch, no config, no tracking."""
+"""Data sets: cases and their layouts, loading with checks, folds, the leak gate, public sets, and outputs of a prediction.
+
+Files and tables only: no torch, no configuration, no tracking. Reading and preprocessing of a single image belong to imaging/.
+"""

@@ -24,7 +24,7 @@ SHOWN_LEAKS = 20
 
 OVERRULE = (
     "Near-identical images that are no copies: name the pair and the reason in every stage, such as "
-    "'fold.not_duplicates=[\"10001_1/10002_1: two patients, says the register\"]'."
+    "'fold.not_duplicates=[\"10001_1/10002_1: two patients according to the register\"]'."
 )
 """The next step for a pair of different patients whose thumbnails are near-duplicates."""
 

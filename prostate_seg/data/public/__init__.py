@@ -1,4 +1,4 @@
-"""Public prostate MRI: the list of data sets, their download, and the unpacking of their archives.
+"""Public prostate MRI: the list of data sets, their download, and the extraction of their archives.
 
-Nothing here looks into a data set that is in place; that is done by the modules of data/ above.
+Reading a data set that is in place belongs to the modules of data/ above.
 """

@@ -1,10 +1,10 @@
-"""Public prostate MRI: where each data set lies, what is kept of it, what it may be used for and how it is cited.
+"""Public prostate MRI data sets: addresses, files that are kept, licences and citations.
 
-Checksums are those that others have published: of Task05_Prostate.tar MONAI, of the Zenodo archives torch-em. That of the
-PI-CAI masks, which GitHub packs when asked, is nowhere published: the first download is recorded and later ones compared.
+Checksums were published by MONAI (Task05_Prostate.tar) and torch-em (Zenodo archives). None is published of the PI-CAI masks,
+whose archive GitHub makes on request: the checksum of the first download is recorded and compared with later ones.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from prostate_seg.data.public.unpack import Rule
 
@@ -24,40 +24,40 @@ class Archive:
     """One file to download."""
 
     part: str | None
-    """Name under fetch.parts; None for one that every part needs, which then comes last."""
+    """Name in fetch.parts; None for an archive that every part needs, which is the last."""
     name: str
-    """Its name in a folder of downloads."""
+    """File name in a folder of downloads."""
     url: str
     checksum: str | None
-    """Published checksum, such as sha256:1c96...; None where there is none."""
+    """Published checksum, such as sha256:1c96...; None if there is none."""
     rules: tuple[Rule, ...]
-    """What is kept of it."""
+    """Files that are kept."""
     is_for_training: bool = True
-    """Whether it is taken when fetch.parts names none."""
+    """Whether it is fetched when fetch.parts is null."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicSet:
-    """A data set that anybody can have."""
+    """A public data set."""
 
     title: str
     page: str
-    """Where people read about it."""
+    """Address of its description."""
     licence: str
     cite: tuple[str, ...]
     masks_by: str
-    """Who drew the reference: stands as reference_by in cases.csv, and results are compared by it."""
-    archives: tuple[Archive, ...] = field(default=())
-    """Empty for a data set that people download themselves."""
+    """Author of the masks: column reference_by of cases.csv, by which results are compared."""
+    archives: tuple[Archive, ...] = ()
+    """Empty for a data set that is downloaded by hand."""
 
     @property
     def parts(self) -> list[str]:
-        """Return the names that fetch.parts may hold."""
+        """Names that fetch.parts may contain."""
         return [archive.part for archive in self.archives if archive.part is not None]
 
     @property
     def training_parts(self) -> list[str]:
-        """Return those that are taken when it names none."""
+        """Parts that are fetched when fetch.parts is null."""
         return [archive.part for archive in self.archives if archive.part is not None and archive.is_for_training]
 
 
@@ -174,4 +174,4 @@ PUBLIC_SETS = {
         masks_by="readers of PROMISE12",
     ),
 }
-"""By the name that data= has."""
+"""Data sets by the value of `data=`."""
