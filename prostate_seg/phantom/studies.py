@@ -70,7 +70,7 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
     """
     case_ids = phantom_case_ids(settings)
     if case_id not in case_ids:
-        raise ValueError(f"case_id must lie in {case_ids[0]} to {case_ids[-1]}, got {case_id}")
+        raise ValueError(f"case_id must be from {case_ids[0]} to {case_ids[-1]}, is {case_id}")
     patient_id = case_id.partition("_")[0]
     patient = draw_patient(generator_for(seed, patient_id), settings=settings)
     generator = generator_for(seed, case_id)
