@@ -107,7 +107,7 @@ def test_pair_that_shares_more_than_near_identical_images_is_not_overruled(chang
     with pytest.raises(InputError, match="a_1"):
         stop_on_leaks(FOLDS, fingerprints=known, not_duplicates=REASON)
     verdict = find_leaks(FOLDS, fingerprints=known, not_duplicates=REASON)
-    assert verdict.overruled == []
+    assert verdict.overruled == {}
     (text,) = unused_pairs(REASON, fingerprints=known, verdict=verdict)
     assert text.startswith("a_1/c_1: they share more than near-identical images (")
     assert check in text

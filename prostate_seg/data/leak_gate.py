@@ -119,18 +119,6 @@ class Leak:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overruled:
-    """A near-duplicate pair that fold.not_duplicates lets pass."""
-
-    pair: tuple[str, str]
-    correlation: float
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.pair[0]} and {self.pair[1]} (correlation {self.correlation:.2f}): {self.reason}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Result of the leak gate."""
 
@@ -138,7 +126,8 @@ class Verdict:
     num_cases: int
     num_unknown: Mapping[Check, int]
     """Cases that a check could not judge, by check."""
-    overruled: list[Overruled]
+    overruled: Mapping[frozenset[str], str]
+    """Near-duplicates that fold.not_duplicates lets pass, with correlation and reason in words, by pair."""
 
     def found(self, check: Check) -> list[Leak]:
         """Return the leaks of one check."""
@@ -164,7 +153,7 @@ class Verdict:
         return {
             "verdict": (f"leaks: {failed}" if failed else "passed") + num_overruled,
             "checks": checks,
-            "overruled": [str(one) for one in self.overruled],
+            "overruled": list(self.overruled.values()),
         }
 
 
@@ -187,13 +176,13 @@ def find_leaks(
     reasons = not_duplicates or {}
     cases = {case_id: fingerprints[case_id] for case_id in case_ids_of(folds)}
     thumbnails = {case_id: case.thumbnail for case_id, case in cases.items() if case.thumbnail is not None}
-    near, overruled = {}, []
+    near, overruled = {}, {}
     for pair, correlation in near_duplicates(thumbnails).items():
         reason = reasons.get(frozenset(pair))
         if reason is None or cases[pair[0]].shared_with(cases[pair[1]]):
             near[pair] = correlation
         else:
-            overruled.append(Overruled(pair=pair, correlation=correlation, reason=reason))
+            overruled[frozenset(pair)] = f"{pair[0]} and {pair[1]} (correlation {correlation:.2f}): {reason}"
     leaks = []
     for fold_index, fold in enumerate(folds):
         leaks += _leaks_of_fold(fold, fold_index, cases=cases, near_duplicates=near)
@@ -249,9 +238,8 @@ def unused_pairs(
     not_duplicates: NotDuplicates, *, fingerprints: Mapping[str, Fingerprint], verdict: Verdict
 ) -> list[str]:
     """Return, for each pair of fold.not_duplicates that overruled nothing, the pair and the cause."""
-    used = {frozenset(one.pair) for one in verdict.overruled}
     lines = []
-    for pair in (sorted(pair) for pair in not_duplicates if pair not in used):
+    for pair in (sorted(pair) for pair in not_duplicates if pair not in verdict.overruled):
         unknown = [case_id for case_id in pair if case_id not in fingerprints]
         if unknown:
             near = difflib.get_close_matches(unknown[0], sorted(fingerprints), n=1)
@@ -307,20 +295,20 @@ def listing(leaks: Sequence[Leak]) -> str:
 def next_step(leaks: Sequence[Leak]) -> str:
     """Return the next step for each kind of leak that was found."""
     found = {leak.check for leak in leaks}
-    steps = {
-        "Keep all studies of a patient in one part: stage=prepare does, with data.patient_pattern as it is.": (
-            Check.case,
-            Check.patient,
-        ),
-        "Copies: list one of each pair under data.exclude; if they are one patient, give both one patient id (file names, "
-        "data.patient_pattern); run stage=preprocess and stage=prepare again.": (
-            Check.image_file,
-            Check.voxels,
-            Check.near_duplicate,
-            Check.mask_file,
-        ),
-        OVERRULE: (Check.near_duplicate,),
-        "Run stage=preprocess again: it scales each study by its own percentiles.": (Check.intensities,),
-        "Use preprocess.crop=center: the reference is not there at inference.": (Check.oracle_crop,),
-    }
-    return "\n".join(step for step, checks in steps.items() if found.intersection(checks))
+    steps = []
+    if found & {Check.case, Check.patient}:
+        steps.append(
+            "Keep all studies of a patient in one part: stage=prepare does, with data.patient_pattern as it is."
+        )
+    if found & {Check.image_file, Check.voxels, Check.near_duplicate, Check.mask_file}:
+        steps.append(
+            "Copies: list one of each pair under data.exclude; if they are one patient, give both one patient id (file names, "
+            "data.patient_pattern); run stage=preprocess and stage=prepare again."
+        )
+    if Check.near_duplicate in found:
+        steps.append(OVERRULE)
+    if Check.intensities in found:
+        steps.append("Run stage=preprocess again: it scales each study by its own percentiles.")
+    if Check.oracle_crop in found:
+        steps.append("Use preprocess.crop=center: the reference is not there at inference.")
+    return "\n".join(steps)

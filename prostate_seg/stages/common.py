@@ -111,7 +111,7 @@ def overruled_lines(
     """Return a line for each pair of fold.not_duplicates: the near-duplicates that it lets pass, or why it has no effect."""
     unused = unused_pairs(pairs, fingerprints=fingerprints, verdict=verdict)
     return [
-        *(f"fold.not_duplicates lets near-identical images pass: {pair}" for pair in verdict.overruled),
+        *(f"fold.not_duplicates lets near-identical images pass: {pair}" for pair in verdict.overruled.values()),
         *(f"fold.not_duplicates changes nothing: {text}" for text in unused),
     ]
 
