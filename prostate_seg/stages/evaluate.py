@@ -41,8 +41,8 @@ from prostate_seg.stages.common import (
     checked_dataset,
     checked_folds,
     fingerprint_of_files,
-    overruled_lines,
     not_duplicates,
+    overruled_lines,
     preprocess_settings,
 )
 
