@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from mlflow.entities import Run
 from pydantic import ValidationError
 
+from prostate_seg.common.archives import is_inside
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_path
 from prostate_seg.config.schema import MlflowConfig
@@ -208,7 +209,8 @@ def _check_members(source: Path, archive: zipfile.ZipFile, journal_root: Path) -
         parts = PurePosixPath(info.filename).parts
         is_plain = info.filename == RECORDS or (len(parts) > 2 and parts[0] == FILES and not info.is_dir())
         is_link = stat.S_ISLNK(info.external_attr >> 16)
-        if not is_plain or is_link or ".." in parts or "\\" in info.orig_filename or "\0" in info.orig_filename:
+        name = info.orig_filename
+        if not (is_plain and is_inside(name)) or is_link or "\\" in name or "\0" in name:
             raise InputError(f"{source}: holds {info.filename!r}, which a bundle may not; nothing was unpacked")
     size = sum(info.file_size for info in archive.infolist())
     root = journal_root.absolute()
