@@ -6,7 +6,7 @@ STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
 STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file docker/compose.yaml run --rm --build backup
 
-.PHONY: help setup demo ui test lint types bench hard-use stack stack-check stack-backup stack-restore audit reference hooks lock clean
+.PHONY: help setup demo ui test test-slow lint types bench hard-use stack stack-check stack-backup stack-restore audit reference hooks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -25,8 +25,11 @@ demo: setup  ## make 8 phantom patients, train 2 folds and evaluate them with DV
 ui: setup  ## open the recorded runs in MLflow's page, http://127.0.0.1:5000 (STORE=FILE for others)
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(STORE)
 
-test: setup  ## run all tests
-	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not alone"
+test: setup  ## run the tests, every stage among them
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+test-slow: setup  ## run the tests that are slow on purpose: kills, faults, Slurm, the stack, many processes, time to Dice
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "slow and not alone"
 	$(RUN) -m pytest -m alone
 
 lint: setup  ## check style and format

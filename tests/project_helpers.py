@@ -17,6 +17,7 @@ from mlflow.entities import Run, ViewType
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.tracking.store_paths import fix_paths
 from tests.conftest import ROOT
+from tests.fork_server import run_forked
 
 SMALL = [
     "data.phantom.num_patients=4",
@@ -36,6 +37,7 @@ LONGER_RECORDED = ["train.max_epochs=8", "train.steps_per_epoch=12"]
 """A training of a few seconds, for tests that stop it."""
 LONGER = [*LONGER_RECORDED, "mlflow=off"]
 LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+LAUNCHER = "-m prostate_seg"
 FAULTY = Path(__file__).parent / "e2e" / "faulty.py"
 """Run in place of the launcher, with a fault built in."""
 
@@ -46,15 +48,15 @@ class Project:
 
     folder: Path
 
-    def run(
-        self, *arguments: str, program: str = "-m prostate_seg", **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, program: str = LAUNCHER, **environment: str) -> subprocess.CompletedProcess[str]:
         command, env = self._command(arguments, program, environment)
+        if program == LAUNCHER and hasattr(os, "fork"):
+            return run_forked(command[3:], folder=self.folder, environment=env, timeout=300)
         return subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False
         )
 
-    def start(self, *arguments: str, program: str = "-m prostate_seg", **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, program: str = LAUNCHER, **environment: str) -> subprocess.Popen[str]:
         command, env = self._command(arguments, program, environment)
         return subprocess.Popen(
             command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

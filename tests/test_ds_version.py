@@ -48,6 +48,7 @@ def test_spoilt_file_is_named_and_kept(workspace: Workspace, text: str) -> None:
     assert file_of(workspace).read_text() == text
 
 
+@pytest.mark.slow
 @needs_fork
 def test_fifty_kills_leave_it_readable_and_lose_no_other_entry(workspace: Workspace) -> None:
     kept = {"run_id": "kept", "outputs": {f"file{i}": "0" * 32 for i in range(500)}}

@@ -55,6 +55,7 @@ def result(root: Path) -> StageResult:
     return evaluated(root, num_workers=1, num_threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("result")
 def test_tables_and_masks_have_the_same_bits_for_any_number_of_workers_and_threads(root: Path) -> None:
     before = files(root / "evaluation")

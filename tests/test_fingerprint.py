@@ -64,6 +64,7 @@ def test_repeated_series_is_found_and_different_patients_are_far_apart(shared_da
     assert max(others) < NEAR_DUPLICATE_SIMILARITY / 4
 
 
+@pytest.mark.slow
 def test_phantom_patients_are_far_apart_although_one_formula_draws_them_all() -> None:
     settings = PhantomSettings(
         num_patients=8,

@@ -12,6 +12,7 @@ NUM_TRIED = 40
 SEED = 7
 
 
+@pytest.mark.slow
 def test_spoilt_studies_are_refused_in_words_or_preprocessed_whole(tmp_path: Path) -> None:
     outcomes = []
     for mutant in mutants(tmp_path / "mutants", seed=SEED, count=NUM_TRIED):

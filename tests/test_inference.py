@@ -232,6 +232,7 @@ def digest(probabilities: list[np.ndarray]) -> str:
     return hashlib.md5(b"".join(each.tobytes() for each in probabilities)).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize("model", [None, model_3d()], ids=["2-D", "3-D"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -267,6 +268,7 @@ def test_network_always_runs_on_one_thread_and_on_batches_of_one_size() -> None:
     assert len(found) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to a core")
 def test_bits_are_the_same_on_one_core_as_on_all() -> None:
     code = (

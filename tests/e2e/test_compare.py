@@ -13,8 +13,6 @@ from prostate_seg.stages import compare
 from tests.conftest import composed
 from tests.project_helpers import Project, copy_of
 
-pytestmark = pytest.mark.slow
-
 SHIFT = 0.125
 """Added to the Dice of one case by hand."""
 

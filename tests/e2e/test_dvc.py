@@ -22,8 +22,6 @@ from prostate_seg.tracking.store_paths import fix_paths
 from tests.conftest import ROOT
 from tests.project_helpers import free_port, until
 
-pytestmark = pytest.mark.slow
-
 EXPERIMENT = """# @package _global_
 # Choose in a test.
 data: {phantom: {num_patients: 4, num_second_studies: 0, field_of_view_mm: 100, gland_volume_range_ml: [25, 50]}}
@@ -223,6 +221,7 @@ def test_export_check_and_settings_of_the_machine(clone: Clone) -> None:
     assert "data.root: must be a plain value to be exported, is ${oc.env:HOME}" in refused.stderr
 
 
+@pytest.mark.slow
 def test_forced_and_single_stages_replace_their_runs(clone: Clone) -> None:
     before = clone.lock()
     clone.run("dvc", "repro", "--force")
@@ -240,6 +239,7 @@ def test_forced_and_single_stages_replace_their_runs(clone: Clone) -> None:
     assert "evaluate:" in clone.run("dvc", "status").stdout
 
 
+@pytest.mark.slow
 def test_experiments_leave_files_params_and_runs_where_they_belong(clone: Clone) -> None:
     baseline, dice = clone.run("git", "rev-parse", "HEAD").stdout.strip(), clone.dice()
     small = ["-S", "experiment=small"]
@@ -287,6 +287,7 @@ def test_experiments_leave_files_params_and_runs_where_they_belong(clone: Clone)
     assert clone.learning_rate() == 0.003
 
 
+@pytest.mark.slow
 def test_experiment_without_hydra_keeps_the_settings_of_params_yaml(clone: Clone) -> None:
     clone.run("dvc", "exp", "run", "--no-hydra", "-n", "kept", "-S", "fold.val_fraction=0.4", "prepare")
     settings = yaml.safe_load((clone.folder / "params.yaml").read_text())
@@ -295,6 +296,7 @@ def test_experiment_without_hydra_keeps_the_settings_of_params_yaml(clone: Clone
     assert clone.runs(pipeline="kept", stage="prepare")
 
 
+@pytest.mark.slow
 def test_queued_experiments_run_side_by_side(clone: Clone) -> None:
     small = ["-S", "experiment=small"]
     clone.run("dvc", "exp", "run", "--queue", "-n", "one", *small, "-S", "model=attention_unet")
@@ -314,6 +316,7 @@ def test_queued_experiments_run_side_by_side(clone: Clone) -> None:
     assert clone.learning_rate() == 0.003
 
 
+@pytest.mark.slow
 def test_metrics_and_plots_are_useful_as_they_come(clone: Clone) -> None:
     clone.stage("stage=export", "experiment=small", "train.learning_rate=0.001")
     clone.run("dvc", "repro")
@@ -325,6 +328,7 @@ def test_metrics_and_plots_are_useful_as_they_come(clone: Clone) -> None:
     assert "Dice of each case" in page
 
 
+@pytest.mark.slow
 def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> None:
     clone.run("dvc", "repro", "--force", "--single-item", "train")  # a run whose artifacts are this test's own
     (train,) = clone.runs(stage="train", level="stage")
@@ -360,6 +364,7 @@ def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> 
     assert "not reproduced" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_data_and_model_go_to_a_remote_and_come_back(clone: Clone, tmp_path: Path, kind: str) -> None:
     with s3_remote(tmp_path) if kind == "s3" else folder_remote(tmp_path) as remote:

@@ -16,8 +16,6 @@ import SimpleITK as sitk
 from tests.conftest import ROOT
 from tests.stage_helpers import run_stages
 
-pytestmark = pytest.mark.slow
-
 SMALL = [
     "mlflow=off",
     "data.phantom.num_patients=5",
@@ -351,6 +349,7 @@ def test_dicom_series_in_place_of_an_image_gives_the_same_preprocessing(shared_d
     np.testing.assert_array_equal(sitk.GetArrayFromImage(first), sitk.GetArrayFromImage(second))
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_quickstart_reaches_dice_093_in_native_space(tmp_path: Path) -> None:
     text = on_command_line(

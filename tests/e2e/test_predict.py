@@ -17,8 +17,6 @@ from tests.imaging_helpers import dice
 from tests.project_helpers import Project, wait_for
 from tests.test_model_folder import save_fold
 
-pytestmark = pytest.mark.slow
-
 OFFLINE = ("stage=predict", "predict.model=networks", "mlflow=off")
 WINDOW = PreprocessSettings(
     spacing_mm=(3.0, 0.8, 0.8),
@@ -95,6 +93,7 @@ def test_bad_studies_are_named_leave_nothing_and_stop_no_other(project: Project,
     assert rows["good"]["error"] == ""
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_goes_on_and_ends_the_same(project: Project, shared_data: Path) -> None:
     images = shared_data / "t2w" / "images"
     predict(project, f"predict.input={images}", "predict.output=undisturbed")

@@ -11,8 +11,6 @@ import pytest
 
 from tests.project_helpers import Project, copy_of
 
-pytestmark = pytest.mark.slow
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CONTRAST = """() => {
   const rgb = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);

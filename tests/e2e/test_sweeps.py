@@ -11,8 +11,6 @@ from tests.conftest import ROOT
 from tests.project_helpers import FAULTY, Project, copy_of, until
 from tests.server_helpers import mlflow_server, postgres_server, why_no_postgres
 
-pytestmark = pytest.mark.slow
-
 STUDY = ["-m", "+sweep=optuna", "stage=train"]
 ONE_FOLD = ["fold.index=0", "mlflow=off"]
 
@@ -39,6 +37,7 @@ def settings_of(project: Project, number: int) -> dict[str, str]:
     return dict(line.removeprefix("- ").split("=", 1) for line in lines)
 
 
+@pytest.mark.slow
 def test_study_killed_at_three_moments_ends_with_its_trials_each_trained_once(project: Project) -> None:
     sweep = [*STUDY, "hydra.sweeper.n_trials=3"]
     text = run(project, "kill", "claim", *sweep, program=str(FAULTY), code=-9)
@@ -76,6 +75,7 @@ def test_study_killed_at_three_moments_ends_with_its_trials_each_trained_once(pr
     assert "train FINISHED" not in text
 
 
+@pytest.mark.slow
 def test_trials_that_raise_give_no_number_or_run_out_of_memory_fail_and_the_sweep_goes_on(project: Project) -> None:
     text = run(
         project,
@@ -100,6 +100,7 @@ def test_trials_that_raise_give_no_number_or_run_out_of_memory_fail_and_the_swee
     assert project.only(level="sweep").info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_hopeless_trials_stop_early_and_the_record_says_so(project: Project) -> None:
     """One learning rate that learns and, after it, two that do not."""
     training = [
@@ -141,6 +142,7 @@ def test_hopeless_trials_stop_early_and_the_record_says_so(project: Project) -> 
     assert f"train.learning_rate={best.data.params['train.learning_rate']}" in command
 
 
+@pytest.mark.slow
 def test_two_objectives_have_a_front_and_trials_run_side_by_side_in_folders_of_their_own(project: Project) -> None:
     side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"]
     text = run(
@@ -192,6 +194,7 @@ def test_grid_that_is_run_again_skips_what_has_finished_and_says_which_run(proje
     )
 
 
+@pytest.mark.slow
 def test_stage_is_skipped_only_while_settings_inputs_and_outputs_are_the_same(project: Project) -> None:
     again = ["stage=prepare", "mlflow=off", "mlflow.skip_finished=true"]
     text = run(project, *again)
@@ -227,6 +230,7 @@ def test_what_cannot_be_searched_is_refused_in_words(
     assert message in text
 
 
+@pytest.mark.slow
 def test_other_settings_or_data_do_not_go_on_with_a_study(project: Project) -> None:
     sweep = [*STUDY, *ONE_FOLD, "hydra.sweeper.n_trials=1"]
     run(project, *sweep)
@@ -238,6 +242,7 @@ def test_other_settings_or_data_do_not_go_on_with_a_study(project: Project) -> N
     assert [trial.state.name for trial in trials_of(project, "smaller")] == ["COMPLETE"]
 
 
+@pytest.mark.slow
 def test_search_in_which_nothing_finishes_ends_with_1_and_the_reason(project: Project) -> None:
     text = run(project, *STUDY, *ONE_FOLD, "hydra.sweeper.n_trials=2", "train.batch_size=choice(0)", code=1)
     assert (
@@ -258,6 +263,7 @@ def test_every_experiment_is_run_by_the_test_below() -> None:
     assert set(SMALLER) == {path.stem for path in (ROOT / "configs/experiment").glob("*.yaml")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", SMALLER)
 def test_experiment_runs(project: Project, experiment: str) -> None:
     chain = ["-m", "stage=preprocess,prepare,train,evaluate", f"experiment={experiment}", "mlflow=off"]
@@ -265,6 +271,7 @@ def test_experiment_runs(project: Project, experiment: str) -> None:
     assert "evaluate FINISHED" in text
 
 
+@pytest.mark.slow
 def test_eight_workers_of_which_one_is_killed_fill_a_study_on_servers(project: Project) -> None:
     """One MLflow server and one study, both in Postgres, and two workspaces; none of 32 trials is lost or there twice."""
     reason = why_no_postgres()

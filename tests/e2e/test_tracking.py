@@ -25,8 +25,6 @@ from tests.conftest import ROOT
 from tests.project_helpers import FAULTY, Project, clean_environment, copy_of, dvc_md5, wait_for
 from tests.server_helpers import mlflow_server
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
@@ -222,6 +220,7 @@ def test_verify_of_an_unknown_run_says_so(finished: Project) -> None:
     assert f"there is no run 0123 in {shown_address(finished.store)}" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_sweep_has_a_run_with_its_trials_below(project: Project, launcher: str) -> None:
     extra = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
@@ -260,6 +259,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "stage"), [("preprocess", "preprocess"), ("fold1", "train")])
 def test_status_after_every_kind_of_end(project: Project, place: str, stage: str) -> None:
     shown = []
@@ -285,6 +285,7 @@ def test_status_after_every_kind_of_end(project: Project, place: str, stage: str
     assert not [run for run in project.runs() if run.info.status == "RUNNING"]
 
 
+@pytest.mark.slow
 def test_interrupted_sweep_is_killed_with_its_trial(project: Project) -> None:
     process = project.start("hang", "fold1", "-m", "stage=train", "train.learning_rate=1e-3,2e-3", program=str(FAULTY))
     wait_for(project.folder / "hanging")
@@ -296,6 +297,7 @@ def test_interrupted_sweep_is_killed_with_its_trial(project: Project) -> None:
     assert project.only(level="pipeline").info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_doctor_closes_orphans_and_says_what_is_wrong(project: Project) -> None:
     process = project.start("hang", "preprocess", "stage=preprocess", program=str(FAULTY))
     wait_for(project.folder / "hanging")
@@ -343,6 +345,7 @@ def test_run_id_in_the_environment_is_ignored_in_words(project: Project) -> None
     assert run.data.tags["mlflow.parentRunId"] == project.only(level="pipeline").info.run_id
 
 
+@pytest.mark.slow
 def test_unreachable_store_stops_the_run_within_ten_seconds(project: Project) -> None:
     with silent_port() as silent:
         for port in (9, silent):
@@ -360,6 +363,7 @@ def test_unreachable_store_stops_the_run_within_ten_seconds(project: Project) ->
     assert not (project.folder / "DS_VERSION.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.file_store
 def test_store_that_was_killed_while_it_was_made_is_made_again(project: Project) -> None:
     killed = project.run("kill", "tables", "stage=prepare", program=str(FAULTY))
@@ -371,6 +375,7 @@ def test_store_that_was_killed_while_it_was_made_is_made_again(project: Project)
     assert not list(project.folder.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.file_store
 def test_locked_database_stops_the_run_in_words(project: Project) -> None:
     assert project.run("stage=prepare").returncode == 0
@@ -438,6 +443,7 @@ def test_password_in_an_override_stays_in_no_file_and_no_message(project: Projec
     assert [path for path in files if b"planted-password" in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.file_store
 def test_twenty_times_eight_processes_that_meet_at_a_new_store_agree(tmp_path: Path) -> None:
     program = Path(__file__).with_name("start_together.py")
@@ -464,6 +470,7 @@ def all_end_well(starts: Sequence[subprocess.Popen[str]]) -> None:
     assert not failed, "\n".join(failed)
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_on_a_new_store_agree(project: Project) -> None:
     for number in range(8):
         for name in ("data", "preprocess"):
@@ -477,6 +484,7 @@ def test_processes_that_start_together_on_a_new_store_agree(project: Project) ->
     assert {run.info.status for run in project.runs()} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_processes_of_other_workspaces_that_start_together_on_a_server_agree(project: Project) -> None:
     for number in range(4):
         for name in ("data", "preprocess"):
@@ -499,6 +507,7 @@ def test_processes_of_other_workspaces_that_start_together_on_a_server_agree(pro
         assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_server_records_the_same_with_system_metrics(project: Project) -> None:
     with mlflow_server(project.folder / "server") as address:
         done = project.run(
