@@ -91,7 +91,7 @@ def test_trials_that_raise_give_no_number_or_run_out_of_memory_fail_and_the_swee
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
     reasons = [str(trial.user_attrs["reason"]) for trial in trials[1:4]]
     assert reasons[0] == "RuntimeError: built-in fault"
-    assert "is not a number" in reasons[1]
+    assert "is NaN" in reasons[1]
     assert reasons[2].startswith("OutOfMemoryError")
     runs = {str(run.info.run_name): run for run in project.runs(level="trial")}
     assert [runs[f"trial {number}"].info.status for number in range(5)] == ["FINISHED", *["FAILED"] * 3, "FINISHED"]
