@@ -33,7 +33,7 @@ FAILED, BAD_COMMAND = 1, 2
 """Exit codes of a refused input or failed stage, and of an invalid command or config."""
 
 PATHS = frozenset(
-    {"data.root", "fold.file", "evaluate.external_root", "paths.root", "paths.cache", "paths.spool", "paths.trained"}
+    {"data.root", "fold.file", "evaluate.external_root", "paths.root", "paths.cache", "paths.journal", "paths.trained"}
     | {"fetch.origin", "audit.splits", "compare.runs", "predict.model", "predict.input", "predict.output"}
     | {"bundle.input", "bundle.output", "hydra.run.dir", "hydra.sweep.dir"}
 )

@@ -150,7 +150,7 @@ def _trained(cfg: Config, packed: PackedSet, fault: Fault, seconds: float, round
         train(cfg, packed, num_steps=1, num_epochs=100_000, on_epoch_end=after_epoch)
     run.finish(StageResult())
     run.close(Outcome.killed)
-    kept = sum(found.num_records for found in pending_journals(Path(cfg.paths.spool)))
+    kept = sum(found.num_records for found in pending_journals(Path(cfg.paths.journal)))
     return turns, number, kept
 
 
@@ -178,7 +178,7 @@ def _points(address: str) -> list[int]:
 def _sync(cfg: Config) -> None:
     from prostate_seg.tracking.sync import sync
 
-    workspace, journals = workspace_of(cfg), Path(cfg.paths.spool)
+    workspace, journals = workspace_of(cfg), Path(cfg.paths.journal)
     sync(cfg.mlflow, journals, workspace=workspace, any_address=False, draw=lambda *_: None)
 
 

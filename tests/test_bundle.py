@@ -43,7 +43,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
         tree.client.log_text(stage.info.run_id, f"written by hand, with {SECRET}", "notes/more/note.txt")
         tree.client.set_tag(stage.info.run_id, "note", f"the password is {SECRET}")
         shutil.copy(folder / "mlflow.db", folder / "empty.db")  # tables are made in seconds
-    return replace(cfg, paths=replace(cfg.paths, spool=str(folder / ".spool"), cache=str(folder / ".cache")))
+    return replace(cfg, paths=replace(cfg.paths, journal=str(folder / ".spool"), cache=str(folder / ".cache")))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def tree_of(cfg: Config) -> RunTree:
 
 
 def put(source: Path, cfg: Config) -> Unpacked:
-    return unpack(source, cfg.mlflow, journal_root=Path(cfg.paths.spool), cache=workspace_of(cfg).cache)
+    return unpack(source, cfg.mlflow, journal_root=Path(cfg.paths.journal), cache=workspace_of(cfg).cache)
 
 
 def by_name(tree: RunTree) -> dict[str, Run]:
@@ -110,7 +110,7 @@ def test_bundle_comes_out_whole_in_another_store_with_its_lineage(cfg: Config, b
     record = json.loads(Path(provenance).read_text())
     assert record["run_id"] == new["train train"].info.run_id
     assert record["upstream"]["prepare"]["run_id"] == new["prepare prepare"].info.run_id
-    assert journal_folders(Path(cfg.paths.spool)) == []
+    assert journal_folders(Path(cfg.paths.journal)) == []
 
 
 def test_second_import_and_import_into_its_own_store_add_nothing(cfg: Config, bundle: Path) -> None:
@@ -130,11 +130,11 @@ def test_import_that_was_killed_is_completed_by_the_next(
         faulty.setattr(MlflowClient, "log_inputs", lambda *_: pytest.exit("killed"))
         with pytest.raises(pytest.exit.Exception):
             put(bundle, there)
-    assert len(journal_folders(Path(cfg.paths.spool))) == 1
+    assert len(journal_folders(Path(cfg.paths.journal))) == 1
     assert put(bundle, there).num_new == 5
     new = by_name(tree_of(there))
     assert held(tree_of(there), new["train train"]) == held(tree_of(cfg), by_name(tree_of(cfg))["train train"])
-    shutil.rmtree(cfg.paths.spool)
+    shutil.rmtree(cfg.paths.journal)
 
 
 def test_stages_go_on_in_their_own_pipeline_and_not_in_one_that_was_unpacked(cfg: Config, bundle: Path) -> None:
@@ -214,7 +214,7 @@ def test_bundle_that_asks_for_more_than_runs_of_its_own_is_refused(
         put(source, cfg)
     assert message in str(caught.value)
     assert len(tree_of(cfg).search()) == before
-    assert journal_folders(Path(cfg.paths.spool)) == []
+    assert journal_folders(Path(cfg.paths.journal)) == []
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def test_bundle_whose_files_would_lie_elsewhere_is_refused(
     source = changed(bundle, tmp_path / "b.zip", lambda _: None, extra={name: b"x"})
     with pytest.raises(InputError, match=r"holds '.*', which a bundle may not; nothing was unpacked"):
         put(source, cfg)
-    assert journal_folders(Path(cfg.paths.spool)) == []
-    assert not list(Path(cfg.paths.spool).parent.rglob("evil"))
+    assert journal_folders(Path(cfg.paths.journal)) == []
+    assert not list(Path(cfg.paths.journal).parent.rglob("evil"))
 
 
 def test_bundle_with_a_link_or_more_than_the_disk_holds_is_refused(

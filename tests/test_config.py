@@ -42,6 +42,8 @@ def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
         (["+zeed=3"], "zeed: unknown key; did you mean seed?"),
         (["+train.resume=never"], "train.resume: was renamed; use machine.resume"),
         (["+train.num_parallel_folds=2"], "train.num_parallel_folds: was renamed; use machine.num_parallel_folds"),
+        (["+paths.spool=x"], "paths.spool: was renamed; use paths.journal"),
+        (["mlflow.on_unreachable=spool"], "mlflow.on_unreachable: must be one of fail, journal, is spool"),
         (["+evaluate.flips=true"], "evaluate.flips: was renamed; use evaluate.tta"),
         (["train.max_epochs=many"], "train.max_epochs: must be a whole number, is many"),
         (["train.max_minutes=soon"], "train.max_minutes: must be null or a number, is soon"),

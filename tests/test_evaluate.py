@@ -21,7 +21,7 @@ SMALL = ("experiment=tiny", "mlflow=off", "fold.index=0", "train.max_epochs=1", 
 
 def configured(root: Path, *overrides: str) -> tuple[Config, Workspace]:
     cfg = parse(composed("stage=evaluate", *SMALL, *overrides))
-    cfg = replace(cfg, paths=replace(cfg.paths, root=str(root), cache=str(root / "cache"), spool=str(root / "spool")))
+    cfg = replace(cfg, paths=replace(cfg.paths, root=str(root), cache=str(root / "cache"), journal=str(root / "spool")))
     return cfg, workspace_of(cfg)
 
 

@@ -167,7 +167,7 @@ def test_folder_that_is_no_journal_is_refused_with_a_message(tmp_path: Path, tex
 
 def test_journal_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file cannot be written: .*\n.*paths.spool"):
+    with pytest.raises(InputError, match=r"file cannot be written: .*\n.*paths.journal"):
         Journal.create(tmp_path / "file", HEADER, name="train")
 
 

@@ -74,7 +74,7 @@ def test_records_that_the_store_never_takes_wait_on_disk_and_the_stage_ends_well
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
     training.close(Outcome.failed)
-    (found,) = pending_journals(Path(training.facts.cfg.paths.spool))
+    (found,) = pending_journals(Path(training.facts.cfg.paths.journal))
     assert not found.is_locked
     assert caplog.messages[-1] == (
         f"{found.num_records} records of this run wait in {found.folder}; stage=sync sends them to {found.address}"

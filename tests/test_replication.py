@@ -43,7 +43,7 @@ def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     """A training whose store is away, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(replication, "SECONDS_BETWEEN_TRIES", 0.01)
-    mlflow = [f"mlflow.tracking_uri={AWAY}", "mlflow.on_unreachable=spool", f"mlflow.experiment={request.node.name}"]
+    mlflow = [f"mlflow.tracking_uri={AWAY}", "mlflow.on_unreachable=journal", f"mlflow.experiment={request.node.name}"]
     return parse(composed("stage=train", *mlflow))
 
 
@@ -66,7 +66,7 @@ def train(cfg: Config, *, name: str = "train") -> None:
 
 def send(cfg: Config, database: Path) -> list[SyncedJournal]:
     settings = replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}")
-    spool = Path(cfg.paths.spool)
+    spool = Path(cfg.paths.journal)
     return sync(settings, spool, workspace=workspace_of(cfg), any_address=True, draw=draw_nothing)
 
 
@@ -125,12 +125,12 @@ def test_training_without_its_store_is_on_disk_and_then_all_in_the_store(cfg: Co
     train(cfg)
     entry = ds_version.read_entries(workspace_of(cfg))["train"]
     assert LOCAL_ID.fullmatch(entry["run_id"])
-    (found,) = pending_journals(Path(cfg.paths.spool))
+    (found,) = pending_journals(Path(cfg.paths.journal))
     assert (found.what, found.address) == ("train of baseline", AWAY)
     logged = [line["metrics"] for line in read_lines(found.folder / "records.jsonl") if line.get("metrics")]
     (sent,) = send(cfg, database)
     assert sent.reason == ""
-    assert pending_journals(Path(cfg.paths.spool)) == []
+    assert pending_journals(Path(cfg.paths.journal)) == []
     tree = tree_of(cfg, database)
     (pipeline,) = tree.search(filters={"level": "pipeline"})
     (stage,) = tree.search(filters={"level": "stage"})
@@ -167,15 +167,15 @@ def test_sync_that_is_killed_after_any_of_its_calls_replicates_everything_once(
     cfg: Config, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(cfg)
-    kept = shutil.copytree(cfg.paths.spool, tmp_path / "kept")
+    kept = shutil.copytree(cfg.paths.journal, tmp_path / "kept")
     send(cfg, database)
     whole = content(tree_of(cfg, database))
     num_calls, kills = 0, 0
     while True:
         num_calls += 1
         experiment = f"killed after {num_calls} calls"
-        shutil.copytree(kept, cfg.paths.spool, dirs_exist_ok=True)
-        for path in Path(cfg.paths.spool).glob("*/records.jsonl"):
+        shutil.copytree(kept, cfg.paths.journal, dirs_exist_ok=True)
+        for path in Path(cfg.paths.journal).glob("*/records.jsonl"):
             path.write_text(path.read_text().replace(cfg.mlflow.experiment, experiment))
         left = iter(range(num_calls - 1))
         with monkeypatch.context() as faulty:
@@ -204,7 +204,7 @@ def test_store_whose_answers_are_often_lost_has_everything_once(
     with monkeypatch.context() as faulty:
         fail_after(faulty, lambda: chance.random() < 0.2, ConnectionError("the answer was lost"))
         train(here)
-    assert pending_journals(Path(cfg.paths.spool)) == []
+    assert pending_journals(Path(cfg.paths.journal)) == []
     tree = tree_of(cfg, database)
     (fold,) = tree.search(filters={"level": "fold"})
     assert [step for step, _, _ in points(tree.client, fold, "val/dice")] == [1, 2, 3]
@@ -227,14 +227,14 @@ def test_later_run_replaces_the_earlier_whichever_is_replicated_first(
     cfg: Config, database: Path, tmp_path: Path
 ) -> None:
     train(cfg)
-    first = shutil.move(cfg.paths.spool, tmp_path / "first")
+    first = shutil.move(cfg.paths.journal, tmp_path / "first")
     train(cfg)
     send(cfg, database)
     tree = tree_of(cfg, database)
     (later,) = tree.search(filters={"level": "stage"})
     (pipeline,) = tree.search(filters={"level": "pipeline"})
-    shutil.rmtree(cfg.paths.spool)
-    shutil.move(first, cfg.paths.spool)
+    shutil.rmtree(cfg.paths.journal)
+    shutil.move(first, cfg.paths.journal)
     assert send(cfg, database)[0].reason == ""
     assert [run.info.run_id for run in tree.search(filters={"level": "stage"})] == [later.info.run_id]
     assert len(tree.search(filters={"level": "fold"})) == 1
@@ -243,7 +243,7 @@ def test_later_run_replaces_the_earlier_whichever_is_replicated_first(
 
 def test_run_of_a_killed_process_ends_as_killed(cfg: Config, database: Path) -> None:
     train(cfg)
-    (folder,) = (found.folder for found in pending_journals(Path(cfg.paths.spool)))
+    (folder,) = (found.folder for found in pending_journals(Path(cfg.paths.journal)))
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
     epoch_2 = next(index for index, line in enumerate(lines) if '"val/dice",0.2' in line)
     (folder / "records.jsonl").write_text("".join(lines[: epoch_2 + 1]) + '{"do": "log", "ru')  # cut off by the kill
@@ -267,10 +267,10 @@ def test_sweep_without_its_store_is_a_sweep_once_it_is_sent(cfg: Config, databas
         run.finish(StageResult(objective=rate))
         run.close(Outcome.finished)
     assert sweeps.end_multirun(cfg, place, draw=draw_nothing) is None
-    for found in pending_journals(Path(cfg.paths.spool))[:1]:
+    for found in pending_journals(Path(cfg.paths.journal))[:1]:
         shutil.move(found.folder, tmp_path / found.folder.name)  # that it began is sent last
     assert [sent.reason for sent in send(cfg, database)] == [""] * 3
-    shutil.move(next(tmp_path.glob("*_multirun_*")), cfg.paths.spool)
+    shutil.move(next(tmp_path.glob("*_multirun_*")), cfg.paths.journal)
     assert [sent.reason for sent in send(cfg, database)] == [""]
     tree = tree_of(cfg, database)
     (sweep,) = tree.search(filters={"level": "sweep"})
@@ -293,7 +293,7 @@ def test_sweep_of_a_stage_that_needs_its_store_fails_at_once(cfg: Config, tmp_pa
     job = Job(overrides=(), output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
     with pytest.raises(InputError, match=r"the tracking store http://127.0.0.1:9 cannot be used"):
         open_stage_run(strict, workspace_of(strict), job)
-    assert journal_folders(Path(cfg.paths.spool)) == []
+    assert journal_folders(Path(cfg.paths.journal)) == []
 
 
 def test_no_planted_secret_is_kept_or_sent(
@@ -309,7 +309,7 @@ def test_no_planted_secret_is_kept_or_sent(
     run = open_stage_run(secret, workspace_of(secret), job)
     run.finish(StageResult(tables=[tmp_path / "table.csv"]))
     run.close(Outcome.failed, RuntimeError(f"{address} said planted-token-0123456789"))
-    kept = {path: path.read_bytes() for path in Path(cfg.paths.spool).rglob("*") if path.is_file()}
+    kept = {path: path.read_bytes() for path in Path(cfg.paths.journal).rglob("*") if path.is_file()}
     assert {"records.jsonl", "prostate_seg.log", "table.csv", "config.yaml"} <= {path.name for path in kept}
     assert not [path for path, content in kept.items() if b"planted-" in content]
     (sent,) = send(cfg, database)
@@ -337,6 +337,6 @@ def test_records_for_another_address_are_kept_for_it(cfg: Config, database: Path
     train(cfg)
     settings = replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}")
     arguments = {"workspace": workspace_of(cfg), "draw": draw_nothing}
-    (sent,) = sync(settings, Path(cfg.paths.spool), any_address=False, **arguments)  # type: ignore[arg-type]
+    (sent,) = sync(settings, Path(cfg.paths.journal), any_address=False, **arguments)  # type: ignore[arg-type]
     assert sent.reason == f"is meant for {AWAY}; sync.any_address=true sends it here"
-    assert len(pending_journals(Path(cfg.paths.spool))) == 1
+    assert len(pending_journals(Path(cfg.paths.journal))) == 1

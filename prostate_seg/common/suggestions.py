@@ -61,6 +61,7 @@ OTHER_NAMES = {
 
 RENAMED = {
     "evaluate.flips": "evaluate.tta",
+    "paths.spool": "paths.journal",
     "train.num_parallel_folds": "machine.num_parallel_folds",
     "train.resume": "machine.resume",
 }

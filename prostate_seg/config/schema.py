@@ -72,7 +72,7 @@ class PathsConfig(Settings):
     """Workspace: folder of preprocess/, prepared/, model/ and evaluation/."""
     cache: str
     """Folder of files that can be made again at any time."""
-    spool: str
+    journal: str
     """Folder of journals: records that a tracking store has not acknowledged yet. Unlike the cache it cannot be made again."""
     trained: str | None
     """Folder of model/ and of unfinished training, one per training if several run at the same time; null takes root."""
@@ -104,7 +104,7 @@ class MlflowConfig(Settings):
     """Name of the pipeline, the parent run of the stages' runs."""
     on_rerun: Literal["supersede", "keep"]
     """Whether a new finished run of a stage supersedes the earlier one of the same pipeline, or both are kept."""
-    on_unreachable: Literal["fail", "spool"]
+    on_unreachable: Literal["fail", "journal"]
     """If the store cannot be reached at the start of a stage: fail, or keep the run in a journal for stage=sync."""
     fresh: bool
     """Whether to start a new pipeline of this name instead of continuing the newest."""

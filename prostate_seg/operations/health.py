@@ -67,7 +67,7 @@ class Check:
 def check_all(cfg: Config, workspace: Workspace) -> list[Check]:
     """Run all checks that need no tracking store."""
     store = sqlite_file(resolved_uri(cfg.mlflow.tracking_uri or ""))
-    folders = {"workspace": workspace.root, "cache": workspace.cache, "spool": Path(cfg.paths.spool)}
+    folders = {"workspace": workspace.root, "cache": workspace.cache, "journal": Path(cfg.paths.journal)}
     if store is not None:
         folders["store"] = store.parent
     return [

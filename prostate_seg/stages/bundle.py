@@ -25,9 +25,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             "bundle: give bundle.run=ID and bundle.output=FILE to pack a pipeline, or bundle.input=FILE to unpack"
         )
     source = Path(given.input)
-    done = unpack(source, cfg.mlflow, journal_root=Path(cfg.paths.spool), cache=workspace.cache)
+    done = unpack(source, cfg.mlflow, journal_root=Path(cfg.paths.journal), cache=workspace.cache)
     num_known = done.num_runs - done.num_new
     log.info("%s, run %s: %d runs put into the store, %d were there", done.what, done.run_id, done.num_new, num_known)
     if done.num_refused:
-        raise InputError(f"the store refuses {done.num_refused} records of {source}: {cfg.paths.spool} says why")
+        raise InputError(f"the store refuses {done.num_refused} records of {source}: {cfg.paths.journal} says why")
     return StageResult()

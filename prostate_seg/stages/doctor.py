@@ -20,7 +20,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     Raises:
         InputError: If one of them found something that stops runs or makes their numbers doubtful.
     """
-    checks = [*check_all(cfg, workspace), check_journals(Path(cfg.paths.spool))]
+    checks = [*check_all(cfg, workspace), check_journals(Path(cfg.paths.journal))]
     if cfg.mlflow.tracking_uri is not None:
         from prostate_seg.tracking.store_health import check_store  # imports mlflow, which mlflow=off does without
 

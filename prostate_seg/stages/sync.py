@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Log a line per run; raise an InputError if the store refuses some of the records."""
-    root = Path(cfg.paths.spool)
+    root = Path(cfg.paths.journal)
     synced = sync(cfg.mlflow, root, workspace=workspace, any_address=cfg.sync.any_address, draw=draw_sweep)
     for one in synced:
         sent = "sent" if one.run_id is None else f"sent, run {one.run_id}"

@@ -122,7 +122,7 @@ class Journal:
             return cls(folder, wait_seconds=10)
         except OSError as error:
             raise InputError(
-                f"{root} cannot be written: {error.strerror}\nFree some space, or set paths.spool to another folder."
+                f"{root} cannot be written: {error.strerror}\nFree some space, or set paths.journal to another folder."
             ) from error
 
     def append(self, record: Record) -> int:

@@ -58,7 +58,7 @@ def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> StageRun:
     run_id = os.environ.pop("MLFLOW_RUN_ID", None)
     if run_id:  # MLflow would put the stage's metrics into it
         log.warning("MLFLOW_RUN_ID=%s is ignored: a stage opens its own run below its pipeline", run_id)
-    journal_root = Path(cfg.paths.spool)
+    journal_root = Path(cfg.paths.journal)
     remove_replicated(journal_root)
     header = Header(
         what=f"{facts.stage} of {cfg.mlflow.name}",
@@ -71,7 +71,7 @@ def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> StageRun:
     try:
         sink.open()
     except BaseException as error:
-        if not isinstance(error, InputError) or cfg.mlflow.on_unreachable != "spool":
+        if not isinstance(error, InputError) or cfg.mlflow.on_unreachable != "journal":
             sink.journal.remove()
             raise
         log.warning("%s", str(error).splitlines()[0])
@@ -128,7 +128,7 @@ class JournalSink(NullSink):
                 stage=self.facts.stage,
                 fold=ALL if cfg.fold.index is None else str(cfg.fold.index),
                 sweep_key=None if folder is None else sweep_key(folder),
-                sweep=None if folder is None else begun_in_journal(Path(cfg.paths.spool), folder),
+                sweep=None if folder is None else begun_in_journal(Path(cfg.paths.journal), folder),
                 number=job.number,
                 cluster_key=job.cluster_key,
                 start_ms=int(self.facts.started * 1000),

@@ -56,7 +56,7 @@ def begin_multirun(cfg: Config, folder: Path, *, is_sweep: bool) -> None:
     """Create the pipeline and, for a sweep, its run, so that jobs in other processes find both.
 
     Raises:
-        InputError: If the store cannot be reached or written; with mlflow.on_unreachable=spool it is written to the journal.
+        InputError: If the store cannot be reached or written; with mlflow.on_unreachable=journal it is written to the journal.
     """
     record = records.BeginMultirun(
         pipeline=cfg.mlflow.name,
@@ -67,7 +67,7 @@ def begin_multirun(cfg: Config, folder: Path, *, is_sweep: bool) -> None:
         key=new_local_id(),
         start_ms=now_ms(),
     )
-    is_required = cfg.mlflow.on_unreachable != "spool"
+    is_required = cfg.mlflow.on_unreachable != "journal"
     _apply(cfg, record, lambda tree: tree.store.call(lambda: begin(tree, record), locked=True), is_required=is_required)
 
 
@@ -148,7 +148,7 @@ def reuse_finished_run(cfg: Config, job: Job, run_id: str) -> bool:
     """Return whether a run has FINISHED; link it as a trial where its stage is skipped in another sweep.
 
     Raises:
-        InputError: If the store cannot be reached or written, and mlflow.on_unreachable is not spool.
+        InputError: If the store cannot be reached or written, and mlflow.on_unreachable is not journal.
     """
     tree = _reachable_tree(cfg)
     return tree is None or tree.store.call(lambda: _reuse(cfg, job, tree, run_id), locked=True)
@@ -158,7 +158,7 @@ def seconds_per_fold(cfg: Config) -> float | None:
     """Estimate the time of one fold of this training from past folds; None without any.
 
     Raises:
-        InputError: If the store cannot be reached, and mlflow.on_unreachable is not spool.
+        InputError: If the store cannot be reached, and mlflow.on_unreachable is not journal.
     """
     tree = _reachable_tree(cfg)
     if tree is None:
@@ -213,7 +213,7 @@ def _apply(
         log.warning("%s", str(error).splitlines()[0])
     address = shown_address(resolved_uri(str(cfg.mlflow.tracking_uri)))
     header = Header(what=f"multirun of {cfg.mlflow.name}", address=address, experiment=cfg.mlflow.experiment)
-    journal = Journal.create(Path(cfg.paths.spool), header, name="multirun")
+    journal = Journal.create(Path(cfg.paths.journal), header, name="multirun")
     journal.append(record)
     journal.flush()
     journal.release()
@@ -226,7 +226,7 @@ def _reachable_tree(cfg: Config) -> RunTree | None:
     try:
         return RunTree(open_store(cfg.mlflow, cache=workspace_of(cfg).cache))
     except InputError:
-        if cfg.mlflow.on_unreachable != "spool":
+        if cfg.mlflow.on_unreachable != "journal":
             raise
         return None
 
