@@ -336,7 +336,7 @@ def parse(composed: DictConfig) -> Config:
     Raises:
         ConfigError: For an unknown key, a wrong type, a missing or an impossible value.
     """
-    cfg = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     if cfg.get("stage") == "export":
         _require_plain_science(cfg)
     try:
