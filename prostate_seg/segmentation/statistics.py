@@ -190,7 +190,8 @@ def paired_difference(
     by_patient = np.round(sums / counts, ROUNDING_DECIMALS)
     low, high = mean_interval(differences, patients=ids, num_bootstrap=num_bootstrap, seed=seed)
     differing = by_patient[by_patient != 0]
-    p_wilcoxon = no_p = None
+    p_wilcoxon: float | None = None
+    no_p: str | None = None
     if differing.size == 0:
         no_p = "no patient differs"
     elif differing.size < MIN_TESTED_PATIENTS:

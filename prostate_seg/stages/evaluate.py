@@ -106,7 +106,7 @@ def evaluate_test_cases(
             "there are no test cases: fold=all trains on all but val\n"
             "Use evaluate.external_root=DIR with other cases, or fold=kfold."
         )
-    results = []
+    results: list[CaseResult] = []
     for index, fold in folds.items():
         predictor = load_predictor(cfg, workspace, {index: fold})
         evaluate = partial(evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold=f"fold{index}")

@@ -126,7 +126,8 @@ def unsegmented(targets: Sequence[Target], model: Model, *, overwrite: bool) -> 
     Raises:
         InputError: If masks of another input or model exist, and must not be overwritten.
     """
-    waiting, foreign = [], []
+    waiting: list[Target] = []
+    foreign: list[Path] = []
     for target in targets:
         state = State.absent
         if target.mask.exists():
@@ -146,7 +147,7 @@ def unsegmented(targets: Sequence[Target], model: Model, *, overwrite: bool) -> 
 def segment_study(target: Target, *, model: Model) -> Mapping[str, Any]:
     """Segment one study, write its mask, overlay and record, and return its row of volumes.csv, with any error."""
     scan = target.scan
-    row = {
+    row: dict[str, Any] = {
         "name": scan.name,
         "mask": target.mask.relative_to(target.output).as_posix(),
         "input": str(scan.path),
@@ -197,7 +198,8 @@ def write_dicom_segs(targets: Sequence[Target], model: Model, cfg: Config) -> di
 
 def _write_dicom_seg(target: Target, *, model: Model) -> str | None:
     """Write the DICOM SEG of a mask; record and return the error if that fails, which keeps the mask."""
-    error, mask, series = None, read_volume(target.mask), target.scan.path
+    error: str | None = None
+    mask, series = read_volume(target.mask), target.scan.path
     try:
         write_dicom_seg(target.dicom_seg, mask, series=series, model_name=model.name, model_md5=model.md5)
     except InputError as failure:
