@@ -51,7 +51,7 @@ from prostate_seg.sweeping.sweeper import is_study, require_training, sweep_plac
 from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
 
 if TYPE_CHECKING:
-    from prostate_seg.operations.workspace_lock import Occupation
+    from prostate_seg.operations.workspace_lock import WorkspaceLock
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class StageTask:
     """
 
     run: Recorded | None = None
-    workspace_lock: "Occupation | None" = None
+    workspace_lock: "WorkspaceLock | None" = None
 
     def open_run(self) -> Recorded:
         """Return the open run.
@@ -102,7 +102,7 @@ class StageTask:
                 run.close(Outcome.finished if error is None else outcome_of(error), error)
         lock, self.workspace_lock = self.workspace_lock, None
         if lock is not None:
-            lock.end()
+            lock.release()
 
 
 class TrackingCallback(Callback):
@@ -195,11 +195,11 @@ def _draw_sweep(folder: Path, rows: Sequence[tuple[Mapping[str, str], float]]) -
 
 def _open_run(task: StageTask, cfg: Config, job: Job) -> None:
     """Lock the workspace and open the run. Modules that import MLflow, and those that hash, are imported here."""
-    from prostate_seg.operations.workspace_lock import occupy, touches
+    from prostate_seg.operations.workspace_lock import lock_workspace, needs_lock
 
     workspace = workspace_of(cfg)
-    if touches(cfg, workspace):
-        task.workspace_lock = occupy(cfg, workspace)
+    if needs_lock(cfg, workspace):
+        task.workspace_lock = lock_workspace(cfg, workspace)
     set_mlflow_defaults()  # stages that look runs up import MLflow too
     if cfg.stage in UNTRACKED_STAGES:
         task.run = Unrecorded()

@@ -1,4 +1,4 @@
-"""git is asked in one place, and what it refuses is shown in its own words."""
+"""git is started in one place, and its own messages are shown."""
 
 import logging
 import os
@@ -133,7 +133,7 @@ def test_run_in_a_repository_that_git_refuses_begins_with_its_words_and_records_
     with caplog.at_level(logging.WARNING):
         facts = stage_run.run_facts(cfg, workspace_of(cfg), job)
     assert "git config --global --add safe.directory" in caplog.text
-    assert git_tags(facts.surroundings.git) == {}
+    assert git_tags(facts.environment.git) == {}
 
 
 def test_tags_of_a_clean_repository_say_so(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""The doctor sees what is wrong and names the fix."""
+"""Health checks report what is wrong, with a fix."""
 
 import subprocess
 from pathlib import Path

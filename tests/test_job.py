@@ -1,4 +1,4 @@
-"""What becomes of a run follows from the error that ends it."""
+"""The outcome of a run follows from the error that ends it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What made a run, in words: only changes that were kept are offered again."""
+"""Origin of a run as text: a diff is offered only if it was recorded."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""status says of each stage whether it is current, stale and why, or missing."""
+"""State of each stage: current, stale with reasons, or missing."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A run's process counts as dead when it is, and never when it may be alive."""
+"""A process counts as dead only if it is; one that may be alive never does."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""A store that was moved or copied is noticed, and its paths are replaced on demand, all of them or none."""
+"""A store that was moved or copied is detected, and its paths are replaced on demand, all of them or none."""
 
 import shutil
 import sqlite3

@@ -1,4 +1,4 @@
-"""verify says same, changed or missing, and of a folder which files."""
+"""Verification reports same, changed or missing, and of a folder which files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stages that would be in each other's way in one workspace are kept apart, and a killed one is in nobody's."""
+"""A stage that would replace what a running one uses is refused; the lock of a killed stage is released."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import write_json
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import Workspace, workspace_of
-from prostate_seg.operations.workspace_lock import occupy, touches
+from prostate_seg.operations.workspace_lock import lock_workspace, needs_lock
 from tests.conftest import composed
 
 
@@ -30,14 +30,16 @@ def stage_in(folder: Path, stage: str, *overrides: str) -> tuple[Config, Workspa
         ("preprocess", "fetch", r"fetch would replace .*/data, with which stage=preprocess works"),
     ],
 )
-def test_stage_in_the_way_is_refused_with_who_and_what(tmp_path: Path, running: str, starting: str, words: str) -> None:
-    first = occupy(*stage_in(tmp_path, running))
+def test_conflicting_stage_is_refused_with_process_and_path(
+    tmp_path: Path, running: str, starting: str, words: str
+) -> None:
+    first = lock_workspace(*stage_in(tmp_path, running))
     with pytest.raises(InputError, match=words) as caught:
-        occupy(*stage_in(tmp_path, starting))
+        lock_workspace(*stage_in(tmp_path, starting))
     assert "(process " in str(caught.value)
     assert "Wait until it has ended" in str(caught.value)
-    first.end()
-    occupy(*stage_in(tmp_path, starting)).end()
+    first.release()
+    lock_workspace(*stage_in(tmp_path, starting)).release()
     assert [path.name for path in (tmp_path / ".cache" / "running").iterdir() if path.suffix == ".json"] == []
 
 
@@ -55,28 +57,28 @@ def test_stage_in_the_way_is_refused_with_who_and_what(tmp_path: Path, running: 
 def test_stages_that_share_nothing_they_replace_run_side_by_side(
     tmp_path: Path, running: str, starting: str, overrides: list[str]
 ) -> None:
-    first = occupy(*stage_in(tmp_path, running))
+    first = lock_workspace(*stage_in(tmp_path, running))
     folder = tmp_path / "other" if starting.endswith("elsewhere") else tmp_path
-    second = occupy(*stage_in(folder, starting.removesuffix("_elsewhere"), *overrides))
-    first.end()
-    second.end()
+    second = lock_workspace(*stage_in(folder, starting.removesuffix("_elsewhere"), *overrides))
+    first.release()
+    second.release()
 
 
-def test_what_a_killed_stage_left_is_in_nobodys_way(tmp_path: Path) -> None:
-    first = occupy(*stage_in(tmp_path, "preprocess"))
+def test_note_of_a_killed_stage_is_removed(tmp_path: Path) -> None:
+    first = lock_workspace(*stage_in(tmp_path, "preprocess"))
     left = first.note.with_name("preprocess-killed.json")
     write_json(
         left, {"stage": "preprocess", "reads": [], "replaces": [str(tmp_path / "prepared/kfold.json")], "who": "x"}
     )
-    first.end()
-    occupy(*stage_in(tmp_path, "prepare")).end()
+    first.release()
+    lock_workspace(*stage_in(tmp_path, "prepare")).release()
     assert not left.exists()
 
 
-def test_networks_in_a_workspace_of_somebody_else_are_read_without_a_note(
+def test_networks_in_another_users_workspace_are_read_without_a_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert touches(*stage_in(tmp_path, "predict"))
+    assert needs_lock(*stage_in(tmp_path, "predict"))
     monkeypatch.setattr("prostate_seg.operations.workspace_lock.os.access", lambda *_: False)
-    assert not touches(*stage_in(tmp_path, "predict"))
-    assert touches(*stage_in(tmp_path, "train"))
+    assert not needs_lock(*stage_in(tmp_path, "predict"))
+    assert needs_lock(*stage_in(tmp_path, "train"))

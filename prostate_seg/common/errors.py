@@ -26,6 +26,5 @@ class ConfigError(ValueError):
 
 
 def first_line(error: object) -> str:
-    """Return the first line of an error's message, or its class if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Return the first line of an error's text; empty if it has no text."""
+    return next(iter(str(error).strip().splitlines()), "")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg.common import settings
-from prostate_seg.common.errors import ConfigError
+from prostate_seg.common.errors import ConfigError, first_line
 from prostate_seg.common.settings import Range, Rule, Settings, parse_group, plain, type_in_words
 from prostate_seg.data.settings import FoldConfig
 from prostate_seg.imaging.settings import PreprocessConfig
@@ -342,7 +342,7 @@ def parse(composed: DictConfig) -> Config:
     try:
         values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'config'}: {str(error.msg or error).splitlines()[0]}") from error
+        raise ConfigError(f"{error.full_key or 'config'}: {first_line(error.msg or error)}") from error
     return parse_group(Config, cast(dict[str, Any], values))
 
 

@@ -24,25 +24,25 @@ TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Occupation:
+class WorkspaceLock:
     """Lock and note of a running stage."""
 
     note: Path
     lock: BaseFileLock
 
-    def end(self) -> None:
+    def release(self) -> None:
         """Release the lock and remove the files."""
         self.note.unlink(missing_ok=True)
         self.lock.release()
         Path(self.lock.lock_file).unlink(missing_ok=True)
 
 
-def touches(cfg: Config, workspace: Workspace) -> bool:
+def needs_lock(cfg: Config, workspace: Workspace) -> bool:
     """Return whether a stage needs the lock: whether it reads or replaces files of the workspace."""
     return any(_read_and_replaced(cfg, workspace))
 
 
-def occupy(cfg: Config, workspace: Workspace) -> Occupation:
+def lock_workspace(cfg: Config, workspace: Workspace) -> WorkspaceLock:
     """Lock the workspace for a stage.
 
     Raises:
@@ -65,12 +65,12 @@ def occupy(cfg: Config, workspace: Workspace) -> Occupation:
             except Timeout:
                 _require_compatible(own, read_json(note))
             else:  # its process was killed
-                Occupation(note=note, lock=lock).end()
+                WorkspaceLock(note=note, lock=lock).release()
         name = f"{cfg.stage}-{uuid.uuid4().hex}"
         lock = FileLock(folder / f"{name}.lock")
         lock.acquire()
         write_json(folder / f"{name}.json", own)
-    return Occupation(note=folder / f"{name}.json", lock=lock)
+    return WorkspaceLock(note=folder / f"{name}.json", lock=lock)
 
 
 def _read_and_replaced(cfg: Config, workspace: Workspace) -> tuple[list[Path], list[Path]]:

@@ -41,7 +41,7 @@ class GitState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class Environment:
     """Environment of a run."""
 
     git: GitState
@@ -61,9 +61,9 @@ LAUNCHERS = {
 """Tags by the environment variables that they record; no other variable is recorded."""
 
 
-def look_around(folder: Path) -> Surroundings:
+def current_environment(folder: Path) -> Environment:
     """Return the environment of a run that starts in a folder."""
-    return Surroundings(
+    return Environment(
         git=git_state(folder),
         packages=packages(),
         machine=machine(),

@@ -15,7 +15,7 @@ import yaml
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from prostate_seg.common.address import resolved_uri, shown_address
-from prostate_seg.common.errors import InputError, Pruned
+from prostate_seg.common.errors import InputError, Pruned, first_line
 from prostate_seg.common.files import md5_of_text
 from prostate_seg.config.schema import Config, as_container, science_of
 from prostate_seg.config.workspace import FoldRecord, Workspace
@@ -74,7 +74,7 @@ def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> StageRun:
         if not isinstance(error, InputError) or cfg.mlflow.on_unreachable != "journal":
             sink.journal.remove()
             raise
-        log.warning("%s", str(error).splitlines()[0])
+        log.warning("%s", first_line(error))
         folder = sink.journal.folder
         log.warning("this run is recorded in %s; when the store can be reached, stage=sync sends it", folder)
     sink.start_replication()
@@ -211,8 +211,7 @@ class JournalSink(NullSink):
             self.monitor.finish()
         self._log_results(ending)
         if ending.error is not None:
-            first_line = next(iter(str(ending.error).splitlines()), "")
-            ended_by = self.facts.redactor.text(f"{type(ending.error).__name__}: {first_line}")
+            ended_by = self.facts.redactor.text(f"{type(ending.error).__name__}: {first_line(ending.error)}")
             self.append(LogData(run=self.key, tags={"ended_by": _cut(ended_by, MAX_TAG_LENGTH)}))
         self.append_files(partial(self._write_end, ending))
         ended_ms = max(now_ms(), int(self.facts.started * 1000))  # a clock set back ends no run before it began
@@ -240,7 +239,7 @@ class JournalSink(NullSink):
 
     def _log_start(self) -> None:
         """Log settings, code, packages and machine."""
-        facts, around = self.facts, self.facts.surroundings
+        facts, around = self.facts, self.facts.environment
         tags = {
             "command": command_line(facts.job),
             "overrides": " ".join(facts.job.overrides),
@@ -303,7 +302,7 @@ class JournalSink(NullSink):
         )
 
     def _write_start(self, folder: Path) -> None:
-        redact, job, around = self.facts.redactor, self.facts.job, self.facts.surroundings
+        redact, job, around = self.facts.redactor, self.facts.job, self.facts.environment
         resolved = redact.tree(as_container(self.facts.cfg))
         (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
         for path in (job.output_dir / job.hydra_dir).glob("*.yaml"):

@@ -50,24 +50,18 @@ TABLES = ("cases.csv", "slices.csv", "metrics.json")
 MOVE = "move"
 """First word of the tags that record moves."""
 
+INPUTS = {"path": DataType.string, "content": DataType.binary}
+OUTPUTS = {
+    "mask": DataType.string,
+    "volume_ml": DataType.double,
+    "num_slices": DataType.long,
+    "mean_confidence": DataType.double,
+    "fold_agreement": DataType.double,
+    "warnings": DataType.string,
+    "error": DataType.string,
+}
 SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [
-            ColSpec(DataType.string, "path", required=False),
-            ColSpec(DataType.binary, "content", required=False),
-        ]
-    ),
-    outputs=Schema(
-        [
-            ColSpec(DataType.string, "mask", required=False),
-            ColSpec(DataType.double, "volume_ml", required=False),
-            ColSpec(DataType.long, "num_slices", required=False),
-            ColSpec(DataType.double, "mean_confidence", required=False),
-            ColSpec(DataType.double, "fold_agreement", required=False),
-            ColSpec(DataType.string, "warnings", required=False),
-            ColSpec(DataType.string, "error", required=False),
-        ]
-    ),
+    *(Schema([ColSpec(kind, name, required=False) for name, kind in columns.items()]) for columns in (INPUTS, OUTPUTS))
 )
 """Inputs and outputs of `segmentation.networks.pyfunc`."""
 

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from prostate_seg.common.address import shown_address
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.common.files import write_text
 from prostate_seg.operations.process import HEARTBEAT_SECONDS, now_text
 from prostate_seg.provenance.ds_version import LOCAL_ID
@@ -100,7 +100,7 @@ class Replicator:
                         self._is_uncertain = True
                         self._curves.clear()
                         raise
-                    refused = shown_address(str(error).splitlines()[0])
+                    refused = shown_address(first_line(error))
                     log.warning("the tracking store refuses a record of %s: %s", self.journal.header.what, refused)
                 self._is_uncertain = self._is_replay
                 self.journal.acknowledge(number, ids=ids, refused=refused)

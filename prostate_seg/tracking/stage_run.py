@@ -19,7 +19,7 @@ from prostate_seg.operations.job import Job, Outcome, command_line
 from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
 from prostate_seg.provenance.code_digests import code_digests
-from prostate_seg.provenance.environment import Surroundings, look_around
+from prostate_seg.provenance.environment import Environment, current_environment
 from prostate_seg.provenance.lineage import ancestors
 from prostate_seg.provenance.record import Hashes, hash_stage
 from prostate_seg.provenance.redaction import Redactor
@@ -39,7 +39,7 @@ class RunFacts:
     workspace: Workspace
     job: Job
     redactor: Redactor
-    surroundings: Surroundings
+    environment: Environment
     started: float = field(default_factory=time.time)
 
 
@@ -93,13 +93,11 @@ def run_facts(cfg: Config, workspace: Workspace, job: Job) -> RunFacts:
     """
     assert cfg.stage is not None
     ds_version.read_entries(workspace)
-    surroundings = look_around(Path.cwd())
-    if surroundings.git.problem:
-        log.warning("this run records no commit or no diff, because git refuses: %s", surroundings.git.problem)
+    environment = current_environment(Path.cwd())
+    if environment.git.problem:
+        log.warning("this run records no commit or no diff, because git refuses: %s", environment.git.problem)
     redactor = Redactor(settings={"overrides": job.overrides, **as_container(cfg)})
-    return RunFacts(
-        cfg=cfg, stage=cfg.stage, workspace=workspace, job=job, redactor=redactor, surroundings=surroundings
-    )
+    return RunFacts(cfg=cfg, stage=cfg.stage, workspace=workspace, job=job, redactor=redactor, environment=environment)
 
 
 class StageRun:
@@ -147,7 +145,7 @@ class StageRun:
     def _record(self, result: StageResult, hashes: Hashes) -> dict[str, Any]:
         """Return the entry of DS_VERSION.json, without secrets."""
         facts, redact = self.facts, self.facts.redactor
-        git = {name: value for name, value in asdict(facts.surroundings.git).items() if name not in NOT_IN_RECORD}
+        git = {name: value for name, value in asdict(facts.environment.git).items() if name not in NOT_IN_RECORD}
         return {
             "run_id": self.run_id,
             "pipeline": facts.cfg.mlflow.name,
@@ -167,8 +165,8 @@ class StageRun:
             "code": {key: hashed.md5 for key, hashed in hashes.code.items()},
             "code_digests": code_digests(facts.stage),
             "git": redact.tree(git),
-            "packages": facts.surroundings.packages,
-            "machine": facts.surroundings.machine,
+            "packages": facts.environment.packages,
+            "machine": facts.environment.machine,
         }
 
     def _upstream_entries(self) -> Mapping[str, Mapping[str, Any]]:

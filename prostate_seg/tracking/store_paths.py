@@ -1,6 +1,6 @@
-"""Where a sqlite store's artifacts lie: MLflow keeps absolute paths, which a project folder that is moved or copied outgrows.
+"""Artifact paths of a sqlite tracking store: detects a store that was moved or copied, and replaces its paths.
 
-A store keeps its artifacts in mlruns/ beside its file. Nothing here needs MLflow.
+MLflow stores absolute paths. The artifacts of a store are in mlruns/ beside its file. Nothing here imports MLflow.
 """
 
 import sqlite3
@@ -21,14 +21,14 @@ PATHS = {
     "model_versions": ("source", "storage_location"),
     "trace_tags": ("value",),
 }
-"""Columns of MLflow's tables that hold places of artifacts; a trace has its place in the tag mlflow.artifactLocation."""
+"""Columns of MLflow's tables with artifact paths; that of a trace is its tag mlflow.artifactLocation."""
 ONLY = {"trace_tags": "key = 'mlflow.artifactLocation'"}
-"""Rows to which a table is limited."""
+"""Condition on the rows of a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
-    """What was replaced in a store."""
+    """Result of `fix_paths`."""
 
     old: list[Path]
     num_paths: int
@@ -36,33 +36,33 @@ class Fixed:
 
 
 def previous_folders(file: Path, *, experiment: str) -> list[Path]:
-    """Return the folders that a store was moved or copied from; none when it is where its paths say.
+    """Return the folders from which a store was moved or copied; empty if its paths are right.
 
-    An experiment whose artifacts were put elsewhere on purpose does not count: they are there, and not here.
+    Experiments whose artifacts were put elsewhere on purpose do not count: their artifacts exist there, and not here.
     """
     here = file.absolute().parent
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         try:
             rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
-        except sqlite3.Error:  # MLflow says what is wrong with the file
+        except sqlite3.Error:  # MLflow reports what is wrong with the file
             return []
     places = [(name, place) for name, location in rows if location and (place := local_path(location)) is not None]
-    left = {place.parents[1] for name, place in places if _is_left_behind(place, here, is_used=name == experiment)}
-    return sorted(left)
-
-
-def _is_left_behind(place: Path, here: Path, *, is_used: bool) -> bool:
-    """Return whether an experiment's folder is that of another store: this folder has a copy of it, or it is gone."""
-    if place.parent.name != ARTIFACTS or place.parents[1].resolve() == here.resolve():
-        return False
-    return (here / ARTIFACTS / place.name).exists() or (is_used and not place.parents[1].exists())
+    found = set()
+    for name, place in places:
+        if place.parent.name != ARTIFACTS or place.parents[1].resolve() == here.resolve():
+            continue
+        is_copied = (here / ARTIFACTS / place.name).exists()
+        is_gone = name == experiment and not place.parents[1].exists()
+        if is_copied or is_gone:
+            found.add(place.parents[1])
+    return sorted(found)
 
 
 def require_own_paths(file: Path, *, experiment: str) -> None:
-    """Refuse a store whose artifacts would be written to, and read from, the folder that it was moved or copied from.
+    """Refuse a store that was moved or copied: it would read and write artifacts in its former folder.
 
     Raises:
-        InputError: If it was, with the command that replaces the paths.
+        InputError: With the command that replaces the paths.
     """
     for old in previous_folders(file, experiment=experiment):
         is_there = "is still there: this is a copy" if old.exists() else "is no longer there"
@@ -74,10 +74,10 @@ def require_own_paths(file: Path, *, experiment: str) -> None:
 
 
 def fix_paths(file: Path, *, experiment: str) -> Fixed | None:
-    """Let all places of artifacts lie below the folder of the store, in one transaction, after a backup.
+    """Replace former folders in all artifact paths by the folder of the store, in one transaction, after a backup.
 
     Returns:
-        What was replaced; None if nothing had to be.
+        None if nothing had to be replaced.
 
     Raises:
         sqlite3.Error, OSError: If the file cannot be read or written; nothing is changed then.
@@ -98,8 +98,13 @@ def fix_paths(file: Path, *, experiment: str) -> Fixed | None:
 
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.create_function("moved", 1, moved, deterministic=True)
-        connection.execute("BEGIN IMMEDIATE")  # nobody else writes between the backup and the change
-        _back_up(file, backup)
+        connection.execute("BEGIN IMMEDIATE")  # no other process writes between the backup and the change
+        with (
+            atomic_path(backup) as temporary,
+            closing(sqlite3.connect(file)) as source,
+            closing(sqlite3.connect(temporary)) as target,
+        ):
+            source.backup(target)
         num_paths = sum(
             connection.execute(
                 f"UPDATE {table} SET {column} = moved({column}) WHERE moved({column}) <> {column} AND {ONLY.get(table, '1')}"
@@ -110,17 +115,8 @@ def fix_paths(file: Path, *, experiment: str) -> Fixed | None:
     return Fixed(old=left, num_paths=num_paths, backup=backup)
 
 
-def _back_up(file: Path, backup: Path) -> None:
-    with (
-        atomic_path(backup) as temporary,
-        closing(sqlite3.connect(file)) as source,
-        closing(sqlite3.connect(temporary)) as target,
-    ):
-        source.backup(target)
-
-
 def _columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Return the columns that this version of MLflow's tables has."""
+    """Return the columns of PATHS that the tables of this version of MLflow have."""
     return [
         (table, column)
         for table, columns in PATHS.items()
@@ -130,7 +126,7 @@ def _columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 def local_path(location: str) -> Path | None:
-    """Return the path of a place on this machine's disk, None for one in a bucket or on a server."""
+    """Return the path of a location on this machine; None for one in a bucket or on a server."""
     if location.startswith("file:"):
         return Path(unquote(urlsplit(location).path))
     return Path(location) if Path(location).is_absolute() else None

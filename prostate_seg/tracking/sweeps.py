@@ -15,7 +15,7 @@ from typing import TypeVar
 from mlflow.entities import Run
 
 from prostate_seg.common.address import resolved_uri, shown_address
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.common.files import md5_of_text
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import workspace_of
@@ -210,7 +210,7 @@ def _apply(
     except InputError as error:
         if is_required:
             raise
-        log.warning("%s", str(error).splitlines()[0])
+        log.warning("%s", first_line(error))
     address = shown_address(resolved_uri(str(cfg.mlflow.tracking_uri)))
     header = Header(what=f"multirun of {cfg.mlflow.name}", address=address, experiment=cfg.mlflow.experiment)
     journal = Journal.create(Path(cfg.paths.journal), header, name="multirun")

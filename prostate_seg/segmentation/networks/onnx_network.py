@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.common.files import atomic_path
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig
@@ -85,7 +85,7 @@ def _export(path: Path, network: nn.Module, example: torch.Tensor) -> None:
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         raise InputError(
-            f"this network cannot be written as ONNX: {str(error).strip().splitlines()[0]}\nRegister without register.onnx."
+            f"this network cannot be written as ONNX: {first_line(error)}\nRegister without register.onnx."
         ) from error
 
 
