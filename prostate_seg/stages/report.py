@@ -69,19 +69,16 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
     for path in (cases_csv, slices_csv, metrics_json):
         if not path.is_file():
             raise InputError(f"{path} is absent: run stage=evaluate first, with the same evaluate.external_root")
-    missing = [name for name in CASE_METRICS if name not in pd.read_csv(cases_csv, nrows=0).columns]
+    columns = pd.read_csv(cases_csv, nrows=0).columns
+    missing = ", ".join(name for name in CASE_METRICS if name not in columns)
     if missing:
-        raise InputError(
-            f"{cases_csv} has no {', '.join(missing)}: an older version wrote it\nRun stage=evaluate again."
-        )
+        raise InputError(f"{cases_csv} has no {missing}: an older version wrote it\nRun stage=evaluate again.")
     cases = _read_table(cases_csv, numeric=CASE_METRICS)
     dataset, quality = workspace.dataset_csv, workspace.preprocess / "reference_quality.csv"
     sizes = ("num_slices", "spacing_y_mm", "spacing_z_mm", "gland_volume_ml")
     preprocess_log = workspace.preprocess / "preprocess_log.json"
-    trained = {path.name: path for path in workspace.model.glob("fold*") if path.is_dir()}
-    trained = {
-        name: trained[name] for name in sorted(trained, key=lambda name: (len(name), name))
-    }  # fold10 after fold9
+    trained = [path for path in workspace.model.glob("fold*") if path.is_dir()]
+    trained.sort(key=lambda path: (len(path.name), path.name))  # fold10 after fold9
     records = _read_records(workspace, evaluation)
     return ReportData(
         cases=cases.assign(missed_gland=cases["missed_gland"] == "True"),
@@ -90,7 +87,7 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
         is_external=evaluation == workspace.external_evaluation,
         num_bootstrap=cfg.evaluate.num_bootstrap,
         seed=cfg.seed,
-        settings=_read_settings(records, list(trained.values())),
+        settings=_read_settings(records, trained),
         records=records,
         folds=read_json(workspace.kfold_json)["folds"] if workspace.kfold_json.is_file() else (),
         histories={name: pd.read_csv(path) for name, path in _files(trained, "history.csv").items()},
@@ -168,8 +165,8 @@ def _read_records(workspace: Workspace, evaluation: Path) -> dict[str, dict[str,
 
 def _read_settings(records: dict[str, dict[str, Any]], trained: Sequence[Path]) -> dict[str, Any]:
     """Return the recorded settings; those without a record are read from config.yaml of the first trained fold."""
-    config_yaml = [path / "config.yaml" for path in trained if (path / "config.yaml").is_file()]
-    settings: dict[str, Any] = yaml.safe_load(config_yaml[0].read_text(encoding="utf-8")) if config_yaml else {}
+    kept = list(_files(trained, "config.yaml").values())
+    settings: dict[str, Any] = yaml.safe_load(kept[0].read_text(encoding="utf-8")) if kept else {}
     for name, record in records.items():
         settings |= {group: record["settings"][group] for group in SETTINGS_OF_STAGE.get(name.split(".")[0], ())}
     return settings
@@ -181,6 +178,6 @@ def _read_table(path: Path, *, numeric: Sequence[str] = ()) -> pd.DataFrame:
     return table.assign(**{name: pd.to_numeric(table[name]) for name in numeric})
 
 
-def _files(folders: dict[str, Path], name: str) -> dict[str, Path]:
-    """Return the file of one name in each folder that has it."""
-    return {folder: path / name for folder, path in folders.items() if (path / name).is_file()}
+def _files(folders: Sequence[Path], name: str) -> dict[str, Path]:
+    """Return the file of one name in each folder that has it, by folder."""
+    return {folder.name: folder / name for folder in folders if (folder / name).is_file()}
