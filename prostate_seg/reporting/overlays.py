@@ -231,17 +231,14 @@ def picture_of(image: Volume, gland: np.ndarray | None) -> Picture:
 
 def choose_panels(panels: Sequence[Panel]) -> list[Panel]:
     """Return at most `MAX_PANELS` panels in their order: errors first, then warnings, then others evenly spaced."""
-    chosen: set[str] = set()
-    groups = (
-        [panel for panel in panels if panel.is_error],
-        [panel for panel in panels if panel.is_warning and not panel.is_error],
-        [panel for panel in panels if not panel.is_warning and not panel.is_error],
-    )
-    for group in groups:
-        num_panels = min(MAX_PANELS - len(chosen), len(group))
-        places = np.linspace(0, len(group) - 1, num_panels).round().astype(int)
-        chosen |= {group[place].case_id for place in places}
-    return [panel for panel in panels if panel.case_id in chosen]
+    ranks = np.array([0 if panel.is_error else 1 if panel.is_warning else 2 for panel in panels])
+    chosen: list[int] = []
+    for rank in range(3):
+        members = np.flatnonzero(ranks == rank)
+        num_panels = min(MAX_PANELS - len(chosen), len(members))
+        places = np.linspace(0, len(members) - 1, num_panels).round().astype(int)
+        chosen += members[places].tolist()
+    return [panels[number] for number in sorted(chosen)]
 
 
 def contact_sheet_figure(panels: Sequence[Panel], *, title: str) -> Figure:
