@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make demo/ a project of its own (code, data, settings, git, DVC, runs) and run the pipeline in it: scripts/demo.sh PYTHON
+# Create the project demo/ (code, data, settings, git, DVC, runs) and run the pipeline in it: scripts/demo.sh PYTHON
 set -eu
 PATH=$(dirname "$1"):$PATH
 export PATH
@@ -10,7 +10,7 @@ commit() { if has_git; then git -c user.name=demo -c user.email=demo@localhost c
 add() { if has_git; then git add "$@"; fi; }
 
 if [ -d demo/.dvc ]; then
-    echo "demo/ is there already: going on with it (make clean removes it)"
+    echo "demo/ exists: continuing with it (make clean removes it)"
     cd demo
 else
     mkdir -p demo
@@ -32,18 +32,18 @@ dvc repro
 add dvc.lock
 commit "Results"
 if has_git; then
-    python -m prostate_seg stage=link > /dev/null || echo "The runs do not know their commit yet: cd demo && python -m prostate_seg stage=link"
+    python -m prostate_seg stage=link > /dev/null || echo "The runs are not linked to their commit yet: cd demo && python -m prostate_seg stage=link"
 fi
 echo
-echo "The report, one page: demo/report/report.html.  Tables, masks and pictures: demo/evaluation.  The runs: make ui."
-echo "Next, its networks as a registered model, which segments an image, a folder or a DICOM series (docs/tutorial.md):"
+echo "Report: demo/report/report.html.  Tables, masks and overlays: demo/evaluation.  Runs in MLflow: make ui."
+echo "Next: register the networks as a model and segment an image, a folder or a DICOM series (docs/tutorial.md):"
 echo "  source .venv/bin/activate && cd demo"
 echo "  python -m prostate_seg stage=register register.promote=true register.min_test_patients=8 register.reason='first of its kind'"
 echo "  python -m prostate_seg stage=predict predict.model=models:/prostate_seg@champion predict.input=SERIES"
-echo "demo/ is a project to try other things in, too:"
+echo "Other experiments in demo/:"
 if has_git; then
     echo "  dvc exp run -S experiment=quickstart -S train.learning_rate=1e-3 && dvc exp show --only-changed"
 else
     echo "  python -m prostate_seg stage=export experiment=quickstart train.learning_rate=1e-3 && dvc repro"
-    echo "Without git there are no commits and no experiments (dvc exp); the runs record everything else."
+    echo "Without git there are no commits and no experiments (dvc exp); everything else is recorded."
 fi
