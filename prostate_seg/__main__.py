@@ -73,7 +73,7 @@ class StageLauncher(StageTask):
         run = self.open_run()
         if isinstance(run, Skipped):
             if torchrun.world_size() > 1:
-                _training().dismiss()
+                _training().release_workers()
             return run.result.objectives
         if str(HydraConfig.get().mode).endswith("MULTIRUN"):  # the values of a job of a multirun are known only here
             redactor = Redactor(settings=config.as_container(cfg))
@@ -144,7 +144,7 @@ def _follow() -> NoReturn:
     """Train with rank 0 as another process of torchrun, and exit with it."""
     # It writes nothing and has no run to close; a Python signal handler would wait for as long as torch waits for rank 0.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _training().follow()
+    _training().run_worker()
     sys.exit(0)
 
 

@@ -45,7 +45,8 @@ def bare_steps(cfg: Config, packed: PackedSet, *, num_steps: int) -> Callable[[]
     from prostate_seg.segmentation.devices import autocast, choose_device
     from prostate_seg.segmentation.networks.networks import build_network
     from prostate_seg.segmentation.training.losses import build_loss
-    from prostate_seg.segmentation.training.training import Batches, build_optimizer
+    from prostate_seg.segmentation.training.packing import Batches
+    from prostate_seg.segmentation.training.training import build_optimizer
 
     device = choose_device(cfg.machine.device)
     network, loss = build_network(cfg.model).to(device), build_loss(cfg.train.loss)

@@ -1,4 +1,4 @@
-"""Augmentation moves image and mask together, keeps masks binary, and is decided by its generator."""
+"""Spatial transforms move image and mask together, masks stay binary, and the rng determines the result."""
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ def batch(num: int = 32, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]
     return (2 * disc - 0.5).repeat(1, channels, 1, 1), disc
 
 
-def generator(seed: int = 0) -> torch.Generator:
+def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("coil", [False, True])
 def test_shapes_stay_and_masks_stay_binary(coil: bool) -> None:
     images, masks = batch(channels=3)
-    moved, moved_masks = augment(images, masks, generator=generator(), coil=coil)
+    moved, moved_masks = augment(images, masks, rng=rng(), coil=coil)
     assert moved.shape == images.shape
     assert moved_masks.shape == masks.shape
     assert set(moved_masks.unique().tolist()) == {0.0, 1.0}
@@ -28,33 +28,33 @@ def test_shapes_stay_and_masks_stay_binary(coil: bool) -> None:
 
 
 def test_image_moves_with_its_mask() -> None:
-    moved, masks = augment(*batch(), generator=generator())
+    moved, masks = augment(*batch(), rng=rng())
     inside = (moved * masks).sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3))
     outside = (moved * (1 - masks)).sum(dim=(1, 2, 3)) / (1 - masks).sum(dim=(1, 2, 3))
     assert (inside - outside > 1).all()
 
 
 def test_inputs_of_a_batch_move_differently() -> None:
-    _, masks = augment(*batch(), generator=generator())
+    _, masks = augment(*batch(), rng=rng())
     assert len({tuple(mask.flatten().nonzero().flatten().tolist()) for mask in masks}) == len(masks)
 
 
 def test_slices_of_one_input_move_together() -> None:
     images, masks = batch(channels=2)
-    moved, _ = augment(images, masks, generator=generator())
+    moved, _ = augment(images, masks, rng=rng())
     difference = (moved[:, 0] - moved[:, 1]).abs().mean()
     assert difference < 0.2  # noise alone differs between the slices
 
 
 def test_same_generator_same_bits_other_seed_other_bits() -> None:
-    first, again, other = (augment(*batch(), generator=generator(seed))[0] for seed in (1, 1, 2))
+    first, again, other = (augment(*batch(), rng=rng(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_areas_change_by_the_scale_range_at_most() -> None:
     images, masks = batch(num=200)
-    _, moved = augment(images, masks, generator=generator())
+    _, moved = augment(images, masks, rng=rng())
     ratio = moved.sum(dim=(1, 2, 3)) / masks[0].sum()
     low, high = augmentation.SCALE_RANGE
     assert ratio.min() > low**2 * 0.8
@@ -63,10 +63,10 @@ def test_areas_change_by_the_scale_range_at_most() -> None:
 
 
 def test_coil_brightens_the_back_and_keeps_mean_and_sd() -> None:
-    images = torch.rand((64, 3, 48, 48), generator=generator())
-    lit = augmentation._coil(images.clone(), generator=generator(1))
-    torch.testing.assert_close(lit.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)))
-    torch.testing.assert_close(lit.std(dim=(1, 2, 3)), images.std(dim=(1, 2, 3)))
-    front, back = (lit - images)[:, :, :8].mean(), (lit - images)[:, :, -24:].mean()
+    images = torch.rand((64, 3, 48, 48), generator=rng())
+    brightened = augmentation._coil(images.clone(), rng=rng(1))
+    torch.testing.assert_close(brightened.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(brightened.std(dim=(1, 2, 3)), images.std(dim=(1, 2, 3)))
+    front, back = (brightened - images)[:, :, :8].mean(), (brightened - images)[:, :, -24:].mean()
     assert back > front + 0.05
-    assert len({float(value) for value in lit[:, 0, 0, 0]}) == 64
+    assert len({float(value) for value in brightened[:, 0, 0, 0]}) == 64

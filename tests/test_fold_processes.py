@@ -1,4 +1,4 @@
-"""What a fold says in its process reaches its record here; the first that fails stops the others."""
+"""Metrics and log records of a fold's process reach its record here; the first fold that fails stops the others."""
 
 import logging
 import os
@@ -17,23 +17,23 @@ from prostate_seg.common.progress import num_cores
 from prostate_seg.config.workspace import FoldRecord
 from prostate_seg.segmentation.devices import available_gpus
 from prostate_seg.stages import fold_processes
-from prostate_seg.stages.fold_processes import train_side_by_side
+from prostate_seg.stages.fold_processes import train_in_parallel
 
 log = logging.getLogger(__name__)
 
 
 class Records:
-    """What each fold was told, and how it ended."""
+    """The events of each fold, and the way it ended."""
 
     def __init__(self) -> None:
-        self.told: dict[int, list[object]] = {}
+        self.events: dict[int, list[object]] = {}
         self.ended: dict[int, str] = {}
 
     @contextmanager
     def open_fold(self, index: int) -> Iterator["Record"]:
-        self.told[index] = []
+        self.events[index] = []
         try:
-            yield Record(self.told[index])
+            yield Record(self.events[index])
             self.ended[index] = "finished"
         except BaseException as error:
             self.ended[index] = type(error).__name__
@@ -41,17 +41,17 @@ class Records:
 
 
 class Record:
-    def __init__(self, told: list[object]) -> None:
-        self.told = told
+    def __init__(self, events: list[object]) -> None:
+        self.events = events
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.told.append((epoch, dict(metrics)))
+        self.events.append((epoch, dict(metrics)))
 
     def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
-        self.told.append((dict(metrics), list(figures)))
+        self.events.append((dict(metrics), list(figures)))
 
 
-def speak(index: int, record: FoldRecord) -> None:
+def send_events(index: int, record: FoldRecord) -> None:
     log.info("fold %d has %d threads", index, torch.get_num_threads())
     for epoch in (1, 2):
         record.on_epoch_end(epoch, {"val/dice": index + epoch / 10})
@@ -75,10 +75,10 @@ def fail_in_fold_1(folder: Path, kind: str, index: int, record: FoldRecord) -> N
 def test_records_and_logs_of_all_folds_arrive_in_order(caplog: pytest.LogCaptureFixture) -> None:
     records = Records()
     with caplog.at_level(logging.INFO):
-        train_side_by_side(speak, [0, 1, 2], num_parallel=2, open_fold=records.open_fold)
+        train_in_parallel(send_events, [0, 1, 2], num_parallel=2, open_fold=records.open_fold)
     processes = set()
     for index in range(3):
-        first, second, (final, figures) = records.told[index]  # type: ignore[misc]
+        first, second, (final, figures) = records.events[index]  # type: ignore[misc]
         assert (first, second) == ((1, {"val/dice": index + 0.1}), (2, {"val/dice": index + 0.2}))
         assert figures == [Path(f"fold{index}.png")]
         processes.add(final["process"])
@@ -94,7 +94,7 @@ def test_records_and_logs_of_all_folds_arrive_in_order(caplog: pytest.LogCapture
     [
         ("refuse", InputError, "case c: the loss is nan"),
         ("defect", RuntimeError, "KeyError('c')"),
-        ("vanish", InputError, "fold 1: its process ended without a word (exit code 7)"),
+        ("vanish", InputError, "fold 1: its process ended unexpectedly (exit code 7)"),
     ],
 )
 def test_first_fold_that_fails_stops_the_others(tmp_path: Path, kind: str, error: type[Exception], text: str) -> None:
@@ -108,7 +108,7 @@ def test_first_fold_that_fails_stops_the_others(tmp_path: Path, kind: str, error
             yield record
 
     with pytest.raises(error) as caught:
-        train_side_by_side(partial(fail_in_fold_1, tmp_path, kind), [0, 1, 2], num_parallel=2, open_fold=open_fold)
+        train_in_parallel(partial(fail_in_fold_1, tmp_path, kind), [0, 1, 2], num_parallel=2, open_fold=open_fold)
     assert text in str(caught.value)
     if kind != "vanish":
         assert "fail_in_fold_1" in str(caught.value.__cause__)  # where it was raised
@@ -132,15 +132,15 @@ class FakeTraining:
 
     def _start(self, num_parallel: int, gpus: Sequence[int], open_fold: object) -> None:
         with suppress(InputError):
-            train_side_by_side(
-                speak,
+            train_in_parallel(
+                send_events,
                 list(self._ends),
                 num_parallel=num_parallel,
                 open_fold=open_fold,
                 gpus=gpus,  # type: ignore[arg-type]
             )
 
-    def _train(self, _context: object, _work: object, index: int, *_: object, gpu: int | None, **__: object) -> None:
+    def _train(self, _train_fold: object, index: int, *_: object, gpu: int | None, **__: object) -> None:
         self.gpu_of[index] = gpu
         self.running.add(index)
         assert self._ends[index].wait(10)

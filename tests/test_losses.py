@@ -1,11 +1,13 @@
 """Every loss is near 0 for a right and sure answer and larger for a wrong one, in 2-D and in 3-D."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from prostate_seg.segmentation.training.losses import build_loss
 from prostate_seg.segmentation.training.settings import Loss
-from prostate_seg.segmentation.training.training import Step
+from prostate_seg.segmentation.training.training import TrainingStep
 from tests.segmentation_helpers import train_settings
 
 
@@ -15,7 +17,7 @@ def target(*shape: int) -> torch.Tensor:
     return mask
 
 
-@pytest.mark.parametrize("name", list(Loss))
+@pytest.mark.parametrize("name", get_args(Loss))
 @pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 1, 4, 16, 16)], ids=["2-D", "3-D"])
 def test_right_answer_costs_nothing_and_a_wrong_one_does(name: Loss, shape: tuple[int, ...]) -> None:
     loss, mask = build_loss(name), target(*shape)
@@ -32,5 +34,5 @@ def test_training_step_gives_the_loss_one_channel(volumetric: bool) -> None:
     with torch.no_grad():
         network.weight.fill_(40.0)
         network.bias.fill_(-20.0)  # type: ignore[union-attr]
-    step = Step(network, settings=train_settings(), device=torch.device("cpu"), volumetric=volumetric)
-    assert step.add_gradient(mask, mask) < 0.01
+    step = TrainingStep(network, settings=train_settings(), device=torch.device("cpu"), volumetric=volumetric)
+    assert step.backward(mask, mask) < 0.01

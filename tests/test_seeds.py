@@ -12,7 +12,7 @@ from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.data.folds import kfold
 from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.training import training
-from prostate_seg.segmentation.training.distributed import Team
+from prostate_seg.segmentation.training.distributed import ProcessGroup
 from prostate_seg.stages.train import fit_fold
 from tests.data_helpers import case_record
 from tests.segmentation_helpers import SETTINGS, model_2d, packed_discs, train_settings
@@ -48,15 +48,27 @@ def seeds_of_training(monkeypatch: pytest.MonkeyPatch, data: Path, *, seed: int,
         found.append(torch.initial_seed())
         return torch.nn.Conv2d(1, 1, 1)
 
-    def train_epoch(*_: object, order: np.random.Generator, augmentation: torch.Generator, **__: object) -> None:
-        found.extend([torch.initial_seed(), order.bit_generator.state["state"]["state"], augmentation.initial_seed()])
+    def train_epoch(
+        *_: object, order_rng: np.random.Generator, augmentation_rng: torch.Generator, **__: object
+    ) -> None:
+        found.extend(
+            [torch.initial_seed(), order_rng.bit_generator.state["state"]["state"], augmentation_rng.initial_seed()]
+        )
         raise Recorded
 
     monkeypatch.setattr("prostate_seg.stages.train.build_network", build_network)
     monkeypatch.setattr(training, "_train_epoch", train_epoch)
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=False, train_ids=["a"], val_ids=["b"])
     with pytest.raises(Recorded):
-        fit_fold(recipe, data, settings=train_settings(), device="cpu", seed=seed, fold_index=fold_index, team=Team())
+        fit_fold(
+            recipe,
+            data,
+            settings=train_settings(),
+            device="cpu",
+            seed=seed,
+            fold_index=fold_index,
+            group=ProcessGroup(),
+        )
     return tuple(found)
 
 

@@ -1,15 +1,25 @@
 """Stage train refuses folds that it cannot train."""
 
+from pathlib import Path
+
 import pytest
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.config.schema import parse
+from prostate_seg.config.workspace import workspace_of
 from prostate_seg.data.folds import Fold
-from prostate_seg.stages.train import _require_studies
+from prostate_seg.stages import train
+from tests.conftest import composed
 
 
-@pytest.mark.parametrize("part", ["train", "val"])
-def test_fold_without_studies_to_fit_or_validate_is_refused(part: str) -> None:
-    whole = {"train": ["a_1"], "val": ["b_1"], "test": []}
-    _require_studies({0: Fold(**whole)})
-    with pytest.raises(InputError, match=f"fold 1: kfold.json lists no {part} studies\nRun stage=prepare again"):
-        _require_studies({0: Fold(**whole), 1: Fold(**{**whole, part: []})})
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_fold_without_train_or_val_studies_is_refused(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = {"train": ["a_1"], "val": ["b_1"], "test": []}
+    folds = {0: Fold(**complete), 1: Fold(**{**complete, split: []})}
+    monkeypatch.setattr(train, "checked_dataset", lambda *_: {})
+    monkeypatch.setattr(train, "checked_folds", lambda *_: (folds, None))
+    cfg = parse(composed(f"paths.root={tmp_path}"))
+    with pytest.raises(InputError, match=f"fold 1: kfold.json lists no {split} studies\nRun stage=prepare again"):
+        train.run(cfg, workspace_of(cfg))

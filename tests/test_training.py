@@ -1,4 +1,4 @@
-"""Training learns, ends with its budget, keeps the best weights, and repeats itself bit for bit."""
+"""Training learns, ends with its budget, keeps the best weights, and is reproducible bit for bit."""
 
 import math
 import time
@@ -21,20 +21,18 @@ from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 from prostate_seg.segmentation.networks.storage import Recipe, load_network, load_recipe, save_recipe, save_weights
 from prostate_seg.segmentation.training import training
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
-from prostate_seg.segmentation.training.packing import PackedSet
+from prostate_seg.segmentation.training.packing import Batches, PackedSet
 from prostate_seg.segmentation.training.settings import Augmentation, Optimizer, TrainConfig, ValMetric
 from prostate_seg.segmentation.training.training import (
-    Batches,
     Budget,
     Epoch,
-    Fitted,
-    Progress,
-    Step,
+    TrainingResult,
+    TrainingStep,
     best_epoch,
     build_optimizer,
     fit,
     reproducible,
-    val_scores,
+    validate,
 )
 from prostate_seg.stages.train import training_identity
 from tests.conftest import composed
@@ -67,7 +65,7 @@ def run_fit(
 ) -> tuple[list[Epoch], Mapping[str, torch.Tensor]]:
     model = model or model_2d()
     with reproducible(seed, deterministic=settings.deterministic):
-        fitted = fit(
+        result = fit(
             packed,
             train_ids=TRAIN,
             val_ids=VAL,
@@ -77,10 +75,10 @@ def run_fit(
             on_epoch_end=on_epoch_end,
             checkpoints=checkpoints,
         )
-    return fitted.history, fitted.weights
+    return result.history, result.weights
 
 
-@pytest.mark.parametrize("name", list(ModelName))
+@pytest.mark.parametrize("name", get_args(ModelName))
 def test_every_network_of_the_table_learns_a_disc(packed: PackedSet, name: ModelName) -> None:
     model = small_model(name)
     settings = train_settings(max_epochs=40, augmentation="none")
@@ -105,7 +103,7 @@ def test_kept_weights_are_those_of_the_best_epoch(packed: PackedSet, tmp_path: P
     network = build_network(model_2d())
     network.load_state_dict(kept)
     best = max(epoch.val_dice for epoch in history)
-    dice, iou = val_scores(packed, VAL, predictor=predictor(network.eval()))
+    dice, iou = validate(packed, VAL, predictor=predictor(network.eval()))
     assert dice == pytest.approx(best, abs=1e-12)
     assert iou == pytest.approx(dice / (2 - dice), abs=1e-12)  # of one study
 
@@ -127,7 +125,7 @@ def test_validation_thresholds_at_one_half_and_keeps_every_component(packed: Pac
     masks[:, 2:10, 2:10] = 1
     plain = Intensity(low=0.0, high=1.0, mean=0.0, sd=1.0)
     alone = PackedSet(images=images, masks=masks, cases={"d": replace(case, first_slice=0, intensity=plain)})
-    dice, iou = val_scores(alone, ["d"], predictor=predictor(ShowsProbability()))
+    dice, iou = validate(alone, ["d"], predictor=predictor(ShowsProbability()))
     gland, extra = 8 * 8, 4 * 4
     assert dice == pytest.approx(2 * gland / (2 * gland + extra))
     assert iou == pytest.approx(gland / (gland + extra))
@@ -144,26 +142,26 @@ def test_no_setting_of_evaluation_decides_a_training() -> None:
     assert not [key for key in STAGE_SETTINGS["train"] if key.startswith("evaluate")]
 
 
-@pytest.mark.parametrize("metric", list(ValMetric))
+@pytest.mark.parametrize("metric", get_args(ValMetric))
 def test_metric_decides_which_epoch_is_kept(metric: ValMetric) -> None:
     def epoch(number: int, dice: float, iou: float) -> Epoch:
         return Epoch(
             epoch=number, loss=0.1, val_dice=dice, val_iou=iou, learning_rate=0.1, batch_size=4, seconds=float(number)
         )
 
-    progress = Progress(metric)
+    result = TrainingResult()
     for number, (dice, iou) in enumerate([(0.5, 0.4), (0.6, 0.5), (0.7, 0.45), (0.6, 0.5)]):
-        progress.add(epoch(number, dice, iou), {"weight": torch.tensor(number)})
+        result.add(epoch(number, dice, iou), {"weight": torch.tensor(number)}, metric=metric)
     kept = {"dice": 2, "iou": 1}[metric]
-    assert progress.best_weights["weight"] == kept
-    assert best_epoch(progress.history, metric=metric).epoch == kept
+    assert result.weights["weight"] == kept
+    assert best_epoch(result.history, metric=metric).epoch == kept
 
 
-def test_many_val_studies_are_looked_at_less_often_but_at_the_end(packed: PackedSet) -> None:
-    """Val has 7 slices, and an epoch of one step brings 2 training slices, half of which may be looked at."""
+def test_many_val_studies_are_validated_less_often_but_at_the_end(packed: PackedSet) -> None:
+    """Val has 7 slices, and an epoch of one step brings 2 training slices, which allow half as many val slices."""
     history, weights = run_fit(packed, train_settings(batch_size=2, steps_per_epoch=1, max_epochs=16))
-    looked = [epoch.epoch for epoch in history if epoch.val_dice is not None]
-    assert looked == [7, 14, 16]
+    validated = [epoch.epoch for epoch in history if epoch.val_dice is not None]
+    assert validated == [7, 14, 16]
     assert "val/dice" not in history[0].as_dict()
     assert weights
 
@@ -181,7 +179,7 @@ class RunsOutOfMemory(torch.nn.Conv2d):
         return super().forward(inputs)
 
 
-def fit_with_little_memory(packed: PackedSet, settings: TrainConfig, *, most: int) -> Fitted:
+def fit_with_little_memory(packed: PackedSet, settings: TrainConfig, *, most: int) -> TrainingResult:
     with reproducible(0, deterministic=True):
         return fit(
             packed,
@@ -194,8 +192,10 @@ def fit_with_little_memory(packed: PackedSet, settings: TrainConfig, *, most: in
         )
 
 
-def test_batch_that_does_not_fit_goes_through_in_parts(packed: PackedSet, caplog: pytest.LogCaptureFixture) -> None:
-    """With a loss that is a mean over pixels the parts' gradients add up to that of the whole batch."""
+def test_batch_that_does_not_fit_is_split_into_micro_batches(
+    packed: PackedSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a loss that is a mean over pixels the gradients of micro-batches add up to that of the whole batch."""
     settings = train_settings(batch_size=4, loss="bce", augmentation="none")
     whole = fit_with_little_memory(packed, settings, most=4)
     halved = fit_with_little_memory(packed, settings, most=1)
@@ -203,9 +203,9 @@ def test_batch_that_does_not_fit_goes_through_in_parts(packed: PackedSet, caplog
     assert [epoch.batch_size for epoch in halved.history] == [1, 1, 1]
     for name, value in whole.weights.items():
         torch.testing.assert_close(halved.weights[name], value, rtol=1e-4, atol=1e-6)
-    told = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
-    assert len(told) == 2
-    assert "batches of train.batch_size=4 go through it in parts of 2 from step 1 on" in told[0]
+    messages = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
+    assert len(messages) == 2
+    assert "batches of train.batch_size=4 are split into micro-batches of 2 from step 1 on" in messages[0]
 
 
 def test_input_that_does_not_fit_alone_is_an_error_with_the_next_step(packed: PackedSet) -> None:
@@ -243,11 +243,11 @@ def test_no_epoch_without_a_step_is_recorded_whenever_time_is_up(
     lengths = set()
     for reading in range(1, 18):
         clock(reading)
-        fitted = fit_with_little_memory(packed, settings, most=4)
-        assert all(np.isfinite(epoch.loss) for epoch in fitted.history), reading
-        assert fitted.history[-1].val_dice is not None
-        assert fitted.weights
-        lengths.add(len(fitted.history))
+        result = fit_with_little_memory(packed, settings, most=4)
+        assert all(np.isfinite(epoch.loss) for epoch in result.history), reading
+        assert result.history[-1].val_dice is not None
+        assert result.weights
+        lengths.add(len(result.history))
     assert {1, 2, 3, 4} <= lengths
 
 
@@ -289,7 +289,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 @pytest.mark.parametrize("optimizer", get_args(Optimizer))
-@pytest.mark.parametrize("name", list(ModelName))
+@pytest.mark.parametrize("name", get_args(ModelName))
 def test_only_weights_of_convolutions_decay(name: ModelName, optimizer: Optimizer) -> None:
     """Without a gradient a step is the decay alone."""
     network = build_network(replace(small_model(name), activation="prelu") if name == "unet" else small_model(name))
@@ -312,13 +312,13 @@ def test_every_step_takes_the_learning_rate_of_the_formula_exactly(
 ) -> None:
     """Warm-up in a line, then half a cosine, over 12 steps; the same when training is stopped after 4 of them."""
     taken: list[set[float]] = []
-    descend = Step.descend
+    update = TrainingStep.update
 
-    def recording(step: Step) -> None:
+    def recording(step: TrainingStep) -> None:
         taken.append({group["lr"] for group in step.optimizer.param_groups})
-        descend(step)
+        update(step)
 
-    monkeypatch.setattr(Step, "descend", recording)
+    monkeypatch.setattr(TrainingStep, "update", recording)
     settings = train_settings(learning_rate=3e-3, warmup_fraction=warmup, steps_per_epoch=4, max_epochs=3)
     checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
 
@@ -340,10 +340,10 @@ def test_every_step_takes_the_learning_rate_of_the_formula_exactly(
     assert [epoch.learning_rate for epoch in history] == [expected[4], expected[8], expected[12]]
 
 
-def test_every_training_slice_comes_once_before_any_comes_again(packed: PackedSet) -> None:
+def test_every_training_slice_is_drawn_once_before_any_is_drawn_again(packed: PackedSet) -> None:
     batches = Batches(packed, TRAIN, model=model_2d(), device=torch.device("cpu"))
     everyone = sorted(packed.slices_of(TRAIN))  # 6 + 7 + 6 slices
-    drawn = np.array(list(batches.order(4, num_batches=10, generator=np.random.default_rng(0))))
+    drawn = np.array(list(batches.order(4, num_batches=10, rng=np.random.default_rng(0))))
     assert drawn.shape == (10, 4)
     assert sorted(drawn.ravel()[:19]) == everyone
     assert sorted(drawn.ravel()[19:38]) == everyone

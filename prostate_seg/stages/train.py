@@ -1,4 +1,4 @@
-"""Stage train: fit the network of each fold and keep the weights that are best on val."""
+"""Stage train: train a network on each fold and keep the weights of the epoch with the best val score."""
 
 import csv
 import io
@@ -32,51 +32,66 @@ from prostate_seg.segmentation.networks.networks import build_network, require_l
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
 from prostate_seg.segmentation.settings import Device
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
-from prostate_seg.segmentation.training.distributed import ALONE, Team, TeamLostError, join_team
+from prostate_seg.segmentation.training.distributed import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    ProcessLostError,
+    process_group,
+)
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
-from prostate_seg.segmentation.training.training import Epoch, Fitted, best_epoch, fit, reproducible
+from prostate_seg.segmentation.training.training import Epoch, TrainingResult, best_epoch, fit, reproducible
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
-from prostate_seg.stages.fold_processes import train_side_by_side
+from prostate_seg.stages.fold_processes import train_in_parallel
 
 log = logging.getLogger(__name__)
+
+TRAINING_VERSION = 2
+"""Increased when the same settings, seed and data begin to give other weights: no training resumes from another version."""
+
+EPOCH_HEADER = "fold  epoch  train loss  val Dice  learning rate   time"
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write model/fold<i>/ (weights, recipe, history, config) and model/folds.json."""
     if torchrun.world_size() > 1:
-        _require_shareable(cfg, torchrun.world_size())
+        _require_distributable(cfg, torchrun.world_size())
     dataset = checked_dataset(cfg, workspace)
     folds, verdict = checked_folds(cfg, workspace, dataset)
-    _require_studies(folds)
+    for index, fold in folds.items():
+        for split in ("train", "val"):  # kfold.json may have been edited
+            if not fold.subsets()[split]:
+                raise InputError(f"fold {index}: kfold.json lists no {split} studies\nRun stage=prepare again.")
     require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
     pack_studies(cfg, workspace, dataset)
+
     log.info("%s", EPOCH_HEADER)
-    work = partial(train_fold, cfg, replace(workspace, open_fold=null_fold_record), folds)
+    train = partial(train_fold, cfg, replace(workspace, open_fold=unrecorded_fold), folds)
     num_parallel = min(cfg.machine.num_parallel_folds, len(folds))
     if num_parallel > 1:
         gpus = available_gpus(cfg.machine.device)
-        train_side_by_side(work, list(folds), num_parallel=num_parallel, open_fold=workspace.open_fold, gpus=gpus)
+        train_in_parallel(train, list(folds), num_parallel=num_parallel, open_fold=workspace.open_fold, gpus=gpus)
     else:
-        with join_team() as team:
+        with process_group() as group:
             for index in folds:
                 with workspace.open_fold(index) as record:
-                    work(index, record, team=team)
-            team.of_first(lambda: None)  # no more work: the others leave
+                    train(index, record, group=group)
+            group.broadcast_from_rank0(lambda: None)  # ends `run_worker` on the other ranks
+
     marks = [_finished_mark(workspace, index) for index in folds]
     seconds = sum(read_json(mark)["seconds"] for mark in marks)
     for mark in marks:
-        mark.unlink()  # all are done: the next training starts afresh
-    trained = collect_folds(workspace, list(folds))
-    mean = float(np.mean(list(trained.values())))
-    shown = ", ".join(f"fold {index} {dice:.3f}" for index, dice in trained.items())
+        mark.unlink()  # all folds have finished: the next training starts afresh
+    best_dice = collect_folds(workspace, list(folds))
+    mean = float(np.mean(list(best_dice.values())))
+    shown = ", ".join(f"fold {index} {dice:.3f}" for index, dice in best_dice.items())
     log.info("best val Dice: %s, mean %.3f; the weights are in %s", shown, mean, workspace.model)
     return StageResult(
         inputs=[workspace.preprocess, workspace.kfold_json],
         outputs=[workspace.model] if cfg.fold.index is None else [workspace.fold(cfg.fold.index)],
         metrics={
             "val/best_dice": mean,
-            **{f"val/best_dice_fold{index}": dice for index, dice in trained.items()},
+            **{f"val/best_dice_fold{index}": dice for index, dice in best_dice.items()},
         },
         tables=[workspace.model / "folds.json"],
         tags={"leak_gate": verdict["verdict"], "num_processes": str(torchrun.world_size())},
@@ -85,16 +100,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     )
 
 
-def _require_studies(folds: Mapping[int, Fold]) -> None:
-    """Refuse folds, as of a file that was edited, that have nothing to fit the weights or to choose the epoch."""
-    for index, fold in folds.items():
-        for part in ("train", "val"):
-            if not fold.subsets()[part]:
-                raise InputError(f"fold {index}: kfold.json lists no {part} studies\nRun stage=prepare again.")
-
-
-def _require_shareable(cfg: Config, num_processes: int) -> None:
-    """Refuse what the processes of torchrun cannot share."""
+def _require_distributable(cfg: Config, num_processes: int) -> None:
+    """Refuse settings that the processes of torchrun cannot train with."""
     if cfg.machine.num_parallel_folds > 1:
         raise ConfigError(
             "machine.num_parallel_folds: must be 1 with torchrun, whose processes train one fold together, "
@@ -102,29 +109,29 @@ def _require_shareable(cfg: Config, num_processes: int) -> None:
         )
     if cfg.train.batch_size < num_processes:
         raise ConfigError(
-            f"train.batch_size: must be at least the {num_processes} processes that torchrun has started, each of which takes "
-            f"a part of every batch, is {cfg.train.batch_size}\nUse --nproc-per-node={cfg.train.batch_size}, or larger batches."
+            f"train.batch_size: must be at least the {num_processes} processes of torchrun, each of which trains on a shard of "
+            f"every batch, is {cfg.train.batch_size}\nUse --nproc-per-node={cfg.train.batch_size}, or larger batches."
         )
 
 
-def follow() -> None:
-    """Be a process of torchrun other than the first: fit what the first one names, and write nothing."""
+def run_worker() -> None:
+    """Run a rank above 0 of torchrun: call what rank 0 broadcasts until it broadcasts None; write nothing."""
     try:
-        with join_team() as team:
-            while (work := team.of_first(lambda: None)) is not None:
-                work(team=team)
-    except TeamLostError:  # the first one has said why it left
+        with process_group() as group:
+            while (work := group.broadcast_from_rank0(lambda: None)) is not None:
+                work(group=group)
+    except ProcessLostError:  # rank 0 reports the reason
         sys.exit(1)
 
 
-def dismiss() -> None:
-    """Be the first process of torchrun where there is nothing to train: let the others leave."""
-    with join_team() as team:
-        team.of_first(lambda: None)
+def release_workers() -> None:
+    """End `run_worker` on the other ranks when there is nothing to train."""
+    with process_group() as group:
+        group.broadcast_from_rank0(lambda: None)
 
 
 def pack_studies(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRecord]) -> None:
-    """Make the packed set of this preprocessing where it is absent."""
+    """Write the packed set of this preprocessing unless it exists."""
     images, masks = workspace.preprocess / "images", workspace.preprocess / "masks"
 
     def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
@@ -138,29 +145,40 @@ def pack_studies(cfg: Config, workspace: Workspace, dataset: dict[str, CaseRecor
 
 
 def packed_folder(cfg: Config, workspace: Workspace) -> Path:
-    """Return the folder of the packed set; its name is a hash of all that the set is made of."""
+    """Return the folder of the packed set, named by a hash of everything that determines its content."""
     facts = [md5_of(workspace.dataset_csv), md5_of(workspace.contract_json), str(cfg.train.zscore)]
     return workspace.cache / "packed" / md5_of_text(" ".join(facts))
 
 
 def train_fold(
-    cfg: Config, workspace: Workspace, folds: Mapping[int, Fold], index: int, record: FoldRecord, team: Team = ALONE
+    cfg: Config,
+    workspace: Workspace,
+    folds: Mapping[int, Fold],
+    index: int,
+    record: FoldRecord,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
-    """Train one fold; another process that trains it in this workspace goes first."""
+    """Train one fold, after any other process that trains the same fold in this workspace."""
     place = md5_of_text(str(workspace.training.absolute()))[:8]
-    turn = FileLock(workspace.cache / f"training_{place}_fold{index}.lock")
+    lock = FileLock(workspace.cache / f"training_{place}_fold{index}.lock")
     try:
-        turn.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         log.info("fold %d: another process trains it in this workspace and goes first; this one waits", index)
-        turn.acquire()
-    with turn:
-        _train_fold(cfg, workspace, folds[index], index, record, team)
+        lock.acquire()
+    with lock:
+        _train_fold(cfg, workspace, folds[index], index, record, group)
 
 
-def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, record: FoldRecord, team: Team) -> None:
-    """Fit one fold beside its folder, and let the result replace the folder at the end."""
-    unfinished = workspace.unfinished_fold(index)
+def _train_fold(
+    cfg: Config, workspace: Workspace, fold: Fold, index: int, record: FoldRecord, group: ProcessGroup
+) -> None:
+    """Train one fold with checkpoints in .training/, and replace the fold's folder with the result at the end."""
+    unfinished, target, mark = (
+        workspace.unfinished_fold(index),
+        workspace.fold(index),
+        _finished_mark(workspace, index),
+    )
     data = packed_folder(cfg, workspace)
     recipe = Recipe(
         model=cfg.model,
@@ -173,10 +191,13 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
     identity = training_identity(cfg, recipe, data=data.name)
     if cfg.machine.resume == "never":
         shutil.rmtree(unfinished, ignore_errors=True)
-    elif _has_finished(workspace, index, identity):
-        log.info("fold %d had finished before training was stopped, and is kept", index)
-        record.finish(_fold_metrics(read_json(workspace.fold(index) / "summary.json")), _pictures(workspace, index))
-        return
+    elif mark.is_file() and target.is_dir():
+        finished = read_json(mark)
+        # The hash too: a checkout may have replaced the folder since.
+        if finished["identity"] == identity and finished["md5"] == md5_of(target):
+            log.info("fold %d had finished before training was stopped, and is kept", index)
+            record.finish(_fold_metrics(read_json(target / "summary.json")), [target / "history.png"])
+            return
     checkpoints = Checkpoints(folder=unfinished / "checkpoints", identity=identity)
 
     def on_epoch_end(epoch: Epoch) -> None:
@@ -186,23 +207,21 @@ def _train_fold(cfg: Config, workspace: Workspace, fold: Fold, index: int, recor
     work = partial(
         fit_fold, recipe, data, settings=cfg.train, device=cfg.machine.device, seed=cfg.seed, fold_index=index
     )
-    fitted = team.of_first(lambda: work)(team=team, on_epoch_end=on_epoch_end, checkpoints=checkpoints)
+    result = group.broadcast_from_rank0(lambda: work)(group=group, on_epoch_end=on_epoch_end, checkpoints=checkpoints)
     title = f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies"
-    with atomic_folder(workspace.fold(index)) as folder:
+    with atomic_folder(target) as folder:
         save_recipe(folder, recipe)
-        save_weights(folder, fitted.weights)
+        save_weights(folder, result.weights)
         write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
-        summary = _write_history(folder, fitted.history, metric=cfg.train.metric, title=title)
-    seconds = fitted.history[-1].seconds
-    mark = {"identity": identity, "md5": md5_of(workspace.fold(index)), "seconds": seconds}
-    write_json(_finished_mark(workspace, index), mark)
+        summary = _write_history(folder, result.history, metric=cfg.train.metric, title=title)
+    seconds = result.history[-1].seconds
+    write_json(mark, {"identity": identity, "md5": md5_of(target), "seconds": seconds})
     shutil.rmtree(unfinished, ignore_errors=True)
-    minutes = {"train/minutes": seconds / 60}
-    record.finish(_fold_metrics(summary) | minutes, _pictures(workspace, index))
+    record.finish(_fold_metrics(summary) | {"train/minutes": seconds / 60}, [target / "history.png"])
 
 
 def training_ranges(dataset: Mapping[str, CaseRecord], fold: Fold, data: Path) -> dict[str, tuple[float, float]]:
-    """Return what the training studies of a fold are like, so that prediction can tell a study that is not."""
+    """Return the training ranges of a fold, against which prediction checks for out-of-distribution studies."""
     packed = open_packed(data).cases
     return property_ranges(
         {
@@ -224,11 +243,11 @@ def fit_fold(
     device: Device,
     seed: int,
     fold_index: int,
-    team: Team,
+    group: ProcessGroup,
     on_epoch_end: Callable[[Epoch], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
-) -> Fitted:
-    """Fit a new network on a fold of the packed set in `data`; every process of a team does."""
+) -> TrainingResult:
+    """Train a new network on a fold of the packed set in `data`; every rank calls this."""
     initial = seed_sequence(Stream.initial_weights, seed=seed, fold_index=fold_index)
     with reproducible(torch_seed(initial), deterministic=settings.deterministic):
         return fit(
@@ -241,7 +260,7 @@ def fit_fold(
                 model=recipe.model,
                 preprocess=recipe.preprocess,
                 zscore=recipe.zscore,
-                device=team.own_gpu(choose_device(device)),
+                device=group.local_device(choose_device(device)),
                 precision=settings.precision,
                 tta=False,
             ),
@@ -249,32 +268,19 @@ def fit_fold(
             fold_index=fold_index,
             on_epoch_end=on_epoch_end,
             checkpoints=checkpoints,
-            team=team,
+            group=group,
         )
 
 
-TRAINING_VERSION = 2
-"""Raised when the same settings, seed and data begin to give other weights: no training goes on under another version."""
-
-
 def training_identity(cfg: Config, recipe: Recipe, *, data: str) -> str:
-    """Return a hash of all that decides a fold's weights: a training that was stopped goes on only as the same one."""
+    """Return a hash of everything that determines a fold's weights; only the same training resumes."""
     settings = portable_science_of(cfg)["train"]
     return md5_of_text(json.dumps([TRAINING_VERSION, recipe.as_dict(), settings, cfg.seed, data], sort_keys=True))
 
 
 def _finished_mark(workspace: Workspace, index: int) -> Path:
-    """Return the file that says, while other folds still train, that this one is done."""
+    """Return the file that marks a fold as finished while other folds still train."""
     return workspace.training / f"fold{index}.finished.json"
-
-
-def _has_finished(workspace: Workspace, index: int, identity: str) -> bool:
-    """Return whether the fold's folder is the one that this very training wrote; a checkout may have brought another."""
-    mark, folder = _finished_mark(workspace, index), workspace.fold(index)
-    if not mark.is_file() or not folder.is_dir():
-        return False
-    found = read_json(mark)
-    return bool(found["identity"] == identity and found["md5"] == md5_of(folder))
 
 
 def _fold_metrics(summary: Mapping[str, float]) -> dict[str, float]:
@@ -286,12 +292,8 @@ def _fold_metrics(summary: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _pictures(workspace: Workspace, index: int) -> list[Path]:
-    return [workspace.fold(index) / "history.png"]
-
-
 def collect_folds(workspace: Workspace, trained: Sequence[int]) -> dict[int, float]:
-    """Write model/folds.json from all folds that lie there, and return the best val Dice of those just trained."""
+    """Write model/folds.json from all folds in the workspace, and return the best val Dice of those just trained."""
     with FileLock(workspace.cache / "folds.lock"):
         num_folds = len(read_folds(workspace.kfold_json))
         summaries = {index: workspace.fold(index) / "summary.json" for index in range(num_folds)}
@@ -300,11 +302,8 @@ def collect_folds(workspace: Workspace, trained: Sequence[int]) -> dict[int, flo
     return {index: table[index]["val_dice"] for index in trained}
 
 
-EPOCH_HEADER = "fold  epoch  train loss  val Dice  learning rate   time"
-
-
 def epoch_line(fold_index: int, epoch: Epoch) -> str:
-    """Return a row of the table that training prints."""
+    """Return a row of the table that training logs."""
     minutes, seconds = divmod(round(epoch.seconds), 60)
     dice = "-" if epoch.val_dice is None else f"{epoch.val_dice:.4f}"
     return (
@@ -314,12 +313,12 @@ def epoch_line(fold_index: int, epoch: Epoch) -> str:
 
 
 def _write_history(folder: Path, history: Sequence[Epoch], *, metric: ValMetric, title: str) -> dict[str, float]:
-    """Write history.csv, history.png and summary.json, and return the summary; no times, so that equal runs are equal."""
+    """Write history.csv, history.png and summary.json, and return the summary; without times, so that equal runs are equal."""
     rows = [{"epoch": epoch.epoch, **epoch.as_dict()} for epoch in history]
     for row in rows:
         del row["seconds"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[-1]), lineterminator="\n")  # the last has a look at val
+    writer = csv.DictWriter(text, fieldnames=list(rows[-1]), lineterminator="\n")  # the last epoch has val scores
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "history.csv", text.getvalue())

@@ -74,5 +74,5 @@ def test_process_that_is_killed_is_an_error_that_names_the_fold(prepared: Projec
     children[0].send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "its process ended without a word (exit code -9)" in output
+    assert "its process ended unexpectedly (exit code -9)" in output
     assert "Traceback" not in output

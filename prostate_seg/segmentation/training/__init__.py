@@ -1,4 +1,4 @@
-"""Fitting one network on one fold: packed studies, augmentation, losses, the loop, checkpoints, several processes.
+"""Training of one network on one fold: packed set, augmentation, losses, loop, checkpoints, distributed training.
 
-Which cases a fold holds is decided in data/; nothing here knows MLflow or Hydra.
+Splits are made in data/. Nothing here imports MLflow or Hydra.
 """

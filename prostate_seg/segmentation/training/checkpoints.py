@@ -1,7 +1,7 @@
-"""The state of an unfinished training on disk, from which it goes on as if it had never stopped.
+"""Checkpoints of an unfinished training: one safetensors file per epoch, written atomically; the two newest are kept.
 
-One safetensors file an epoch, written beside and renamed; the two newest of a training are kept. Its name and content carry the
-training's identity, and its content a checksum, so that a damaged one is noticed, set aside, and the one before is used.
+File name and metadata contain the identity of the training, and the metadata a checksum of the tensors: a damaged checkpoint
+is detected and set aside, and the one before is used.
 """
 
 import hashlib
@@ -22,20 +22,19 @@ from prostate_seg.common.files import atomic_path
 log = logging.getLogger(__name__)
 
 NUM_KEPT = 2
-"""Newest checkpoints that stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """All that the next epoch depends on."""
+    """Everything the next epoch depends on."""
 
     tensors: Mapping[str, torch.Tensor]
-    """Network, running mean, optimiser and best weights, by dotted name."""
+    """Network, EMA weights, optimiser and best weights, by dotted name."""
     facts: Mapping[str, Any]
-    """Plain JSON: history and number of steps."""
+    """JSON values: history and number of steps."""
 
     def part(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the tensors below a name, without it."""
+        """Return the tensors below a dotted prefix, without the prefix."""
         start = f"{name}."
         return {key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)}
 
@@ -46,15 +45,15 @@ class Checkpoints:
 
     folder: Path
     identity: str
-    """Hash of all that decides the training; a checkpoint of another one is neither used nor removed."""
+    """Hash of everything that determines the training; checkpoints of another training are neither used nor removed."""
 
     def save(self, state: TrainingState, *, epoch: int) -> None:
-        """Write the state after an epoch, and remove all but the newest.
+        """Write the state after an epoch, and remove all but the newest checkpoints.
 
         Raises:
-            InputError: If it cannot be written, as on a full disk; the checkpoint before is whole.
+            InputError: If the file cannot be written, as on a full disk; the previous checkpoint stays intact.
         """
-        # Copies: DynUNet knows some of its layers by two names, and safetensors takes no memory twice.
+        # clone: DynUNet registers some layers under two names, and safetensors refuses tensors that share memory.
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.tensors.items()}
         metadata = {"identity": self.identity, "facts": json.dumps(state.facts), "md5": _md5(tensors)}
         path = self.folder / f"epoch{epoch:06d}{self._suffix}"
@@ -65,14 +64,14 @@ class Checkpoints:
             megabytes = sum(value.nbytes for value in tensors.values()) / 1e6
             raise InputError(
                 f"{path} cannot be written: {error}\n"
-                f"Make room (each takes {megabytes:.1f} MB) or mend the disk, then give the same command again: "
+                f"Free some space (each takes {megabytes:.1f} MB) or fix the disk, then give the same command again: "
                 f"training goes on after epoch {epoch - 1}."
             ) from error
         for path in self._files()[:-NUM_KEPT]:
             path.unlink()
 
     def newest(self) -> TrainingState | None:
-        """Return the newest state of this training that can be read; damaged files are renamed to *.damaged."""
+        """Return the newest readable state of this training; damaged files are renamed to *.damaged."""
         if not self._files() and any(self.folder.glob("epoch*.safetensors")):
             log.info(
                 "training starts at epoch 1: the checkpoints in %s belong to another training (other settings, seed or data, "
@@ -87,7 +86,7 @@ class Checkpoints:
                 if metadata["identity"] != self.identity:
                     raise ValueError(f"it belongs to the training {metadata['identity']}")
                 if metadata["md5"] != _md5(tensors):
-                    raise ValueError("its checksum is another")
+                    raise ValueError("checksum mismatch")
                 return TrainingState(tensors=tensors, facts=json.loads(metadata["facts"]))
             except (SafetensorError, OSError, KeyError, ValueError) as error:
                 aside = path.with_name(f"{path.name}.damaged")
@@ -104,7 +103,7 @@ class Checkpoints:
 
 
 def _md5(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the md5 of names and values; the bytes of a tensor do not depend on its type being known to numpy."""
+    """Return the md5 of names and bytes; the view as uint8 covers types that NumPy lacks, such as bfloat16."""
     digest = hashlib.md5(usedforsecurity=False)
     for name in sorted(tensors):
         digest.update(name.encode())

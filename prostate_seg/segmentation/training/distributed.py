@@ -1,8 +1,8 @@
-"""Several processes that train one network, each with a part of every batch.
+"""Distributed training of one network: each process runs the network on its shard of every batch.
 
-All of them draw the same batches, see the loss of the whole batch and take the same step, so that a training comes to what it
-comes to in one process, up to rounding. What is decided by a clock or a file, the first process decides for all.
-torch's own collectives and DistributedDataParallel do the work: through nccl between GPUs, through gloo between processors.
+All processes draw the same batches, compute the loss of the whole batch and take the same step, so the result equals that of a
+single process up to rounding. What depends on a clock or a file is broadcast from rank 0. Collectives and gradient averaging
+are torch's: nccl between GPUs, gloo between CPUs.
 """
 
 import warnings
@@ -19,73 +19,70 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import InputError
-from prostate_seg.segmentation.training.global_batch_norm import normalise_globally_
+from prostate_seg.segmentation.training.global_batch_norm import convert_global_batch_norm_
 
 TIMEOUT = timedelta(hours=1)
-"""How long a process waits for the others, as while the first one packs the studies; one that has ended is noticed at once."""
+"""Timeout of a collective, for example while rank 0 packs the studies; a process that has ended is noticed at once."""
 
 Value = TypeVar("Value")
 
 
-class TeamLostError(InputError):
+class ProcessLostError(InputError):
     """Another process of the training has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Team:
-    """The processes of a training, as one of them sees them. Every process calls the same methods in the same order."""
+class ProcessGroup:
+    """Rank and world size of this process, with the collectives of training; every process calls them in the same order."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
-    def part(self, num: int) -> slice:
-        """Return which of so many items this process takes; parts differ by one at most."""
-        return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
+    def shard(self, num: int) -> slice:
+        """Return the range of `num` items that belongs to this rank; shards differ in length by one at most."""
+        return slice(num * self.rank // self.world_size, num * (self.rank + 1) // self.world_size)
 
-    def of_first(self, compute: Callable[[], Value]) -> Value:
-        """Return what the first process computes; the others do not compute it."""
-        if self.size == 1:
+    def broadcast_from_rank0(self, compute: Callable[[], Value]) -> Value:
+        """Call `compute` on rank 0 alone and return its value on every rank."""
+        if self.world_size == 1:
             return compute()
         box: list[Any] = [compute() if self.rank == 0 else None]
         dist.broadcast_object_list(box)
         return box[0]
 
-    def gathered(self, values: list[Value]) -> list[Value]:
-        """Return the values of all processes, in order."""
-        if self.size == 1:
+    def all_gather(self, values: list[Value]) -> list[Value]:
+        """Return the values of all ranks, in order of rank."""
+        if self.world_size == 1:
             return values
-        lists: list[Any] = [None] * self.size
+        lists: list[Any] = [None] * self.world_size
         dist.all_gather_object(lists, values)
         return [value for one in lists for value in one]
 
-    def whole(self, mine: torch.Tensor, num: int) -> torch.Tensor:
-        """Return all `num` rows of which each process has its part; gradients go back to the own rows."""
-        if self.size == 1:
-            return mine
-        rows = mine.new_zeros(num, *mine.shape[1:])
-        rows[self.part(num)] = mine.detach()
+    def all_gather_rows(self, local_rows: torch.Tensor, num: int) -> torch.Tensor:
+        """Return all `num` rows, of which each rank has its shard; gradients flow to the local rows only."""
+        if self.world_size == 1:
+            return local_rows
+        rows = local_rows.new_zeros(num, *local_rows.shape[1:])
+        rows[self.shard(num)] = local_rows.detach()
         dist.all_reduce(rows)
-        rows[self.part(num)] = mine  # the same numbers, now with their gradient
+        rows[self.shard(num)] = local_rows  # the same numbers, now with their gradient
         return rows
 
-    def replica(self, network: nn.Module) -> nn.Module:
-        """Return the network as this process runs it: its gradients become the mean over the processes.
-
-        Its batch norms measure the whole batch from here on.
-        """
-        if self.size == 1:
+    def data_parallel(self, network: nn.Module) -> nn.Module:
+        """Return the network with gradients averaged over the ranks and batch norms over the whole batch (in place)."""
+        if self.world_size == 1:
             return network
         with warnings.catch_warnings():  # newer versions of torch have another name for the option
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(normalise_globally_(network), broadcast_buffers=False)
+            return DistributedDataParallel(convert_global_batch_norm_(network), broadcast_buffers=False)
 
-    def own_gpu(self, device: torch.device) -> torch.device:
-        """Return the GPU of this process where GPUs are used.
+    def local_device(self, device: torch.device) -> torch.device:
+        """Return the GPU of this rank, or `device` where no GPU is used.
 
         Raises:
-            InputError: If the processes of this machine are more than its GPUs.
+            InputError: If this machine has more processes than GPUs.
         """
-        if self.size == 1 or device.type != "cuda":
+        if self.world_size == 1 or device.type != "cuda":
             return device
         if torchrun.local_world_size() > torch.cuda.device_count():
             raise InputError(
@@ -97,34 +94,30 @@ class Team:
         return torch.device("cuda", torchrun.local_rank())
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def join_team() -> Iterator[Team]:
-    """Work with the processes that torchrun has started until the block ends; without torchrun, alone.
+def process_group() -> Iterator[ProcessGroup]:
+    """Initialise the process group of torchrun until the block ends; SINGLE_PROCESS without torchrun.
 
     Raises:
-        TeamLostError: If one of them ends before.
+        ProcessLostError: If another process ends before.
     """
     if torchrun.world_size() == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    # gloo has what lies in main memory: no word between the processes waits for a GPU.
+    # gloo transfers what is in main memory, so that Python objects never wait for a GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
-        yield Team(rank=dist.get_rank(), size=dist.get_world_size())
+        yield ProcessGroup(rank=dist.get_rank(), world_size=dist.get_world_size())
     except RuntimeError as error:
-        if not _is_of_connection(error):
+        # gloo has no error class of its own; errors of the computation pass through.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise TeamLostError(
+        raise ProcessLostError(
             f"another of the {dist.get_world_size()} processes of this training has ended: {error}\n"
-            "What it said stands above, and its exit code in what torchrun says below. "
+            "Its message is above, and its exit code in torchrun's summary below. "
             "Give the same command again: training goes on after the last complete epoch."
         ) from error
     dist.destroy_process_group()  # not after an error: it would wait for the others
-
-
-def _is_of_connection(error: RuntimeError) -> bool:
-    """Return whether a collective has failed, and not the computation; gloo has no error class of its own."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -1,6 +1,6 @@
-"""Batch norm over the parts of a batch that several processes have, on processors as on GPUs.
+"""Batch norm with statistics over all processes, on CPUs and GPUs; torch's SyncBatchNorm supports GPUs only.
 
-torch's SyncBatchNorm is for GPUs alone. Gradients here are those of the sum of the losses of all processes.
+Gradients are those of the sum of the losses of all processes.
 """
 
 from typing import Any
@@ -12,16 +12,16 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def normalise_globally_(network: nn.Module) -> nn.Module:
-    """Let the batch norms of a network measure the parts of all processes; weights, statistics and names stay."""
+def convert_global_batch_norm_(network: nn.Module) -> nn.Module:
+    """Convert the batch norms of a network to `GlobalBatchNorm`; weights, running statistics and names stay."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):
-            module.__class__ = GlobalBatchNorm
+            module.__class__ = GlobalBatchNorm  # in place: parameters stay those that the optimiser holds
     return network
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """A batch norm whose batch is spread over processes while it trains."""
+    """A batch norm whose batch is spread over processes in training mode."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Normalise [B, C, ...]."""
@@ -30,33 +30,29 @@ class GlobalBatchNorm(_BatchNorm):
                 inputs, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         count, mean, var = _global_statistics(inputs.detach())
-        self._remember(mean, var * (count / (count - 1)))
-        normalised: torch.Tensor = _Normalise.apply(inputs, self.weight, self.bias, count, mean, var, self.eps)
-        return normalised
-
-    def _remember(self, mean: torch.Tensor, var: torch.Tensor) -> None:
-        """Move the running statistics towards those of a batch."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
+        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)  # unbiased, as torch's batch norm
         self.num_batches_tracked.add_(1)
+        normalised: torch.Tensor = _Normalise.apply(inputs, self.weight, self.bias, count, mean, var, self.eps)
+        return normalised
 
 
 def _global_statistics(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the number of values per channel, their mean and their variance over all processes, each [C]."""
     mean, var = (value.double() for value in torch.batch_norm_update_stats(inputs, None, None, 0.0))
     count = torch.full_like(mean, inputs.numel() / inputs.shape[1])
-    moments = count * torch.stack([torch.ones_like(mean), mean, var + mean**2])  # in float64, so that nothing cancels
+    moments = count * torch.stack([torch.ones_like(mean), mean, var + mean**2])  # float64 against cancellation
     dist.all_reduce(moments)
     count, mean, square = moments[0], moments[1] / moments[0], moments[2] / moments[0]
     return count.float(), mean.float(), (square - mean**2).float()
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch norm with given statistics, that in truth depend on the inputs of all processes."""
+    """Batch norm with given statistics, whose backward pass treats them as functions of the inputs of all processes."""
 
     @staticmethod
     def forward(
@@ -85,10 +81,7 @@ class _Normalise(torch.autograd.Function):
         precision = torch.rsqrt(var + ctx.eps)
         slope = -weight * precision**2 * sums[0] / count
         offset = -weight * precision * sums[1] / count - slope * mean
-        through_statistics = _per_channel(inputs, slope, offset)
+        # slope * inputs + offset, by the fastest kernel for it in torch, above all for bfloat16
+        zeros, ones = torch.zeros_like(slope), torch.ones_like(slope)
+        through_statistics = functional.batch_norm(inputs, zeros, ones, slope, offset, eps=0.0)
         return direct + through_statistics, of_weight, of_bias, None, None, None, None
-
-
-def _per_channel(inputs: torch.Tensor, slope: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Return slope * inputs + offset; no other kernel of torch is as fast at it, on bfloat16 above all."""
-    return functional.batch_norm(inputs, torch.zeros_like(slope), torch.ones_like(slope), slope, offset, eps=0.0)

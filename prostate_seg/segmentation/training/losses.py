@@ -1,4 +1,4 @@
-"""The losses, by name, from MONAI and torch. Each takes logits and a 0/1 mask of the same shape, [B, 1, ...]."""
+"""Loss functions by name, from MONAI and torch; each takes logits and a 0/1 mask of the same shape, [B, 1, ...]."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def build_loss(name: Loss) -> LossFunction:
-    """Return a loss; Dice is pooled over the batch, because a slice without gland has no Dice of its own."""
+    """Return a loss function; Dice is pooled over the batch, because it is undefined for a slice without gland."""
     losses: dict[Loss, Callable[[], nn.Module]] = {
         "bce": nn.BCEWithLogitsLoss,
         "dice": lambda: DiceLoss(sigmoid=True, batch=True),

@@ -1,26 +1,34 @@
-"""All preprocessed studies in one memory-mapped file, so that a batch is a few pages and not a few files.
+"""Packed set: all preprocessed studies in one memory-mapped file per array, and the training batches drawn from it.
 
-images.raw and masks.raw are [slices of all studies, Y, X], studies one after the other; index.json says where each begins.
-They are mapped copy-on-write, because torch warns of arrays that it could not write to.
-The folder is made once per preprocessing and shared by all folds.
+images.raw and masks.raw are [slices of all studies, Y, X], one study after the other; index.json has the first slice of each.
+The folder is written once per preprocessing and shared by all folds.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from prostate_seg.common.files import atomic_folder, read_json, write_json
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity
+from prostate_seg.segmentation.inference.windows import neighbours, patches
+from prostate_seg.segmentation.networks.networks import is_3d
+from prostate_seg.segmentation.networks.settings import ModelConfig
+from prostate_seg.segmentation.training.settings import TrainingSlices
 
 ReadCase = Callable[[str], tuple[np.ndarray, np.ndarray]]
 """Returns image and 0/1 mask of a case, both [Z, Y, X]."""
 
+GPU_FRACTION_FOR_DATA = 0.5
+"""Fraction of a GPU's free memory that the packed set may fill; a larger set stays on the host."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedCase:
-    """Where a study lies in the packed arrays."""
+    """Position of a study in the packed arrays."""
 
     case_id: str
     first_slice: int
@@ -58,31 +66,19 @@ def pack(folder: Path, case_ids: Sequence[str], *, read_case: ReadCase, zscore: 
             for case_id in case_ids:
                 image, mask = read_case(case_id)
                 first = index[-1].last_slice + 1 if index else 0
-                index.append(
-                    PackedCase(
-                        case_id=case_id,
-                        first_slice=first,
-                        num_slices=len(image),
-                        intensity=measure_intensity(image, clip=zscore),
-                    )
-                )
+                intensity = measure_intensity(image, clip=zscore)
+                index.append(PackedCase(case_id=case_id, first_slice=first, num_slices=len(image), intensity=intensity))
                 images.write(np.ascontiguousarray(image).tobytes())
                 masks.write(np.ascontiguousarray(mask, dtype=np.uint8).tobytes())
-        write_json(
-            fresh / "index.json",
-            {
-                "dtype": str(image.dtype),
-                "shape_yx": list(image.shape[1:]),
-                "cases": [asdict(case) for case in index],
-            },
-        )
+        cases = [asdict(case) for case in index]
+        write_json(fresh / "index.json", {"dtype": str(image.dtype), "shape_yx": list(image.shape[1:]), "cases": cases})
     return open_packed(folder)
 
 
 def open_packed(folder: Path) -> PackedSet:
-    """Map a packed set into memory."""
+    """Map a packed set into memory, copy-on-write: torch warns about arrays that it could not write to."""
     index = read_json(folder / "index.json")
-    cases = list(_cases(index["cases"]))
+    cases = [PackedCase(**{**row, "intensity": Intensity(**row["intensity"])}) for row in index["cases"]]
     shape = (cases[-1].last_slice + 1, *index["shape_yx"])
     return PackedSet(
         images=np.memmap(folder / "images.raw", dtype=index["dtype"], mode="c", shape=shape),
@@ -92,10 +88,53 @@ def open_packed(folder: Path) -> PackedSet:
 
 
 def is_packed(folder: Path) -> bool:
-    """Return whether a complete packed set is there."""
+    """Return whether a complete packed set exists."""
     return (folder / "index.json").is_file()
 
 
-def _cases(rows: Iterable[dict]) -> Iterable[PackedCase]:
-    for row in rows:
-        yield PackedCase(**{**row, "intensity": Intensity(**row["intensity"])})
+class Batches:
+    """The training batches of a fold, drawn from the packed set."""
+
+    def __init__(
+        self,
+        packed: PackedSet,
+        case_ids: Sequence[str],
+        *,
+        model: ModelConfig,
+        device: torch.device,
+        kind: TrainingSlices = "all",
+    ):
+        self.model, self.device = model, device
+        self.images, self.masks = torch.from_numpy(packed.images), torch.from_numpy(packed.masks)
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if self.images.nbytes + self.masks.nbytes < GPU_FRACTION_FOR_DATA * free:
+                self.images, self.masks = self.images.to(device), self.masks.to(device)
+        # For every slice of the set: first and last slice of its study, and [4, slices] low, high, mean and SD.
+        cases = list(packed.cases.values())
+        repeats = [case.num_slices for case in cases]
+        self.first = np.repeat([case.first_slice for case in cases], repeats)
+        self.last = np.repeat([case.last_slice for case in cases], repeats)
+        values = [(c.intensity.low, c.intensity.high, c.intensity.mean, c.intensity.sd) for c in cases]
+        self.intensity = torch.tensor(np.repeat(values, repeats, axis=0).T, dtype=torch.float32)
+        self.slices = packed.slices_of(case_ids)
+        if kind == "gland":
+            self.slices = self.slices[packed.masks[self.slices].any(axis=(1, 2))]
+
+    def order(self, batch_size: int, *, num_batches: int, rng: np.random.Generator) -> np.ndarray:
+        """Return [num_batches, batch_size] slice indices; each slice is drawn once before any is drawn again."""
+        num_passes = math.ceil(num_batches * batch_size / len(self.slices))
+        order = np.concatenate([rng.permutation(self.slices) for _ in range(num_passes)])
+        return order[: num_batches * batch_size].reshape(num_batches, batch_size)
+
+    def load(self, slices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return standardised images [B, C, Y, X] and 0/1 masks [B, D, Y, X] around some slices, on the device."""
+        first, last, depth = self.first[slices], self.last[slices], self.model.num_slices
+        if is_3d(self.model):
+            rows = target_rows = patches(slices - depth // 2, depth=depth, first=first, last=last)
+        else:
+            rows, target_rows = neighbours(slices, num_slices=depth, first=first, last=last), slices[:, None]
+        low, high, mean, sd = self.intensity[:, torch.from_numpy(slices), None, None, None].to(self.device)
+        images = self.images[torch.from_numpy(rows)].to(self.device, torch.float32)
+        masks = self.masks[torch.from_numpy(target_rows)].to(self.device, torch.float32)
+        return images.clamp_(low, high).sub_(mean).div_(sd), masks

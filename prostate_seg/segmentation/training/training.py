@@ -1,7 +1,7 @@
-"""Fitting one network on one fold.
+"""Training loop of one fold: optimisation, EMA weights, learning-rate schedule, validation and resuming.
 
-The loop moves tensors and nothing else: slices come from the packed set, are standardised and augmented as a batch on the
-device, and no step waits for a number to come back. What is validated and kept is the running mean of the weights.
+The loop moves tensors only: slices come from the packed set, are standardised and augmented as a batch on the device, and no
+step waits for a number from it. The EMA weights are what is validated and kept.
 """
 
 import logging
@@ -10,9 +10,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Self
 
 import numpy as np
 import torch
@@ -24,29 +23,24 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.inference import Predictor, predict_probability
-from prostate_seg.segmentation.inference.windows import neighbours, patches
 from prostate_seg.segmentation.networks.networks import is_3d
-from prostate_seg.segmentation.networks.settings import ModelConfig
 from prostate_seg.segmentation.training.augmentation import augment
 from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
-from prostate_seg.segmentation.training.distributed import ALONE, Team
+from prostate_seg.segmentation.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prostate_seg.segmentation.training.losses import LossFunction, build_loss
-from prostate_seg.segmentation.training.packing import PackedSet
-from prostate_seg.segmentation.training.settings import TrainConfig, TrainingSlices, ValMetric
+from prostate_seg.segmentation.training.packing import Batches, PackedSet
+from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
 
 log = logging.getLogger(__name__)
 
-GPU_SHARE_FOR_DATA = 0.5
-"""Part of the free memory of a GPU that the packed set may fill; a larger set stays on the host."""
-
-VAL_SLICES_SHARE = 0.5
-"""Val slices that are looked at, as a part of the training slices since the look before: about a sixth of the time at most."""
+VAL_SLICES_FRACTION = 0.5
+"""Most val slices per validation, as a fraction of the training slices since the last one: about a sixth of the time."""
 
 VAL_THRESHOLD = 0.5
 """Probability from which a voxel is gland in validation."""
 
-EMA_START_STEPS = 10
-"""The running mean of the weights spans about a tenth of the steps so far until its full decay is reached."""
+EMA_WARMUP_STEPS = 10
+"""The EMA spans about a tenth of the steps so far until its full decay is reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,83 +51,56 @@ class Epoch:
     loss: float
     """Mean training loss."""
     val_dice: float | None
-    """Mean Dice of the val studies as `val_scores` measures it, not as evaluation does; None without validation."""
+    """Mean Dice of the val studies as `validate` measures it, unlike evaluation; None without validation."""
     val_iou: float | None
     """Mean intersection over union of the same."""
     learning_rate: float
     """Of the step that follows the epoch."""
     batch_size: int
-    """At the end of the epoch; smaller than asked for once a GPU has run out of memory."""
+    """Inputs per forward pass at the end of the epoch; smaller than train.batch_size after a GPU ran out of memory."""
     seconds: float
     """Since training began."""
 
     def score(self, metric: ValMetric) -> float:
-        """Return what epochs are compared by; minus infinity where val was not looked at."""
+        """Return the value by which epochs are compared; minus infinity without validation."""
         score = {"dice": self.val_dice, "iou": self.val_iou}[metric]
         return -math.inf if score is None else score
 
     def as_dict(self) -> dict[str, float]:
         """Return metric names and values."""
-        looked = (
-            {}
-            if self.val_dice is None or self.val_iou is None
-            else {"val/dice": self.val_dice, "val/iou": self.val_iou}
-        )
+        val = {"val/dice": self.val_dice, "val/iou": self.val_iou}
         return {
             "train/loss": self.loss,
-            **looked,
+            **{name: value for name, value in val.items() if value is not None},
             "learning_rate": self.learning_rate,
             "batch_size": self.batch_size,
             "seconds": self.seconds,
         }
 
 
-class Batches:
-    """The training inputs of a fold, drawn from the packed set."""
+@dataclass(slots=True, kw_only=True)
+class TrainingResult:
+    """History of a training and the weights of its best epoch."""
 
-    def __init__(
-        self,
-        packed: PackedSet,
-        case_ids: Sequence[str],
-        *,
-        model: ModelConfig,
-        device: torch.device,
-        kind: TrainingSlices = "all",
-    ):
-        self.model, self.device = model, device
-        self.images, self.masks = _resident(packed, device)
-        self.first, self.last, self.intensity = _slice_tables(packed)
-        self.slices = packed.slices_of(case_ids)
-        if kind == "gland":
-            self.slices = self.slices[packed.masks[self.slices].any(axis=(1, 2))]
+    history: list[Epoch] = field(default_factory=list)
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """EMA weights of the best epoch."""
 
-    def order(self, batch_size: int, *, num_batches: int, generator: np.random.Generator) -> np.ndarray:
-        """Return [num_batches, batch_size] slices; each slice comes once before any comes again."""
-        num_passes = math.ceil(num_batches * batch_size / len(self.slices))
-        order = np.concatenate([generator.permutation(self.slices) for _ in range(num_passes)])
-        return order[: num_batches * batch_size].reshape(num_batches, batch_size)
+    @property
+    def is_validated(self) -> bool:
+        """Return whether the last epoch ended with validation."""
+        return bool(self.history) and self.history[-1].val_dice is not None
 
-    def load(self, slices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return standardised images [B, C, Y, X] and 0/1 masks [B, D, Y, X] around some slices, on the device."""
-        first, last, depth = self.first[slices], self.last[slices], self.model.num_slices
-        if is_3d(self.model):
-            rows = wanted = patches(slices - depth // 2, depth=depth, first=first, last=last)
-        else:
-            rows, wanted = neighbours(slices, num_slices=depth, first=first, last=last), slices[:, None]
-        low, high, mean, sd = self.intensity[:, torch.from_numpy(slices), None, None, None].to(self.device)
-        images = self.images[torch.from_numpy(rows)].to(self.device, torch.float32)
-        masks = self.masks[torch.from_numpy(wanted)].to(self.device, torch.float32)
-        return images.clamp_(low, high).sub_(mean).div_(sd), masks
+    def add(self, epoch: Epoch, ema_weights: Mapping[str, torch.Tensor], *, metric: ValMetric) -> None:
+        """Append an epoch, and keep a copy of its weights if it is the best so far."""
+        self.history.append(epoch)
+        if not self.weights or best_epoch(self.history, metric=metric) is epoch:
+            self.weights = {name: value.detach().clone() for name, value in ema_weights.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
-    """What a training came to."""
-
-    history: list[Epoch]
-    """One row per epoch."""
-    weights: Mapping[str, torch.Tensor]
-    """Of the best epoch."""
+def best_epoch(history: Sequence[Epoch], *, metric: ValMetric) -> Epoch:
+    """Return the first of the epochs with the highest score."""
+    return max(history, key=lambda epoch: epoch.score(metric))
 
 
 def fit(
@@ -147,68 +114,80 @@ def fit(
     fold_index: int = 0,
     on_epoch_end: Callable[[Epoch], None],
     checkpoints: Checkpoints | None = None,
-    team: Team = ALONE,
-) -> Fitted:
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> TrainingResult:
     """Train until the budget of epochs or minutes is spent.
 
     Each epoch has at least one step, and the last ends with validation.
 
     Args:
         packed: Preprocessed studies.
-        train_ids: Studies that fit the weights.
-        val_ids: Studies that choose the checkpoint.
-        settings: How to train.
-        predictor: The one fresh network, and how it is run for validation.
-        seed: Source of batch order, augmentation and dropout, together with `fold_index`.
-        fold_index: The fold; the folds of one seed draw independent random numbers.
-        on_epoch_end: Told after each epoch; of epochs before an interruption too, at once.
-        checkpoints: Where the state is kept after each epoch, and where a training that was stopped goes on.
-        team: The processes that train this network; each calls this, the first with checkpoints.
+        train_ids: Studies whose slices are trained on.
+        val_ids: Studies that choose the best epoch.
+        settings: Training settings.
+        predictor: The untrained network, and the inference settings of validation.
+        seed: Seed of batch order, augmentation and dropout, together with `fold_index`.
+        fold_index: The fold; the folds of one seed have independent random streams.
+        on_epoch_end: Called after each epoch; when training resumes, first with the epochs before the interruption.
+        checkpoints: Where the state is saved after each epoch, and loaded from; rank 0 alone needs it.
+        group: The processes that train this network; each calls this function.
 
     Raises:
         InputError: If the loss is no longer finite.
     """
-    device, volumetric = predictor.device, is_3d(predictor.model)
+    device = predictor.device
     batches = Batches(packed, train_ids, model=predictor.model, device=device, kind=settings.slices)
-    step = Step(predictor.networks[0], settings=settings, device=device, volumetric=volumetric, team=team)
-    averaged = replace(predictor, networks=[step.averaged.module], num_threads=torch.get_num_threads())
+    step = TrainingStep(
+        predictor.networks[0], settings=settings, device=device, volumetric=is_3d(predictor.model), group=group
+    )
+    ema_predictor = replace(predictor, networks=[step.ema.module], num_threads=torch.get_num_threads())
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
-    new_slices = VAL_SLICES_SHARE * steps_per_epoch * settings.batch_size
-    epochs_per_look = max(1, math.ceil(len(packed.slices_of(val_ids)) / new_slices))
-    progress = _progress(checkpoints, step, team=team)
-    for epoch in progress.history:
+    val_slices_per_epoch = VAL_SLICES_FRACTION * steps_per_epoch * settings.batch_size
+    epochs_per_validation = max(1, math.ceil(len(packed.slices_of(val_ids)) / val_slices_per_epoch))
+
+    result = TrainingResult()
+    state = group.broadcast_from_rank0(lambda: None if checkpoints is None else checkpoints.newest())
+    if state is not None:
+        result = step.restore(state)
+        log.info("go on after epoch %d, where training was stopped", len(result.history))
+    for epoch in result.history:
         on_epoch_end(epoch)
-    start = time.perf_counter() - progress.seconds
-    budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, team=team)
+
+    start = time.perf_counter() - (result.history[-1].seconds if result.history else 0.0)
+    budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, group=group)
     scheduler = LambdaLR(step.optimizer, lambda _: budget.learning_rate_factor())
-    seed_of = partial(seed_sequence, seed=seed, fold_index=fold_index)
-    while not (progress.is_validated and budget.is_spent()):
-        number = len(progress.history)
-        torch.manual_seed(torch_seed(seed_of(Stream.dropout, number, team.rank)))
+    stream = partial(seed_sequence, seed=seed, fold_index=fold_index)
+    while not (result.is_validated and budget.is_spent()):
+        # Random streams are seeded anew per epoch, so that a resumed training repeats an uninterrupted one bit for bit.
+        index = len(result.history)
+        torch.manual_seed(torch_seed(stream(Stream.dropout, index, group.rank)))
         losses = _train_epoch(
             batches,
             step,
             budget,
             scheduler,
             num_steps=steps_per_epoch,
-            order=np.random.default_rng(seed_of(Stream.batch_order, number)),
-            augmentation=torch.Generator(device).manual_seed(torch_seed(seed_of(Stream.augmentation, number))),
+            order_rng=np.random.default_rng(stream(Stream.batch_order, index)),
+            augmentation_rng=torch.Generator(device).manual_seed(torch_seed(stream(Stream.augmentation, index))),
         )
-        looks = budget.is_spent() or (number + 1) % epochs_per_look == 0
-        val_dice, val_iou = val_scores(packed, val_ids, predictor=averaged, team=team) if looks else (None, None)
+        val_dice = val_iou = None
+        if budget.is_spent() or (index + 1) % epochs_per_validation == 0:
+            val_dice, val_iou = validate(packed, val_ids, predictor=ema_predictor, group=group)
         first_step = step.num_steps - len(losses)
         epoch = Epoch(
-            epoch=number + 1,
-            loss=team.of_first(partial(_finite_mean, losses, packed=packed, first_step=first_step, epoch=number + 1)),
+            epoch=index + 1,
+            loss=group.broadcast_from_rank0(
+                partial(_mean_loss, losses, packed=packed, first_step=first_step, epoch=index + 1)
+            ),
             val_dice=val_dice,
             val_iou=val_iou,
             learning_rate=float(scheduler.get_last_lr()[0]),
-            batch_size=step.batch_size,
+            batch_size=step.micro_batch_size,
             seconds=time.perf_counter() - start,
         )
-        progress.add(epoch, step.averaged.module.state_dict())
+        result.add(epoch, step.ema.module.state_dict(), metric=settings.metric)
         if checkpoints is not None:
-            checkpoints.save(progress.state(step), epoch=epoch.epoch)
+            checkpoints.save(step.state(result), epoch=epoch.epoch)
         on_epoch_end(epoch)
     if step.num_steps < steps_per_epoch:
         log.warning(
@@ -217,79 +196,23 @@ def fit(
             step.num_steps,
             steps_per_epoch,
         )
-    return Fitted(history=progress.history, weights=progress.best_weights)
-
-
-class Progress:
-    """The epochs so far and the weights of the best one."""
-
-    def __init__(self, metric: ValMetric) -> None:
-        self.metric = metric
-        self.history: list[Epoch] = []
-        self.best_weights: Mapping[str, torch.Tensor] = {}
-
-    @property
-    def is_validated(self) -> bool:
-        """Return whether the last epoch ended with validation."""
-        return bool(self.history) and self.history[-1].val_dice is not None
-
-    @property
-    def seconds(self) -> float:
-        """Return the time that the epochs so far took."""
-        return self.history[-1].seconds if self.history else 0.0
-
-    def add(self, epoch: Epoch, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take an epoch, and its weights if it is the best."""
-        self.history.append(epoch)
-        if not self.best_weights or best_epoch(self.history, metric=self.metric) is epoch:
-            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
-
-    def state(self, step: "Step") -> TrainingState:
-        """Return all that the next epoch depends on."""
-        best = {f"best.{name}": value for name, value in self.best_weights.items()}
-        history = [asdict(epoch) for epoch in self.history]
-        facts = {"history": history, "num_steps": step.num_steps, "batch_size": step.batch_size}
-        return TrainingState(tensors=step.tensors() | best, facts=facts)
-
-    @classmethod
-    def restored(cls, state: TrainingState, *, metric: ValMetric) -> Self:
-        """Read what `state` gave."""
-        progress = cls(metric)
-        progress.history = [Epoch(**row) for row in state.facts["history"]]
-        progress.best_weights = state.part("best")
-        return progress
-
-
-def _progress(checkpoints: Checkpoints | None, step: "Step", *, team: Team) -> Progress:
-    """Return that of a training that was stopped, with `step` as it was then; without one there is none yet."""
-    found = team.of_first(lambda: None if checkpoints is None else checkpoints.newest())
-    if found is None:
-        return Progress(step.settings.metric)
-    progress = Progress.restored(found, metric=step.settings.metric)
-    step.restore(found)
-    log.info("go on after epoch %d, where training was stopped", len(progress.history))
-    return progress
-
-
-def best_epoch(history: Sequence[Epoch], *, metric: ValMetric) -> Epoch:
-    """Return the first of the epochs with the highest score."""
-    return max(history, key=lambda epoch: epoch.score(metric))
+    return result
 
 
 def _train_epoch(
     batches: Batches,
-    step: "Step",
+    step: "TrainingStep",
     budget: "Budget",
     scheduler: LambdaLR,
     *,
     num_steps: int,
-    order: np.random.Generator,
-    augmentation: torch.Generator,
+    order_rng: np.random.Generator,
+    augmentation_rng: torch.Generator,
 ) -> list[tuple[torch.Tensor, np.ndarray]]:
-    """Take the steps of an epoch, fewer but at least one when the budget ends before, and return their losses and slices."""
-    settings, losses = step.settings, []
-    for slices in batches.order(settings.batch_size, num_batches=num_steps, generator=order):
-        losses.append((_train_step(batches, step, slices, augmentation=augmentation), slices))
+    """Take the steps of an epoch, at least one and fewer when the budget ends before; return their losses and slices."""
+    losses = []
+    for slices in batches.order(step.settings.batch_size, num_batches=num_steps, rng=order_rng):
+        losses.append((_train_batch(batches, step, slices, augmentation_rng=augmentation_rng), slices))
         budget.num_steps += 1
         is_over = budget.is_spent()
         scheduler.step()
@@ -298,27 +221,30 @@ def _train_epoch(
     return losses
 
 
-def _train_step(batches: Batches, step: "Step", slices: np.ndarray, *, augmentation: torch.Generator) -> torch.Tensor:
-    """Take one step and return its loss; a batch that the GPU has no room for goes through in parts, from here on."""
+def _train_batch(
+    batches: Batches, step: "TrainingStep", slices: np.ndarray, *, augmentation_rng: torch.Generator
+) -> torch.Tensor:
+    """Take one step and return its loss, with smaller micro-batches from here on if the GPU runs out of memory."""
+    augmentation = step.settings.augmentation
     while True:
-        parts = np.array_split(slices, math.ceil(len(slices) / step.batch_size))
+        micro_batches = np.array_split(slices, math.ceil(len(slices) / step.micro_batch_size))
         try:
             losses = []
-            for part in parts:
-                images, masks = batches.load(part)
-                if step.settings.augmentation != "none":
-                    coil = step.settings.augmentation == "coil"
-                    images, masks = augment(images, masks, generator=augmentation, coil=coil)
-                losses.append(step.add_gradient(images, masks, share=len(part) / len(slices)))
-            step.descend()
+            for micro_batch in micro_batches:
+                images, masks = batches.load(micro_batch)
+                if augmentation != "none":
+                    coil = augmentation == "coil"
+                    images, masks = augment(images, masks, rng=augmentation_rng, coil=coil)
+                losses.append(step.backward(images, masks, fraction=len(micro_batch) / len(slices)))
+            step.update()
             return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         except torch.OutOfMemoryError as error:
-            reason = str(error)  # the error itself holds the tensors of the step, and ends with this block
-        step.halve_batch(reason)
+            reason = str(error)  # not the error itself: its traceback keeps the tensors of the step alive
+        step.halve_micro_batch(reason)
 
 
-class Step:
-    """One step of gradient descent, and the running mean of the weights."""
+class TrainingStep:
+    """Network, optimiser and EMA weights; one step of gradient descent over the micro-batches of a batch."""
 
     def __init__(
         self,
@@ -327,151 +253,187 @@ class Step:
         settings: TrainConfig,
         device: torch.device,
         volumetric: bool,
-        team: Team = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ):
         memory_format = torch.channels_last if device.type == "cuda" and not volumetric else torch.contiguous_format
         self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
-        self.replica = team.replica(self.network)
-        self.settings, self.device, self.volumetric, self.team = settings, device, volumetric, team
+        self.replica = group.data_parallel(self.network)
+        self.settings, self.device, self.volumetric, self.group = settings, device, volumetric, group
         self.loss: LossFunction = build_loss(settings.loss)
         self.optimizer = build_optimizer(network, settings)
-        self.averaged = AveragedModel(network, use_buffers=True).eval()
+        # Buffers are averaged too: the running statistics of batch norms belong to the weights they were measured with.
+        self.ema = AveragedModel(network, use_buffers=True).eval()
         self.num_steps = 0
-        self.batch_size = settings.batch_size
-        """Inputs that go through the network at once."""
+        self.micro_batch_size = settings.batch_size
+        """Inputs per forward pass."""
 
-    def add_gradient(self, images: torch.Tensor, masks: torch.Tensor, *, share: float = 1.0) -> torch.Tensor:
-        """Add the gradient of some inputs, that are a share of the batch, and return their part of its loss, on the device.
+    def backward(self, images: torch.Tensor, masks: torch.Tensor, *, fraction: float = 1.0) -> torch.Tensor:
+        """Accumulate the gradient of a micro-batch, a fraction of the batch; return its part of the loss, on the device.
 
-        Of several processes each is given all of them and runs the network on its part.
+        Each process passes the whole micro-batch and runs the network on its shard.
         """
-        if self.volumetric:  # the slices of a 3-D input are an axis, those of a 2.5-D input are channels
+        if self.volumetric:  # slices are an axis of a 3-D input, and the channels of a 2.5-D input
             images, masks = images[:, None], masks[:, None]
         with autocast(self.device, precision=self.settings.precision):
-            logits = self.replica(images[self.team.part(len(images))])
-        loss = self.loss(self.team.whole(logits.float(), len(images)), masks) * share
-        (loss * self.team.size).backward()  # the processes' gradients are parts of a sum, and averaged
+            logits = self.replica(images[self.group.shard(len(images))])
+        # In float32 and on the logits of all processes: the Dice loss is pooled over the batch, not a mean over inputs.
+        loss = self.loss(self.group.all_gather_rows(logits.float(), len(images)), masks) * fraction
+        # Each process has the gradient through its own rows; their sum is wanted, and DistributedDataParallel averages.
+        (loss * self.group.world_size).backward()
         return loss.detach()
 
-    def descend(self) -> None:
-        """Follow the gradient."""
+    def update(self) -> None:
+        """Apply the accumulated gradient, and update the EMA weights."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_steps += 1
-        decay = min(self.settings.ema_decay, self.num_steps / (EMA_START_STEPS + self.num_steps))
-        self.averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        self.averaged.update_parameters(self.network)
+        # EMA of the weights (Tarvainen and Valpola 2017). The decay ramps up with the steps: at once at its full value, the
+        # untrained weights would dominate the average for the first 1 / (1 - decay) steps.
+        decay = min(self.settings.ema_decay, self.num_steps / (EMA_WARMUP_STEPS + self.num_steps))
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self.ema.update_parameters(self.network)
 
-    def halve_batch(self, reason: str) -> None:
-        """Send half as many inputs at once, their gradients still added up over the whole batch.
+    def halve_micro_batch(self, reason: str) -> None:
+        """Halve the inputs per forward pass; gradients are still accumulated over the whole batch.
 
         Raises:
-            InputError: If a single input does not fit, or several processes would have to halve at the same place.
+            InputError: If a single input does not fit, or with several processes, which would have to halve together.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self.team.size > 1:
+        if self.group.world_size > 1:
             raise InputError(
-                f"a part of train.batch_size={self.batch_size} does not fit into the memory of the GPU of process "
-                f"{self.team.rank}: {reason}\n"
-                "Start more processes or lower train.batch_size; only a single process sends a batch in halves."
+                f"a shard of train.batch_size={self.micro_batch_size} does not fit into the memory of the GPU of rank "
+                f"{self.group.rank}: {reason}\n"
+                "Start more processes or lower train.batch_size; only a single process splits its batches."
             )
-        if self.batch_size == 1:
+        if self.micro_batch_size == 1:
             raise InputError(
                 f"one input does not fit into the memory of the GPU: {reason}\n"
                 "Lower preprocess.image_size or model.channels, or use machine.device=cpu."
             )
-        self.batch_size = math.ceil(self.batch_size / 2)
+        self.micro_batch_size = math.ceil(self.micro_batch_size / 2)
         log.warning(
-            "the GPU is out of memory: batches of train.batch_size=%d go through it in parts of %d from step %d on",
+            "the GPU is out of memory: batches of train.batch_size=%d are split into micro-batches of %d from step %d on",
             self.settings.batch_size,
-            self.batch_size,
+            self.micro_batch_size,
             self.num_steps + 1,
         )
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return network, running mean and optimiser by dotted name."""
-        optimizer = self.optimizer.state_dict()["state"]
-        return {
+    def state(self, result: TrainingResult) -> TrainingState:
+        """Return the state of training, from which `restore` continues."""
+        moments = self.optimizer.state_dict()["state"]
+        tensors = {
             **{f"network.{name}": value for name, value in self.network.state_dict().items()},
-            **{f"averaged.{name}": value for name, value in self.averaged.state_dict().items()},
-            **{f"optimizer.{i}.{name}": value for i, state in optimizer.items() for name, value in state.items()},
+            **{f"averaged.{name}": value for name, value in self.ema.state_dict().items()},
+            **{f"optimizer.{i}.{name}": value for i, state in moments.items() for name, value in state.items()},
+            **{f"best.{name}": value for name, value in result.weights.items()},
         }
+        history = [asdict(epoch) for epoch in result.history]
+        facts = {"history": history, "num_steps": self.num_steps, "batch_size": self.micro_batch_size}
+        return TrainingState(tensors=tensors, facts=facts)
 
-    def restore(self, state: TrainingState) -> None:
-        """Become what `tensors` and the number of steps describe."""
+    def restore(self, state: TrainingState) -> TrainingResult:
+        """Load a state that `state` returned, and return its history and best weights."""
         self.network.load_state_dict(state.part("network"))
-        self.averaged.load_state_dict(state.part("averaged"))
+        self.ema.load_state_dict(state.part("averaged"))
         optimizer = self.optimizer.state_dict()
         for key, value in state.part("optimizer").items():
             index, name = key.split(".")
             optimizer["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(optimizer)
         self.num_steps = int(state.facts["num_steps"])
-        if self.team.size == 1:
-            self.batch_size = int(state.facts["batch_size"])
+        if self.group.world_size == 1:
+            self.micro_batch_size = int(state.facts["batch_size"])
+        return TrainingResult(history=[Epoch(**row) for row in state.facts["history"]], weights=state.part("best"))
+
+
+def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of a network; only weights of convolutions and linear layers decay.
+
+    Biases, weights of norms and slopes of PReLU have one axis: decay would pull what the layer computes towards 0 without
+    making the network simpler.
+    """
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
+    decaying = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in network.parameters() if parameter.ndim < 2]
+    groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return kind(groups, lr=settings.learning_rate, fused=True)
 
 
 class Budget:
-    """How much of the epochs and minutes is spent; the learning rate follows whichever ends first.
+    """Spent fraction of the epochs or minutes, whichever ends first; the learning-rate schedule follows it.
 
-    A check reads the clock, and asks the first of several processes for it: all of them check at the same places.
+    A check reads the clock of rank 0, so all processes check at the same places.
     """
 
     def __init__(
-        self, settings: TrainConfig, *, steps_per_epoch: int, start: float, num_steps: int = 0, team: Team = ALONE
+        self,
+        settings: TrainConfig,
+        *,
+        steps_per_epoch: int,
+        start: float,
+        num_steps: int = 0,
+        group: ProcessGroup = SINGLE_PROCESS,
     ):
-        self.settings, self.start, self.team = settings, start, team
+        self.settings, self.start, self.group = settings, start, group
         self.max_steps = settings.max_epochs * steps_per_epoch
         self.num_steps = num_steps
-        self.spent = self._measure()
-        """Spent fraction of the budget when it was last checked, 0 to 1 and a little beyond."""
+        self.is_spent()
 
     def is_spent(self) -> bool:
-        """Check the budget, and return whether training must end."""
-        self.spent = self._measure()
+        """Measure the spent fraction, 0 to 1 and a little beyond, and return whether training must end."""
+        self.spent = self.num_steps / self.max_steps
+        if self.settings.max_minutes is not None:
+            minutes = self.group.broadcast_from_rank0(lambda: (time.perf_counter() - self.start) / 60)
+            self.spent = max(self.spent, minutes / self.settings.max_minutes)
         return self.spent >= 1
 
-    def _measure(self) -> float:
-        by_steps, max_minutes = self.num_steps / self.max_steps, self.settings.max_minutes
-        if max_minutes is None:
-            return by_steps
-        minutes = self.team.of_first(lambda: (time.perf_counter() - self.start) / 60)
-        return max(by_steps, minutes / max_minutes)
-
     def learning_rate_factor(self) -> float:
-        """Return by what train.learning_rate is multiplied in the next step: linear warm-up, then the schedule."""
+        """Return the factor of train.learning_rate in the next step: linear warm-up, then the schedule."""
         spent, warmup = min(1.0, self.spent), self.settings.warmup_fraction
         if spent < warmup:
             return max(spent / warmup, 0.01)
         if self.settings.schedule == "constant":
             return 1.0
+        # Cosine annealing to 0 without restarts (Loshchilov and Hutter 2017).
         return 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
 
 
-def val_scores(
-    packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor, team: Team = ALONE
+def validate(
+    packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor, group: ProcessGroup = SINGLE_PROCESS
 ) -> tuple[float, float]:
     """Return the mean Dice and the mean intersection over union of some studies, on the network's grid.
 
-    Evaluation measures otherwise: on the original grid, at evaluate.threshold, with the largest component and the mirrored
-    study if asked for. Here the threshold is fixed and every voxel counts: training depends on no setting of evaluation.
+    Evaluation measures otherwise: on the original grid, at evaluate.threshold, with the largest component and test-time
+    augmentation if asked for. Here the threshold is fixed and every voxel counts: training depends on no setting of evaluation.
     """
     if not case_ids:
         return 0.0, 0.0
-    mine = case_ids[team.part(len(case_ids))]
-    scores = team.gathered([_dice_and_iou(packed, case_id, predictor=predictor) for case_id in mine])
+    shard = case_ids[group.shard(len(case_ids))]
+    scores = group.all_gather([_dice_and_iou(packed, case_id, predictor=predictor) for case_id in shard])
     dice, iou = np.mean(scores, axis=0)
     return float(dice), float(iou)
 
 
+def _dice_and_iou(packed: PackedSet, case_id: str, *, predictor: Predictor) -> tuple[float, float]:
+    case = packed.cases[case_id]
+    slices = slice(case.first_slice, case.last_slice + 1)
+    clipped = np.clip(packed.images[slices], case.intensity.low, case.intensity.high).astype(np.float32)
+    image = torch.from_numpy((clipped - case.intensity.mean) / case.intensity.sd)
+    predicted = predict_probability(image, predictor=predictor) >= VAL_THRESHOLD
+    reference = packed.masks[slices] > 0
+    both, size = np.count_nonzero(predicted & reference), np.count_nonzero(predicted) + np.count_nonzero(reference)
+    return (2 * both / size, both / (size - both)) if size else (1.0, 1.0)
+
+
 @contextmanager
 def reproducible(seed: int, *, deterministic: bool) -> Iterator[None]:
-    """Seed torch and, if asked, allow only operations that give the same bits each time."""
+    """Seed torch, and on request use only operations that give the same bits each time."""
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
-    # Nothing here reads memory that was not written, so it need not be filled.
+    # Uninitialised memory is never read here, so it need not be filled.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
@@ -481,66 +443,23 @@ def reproducible(seed: int, *, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _dice_and_iou(packed: PackedSet, case_id: str, *, predictor: Predictor) -> tuple[float, float]:
-    case = packed.cases[case_id]
-    part = slice(case.first_slice, case.last_slice + 1)
-    clipped = np.clip(packed.images[part], case.intensity.low, case.intensity.high).astype(np.float32)
-    image = torch.from_numpy((clipped - case.intensity.mean) / case.intensity.sd)
-    predicted = predict_probability(image, predictor=predictor) >= VAL_THRESHOLD
-    reference = packed.masks[part] > 0
-    both, size = np.count_nonzero(predicted & reference), np.count_nonzero(predicted) + np.count_nonzero(reference)
-    return (2 * both / size, both / (size - both)) if size else (1.0, 1.0)
-
-
-def _resident(packed: PackedSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the packed arrays as tensors: on the GPU if they fit there, else mapped from disk."""
-    images, masks = torch.from_numpy(packed.images), torch.from_numpy(packed.masks)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if images.nbytes + masks.nbytes < GPU_SHARE_FOR_DATA * free:
-            return images.to(device), masks.to(device)
-    return images, masks
-
-
-def _slice_tables(packed: PackedSet) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-    """Return for every slice its study's first and last slice, and [4, slices] low, high, mean and SD."""
-    cases, sizes = list(packed.cases.values()), [case.num_slices for case in packed.cases.values()]
-    first = np.repeat([case.first_slice for case in cases], sizes)
-    last = np.repeat([case.last_slice for case in cases], sizes)
-    values = [(c.intensity.low, c.intensity.high, c.intensity.mean, c.intensity.sd) for c in cases]
-    return first, last, torch.tensor(np.repeat(values, sizes, axis=0).T, dtype=torch.float32)
-
-
-def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of a network; only weights of convolutions and linear layers decay.
-
-    Biases, weights of norms and slopes of PReLU have one axis: pulling them to 0 would change what the layer computes, and
-    does not make the network simpler.
-    """
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
-    decaying = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in network.parameters() if parameter.ndim < 2]
-    groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return kind(groups, lr=settings.learning_rate, fused=True)
-
-
-def _finite_mean(
+def _mean_loss(
     losses: Sequence[tuple[torch.Tensor, np.ndarray]], *, packed: PackedSet, first_step: int, epoch: int
 ) -> float:
-    """Return the mean loss of an epoch; the first that is not finite stops the training by step and studies."""
+    """Return the mean loss of an epoch; the first that is not finite is an error with its step and studies."""
     values = torch.stack([loss for loss, _ in losses]).float().cpu()
     finite = torch.isfinite(values)
     if bool(finite.all()):
         return float(values.mean())
     bad = int((~finite).nonzero()[0])
     slices = losses[bad][1]
-    studies = [case_id for case_id, case in packed.cases.items() if _holds(case.first_slice, case.last_slice, slices)]
+    studies = [
+        case_id
+        for case_id, case in packed.cases.items()
+        if ((slices >= case.first_slice) & (slices <= case.last_slice)).any()
+    ]
     raise InputError(
         f"the training loss is {float(values[bad])} in step {first_step + bad + 1} (epoch {epoch}), "
         f"on slices of {', '.join(studies)}; the state after epoch {epoch - 1} is kept\n"
-        "Look at these studies; then lower train.learning_rate, or use train.precision=fp32."
+        "Check these studies; then lower train.learning_rate, or use train.precision=fp32."
     )
-
-
-def _holds(first: int, last: int, slices: np.ndarray) -> bool:
-    return bool(((slices >= first) & (slices <= last)).any())
