@@ -43,7 +43,8 @@ from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import INTERRUPTED, TYPED, Skipped, terminate
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.grid import GridSweeper, PairSweeper
-from prostate_seg.sweeping.sweeper import StudySweeper, watched_by_study
+from prostate_seg.sweeping.pruning import with_pruning
+from prostate_seg.sweeping.sweeper import StudySweeper
 
 EXECUTION_WHITELIST = [
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
@@ -80,7 +81,7 @@ class StageLauncher(StageTask):
             require_inputs(
                 [str(cfg.stage)], cfg, [redactor.text(typed_word(word)) for word in HydraConfig.get().overrides.task]
             )
-        open_fold = watched_by_study(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
+        open_fold = with_pruning(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
         workspace = replace(workspace_of(cfg), open_fold=open_fold, run_id=run.run_id)
         result = stages.load_stage(cfg.stage)(cfg, workspace)
         if result.objective is not None and math.isnan(result.objective):

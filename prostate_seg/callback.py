@@ -46,8 +46,8 @@ from prostate_seg.operations.job import (
 )
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.stages import STAGES, UNTRACKED_STAGES, require_stage
-from prostate_seg.sweeping.cost_estimate import announce, num_folds_of
-from prostate_seg.sweeping.sweeper import is_study, require_training, sweep_place, trial_number
+from prostate_seg.sweeping.cost_estimate import log_cost_estimate, num_folds_of
+from prostate_seg.sweeping.identity import is_study, require_training, sweep_place, trial_number
 from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class TrackingCallback(Callback):
 
 
 def _draw_sweep(folder: Path, rows: Sequence[tuple[Mapping[str, str], float]]) -> None:
-    from prostate_seg.reporting.sweeps import draw_sweep  # matplotlib; not every multirun is a sweep
+    from prostate_seg.sweeping.figures import draw_sweep  # optuna, matplotlib; not every multirun is a sweep
 
     draw_sweep(folder, rows)
 
@@ -316,7 +316,7 @@ def _announce(cfg: Config, swept: Mapping[str, Sequence[Any]], *, is_paired: boo
     if cfg.stage == "train":
         counts = [len(values) for values in swept.values()]
         num_folds = 1 if "fold.index" in swept else num_folds_of(cfg)
-        announce(cfg, num_trials=max(counts) if is_paired else math.prod(counts), num_folds=num_folds)
+        log_cost_estimate(cfg, num_trials=max(counts) if is_paired else math.prod(counts), num_folds=num_folds)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from prostate_seg.cli import (
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.suggestions import OTHER_NAMES, probably_meant, unknown_key_message
 from prostate_seg.config import schema as config
-from prostate_seg.sweeping.search import without_globs
+from prostate_seg.sweeping.search_space import expand_globs
 from tests.conftest import composed
 
 ODD_NAMES = [
@@ -253,7 +253,7 @@ def _multirun() -> Any:
 def test_glob_is_a_choice_for_a_study() -> None:
     with initialize_config_dir(config_dir=str(config_folder())):
         loader = GlobalHydra.instance().config_loader()
-        words = without_globs(["model=glob(un*)", "seed=1", "data.root='a (1)'"], loader)
+        words = expand_globs(["model=glob(un*)", "seed=1", "data.root='a (1)'"], loader)
     assert words == ["model=choice(unet,unet3d)", "seed=1", "data.root='a (1)'"]
 
 

@@ -22,7 +22,7 @@ LAYERS = {
     "reporting": {"common", "imaging", "data", "segmentation"},
     "stages": {
         *("common", "imaging", "data", "phantom", "segmentation", "config"),
-        *("provenance", "operations", "tracking", "reporting"),
+        *("provenance", "operations", "tracking", "sweeping", "reporting"),
     },
 }
 """The folders of the package, and what each may import beside itself."""

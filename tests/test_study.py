@@ -1,4 +1,4 @@
-"""A study that many processes work on never loses a trial, runs one twice or holds more than were asked for."""
+"""A study that many processes work on never loses a trial, trains one twice or has more than were asked for."""
 
 import os
 import signal
@@ -12,23 +12,25 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.samplers import GridSampler, RandomSampler
+from optuna.trial import TrialState
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.operations.process import this_process
 from prostate_seg.sweeping import study as studies
-from prostate_seg.sweeping.study import MOST_DEATHS, SharedStudy, judge, open_study
+from prostate_seg.sweeping.study import MAX_ATTEMPTS, SharedStudy, open_study, original_number, pruning_check
 from tests.project_helpers import until
 from tests.server_helpers import postgres_server, why_no_postgres
 
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
-QUESTION = {"train.max_epochs": "2"}
+KEY = {"train.max_epochs": "2"}
+MEDIAN = optuna.pruners.MedianPruner(n_startup_trials=1)
 
 
-def opened(address: str, question: Mapping[str, str] = QUESTION, **objectives: str) -> SharedStudy:
+def opened(address: str, key: Mapping[str, str] = KEY, **objectives: str) -> SharedStudy:
     wanted = objectives or {"objective": "maximize"}
-    return open_study(address, "one", objectives=wanted, sampler=RandomSampler(), question=question)
+    return open_study(address, "one", objectives=wanted, sampler=RandomSampler(), comparability=key)
 
 
 @pytest.fixture
@@ -46,60 +48,120 @@ def postgres() -> Iterator[str]:
         yield addresses["study"]
 
 
-def disown(trial: optuna.Trial, **owner: str) -> None:
-    """Let a trial look like that of another process."""
-    trial.set_user_attr("owner", this_process().as_tags() | {f"process.{key}": value for key, value in owner.items()})
+def one_trial(shared: SharedStudy) -> optuna.Trial:
+    (trial,) = shared.claim(num_trials=1, at_most=1).values()
+    return trial
+
+
+def complete(shared: SharedStudy, trial: optuna.Trial, value: float) -> None:
+    shared.tell(trial, TrialState.COMPLETE, [value])
+
+
+def set_owner(trial: optuna.Trial, **owner: str) -> None:
+    """Replace the process of a trial by another one, as this version records it."""
+    tags = this_process().as_tags() | {f"process.{key}": value for key, value in owner.items()}
+    del tags["process.heartbeat"]
+    trial.set_user_attr("owner", tags)
+
+
+def set_heartbeat(address: str, when: str) -> None:
+    with create_engine(address).begin() as connection:
+        connection.execute(text("UPDATE trial_heartbeats SET heartbeat = :when"), {"when": when})
 
 
 def test_claims_end_at_the_number_that_was_asked_for(address: str) -> None:
     one, other = opened(address), opened(address)
-    assert [trial.number for trial in one.claim(num_trials=3, at_most=2)] == [0, 1]
-    assert [trial.number for trial in other.claim(num_trials=3, at_most=2)] == [2]
-    assert one.claim(num_trials=3, at_most=2) == []
-    assert one.is_anything_running()
+    assert list(one.claim(num_trials=3, at_most=2)) == [0, 1]
+    assert list(other.claim(num_trials=3, at_most=2)) == [2]
+    assert one.claim(num_trials=3, at_most=2) == {}
+    assert one.counts()["RUNNING"] == 3
 
 
 def test_trial_of_a_dead_process_is_taken_over_with_its_number_and_settings(address: str) -> None:
     shared = opened(address)
-    (trial,) = shared.claim(num_trials=1, at_most=1)
+    trial = one_trial(shared)
     settings = shared.suggest(trial, SPACE)
-    assert shared.claim(num_trials=1, at_most=1) == []
-    disown(trial, pid="1", process_started="0")
-    (again,) = opened(address).claim(num_trials=1, at_most=1)
-    assert again.number == trial.number
-    assert shared.suggest(again, SPACE) == settings
-    assert shared.claim(num_trials=1, at_most=1) == []  # it has a process again
+    assert shared.claim(num_trials=1, at_most=1) == {}
+    set_owner(trial, pid="1", process_started="0")
+    again = opened(address).claim(num_trials=1, at_most=1)
+    assert list(again) == [trial.number]
+    assert shared.suggest(again[0], SPACE) == settings
+    assert shared.claim(num_trials=1, at_most=1) == {}  # it has a process again
+    complete(shared, again[0], 0.5)
+    assert shared.counts() == {
+        "COMPLETE": 1,
+        "FAIL": 0,
+        "PRUNED": 0,
+        "RUNNING": 0,
+        "WAITING": 0,
+    }  # both attempts count once
+    assert [original_number(best) for best in shared.best()] == [0]
 
 
-def test_trial_of_another_machine_is_left_alone_until_it_is_silent(address: str) -> None:
+@pytest.mark.parametrize("owner", [{"host": "elsewhere"}, {"boot_id": "before", "pid": "1"}], ids=["host", "restarted"])
+def test_trial_whose_process_cannot_be_checked_is_retried_only_without_heartbeats(
+    address: str, owner: dict[str, str]
+) -> None:
     shared = opened(address)
-    (trial,) = shared.claim(num_trials=1, at_most=1)
-    disown(trial, host="elsewhere")
-    assert shared.claim(num_trials=1, at_most=1) == []
-    disown(trial, host="elsewhere", heartbeat="2020-01-01T00:00:00+00:00")
-    assert [one.number for one in shared.claim(num_trials=1, at_most=1)] == [0]
+    set_owner(one_trial(shared), **owner)
+    assert shared.claim(num_trials=1, at_most=1) == {}
+    set_heartbeat(address, "2020-01-01 00:00:00")
+    assert list(shared.claim(num_trials=1, at_most=1)) == [0]
 
 
-def test_sign_of_life_is_given_while_a_trial_runs(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_are_recorded_while_a_trial_runs(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies, "HEARTBEAT_SECONDS", 0.02)
     shared = opened(address)
-    (trial,) = shared.claim(num_trials=1, at_most=1)
-    disown(trial, host="elsewhere", heartbeat="2020-01-01T00:00:00+00:00")
-    with shared.kept_alive([trial]):
-        until(lambda: "2020" not in trial.study.trials[0].user_attrs["owner"]["process.heartbeat"], 10)
+    trial = one_trial(shared)
+    set_owner(trial, host="elsewhere")
+    set_heartbeat(address, "2020-01-01 00:00:00")
+    with shared.heartbeat([trial]), create_engine(address).connect() as connection:
+
+        def newest() -> str:
+            with connection.begin():
+                return str(connection.execute(text("SELECT heartbeat FROM trial_heartbeats")).scalar())
+
+        until(lambda: not newest().startswith("2020"), 10)
+    assert shared.claim(num_trials=1, at_most=1) == {}
+
+
+def test_study_of_an_earlier_version_continues(address: str) -> None:
+    """Its running trials have a heartbeat among their attributes and none in Optuna's table."""
+    shared = opened(address)
+    for alive in (True, False):
+        trial = shared.study.ask()
+        heartbeat = {} if alive else {"process.heartbeat": "2020-01-01T00:00:00+00:00"}
+        trial.set_user_attr("owner", this_process().as_tags() | {"process.host": "elsewhere"} | heartbeat)
+        trial.set_user_attr("deaths", 1)
+    assert shared.study.user_attrs == {"question": KEY}
+    assert list(opened(address).claim(num_trials=2, at_most=2)) == [1]
+    assert opened(address).counts()["RUNNING"] == 2
+
+
+def test_trial_whose_process_is_killed_between_failing_and_queueing_is_not_lost(address: str) -> None:
+    shared = opened(address)
+    shared.tell(one_trial(shared), TrialState.FAIL)
+    assert list(shared.claim(num_trials=1, at_most=1)) == [0]
 
 
 def test_trial_whose_processes_keep_dying_fails_but_one_that_was_told_to_stop_does_not(address: str) -> None:
     shared = opened(address)
-    for died in [False] * MOST_DEATHS + [True] * MOST_DEATHS:
-        (trial,) = shared.claim(num_trials=1, at_most=1)
-        shared.take_back([trial]) if died else shared.give_back([trial])
-    assert shared.claim(num_trials=1, at_most=1) == []
+    for died in [False] * MAX_ATTEMPTS + [True] * MAX_ATTEMPTS:
+        trial = one_trial(shared)
+        shared.tell(trial, TrialState.FAIL) if died else shared.release([trial])
+    assert shared.claim(num_trials=1, at_most=1) == {}
     assert shared.counts()["FAIL"] == 1
-    assert shared.last_reason() == f"its process died {MOST_DEATHS} times, as when memory is short"
+    assert shared.last_reason() == f"its process died {MAX_ATTEMPTS} times, as when memory is short"
 
 
-def test_study_of_another_question_is_refused_with_what_differs(address: str) -> None:
+def test_trial_that_failed_for_a_reason_is_not_retried(address: str) -> None:
+    shared = opened(address)
+    shared.fail(one_trial(shared), "RuntimeError: fault")
+    assert shared.claim(num_trials=1, at_most=1) == {}
+    assert shared.last_reason() == "RuntimeError: fault"
+
+
+def test_study_with_another_comparability_key_is_refused_with_the_differences(address: str) -> None:
     opened(address)
     opened(address)
     with pytest.raises(ConfigError, match="train.max_epochs: 2 -> 3"):
@@ -116,12 +178,12 @@ def test_storage_without_a_driver_or_a_folder_is_refused_without_its_password(tm
 
 def test_grid_ends_with_its_last_point(address: str) -> None:
     sampler = GridSampler({"x": [0.25, 0.5]}, seed=1)
-    shared = open_study(address, "one", objectives={"objective": "maximize"}, sampler=sampler, question=QUESTION)
+    shared = open_study(address, "one", objectives={"objective": "maximize"}, sampler=sampler, comparability=KEY)
     found = []
     for _ in range(2):
-        (trial,) = shared.claim(num_trials=2, at_most=1)
+        (trial,) = shared.claim(num_trials=2, at_most=1).values()
         found.append(shared.suggest(trial, SPACE)["x"])
-        shared.complete(trial, [found[-1]])
+        complete(shared, trial, found[-1])
     assert sorted(found) == [0.25, 0.5]
     assert [best.value for best in shared.best()] == [0.5]
 
@@ -138,46 +200,48 @@ def away(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     return move
 
 
-def test_storage_that_comes_back_is_waited_for(address: str, away: Callable[[], None]) -> None:
+def test_calls_are_repeated_until_the_storage_is_back(address: str, away: Callable[[], None]) -> None:
     shared = opened(address)
-    (trial,) = shared.claim(num_trials=1, at_most=1)
+    trial = one_trial(shared)
     away()
     back = threading.Timer(0.3, away)
     back.start()
-    shared.complete(trial, [0.5])
+    complete(shared, trial, 0.5)
     back.join()
-    shared.complete(trial, [0.5])  # told again, because nobody knows whether a call that failed went through
+    complete(shared, trial, 0.5)  # repeated, because a call that failed may have succeeded in the database
     assert [best.value for best in opened(address).best()] == [0.5]
 
 
 def test_storage_that_stays_away_stops_the_search_but_no_training(
     address: str, away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(studies, "SECONDS_TO_COME_BACK", 0.1)
+    monkeypatch.setattr(studies, "STORAGE_TIMEOUT_S", 0.1)
     shared = opened(address)
-    (trial,) = shared.claim(num_trials=1, at_most=1)
-    is_hopeless = judge(address, "one", number=0, pruner=optuna.pruners.ThresholdPruner(lower=1.0))
+    trial = one_trial(shared)
+    should_prune = pruning_check(address, "one", number=0, pruner=optuna.pruners.ThresholdPruner(lower=1.0))
     away()
-    assert not is_hopeless(1, 0.0)
+    assert not should_prune(1, 0.0)
     with pytest.raises(InputError, match="the same command goes on"):
-        shared.complete(trial, [0.5])
-    shared.give_back([trial])  # a person stops the search
+        complete(shared, trial, 0.5)
+    shared.release([trial])  # a person stops the search
     away()
-    assert is_hopeless(2, 0.0)
+    assert should_prune(2, 0.0)
 
 
-def test_pruner_hears_of_each_step_once_and_judges_from_all_trials(address: str) -> None:
+def test_each_step_is_reported_once_and_the_pruner_compares_all_trials(address: str) -> None:
     shared = opened(address)
     for value in (0.5, 0.6):
-        (trial,) = shared.claim(num_trials=3, at_most=1)
-        is_hopeless = judge(address, "one", number=trial.number, pruner=optuna.pruners.MedianPruner(n_startup_trials=1))
-        assert not is_hopeless(1, value)
-        shared.complete(trial, [value])
-    (trial,) = shared.claim(num_trials=3, at_most=1)
-    for _ in range(2):  # told again after an interruption
-        is_hopeless = judge(address, "one", number=2, pruner=optuna.pruners.MedianPruner(n_startup_trials=1))
-        assert is_hopeless(1, 0.1)
-    shared.prune(trial)
+        (trial,) = shared.claim(num_trials=3, at_most=1).values()
+        should_prune = pruning_check(
+            address, "one", number=trial.number, pruner=optuna.pruners.MedianPruner(n_startup_trials=1)
+        )
+        assert not should_prune(1, value)
+        complete(shared, trial, value)
+    (trial,) = shared.claim(num_trials=3, at_most=1).values()
+    for _ in range(2):  # reported again after an interruption
+        should_prune = pruning_check(address, "one", number=2, pruner=MEDIAN)
+        assert should_prune(1, 0.1)
+    shared.tell(trial, TrialState.PRUNED)
     assert shared.study.trials[2].intermediate_values == {1: 0.1}
     assert [best.number for best in shared.best()] == [1]
 
@@ -185,14 +249,14 @@ def test_pruner_hears_of_each_step_once_and_judges_from_all_trials(address: str)
 def test_nothing_is_pruned_for_two_objectives(address: str) -> None:
     shared = opened(address, objective="maximize", seconds="minimize")
     shared.claim(num_trials=1, at_most=1)
-    assert not judge(address, "one", number=0, pruner=optuna.pruners.ThresholdPruner(lower=1.0))(1, 0.0)
+    assert not pruning_check(address, "one", number=0, pruner=optuna.pruners.ThresholdPruner(lower=1.0))(1, 0.0)
 
 
 def test_trials_of_a_long_search_hold_no_connections(postgres: str) -> None:
     """A Postgres server takes a hundred, of all processes together."""
     shared = opened(postgres)
-    for trial in shared.claim(num_trials=10, at_most=10):
-        judge(postgres, "one", number=trial.number, pruner=optuna.pruners.NopPruner())(1, 0.5)
+    for number in shared.claim(num_trials=10, at_most=10):
+        pruning_check(postgres, "one", number=number, pruner=optuna.pruners.NopPruner())(1, 0.5)
     with create_engine(postgres, poolclass=NullPool).connect() as connection:
         num_open = connection.execute(
             text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
@@ -209,17 +273,18 @@ def work(address: str, folder: Path) -> None:
     shared = opened(address)
     while True:
         trials = shared.claim(num_trials=NUM_TRIALS, at_most=1)
-        if not trials and not shared.is_anything_running():
+        counts = shared.counts()
+        if not trials and not counts["RUNNING"] + counts["WAITING"]:
             return
-        for trial in trials:
-            (folder / f"{os.getpid()}.started").write_text(str(trial.number))
+        for number, trial in trials.items():
+            (folder / f"{os.getpid()}.started").write_text(str(number))
             time.sleep(0.02)
             if (folder / "hang").exists() and not (folder / "hung").exists():
                 (folder / "hung").write_text(str(os.getpid()))
                 time.sleep(60)
             with (folder / f"{os.getpid()}.done").open("a") as file:
-                file.write(f"{trial.number}\n")
-            shared.complete(trial, [shared.suggest(trial, SPACE)["x"]])
+                file.write(f"{number}\n")
+            complete(shared, trial, shared.suggest(trial, SPACE)["x"])
         if not trials:
             time.sleep(0.1)
 

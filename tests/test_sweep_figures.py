@@ -1,39 +1,44 @@
-"""How much a setting matters, by hand, and figures that are there."""
+"""Figures of a sweep: which are drawn, of which values, and without a trace in the process."""
 
+import warnings
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from prostate_seg.reporting.sweeps import draw_sweep, importance
+from prostate_seg.sweeping import figures
+from prostate_seg.sweeping.figures import draw_sweep
 
-
-def test_setting_that_decides_everything_has_importance_1_and_one_that_decides_nothing_0() -> None:
-    rows = [
-        ({"loss": loss, "seed": str(seed)}, {"dice": 0.9, "bce": 0.7}[loss])
-        for loss in ("dice", "bce")
-        for seed in (1, 2)
-    ]
-    assert importance(rows) == {"loss": pytest.approx(1.0), "seed": 0.0}
-
-
-def test_importance_is_eta_squared_less_what_chance_gives() -> None:
-    """Groups {1, 3} and {5, 7}: sum of squares 20, within 4; 1 - (4 / 2) / (20 / 3) = 0.7."""
-    rows = [({"x": "a"}, 1.0), ({"x": "a"}, 3.0), ({"x": "b"}, 5.0), ({"x": "b"}, 7.0)]
-    assert importance(rows) == {"x": pytest.approx(0.7)}
-
-
-def test_numbers_are_cut_into_groups_of_equal_size() -> None:
-    rows = [({"rate": str(10.0**-power)}, float(power // 3)) for power in range(12)]
-    assert importance(rows) == {"rate": pytest.approx(1.0)}
-
-
-def test_one_trial_a_value_tells_nothing() -> None:
-    assert importance([({"x": "a"}, 1.0), ({"x": "b"}, 2.0)]) == {"x": 0.0}
+ROWS = [
+    ({"loss": loss, "rate": rate, "steps": steps}, value)
+    for loss, rate, steps, value in (
+        ("dice", "1e-4", "null", 0.5),
+        ("bce", "1e-2", "50", 0.7),
+        ("dice", "1e-3", "100", 0.8),
+    )
+]
 
 
 def test_figures_are_drawn_of_two_trials_or_more(tmp_path: Path) -> None:
-    draw_sweep(tmp_path, [({"loss": "dice", "rate": "1e-4"}, 0.5)])
+    draw_sweep(tmp_path, ROWS[:1])
     draw_sweep(tmp_path, [({}, 0.5), ({}, 0.6)])
     assert list(tmp_path.iterdir()) == []
-    draw_sweep(tmp_path, [({"loss": "dice", "rate": "1e-4"}, 0.5), ({"loss": "bce", "rate": "1e-2"}, 0.5)])
+    style = dict(mpl.rcParams)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_sweep(tmp_path, ROWS)
     assert {path.name for path in tmp_path.iterdir()} == {"parallel_coordinates.png", "importance.png"}
+    assert {key: value for key, value in mpl.rcParams.items() if style[key] != value and key != "backend"} == {}
+
+
+@pytest.mark.parametrize("rows", [ROWS[:2], [({"loss": "dice"}, 0.5), ({"loss": "bce"}, 0.5)]], ids=["two", "equal"])
+def test_few_or_equal_trials_are_drawn_too(tmp_path: Path, rows: list[figures.Row]) -> None:
+    draw_sweep(tmp_path, rows)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_numbers_have_an_axis_and_other_values_are_categories() -> None:
+    assert figures._distribution(["1e-4", "1e-2"]) == FloatDistribution(1e-4, 1e-2, log=True)
+    assert figures._distribution(["4", "16", "8"]) == FloatDistribution(4, 16)
+    assert figures._distribution(["null", "50"]) == CategoricalDistribution(["50", "null"])

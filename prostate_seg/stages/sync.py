@@ -6,7 +6,7 @@ from pathlib import Path
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.reporting.sweeps import draw_sweep
+from prostate_seg.sweeping.figures import draw_sweep
 from prostate_seg.tracking.sync import sync
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,5 @@
 """Stage train: train a network on each fold and keep the weights of the epoch with the best val score."""
 
-import csv
-import io
 import json
 import logging
 import shutil
@@ -12,12 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
-from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_json, write_json, write_text
+from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_json, write_csv, write_json, write_text
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.config.schema import Config, portable_science_of
 from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, null_fold_record
@@ -66,7 +65,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     pack_studies(cfg, workspace, dataset)
 
     log.info("%s", EPOCH_HEADER)
-    train = partial(train_fold, cfg, replace(workspace, open_fold=unrecorded_fold), folds)
+    train = partial(train_fold, cfg, replace(workspace, open_fold=null_fold_record), folds)
     num_parallel = min(cfg.machine.num_parallel_folds, len(folds))
     if num_parallel > 1:
         gpus = available_gpus(cfg.machine.device)
@@ -315,13 +314,8 @@ def epoch_line(fold_index: int, epoch: Epoch) -> str:
 def _write_history(folder: Path, history: Sequence[Epoch], *, metric: ValMetric, title: str) -> dict[str, float]:
     """Write history.csv, history.png and summary.json, and return the summary; without times, so that equal runs are equal."""
     rows = [{"epoch": epoch.epoch, **epoch.as_dict()} for epoch in history]
-    for row in rows:
-        del row["seconds"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[-1]), lineterminator="\n")  # the last epoch has val scores
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "history.csv", text.getvalue())
+    columns = [name for name in rows[-1] if name != "seconds"]  # the last epoch has val scores
+    write_csv(folder / "history.csv", pd.DataFrame(rows, columns=columns))
     best = best_epoch(history, metric=metric)
     draw_history(
         folder / "history.png",

@@ -1,1 +1,1 @@
-"""Sweeps: the two sweepers that Hydra itself lacks, and the stopping of hopeless trials. Optuna is imported here alone."""
+"""Sweeps: grids, pairs, Optuna studies with pruning, cost estimates and figures. The only folder that imports Optuna."""

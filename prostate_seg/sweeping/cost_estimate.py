@@ -1,6 +1,5 @@
-"""How many trainings a sweep is, and about how long they will take, said before it starts."""
+"""Cost estimate of a sweep before it starts: number of trainings, and their time as judged by past runs."""
 
-import importlib
 import logging
 
 from prostate_seg.config.schema import Config
@@ -9,23 +8,20 @@ log = logging.getLogger(__name__)
 
 
 def num_folds_of(cfg: Config) -> int:
-    """Return how many folds a training fits."""
+    """Return the number of folds of one training."""
     return 1 if cfg.fold.index is not None or cfg.fold.strategy == "all" else cfg.fold.num_folds
 
 
-def announce(cfg: Config, *, num_trials: int, num_folds: int) -> None:
-    """Say how many trainings there will be, and estimate their time from those that the store knows."""
+def log_cost_estimate(cfg: Config, *, num_trials: int, num_folds: int) -> None:
+    """Log the number of trainings and their estimated time, from the folds in the tracking store."""
     num_fits = num_trials * num_folds
-    seconds = None
+    time = "no past run to estimate from"
     if cfg.mlflow.tracking_uri is not None:
-        seconds = importlib.import_module("prostate_seg.tracking.sweeps").seconds_per_fold(cfg)
-    time = (
-        "no past run to estimate from" if seconds is None else f"about {_shown(num_fits * seconds)} one after the other"
-    )
+        from prostate_seg.tracking.sweeps import seconds_per_fold  # imports mlflow
+
+        seconds_of_one = seconds_per_fold(cfg)
+        if seconds_of_one is not None:
+            seconds = num_fits * seconds_of_one
+            minutes = f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+            time = f"about {f'{seconds:.0f} s' if seconds < 90 else minutes} one after the other"
     log.info("sweep: %d trials x %d folds = %d fits, %s", num_trials, num_folds, num_fits, time)
-
-
-def _shown(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,7 @@
-"""Grids of settings: all combinations, which is what -m does by itself, or `+sweep=pairs`, first values with first ones."""
+"""Sweepers over listed values: all combinations (the default of -m), or pairs with `+sweep=pairs`.
+
+Adapter for Hydra's internal BasicSweeper and JobReturn.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -14,23 +17,28 @@ from prostate_seg.common.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
+def job_error(job: JobReturn) -> Any:
+    """Return the exception of a failed job; its public property would raise it."""
+    return job._return_value
+
+
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper; stages run one after the other, and a job that fails is named."""
+    """Hydra's basic sweeper; stages run one after the other, and failed jobs are named."""
 
     def setup(self, **parts: Any) -> None:
-        """Make the launcher, and check what it returns before Hydra does, which would print a list of overrides."""
+        """Wrap the launcher, so that failed jobs are logged by us; Hydra would print a list of overrides."""
         super().setup(**parts)
         assert self.launcher is not None
         self.launcher = CheckedLauncher(self.launcher)
 
     @staticmethod
     def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        """Return batches of jobs, each a list of overrides; of several stages one after the other until one fails."""
+        """Return batches of jobs, each a list of overrides."""
         return BasicSweeper.split_arguments(overrides, _batch_size(overrides, max_batch_size))
 
 
 class PairSweeper(GridSweeper):
-    """The same, but that values are paired rather than multiplied."""
+    """Pairs the values of the swept settings instead of combining them."""
 
     @staticmethod
     def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
@@ -56,33 +64,33 @@ class PairSweeper(GridSweeper):
 
 
 class CheckedLauncher(Launcher):
-    """A launcher whose failed jobs are named, and whose first failure is raised."""
+    """A launcher that logs failed jobs by name and raises the first failure."""
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
 
     def setup(self, **parts: Any) -> None:
-        """Do nothing: the launcher is ready."""
+        """Do nothing: the wrapped launcher is set up already."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs of one batch.
 
         Raises:
-            Exception: What the first failed job raised.
+            Exception: The error of the first failed job.
         """
         returns = self.launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
         jobs = enumerate(zip(job_overrides, returns, strict=True), start=initial_job_idx)
-        failed = [(number, words, job) for number, (words, job) in jobs if job.status is JobStatus.FAILED]
+        failed = [(number, words, job_error(job)) for number, (words, job) in jobs if job.status is JobStatus.FAILED]
         if failed and len(returns) > 1:
             log.error("%d of %d jobs failed:", len(failed), len(returns))
-            for number, words, job in failed:
-                log.error("  #%d %s: %s", number, " ".join(words), str(job._return_value).split("\n")[0])
-        for _, _, job in failed:
-            raise job._return_value
+            for number, words, error in failed:
+                log.error("  #%d %s: %s", number, " ".join(words), str(error).split("\n")[0])
+        for _, _, error in failed:
+            raise error
         return returns
 
 
 def _batch_size(overrides: Sequence[Override], max_batch_size: int | None) -> int | None:
-    """Return 1 for a chain of stages: Hydra's launcher would run the next one after one has failed."""
+    """Return 1 for a chain of stages: Hydra's launcher would run the next stage after one has failed."""
     is_chain = any(one.is_sweep_override() and one.key_or_group == "stage" for one in overrides)
     return 1 if is_chain else max_batch_size

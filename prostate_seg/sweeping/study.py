@@ -1,15 +1,18 @@
-"""An Optuna study that any number of processes work on: who has which trial, which trials were orphaned, what each came to.
+"""An Optuna study shared by any number of processes: claims, heartbeats, retries and results of its trials.
 
-A trial is claimed under a lock that all processes of the store see, and carries the process that has it. A process that was
-killed leaves its trial RUNNING; the next claim takes that trial over, with its number and settings. So a study never holds
-more trials than were asked for. A storage that is away for a while is waited for. The whole of Optuna is imported here.
+A trial is claimed under a lock shared by all processes of the storage, and its process records heartbeats. A trial whose
+process was killed is failed and queued again with its settings by Optuna's retry callback, as another attempt of the same
+trial; folders, runs and messages have the number of the first attempt. So a study never holds more trials than were asked
+for. Whatever is experimental or private in Optuna is used here alone; tests/test_optuna_contract.py checks it.
 """
 
+import copy
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -17,10 +20,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import optuna
 from filelock import FileLock
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GridSampler
-from optuna.storages import RDBStorage
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import create_engine, text
@@ -29,146 +32,175 @@ from sqlalchemy.pool import NullPool
 
 from prostate_seg.common.address import resolved_uri, shown_address, sqlite_file
 from prostate_seg.common.errors import ConfigError, InputError
-from prostate_seg.operations.process import HEARTBEAT_SECONDS, SILENT_AFTER, is_alive, is_silent, this_process
-from prostate_seg.sweeping.pruning import IsHopeless
+from prostate_seg.operations.process import (
+    HEARTBEAT_SECONDS,
+    SILENT_AFTER,
+    is_alive,
+    is_silent,
+    now_text,
+    this_process,
+)
+from prostate_seg.sweeping.pruning import ShouldPrune
 
 log = logging.getLogger(__name__)
 
-MOST_DEATHS = 4
-"""A trial whose process has died this often is taken to be the reason, as one that needs more memory than there is."""
+MAX_ATTEMPTS = 4
+"""A trial whose process has been killed this often fails: it may need more memory than there is."""
 LOCK_KEY = 20_260_118
-"""Names the lock of studies inside a Postgres database."""
-SECONDS_TO_WRITE = 60
-"""How long one who needs a sqlite file waits for the others."""
-SECONDS_TO_COME_BACK = 300.0
-"""How long a storage that was there before may be away; what trials have trained lies on disk."""
+"""Key of the advisory lock of studies inside a Postgres database."""
+SQLITE_TIMEOUT_S = 60
+"""Longest wait for a sqlite file that another process writes."""
+STORAGE_TIMEOUT_S = 300.0
+"""Longest wait for a storage that has become unavailable; what trials have trained is on disk."""
 SECONDS_BETWEEN_TRIES = 2.0
 
+OWNER = "owner"
+"""User attribute of a trial: the process that runs it."""
+REASON = "reason"
+"""User attribute of a trial: why it failed; absent if its process was killed."""
+COMPARABILITY_KEY = "question"
+"""User attribute of a study, under the name it has in existing studies."""
+
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError, OSError, ImportError)
-"""What a storage raises that cannot be used; ImportError where the driver of its database is not installed."""
+"""Errors of an unusable storage; ImportError if the driver of its database is not installed."""
 
-Asked = ParamSpec("Asked")
-Answer = TypeVar("Answer")
+with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+    RETRY = RetryHeartbeatStaleTrialCallback(max_retry=MAX_ATTEMPTS - 1, inherit_intermediate_values=True)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def _waited_for(ask: Callable[[], Answer], uri: str) -> Answer:
-    """Return what a storage answers, which may be away for a while; asking it twice does no harm.
+def _wait_for_storage(call: Callable[[], T], uri: str) -> T:
+    """Return the value of an idempotent call, repeated while the storage is unavailable.
 
     Raises:
-        InputError: If it does not come back.
+        InputError: If the storage stays unavailable for STORAGE_TIMEOUT_S.
     """
-    end, is_told = time.monotonic() + SECONDS_TO_COME_BACK, False
+    deadline, is_logged = time.monotonic() + STORAGE_TIMEOUT_S, False
     while True:
         try:
-            return ask()
+            return call()
         except STORAGE_ERRORS as error:
-            away = f"the study's storage {shown_address(uri)} is away: {_line(error)}"
-            if time.monotonic() > end:
+            message = f"the study's storage {shown_address(uri)} is unavailable: {_first_line(error)}"
+            if time.monotonic() > deadline:
                 raise InputError(
-                    f"{away}\nWhat was trained is kept: once it is back, the same command goes on"
+                    f"{message}\nWhat was trained is kept: once it is back, the same command goes on"
                 ) from error
-            if not is_told:
-                log.warning("%s\nIt is waited for, %.0f s at most", away, SECONDS_TO_COME_BACK)
-                is_told = True
+            if not is_logged:
+                log.warning("%s\nRetrying for %.0f s at most", message, STORAGE_TIMEOUT_S)
+                is_logged = True
         time.sleep(SECONDS_BETWEEN_TRIES)
 
 
-def _patient(
-    method: Callable[Concatenate["SharedStudy", Asked], Answer],
-) -> Callable[Concatenate["SharedStudy", Asked], Answer]:
-    """Let a method wait for its storage."""
-
+def _retry_while_unavailable(
+    method: Callable[Concatenate["SharedStudy", P], T],
+) -> Callable[Concatenate["SharedStudy", P], T]:
     @wraps(method)
-    def ask(self: "SharedStudy", /, *args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
-        return _waited_for(partial(method, self, *args, **kwargs), self._uri)
+    def call(self: "SharedStudy", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return _wait_for_storage(partial(method, self, *args, **kwargs), self._uri)
 
-    return ask
+    return call
 
 
 class SharedStudy:
-    """The trials of one study; its methods raise an InputError when the storage stays away."""
+    """A study that other processes work on too.
 
-    def __init__(self, study: optuna.Study, uri: str) -> None:
+    Raises:
+        InputError: By each method, if the storage stays unavailable.
+    """
+
+    def __init__(self, study: optuna.Study, storage: RDBStorage, uri: str) -> None:
         self.study = study
+        self._storage = storage
         self._uri = uri
 
-    @_patient
-    def claim(self, *, num_trials: int, at_most: int) -> list[Trial]:
-        """Return trials for this process to run: orphaned ones first, then new ones until the study has `num_trials`."""
-        with _locked(self._uri):
-            claimed = self._orphans()[:at_most]
-            for trial in claimed:
-                trial.set_user_attr("deaths", _deaths(trial))
-            num_begun = sum(one.state is not TrialState.WAITING for one in self._all())
-            claimed += [self.study.ask() for _ in range(min(at_most - len(claimed), num_trials - num_begun))]
-            for trial in claimed:
-                trial.set_user_attr("owner", this_process().as_tags())
-        return claimed
-
-    @_patient
-    def take_back(self, trials: Sequence[Trial]) -> None:
-        """Let trials be claimed again whose job's process has died."""
-        for trial in trials:
-            trial.set_user_attr("owner", {"process.died": "true"})
-
-    def give_back(self, trials: Sequence[Trial]) -> None:
-        """Let trials be claimed again because a person or scheduler stops this process; its end does that too, but later."""
-        with suppress(*STORAGE_ERRORS):
+    @_retry_while_unavailable
+    def claim(self, *, num_trials: int, at_most: int) -> dict[int, Trial]:
+        """Return trials for this process to run, by number: queued ones first, then new ones up to `num_trials`."""
+        with _claim_lock(self._uri):
+            self._queue_orphans()
+            attempts = latest_attempts(self.study).values()
+            num_queued = sum(one.state is TrialState.WAITING for one in attempts)
+            num_claimed = min(at_most, num_queued + max(0, num_trials - len(attempts)))
+            trials = [self.study.ask() for _ in range(num_claimed)]
+            owner = {key: value for key, value in this_process().as_tags().items() if key != "process.heartbeat"}
             for trial in trials:
-                trial.set_user_attr("owner", {})
+                self._storage.record_heartbeat(trial._trial_id)
+                trial.set_user_attr(OWNER, owner)
+            return {original_number(self._storage.get_trial(trial._trial_id)): trial for trial in trials}
 
-    @_patient
-    def is_anything_running(self) -> bool:
-        """Return whether another process still works on a trial."""
-        return any(one.state is TrialState.RUNNING for one in self._all())
+    def _queue_orphans(self) -> None:
+        """Queue again the running trials whose process was killed, up to MAX_ATTEMPTS times."""
+        fail_stale_trials(self.study)  # those without a heartbeat for SILENT_AFTER, on any machine
+        for one in latest_attempts(self.study).values():
+            if one.state is TrialState.RUNNING and _has_dead_owner(one):  # on this machine at once
+                self.tell(one.number, TrialState.FAIL)
+        for one in latest_attempts(self.study).values():
+            if one.state is TrialState.FAIL and REASON not in one.user_attrs:
+                RETRY(self.study, copy.deepcopy(one))  # the callback appends to the trial's own list
 
-    @_patient
+    def release(self, trials: Iterable[Trial]) -> None:
+        """Queue trials again because this process was told to stop, which is not a failed attempt."""
+        with suppress(*STORAGE_ERRORS):  # its end releases them too, only later
+            for trial in trials:
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+    @_retry_while_unavailable
     def suggest(self, trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-        """Return the settings of a trial; those that it had before it was orphaned stay."""
+        """Return the settings of a trial; a further attempt has those of the first."""
         return {name: trial._suggest(name, distribution) for name, distribution in space.items()}
 
-    @_patient
-    def complete(self, trial: Trial, values: Sequence[float]) -> None:
-        """Record what a trial came to."""
-        self._tell(trial, TrialState.COMPLETE, values)
+    @_retry_while_unavailable
+    def tell(self, trial: Trial | int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        """Record the final state of a trial; the next claim retries a failed one unless `fail` gave the reason."""
+        try:
+            self.study.tell(trial, values, state, skip_if_finished=True)
+        except RuntimeError:
+            # The state is stored. A grid without further points stops Optuna's own loop, which is not used here.
+            if not isinstance(self.study.sampler, GridSampler):
+                raise
 
-    @_patient
-    def prune(self, trial: Trial) -> None:
-        """Record that a trial was stopped early."""
-        self._tell(trial, TrialState.PRUNED)
-
-    @_patient
+    @_retry_while_unavailable
     def fail(self, trial: Trial, reason: str) -> None:
-        """Record that a trial gave no result."""
-        trial.set_user_attr("reason", reason)
-        self._tell(trial, TrialState.FAIL)
+        """Record that a trial failed for a reason that a retry would not change."""
+        trial.set_user_attr(REASON, reason)
+        self.tell(trial, TrialState.FAIL)
 
-    @_patient
+    @_retry_while_unavailable
     def counts(self) -> dict[str, int]:
-        """Return the number of trials by state."""
-        states = [one.state.name for one in self._all()]
+        """Return the number of trials by state; attempts of one trial count once."""
+        states = [one.state.name for one in latest_attempts(self.study).values()]
         return {state.name: states.count(state.name) for state in TrialState}
 
-    @_patient
+    @_retry_while_unavailable
     def best(self) -> list[FrozenTrial]:
-        """Return the best trial; of several objectives all that no other beats in each; empty when none has finished."""
+        """Return the best trial, or the Pareto front of several objectives; empty if none is complete."""
         return self.study.best_trials if self.counts()["COMPLETE"] else []
 
-    @_patient
+    @_retry_while_unavailable
     def last_reason(self) -> str:
-        """Return why the newest failed trial has failed."""
-        return next((str(one.user_attrs["reason"]) for one in reversed(self._all()) if "reason" in one.user_attrs), "")
+        """Return why the newest failed trial failed."""
+        failed = [one for one in latest_attempts(self.study).values() if one.state is TrialState.FAIL]
+        if not failed:
+            return ""
+        num_attempts = len(RETRY.retry_history(failed[-1])) + 1
+        died = f"its process died {num_attempts} times, as when memory is short"
+        return str(failed[-1].user_attrs.get(REASON, died))
 
     @contextmanager
-    def kept_alive(self, trials: Sequence[Trial]) -> Iterator[None]:
-        """Let trials give a sign of life while their jobs run, for those who look from other machines."""
+    def heartbeat(self, trials: Collection[Trial]) -> Iterator[None]:
+        """Record heartbeats of trials while their jobs run.
+
+        Not by Optuna's own thread: an error of the storage would end it, and with it the heartbeats of a trial that trains on.
+        """
         is_over = threading.Event()
 
         def beat() -> None:
             while not is_over.wait(HEARTBEAT_SECONDS):
-                with suppress(*STORAGE_ERRORS):  # the next one may get through
+                with suppress(*STORAGE_ERRORS):  # the next one may succeed
                     for trial in trials:
-                        trial.set_user_attr("owner", this_process().as_tags())
+                        self._storage.record_heartbeat(trial._trial_id)
 
         thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
         thread.start()
@@ -178,115 +210,105 @@ class SharedStudy:
             is_over.set()
             thread.join()
 
-    def _all(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
 
-    def _orphans(self) -> list[Trial]:
-        """Return the running trials that no process has, but for those whose processes keep dying; these fail."""
-        found = []
-        for one in self._all():
-            if one.state is TrialState.RUNNING and not _is_owned(one):
-                trial = Trial(self.study, one._trial_id)
-                if _deaths(trial) < MOST_DEATHS:
-                    found.append(trial)
-                else:
-                    self.fail(trial, f"its process died {_deaths(trial)} times, as when memory is short")
-        return found
+def original_number(trial: FrozenTrial) -> int:
+    """Return the number of a trial's first attempt."""
+    number = RETRY.retried_trial_number(trial)
+    return trial.number if number is None else number
 
-    def _tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
-        try:
-            self.study.tell(trial, values, state, skip_if_finished=True)
-        except (
-            RuntimeError
-        ):  # the state is stored; a grid that is used up tells Optuna's own loop, which is not ours, to end
-            if not isinstance(self.study.sampler, GridSampler):
-                raise
+
+def latest_attempts(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """Return the latest attempt of each trial, by the number of the first."""
+    return {original_number(one): one for one in study.get_trials(deepcopy=False)}
 
 
 def open_study(
-    address: str, name: str, *, objectives: Mapping[str, str], sampler: BaseSampler, question: Mapping[str, str]
+    address: str, name: str, *, objectives: Mapping[str, str], sampler: BaseSampler, comparability: Mapping[str, str]
 ) -> SharedStudy:
-    """Make a study, or go on with it.
+    """Create a study, or continue it.
 
     Args:
-        address: Its storage: sqlite, where a relative file lies in the project's root, or Postgres.
-        name: Its name in there.
-        objectives: What is sought, with its direction.
+        address: Storage: sqlite, where a relative file belongs to the project's root, or Postgres.
+        name: Name of the study in the storage.
+        objectives: Direction of each objective.
         sampler: Proposes settings.
-        question: All that must be the same for trials to be compared.
+        comparability: Comparability key: all settings and hashes that must be equal for trials to be compared.
 
     Raises:
-        ConfigError: If the study was begun with another question.
+        ConfigError: If the study has another comparability key.
         InputError: If the storage cannot be used.
     """
     uri = _supported(address)
     try:
-        _require_folder(uri)
-        with _locked(uri):
+        file = sqlite_file(uri)
+        if file is not None and not os.access(file.parent, os.W_OK):  # the lock file would create the folder
+            raise OSError(f"the folder {file.parent} does not exist or cannot be written")
+        with _claim_lock(uri):
+            storage = _storage(uri)
             study = optuna.create_study(
-                storage=_storage(uri),
+                storage=storage,
                 study_name=name,
                 sampler=sampler,
                 directions=[StudyDirection[direction.upper()] for direction in objectives.values()],
                 load_if_exists=True,
             )
-            begun_with = study.user_attrs.get("question")
-            if begun_with is None:
-                study.set_user_attr("question", dict(question))
+            existing = study.user_attrs.get(COMPARABILITY_KEY)
+            if existing is None:
+                study.set_user_attr(COMPARABILITY_KEY, dict(comparability))
     except STORAGE_ERRORS as error:
-        raise InputError(_unusable(uri, error)) from error
-    if begun_with is not None:
-        _require_same(begun_with, question, where=f"study {name} in {shown_address(uri)}")
-    return SharedStudy(study, uri)
+        driver = "Install a driver and name it (prostate-seg[postgres] has that of postgresql+psycopg2://...)"
+        next_step = driver if isinstance(error, ImportError) else "Check the address and who may write there"
+        raise InputError(
+            f"the study's storage {shown_address(uri)} cannot be used: {_first_line(error)}\n"
+            f"{next_step}, or choose another: hydra.sweeper.storage=ADDRESS"
+        ) from error
+    keys = sorted((existing or {}).keys() | comparability.keys())
+    changed = [key for key in keys if existing is not None and existing.get(key) != comparability.get(key)]
+    if changed:
+        lines = [
+            f"  {key}: {existing.get(key, 'absent')} -> {comparability.get(key, 'absent')}" for key in changed[:10]
+        ]
+        raise ConfigError(
+            f"study {name} in {shown_address(uri)} was begun with other settings or data, and its trials cannot be compared "
+            "with new ones:\n" + "\n".join(lines) + "\n"
+            "Continue with the settings it was begun with, or begin another one: hydra.sweeper.study_name=NAME"
+        )
+    return SharedStudy(study, storage, uri)
 
 
-def judge(address: str, name: str, *, number: int, pruner: BasePruner) -> IsHopeless:
-    """Return what tells the study how a trial stands and asks the pruner; it runs in the process that trains."""
+def pruning_check(address: str, name: str, *, number: int, pruner: BasePruner) -> ShouldPrune:
+    """Return the function that reports a trial's progress and asks the pruner; called in the process that trains."""
     uri = _supported(address)
 
-    def look() -> tuple[Trial, set[int]]:
+    def load() -> tuple[Trial, set[int]]:
         study = optuna.load_study(study_name=name, storage=_storage(uri), pruner=pruner)
-        trial = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
-        return trial, set(trial.storage.get_trial(trial._trial_id).intermediate_values)  # before an interruption
+        attempt = latest_attempts(study)[number]
+        return Trial(study, attempt._trial_id), set(attempt.intermediate_values)
 
-    trial, told = _waited_for(look, uri)
-    if len(trial.study.directions) > 1:  # Optuna prunes for one objective only
+    trial, reported = _wait_for_storage(load, uri)
+    if len(trial.study.directions) > 1:  # Optuna prunes for a single objective only
         return lambda _step, _value: False
 
-    def is_hopeless(step: int, value: float) -> bool:
+    def should_prune(step: int, value: float) -> bool:
         try:
-            if step not in told:
+            if step not in reported:  # before an interruption
                 trial.report(value, step)
             return trial.should_prune()
         except STORAGE_ERRORS as error:
-            log.warning("trial %d trains on, and its study is not told how it stands: %s", number, _line(error))
+            log.warning("trial %d trains on without reporting to its study: %s", number, _first_line(error))
             return False
 
-    return is_hopeless
+    return should_prune
 
 
-def _deaths(orphan: Trial) -> int:
-    """Return how often a trial's process has died: one that was told to stop has given its trial back."""
-    return int(orphan.user_attrs.get("deaths", 0)) + bool(orphan.user_attrs.get("owner"))
-
-
-def _is_owned(trial: FrozenTrial) -> bool:
-    """Return whether the process that has a trial lives; one of another machine counts as dead when it is silent."""
-    owner = trial.user_attrs.get("owner", {})
+def _has_dead_owner(trial: FrozenTrial) -> bool:
+    """Return whether the process of a running trial is known to be dead; heartbeats tell for those of other machines."""
+    if not trial.user_attrs.get(OWNER):  # killed while it claimed
+        return True
+    # In studies of earlier versions the owner has its own heartbeat; it counts as present otherwise.
+    owner = {"process.heartbeat": now_text()} | trial.user_attrs[OWNER]
     alive = is_alive(owner)
-    return not is_silent(owner, since=SILENT_AFTER) if alive is None else alive
-
-
-def _require_same(begun_with: Mapping[str, str], question: Mapping[str, str], *, where: str) -> None:
-    keys = sorted(begun_with.keys() | question.keys())
-    changed = [key for key in keys if begun_with.get(key) != question.get(key)]
-    if changed:
-        lines = [f"  {key}: {begun_with.get(key, 'absent')} -> {question.get(key, 'absent')}" for key in changed[:10]]
-        raise ConfigError(
-            f"{where} was begun with other settings or data, and its trials cannot be compared with new ones:\n"
-            + "\n".join(lines)
-            + "\nGo on with what it was begun with, or begin another one: hydra.sweeper.study_name=NAME"
-        )
+    return is_silent(owner, since=SILENT_AFTER) if alive is None else not alive
 
 
 def _supported(address: str) -> str:
@@ -297,26 +319,27 @@ def _supported(address: str) -> str:
     return uri
 
 
-def _require_folder(uri: str) -> None:
-    """Refuse a file in a folder that does not exist: the lock beside it would make the folder."""
-    file = sqlite_file(uri)
-    if file is not None and not os.access(file.parent, os.W_OK):
-        raise OSError(f"the folder {file.parent} does not exist or cannot be written")
-
-
 def _storage(uri: str) -> RDBStorage:
+    """Return a storage that keeps no connection open between calls: a server has few for all processes."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    """Return a storage that holds no connection between two questions: a server has few for all who search."""
-    waiting = {"timeout": SECONDS_TO_WRITE} if sqlite_file(uri) else {}
-    return RDBStorage(uri, engine_kwargs={"connect_args": waiting, "poolclass": NullPool})
+    warnings.simplefilter("ignore", ExperimentalWarning)
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with Study.optimize")
+    timeout = {"timeout": SQLITE_TIMEOUT_S} if sqlite_file(uri) else {}
+    return RDBStorage(
+        uri,
+        engine_kwargs={"connect_args": timeout, "poolclass": NullPool},
+        heartbeat_interval=int(HEARTBEAT_SECONDS) or 1,
+        grace_period=int(SILENT_AFTER.total_seconds()),
+        heartbeat_stale_trial_callback=RETRY,
+    )
 
 
 @contextmanager
-def _locked(uri: str) -> Iterator[None]:
-    """Hold the lock of all who use a storage; the system takes it from a process that dies."""
+def _claim_lock(uri: str) -> Iterator[None]:
+    """Hold the lock of all processes of a storage; the system releases that of a killed process."""
     file = sqlite_file(uri)
     if file is not None:
-        with FileLock(file.with_name(f"{file.name}.lock"), timeout=SECONDS_TO_WRITE):
+        with FileLock(file.with_name(f"{file.name}.lock"), timeout=SQLITE_TIMEOUT_S):
             yield
         return
     with create_engine(uri, poolclass=NullPool).connect() as connection:
@@ -324,16 +347,7 @@ def _locked(uri: str) -> Iterator[None]:
         yield
 
 
-def _unusable(uri: str, error: BaseException) -> str:
-    driver = "Install a driver and name it (prostate-seg[postgres] has that of postgresql+psycopg2://...)"
-    next_step = driver if isinstance(error, ImportError) else "Check the address and who may write there"
-    return (
-        f"the study's storage {shown_address(uri)} cannot be used: {_line(error)}\n"
-        f"{next_step}, or choose another: hydra.sweeper.storage=ADDRESS"
-    )
-
-
-def _line(error: BaseException) -> str:
-    """Return what a database says is wrong, which Optuna words as a guess of its own."""
+def _first_line(error: BaseException) -> str:
+    """Return the database's own message; Optuna's is a guess at the cause."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
     return shown_address(next(iter(str(cause).splitlines()), type(cause).__name__))

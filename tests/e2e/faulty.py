@@ -2,10 +2,10 @@
 
 FAULT is raise, nan, oom, exit0, exit3, kill (as kill -9), or hang, which makes the file `hanging` and waits for a signal. PLACE
 is preprocess, fold1 (the second fold of a training), close, where results are logged, trainings (at the end of each, so that
-ok,raise lets the second fail), claim, where a sweep has just taken a trial, told, where it tells what its second came to, or
-delivery, where a store is told something (ok,ok,kill lets the third end it), or tables, in the midst of making those of a new
-store. FAULT none with PLACE impatient waits for a store
-that fails at the end of a stage for two seconds instead of half a minute.
+ok,raise lets the second fail), claim, where a sweep has just claimed a trial, told, where it records the objective of its
+second, delivery, where a store is sent something (ok,ok,kill lets the third end it), or tables, in the midst of creating those
+of a new store. FAULT none with PLACE impatient waits for a store that fails at the end of a stage for two seconds instead of
+half a minute.
 """
 
 import os
@@ -54,7 +54,12 @@ def build_in(fault: str, place: str) -> None:
     elif place == "told":
         from prostate_seg.sweeping.study import SharedStudy
 
-        SharedStudy.complete = in_turn(SharedStudy.complete, ["ok", fault])  # type: ignore[method-assign]
+        tell, complete = SharedStudy.tell, in_turn(SharedStudy.tell, ["ok", fault])
+
+        def faulty_tell(study: Any, trial: Any, state: Any, *values: Any) -> Any:
+            return (complete if state.name == "COMPLETE" else tell)(study, trial, state, *values)
+
+        SharedStudy.tell = faulty_tell  # type: ignore[method-assign]
     elif place == "delivery":
         from prostate_seg.tracking.replication import Replicator
 

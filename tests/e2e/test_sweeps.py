@@ -7,6 +7,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 
+from prostate_seg.sweeping.study import latest_attempts, original_number
 from tests.conftest import ROOT
 from tests.project_helpers import FAULTY, Project, copy_of, until
 from tests.server_helpers import mlflow_server, postgres_server, why_no_postgres
@@ -21,8 +22,9 @@ def project(prepared: Project, tmp_path: Path) -> Project:
 
 
 def trials_of(project: Project, name: str = "baseline") -> list[optuna.trial.FrozenTrial]:
+    """Return the latest attempt of each trial."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{project.folder}/optuna.db")
-    return optuna.load_study(study_name=name, storage=storage).trials
+    return list(latest_attempts(optuna.load_study(study_name=name, storage=storage)).values())
 
 
 def run(project: Project, *arguments: str, program: str = "-m prostate_seg", code: int = 0) -> str:
@@ -48,7 +50,8 @@ def test_study_killed_at_three_moments_ends_with_its_trials_each_trained_once(pr
     text = run(project, "kill", "told", *sweep, program=str(FAULTY), code=-9)  # between the second and the third
     assert "fold 0 had finished before training was stopped, and is kept" in text
     assert [trial.state.name for trial in trials_of(project)] == ["COMPLETE", "RUNNING"]
-    weights = project.folder / "sweeps/baseline/1/model/fold0/weights.safetensors"
+    second = original_number(trials_of(project)[1])  # the retries of the first have numbers too
+    weights = project.folder / f"sweeps/baseline/{second}/model/fold0/weights.safetensors"
     before = weights.stat().st_mtime_ns
 
     text = run(project, *sweep)
@@ -59,15 +62,18 @@ def test_study_killed_at_three_moments_ends_with_its_trials_each_trained_once(pr
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
     assert settings.items() - {("mlflow.skip_finished", "true")} <= settings_of(project, 0).items()
     folders = [path for path in (project.folder / "sweeps/baseline").iterdir() if path.is_dir()]
-    assert {path.name for path in folders} == {"0", "1", "2"}
+    numbers = [original_number(trial) for trial in trials]
+    assert numbers[:2] == [0, second]
+    assert sorted(path.name for path in folders) == sorted(map(str, numbers))
     runs = {str(run.info.run_name): run for run in project.runs(level="trial")}
-    assert sorted(runs) == ["trial 0", "trial 1", "trial 2"]
+    assert sorted(runs) == sorted(f"trial {number}" for number in numbers)
     assert len(project.runs(level="trial")) == 3
     for trial in trials:
-        assert runs[f"trial {trial.number}"].data.metrics["objective"] == trial.value
+        assert runs[f"trial {original_number(trial)}"].data.metrics["objective"] == trial.value
     assert {run.info.status for run in project.runs()} == {"FINISHED"}
     assert (
-        project.only(level="sweep").data.tags["best_trial"] == f"trial {max(trials, key=lambda one: one.value).number}"
+        project.only(level="sweep").data.tags["best_trial"]
+        == f"trial {original_number(max(trials, key=lambda one: one.value))}"
     )
 
     text = run(project, *sweep)
@@ -86,7 +92,7 @@ def test_trials_that_raise_give_no_number_or_run_out_of_memory_fail_and_the_swee
         "hydra.sweeper.n_trials=5",
         program=str(FAULTY),
     )
-    assert "2 trials trained, 0 stopped early, 3 failed" in text
+    assert "2 trials trained, 0 pruned, 3 failed" in text
     trials = trials_of(project)
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
     reasons = [str(trial.user_attrs["reason"]) for trial in trials[1:4]]
@@ -101,7 +107,7 @@ def test_trials_that_raise_give_no_number_or_run_out_of_memory_fail_and_the_swee
 
 
 @pytest.mark.slow
-def test_hopeless_trials_stop_early_and_the_record_says_so(project: Project) -> None:
+def test_unpromising_trials_are_pruned_and_recorded_as_such(project: Project) -> None:
     """One learning rate that learns and, after it, two that do not."""
     training = [
         "train.max_epochs=6",
@@ -113,7 +119,7 @@ def test_hopeless_trials_stop_early_and_the_record_says_so(project: Project) -> 
     grid = ["hydra/sweeper/sampler=grid", "hydra.sweeper.sampler.seed=1"]
     pruner = ["hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=5"]
     text = run(project, *STUDY, *training, *space, *grid, *pruner)
-    assert "1 trials trained, 2 stopped early, 0 failed" in text
+    assert "1 trials trained, 2 pruned, 0 failed" in text
     whole, *stopped_early = trials_of(project)
     for trial in stopped_early:
         assert trial.state.name == "PRUNED"
@@ -127,7 +133,7 @@ def test_hopeless_trials_stop_early_and_the_record_says_so(project: Project) -> 
     stopped = next(run for run in project.runs(level="trial") if run.info.run_name == f"trial {number}")
     assert stopped.info.status == "KILLED"
     assert stopped.data.tags["trial.state"] == "pruned"
-    assert "is hopeless" in stopped.data.tags["ended_by"]
+    assert "is unpromising" in stopped.data.tags["ended_by"]
     folds = [run for run in project.runs(level="fold") if run.data.tags["mlflow.parentRunId"] == stopped.info.run_id]
     assert folds[-1].info.status == "KILLED"
     sweep = project.only(level="sweep")
@@ -296,18 +302,18 @@ def test_eight_workers_of_which_one_is_killed_fill_a_study_on_servers(project: P
             text, _ = worker.communicate(timeout=500)
             assert worker.returncode == (-9 if worker is victim else 0), text
 
-        trials = study_in(storage).trials
-        assert [trial.user_attrs["reason"] for trial in trials if trial.state.name == "FAIL"] == []
+        trials = list(latest_attempts(study_in(storage)).values())
+        assert [trial.user_attrs["reason"] for trial in trials if "reason" in trial.user_attrs] == []
         assert [trial.state.name for trial in trials] == ["COMPLETE"] * num_trials
         client = MlflowClient(tracking_uri=address)
         experiment = client.get_experiment_by_name("prostate_seg")
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id], "tags.level = 'trial'", max_results=1000)
         finished = {run.info.run_name: run for run in runs if run.info.status == "FINISHED"}
-        assert finished.keys() == {f"trial {trial.number}" for trial in trials}
+        assert finished.keys() == {f"trial {original_number(trial)}" for trial in trials}
         assert len(runs) - len(finished) <= 1  # that of the killed one
         for trial in trials:
-            assert finished[f"trial {trial.number}"].data.metrics["objective"] == pytest.approx(trial.value)
+            assert finished[f"trial {original_number(trial)}"].data.metrics["objective"] == pytest.approx(trial.value)
         (sweep_run,) = client.search_runs([experiment.experiment_id], "tags.level = 'sweep'")
         assert sweep_run.info.status == "FINISHED"
 
