@@ -190,23 +190,11 @@ def test_more_folds_than_gpus_share_them_evenly(monkeypatch: pytest.MonkeyPatch)
     folds.end_all()
 
 
-def test_fold_that_fails_gives_its_gpu_back() -> None:
-    pool = fold_processes.GpuPool([3])
-    with pytest.raises(InputError), pool.assign() as gpu:
-        assert gpu == 3
-        raise InputError("the loss is nan")
-    with pool.assign() as first, pool.assign() as second:
-        assert (first, second) == (3, 3)
-    pool = fold_processes.GpuPool([3, 5])
-    with pytest.raises(InputError), pool.assign():
-        raise InputError("the loss is nan")
-    with pool.assign() as first, pool.assign() as second:
-        assert {first, second} == {3, 5}
-
-
 def test_folds_on_the_cpu_get_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    with fold_processes.GpuPool([]).assign() as gpu:
-        assert gpu is None
+    folds = FakeTraining(monkeypatch, num_parallel=2, gpus=[], num_folds=2)
+    folds.wait_until_running(0, 1)
+    folds.end_all()
+    assert folds.gpu_of == {0: None, 1: None}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert list(available_gpus("cpu")) == []

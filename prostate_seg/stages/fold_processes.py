@@ -8,12 +8,12 @@ import multiprocessing
 import signal
 import threading
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
@@ -30,30 +30,6 @@ POLL_SECONDS = 0.2
 """Delay after which a fold stops once another fold has failed."""
 
 
-class GpuPool:
-    """Assigns to each fold the GPU on which the fewest folds train."""
-
-    def __init__(self, gpus: Sequence[int]) -> None:
-        """Take CUDA indices as torch counts them; none where folds train on the CPU."""
-        self._num_folds = Counter(dict.fromkeys(gpus, 0))
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def assign(self) -> Iterator[int | None]:
-        """Reserve a GPU until the block ends; None without GPUs."""
-        if not self._num_folds:
-            yield None
-            return
-        with self._lock:
-            gpu = min(self._num_folds, key=self._num_folds.__getitem__)
-            self._num_folds[gpu] += 1
-        try:
-            yield gpu
-        finally:
-            with self._lock:
-                self._num_folds[gpu] -= 1
-
-
 def train_in_parallel(
     train_fold: TrainFold, indices: Sequence[int], *, num_parallel: int, open_fold: OpenFold, gpus: Sequence[int] = ()
 ) -> None:
@@ -64,22 +40,28 @@ def train_in_parallel(
         indices: The folds.
         num_parallel: Number of processes at once; each has this fraction of the cores.
         open_fold: Opens the record of a fold, in this process.
-        gpus: CUDA indices of the GPUs to train on. A fold gets a free one, or shares the one with the fewest folds.
+        gpus: CUDA indices of the GPUs to train on. Each fold gets a free one, or shares one when there are fewer.
 
     Raises:
         InputError: If a process is killed; or the error that a process raises.
     """
-    stop, pool_of_gpus = threading.Event(), GpuPool(gpus)
+    stop = threading.Event()
+    free_gpus: SimpleQueue[int | None] = SimpleQueue()  # one entry per process, so that they share the GPUs evenly
+    for number in range(num_parallel):
+        free_gpus.put(gpus[number % len(gpus)] if gpus else None)
 
     def supervise(index: int) -> None:
         if stop.is_set():
             return
+        gpu = free_gpus.get()
         try:
-            with open_fold(index) as record, pool_of_gpus.assign() as gpu:
+            with open_fold(index) as record:
                 _train_in_process(train_fold, index, record, num_parallel=num_parallel, gpu=gpu, stop=stop)
         except BaseException:
             stop.set()
             raise
+        finally:
+            free_gpus.put(gpu)
 
     with ThreadPoolExecutor(num_parallel) as pool:
         try:

@@ -173,11 +173,8 @@ def _train_fold(
     cfg: Config, workspace: Workspace, fold: Fold, index: int, record: FoldRecord, group: ProcessGroup
 ) -> None:
     """Train one fold with checkpoints in .training/, and replace the fold's folder with the result at the end."""
-    unfinished, target, mark = (
-        workspace.unfinished_fold(index),
-        workspace.fold(index),
-        _finished_mark(workspace, index),
-    )
+    unfinished, target = workspace.unfinished_fold(index), workspace.fold(index)
+    mark = _finished_mark(workspace, index)
     data = packed_folder(cfg, workspace)
     recipe = Recipe(
         model=cfg.model,

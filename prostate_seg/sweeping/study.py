@@ -137,7 +137,7 @@ class SharedStudy:
             if one.state is TrialState.RUNNING and _has_dead_owner(one):  # on this machine at once
                 self.tell(one.number, TrialState.FAIL)
         for one in latest_attempts(self.study).values():
-            if one.state is TrialState.FAIL and REASON not in one.user_attrs:
+            if _is_retried(one):
                 RETRY(self.study, copy.deepcopy(one))  # the callback appends to the trial's own list
 
     def release(self, trials: Iterable[Trial]) -> None:
@@ -170,8 +170,9 @@ class SharedStudy:
     @_retry_while_unavailable
     def counts(self) -> dict[str, int]:
         """Return the number of trials by state; attempts of one trial count once."""
-        states = [one.state.name for one in latest_attempts(self.study).values()]
-        return {state.name: states.count(state.name) for state in TrialState}
+        attempts = latest_attempts(self.study).values()
+        states = [TrialState.WAITING if _is_retried(one) else one.state for one in attempts]
+        return {state.name: states.count(state) for state in TrialState}
 
     @_retry_while_unavailable
     def best(self) -> list[FrozenTrial]:
@@ -182,11 +183,8 @@ class SharedStudy:
     def last_reason(self) -> str:
         """Return why the newest failed trial failed."""
         failed = [one for one in latest_attempts(self.study).values() if one.state is TrialState.FAIL]
-        if not failed:
-            return ""
-        num_attempts = len(RETRY.retry_history(failed[-1])) + 1
-        died = f"its process died {num_attempts} times, as when memory is short"
-        return str(failed[-1].user_attrs.get(REASON, died))
+        died = f"its process died {MAX_ATTEMPTS} times, as when memory is short"
+        return str(failed[-1].user_attrs.get(REASON, died)) if failed else ""
 
     @contextmanager
     def heartbeat(self, trials: Collection[Trial]) -> Iterator[None]:
@@ -309,6 +307,12 @@ def _has_dead_owner(trial: FrozenTrial) -> bool:
     owner = {"process.heartbeat": now_text()} | trial.user_attrs[OWNER]
     alive = is_alive(owner)
     return is_silent(owner, since=SILENT_AFTER) if alive is None else not alive
+
+
+def _is_retried(trial: FrozenTrial) -> bool:
+    """Return whether the next claim queues a failed trial again: its process was killed, and not too often."""
+    was_killed = trial.state is TrialState.FAIL and REASON not in trial.user_attrs
+    return was_killed and len(RETRY.retry_history(trial)) + 1 < MAX_ATTEMPTS
 
 
 def _supported(address: str) -> str:
