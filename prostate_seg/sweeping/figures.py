@@ -1,8 +1,9 @@
 """Figures of a sweep by optuna.visualization: parallel coordinates of the trials, and the importance of each setting."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import optuna
@@ -30,7 +31,10 @@ def draw_sweep(folder: Path, rows: Sequence[Row]) -> None:
             for name, distribution in distributions.items()
         }
         study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=objective))
-    plots = {"parallel_coordinates.png": plot_parallel_coordinate, "importance.png": plot_param_importances}
+    plots: dict[str, Callable[..., Any]] = {
+        "parallel_coordinates.png": plot_parallel_coordinate,
+        "importance.png": plot_param_importances,
+    }
     plt.switch_backend("agg")  # opens no window
     with warnings.catch_warnings(), plt.rc_context():  # Optuna sets a style of its own
         warnings.simplefilter("ignore")  # the plots are experimental; importances of few trials are equal

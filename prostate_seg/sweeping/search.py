@@ -143,11 +143,11 @@ class Search:
                 values = [job.return_value[name] for name in self.objectives]
                 study.tell(trial, TrialState.COMPLETE, values)
                 log.info("trial %d: %s", number, self._shown(values))
-            elif isinstance(error := job_error(job), Pruned):
+            elif isinstance(failure := job_error(job), Pruned):
                 study.tell(trial, TrialState.PRUNED)
-                log.info("trial %d: %s", number, error)
+                log.info("trial %d: %s", number, failure)
             else:
-                self._fail(study, trial, number, error)
+                self._fail(study, trial, number, failure)
 
     def _fail(self, study: SharedStudy, trial: Trial, number: int, error: BaseException) -> None:
         reason = self.redactor.text(_first_line(error))

@@ -260,8 +260,9 @@ def open_study(
             f"the study's storage {shown_address(uri)} cannot be used: {_first_line(error)}\n"
             f"{next_step}, or choose another: hydra.sweeper.storage=ADDRESS"
         ) from error
-    keys = sorted((existing or {}).keys() | comparability.keys())
-    changed = [key for key in keys if existing is not None and existing.get(key) != comparability.get(key)]
+    existing = existing or comparability
+    keys = sorted(existing.keys() | comparability.keys())
+    changed = [key for key in keys if existing.get(key) != comparability.get(key)]
     if changed:
         lines = [
             f"  {key}: {existing.get(key, 'absent')} -> {comparability.get(key, 'absent')}" for key in changed[:10]
