@@ -40,7 +40,6 @@ from prostate_seg.operations.process import (
     now_text,
     this_process,
 )
-from prostate_seg.sweeping.pruning import ShouldPrune
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +274,7 @@ def open_study(
     return SharedStudy(study, storage, uri)
 
 
-def pruning_check(address: str, name: str, *, number: int, pruner: BasePruner) -> ShouldPrune:
+def pruning_check(address: str, name: str, *, number: int, pruner: BasePruner) -> Callable[[int, float], bool]:
     """Return the function that reports a trial's progress and asks the pruner; called in the process that trains."""
     uri = _supported(address)
 
