@@ -29,5 +29,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     num_known = done.num_runs - done.num_new
     log.info("%s, run %s: %d runs put into the store, %d were there", done.what, done.run_id, done.num_new, num_known)
     if done.num_refused:
-        raise InputError(f"the store refuses {done.num_refused} records of {source}: {cfg.paths.journal} says why")
+        raise InputError(
+            f"the store refuses {done.num_refused} records of {source}: delivered.jsonl in {cfg.paths.journal} has the reasons"
+        )
     return StageResult()

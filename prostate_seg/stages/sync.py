@@ -26,6 +26,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     if refused:
         raise InputError(
             f"{len(refused)} of {len(synced)} runs were not taken as a whole\n"
-            "Their folders say why; all else of them is in the store. Delete the folders once you have looked."
+            "delivered.jsonl in their folders has the reasons; all other records are in the store. Then delete the folders."
         )
     return StageResult()

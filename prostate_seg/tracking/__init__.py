@@ -1,1 +1,4 @@
-"""What a run leaves behind. The only place that may know a tracking server."""
+"""MLflow: journal, records, replication, run tree, sweeps, registry and bundles.
+
+Hashes and lineage are in provenance/, processes and locks in operations/. No other folder imports mlflow.
+"""

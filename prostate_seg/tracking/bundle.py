@@ -239,9 +239,7 @@ def _read_records(source: Path, archive: zipfile.ZipFile) -> tuple[str, list[Bun
         if not created:
             raise ValueError("it holds no run")
     except ValidationError as error:
-        raise InputError(
-            f"{source}: is no bundle of this program: {_shown(error)}\nAsk whoever packed it for another."
-        ) from error
+        raise InputError(f"{source}: is no bundle of this program: {_shown(error)}\nHave it packed again.") from error
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{source}: is no bundle of this program, or damaged ({error})") from error
     return header.what, found

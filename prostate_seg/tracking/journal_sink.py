@@ -140,7 +140,7 @@ class JournalSink(NullSink):
             store.call(partial(self.replicator.replicate, max_entries=1))
         if self.journal.num_refused:
             raise InputError(
-                f"the tracking store {store.address} refuses the run of {self.facts.stage}; why is said above"
+                f"the tracking store {store.address} refuses the run of {self.facts.stage}; the warnings above have the reason"
             )
 
     def start_replication(self) -> None:
