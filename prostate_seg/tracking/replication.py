@@ -399,8 +399,7 @@ class ReplicationThread:
             log.info("the tracking store %s answers again", self._journal.header.address)
             self._failing_since = None
         if failure is not None and self._failing_since is None:
-            first_line = next((line for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
-            text = shown_address(first_line.strip())
+            text = shown_address(first_line(failure))
             log.warning("the tracking store %s fails: %s%s", self._journal.header.address, text, note)
             self._failing_since = time.monotonic()
 

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ from mlflow.telemetry import set_telemetry_client
 from sqlalchemy.exc import SQLAlchemyError
 
 from prostate_seg.common.address import resolved_uri, shown_address, sqlite_file
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.common.files import atomic_path
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
@@ -205,28 +206,24 @@ def _require_writable(file: Path) -> None:
 
 def _with_timeout(function: Callable[[], Result], *, address: str, seconds: float) -> Result:
     """Return the result of a function, or raise TimeoutError; its thread is a daemon, which delays no exit."""
-    results: list[Result] = []
-    errors: list[BaseException] = []
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            results.append(function())
+            future.set_result(function())
         except BaseException as error:  # raised again in the caller's thread
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="store")
     end = time.monotonic() + seconds
-    thread.start()
-    thread.join(seconds / 2)
-    if thread.is_alive() and _is_healthy(address, timeout=seconds / 2):
+    threading.Thread(target=run, daemon=True, name="store").start()
+    wait([future], seconds / 2)
+    if not future.done() and _is_healthy(address, timeout=seconds / 2):
         seconds = BUSY_SECONDS
         end += BUSY_SECONDS
-    thread.join(max(0.0, end - time.monotonic()))
-    if errors:
-        raise errors[0]
-    if not results:
+    wait([future], max(0.0, end - time.monotonic()))
+    if not future.done():
         raise TimeoutError(f"no answer within {seconds:.0f} s")
-    return results[0]
+    return future.result()
 
 
 def _is_healthy(address: str, *, timeout: float) -> bool:
@@ -249,8 +246,7 @@ def _is_healthy(address: str, *, timeout: float) -> bool:
 def _reason(error: BaseException) -> str:
     text = str(error.__cause__ or error) if isinstance(error, SQLAlchemyError) else str(error)
     text = re.sub(r"\. Take a backup of your database, .*", "", text)  # may be wrong: see _advice_on_version
-    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-    return shown_address(first.strip())
+    return shown_address(first_line(text.strip() or error))
 
 
 def restore_command(address: str, what: str, id_: str) -> str:
