@@ -328,7 +328,6 @@ def test_metrics_and_plots_are_useful_as_they_come(clone: Clone) -> None:
     assert "Dice of each case" in page
 
 
-@pytest.mark.slow
 def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> None:
     clone.run("dvc", "repro", "--force", "--single-item", "train")  # a run whose artifacts are this test's own
     (train,) = clone.runs(stage="train", level="stage")

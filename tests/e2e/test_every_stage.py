@@ -1,0 +1,49 @@
+"""Every stage once, on its command line, in one project: exit code 0 and what it is run for.
+
+`find`, `link` and `reproduce` need commits and are in test_dvc.py.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from prostate_seg.stages import STAGES
+from tests.project_helpers import Project
+
+NEED_COMMITS = {"find", "link", "reproduce"}
+
+COMMANDS = {
+    "fetch": ([], "data/images/ph001_1.nii.gz"),
+    "inspect": ([], "inspection/cases.csv"),
+    "preprocess": ([], "preprocess/dataset.csv"),
+    "prepare": ([], "prepared/kfold.json"),
+    "train": ([], "model/fold1/weights.safetensors"),
+    "evaluate": ([], "evaluation/metrics.json"),
+    "report": ([], "report/report.html"),
+    "register": ([], "mlflow.db"),
+    "predict": (
+        ["predict.model=models:/prostate_seg@challenger", "predict.input=data/images"],
+        "predictions/ph001_1.nii.gz",
+    ),
+    "export": ([], "params.yaml"),
+    "audit": ([], "prepared/kfold.json"),
+    "status": ([], "DS_VERSION.json"),
+    "verify": ([], "DS_VERSION.json"),
+    "compare": (["compare.runs=[evaluation,evaluation]"], "comparison/comparison.csv"),
+    "sync": ([], "mlflow.db"),
+    "bundle": (["bundle.run=baseline", "bundle.output=runs.zip"], "runs.zip"),
+    "doctor": ([], "mlflow.db"),
+}
+
+
+@pytest.mark.file_store
+def test_every_stage_ends_well_on_a_small_project(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    for stage, (settings, written) in COMMANDS.items():
+        done = project.run(f"stage={stage}", *settings)
+        assert done.returncode == 0, f"{stage}\n{done.stdout}\n{done.stderr}"
+        assert (tmp_path / written).exists(), stage
+
+
+def test_no_stage_is_left_out() -> None:
+    assert set(COMMANDS) | NEED_COMMITS == set(STAGES)
