@@ -78,7 +78,7 @@ def pass_leak_gate(
     sample = _repeated_sample(workspace, dataset)
     stored = [_preprocessed(workspace, record) for record in sample]
     read = [workspace.dataset_csv, workspace.thumbnails_npy, *stored]
-    code = [Path(module.__file__) for module in (leak_gate, fingerprint)]
+    code = [Path(str(module.__file__)) for module in (leak_gate, fingerprint)]
     settings = [cfg.fold.not_duplicates, preprocess_settings(cfg).as_dict(), [fold.subsets() for fold in folds]]
     key = md5_of_text(json.dumps([[md5_of(path) for path in [*read, *code] if path.is_file()], settings]))
     record = workspace.cache / "leak_gate.json"

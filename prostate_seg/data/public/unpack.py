@@ -133,7 +133,7 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
     if archive.suffix == ".tar":
         with tarfile.open(archive) as tar:
             yield [
-                _Member(name=info.name, num_bytes=info.size, open=lambda info=info: tar.extractfile(info))  # type: ignore[misc]
+                _Member(name=info.name, num_bytes=info.size, open=lambda info=info: tar.extractfile(info))  # type: ignore[arg-type, misc]
                 for info in tar.getmembers()
                 if info.isfile()  # extractfile returns a stream for these
             ]
