@@ -61,7 +61,8 @@ OUTPUTS = {
     "error": DataType.string,
 }
 SIGNATURE = ModelSignature(
-    *(Schema([ColSpec(kind, name, required=False) for name, kind in columns.items()]) for columns in (INPUTS, OUTPUTS))
+    inputs=Schema([ColSpec(kind, name, required=False) for name, kind in INPUTS.items()]),
+    outputs=Schema([ColSpec(kind, name, required=False) for name, kind in OUTPUTS.items()]),
 )
 """Inputs and outputs of `segmentation.networks.pyfunc`."""
 

@@ -69,8 +69,8 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
         for key, md5 in record["inputs"].items():
             _restore_input(key, md5, folder, _places(key, record, workspace), cache=workspace.cache)
         # the inputs are in the workspace now, also those of a data folder that the run named
-        settings = {**record["settings"], "data": {**record["settings"]["data"], "root": None}}
-        (folder / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        recorded = {**record["settings"], "data": {**record["settings"]["data"], "root": None}}
+        (folder / "params.yaml").write_text(yaml.safe_dump(recorded), encoding="utf-8")
         _run(stage, folder)
         made = read_json(folder / "DS_VERSION.json")["stages"]
         entry = next(value for key, value in made.items() if key.split(".")[0] == stage)

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -133,14 +134,14 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
     if archive.suffix == ".tar":
         with tarfile.open(archive) as tar:
             yield [
-                _Member(name=info.name, num_bytes=info.size, open=lambda info=info: tar.extractfile(info))  # type: ignore[arg-type, misc]
+                _Member(name=info.name, num_bytes=info.size, open=partial(tar.extractfile, info))  # type: ignore[arg-type]
                 for info in tar.getmembers()
                 if info.isfile()  # extractfile returns a stream for these
             ]
     else:
         with zipfile.ZipFile(archive) as packed:
             yield [
-                _Member(name=info.filename, num_bytes=info.file_size, open=lambda info=info: packed.open(info))  # type: ignore[misc]
+                _Member(name=info.filename, num_bytes=info.file_size, open=partial(packed.open, info))
                 for info in packed.infolist()
                 if not info.is_dir()
             ]
