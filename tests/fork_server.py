@@ -43,6 +43,7 @@ LIBRARIES = (
     ),
 )
 READY = b"ready"
+IS_AVAILABLE = hasattr(os, "fork")
 
 
 def run_forked(

@@ -17,7 +17,7 @@ from mlflow.entities import Run, ViewType
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.tracking.store_paths import fix_paths
 from tests.conftest import ROOT
-from tests.fork_server import run_forked
+from tests.fork_server import IS_AVAILABLE, run_forked
 
 SMALL = [
     "data.phantom.num_patients=4",
@@ -50,7 +50,7 @@ class Project:
 
     def run(self, *arguments: str, program: str = LAUNCHER, **environment: str) -> subprocess.CompletedProcess[str]:
         command, env = self._command(arguments, program, environment)
-        if program == LAUNCHER and hasattr(os, "fork"):
+        if program == LAUNCHER and IS_AVAILABLE:
             return run_forked(command[3:], folder=self.folder, environment=env, timeout=300)
         return subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False

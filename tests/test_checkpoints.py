@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     assert len(list(checkpoints.folder.iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", list(ModelName))
+@pytest.mark.parametrize("name", get_args(ModelName))
 def test_every_network_of_the_table_can_be_stopped_and_goes_on(
     packed: PackedSet, tmp_path: Path, name: ModelName
 ) -> None:

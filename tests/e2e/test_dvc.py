@@ -328,6 +328,13 @@ def test_metrics_and_plots_are_useful_as_they_come(clone: Clone) -> None:
     assert "Dice of each case" in page
 
 
+def test_recorded_stage_is_reproduced_bit_for_bit(finished: Clone) -> None:
+    (prepare,) = finished.runs(stage="prepare", level="stage")
+    done = finished.stage("stage=reproduce", f"reproduce.run={prepare.info.run_id}")
+    assert "bit-identical: every output has the recorded hash" in done.stdout
+
+
+@pytest.mark.slow
 def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> None:
     clone.run("dvc", "repro", "--force", "--single-item", "train")  # a run whose artifacts are this test's own
     (train,) = clone.runs(stage="train", level="stage")
@@ -340,7 +347,7 @@ def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> 
     assert "bit-identical" in done.stdout
     assert not (clone.folder / "preprocess").exists()
 
-    with (clone.folder / "prostate_seg" / "segmentation" / "losses.py").open("a") as file:
+    with (clone.folder / "prostate_seg" / "segmentation" / "training" / "losses.py").open("a") as file:
         file.write("\n# a remark that is in no commit\n")
     done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
     assert "the code of commit" in done.stdout

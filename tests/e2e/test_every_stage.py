@@ -14,7 +14,7 @@ NEED_COMMITS = {"find", "link", "reproduce"}
 
 COMMANDS = {
     "fetch": ([], "data/images/ph001_1.nii.gz"),
-    "inspect": ([], "inspection/cases.csv"),
+    "inspect": ([], "inspect/cases.csv"),
     "preprocess": ([], "preprocess/dataset.csv"),
     "prepare": ([], "prepared/kfold.json"),
     "train": ([], "model/fold1/weights.safetensors"),
@@ -23,7 +23,7 @@ COMMANDS = {
     "register": ([], "mlflow.db"),
     "predict": (
         ["predict.model=models:/prostate_seg@challenger", "predict.input=data/images"],
-        "predictions/ph001_1.nii.gz",
+        "predictions/volumes.csv",
     ),
     "export": ([], "params.yaml"),
     "audit": ([], "prepared/kfold.json"),

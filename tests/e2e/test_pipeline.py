@@ -272,6 +272,7 @@ def test_external_images_that_were_trained_on_are_refused(workspace: Path) -> No
     assert "6 of 6 external images are in the data set of the trained folds" in result.stderr
 
 
+@pytest.mark.slow
 def test_crop_on_the_mask_is_marked_in_every_number(workspace: Path) -> None:
     text = succeed(workspace, "stage=preprocess,prepare,train,evaluate", *SMALL, "preprocess.crop=mask")
     assert "ORACLE CROP" in text
@@ -304,6 +305,7 @@ def test_fetch_does_not_overwrite_images_that_are_not_a_phantom(workspace: Path)
     assert sorted(path.name for path in (workspace / "data/images").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_folds_train_side_by_side_with_joblib(workspace: Path) -> None:
     on_command_line(
         workspace, "-m", "stage=train", "fold.index=0,1", "hydra/launcher=joblib", *SMALL, "train.max_epochs=1"

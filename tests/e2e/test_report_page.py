@@ -80,6 +80,7 @@ def test_stage_writes_page_card_and_tables_and_logs_both(reported: Project) -> N
     assert reported.only(stage="train", level="stage").info.run_id in html
 
 
+@pytest.mark.slow
 def test_slider_moves_with_the_arrow_keys(reported: Project, browser: Any, trouble: list[str]) -> None:
     page = opened(browser, reported, trouble)
     slider, words, viewer = page.locator("#case0-slider"), page.locator("#case0-output"), page.locator("#case0 use")
@@ -94,6 +95,7 @@ def test_slider_moves_with_the_arrow_keys(reported: Project, browser: Any, troub
     assert after[0] in page.locator("#case0").get_attribute("aria-label")
 
 
+@pytest.mark.slow
 def test_contours_can_be_hidden_with_the_keyboard(reported: Project, browser: Any, trouble: list[str]) -> None:
     page = opened(browser, reported, trouble)
     for name in ("reference", "predicted"):
@@ -104,6 +106,7 @@ def test_contours_can_be_hidden_with_the_keyboard(reported: Project, browser: An
         assert path.evaluate("path => getComputedStyle(path).visibility") == "hidden"
 
 
+@pytest.mark.slow
 def test_first_tab_offers_the_way_to_the_results(reported: Project, browser: Any, trouble: list[str]) -> None:
     page = opened(browser, reported, trouble)
     page.keyboard.press("Tab")
@@ -112,6 +115,7 @@ def test_first_tab_offers_the_way_to_the_results(reported: Project, browser: Any
     assert page.evaluate("document.activeElement.id") == "results"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [375, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_fits_its_width_and_can_be_read(
@@ -123,6 +127,7 @@ def test_page_fits_its_width_and_can_be_read(
     assert page.evaluate(CONTRAST) >= 4.5
 
 
+@pytest.mark.slow
 def test_page_prints(reported: Project, browser: Any, trouble: list[str], tmp_path: Path) -> None:
     content = opened(browser, reported, trouble).pdf(format="A4")
     assert content.startswith(b"%PDF")

@@ -173,6 +173,7 @@ def test_pairs_are_tried_together_and_must_be_as_many(project: Project) -> None:
     assert "all swept settings must have as many values, have: fold.index 2, train.learning_rate 3" in text
 
 
+@pytest.mark.slow
 def test_grid_that_is_run_again_skips_what_has_finished_and_says_which_run(project: Project) -> None:
     grid = ["-m", "stage=train", "fold.index=0,1", "train.loss=dice,bce", "paths.trained=models/${train.loss}"]
     text = run(project, *grid)

@@ -160,6 +160,7 @@ def test_rerun_replaces_the_stage_once_it_has_finished_and_a_failed_one_costs_no
     assert len(project.runs(level="stage", stage="prepare")) == 2
 
 
+@pytest.mark.slow
 def test_folds_trained_one_after_the_other_do_not_replace_each_other(project: Project) -> None:
     for index in (0, 1):
         assert project.run("stage=train", f"fold.index={index}").returncode == 0
@@ -169,6 +170,7 @@ def test_folds_trained_one_after_the_other_do_not_replace_each_other(project: Pr
     assert [run.data.tags["fold"] for run in project.runs(level="fold")] == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_fresh_pipeline_leaves_the_old_one_alone(project: Project) -> None:
     assert project.run("stage=prepare").returncode == 0
     assert project.run("stage=prepare", "mlflow.fresh=true").returncode == 0
@@ -316,6 +318,7 @@ def test_doctor_closes_orphans_and_says_what_is_wrong(project: Project) -> None:
     assert "fix: mv DS_VERSION.json" in done.stdout
 
 
+@pytest.mark.slow
 def test_failure_while_closing_ends_with_1_and_leaves_no_run_open(project: Project) -> None:
     done = project.run("raise", "close", "stage=prepare", program=str(FAULTY))
     assert done.returncode == 1
