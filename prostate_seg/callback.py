@@ -76,6 +76,10 @@ class StageTask:
     run: Recorded | None = None
     workspace_lock: "WorkspaceLock | None" = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the open run and the lock: a launcher pickles the task for its workers and for a requeued job."""
+        return {}
+
     def open_run(self) -> Recorded:
         """Return the open run.
 

@@ -3,6 +3,7 @@
 `find`, `link` and `reproduce` need commits and are in test_dvc.py.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ COMMANDS = {
     "audit": ([], "prepared/kfold.json"),
     "status": ([], "DS_VERSION.json"),
     "verify": ([], "DS_VERSION.json"),
-    "compare": (["compare.runs=[evaluation,evaluation]"], "comparison/comparison.csv"),
+    "compare": (["compare.runs=[evaluation,copied]"], "comparison/comparison.csv"),
     "sync": ([], "mlflow.db"),
     "bundle": (["bundle.run=baseline", "bundle.output=runs.zip"], "runs.zip"),
     "doctor": ([], "mlflow.db"),
@@ -40,6 +41,8 @@ COMMANDS = {
 def test_every_stage_ends_well_on_a_small_project(tmp_path: Path) -> None:
     project = Project(tmp_path)
     for stage, (settings, written) in COMMANDS.items():
+        if stage == "compare":
+            shutil.copytree(tmp_path / "evaluation", tmp_path / "copied")
         done = project.run(f"stage={stage}", *settings)
         assert done.returncode == 0, f"{stage}\n{done.stdout}\n{done.stderr}"
         assert (tmp_path / written).exists(), stage
