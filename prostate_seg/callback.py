@@ -33,7 +33,7 @@ from prostate_seg.common.suggestions import unknown_key_message
 from prostate_seg.config import schema as configuration
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import workspace_of
-from prostate_seg.operations.cluster import cluster_job_key, heed_cluster_signals, is_cluster_job
+from prostate_seg.operations.cluster import cluster_job_key, handle_cluster_signals, is_cluster_job
 from prostate_seg.operations.job import (
     Job,
     Outcome,
@@ -47,6 +47,7 @@ from prostate_seg.operations.job import (
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.stages import STAGES, UNTRACKED_STAGES, require_stage
 from prostate_seg.sweeping.cost_estimate import log_cost_estimate, num_folds_of
+from prostate_seg.sweeping.grid import job_error
 from prostate_seg.sweeping.identity import is_study, require_training, sweep_place, trial_number
 from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
 
@@ -160,7 +161,7 @@ class TrackingCallback(Callback):
         assert isinstance(task, StageTask)
         self._task = task
         if is_cluster_job():
-            heed_cluster_signals()
+            handle_cluster_signals()
         elif signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
             signal.signal(signal.SIGTERM, terminate)
         with _exit_on_error():
@@ -179,7 +180,7 @@ class TrackingCallback(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""
         is_completed = job_return.status is JobStatus.COMPLETED
-        error = None if is_completed else job_return._return_value
+        error = None if is_completed else job_error(job_return)
         with _ignore_sigterm():
             job_return.overrides = [
                 _redactor(config).text(word) for word in job_return.overrides or ()

@@ -28,7 +28,7 @@ def cluster_job_key(sweep_folder: Path, job_id: str) -> str:
     return md5_of_text(f"{sweep_folder} {job_id}")
 
 
-def heed_cluster_signals() -> None:
+def handle_cluster_signals() -> None:
     """Let SIGUSR1 and SIGUSR2 requeue the job and SIGTERM end it; submitit handles one of them and ignores SIGTERM."""
     requeue = signal.getsignal(_requeue_signal())
     assert callable(requeue)

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +68,8 @@ def load_results(cfg: Config, workspace: Workspace) -> list[Results]:
             content = (folder / "cases.csv").read_text(encoding="utf-8")
             results = parse_results(content, name=text, source=str(folder.resolve()))
         elif re.fullmatch("[0-9a-f]{32}", text):
-            recorded_runs = import_module("prostate_seg.tracking.recorded_runs")  # imports mlflow: not for folders
+            from prostate_seg.tracking import recorded_runs  # imports mlflow, which folders do not need
+
             tree = tree or recorded_runs.open_tree(cfg.mlflow, cache=workspace.cache)
             cases = recorded_runs.recorded_cases(tree, text)
             results = parse_results(cases.text, name=cases.name, source=cases.run_id)

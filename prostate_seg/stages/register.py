@@ -1,6 +1,5 @@
 """Stage register: register the networks of an evaluation as a model version, and promote a version that passes the gate."""
 
-import importlib
 import json
 import logging
 import shutil
@@ -226,7 +225,8 @@ def _evaluation_of(
 
 
 def _add_onnx(folder: Path, model: Model) -> None:
-    onnx_network = importlib.import_module("prostate_seg.segmentation.networks.onnx_network")  # an optional extra
+    from prostate_seg.segmentation.networks import onnx_network  # an optional extra
+
     predictor = model.predictor
     for path, network in zip(network_folders(folder, fold_index=None), predictor.networks, strict=True):
         difference = onnx_network.export_onnx(

@@ -1,4 +1,4 @@
-"""Cost estimate of a sweep before it starts: number of trainings, and their time as judged by past runs."""
+"""Cost estimate of a sweep before it starts: number of trainings, and their duration, estimated from past runs."""
 
 import logging
 

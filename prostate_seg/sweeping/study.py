@@ -140,7 +140,7 @@ class SharedStudy:
                 RETRY(self.study, copy.deepcopy(one))  # the callback appends to the trial's own list
 
     def release(self, trials: Iterable[Trial]) -> None:
-        """Queue trials again because this process was told to stop, which is not a failed attempt."""
+        """Queue trials again because this process was interrupted, which is not a failed attempt."""
         with suppress(*STORAGE_ERRORS):  # its end releases them too, only later
             for trial in trials:
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
