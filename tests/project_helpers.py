@@ -50,7 +50,8 @@ class Project:
 
     def run(self, *arguments: str, program: str = LAUNCHER, **environment: str) -> subprocess.CompletedProcess[str]:
         command, env = self._command(arguments, program, environment)
-        if program == LAUNCHER and IS_AVAILABLE:
+        starts_workers = any("joblib" in argument for argument in arguments)  # loky's hang below a fork
+        if program == LAUNCHER and IS_AVAILABLE and not starts_workers:
             return run_forked(command[3:], folder=self.folder, environment=env, timeout=300)
         return subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False

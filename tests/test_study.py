@@ -306,5 +306,5 @@ def test_eight_processes_of_which_one_is_killed_run_each_of_64_trials_once(
         worker.join(120)
     assert sorted(worker.exitcode or 0 for worker in workers) == [-signal.SIGKILL, *[0] * (NUM_WORKERS - 1)]
     done = sorted(int(line) for path in tmp_path.glob("*.done") for line in path.read_text().splitlines())
-    assert done == list(range(NUM_TRIALS))
+    assert len(done) == len(set(done)) == NUM_TRIALS  # the second attempt has taken a number of Optuna's
     assert opened(address).counts()["COMPLETE"] == NUM_TRIALS
