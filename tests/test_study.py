@@ -168,6 +168,19 @@ def test_study_with_another_comparability_key_is_refused_with_the_differences(ad
         opened(address, {"train.max_epochs": "3"})
 
 
+def test_study_begun_under_former_names_of_settings_continues(address: str) -> None:
+    former = {"evaluate.flips": "true", "train.num_parallel_folds": "2"}
+    opened(address).study.set_user_attr("question", former)
+    opened(address, {"evaluate.tta": "true"})
+    with pytest.raises(ConfigError, match="evaluate.tta: true -> false"):
+        opened(address, {"evaluate.tta": "false"})
+
+
+def test_search_of_a_setting_under_its_former_name_continues(address: str) -> None:
+    opened(address, {"search evaluate.flips": "[true,false]"})
+    opened(address, {"search evaluate.tta": "[true,false]"})
+
+
 def test_storage_without_a_driver_or_a_folder_is_refused_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Install a driver") as refused:
         opened("postgresql+pg8000://ann:hunter2@127.0.0.1:9/x")

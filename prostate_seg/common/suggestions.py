@@ -68,6 +68,12 @@ RENAMED = {
 """Former names of settings; an override or a params.yaml with one is refused with the present name."""
 
 
+def present_name(key: str) -> str:
+    """Return the present name of a setting that a file recorded, also of a searched one such as `search evaluate.flips`."""
+    kind, space, name = key.rpartition(" ")
+    return f"{kind}{space}{RENAMED.get(name, name)}"
+
+
 def probably_meant(key: str, known: Sequence[str]) -> list[str]:
     """Return the keys that a name probably means: one, several if it is ambiguous, or none."""
     group, _, last = key.rpartition(".")

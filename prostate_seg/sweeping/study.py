@@ -32,6 +32,7 @@ from sqlalchemy.pool import NullPool
 
 from prostate_seg.common.address import resolved_uri, shown_address, sqlite_file
 from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.suggestions import present_name
 from prostate_seg.operations.process import (
     HEARTBEAT_SECONDS,
     SILENT_AFTER,
@@ -259,7 +260,9 @@ def open_study(
             f"the study's storage {shown_address(uri)} cannot be used: {_first_line(error)}\n"
             f"{next_step}, or choose another: hydra.sweeper.storage=ADDRESS"
         ) from error
-    existing = existing or comparability
+    # Settings that moved to machine since the study was begun change no result.
+    renamed = {present_name(key): value for key, value in (existing or comparability).items()}
+    existing = {key: value for key, value in renamed.items() if not key.startswith("machine.")}
     keys = sorted(existing.keys() | comparability.keys())
     changed = [key for key in keys if existing.get(key) != comparability.get(key)]
     if changed:
