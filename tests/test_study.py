@@ -177,7 +177,7 @@ def test_study_begun_under_former_names_of_settings_continues(address: str) -> N
 
 
 def test_search_of_a_setting_under_its_former_name_continues(address: str) -> None:
-    opened(address, {"search evaluate.flips": "[true,false]"})
+    opened(address).study.set_user_attr("question", {"search evaluate.flips": "[true,false]"})
     opened(address, {"search evaluate.tta": "[true,false]"})
 
 
