@@ -40,7 +40,7 @@ from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.config import schema as config
 from prostate_seg.config.workspace import workspace_of
-from prostate_seg.operations.job import INTERRUPTED, TYPED, Skipped, terminate
+from prostate_seg.operations.job import INTERRUPTED, TYPED, SkippedRun, terminate
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.grid import GridSweeper, PairSweeper
 from prostate_seg.sweeping.pruning import with_pruning
@@ -72,7 +72,7 @@ class StageLauncher(StageTask):
         except ConfigError as error:  # exit here: Hydra would print a line of its own before the message
             leave(error, str(error), BAD_COMMAND)
         run = self.open_run()
-        if isinstance(run, Skipped):
+        if isinstance(run, SkippedRun):
             if torchrun.world_size() > 1:
                 _training().release_workers()
             return run.result.objectives

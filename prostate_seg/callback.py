@@ -36,10 +36,9 @@ from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.cluster import cluster_job_key, handle_cluster_signals, is_cluster_job
 from prostate_seg.operations.job import (
     Job,
+    NullRun,
     Outcome,
-    Recorded,
-    Skipped,
-    Unrecorded,
+    SkippedRun,
     outcome_of,
     terminate,
     typed_arguments,
@@ -74,14 +73,14 @@ class StageTask:
     Hydra passes the task function to `on_job_start`, which opens the run in it, and calls it afterwards.
     """
 
-    run: Recorded | None = None
+    run: NullRun | None = None
     workspace_lock: "WorkspaceLock | None" = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open run and the lock: a launcher pickles the task for its workers and for a requeued job."""
         return {}
 
-    def open_run(self) -> Recorded:
+    def open_run(self) -> NullRun:
         """Return the open run.
 
         Raises:
@@ -207,21 +206,21 @@ def _open_run(task: StageTask, cfg: Config, job: Job) -> None:
         task.workspace_lock = lock_workspace(cfg, workspace)
     set_mlflow_defaults()  # stages that look runs up import MLflow too
     if cfg.stage in UNTRACKED_STAGES:
-        task.run = Unrecorded()
+        task.run = NullRun()
         return
     if cfg.mlflow.skip_finished:
-        from prostate_seg.tracking.finished import finished_before
+        from prostate_seg.tracking.stage_run import finished_before
 
         done = finished_before(cfg, workspace, job)
         if done is not None:
-            task.run = Skipped(done)
+            task.run = SkippedRun(done)
             return
     if cfg.mlflow.tracking_uri is None:
-        from prostate_seg.tracking.stage_run import NullSink, StageRun, run_facts
+        from prostate_seg.tracking.stage_run import StageRun
 
-        task.run = StageRun(run_facts(cfg, workspace, job), NullSink())
+        task.run = StageRun(cfg, workspace, job)
     else:
-        from prostate_seg.tracking.journal_sink import open_stage_run
+        from prostate_seg.tracking.tracked_run import open_stage_run
 
         task.run = open_stage_run(cfg, workspace, job)
 

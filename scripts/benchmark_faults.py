@@ -117,7 +117,7 @@ def _measured(
 def _trained(cfg: Config, packed: PackedSet, fault: Fault, seconds: float, rounds: int) -> tuple[list[Turn], int, int]:
     """Train for an odd number of turns; return them, the number of epochs and the records that wait in the end."""
     from prostate_seg.tracking.journal import pending_journals
-    from prostate_seg.tracking.journal_sink import open_stage_run
+    from prostate_seg.tracking.tracked_run import open_stage_run
 
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)
     run = open_stage_run(cfg, workspace_of(cfg), job)

@@ -135,7 +135,7 @@ def _added(seconds: Sequence[float], *, turn: int) -> float:
 @contextlib.contextmanager
 def _fold(cfg: Config, uri: str) -> Iterator[Callable[[int], None]]:
     """Open a run of training with one fold, and give what logs an epoch to it."""
-    from prostate_seg.tracking.journal_sink import open_stage_run
+    from prostate_seg.tracking.tracked_run import open_stage_run
 
     cfg = replace(cfg, stage="train", mlflow=replace(cfg.mlflow, tracking_uri=uri))
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)

@@ -19,7 +19,7 @@ from prostate_seg.operations.job import Job
 from prostate_seg.provenance.environment import GitState, git_state
 from prostate_seg.provenance.git import GitError, git
 from prostate_seg.tracking import commits, reproduction, stage_run
-from prostate_seg.tracking.journal_sink import git_tags
+from prostate_seg.tracking.tracked_run import git_tags
 from tests.conftest import ROOT, composed
 
 LOCK = "stages: {train: {outs: [{path: model, md5: abc.dir}]}}\n"
@@ -131,9 +131,9 @@ def test_run_in_a_repository_that_git_refuses_begins_with_its_words_and_records_
     cfg = parsed("stage=prepare", "mlflow=off")
     job = Job(overrides=(), output_dir=project, hydra_dir=".hydra", sweep_folder=None, number=None)
     with caplog.at_level(logging.WARNING):
-        facts = stage_run.run_facts(cfg, workspace_of(cfg), job)
+        run = stage_run.StageRun(cfg, workspace_of(cfg), job)
     assert "git config --global --add safe.directory" in caplog.text
-    assert git_tags(facts.environment.git) == {}
+    assert git_tags(run.environment.git) == {}
 
 
 def test_tags_of_a_clean_repository_say_so(project: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from prostate_seg.callback import StageTask
 from prostate_seg.common.errors import Pruned
-from prostate_seg.operations.job import Outcome, Unrecorded, command_of, outcome_of
+from prostate_seg.operations.job import NullRun, Outcome, command_of, outcome_of
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_command_of_a_job_leaves_out_the_sweep_and_is_quoted() -> None:
 def test_run_that_hydra_left_open_is_closed_once_with_the_error_that_ended_it() -> None:
     ends: list[tuple[Outcome, BaseException | None]] = []
 
-    class Open(Unrecorded):
+    class Open(NullRun):
         def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
             ends.append((outcome, error))
 

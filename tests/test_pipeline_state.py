@@ -12,14 +12,13 @@ from prostate_seg.config.schema import STAGE_SETTINGS
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance import hashing
 from prostate_seg.provenance.code_digests import code_digests
-from prostate_seg.provenance.ds_version import write_entry
+from prostate_seg.provenance.ds_version import known_entries, write_entry
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.pipeline_state import (
     State,
     as_json,
     as_rows,
     command_of_newest,
-    known_entries,
     pipeline_states,
 )
 from prostate_seg.provenance.record import key_of

@@ -19,10 +19,10 @@ from prostate_seg.provenance import ds_version
 from prostate_seg.provenance.ds_version import LOCAL_ID
 from prostate_seg.tracking import replication, sweeps
 from prostate_seg.tracking.journal import journal_folders, pending_journals, read_lines
-from prostate_seg.tracking.journal_sink import open_stage_run
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.run_tree import KEY, RunTree
 from prostate_seg.tracking.sync import SyncedJournal, sync
+from prostate_seg.tracking.tracked_run import open_stage_run
 from tests.conftest import composed
 
 AWAY = "http://127.0.0.1:9"

@@ -1,4 +1,4 @@
-"""A job of a command line: its overrides and folders, its outcome, and the interface of the run that records it."""
+"""A job of a command line: its overrides and folders, its outcome, and the interface of the run that may record it."""
 
 import os
 import shlex
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from prostate_seg.common.errors import Pruned
 from prostate_seg.config.workspace import FoldRecord, StageResult, null_fold_record
@@ -52,15 +51,17 @@ class Job:
     """Key of a cluster job, which may be stopped and started again; None elsewhere."""
 
 
-class Recorded(Protocol):
-    """Interface of a run for the launcher."""
+class NullRun:
+    """Run of a job for the launcher; this one, of an untracked stage, records nothing."""
 
     @property
     def run_id(self) -> str | None:
-        """Id in the tracking store; None for a stage that is not tracked."""
+        """Id of the run in the tracking store; None if nothing is recorded there."""
+        return None
 
     def open_fold(self, index: int) -> AbstractContextManager[FoldRecord]:
         """Record the training of one fold."""
+        return null_fold_record(index)
 
     def finish(self, result: StageResult) -> None:
         """Record what the stage read, wrote and measured."""
@@ -69,21 +70,8 @@ class Recorded(Protocol):
         """Close the run, with the error that ended it."""
 
 
-class Unrecorded:
-    """Null object for the run of an untracked stage."""
-
-    open_fold = staticmethod(null_fold_record)
-    run_id = None
-
-    def finish(self, result: StageResult) -> None:
-        """Ignore the result."""
-
-    def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
-        """Do nothing."""
-
-
-class Skipped(Unrecorded):
-    """Null object for the run of a stage that is skipped, with the result of the earlier run."""
+class SkippedRun(NullRun):
+    """Run of a stage that is skipped, with the result of the earlier run."""
 
     def __init__(self, result: StageResult) -> None:
         self.result = result

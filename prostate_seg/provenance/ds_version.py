@@ -60,6 +60,11 @@ def read_entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
     return entries
 
 
+def known_entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Return the entries of the workspace and of the folder of the networks (paths.trained)."""
+    return read_entries(workspace) | read_entries(replace(workspace, root=workspace.model.parent))
+
+
 def write_entry(workspace: Workspace, name: str, entry: dict[str, Any]) -> None:
     """Replace the entry of a stage or of a fold; the entry of a whole stage replaces those of its folds."""
     workspace.cache.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,13 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
 from prostate_seg.config.schema import STAGE_SETTINGS
 from prostate_seg.config.workspace import Workspace
-from prostate_seg.provenance.ds_version import read_entries
+from prostate_seg.provenance.ds_version import known_entries
 from prostate_seg.provenance.verification import Verdict, compare
 
 KEY_METRICS = {
@@ -85,11 +85,6 @@ def pipeline_states(workspace: Workspace, *, settings: Mapping[str, Any]) -> lis
             reasons = ["was stopped; the same command goes on"] if is_stopped else []
             states[stage] = StageState(stage=stage, state=State.missing, reasons=reasons)
     return list(states.values())
-
-
-def known_entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """Return the entries of the workspace and of the folder of the networks (paths.trained)."""
-    return read_entries(workspace) | read_entries(replace(workspace, root=workspace.model.parent))
 
 
 def command_of_newest(entries: Mapping[str, Mapping[str, Any]]) -> str:

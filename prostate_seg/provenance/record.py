@@ -1,7 +1,7 @@
 """Provenance record of a finished stage: provenance.json of its run, and its entry of DS_VERSION.json.
 
 Paths in it are relative to the workspace. The key `data` is the folder of images and masks, wherever that is; other paths
-outside of the workspace are absolute.
+outside of the workspace are absolute. The lineage of a result are the runs whose outputs it read, and those upstream of them.
 """
 
 import json
@@ -62,4 +62,37 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             found |= flat(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def ancestors(
+    inputs: Iterable[str], entries: Mapping[str, Mapping[str, Any]], *, workspace: Workspace
+) -> dict[str, dict[str, Any]]:
+    """Return the upstream run of each stage, and whether its outputs are unchanged.
+
+    Args:
+        inputs: Keys of the paths that a stage has read.
+        entries: The other entries of DS_VERSION.json.
+        workspace: Folders of the files.
+
+    Returns:
+        `{"preprocess": {"run_id": ..., "unchanged": True}, ...}`; a stage further upstream counts as unchanged only if
+        all stages between are.
+    """
+    inputs = list(inputs)
+    found: dict[str, dict[str, Any]] = {}
+    for stage, entry in entries.items():
+        read = [
+            key
+            for key in entry["outputs"]
+            if any(key == one or key.startswith(f"{one}/") or one.startswith(f"{key}/") for one in inputs)
+        ]
+        if not read:
+            continue
+        paths = {key: path_of(key, workspace) for key in read if path_of(key, workspace).exists()}
+        hashed = hash_paths(paths.values(), cache=workspace.cache)
+        unchanged = all(key in paths and hashed[paths[key]].md5 == entry["outputs"][key] for key in read)
+        for name, run in entry["upstream"].items():
+            found.setdefault(name, {"run_id": run["run_id"], "unchanged": run["unchanged"] and unchanged})
+        found[stage] = {"run_id": entry["run_id"], "unchanged": unchanged}
     return found

@@ -5,7 +5,8 @@ import logging
 from prostate_seg.common.tables import table_lines
 from prostate_seg.config.schema import Config, as_container
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.provenance.pipeline_state import as_json, as_rows, command_of_newest, known_entries, pipeline_states
+from prostate_seg.provenance.ds_version import known_entries
+from prostate_seg.provenance.pipeline_state import as_json, as_rows, command_of_newest, pipeline_states
 from prostate_seg.provenance.redaction import Redactor
 
 log = logging.getLogger(__name__)

@@ -69,13 +69,13 @@ def build_in(fault: str, place: str) -> None:
 
         event.listen(Engine, "before_cursor_execute", in_turn(lambda *_: None, ["ok"] * 200 + [fault]))
     elif place == "impatient":
-        from prostate_seg.tracking import journal_sink
+        from prostate_seg.tracking import tracked_run
 
-        journal_sink.SECONDS_TO_CLOSE = 2.0
+        tracked_run.SECONDS_TO_CLOSE = 2.0
     elif place == "close":
-        from prostate_seg.tracking.journal_sink import JournalSink
+        from prostate_seg.tracking.tracked_run import TrackedRun
 
-        JournalSink._log_results = lambda *_: misbehave(fault)  # type: ignore[method-assign,assignment,return-value]
+        TrackedRun._log_results = lambda *_: misbehave(fault)  # type: ignore[method-assign,assignment,return-value]
 
 
 def in_turn(function: Any, faults: list[str]) -> Any:

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.operations.job import Job, Outcome
-from prostate_seg.tracking.journal_sink import open_stage_run
 from prostate_seg.tracking.store import MlflowClient
+from prostate_seg.tracking.tracked_run import open_stage_run
 
 NUM_PROCESSES = 8
 

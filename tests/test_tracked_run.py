@@ -9,11 +9,10 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import Job, Outcome
-from prostate_seg.tracking import journal_sink, replication
+from prostate_seg.tracking import replication, tracked_run
 from prostate_seg.tracking.journal import pending_journals
-from prostate_seg.tracking.journal_sink import MAX_PARAM_LENGTH, JournalSink, _cut, _tag_key, open_stage_run
 from prostate_seg.tracking.records import LogData
-from prostate_seg.tracking.stage_run import StageRun
+from prostate_seg.tracking.tracked_run import MAX_PARAM_LENGTH, TrackedRun, _cut, _tag_key, open_stage_run
 from tests.conftest import composed
 
 
@@ -25,7 +24,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def training(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> StageRun:
+) -> TrackedRun:
     """The open run of a training, in an experiment of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(replication, "SECONDS_BETWEEN_TRIES", 0.01)
@@ -35,14 +34,9 @@ def training(
     return open_stage_run(cfg, workspace_of(cfg), job)
 
 
-def sink_of(training: StageRun) -> JournalSink:
-    assert isinstance(training.sink, JournalSink)
-    return training.sink
-
-
-def refuse_batches(training: StageRun, monkeypatch: pytest.MonkeyPatch, *, num_times: int) -> None:
+def refuse_batches(training: TrackedRun, monkeypatch: pytest.MonkeyPatch, *, num_times: int) -> None:
     """Let the store take runs, but not the next so many batches of params, tags and metrics."""
-    client, refusals = sink_of(training).replicator.tree.client, iter(range(num_times))
+    client, refusals = training.replicator.tree.client, iter(range(num_times))
     log_batch = client.log_batch
 
     def sometimes(*arguments: Any, **keywords: Any) -> None:
@@ -54,27 +48,27 @@ def refuse_batches(training: StageRun, monkeypatch: pytest.MonkeyPatch, *, num_t
 
 
 def test_fold_whose_settings_are_refused_at_first_has_one_run_with_all(
-    training: StageRun, monkeypatch: pytest.MonkeyPatch
+    training: TrackedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_batches(training, monkeypatch, num_times=2)
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
     training.close(Outcome.failed)
-    (run,) = sink_of(training).replicator.tree.children(sink_of(training).run_id)
+    (run,) = training.replicator.tree.children(training.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["fold.num_folds"] == "5"
     assert run.data.metrics == {"val/dice": 0.5}
 
 
 def test_records_that_the_store_never_takes_wait_on_disk_and_the_stage_ends_well(
-    training: StageRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    training: TrackedRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(journal_sink, "SECONDS_TO_CLOSE", 0.1)
+    monkeypatch.setattr(tracked_run, "SECONDS_TO_CLOSE", 0.1)
     refuse_batches(training, monkeypatch, num_times=10**9)
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
     training.close(Outcome.failed)
-    (found,) = pending_journals(Path(training.facts.cfg.paths.journal))
+    (found,) = pending_journals(Path(training.cfg.paths.journal))
     assert not found.is_locked
     assert caplog.messages[-1] == (
         f"{found.num_records} records of this run wait in {found.folder}; stage=sync sends them to {found.address}"
@@ -82,21 +76,21 @@ def test_records_that_the_store_never_takes_wait_on_disk_and_the_stage_ends_well
 
 
 def test_record_that_the_store_refuses_for_good_keeps_no_other_from_it(
-    training: StageRun, monkeypatch: pytest.MonkeyPatch
+    training: TrackedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with training.open_fold(0) as fold:
-        sink_of(training).append(LogData(run=sink_of(training).key, tags={"": "a tag without a name"}))
+        training.append(LogData(run=training.key, tags={"": "a tag without a name"}))
         fold.on_epoch_end(1, {"val/dice": 0.5})
     with pytest.raises(InputError, match=r"refuses 1 records of run .* see .*delivered.jsonl"):
         training.close(Outcome.failed)
-    (run,) = sink_of(training).replicator.tree.children(sink_of(training).run_id)
+    (run,) = training.replicator.tree.children(training.run_id)
     assert run.data.metrics == {"val/dice": 0.5}
 
 
 def test_record_that_can_be_neither_sent_nor_kept_fails_the_stage(
-    training: StageRun, monkeypatch: pytest.MonkeyPatch
+    training: TrackedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_sink, "SECONDS_TO_CLOSE", 0.1)
+    monkeypatch.setattr(tracked_run, "SECONDS_TO_CLOSE", 0.1)
     refuse_batches(training, monkeypatch, num_times=10**9)
 
     def full(*_: object) -> int:

@@ -1,4 +1,4 @@
-"""Writes the run of a stage, and the runs of its folds, to a journal that a background thread replicates into MLflow."""
+"""Run of a stage and runs of its folds in MLflow: written to a journal, which a background thread replicates."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from prostate_seg.common.address import resolved_uri, shown_address
 from prostate_seg.common.errors import InputError, Pruned, first_line
 from prostate_seg.common.files import md5_of_text
 from prostate_seg.config.schema import Config, as_container, science_of
-from prostate_seg.config.workspace import FoldRecord, Workspace
+from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace
 from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
 from prostate_seg.operations.process import user_name
 from prostate_seg.provenance.code_digests import CODE_LISTING, code_listing
@@ -30,7 +30,7 @@ from prostate_seg.tracking.journal import ACKNOWLEDGED, Header, Journal, new_loc
 from prostate_seg.tracking.records import ALL, NONE, LogData, Record, metric_points, now_ms
 from prostate_seg.tracking.replication import ReplicationThread, Replicator
 from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.stage_run import Ending, NullSink, RunFacts, StageRun, run_facts
+from prostate_seg.tracking.stage_run import Provenance, StageRun
 from prostate_seg.tracking.store import open_store
 from prostate_seg.tracking.sweeps import begun_in_journal, sweep_key
 
@@ -48,51 +48,52 @@ NEVER_REPLACED = ("register",)
 """Stages whose earlier runs stay: versions in the registry link to them."""
 
 
-def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> StageRun:
+def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> "TrackedRun":
     """Open the run of a stage in the tracking store, or in a journal only if mlflow.on_unreachable allows it.
 
     Raises:
         InputError: If the store cannot be reached or written, or DS_VERSION.json cannot be read.
     """
-    facts = run_facts(cfg, workspace, job)
-    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
-    if run_id:  # MLflow would put the stage's metrics into it
-        log.warning("MLFLOW_RUN_ID=%s is ignored: a stage opens its own run below its pipeline", run_id)
-    journal_root = Path(cfg.paths.journal)
-    remove_replicated(journal_root)
-    header = Header(
-        what=f"{facts.stage} of {cfg.mlflow.name}",
-        address=shown_address(resolved_uri(str(cfg.mlflow.tracking_uri))),
-        experiment=cfg.mlflow.experiment,
-        workspace=str(recording_workspace(cfg, workspace).root.absolute()),
-        cache=str(workspace.cache.absolute()),
-    )
-    sink = JournalSink(facts, Journal.create(journal_root, header, name=facts.stage))
+    run = TrackedRun(cfg, workspace, job)
     try:
-        sink.open()
+        run.open()
     except BaseException as error:
         if not isinstance(error, InputError) or cfg.mlflow.on_unreachable != "journal":
-            sink.journal.remove()
+            run.journal.remove()
             raise
         log.warning("%s", first_line(error))
-        folder = sink.journal.folder
+        folder = run.journal.folder
         log.warning("this run is recorded in %s; when the store can be reached, stage=sync sends it", folder)
-    sink.start_replication()
-    return StageRun(facts, sink)
+    run.start_replication()
+    return run
 
 
-class JournalSink(NullSink):
+class TrackedRun(StageRun):
     """Run of a stage and of its folds. Records are on disk at once; a thread replicates them into the store."""
 
-    def __init__(self, facts: RunFacts, journal: Journal) -> None:
-        self.facts = facts
-        self.journal = journal
-        self.key = new_local_id()
-        self.pipeline_key = new_local_id()
-        self.folds: list[str] = []
-        self.replicator = Replicator(
-            journal, lambda: RunTree(open_store(facts.cfg.mlflow, cache=facts.workspace.cache))
+    def __init__(self, cfg: Config, workspace: Workspace, job: Job) -> None:
+        """Create the journal.
+
+        Raises:
+            InputError: If it cannot be created, or DS_VERSION.json cannot be read.
+        """
+        super().__init__(cfg, workspace, job)
+        ignored = os.environ.pop("MLFLOW_RUN_ID", None)
+        if ignored:  # MLflow would put the stage's metrics into it
+            log.warning("MLFLOW_RUN_ID=%s is ignored: a stage opens its own run below its pipeline", ignored)
+        journal_root = Path(cfg.paths.journal)
+        remove_replicated(journal_root)
+        header = Header(
+            what=f"{self.stage} of {cfg.mlflow.name}",
+            address=shown_address(resolved_uri(str(cfg.mlflow.tracking_uri))),
+            experiment=cfg.mlflow.experiment,
+            workspace=str(recording_workspace(cfg, workspace).root.absolute()),
+            cache=str(workspace.cache.absolute()),
         )
+        self.journal = Journal.create(journal_root, header, name=self.stage)
+        self.replicator = Replicator(self.journal, lambda: RunTree(open_store(cfg.mlflow, cache=workspace.cache)))
+        self.key, self.pipeline_key = new_local_id(), new_local_id()
+        self.folds: list[str] = []
         self.thread: ReplicationThread | None = None
         self.monitor: _SystemMetrics | None = None
 
@@ -117,7 +118,7 @@ class JournalSink(NullSink):
         Raises:
             InputError: If the store cannot be reached or written.
         """
-        cfg, job = self.facts.cfg, self.facts.job
+        cfg, job = self.cfg, self.job
         folder = job.sweep_folder
         self.append(
             records.OpenStage(
@@ -125,13 +126,13 @@ class JournalSink(NullSink):
                 pipeline=cfg.mlflow.name,
                 pipeline_key=self.pipeline_key,
                 fresh=cfg.mlflow.fresh and folder is None,
-                stage=self.facts.stage,
+                stage=self.stage,
                 fold=ALL if cfg.fold.index is None else str(cfg.fold.index),
                 sweep_key=None if folder is None else sweep_key(folder),
                 sweep=None if folder is None else begun_in_journal(Path(cfg.paths.journal), folder),
                 number=job.number,
                 cluster_key=job.cluster_key,
-                start_ms=int(self.facts.started * 1000),
+                start_ms=int(self.started * 1000),
             )
         )
         self._log_start()
@@ -140,7 +141,7 @@ class JournalSink(NullSink):
             store.call(partial(self.replicator.replicate, max_entries=1))
         if self.journal.num_refused:
             raise InputError(
-                f"the tracking store {store.address} refuses the run of {self.facts.stage}; the warnings above have the reason"
+                f"the tracking store {store.address} refuses the run of {self.stage}; the warnings above have the reason"
             )
 
     def start_replication(self) -> None:
@@ -150,7 +151,7 @@ class JournalSink(NullSink):
         self.thread = ReplicationThread(
             self.journal, self.replicator.replicate, heartbeat=heartbeat, is_failing=is_failing
         )
-        if self.facts.cfg.mlflow.system_metrics:
+        if self.cfg.mlflow.system_metrics:
             self.monitor = _SystemMetrics(self)
             self.monitor.start()
 
@@ -186,7 +187,7 @@ class JournalSink(NullSink):
     @contextmanager
     def open_fold(self, index: int) -> Iterator[FoldRecord]:
         """Record one fold: a run below that of the stage."""
-        fold = _FoldSink(self, new_local_id())
+        fold = _TrackedFold(self, new_local_id())
         started_ms = now_ms()
         self.append(records.OpenFold(run=fold.key, parent=self.key, fold=str(index), start_ms=started_ms))
         self.append(LogData(run=fold.key, params=self._params()))
@@ -200,7 +201,7 @@ class JournalSink(NullSink):
         finally:
             self.append(records.EndRun(run=fold.key, status=outcome, end_ms=max(now_ms(), started_ms)))
 
-    def close(self, ending: Ending) -> None:
+    def _close(self, outcome: Outcome, error: BaseException | None, provenance: Provenance | None) -> None:
         """Log the results, or the error that ended the run, close it, and wait for the replication of the rest.
 
         Raises:
@@ -209,22 +210,40 @@ class JournalSink(NullSink):
         assert self.thread is not None
         if self.monitor is not None:
             self.monitor.finish()
-        self._log_results(ending)
-        if ending.error is not None:
-            ended_by = self.facts.redactor.text(f"{type(ending.error).__name__}: {first_line(ending.error)}")
+        if provenance is not None and self.result is not None:
+            self._log_results(self.result, provenance)
+        if error is not None:
+            ended_by = self.redactor.text(f"{type(error).__name__}: {first_line(error)}")
             self.append(LogData(run=self.key, tags={"ended_by": _cut(ended_by, MAX_TAG_LENGTH)}))
-        self.append_files(partial(self._write_end, ending))
-        ended_ms = max(now_ms(), int(self.facts.started * 1000))  # a clock set back ends no run before it began
-        self.append(records.EndRun(run=self.key, status=ending.outcome, end_ms=ended_ms))
-        self.append(self._settle_record(ending, ended_ms))
-        num_left = self.thread.close(within_seconds=SECONDS_TO_CLOSE)
-        journal, stage = self.journal, self.facts.stage
+        self.append_files(self._write_end)
+        ended_ms = max(now_ms(), int(self.started * 1000))  # a clock set back ends no run before it began
+        self.append(records.EndRun(run=self.key, status=outcome, end_ms=ended_ms))
+        is_replacing = self.cfg.mlflow.on_rerun == "supersede" and self.stage not in NEVER_REPLACED
+        self.append(
+            records.SettleRun(
+                run=self.key,
+                pipeline_key=self.pipeline_key,
+                status=outcome,
+                end_ms=ended_ms,
+                trial_state="pruned" if isinstance(error, Pruned) else outcome.name,
+                is_finished=provenance is not None,
+                metrics=() if provenance is None else metric_points(provenance["metrics"], step=0),
+                upstream={} if provenance is None else provenance["upstream"],
+                folds=tuple(self.folds),
+                supersedes=provenance is not None and is_replacing,
+            )
+        )
+        self._finish_replication(self.thread, outcome)
+
+    def _finish_replication(self, thread: ReplicationThread, outcome: Outcome) -> None:
+        num_left = thread.close(within_seconds=SECONDS_TO_CLOSE)
+        journal = self.journal
         is_lost = num_left > 0 and not journal.flush()
         if num_left == 0 and not journal.num_refused:
             journal.remove()
             return
         journal.release()
-        where = f"{stage} has ended {ending.outcome.value} and its files are in {self.facts.workspace.root}"
+        where = f"{self.stage} has ended {outcome.value} and its files are in {self.workspace.root}"
         if is_lost:
             raise InputError(
                 f"{where}, but {num_left} records of its run can neither be sent nor kept: {journal.folder} is full"
@@ -239,113 +258,91 @@ class JournalSink(NullSink):
 
     def _log_start(self) -> None:
         """Log settings, code, packages and machine."""
-        facts, around = self.facts, self.facts.environment
+        around = self.environment
         tags = {
-            "command": command_line(facts.job),
-            "overrides": " ".join(facts.job.overrides),
+            "command": command_line(self.job),
+            "overrides": " ".join(self.job.overrides),
             **git_tags(around.git),
-            "mlflow.source.name": f"prostate_seg stage={facts.stage}",
+            "mlflow.source.name": f"prostate_seg stage={self.stage}",
             "mlflow.source.type": "LOCAL",
             "mlflow.user": user_name(),
             **{f"machine.{name}": value for name, value in around.machine.items()},
             **{f"package.{name}": around.packages[name] for name in SHOWN_PACKAGES if name in around.packages},
             **around.launched_by,
         }
-        shown = {key: _cut(facts.redactor.text(value), MAX_TAG_LENGTH) for key, value in tags.items() if value}
+        shown = {key: _cut(self.redactor.text(value), MAX_TAG_LENGTH) for key, value in tags.items() if value}
         self.append(LogData(run=self.key, params=self._params(), tags=shown))
         self.append_files(self._write_start)
 
     def _params(self) -> dict[str, str]:
-        settings = flat(self.facts.redactor.tree(science_of(self.facts.cfg)))
+        settings = flat(self.redactor.tree(science_of(self.cfg)))
         return {key: _cut(value, MAX_PARAM_LENGTH) for key, value in settings.items()}
 
-    def _log_results(self, ending: Ending) -> None:
+    def _log_results(self, result: StageResult, provenance: Provenance) -> None:
         """Log hashes, lineage and metrics of a stage that has finished."""
-        result, record, hashes = ending.result, ending.record, ending.hashes
-        if result is None or record is None or hashes is None:
-            return
-        tags = {f"md5.{kind}/{key}": md5 for kind in ("inputs", "outputs") for key, md5 in record[kind].items()}
-        tags["md5.code"] = md5_of_text(code_listing(record["code_digests"]))
-        for stage, run in record["upstream"].items():
+        code = code_listing(provenance["code_digests"])
+        tags = {f"md5.{kind}/{key}": md5 for kind in ("inputs", "outputs") for key, md5 in provenance[kind].items()}
+        tags["md5.code"] = md5_of_text(code)
+        for stage, run in provenance["upstream"].items():
             name = "previous_run_id" if run["unchanged"] else "changed_since"
             tags[f"{name}.{stage}"] = run["run_id"] or NONE
         tags = {_tag_key(key): value for key, value in tags.items()} | dict(result.tags)
         tags["folds"] = ",".join(self.folds) or NONE
-        if record["inputs_changed_while_running"]:
-            tags["inputs_changed_while_running"] = ", ".join(record["inputs_changed_while_running"])
+        if provenance["inputs_changed_while_running"]:
+            tags["inputs_changed_while_running"] = ", ".join(provenance["inputs_changed_while_running"])
         points = metric_points({**result.metrics, **result.objectives}, step=0)
         self.append(LogData(run=self.key, tags=tags, metrics=points))
-        self.append(records.LogInputs(run=self.key, datasets=record["inputs"]))
-        listings = {key: dict(one.files) for key, one in {**hashes.inputs, **hashes.outputs}.items() if one.files}
+        self.append(records.LogInputs(run=self.key, datasets=provenance["inputs"]))
 
         def write(folder: Path) -> None:
-            text = json.dumps({**record, "files": listings}, indent=1)
-            (folder / "provenance.json").write_text(text, encoding="utf-8")
-            (folder / CODE_LISTING).write_text(code_listing(record["code_digests"]), encoding="utf-8")
+            (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+            (folder / CODE_LISTING).write_text(code, encoding="utf-8")
 
         self.append_files(write)
 
-    def _settle_record(self, ending: Ending, ended_ms: int) -> records.SettleRun:
-        result, record = ending.result, ending.record
-        is_replacing = self.facts.cfg.mlflow.on_rerun == "supersede" and self.facts.stage not in NEVER_REPLACED
-        return records.SettleRun(
-            run=self.key,
-            pipeline_key=self.pipeline_key,
-            status=ending.outcome,
-            end_ms=ended_ms,
-            trial_state="pruned" if isinstance(ending.error, Pruned) else ending.outcome.name,
-            is_finished=record is not None,
-            metrics=metric_points(result.metrics, step=0) if record is not None and result is not None else (),
-            upstream={} if record is None else record["upstream"],
-            folds=tuple(self.folds),
-            supersedes=record is not None and is_replacing,
-        )
-
     def _write_start(self, folder: Path) -> None:
-        redact, job, around = self.facts.redactor, self.facts.job, self.facts.environment
-        resolved = redact.tree(as_container(self.facts.cfg))
+        redact, around = self.redactor, self.environment
+        resolved = redact.tree(as_container(self.cfg))
         (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-        for path in (job.output_dir / job.hydra_dir).glob("*.yaml"):
+        for path in (self.job.output_dir / self.job.hydra_dir).glob("*.yaml"):
             redact.copy_file(path, folder / "hydra" / path.name)
         listing = "".join(f"{name}=={version}\n" for name, version in around.packages.items())
         (folder / "packages.txt").write_text(listing, encoding="utf-8")
-        if around.git.diff:
-            (folder / "git.diff").write_text(redact.text(around.git.diff), encoding="utf-8")
-        if around.git.untracked:
-            (folder / "git_untracked.txt").write_text(redact.text("\n".join(around.git.untracked)), encoding="utf-8")
+        for name, text in (("git.diff", around.git.diff), ("git_untracked.txt", "\n".join(around.git.untracked))):
+            if text:
+                (folder / name).write_text(redact.text(text), encoding="utf-8")
 
-    def _write_end(self, ending: Ending, folder: Path) -> None:
-        redact = self.facts.redactor
-        for path in self.facts.job.output_dir.glob("*.log"):
-            redact.copy_file(path, folder / "log" / path.name)
-        if ending.result is not None:
-            _copy(ending.result.figures, folder / "figures")
-            _copy(ending.result.reports, folder / "report")
-            for path in ending.result.tables:
-                redact.copy_file(path, folder / "tables" / path.name)
+    def _write_end(self, folder: Path) -> None:
+        for path in self.job.output_dir.glob("*.log"):
+            self.redactor.copy_file(path, folder / "log" / path.name)
+        if self.result is not None:
+            _copy(self.result.figures, folder / "figures")
+            _copy(self.result.reports, folder / "report")
+            for path in self.result.tables:
+                self.redactor.copy_file(path, folder / "tables" / path.name)
 
 
 @dataclass(frozen=True, slots=True)
-class _FoldSink:
+class _TrackedFold:
     """Records of one fold. Every call returns at once."""
 
-    sink: JournalSink
+    run: TrackedRun
     key: str
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.sink.append(LogData(run=self.key, metrics=metric_points(metrics, step=epoch)))
+        self.run.append(LogData(run=self.key, metrics=metric_points(metrics, step=epoch)))
 
     def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
-        self.sink.append(LogData(run=self.key, metrics=metric_points(metrics, step=0)))
-        self.sink.append_files(partial(_copy, figures), run=self.key, to="figures")
+        self.run.append(LogData(run=self.key, metrics=metric_points(metrics, step=0)))
+        self.run.append_files(partial(_copy, figures), run=self.key, to="figures")
 
 
 class _SystemMetrics:
     """Samples MLflow's system metrics in a thread of its own, because MLflow's thread ends when the store fails."""
 
-    def __init__(self, sink: JournalSink) -> None:
-        self._sink = sink
-        self._sampler = SystemMetricsMonitor(sink.run_id, tracking_uri="http://127.0.0.1:9")  # nothing is sent to it
+    def __init__(self, run: TrackedRun) -> None:
+        self._tracked = run
+        self._sampler = SystemMetricsMonitor(run.run_id, tracking_uri="http://127.0.0.1:9")  # nothing is sent to it
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="system metrics")
 
@@ -364,7 +361,7 @@ class _SystemMetrics:
                 if self._stop.wait(self._sampler.sampling_interval):
                     return
             means = {f"system/{name}": value for name, value in self._sampler.aggregate_metrics().items()}
-            self._sink.append(LogData(run=self._sink.key, metrics=metric_points(means, step=step)))
+            self._tracked.append(LogData(run=self._tracked.key, metrics=metric_points(means, step=step)))
             step += 1
             for monitor in self._sampler.monitors:
                 monitor.clear_metrics()
