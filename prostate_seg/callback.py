@@ -48,7 +48,7 @@ from prostate_seg.stages import STAGES, UNTRACKED_STAGES, require_stage
 from prostate_seg.sweeping.cost_estimate import log_cost_estimate, num_folds_of
 from prostate_seg.sweeping.grid import job_error
 from prostate_seg.sweeping.identity import is_study, require_training, sweep_place, trial_number
-from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
+from prostate_seg.tracking import set_mlflow_defaults
 
 if TYPE_CHECKING:
     from prostate_seg.operations.workspace_lock import WorkspaceLock

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from prostate_seg.provenance.hashing import hash_paths
-from prostate_seg.tracking.store_paths import fix_paths
+from prostate_seg.tracking.store.paths import fix_paths
 from tests.conftest import ROOT
 from tests.fork_server import IS_AVAILABLE, run_forked
 

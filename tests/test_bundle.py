@@ -21,7 +21,7 @@ from prostate_seg.tracking.bundle import Unpacked, pack, unpack
 from prostate_seg.tracking.journal import journal_folders
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.records import Level, TreePosition
-from prostate_seg.tracking.run_tree import RunTree
+from prostate_seg.tracking.store.run_tree import RunTree
 from tests.conftest import composed
 from tests.test_replication import files, train
 

@@ -7,8 +7,8 @@ import pytest
 
 from prostate_seg.tracking.origin import DIFF, UNTRACKED, origin_of
 from prostate_seg.tracking.records import Level, TreePosition
-from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.store import open_store
+from prostate_seg.tracking.store.connection import open_store
+from prostate_seg.tracking.store.run_tree import RunTree
 from tests.test_run_tree import SETTINGS
 
 

@@ -7,7 +7,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.tracking.recorded_runs import open_tree, recorded_cases
 from prostate_seg.tracking.records import Level, TreePosition
-from prostate_seg.tracking.run_tree import RunTree
+from prostate_seg.tracking.store.run_tree import RunTree
 
 
 @pytest.fixture(scope="module")

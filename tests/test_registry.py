@@ -16,8 +16,8 @@ from prostate_seg.tracking import commits, registry
 from prostate_seg.tracking.recorded_runs import find_run, recorded_cases, recorded_stages
 from prostate_seg.tracking.records import Level, TreePosition
 from prostate_seg.tracking.registry import Evaluated, evaluated_run, fetch_networks, move_alias
-from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.store import open_store
+from prostate_seg.tracking.store.connection import open_store
+from prostate_seg.tracking.store.run_tree import RunTree
 from tests.test_run_tree import SETTINGS, stage
 
 

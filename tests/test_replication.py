@@ -20,7 +20,7 @@ from prostate_seg.provenance.ds_version import LOCAL_ID
 from prostate_seg.tracking import replication, sweeps
 from prostate_seg.tracking.journal import journal_folders, pending_journals, read_lines
 from prostate_seg.tracking.recorded_runs import open_tree
-from prostate_seg.tracking.run_tree import KEY, RunTree
+from prostate_seg.tracking.store.run_tree import KEY, RunTree
 from prostate_seg.tracking.sync import SyncedJournal, sync
 from prostate_seg.tracking.tracked_run import open_stage_run
 from tests.conftest import composed

@@ -16,10 +16,11 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.operations.job import Outcome
 from prostate_seg.operations.process import this_process
-from prostate_seg.tracking import leader_election, sweeps
+from prostate_seg.tracking import sweeps
 from prostate_seg.tracking.records import BeginMultirun, Level, TreePosition, now_ms
-from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.store import open_store
+from prostate_seg.tracking.store import leader_election
+from prostate_seg.tracking.store.connection import open_store
+from prostate_seg.tracking.store.run_tree import RunTree
 
 SETTINGS = MlflowConfig(
     tracking_uri=None,

@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.tracking import store
-from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
+from prostate_seg.tracking import set_mlflow_defaults
+from prostate_seg.tracking.store import connection as store
 from tests.test_run_tree import SETTINGS
 
 EXPERIMENT = {"experiment": {"experiment_id": "7", "name": "prostate_seg", "lifecycle_stage": "active"}}
@@ -183,9 +183,9 @@ def test_deleted_experiment_is_refused_with_the_command_that_restores_it(
 IMPORTS = """
 import importlib, logging, os, pkgutil
 import mlflow, optuna, mlflow.system_metrics.system_metrics_monitor, alembic, dvc_data.hashfile.build, hydra.main
-import prostate_seg.sweeping, prostate_seg.tracking
+import prostate_seg.sweeping, prostate_seg.tracking, prostate_seg.tracking.store
 before = dict(os.environ), {name: logging.getLogger(name).level for name in ("optuna", "mlflow", "alembic", "urllib3")}
-for package in (prostate_seg.sweeping, prostate_seg.tracking):
+for package in (prostate_seg.sweeping, prostate_seg.tracking, prostate_seg.tracking.store):
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
 after = dict(os.environ), {name: logging.getLogger(name).level for name in ("optuna", "mlflow", "alembic", "urllib3")}

@@ -12,12 +12,12 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.health import Check, Severity
-from prostate_seg.tracking import store_paths
 from prostate_seg.tracking.registry import _point_mlflow_to, fetch_networks
-from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.store import Store, open_store
-from prostate_seg.tracking.store_health import check_store
-from prostate_seg.tracking.store_paths import fix_paths, previous_folders
+from prostate_seg.tracking.store import paths
+from prostate_seg.tracking.store.connection import Store, open_store
+from prostate_seg.tracking.store.health import check_store
+from prostate_seg.tracking.store.paths import fix_paths, previous_folders
+from prostate_seg.tracking.store.run_tree import RunTree
 from tests.conftest import composed
 from tests.test_run_tree import SETTINGS
 
@@ -73,7 +73,7 @@ def moved(copied: Path, original: Path, tmp_path: Path) -> Path:
     replaced = {"old": str(original), "new": str(tmp_path / "gone"), "uri": original.as_uri()}
     replaced["new_uri"] = Path(replaced["new"]).as_uri()
     with closing(sqlite3.connect(copied / "mlflow.db")) as connection:
-        for table, columns in store_paths.PATHS.items():
+        for table, columns in paths.PATHS.items():
             for column in columns:
                 connection.execute(
                     f"UPDATE {table} SET {column} = replace(replace({column}, :uri, :new_uri), :old, :new)", replaced
@@ -151,8 +151,8 @@ def test_after_the_fix_champion_and_artifacts_are_read_and_new_ones_written_here
 
 def test_fix_that_fails_half_way_changes_nothing(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = dump(moved / "mlflow.db")
-    columns = store_paths._columns
-    monkeypatch.setattr(store_paths, "_columns", lambda connection: [*columns(connection), ("nosuch", "column")])
+    columns = paths._columns
+    monkeypatch.setattr(paths, "_columns", lambda connection: [*columns(connection), ("nosuch", "column")])
     with pytest.raises(sqlite3.OperationalError):
         fix_paths(moved / "mlflow.db", experiment="one")
     assert dump(moved / "mlflow.db") == before
@@ -176,7 +176,7 @@ def test_artifacts_that_were_put_elsewhere_on_purpose_stay_there(original: Path,
 
 
 def test_every_column_of_the_installed_mlflow_that_holds_a_local_path_is_known(original: Path) -> None:
-    known = {(table, column) for table, columns in store_paths.PATHS.items() for column in columns}
+    known = {(table, column) for table, columns in paths.PATHS.items() for column in columns}
     with closing(sqlite3.connect(original / "mlflow.db")) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         found = {

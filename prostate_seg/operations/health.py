@@ -1,6 +1,6 @@
 """Checks of what a run needs from this machine: Python, packages, folders, git, DVC, the workspace and the environment.
 
-The tracking store is checked in tracking/store_health.py. stage=doctor logs the results.
+The tracking store is checked in tracking/store/health.py. stage=doctor logs the results.
 """
 
 import os

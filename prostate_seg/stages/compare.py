@@ -16,7 +16,7 @@ from prostate_seg.reporting.comparison_figure import comparisons_figure
 from prostate_seg.reporting.plots import save_png
 
 if TYPE_CHECKING:
-    from prostate_seg.tracking.run_tree import RunTree
+    from prostate_seg.tracking.store.run_tree import RunTree
 
 log = logging.getLogger(__name__)
 

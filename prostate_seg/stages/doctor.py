@@ -22,7 +22,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     """
     checks = [*check_all(cfg, workspace), check_journals(Path(cfg.paths.journal))]
     if cfg.mlflow.tracking_uri is not None:
-        from prostate_seg.tracking.store_health import check_store  # imports mlflow, which mlflow=off does without
+        from prostate_seg.tracking.store.health import check_store  # imports mlflow, which mlflow=off does without
 
         checks += check_store(cfg, workspace)
     for check in checks:

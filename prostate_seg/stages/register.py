@@ -43,7 +43,7 @@ from prostate_seg.tracking.registry import (
     training_runs,
     version_of,
 )
-from prostate_seg.tracking.run_tree import RunTree
+from prostate_seg.tracking.store.run_tree import RunTree
 
 log = logging.getLogger(__name__)
 

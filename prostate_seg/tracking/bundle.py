@@ -29,8 +29,8 @@ from prostate_seg.tracking.journal import FILES, HEADER, RECORDS, Header, Journa
 from prostate_seg.tracking.recorded_runs import find_run, open_tree
 from prostate_seg.tracking.records import BundleRecord, Level, MetricPoint, TreePosition
 from prostate_seg.tracking.replication import IS_COMPLETE
-from prostate_seg.tracking.run_tree import COPIED_FROM, KEY, RunTree
-from prostate_seg.tracking.store import STORE_ERRORS, unusable
+from prostate_seg.tracking.store.connection import STORE_ERRORS, unusable
+from prostate_seg.tracking.store.run_tree import COPIED_FROM, KEY, RunTree
 from prostate_seg.tracking.sync import replicate_all
 
 REUSED_FROM, REUSED_ELSEWHERE = "reused_from", "bundle.reused_from"

@@ -14,8 +14,8 @@ from prostate_seg.config.schema import STAGE_SETTINGS, MlflowConfig
 from prostate_seg.provenance.git import GitError, git
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.store import STORE_ERRORS, unusable
+from prostate_seg.tracking.store.connection import STORE_ERRORS, unusable
+from prostate_seg.tracking.store.run_tree import RunTree
 
 COMMITTED_IN = "committed_in"
 """Tag of a run: commits whose dvc.lock has its results, oldest first, separated by spaces."""

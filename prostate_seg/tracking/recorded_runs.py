@@ -12,8 +12,8 @@ from mlflow.exceptions import MlflowException
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.store import STORE_ERRORS, open_store, unusable
+from prostate_seg.tracking.store.connection import STORE_ERRORS, open_store, unusable
+from prostate_seg.tracking.store.run_tree import RunTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

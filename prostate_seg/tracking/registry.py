@@ -35,8 +35,8 @@ from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE, files_behind, packages_behind
 from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, recorded_stages
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.store import STORE_ERRORS, unusable
+from prostate_seg.tracking.store.connection import STORE_ERRORS, unusable
+from prostate_seg.tracking.store.run_tree import RunTree
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 NETWORKS = "networks"

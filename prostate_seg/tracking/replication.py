@@ -27,8 +27,8 @@ from prostate_seg.provenance.ds_version import LOCAL_ID
 from prostate_seg.tracking import records, sweeps
 from prostate_seg.tracking.journal import Journal, merge_metrics
 from prostate_seg.tracking.records import NONE, Level, MetricPoint, Record, TreePosition
-from prostate_seg.tracking.run_tree import CLOSED_BY, CLUSTER_KEY, COPIED_FROM, KEY, NUM_STARTS, RunTree
-from prostate_seg.tracking.store import STORE_ERRORS
+from prostate_seg.tracking.store.connection import STORE_ERRORS
+from prostate_seg.tracking.store.run_tree import CLOSED_BY, CLUSTER_KEY, COPIED_FROM, KEY, NUM_STARTS, RunTree
 
 log = logging.getLogger(__name__)
 

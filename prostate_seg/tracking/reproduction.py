@@ -25,7 +25,7 @@ from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE
 from prostate_seg.tracking.commits import COMMITTED_IN, EXPERIMENT_COMMIT
 from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, recorded_stages
-from prostate_seg.tracking.run_tree import RunTree
+from prostate_seg.tracking.store.run_tree import RunTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

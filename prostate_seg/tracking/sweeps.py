@@ -24,8 +24,8 @@ from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import RECORDS, Header, Journal, new_local_id, pending_journals, read_lines
 from prostate_seg.tracking.recorded_runs import artifact_text
 from prostate_seg.tracking.records import ALL, Level, TreePosition, now_ms
-from prostate_seg.tracking.run_tree import KEY, RunTree
-from prostate_seg.tracking.store import open_store
+from prostate_seg.tracking.store.connection import open_store
+from prostate_seg.tracking.store.run_tree import KEY, RunTree
 
 log = logging.getLogger(__name__)
 

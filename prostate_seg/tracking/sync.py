@@ -19,8 +19,8 @@ from prostate_seg.tracking.journal import ACKNOWLEDGED, RECORDS, Journal, Pendin
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.records import EndRun, OpenFold, OpenStage, SettleRun
 from prostate_seg.tracking.replication import Replicator
-from prostate_seg.tracking.run_tree import RunTree
-from prostate_seg.tracking.store import STORE_ERRORS, unusable
+from prostate_seg.tracking.store.connection import STORE_ERRORS, unusable
+from prostate_seg.tracking.store.run_tree import RunTree
 from prostate_seg.tracking.sweeps import Draw
 
 

@@ -29,9 +29,9 @@ from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import ACKNOWLEDGED, Header, Journal, new_local_id, remove_replicated
 from prostate_seg.tracking.records import ALL, NONE, LogData, Record, metric_points, now_ms
 from prostate_seg.tracking.replication import ReplicationThread, Replicator
-from prostate_seg.tracking.run_tree import RunTree
 from prostate_seg.tracking.stage_run import Provenance, StageRun
-from prostate_seg.tracking.store import open_store
+from prostate_seg.tracking.store.connection import open_store
+from prostate_seg.tracking.store.run_tree import RunTree
 from prostate_seg.tracking.sweeps import begun_in_journal, sweep_key
 
 log = logging.getLogger(__name__)

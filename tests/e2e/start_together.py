@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.operations.job import Job, Outcome
-from prostate_seg.tracking.store import MlflowClient
+from prostate_seg.tracking.store.connection import MlflowClient
 from prostate_seg.tracking.tracked_run import open_stage_run
 
 NUM_PROCESSES = 8

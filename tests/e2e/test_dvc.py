@@ -18,7 +18,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from prostate_seg.tracking.store_paths import fix_paths
+from prostate_seg.tracking.store.paths import fix_paths
 from tests.conftest import ROOT
 from tests.project_helpers import free_port, until
 

@@ -34,8 +34,8 @@ from prostate_seg.common.address import resolved_uri, shown_address, sqlite_file
 from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.common.files import atomic_path
 from prostate_seg.config.schema import MlflowConfig
-from prostate_seg.tracking.mlflow_defaults import set_mlflow_defaults
-from prostate_seg.tracking.store_paths import require_own_paths
+from prostate_seg.tracking import set_mlflow_defaults
+from prostate_seg.tracking.store.paths import require_own_paths
 
 SECONDS_TO_ANSWER = 6.0
 """Timeout of a call; the documentation promises ten seconds in all."""

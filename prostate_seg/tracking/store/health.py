@@ -12,9 +12,9 @@ from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations.health import Check
 from prostate_seg.operations.process import is_alive, is_silent
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.run_tree import SILENT_ON_ANOTHER_HOST, RunTree
-from prostate_seg.tracking.store import Store, lock_of, open_store, unusable
-from prostate_seg.tracking.store_paths import fix_paths
+from prostate_seg.tracking.store.connection import Store, lock_of, open_store, unusable
+from prostate_seg.tracking.store.paths import fix_paths
+from prostate_seg.tracking.store.run_tree import SILENT_ON_ANOTHER_HOST, RunTree
 
 
 def check_store(cfg: Config, workspace: Workspace) -> list[Check]:

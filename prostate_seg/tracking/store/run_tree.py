@@ -17,10 +17,10 @@ from mlflow.exceptions import MlflowException
 from prostate_seg.operations.job import Outcome
 from prostate_seg.operations.process import is_alive, is_silent, this_process
 from prostate_seg.provenance.ds_version import LOCAL_ID
-from prostate_seg.tracking import leader_election
 from prostate_seg.tracking.journal import new_local_id
 from prostate_seg.tracking.records import NONE, Level, TreePosition, now_ms
-from prostate_seg.tracking.store import Store, restore_command
+from prostate_seg.tracking.store import leader_election
+from prostate_seg.tracking.store.connection import Store, restore_command
 
 log = logging.getLogger(__name__)
 
