@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_no_value_gives_none_throughout(values: list[float]) -> None:
 
 
 def test_as_dict_is_json_without_nan() -> None:
-    text = json.dumps(summary_of([0.8, math.nan], ["a", "b"]).as_dict(), allow_nan=False)
+    text = json.dumps(asdict(summary_of([0.8, math.nan], ["a", "b"])), allow_nan=False)
     assert json.loads(text) == {
         "num_cases": 1,
         "num_patients": 1,
@@ -260,7 +261,7 @@ def test_signed_rank_test_ranks_patients_and_not_cases() -> None:
 def test_undefined_p_has_a_reason(by_patient: list[float], reason: str) -> None:
     found = differing(by_patient)
     assert (found.p_wilcoxon, found.no_p) == (None, reason)
-    json.dumps(found.as_dict(), allow_nan=False)
+    json.dumps(asdict(found), allow_nan=False)
 
 
 def test_a_value_missing_in_one_run_excludes_the_pair_and_is_counted() -> None:

@@ -5,7 +5,7 @@ one better direction.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from textwrap import wrap
 from typing import Any
@@ -100,7 +100,7 @@ class Row:
             "group": self.group,
             "metric": self.metric,
             "better": "lower" if self.lower_is_better else "higher",
-            **self.paired.as_dict(),
+            **asdict(self.paired),
             "num_patients_better": better,
             "num_patients_equal": equal,
             "num_patients_worse": worse,

@@ -83,7 +83,7 @@ def slices_table(results: Sequence[CaseResult]) -> pd.DataFrame:
                 "position": float((z - gland[0] + 0.5) / (gland[-1] - gland[0] + 1)),
                 "reference_vox": int(counts.reference_vox[z]),
                 "predicted_vox": int(counts.predicted_vox[z]),
-                "dice": counts.part(z, z + 1).dice(),
+                "dice": counts.of(slice(z, z + 1)).dice(),
             }
             for z in np.flatnonzero(counts.union_vox).tolist()
         ]
@@ -106,7 +106,7 @@ def summarise_folds(
         }
         for name in SUMMARY_METRICS:
             values = np.array([getattr(result.metrics, name) for result in members], dtype=float)
-            summary[name] = summarise(values, patients=patients, num_bootstrap=num_bootstrap, seed=seed).as_dict()
+            summary[name] = asdict(summarise(values, patients=patients, num_bootstrap=num_bootstrap, seed=seed))
         return summary
 
     folds = dict.fromkeys(result.fold for result in results)

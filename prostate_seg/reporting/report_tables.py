@@ -4,7 +4,7 @@ Intervals are 95% percentile intervals from a bootstrap over patients.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -189,7 +189,7 @@ def dice_along_gland(data: ReportData) -> pd.DataFrame:
 def _dice_summary(data: ReportData, rows: pd.DataFrame) -> dict[str, float | int | None]:
     dice, patients = rows["dice"].to_numpy(dtype=float), rows["patient_id"].tolist()
     summary = summarise(dice, patients=patients, num_bootstrap=data.num_bootstrap, seed=data.seed)
-    return summary.as_dict() | {"num_cases": int(rows["case_id"].nunique())}
+    return asdict(summary) | {"num_cases": int(rows["case_id"].nunique())}
 
 
 def subgroups(cases: pd.DataFrame) -> dict[str, pd.Series]:

@@ -5,7 +5,6 @@ Masks are binary, indexed [Z, Y, X]; z increases from the apex (inferior) to the
 silently excludes it. Statistics over cases are in `statistics`.
 """
 
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,29 +32,24 @@ class CaseMetrics:
     """All metrics of one case."""
 
     dice: float
-    """Dice similarity coefficient, 0 to 1."""
     iou: float
-    """Intersection over union (Jaccard index), 0 to 1."""
+    """Intersection over union (Jaccard index)."""
     hd95_mm: float
-    """Symmetric 95th-percentile Hausdorff distance in mm."""
+    """Symmetric 95th-percentile Hausdorff distance."""
     assd_mm: float
-    """Average symmetric surface distance in mm."""
+    """Average symmetric surface distance."""
     nsd_2mm: float
-    """Normalised surface Dice: fraction of the area of both surfaces within 2 mm of the other, 0 to 1."""
+    """Normalised surface Dice: fraction of the area of both surfaces within 2 mm of the other."""
     volume_reference_ml: float
-    """Volume of the reference mask in mL."""
     volume_predicted_ml: float
-    """Volume of the predicted mask in mL."""
     volume_difference_ml: float
-    """Predicted minus reference volume in mL."""
+    """Predicted minus reference volume."""
     volume_difference_percent: float
-    """Predicted minus reference volume in percent of the reference; NaN when only the reference is empty."""
+    """The same in percent of the reference; NaN when only the reference is empty."""
     dice_apex: float
-    """Dice in the inferior third of the reference's extent and below; NaN when the third has no slice."""
     dice_mid: float
-    """Dice in the middle third; NaN when the third has no slice."""
     dice_base: float
-    """Dice in the superior third of the reference's extent and above; NaN when the third has no slice."""
+    """Dice in the thirds of the reference's extent, see `dice_by_thirds`; NaN when a third has no slice."""
     missed_gland: bool
     """Whether the prediction is empty although the reference is not."""
 
@@ -83,25 +77,22 @@ class SliceCounts:
         """Voxels in either mask, shape [Z]."""
         return self.reference_vox + self.predicted_vox - self.intersection_vox
 
-    def part(self, start: int, stop: int) -> "SliceCounts":
-        """Return the counts of the slices from `start` up to, not including, `stop`."""
+    def of(self, slices: slice | np.ndarray) -> "SliceCounts":
+        """Return the counts of some slices."""
         return SliceCounts(
-            reference_vox=self.reference_vox[start:stop],
-            predicted_vox=self.predicted_vox[start:stop],
-            intersection_vox=self.intersection_vox[start:stop],
+            reference_vox=self.reference_vox[slices],
+            predicted_vox=self.predicted_vox[slices],
+            intersection_vox=self.intersection_vox[slices],
         )
 
 
 def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing) -> CaseMetrics:
-    """Return all metrics of one case.
+    """Return all metrics of one case; a missed gland has Dice 0, NSD 0 and the image diagonal as HD95 and ASSD.
 
     Args:
         reference: Binary mask, shape [Z, Y, X], z from apex to base.
         predicted: Binary mask on the same grid.
         spacing_mm: Voxel edge lengths along Z, Y, X.
-
-    Returns:
-        The metrics; a missed gland has Dice 0, NSD 0 and the image diagonal as HD95 and ASSD.
 
     Raises:
         ValueError: If a mask is not binary or not 3-D, if the shapes differ, or if the spacing is not positive.
@@ -113,10 +104,7 @@ def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Sp
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
     reference_vox, predicted_vox = int(counts.reference_vox.sum()), int(counts.predicted_vox.sum())
     difference_vox = predicted_vox - reference_vox
-    if reference_vox == 0:
-        difference_percent = 0.0 if predicted_vox == 0 else float("nan")
-    else:
-        difference_percent = 100.0 * difference_vox / reference_vox
+    percent_without_reference = np.nan if predicted_vox else 0.0
     return CaseMetrics(
         dice=counts.dice(),
         iou=counts.iou(),
@@ -126,7 +114,7 @@ def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Sp
         volume_reference_ml=reference_vox * voxel_ml,
         volume_predicted_ml=predicted_vox * voxel_ml,
         volume_difference_ml=difference_vox * voxel_ml,
-        volume_difference_percent=difference_percent,
+        volume_difference_percent=100 * difference_vox / reference_vox if reference_vox else percent_without_reference,
         dice_apex=apex,
         dice_mid=mid,
         dice_base=base,
@@ -185,13 +173,8 @@ def dice_by_thirds(counts: SliceCounts) -> tuple[float, float, float]:
 
     The extent from the first to the last slice with reference gland is cut into three equal lengths, and a slice belongs
     to the third that contains its centre: 4 slices are split 1 2 1, 5 slices 2 1 2. Slices below the extent count with the
-    apex and slices above it with the base, so that over-segmentation is penalised.
-
-    Args:
-        counts: Voxels of both masks by slice, from apex to base.
-
-    Returns:
-        Dice per third; NaN for a third without slices, and for all three when the reference is empty.
+    apex and slices above it with the base, so that over-segmentation is penalised. NaN for a third without slices, and for all
+    three when the reference is empty.
     """
     gland = np.flatnonzero(counts.reference_vox)
     if gland.size == 0:
@@ -201,9 +184,8 @@ def dice_by_thirds(counts: SliceCounts) -> tuple[float, float, float]:
     if num_apex == 0:  # an extent of one slice, whose centre is in the middle third
         return np.nan, counts.dice(), np.nan
     to_mid, to_base = first + num_apex, first + num_slices - num_apex
-    apex, base = counts.part(0, to_mid), counts.part(to_base, len(counts.reference_vox))
-    mid = counts.part(to_mid, to_base).dice() if to_base > to_mid else np.nan  # an extent of two slices has no middle
-    return apex.dice(), mid, base.dice()
+    mid = counts.of(slice(to_mid, to_base)).dice() if to_base > to_mid else np.nan  # two slices have no middle
+    return counts.of(slice(to_mid)).dice(), mid, counts.of(slice(to_base, None)).dice()
 
 
 def third_of_slice(num_slices: int) -> np.ndarray:
@@ -221,15 +203,13 @@ def pooled_iou(counts_of_cases: Iterable[SliceCounts]) -> float:
     Raises:
         ValueError: If no case has a slice with gland.
     """
-    num_cases = intersection_vox = union_vox = 0
-    for counts in counts_of_cases:
-        gland = counts.reference_vox > 0
-        intersection_vox += int(counts.intersection_vox[gland].sum())
-        union_vox += int(counts.union_vox[gland].sum())
-        num_cases += 1
-    if union_vox == 0:
-        raise ValueError(f"pooled IoU needs at least one reference slice with gland, got none in {num_cases} cases.")
-    return intersection_vox / union_vox
+    with_gland = [counts.of(counts.reference_vox > 0) for counts in counts_of_cases]
+    if not any(counts.reference_vox.size for counts in with_gland):
+        raise ValueError(
+            f"pooled IoU needs at least one reference slice with gland, got none in {len(with_gland)} cases."
+        )
+    names = ("reference_vox", "predicted_vox", "intersection_vox")
+    return SliceCounts(**{name: np.concatenate([getattr(one, name) for one in with_gland]) for name in names}).iou()
 
 
 # --- surface distances ---------------------------------------------------------------------------------------------
@@ -241,40 +221,33 @@ def surface_distances(
     """Return the exact distances in mm from each surface voxel of two masks to the surface of the other.
 
     Surface voxels are those with a face neighbour outside the mask; outside the image counts as outside the mask (mask minus
-    its binary erosion, as MONAI's `get_mask_edges`). Distances are between voxel centres. Arguments as in `case_metrics`.
-
-    Returns:
-        Distances from the reference and from the predicted surface, empty for an empty mask; when exactly one mask is empty,
-        those of the other are the image diagonal.
+    its binary erosion, as MONAI's `get_mask_edges`). Distances are between voxel centres; an empty mask has none, and those
+    of the other mask are the image diagonal. Arguments as in `case_metrics`.
     """
     reference, predicted = as_mask_pair(reference, predicted)
     _check_spacing(spacing_mm)
     diagonal_mm = float(np.linalg.norm(np.multiply(reference.shape, spacing_mm)))
     box = bounding_box(reference | predicted)
-    surfaces = surface(reference[box]), surface(predicted[box])
+    first, second = surface(reference[box]), surface(predicted[box])
     return (
-        _directed_mm(*surfaces, spacing_mm=spacing_mm, empty_mm=diagonal_mm),
-        _directed_mm(*surfaces[::-1], spacing_mm=spacing_mm, empty_mm=diagonal_mm),
+        _directed_mm(first, second, spacing_mm=spacing_mm, empty_mm=diagonal_mm),
+        _directed_mm(second, first, spacing_mm=spacing_mm, empty_mm=diagonal_mm),
     )
 
 
 def hd95_mm(distances_mm: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the larger of the two directed 95th percentiles, in mm (as MONAI; percentiles interpolate linearly).
+    """Return the larger of the two directed 95th percentiles (as MONAI; percentiles interpolate linearly).
 
-    Returns:
-        Distance in mm; the image diagonal when exactly one mask is empty, 0.0 when both are.
+    It is the image diagonal when exactly one mask is empty, 0.0 when both are.
     """
     return max((float(np.percentile(part, HD_PERCENTILE)) for part in distances_mm if part.size), default=0.0)
 
 
 def assd_mm(distances_mm: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the mean over the distances of both surfaces together, in mm (as MONAI with `symmetric=True`).
+    """Return the mean over the distances of both surfaces together (as MONAI with `symmetric=True`).
 
     Every surface voxel has the same weight, so the larger surface has more; the mean of the two directed means, which some
-    papers call ASSD, differs when the surfaces differ in size.
-
-    Returns:
-        Distance in mm; the image diagonal when exactly one mask is empty, 0.0 when both are.
+    papers call ASSD, differs when the surfaces differ in size. Empty masks as in `hd95_mm`.
     """
     both = np.concatenate(distances_mm)
     return float(both.mean()) if both.size else 0.0
@@ -288,10 +261,7 @@ def normalised_surface_dice(
     A surface consists of elements, one for each 2 x 2 x 2 voxels that are not all alike, weighted by area: counting voxels
     instead would overweight the apex and base of thick slices. Distances are between elements, as in MONAI's
     `compute_surface_dice` with `use_subvoxels=True` and in DeepMind's `surface-distance`. Arguments as in `case_metrics`;
-    `tolerance_mm` is inclusive.
-
-    Returns:
-        Fraction, 0 to 1; 0.0 when exactly one mask is empty, 1.0 when both are.
+    `tolerance_mm` is inclusive. 0.0 when exactly one mask is empty, 1.0 when both are.
     """
     reference, predicted = as_mask_pair(reference, predicted)
     _check_spacing(spacing_mm)
@@ -328,9 +298,9 @@ def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
 def _areas_mm2(spacing_mm: Spacing) -> np.ndarray:
     """Return the area of the surface element of every neighbour code, float64 [256]."""
     # Imported late, because MONAI imports torch, which the plots of metrics do not need.
-    utils = importlib.import_module("monai.metrics.utils")
-    areas_mm2, _ = utils.create_table_neighbour_code_to_surface_area(spacing_mm)
-    return np.asarray(areas_mm2, dtype=np.float64)
+    from monai.metrics.utils import create_table_neighbour_code_to_surface_area
+
+    return np.asarray(create_table_neighbour_code_to_surface_area(spacing_mm)[0], dtype=np.float64)
 
 
 def surface(mask: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ patients and the signed-rank test ranks them. Metrics of one case are in `metric
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import wilcoxon
@@ -27,7 +27,7 @@ ROUNDING_DECIMALS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Summary of one metric over cases; undefined values are None, never NaN."""
+    """Summary of one metric over cases; None, never NaN, where there are too few cases or patients."""
 
     num_cases: int
     """Cases with a value."""
@@ -36,19 +36,12 @@ class Summary:
     num_missing: int
     """Cases excluded because their value is NaN."""
     mean: float | None
-    """Mean over cases; None without values."""
     sd: float | None
-    """Sample standard deviation over cases (n - 1); None below two cases."""
+    """Sample standard deviation over cases (n - 1)."""
     median: float | None
-    """Median over cases; None without values."""
     ci95_low: float | None
-    """Lower end of the bootstrap interval of the mean; None below two patients."""
     ci95_high: float | None
-    """Upper end of the bootstrap interval of the mean; None below two patients."""
-
-    def as_dict(self) -> dict[str, int | float | None]:
-        """Return the fields as plain numbers and None, ready for JSON."""
-        return asdict(self)
+    """Ends of the bootstrap interval of the mean."""
 
 
 def summarise(values: np.ndarray, *, patients: Sequence[str], num_bootstrap: int, seed: int) -> Summary:
@@ -57,8 +50,8 @@ def summarise(values: np.ndarray, *, patients: Sequence[str], num_bootstrap: int
     Args:
         values: One value per case, shape [N]; NaN if the metric is not defined for a case.
         patients: Patient id of each case, length N.
-        num_bootstrap: Number of bootstrap samples, at least 1.
-        seed: Seed of the bootstrap; the same seed, values and patients give the same interval.
+        num_bootstrap: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: If the lengths differ, a value is infinite, or `num_bootstrap` is below 1.
@@ -97,14 +90,7 @@ def mean_interval(
 ) -> tuple[float | None, float | None]:
     """Return the 95% percentile interval of the mean over cases, from a bootstrap over patients (Efron 1979).
 
-    Args:
-        values: One finite value per case, shape [N].
-        patients: Patient id of each case, length N.
-        num_bootstrap: Number of bootstrap samples.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Lower and upper end; (None, None) below two patients, which have no variance between patients.
+    Arguments as in `summarise`, all values finite. (None, None) below two patients, which have no variance between patients.
     """
     sums, counts = _per_patient(values, patients=patients)
     if sums.size < 2:
@@ -130,24 +116,20 @@ def num_failures(dice: np.ndarray) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """Difference of one metric between two runs on the same cases; undefined values are None, never NaN."""
+    """Difference of one metric, other run minus baseline, on the same cases; None, never NaN, where there are too few."""
 
     num_cases: int
     """Cases with a value in both runs."""
     num_patients: int
-    """Patients of these cases."""
     num_missing: int
     """Cases excluded because a value is NaN in one run or in both."""
     mean_baseline: float | None
-    """Mean over these cases in the baseline; None without cases."""
     mean_other: float | None
-    """The same in the other run."""
     difference: float | None
-    """Mean over these cases of other minus baseline."""
+    """Mean difference over these cases."""
     ci95_low: float | None
-    """Lower end of the paired bootstrap interval of the difference; None below two patients."""
     ci95_high: float | None
-    """Upper end; None below two patients."""
+    """Ends of the paired bootstrap interval of the difference."""
     num_patients_higher: int
     """Patients whose mean is higher in the other run."""
     num_patients_lower: int
@@ -157,10 +139,6 @@ class PairedDifference:
     no_p: str | None
     """Reason why there is no p."""
 
-    def as_dict(self) -> dict[str, int | float | str | None]:
-        """Return the fields as plain values."""
-        return asdict(self)
-
 
 def paired_difference(
     baseline: np.ndarray, other: np.ndarray, *, patients: Sequence[str], num_bootstrap: int, seed: int
@@ -169,17 +147,7 @@ def paired_difference(
 
     The interval is a bootstrap over patients of the mean difference; a drawn patient brings all its cases, from both runs. The
     test ranks one number per patient, the mean of its cases' differences (Wilcoxon 1945); patients without a difference are
-    excluded.
-
-    Args:
-        baseline: One value per case, shape [N]; NaN if the metric is not defined for a case.
-        other: Values of the same cases in the other run, shape [N].
-        patients: Patient id of each case, length N.
-        num_bootstrap: Number of bootstrap samples, at least 1.
-        seed: Seed of the bootstrap.
-
-    Raises:
-        ValueError: If the lengths differ, a value is infinite, or `num_bootstrap` is below 1.
+    excluded. Arguments, with the values of both runs, and errors as in `summarise`.
     """
     for values in (baseline, other):
         _check(values, patients=patients, num_bootstrap=num_bootstrap)

@@ -28,6 +28,7 @@ from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity, normalise
 from prostate_seg.segmentation.inference.network_threads import network_threads, one_torch_thread
 from prostate_seg.segmentation.inference.windows import neighbours
+from prostate_seg.segmentation.metrics import dice
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig
 from prostate_seg.segmentation.settings import Precision
@@ -102,9 +103,8 @@ class Segmentation:
     confidence: float | None
     """Mean probability over the mask's voxels; None for an empty mask."""
     inter_model_dice: float | None
-    """Mean pairwise Dice of the networks' masks on the preprocessed grid; None for one network, or if all masks are empty."""
+    """Of the networks' masks on the preprocessed grid; None for one network, or if all masks are empty."""
     intensity: Intensity
-    """Intensity statistics of the preprocessed study."""
     window: Geometry
     """Grid of the preprocessed study."""
 
@@ -119,7 +119,7 @@ def segment(
         reference: Reference mask, which only centres the window of crop "mask"; None otherwise.
         predictor: Networks and their preprocessing.
         threshold: Probability from which a voxel is gland.
-        largest_component: Whether only the largest connected component is kept.
+        largest_component: Whether only the largest component is kept.
     """
     with threadpool_limits(1, user_api="blas"):  # the rounding of sums in resampling depends on the number of threads
         prepared = preprocess_study(image, reference, settings=predictor.preprocess).image
@@ -145,14 +145,9 @@ def predict_probability(image: torch.Tensor, *, predictor: Predictor) -> np.ndar
 
 @torch.inference_mode()
 def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
-    """Return the probability of gland from each network, averaged over test-time augmentation and overlapping windows.
+    """Return the probability of gland from each network, float32 [networks, Z, Y, X], averaged over TTA and windows.
 
-    Args:
-        image: Standardised float32 study on the preprocessed grid, [Z, Y, X].
-        predictor: Networks and how to run them.
-
-    Returns:
-        float32 array [networks, Z, Y, X], 0 to 1.
+    `image` is the standardised study on the preprocessed grid, float32 [Z, Y, X].
     """
     forward = partial(_forward, predictor=predictor, pool=predictor.pool)
     image = image.to(predictor.device)  # in this thread, because the current GPU is a property of each thread
@@ -218,13 +213,7 @@ def inter_model_dice(masks: np.ndarray) -> float | None:
     """Return the mean pairwise Dice of masks, bool [masks, Z, Y, X]; None for fewer than two, or if all are empty."""
     if len(masks) < 2 or not masks.any():
         return None
-    flat = masks.reshape(len(masks), -1)
-    sizes = flat.sum(axis=1)
-    pairs = [
-        2 * int((flat[one] & flat[other]).sum()) / int(sizes[one] + sizes[other]) if sizes[one] + sizes[other] else 1.0
-        for one, other in combinations(range(len(flat)), 2)
-    ]
-    return float(np.mean(pairs))
+    return float(np.mean([dice(one, other) for one, other in combinations(masks, 2)]))
 
 
 def keep_largest_component(mask: np.ndarray) -> np.ndarray:

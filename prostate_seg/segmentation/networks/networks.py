@@ -29,58 +29,42 @@ def is_3d(settings: ModelConfig) -> bool:
 def build_network(settings: ModelConfig) -> nn.Module:
     """Return a new network with random weights."""
     volumetric = is_3d(settings)
-    strides = [tuple(level) for level in settings.strides]
-    shared: dict[str, Any] = {
-        "spatial_dims": 3 if volumetric else 2,
-        "in_channels": 1 if volumetric else settings.num_slices,
-        "out_channels": 1,
-    }
-    act, norm, dropout = settings.activation, settings.norm, settings.dropout
+    num_dims, channels, strides = (
+        3 if volumetric else 2,
+        settings.channels,
+        [tuple(level) for level in settings.strides],
+    )
+    norm, dropout, num_res_units = settings.norm, settings.dropout, settings.num_res_units
+    dims = {"spatial_dims": num_dims, "in_channels": 1 if volumetric else settings.num_slices, "out_channels": 1}
+    levels: dict[str, Any] = {**dims, "channels": channels, "strides": strides, "dropout": dropout}
+    layers: dict[str, Any] = {"act": settings.activation, "norm": norm}
     match settings.name:
         case "unet" | "unet3d":  # U-Net with residual units, Kerfoot et al. 2018
-            return UNet(
-                **shared,
-                channels=settings.channels,
-                strides=strides,
-                num_res_units=settings.num_res_units,
-                act=act,
-                norm=norm,
-                dropout=dropout,
-            )
+            return UNet(**levels, **layers, num_res_units=num_res_units)
         case "attention_unet":  # Oktay et al. 2018; its blocks are fixed to batch norm and ReLU
-            return AttentionUnet(**shared, channels=settings.channels, strides=strides, dropout=dropout)
+            return AttentionUnet(**levels)
         case "resunet_a":  # dilated residual U-Net, Diakogiannis et al. 2020
             assert settings.dilations is not None  # the config is checked
-            return ResUNetA(
-                **shared,
-                channels=settings.channels,
-                strides=strides,
-                dilations=settings.dilations,
-                act=act,
-                norm=norm,
-                dropout=dropout,
-            )
+            return ResUNetA(**levels, **layers, dilations=settings.dilations)
         case "dynunet":  # the network of nnU-Net, Isensee et al. 2021, without deep supervision
-            num_dims = shared["spatial_dims"]
             return DynUNet(
-                **shared,
-                kernel_size=[[3] * num_dims] * len(settings.channels),
+                **dims,
+                kernel_size=[[3] * num_dims] * len(channels),
                 strides=[[1] * num_dims, *strides],
                 upsample_kernel_size=strides,
-                filters=settings.channels,
+                filters=channels,
                 dropout=dropout or None,
                 norm_name=(norm, {"affine": True}),
-                act_name=act,
-                res_block=settings.num_res_units > 0,
+                act_name=settings.activation,
+                res_block=num_res_units > 0,
             )
         case "segresnet":  # Myronenko 2018, without the autoencoder; channels double at each level
             return SegResNet(
-                **shared,
-                init_filters=settings.channels[0],
-                blocks_down=[settings.num_res_units] * len(settings.channels),
+                **dims,
+                **layers,
+                init_filters=channels[0],
+                blocks_down=[num_res_units] * len(channels),
                 blocks_up=[1] * len(strides),
-                act=act,
-                norm=norm,
                 dropout_prob=dropout or None,
             )
 

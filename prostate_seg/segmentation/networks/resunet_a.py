@@ -4,7 +4,8 @@ Source: Diakogiannis et al., "ResUNet-a: a deep learning framework for semantic 
 ISPRS Journal of Photogrammetry and Remote Sensing 162 (2020). Norm and activation follow each convolution, as in MONAI.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from monai.networks.blocks.convolutions import Convolution
@@ -38,32 +39,24 @@ class ResUNetA(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-
-        def convolution(inputs: int, outputs: int, *, kernel: int, stride: Sequence[int] | int = 1) -> Convolution:
-            return Convolution(
-                spatial_dims, inputs, outputs, strides=stride, kernel_size=kernel, act=act, norm=norm, dropout=dropout
-            )
+        convolution = partial(Convolution, spatial_dims, act=act, norm=norm, dropout=dropout)
 
         def level(number: int) -> _DilatedResidual:
-            return _DilatedResidual(
-                spatial_dims, channels[number], dilations[number], act=act, norm=norm, dropout=dropout
-            )
+            return _DilatedResidual(convolution, channels[number], dilations[number])
 
-        pairs = list(zip(channels[:-1], channels[1:], strides, strict=True))
-        numbers = range(len(pairs))
-        self.stem = nn.Sequential(convolution(in_channels, channels[0], kernel=1), level(0))
+        pairs = list(enumerate(zip(channels[:-1], channels[1:], strides, strict=True)))
+        self.stem = nn.Sequential(convolution(in_channels, channels[0], kernel_size=1), level(0))
         self.down = nn.ModuleList(
-            nn.Sequential(convolution(fine, coarse, kernel=1, stride=stride), level(number + 1))
-            for number, (fine, coarse, stride) in zip(numbers, pairs, strict=True)
+            nn.Sequential(convolution(fine, coarse, kernel_size=1, strides=stride), level(number + 1))
+            for number, (fine, coarse, stride) in pairs
         )
         self.middle = _PyramidPooling(spatial_dims, channels[-1], act=act, norm=norm)
         self.up = nn.ModuleList(
             UpSample(spatial_dims, coarse, fine, scale_factor=tuple(stride), mode="deconv")
-            for fine, coarse, stride in pairs
+            for _, (fine, coarse, stride) in pairs
         )
         self.join = nn.ModuleList(
-            nn.Sequential(convolution(2 * fine, fine, kernel=1), level(number))
-            for number, (fine, _, _) in zip(numbers, pairs, strict=True)
+            nn.Sequential(convolution(2 * fine, fine, kernel_size=1), level(number)) for number, (fine, _, _) in pairs
         )
         self.end = nn.Sequential(
             _PyramidPooling(spatial_dims, channels[0], act=act, norm=norm),
@@ -84,15 +77,12 @@ class ResUNetA(nn.Module):
 class _DilatedResidual(nn.Module):
     """Residual block: the sum of the input and, for each dilation, of two convolutions."""
 
-    def __init__(
-        self, spatial_dims: int, channels: int, dilations: Sequence[int], *, act: str, norm: str, dropout: float
-    ) -> None:
+    def __init__(self, convolution: Callable[..., Convolution], channels: int, dilations: Sequence[int]) -> None:
         super().__init__()
-
-        def convolution(dilation: int) -> Convolution:
-            return Convolution(spatial_dims, channels, channels, dilation=dilation, act=act, norm=norm, dropout=dropout)
-
-        self.branches = nn.ModuleList(nn.Sequential(convolution(d), convolution(d)) for d in dilations)
+        of_branch = partial(convolution, channels, channels)
+        self.branches = nn.ModuleList(
+            nn.Sequential(of_branch(dilation=dilation), of_branch(dilation=dilation)) for dilation in dilations
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         total = x

@@ -23,6 +23,8 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.inference import Predictor, predict_probability
+from prostate_seg.segmentation.inference.intensity import normalise
+from prostate_seg.segmentation.metrics import slice_counts
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.training.augmentation import augment
 from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
@@ -63,7 +65,7 @@ class Epoch:
 
     def score(self, metric: ValMetric) -> float:
         """Return the value by which epochs are compared; minus infinity without validation."""
-        score = {"dice": self.val_dice, "iou": self.val_iou}[metric]
+        score = self.val_dice if metric == "dice" else self.val_iou
         return -math.inf if score is None else score
 
     def as_dict(self) -> dict[str, float]:
@@ -404,7 +406,7 @@ class Budget:
 def validate(
     packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor, group: ProcessGroup = SINGLE_PROCESS
 ) -> tuple[float, float]:
-    """Return the mean Dice and the mean intersection over union of some studies, on the network's grid.
+    """Return the mean Dice and the mean IoU of some studies, on the network's grid.
 
     Evaluation measures otherwise: on the original grid, at evaluate.threshold, with the largest component and test-time
     augmentation if asked for. Here the threshold is fixed and every voxel counts: training depends on no setting of evaluation.
@@ -420,12 +422,10 @@ def validate(
 def _dice_and_iou(packed: PackedSet, case_id: str, *, predictor: Predictor) -> tuple[float, float]:
     case = packed.cases[case_id]
     slices = slice(case.first_slice, case.last_slice + 1)
-    clipped = np.clip(packed.images[slices], case.intensity.low, case.intensity.high).astype(np.float32)
-    image = torch.from_numpy((clipped - case.intensity.mean) / case.intensity.sd)
+    image = torch.from_numpy(normalise(packed.images[slices], intensity=case.intensity))
     predicted = predict_probability(image, predictor=predictor) >= VAL_THRESHOLD
-    reference = packed.masks[slices] > 0
-    both, size = np.count_nonzero(predicted & reference), np.count_nonzero(predicted) + np.count_nonzero(reference)
-    return (2 * both / size, both / (size - both)) if size else (1.0, 1.0)
+    counts = slice_counts(packed.masks[slices] > 0, predicted)
+    return counts.dice(), counts.iou()
 
 
 @contextmanager
