@@ -1,4 +1,4 @@
-# Everything sets itself up: each target installs what it needs into .venv from requirements.lock.
+# Each target installs what it needs into .venv, from requirements.lock.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -19,13 +19,13 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: setup  ## make 8 phantom patients, train 2 folds and evaluate them with DVC, in demo/
+demo: setup  ## generate 8 phantom patients, train and evaluate 2 folds with DVC, in demo/
 	scripts/demo.sh $(abspath $(RUN))
 
-ui: setup  ## open the recorded runs in MLflow's page, http://127.0.0.1:5000 (STORE=FILE for others)
+ui: setup  ## start the MLflow UI, http://127.0.0.1:5000 (STORE=FILE for another store)
 	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(STORE)
 
-test: setup  ## run the tests, every stage among them
+test: setup  ## run the test suite, with every stage end to end
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 test-slow: setup  ## run the tests that are slow on purpose: kills, faults, Slurm, the stack, many processes, time to Dice
@@ -46,30 +46,30 @@ stack:  ## start the MLflow server with users, Postgres and S3 in Docker (docs/s
 	$(PYTHON) scripts/stack_settings.py
 	docker compose --file docker/compose.yaml up --build --detach --wait
 
-stack-check: setup  ## prove that the server keeps a run, files and a model, and shows them to nobody else
+stack-check: setup  ## check that the server stores a run, artifacts and a model, and refuses them to other users
 	$(RUN) scripts/check_stack.py
 
 stack-backup:  ## save the stack's database and files to docker/backups/<time> (BACKUP=NAME for another name)
 	mkdir -p docker/backups
 	$(STACK_BACKUP) save /backups/$(or $(BACKUP),$(shell date -u +%Y%m%dT%H%M%SZ))
 
-stack-restore:  ## put docker/backups/NAME into an empty stack: make stack-restore BACKUP=NAME, before make stack
-	$(STACK_BACKUP) restore /backups/$(or $(BACKUP),$(error say which of docker/backups: make stack-restore BACKUP=NAME))
+stack-restore:  ## restore docker/backups/NAME into an empty stack: make stack-restore BACKUP=NAME, before make stack
+	$(STACK_BACKUP) restore /backups/$(or $(BACKUP),$(error name a folder of docker/backups: make stack-restore BACKUP=NAME))
 
 audit:  ## look up the locked packages in the database of known vulnerabilities
 	$(PYTHON) scripts/audit.py
 
-hard-use: setup  ## spoilt inputs, odd settings, kill -9 and 2,000 studies: the figures of docs/reliability.md, about an hour
+hard-use: setup  ## corrupted inputs, settings fuzzing, kill -9 and 2,000 studies: the figures of docs/reliability.md, about an hour
 	$(RUN) -m scripts.hard_use.inputs --count 1000
 	$(RUN) -m scripts.hard_use.inputs --count 1000 --stage predict
 	FUZZ_EXAMPLES=200 $(RUN) -m pytest tests/test_config_fuzz.py
 	$(RUN) -m scripts.hard_use.kills --kills 100
 	$(RUN) -m scripts.hard_use.growth --sizes 500 1000 2000
 
-reference: setup  ## write docs/reference.md from the settings' dataclasses and values
+reference: setup  ## write docs/reference.md from the settings classes and their values
 	$(RUN) scripts/update_reference.py
 
-hooks: setup  ## let every git commit tell the runs whose results it holds
+hooks: setup  ## install a git hook that tags the runs whose results a commit contains
 	scripts/install_hooks.sh $(abspath $(RUN))
 
 lock: setup  ## write the installed versions to requirements.lock

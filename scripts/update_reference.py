@@ -1,4 +1,7 @@
-"""Write docs/reference.md: every setting with its type, default and sentence. `make reference` runs it; a test says when."""
+"""Write docs/reference.md with type, default and description of every setting: `make reference`.
+
+A test checks that the page is current.
+"""
 
 import ast
 import dataclasses
@@ -19,14 +22,14 @@ REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
 
 HEAD = """# Every setting
 
-`make reference` makes this page of the dataclasses in `prostate_seg/config/` and the values in `configs/`; change those.
-A setting is changed with `key=value`, an option of a group is chosen with `group=option`, and
-`python -m prostate_seg --cfg job` shows all of them as they would be. Other options of a group may have other values.
+`make reference` generates this page from the settings classes of the package and the values in `configs/`.
+`key=value` changes a setting, `group=option` selects an option of a group, and `python -m prostate_seg --cfg job` prints the
+composed config. The defaults below are those of the default option of each group.
 """
 
 
 def reference_text() -> str:
-    """Return the whole page."""
+    """Return the page."""
     hints = get_type_hints(Config)
     defaults, chosen = _defaults()
     alone = [name for name, hint in hints.items() if not dataclasses.is_dataclass(hint)]
@@ -44,7 +47,7 @@ def _section(name: str, kind: type, defaults: Any, *, chosen: str) -> str:
 
 
 def _options(group: str, chosen: str) -> str:
-    """Return a list of the group's options, each with its first line; nothing where there is one."""
+    """Return a list of the group's options, each with the first line of its file; empty for a group with one option."""
     paths = sorted((config_folder() / group).glob("*.yaml"))
     if len(paths) < 2:
         return ""
@@ -57,7 +60,7 @@ def _options(group: str, chosen: str) -> str:
 
 
 def _table(kind: type, prefix: str, defaults: Any, *, only: list[str] | None = None) -> str:
-    rows = ["| key | type | default | what |", "|---|---|---|---|", *_rows(kind, prefix, defaults, only=only)]
+    rows = ["| key | type | default | description |", "|---|---|---|---|", *_rows(kind, prefix, defaults, only=only)]
     return "\n".join(rows) + "\n"
 
 
@@ -78,7 +81,7 @@ def _rows(kind: type, prefix: str, defaults: Any, *, only: list[str] | None) -> 
 
 
 def _sentences(kind: type) -> dict[str, str]:
-    """Return the text under each field of a dataclass."""
+    """Return the docstring of each field of a dataclass."""
     found = {}
     classes = [ast.parse(inspect.getsource(one)).body[0] for one in kind.__mro__ if one is not object]
     for field, text in pairwise([node for found_class in classes for node in cast(ast.ClassDef, found_class).body]):
@@ -88,7 +91,7 @@ def _sentences(kind: type) -> dict[str, str]:
 
 
 def _defaults() -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values of a plain command, and the option of each group that they come from."""
+    """Return the values without overrides, and the default option of each group."""
     with initialize_config_dir(config_dir=str(config_folder())):
         whole = compose("config", return_hydra_config=True)
     plain = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
