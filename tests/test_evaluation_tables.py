@@ -13,7 +13,8 @@ from prostate_seg.reporting.evaluation_tables import (
     summarise_folds,
     summary_lines,
 )
-from prostate_seg.segmentation.metrics import case_metrics, slice_counts
+from prostate_seg.segmentation.metrics import case_metrics
+from prostate_seg.segmentation.overlap import slice_counts
 
 SPACING_MM = (3.0, 1.0, 1.0)
 

@@ -26,16 +26,15 @@ from prostate_seg.imaging.geometry import Geometry, Spacing
 from prostate_seg.segmentation.metrics import (
     assd_mm,
     case_metrics,
-    dice,
     dice_by_thirds,
     hd95_mm,
     normalised_surface_dice,
     pooled_iou,
-    slice_counts,
     surface,
     surface_distances,
     third_of_slice,
 )
+from prostate_seg.segmentation.overlap import dice, slice_counts
 
 SPACING_MM: Spacing = (3.0, 0.5, 0.5)
 

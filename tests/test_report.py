@@ -25,7 +25,8 @@ from prostate_seg.reporting.report_tables import (
     subgroup_dice,
     subgroups,
 )
-from prostate_seg.segmentation.metrics import case_metrics, slice_counts
+from prostate_seg.segmentation.metrics import case_metrics
+from prostate_seg.segmentation.overlap import slice_counts
 
 ATTACK = "<script>alert(1)</script>"
 SPACING_MM = (3.0, 1.0, 2.0)

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from prostate_seg.data.cases import Case
-from prostate_seg.segmentation.metrics import CaseMetrics, SliceCounts, pooled_iou
+from prostate_seg.segmentation.metrics import CaseMetrics, pooled_iou
+from prostate_seg.segmentation.overlap import SliceCounts
 from prostate_seg.segmentation.statistics import num_failures, summarise
 
 METRIC_LABELS = {

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prostate_seg.imaging.geometry import Spacing, Volume, bounding_box
-from prostate_seg.segmentation.metrics import CaseMetrics, as_mask_pair, dice
+from prostate_seg.segmentation.metrics import CaseMetrics
+from prostate_seg.segmentation.overlap import as_mask_pair, dice
 
 REFERENCE_COLOUR = "#56B4E9"
 """Sky blue of Okabe and Ito's palette, distinct from orange with every common colour vision deficiency."""

@@ -35,8 +35,9 @@ from prostate_seg.reporting.overlays import overlay_figure, overlay_title
 from prostate_seg.reporting.plots import case_metrics_figure, save_png
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.inference import Predictor, segment
-from prostate_seg.segmentation.metrics import case_metrics, slice_counts
+from prostate_seg.segmentation.metrics import case_metrics
 from prostate_seg.segmentation.networks.storage import load_network, load_recipe
+from prostate_seg.segmentation.overlap import slice_counts
 from prostate_seg.stages.common import (
     checked_dataset,
     checked_folds,

@@ -28,9 +28,9 @@ from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity, normalise
 from prostate_seg.segmentation.inference.network_threads import network_threads, one_torch_thread
 from prostate_seg.segmentation.inference.windows import neighbours
-from prostate_seg.segmentation.metrics import dice
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig
+from prostate_seg.segmentation.overlap import dice
 from prostate_seg.segmentation.settings import Precision
 
 log = logging.getLogger(__name__)

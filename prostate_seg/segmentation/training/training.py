@@ -24,8 +24,8 @@ from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.inference import Predictor, predict_probability
 from prostate_seg.segmentation.inference.intensity import normalise
-from prostate_seg.segmentation.metrics import slice_counts
 from prostate_seg.segmentation.networks.networks import is_3d
+from prostate_seg.segmentation.overlap import slice_counts
 from prostate_seg.segmentation.training.augmentation import augment
 from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
 from prostate_seg.segmentation.training.distributed import SINGLE_PROCESS, ProcessGroup
