@@ -82,12 +82,9 @@ def test_diff_can_be_applied_whatever_form_the_user_prefers(project: Path) -> No
     assert (project / "prostate_seg" / "a.py").read_text() == "x = 2\n"
 
 
-def test_code_of_a_run_in_a_subfolder_is_restored_from_its_commit(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_of_a_run_in_a_subfolder_is_restored_from_its_commit(project: Path, tmp_path: Path) -> None:
     tree: Any = None
-    run = SimpleNamespace(data=SimpleNamespace(tags={}))
-    monkeypatch.setattr(reproduction, "find_run", lambda *_: run)
+    run: Any = SimpleNamespace(data=SimpleNamespace(tags={}))
     workspace = workspace_of(parsed("stage=status"))
     code = reproduction._different_code({"prostate_seg/a.py": ""}, project, workspace)
     assert code == ["prostate_seg/a.py"]
@@ -96,7 +93,7 @@ def test_code_of_a_run_in_a_subfolder_is_restored_from_its_commit(
         "git": {"commit": commits.commit_of("HEAD"), "is_dirty": False},
         "code": {"prostate_seg/a.py": md5[project / "prostate_seg" / "a.py"].md5},
     }
-    with reproduction._code(tree, "0", record, workspace, tmp_path) as (folder, source):
+    with reproduction._code(tree, run, record, workspace, tmp_path) as (folder, source):
         assert (folder / "prostate_seg" / "a.py").read_text() == "x = 1\n"
         assert source.startswith("commit ")
 

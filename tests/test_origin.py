@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prostate_seg.tracking.origin import DIFF, UNTRACKED, origin_of
+from prostate_seg.tracking.commits import DIFF, UNTRACKED, origin_of
 from prostate_seg.tracking.records import Level, TreePosition
 from prostate_seg.tracking.store.connection import open_store
 from prostate_seg.tracking.store.run_tree import RunTree

@@ -5,8 +5,7 @@ import logging
 from prostate_seg.common.errors import ConfigError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.tracking.commits import Match, runs_of_commit
-from prostate_seg.tracking.origin import origin_of
+from prostate_seg.tracking.commits import Match, origin_of, runs_of_commit
 
 log = logging.getLogger(__name__)
 

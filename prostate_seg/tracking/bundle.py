@@ -25,18 +25,16 @@ from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.operations.job import Outcome
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.tracking import records
-from prostate_seg.tracking.journal import FILES, HEADER, RECORDS, Header, Journal
+from prostate_seg.tracking.journal import FILES, RECORDS, Header, Journal
 from prostate_seg.tracking.recorded_runs import find_run, open_tree
 from prostate_seg.tracking.records import BundleRecord, Level, MetricPoint, TreePosition
 from prostate_seg.tracking.replication import IS_COMPLETE
-from prostate_seg.tracking.store.connection import STORE_ERRORS, unusable
-from prostate_seg.tracking.store.run_tree import COPIED_FROM, KEY, RunTree
+from prostate_seg.tracking.store.run_tree import COPIED_FROM, KEY, PARENT, REUSED_FROM, RunTree, position_of, source_of
 from prostate_seg.tracking.sync import replicate_all
 
-REUSED_FROM, REUSED_ELSEWHERE = "reused_from", "bundle.reused_from"
-"""Tags of a run that represents one of another pipeline; the second if that one is not in the bundle."""
-POSITION_TAGS = ("level", "pipeline", "stage", "fold", "sweep")
-RESERVED_TAGS = (KEY, IS_COMPLETE, COPIED_FROM, "sweep.key", "cluster.key", "mlflow.parentRunId", "mlflow.runName")
+REUSED_ELSEWHERE = "bundle.reused_from"
+"""Tag in place of REUSED_FROM if the run that it names is not in the bundle."""
+RESERVED_TAGS = (KEY, IS_COMPLETE, COPIED_FROM, "sweep.key", "cluster.key", PARENT, "mlflow.runName")
 """Tags that are true of the original only."""
 MAX_RECORDS_BYTES = 2**30
 """Largest list of records that is read; artifacts are files beside it."""
@@ -61,19 +59,16 @@ def pack(run_id: str, target: Path, settings: MlflowConfig, *, cache: Path, reda
         InputError: If there is no such pipeline, a run in it is RUNNING, or the store cannot be used.
     """
     tree = open_tree(settings, cache=cache)
-    try:
+    with tree.store.explained_errors(), tempfile.TemporaryDirectory() as name:
         runs = _runs_of_pipeline(tree, find_run(tree, run_id))
-        with tempfile.TemporaryDirectory() as name:
-            header = Header(what=str(runs[0].info.run_name), address=tree.store.address, experiment=settings.experiment)
-            journal = Journal.create(Path(name), header, name="bundle")
-            _append_runs(tree, runs, journal, redactor)
-            journal.release()
-            with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-                files = [path for path in journal.folder.rglob("*") if path.is_relative_to(journal.folder / FILES)]
-                for path in [journal.folder / RECORDS, *sorted(path for path in files if path.is_file())]:
-                    archive.write(path, path.relative_to(journal.folder).as_posix())
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
+        header = Header(what=str(runs[0].info.run_name), address=tree.store.address, experiment=settings.experiment)
+        journal = Journal.create(Path(name), header, name="bundle")
+        _append_runs(tree, runs, journal, redactor)
+        journal.release()
+        with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            files = sorted(path for path in (journal.folder / FILES).rglob("*") if path.is_file())
+            for path in [journal.folder / RECORDS, *files]:
+                archive.write(path, path.relative_to(journal.folder).as_posix())
     return len(runs)
 
 
@@ -143,14 +138,8 @@ def _append_runs(tree: RunTree, runs: Sequence[Run], journal: Journal, redactor:
             origin=run.info.run_id,
             source=tree.store.address,
             name=redactor.text(run.info.run_name),
-            position=TreePosition(
-                level=Level(tags["level"]),
-                pipeline=tags["pipeline"],
-                stage=tags["stage"],
-                fold=tags["fold"],
-                sweep=tags["sweep"],
-            ),
-            parent=None if run is runs[0] else keys[tags["mlflow.parentRunId"]],
+            position=position_of(run),
+            parent=None if run is runs[0] else keys[tags[PARENT]],
             start_ms=run.info.start_time,
         )
         journal.append(copy)
@@ -169,7 +158,7 @@ def _append_runs(tree: RunTree, runs: Sequence[Run], journal: Journal, redactor:
         datasets = [] if run.inputs is None else run.inputs.dataset_inputs
         journal.append(records.LogInputs(run=key, datasets={one.dataset.name: one.dataset.digest for one in datasets}))
         folder = journal.files_folder()
-        source = tree.get(tags.get(REUSED_FROM, run.info.run_id)) or run
+        source = tree.get(source_of(run)) or run
         tree.client.download_artifacts(source.info.run_id, "", str(folder))
         if any(folder.iterdir()):
             _redact_files(folder, redactor)
@@ -230,7 +219,7 @@ def _read_records(source: Path, archive: zipfile.ZipFile) -> tuple[str, list[Bun
         if archive.getinfo(RECORDS).file_size > MAX_RECORDS_BYTES:
             raise ValueError(f"{RECORDS} is larger than {MAX_RECORDS_BYTES / 2**30:.0f} GiB")
         first, *lines = archive.read(RECORDS).splitlines()
-        header = HEADER.validate_json(first)
+        header = Header.model_validate_json(first)
         found = [records.BUNDLE_RECORD.validate_json(line) for line in lines]
         created: set[str] = set()
         for record in found:
@@ -262,7 +251,7 @@ def _check_record(record: BundleRecord, created: set[str]) -> None:
 
 
 def _is_reserved(tag: str) -> bool:
-    return tag in RESERVED_TAGS or tag in POSITION_TAGS or tag.startswith("process.")
+    return tag in RESERVED_TAGS or tag in TreePosition.model_fields or tag.startswith("process.")
 
 
 def _shown(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""Links between commits, DVC experiments and runs, found by the hashes in dvc.lock, which runs have as tags."""
+"""Links between commits, DVC experiments and runs, found by the hashes in dvc.lock, which runs have as tags, and back."""
 
 import re
 from collections.abc import Mapping
@@ -12,15 +12,18 @@ from prostate_seg.common.address import project_root
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import STAGE_SETTINGS, MlflowConfig
 from prostate_seg.provenance.git import GitError, git
-from prostate_seg.tracking.recorded_runs import open_tree
+from prostate_seg.tracking.recorded_runs import find_run, open_tree
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.store.connection import STORE_ERRORS, unusable
-from prostate_seg.tracking.store.run_tree import RunTree
+from prostate_seg.tracking.store.run_tree import REUSED_FROM, RunTree
 
 COMMITTED_IN = "committed_in"
 """Tag of a run: commits whose dvc.lock has its results, oldest first, separated by spaces."""
 EXPERIMENT_COMMIT = "dvc.experiment_commit"
 """Tag of a run of a DVC experiment: commit of the experiment."""
+
+
+DIFF, UNTRACKED = "git.diff", "git_untracked.txt"
+"""Artifacts of a run: changes of tracked files since the commit, and names of untracked files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,15 +126,54 @@ def find_matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> lis
     def newest(stage: str, *, deleted: bool) -> Run | None:
         wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in outputs[stage].items()}
         for run in tree.search(filters=wanted, newest_first=True, deleted=deleted):
-            if "reused_from" not in run.data.tags and run.data.tags.get("level") != Level.fold.value:
+            if REUSED_FROM not in run.data.tags and run.data.tags.get("level") != Level.fold.value:
                 return run
         return None
 
     matches = []
-    try:
+    with tree.store.explained_errors():
         for stage in outputs:
             run = newest(stage, deleted=False)
             matches.append(Match(stage=stage, run=run, deleted=newest(stage, deleted=True) if run is None else None))
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
     return matches
+
+
+def origin_of(run_id: str, settings: MlflowConfig, *, cache: Path) -> list[str]:
+    """Return lines that name the origin of a run and the commands that repeat it in a clean clone with the data.
+
+    Raises:
+        InputError: If there is no such run, or the store cannot be used.
+    """
+    tree = open_tree(settings, cache=cache)
+    run = find_run(tree, run_id)
+    tags = run.data.tags
+    artifacts = tree.store.call(lambda: tree.client.list_artifacts(run.info.run_id))
+    files = {file.path for file in artifacts} & {DIFF, UNTRACKED}
+    dirty = f" with changes that were not committed: artifact {' and '.join(sorted(files))}" if files else ""
+    commits = tags.get(COMMITTED_IN, "").split()
+    experiment = tags.get("dvc.experiment")
+    rows = {
+        "run": f"{run.info.run_name} {run.info.run_id} {run.info.status} of {tags.get('pipeline')}",
+        "started in": f"{tags.get('git.commit', 'no commit')}{dirty}",
+        "command": tags.get("command"),
+        "committed in": tags.get(COMMITTED_IN),
+        "experiment": experiment,
+        "its commit": tags.get(EXPERIMENT_COMMIT) or experiments().get(experiment or ""),
+        "baseline": tags.get("dvc.baseline"),
+    }
+    lines = [f"{name:<13} {value}" for name, value in rows.items() if value]
+
+    repro = f"dvc repro --force --single-item {tags.get('stage')}"
+    if commits:
+        commands = [f"git checkout {commits[-1]} && dvc checkout && {repro}"]
+    elif experiment:
+        commands = [f"dvc exp apply {experiment} && {repro}"]
+    else:
+        download = f"mlflow artifacts download --run-id {run.info.run_id} --artifact-path {DIFF} --dst-path ."
+        checkout = [f"git checkout {tags['git.commit']}"] if tags.get("git.commit") else []
+        patch = [f"{download} && git apply {DIFF}"] if DIFF in files else []
+        commands = [*checkout, *patch, tags.get("command", "")]
+    commands.append(
+        f"python -m prostate_seg stage=reproduce reproduce.run={run.info.run_id}   # elsewhere, and compare"
+    )
+    return [*lines, "", "to make it again:", *(f"  {command}" for command in commands)]

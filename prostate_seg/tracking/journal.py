@@ -20,19 +20,18 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import Field, ValidationError
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder
-from prostate_seg.tracking.records import RECORD, STRICT, LogData, Record
+from prostate_seg.tracking.records import RECORD, LogData, Record, Strict
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +45,7 @@ def new_local_id() -> str:
     return f"local-{uuid.uuid4().hex}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class Header:
+class Header(Strict):
     """First line of a journal."""
 
     format: Literal[1] = 1
@@ -62,17 +60,12 @@ class Header:
     """Folder with the lock of that file."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class Acknowledgement:
+class Acknowledgement(Strict):
     """A record that the store has taken, or will never take."""
 
     record: int
     ids: dict[str, str] = Field(default_factory=dict)
     refused: str | None = None
-
-
-HEADER = TypeAdapter(Header)
-ACKNOWLEDGEMENT = TypeAdapter(Acknowledgement)
 
 
 class Journal:
@@ -97,15 +90,15 @@ class Journal:
         self.num_acknowledged = 0
         self.num_refused = 0
         try:
-            header, *records = list(read_lines(folder / RECORDS)) or [{}]
-            self.header = HEADER.validate_python(header)
+            header, *records = read_lines(folder / RECORDS) or [{}]
+            self.header = Header.model_validate(header)
             self._unacknowledged = list(enumerate(map(RECORD.validate_python, records), start=1))
         except ValidationError as error:
             self.release()
             raise InputError(f"{folder / RECORDS}: is not what a stage writes; move the folder away") from error
         self.num_records = len(self._unacknowledged)
         for line in read_lines(folder / ACKNOWLEDGED):
-            self._apply(ACKNOWLEDGEMENT.validate_python(line))
+            self._apply(Acknowledgement.model_validate(line))
 
     @classmethod
     def create(cls, root: Path, header: Header, *, name: str) -> "Journal":
@@ -118,7 +111,7 @@ class Journal:
         folder = root / f"{stamp}_{re.sub(r'[^A-Za-z0-9]', '_', name)}_{uuid.uuid4().hex[:6]}"
         try:
             with atomic_folder(folder) as fresh:
-                (fresh / RECORDS).write_bytes(HEADER.dump_json(header) + b"\n")
+                (fresh / RECORDS).write_text(header.model_dump_json() + "\n", encoding="utf-8", newline="\n")
             return cls(folder, wait_seconds=10)
         except OSError as error:
             raise InputError(
@@ -131,7 +124,7 @@ class Journal:
             self.num_records += 1
             self._unacknowledged.append((self.num_records, record))
             try:
-                self._records.append(RECORD.dump_json(record, by_alias=True))
+                self._records.append(record.model_dump_json(by_alias=True).encode())
             except OSError as error:
                 log.warning("%s: %s; the record is kept in memory", self.folder, error.strerror)
             return self.num_records
@@ -143,7 +136,7 @@ class Journal:
             self._apply(line)
             if self._is_open:
                 with contextlib.suppress(OSError):  # the record is then sent again, which changes nothing
-                    self._acknowledgements.append(ACKNOWLEDGEMENT.dump_json(line, exclude_defaults=True))
+                    self._acknowledgements.append(line.model_dump_json(exclude_defaults=True).encode())
 
     def unacknowledged(self) -> list[Entry]:
         """Return the entries that the store has still to take, in order."""
@@ -152,7 +145,7 @@ class Journal:
 
     def records(self) -> list[Record]:
         """Return all records on disk, acknowledged or not."""
-        return [RECORD.validate_python(line) for line in list(read_lines(self.folder / RECORDS))[1:]]
+        return [RECORD.validate_python(line) for line in read_lines(self.folder / RECORDS)[1:]]
 
     def files_folder(self) -> Path:
         """Return an empty folder for the files of a record."""
@@ -220,15 +213,19 @@ def pending_journals(root: Path) -> list[PendingJournal]:
     """Return the journals with records that are not acknowledged, or were refused."""
     found = []
     for folder in journal_folders(root):
-        header, *records = list(read_lines(folder / RECORDS)) or [{}]
-        lines = list(read_lines(folder / ACKNOWLEDGED))
+        header, *records = read_lines(folder / RECORDS) or [{}]
+        lines = read_lines(folder / ACKNOWLEDGED)
         num_acknowledged = max((int(line["record"]) for line in lines), default=0)
         num_left = max(0, len(records) - num_acknowledged) + sum("refused" in line for line in lines)
         if num_left:
-            what, address = str(header.get("what", "unreadable")), str(header.get("address", ""))
-            is_locked = _is_locked(folder)
             found.append(
-                PendingJournal(folder=folder, what=what, address=address, num_records=num_left, is_locked=is_locked)
+                PendingJournal(
+                    folder=folder,
+                    what=str(header.get("what", "unreadable")),
+                    address=str(header.get("address", "")),
+                    num_records=num_left,
+                    is_locked=_is_locked(folder),
+                )
             )
     return found
 
@@ -237,7 +234,7 @@ def remove_replicated(root: Path) -> None:
     """Delete the journals of killed processes whose records have all been acknowledged."""
     pending = {found.folder for found in pending_journals(root)}
     for folder in journal_folders(root):
-        has_records = len(list(read_lines(folder / RECORDS))) > 1  # a journal without records has only just begun
+        has_records = len(read_lines(folder / RECORDS)) > 1  # a journal without records has only just begun
         if has_records and folder not in pending:
             with contextlib.suppress(Timeout, InputError, OSError):
                 Journal(folder).remove()
@@ -251,12 +248,13 @@ def _is_locked(folder: Path) -> bool:
         return True
 
 
-def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the complete JSON lines of a file; none when there is no file."""
-    if path.is_file():
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete JSON lines of a file; none when there is no file."""
+    lines = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def merge_metrics(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -271,7 +269,7 @@ def merge_metrics(entries: Iterable[Entry]) -> Iterator[Entry]:
         number, last = merged[-1]
         if isinstance(last, LogData) and len(merged) > 1:
             points = (point for _, record in merged if isinstance(record, LogData) for point in record.metrics)
-            last = replace(last, metrics=tuple(points))
+            last = last.model_copy(update={"metrics": tuple(points)})
         yield number, last
 
 

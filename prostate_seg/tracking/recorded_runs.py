@@ -11,9 +11,10 @@ from mlflow.exceptions import MlflowException
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
+from prostate_seg.operations.job import Outcome
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.store.connection import STORE_ERRORS, open_store, unusable
-from prostate_seg.tracking.store.run_tree import RunTree
+from prostate_seg.tracking.store.connection import open_store
+from prostate_seg.tracking.store.run_tree import RunTree, source_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +54,11 @@ def find_run(tree: RunTree, run_id: str) -> Run:
     return run
 
 
-def artifact_text(tree: RunTree, run_id: str, path: str) -> str | None:
-    """Return a text artifact of a run; None if there is none."""
+def artifact_text(tree: RunTree, run: Run, path: str) -> str | None:
+    """Return a text artifact of a run, or of the run that it represents; None if there is none."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return Path(tree.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+            return Path(tree.client.download_artifacts(source_of(run), path, folder)).read_text(encoding="utf-8")
         except (MlflowException, OSError):
             return None
 
@@ -68,7 +69,7 @@ def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any
     Raises:
         InputError: If there is no such run, it recorded nothing, or the store cannot be used.
     """
-    try:
+    with tree.store.explained_errors():
         run = find_run(tree, run_id)
         level = run.data.tags.get("level")
         stages = [run]
@@ -76,13 +77,19 @@ def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any
             parent = tree.get(run.data.tags["mlflow.parentRunId"])
             stages = [parent] if parent is not None else []
         elif level in (Level.pipeline.value, Level.sweep.value):
-            below = tree.children(run.info.run_id)
-            stages = [one for one in below if one.info.status == "FINISHED" and one.data.tags["level"] != "sweep"]
-        found = [(str(stage.data.tags["stage"]), _provenance(tree, stage)) for stage in stages]
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
-    if not found:
+            finished = tree.children(run.info.run_id, status=Outcome.finished)
+            stages = [one for one in finished if one.data.tags["level"] != Level.sweep.value]
+        texts = [(stage, artifact_text(tree, stage, "provenance.json")) for stage in stages]
+    if not texts:
         raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
+    found = []
+    for stage, text in texts:
+        if text is None:
+            raise InputError(
+                f"run {stage.info.run_id} ({stage.info.run_name}, {stage.info.status}) has no provenance.json: "
+                "only a stage that finished records what it touched"
+            )
+        found.append((str(stage.data.tags["stage"]), json.loads(text)))
     return found
 
 
@@ -92,17 +99,15 @@ def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
     Raises:
         InputError: If there is no such run, it has no such results, or the store cannot be used.
     """
-    try:
+    with tree.store.explained_errors():
         run = _evaluation_of(tree, find_run(tree, run_id))
-        source = str(run.data.tags.get("reused_from", run.info.run_id))
-        text = artifact_text(tree, source, "tables/cases.csv")
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
+        text = artifact_text(tree, run, "tables/cases.csv")
     if text is None:
         raise InputError(
             f"run {run_id} ({run.info.run_name}, {run.info.status}) has no per-case results\n"
             "Name a finished run of stage=evaluate, or the pipeline that holds it."
         )
+    source = source_of(run)
     return RecordedCases(run_id=source, name=f"{run.data.tags['pipeline']} {run.info.run_name} {source[:8]}", text=text)
 
 
@@ -113,8 +118,7 @@ def _evaluation_of(tree: RunTree, run: Run) -> Run:
         raise InputError(f"run {run.info.run_id} ({run.info.run_name}) is a sweep: name two of its trials")
     if level != Level.pipeline.value:
         return run
-    below = tree.children(run.info.run_id, stage="evaluate", level=Level.stage.value)
-    finished = [child for child in below if child.info.status == "FINISHED"]
+    finished = tree.children(run.info.run_id, status=Outcome.finished, stage="evaluate", level=Level.stage.value)
     if len(finished) == 1:
         return finished[0]
     ids = ", ".join(child.info.run_id for child in finished)
@@ -122,14 +126,3 @@ def _evaluation_of(tree: RunTree, run: Run) -> Run:
         f"pipeline {run.info.run_id} ({run.info.run_name}) must hold one finished evaluation, holds {len(finished)}"
         + (f"\nName one of them: {ids}" if finished else "\nRun stage=evaluate in it first.")
     )
-
-
-def _provenance(tree: RunTree, run: Run) -> dict[str, Any]:
-    text = artifact_text(tree, run.data.tags.get("reused_from", run.info.run_id), "provenance.json")
-    if text is None:
-        raise InputError(
-            f"run {run.info.run_id} ({run.info.run_name}, {run.info.status}) has no provenance.json: "
-            "only a stage that finished records what it touched"
-        )
-    content: dict[str, Any] = json.loads(text)
-    return content

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, TypeAdapter
-from pydantic.dataclasses import dataclass
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from prostate_seg.operations.job import Outcome
 
@@ -18,9 +17,14 @@ NONE = "none"
 ALL = "all"
 """Value of the tags stage and fold of a run that is above them in the tree."""
 
-STRICT = ConfigDict(extra="forbid", populate_by_name=True)
 Key = Annotated[str, Field(pattern=r"^[\w\- ]{1,200}$")]
 """Local id of a run: the tag `record.key`, by which replication finds the run again."""
+
+
+class Strict(BaseModel):
+    """Content of a line of JSON that may come from anybody; NaN and infinities are words in it, as JSON has no such numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, ser_json_inf_nan="strings")
 
 
 class Level(Enum):
@@ -33,8 +37,7 @@ class Level(Enum):
     fold = "fold"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class TreePosition:
+class TreePosition(Strict):
     """Position of a run in the tree."""
 
     level: Level
@@ -45,12 +48,11 @@ class TreePosition:
 
     def tags(self) -> dict[str, str]:
         """Return the five tags that every run carries."""
-        names = {"pipeline": self.pipeline, "stage": self.stage, "fold": self.fold, "sweep": self.sweep}
-        return {"level": self.level.value, **names}
+        return self.model_dump(mode="json")
 
 
 class MetricPoint(NamedTuple):
-    """One point of a curve; NaN and infinities are words in the file, because JSON has no such numbers."""
+    """One point of a curve."""
 
     name: str
     value: float
@@ -58,8 +60,7 @@ class MetricPoint(NamedTuple):
     step: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class BeginMultirun:
+class BeginMultirun(Strict):
     """Create the pipeline and, for a sweep, its run."""
 
     do: Literal["multirun"] = "multirun"
@@ -73,24 +74,21 @@ class BeginMultirun:
     start_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class CompleteSweep:
+class CompleteSweep(Strict):
     """Mark that a study has all of its trials."""
 
     do: Literal["complete"] = "complete"
     folder: Annotated[str, Field(alias="place")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class EndMultirun:
+class EndMultirun(Strict):
     """Close the run of a sweep with figures of its trials."""
 
     do: Literal["end_multirun"] = "end_multirun"
     folder: Annotated[str, Field(alias="place")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class OpenStage:
+class OpenStage(Strict):
     """Find or create the parents of a stage's run, and create the run."""
 
     do: Literal["stage"] = "stage"
@@ -108,8 +106,7 @@ class OpenStage:
     start_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class OpenFold:
+class OpenFold(Strict):
     """Create the run of a fold below its stage."""
 
     do: Literal["fold"] = "fold"
@@ -119,8 +116,7 @@ class OpenFold:
     start_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class LogData:
+class LogData(Strict):
     """Log params, tags and points of curves."""
 
     do: Literal["log"] = "log"
@@ -130,8 +126,7 @@ class LogData:
     metrics: tuple[MetricPoint, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class LogFiles:
+class LogFiles(Strict):
     """Upload a folder of the journal as artifacts."""
 
     do: Literal["files"] = "files"
@@ -141,8 +136,7 @@ class LogFiles:
     """Folder among the run's artifacts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class LogInputs:
+class LogInputs(Strict):
     """Log what a stage read as MLflow datasets: hashes by name."""
 
     do: Literal["inputs"] = "inputs"
@@ -150,8 +144,7 @@ class LogInputs:
     datasets: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class EndRun:
+class EndRun(Strict):
     """Close a run."""
 
     do: Literal["end"] = "end"
@@ -160,8 +153,7 @@ class EndRun:
     end_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class SettleRun:
+class SettleRun(Strict):
     """Update the parents of a closed run, replace the earlier runs of its stage, and link the runs that it reuses."""
 
     do: Literal["place"] = "place"
@@ -177,8 +169,7 @@ class SettleRun:
     supersedes: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class CopyRun:
+class CopyRun(Strict):
     """Create the copy of a run that comes in a bundle."""
 
     do: Literal["copy"] = "copy"
@@ -192,8 +183,7 @@ class CopyRun:
     start_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class EndCopy:
+class EndCopy(Strict):
     """Close the copy of a run, which is then complete."""
 
     do: Literal["end_copy"] = "end_copy"
@@ -207,9 +197,8 @@ BundleRecord = CopyRun | LogData | LogInputs | LogFiles | EndCopy
 RunRecord = OpenStage | OpenFold | EndRun | SettleRun | BundleRecord
 Record = MultirunRecord | RunRecord
 
-JSON = ConfigDict(ser_json_inf_nan="strings")
-RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="do")], config=JSON)
-BUNDLE_RECORD: TypeAdapter[BundleRecord] = TypeAdapter(Annotated[BundleRecord, Field(discriminator="do")], config=JSON)
+RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="do")])
+BUNDLE_RECORD: TypeAdapter[BundleRecord] = TypeAdapter(Annotated[BundleRecord, Field(discriminator="do")])
 
 
 def now_ms() -> int:

@@ -35,8 +35,7 @@ from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE, files_behind, packages_behind
 from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, recorded_stages
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.store.connection import STORE_ERRORS, unusable
-from prostate_seg.tracking.store.run_tree import RunTree
+from prostate_seg.tracking.store.run_tree import PARENT, RunTree, source_of
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 NETWORKS = "networks"
@@ -92,17 +91,14 @@ class Version:
     """Id of the logged model; its files never change."""
     tags: Mapping[str, str]
 
+    @classmethod
+    def of(cls, found: ModelVersion) -> "Version":
+        """Return a version as MLflow gives it; its source is models:/ID."""
+        model_id = str(found.source).rpartition("/")[2]
+        return cls(name=str(found.name), number=str(found.version), model_id=model_id, tags=dict(found.tags))
+
     def __str__(self) -> str:
         return f"{self.name} version {self.number}"
-
-
-def _as_version(found: ModelVersion) -> Version:
-    return Version(
-        name=str(found.name),
-        number=str(found.version),
-        model_id=str(found.source).rpartition("/")[2],  # models:/ID
-        tags=dict(found.tags),
-    )
 
 
 def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evaluated:
@@ -117,18 +113,16 @@ def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evalua
     Raises:
         InputError: If there is none, or it has not finished.
     """
-    try:
+    with tree.store.explained_errors():
         run = _evaluation(tree, _named_pipeline(tree, pipeline) if run_id is None else find_run(tree, run_id))
-        source = str(run.data.tags.get("reused_from", run.info.run_id))
         ((_, record),) = recorded_stages(tree, run.info.run_id)
-        tables = {name: artifact_text(tree, source, f"tables/{name}") for name in TABLES}
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
-    found = {name: text for name, text in tables.items() if text is not None}
-    if len(found) < len(TABLES):
-        missing = ", ".join(name for name in TABLES if name not in found)
-        raise InputError(f"run {source} holds no {missing}: run stage=evaluate again, then stage=register")
-    return Evaluated(run_id=source, pipeline=str(run.data.tags["pipeline"]), record=record, tables=found)
+        texts = {name: artifact_text(tree, run, f"tables/{name}") for name in TABLES}
+    tables = {name: text for name, text in texts.items() if text is not None}
+    if missing := [name for name in TABLES if name not in tables]:
+        raise InputError(
+            f"run {source_of(run)} holds no {', '.join(missing)}: run stage=evaluate again, then stage=register"
+        )
+    return Evaluated(run_id=source_of(run), pipeline=str(run.data.tags["pipeline"]), record=record, tables=tables)
 
 
 def _named_pipeline(tree: RunTree, name: str) -> Run:
@@ -152,6 +146,7 @@ def _named_pipeline(tree: RunTree, name: str) -> Run:
 def _evaluation(tree: RunTree, run: Run) -> Run:
     """Return the run itself, or the newest finished evaluation of a pipeline, training or fold."""
     tags = run.data.tags
+    is_fold = tags.get("level") == Level.fold.value
     if tags.get("stage") == "evaluate":
         if run.info.status != Outcome.finished.value:
             raise InputError(f"run {run.info.run_id} has not finished ({run.info.status}): run stage=evaluate again")
@@ -159,9 +154,9 @@ def _evaluation(tree: RunTree, run: Run) -> Run:
     training = None
     if tags.get("level") == Level.pipeline.value:
         pipeline_id = run.info.run_id
-    elif tags.get("level") == Level.fold.value or tags.get("stage") == "train":
-        training = find_run(tree, tags["mlflow.parentRunId"]) if tags.get("level") == Level.fold.value else run
-        pipeline_id = training.data.tags["mlflow.parentRunId"]
+    elif is_fold or tags.get("stage") == "train":
+        training = find_run(tree, tags[PARENT]) if is_fold else run
+        pipeline_id = training.data.tags[PARENT]
     else:
         raise InputError(
             f"register.run: run {run.info.run_id} ({run.info.run_name}) is neither an evaluation, nor a training or a "
@@ -172,15 +167,11 @@ def _evaluation(tree: RunTree, run: Run) -> Run:
         tested = {value for key, value in evaluation.data.tags.items() if key.startswith("previous_run_id.train")}
         return training is None or training.info.run_id in tested
 
-    evaluations = [
-        one
-        for one in tree.children(pipeline_id, stage="evaluate", level=Level.stage.value)
-        if one.info.status == Outcome.finished.value and is_wanted(one)
-    ]
-    if evaluations:
+    finished = tree.children(pipeline_id, status=Outcome.finished, stage="evaluate", level=Level.stage.value)
+    if evaluations := list(filter(is_wanted, finished)):
         return evaluations[-1]
-    deleted = tree.deleted_by_hand(**{"mlflow.parentRunId": pipeline_id, "stage": "evaluate"})
-    wanted = next((one for one in deleted if is_wanted(one)), None)
+    deleted = tree.deleted_by_hand(**{PARENT: pipeline_id, "stage": "evaluate"})
+    wanted = next(filter(is_wanted, deleted), None)
     if wanted is not None:
         raise InputError(f"the evaluation of run {run.info.run_id}: {tree.how_to_restore(wanted)}")
     raise InputError(
@@ -228,7 +219,7 @@ def is_what_was_recorded(path: Path, evaluated: Evaluated, *, cache: Path) -> bo
 
 def find_version(tree: RunTree, name: str, *, digest: str) -> Version | None:
     """Return the version with this content; None if there is none."""
-    every = map(_as_version, tree.client.search_model_versions(f"name = '{name}'"))
+    every = map(Version.of, tree.client.search_model_versions(f"name = '{name}'"))
     return next((one for one in every if one.tags.get("digest") == digest), None)
 
 
@@ -258,7 +249,7 @@ def add_version(
     Raises:
         InputError: If the store refuses it.
     """
-    try:
+    with tree.store.explained_errors():
         _point_mlflow_to(settings)
         mlflow.set_experiment(experiment_id=tree.store.experiment_id)  # otherwise MLflow's default experiment
         model_id = _log_model(folder, run_id=run_id, example=example, tags=tags)
@@ -267,13 +258,11 @@ def add_version(
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        return _as_version(
+        return Version.of(
             tree.client.create_model_version(
                 name, f"models:/{model_id}", run_id=run_id, tags=dict(tags), description=description, model_id=model_id
             )
         )
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
 
 
 def _point_mlflow_to(settings: MlflowConfig) -> None:
@@ -310,7 +299,7 @@ def _log_model(folder: Path, *, run_id: str, example: bytes, tags: Mapping[str, 
 def version_of(tree: RunTree, name: str, alias: str) -> Version | None:
     """Return the version of an alias; None if there is none."""
     try:
-        return _as_version(tree.client.get_model_version_by_alias(name, alias))
+        return Version.of(tree.client.get_model_version_by_alias(name, alias))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -323,7 +312,7 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
     Raises:
         InputError: If the store refuses it.
     """
-    try:
+    with tree.store.explained_errors():
         before = version_of(tree, name, alias)
         now = datetime.now(UTC)
         move = {
@@ -342,8 +331,6 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
             tree.client.set_registered_model_alias(name, alias, to)
         tag = f"{MOVE}.{now:%Y%m%dT%H%M%S.%f}Z.{alias}"
         tree.client.set_registered_model_tag(name, tag, json.dumps(move, ensure_ascii=False))
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
 
 
 def fetch_networks(uri: str, settings: MlflowConfig, *, cache: Path) -> tuple[Path, str]:
@@ -358,10 +345,8 @@ def fetch_networks(uri: str, settings: MlflowConfig, *, cache: Path) -> tuple[Pa
         InputError: If there is no such version, or the store cannot be used.
     """
     tree = open_tree(settings, cache=cache)
-    try:
+    with tree.store.explained_errors():
         found = _version(tree, uri)
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
     return fetched(tree, settings, found, cache=cache), str(found)
 
 
@@ -372,17 +357,14 @@ def fetched(tree: RunTree, settings: MlflowConfig, version: Version, *, cache: P
         InputError: If the store cannot be used, or the version is not of this project.
     """
     folder = cache / "models" / version.model_id
-    try:
-        if not folder.is_dir():
-            _point_mlflow_to(settings)
-            with atomic_folder(folder) as fresh:
-                source = f"models:/{version.name}/{version.number}"
-                download = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(fresh)))
-                if download.resolve() != fresh.resolve():  # a folder below
-                    for path in download.iterdir():
-                        path.rename(fresh / path.name)
-    except STORE_ERRORS as error:
-        raise InputError(unusable(tree.store.address, error)) from error
+    if not folder.is_dir():
+        _point_mlflow_to(settings)
+        with tree.store.explained_errors(), atomic_folder(folder) as fresh:
+            source = f"models:/{version.name}/{version.number}"
+            download = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(fresh)))
+            if download.resolve() != fresh.resolve():  # a folder below
+                for path in download.iterdir():
+                    path.rename(fresh / path.name)
     networks = folder / "data" / NETWORKS
     if not networks.is_dir():
         raise InputError(f"{version} was not registered by stage=register: it has no {NETWORKS}/")
@@ -397,7 +379,7 @@ def _version(tree: RunTree, uri: str) -> Version:
     else:
         name, _, number = name.rpartition("/")
         try:
-            found = _as_version(tree.client.get_model_version(name, number)) if number.isdigit() and name else None
+            found = Version.of(tree.client.get_model_version(name, number)) if number.isdigit() and name else None
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

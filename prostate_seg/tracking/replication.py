@@ -28,7 +28,16 @@ from prostate_seg.tracking import records, sweeps
 from prostate_seg.tracking.journal import Journal, merge_metrics
 from prostate_seg.tracking.records import NONE, Level, MetricPoint, Record, TreePosition
 from prostate_seg.tracking.store.connection import STORE_ERRORS
-from prostate_seg.tracking.store.run_tree import CLOSED_BY, CLUSTER_KEY, COPIED_FROM, KEY, NUM_STARTS, RunTree
+from prostate_seg.tracking.store.run_tree import (
+    CLOSED_BY,
+    CLUSTER_KEY,
+    COPIED_FROM,
+    KEY,
+    NUM_STARTS,
+    PARENT,
+    RunTree,
+    position_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +127,7 @@ class Replicator:
 
     def _apply(self, record: Record) -> Mapping[str, str]:
         """Make the calls of one record; return the ids of the runs that it created."""
-        if (
-            not isinstance(record, records.BeginMultirun | records.CompleteSweep | records.EndMultirun)
-            and record.run in self.already_complete
-        ):
+        if getattr(record, "run", None) in self.already_complete:
             return {}
         match record:
             case records.OpenStage():
@@ -195,10 +201,8 @@ class Replicator:
         parent_id = self.id_of(record.parent)
         begun = next(iter(self.tree.children(parent_id, fold=record.fold)), None)
         if begun is None:
-            tags = self.tree.client.get_run(parent_id).data.tags
-            position = TreePosition(
-                level=Level.fold, pipeline=tags["pipeline"], stage=tags["stage"], fold=record.fold, sweep=tags["sweep"]
-            )
+            position = position_of(self.tree.client.get_run(parent_id))
+            position = position.model_copy(update={"level": Level.fold, "fold": record.fold})
             name, key = f"fold{record.fold}", record.run
             run = self.tree.create(name, position, parent_id=parent_id, start_ms=record.start_ms, key=key)
             return {record.run: str(run.info.run_id)}
@@ -276,7 +280,7 @@ class Replicator:
         tree = self.tree
         with tree.store.lock:
             run = tree.client.get_run(run_id)
-            parent_id = run.data.tags["mlflow.parentRunId"]
+            parent_id = run.data.tags[PARENT]
             is_trial = parent_id != pipeline_id
             if is_trial:
                 tree.log(run_id, tags={"trial.state": record.trial_state})

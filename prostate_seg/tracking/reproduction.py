@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mlflow.entities import Run
 
 from prostate_seg.common.address import project_root
 from prostate_seg.common.errors import InputError
@@ -23,7 +24,7 @@ from prostate_seg.provenance.git import GitError, git, git_succeeds
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE
-from prostate_seg.tracking.commits import COMMITTED_IN, EXPERIMENT_COMMIT
+from prostate_seg.tracking.commits import COMMITTED_IN, DIFF, EXPERIMENT_COMMIT
 from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, recorded_stages
 from prostate_seg.tracking.store.run_tree import RunTree
 
@@ -57,14 +58,14 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
         InputError: If the run is not of one stage, its code or an input cannot be restored, or the stage fails.
     """
     tree = open_tree(settings, cache=workspace.cache)
-    run_id = str(find_run(tree, run_id).info.run_id)
+    run = find_run(tree, run_id)
     stages = recorded_stages(tree, run_id)
     if len(stages) != 1:
         raise InputError(f"run {run_id} holds {len(stages)} stages: name the run of one, such as train")
     stage, record = stages[0]
     with (
         tempfile.TemporaryDirectory(prefix="prostate_seg-") as name,
-        _code(tree, run_id, record, workspace, Path(name)) as (folder, source),
+        _code(tree, run, record, workspace, Path(name)) as (folder, source),
     ):
         for key, md5 in record["inputs"].items():
             _restore_input(key, md5, folder, _places(key, record, workspace), cache=workspace.cache)
@@ -84,12 +85,11 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
 
 @contextlib.contextmanager
 def _code(
-    tree: RunTree, run_id: str, record: Mapping[str, Any], workspace: Workspace, folder: Path
+    tree: RunTree, run: Run, record: Mapping[str, Any], workspace: Workspace, folder: Path
 ) -> Iterator[tuple[Path, str]]:
     """Yield a folder with the recorded source files, and their source."""
-    tags = find_run(tree, run_id).data.tags
-    started_in = record["git"]["commit"]
-    diff = artifact_text(tree, run_id, "git.diff") if record["git"]["is_dirty"] else None
+    tags, started_in = run.data.tags, record["git"]["commit"]
+    diff = artifact_text(tree, run, DIFF) if record["git"]["is_dirty"] else None
     candidates = [(started_in, diff), (started_in, None)]
     candidates += [(commit, None) for commit in [*tags.get(COMMITTED_IN, "").split(), tags.get(EXPERIMENT_COMMIT)]]
     try:  # the project may be a subfolder of its repository
@@ -115,7 +115,7 @@ def _code(
         different = different or different_here
         listing = ", ".join(different[:5]) + (" ..." if len(different) > 5 else "")
         raise InputError(
-            f"the code of run {run_id} cannot be restored from its commit: {len(different)} files differ ({listing})\n"
+            f"the code of run {run.info.run_id} cannot be restored from its commit: {len(different)} files differ ({listing})\n"
             "It ran on changes that were in no commit and in no git.diff."
         )
     here = folder / "here"

@@ -25,7 +25,7 @@ from prostate_seg.tracking.journal import RECORDS, Header, Journal, new_local_id
 from prostate_seg.tracking.recorded_runs import artifact_text
 from prostate_seg.tracking.records import ALL, Level, TreePosition, now_ms
 from prostate_seg.tracking.store.connection import open_store
-from prostate_seg.tracking.store.run_tree import KEY, RunTree
+from prostate_seg.tracking.store.run_tree import KEY, PARENT, RunTree
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def _close(tree: RunTree, folder: Path) -> Run | None:
         is_killed = bool(statuses & {Outcome.killed.value, "RUNNING"})
         outcome = Outcome.killed if is_killed else Outcome.failed  # a sweep without a trial has failed
     tree.client.set_terminated(sweep.info.run_id, outcome.value)
-    tree.settle(str(sweep.data.tags["mlflow.parentRunId"]), outcome)
+    tree.settle(str(sweep.data.tags[PARENT]), outcome)
     return sweep
 
 
@@ -270,7 +270,7 @@ def _log_best(tree: RunTree, sweep_id: str, summary: Summary) -> str:
     """Tag the sweep with the command that trains its best setting, and return it."""
     assert summary.best_run is not None
     run = summary.best_run
-    provenance = artifact_text(tree, run.data.tags.get("reused_from", run.info.run_id), "provenance.json")
+    provenance = artifact_text(tree, run, "provenance.json")
     overrides = json.loads(provenance)["overrides"] if provenance else []
     command = command_of(overrides, without=[FOLD] if summary.has_folds else [])
     tree.log(sweep_id, tags={"best_command": command})
@@ -282,7 +282,7 @@ def _reuse(cfg: Config, job: Job, tree: RunTree, run_id: str) -> bool:
     if source is None or source.info.status != Outcome.finished.value:
         return False
     sweep = tree.sweep(sweep_key(job.sweep_folder)) if job.sweep_folder else None
-    if sweep is not None and source.data.tags.get("mlflow.parentRunId") != sweep.info.run_id:
+    if sweep is not None and source.data.tags.get(PARENT) != sweep.info.run_id:
         position = TreePosition(
             level=Level.trial,
             pipeline=cfg.mlflow.name,

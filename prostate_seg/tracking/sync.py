@@ -10,7 +10,6 @@ from pathlib import Path
 from filelock import Timeout
 
 from prostate_seg.common.address import resolved_uri, shown_address
-from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations.job import Outcome
@@ -19,7 +18,7 @@ from prostate_seg.tracking.journal import ACKNOWLEDGED, RECORDS, Journal, Pendin
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.records import EndRun, OpenFold, OpenStage, SettleRun
 from prostate_seg.tracking.replication import Replicator
-from prostate_seg.tracking.store.connection import STORE_ERRORS, unusable
+from prostate_seg.tracking.store.connection import explained_errors
 from prostate_seg.tracking.store.run_tree import RunTree
 from prostate_seg.tracking.sweeps import Draw
 
@@ -100,12 +99,9 @@ def replicate_all(journal: Journal, tree_of: Callable[[str], RunTree], *, draw: 
     """
     _end_killed_runs(journal)
     replicator = Replicator(journal, lambda: tree_of(journal.header.experiment), is_replay=True, draw=draw)
-    try:
+    note = "\nWhat it has taken is noted: stage=sync goes on after that."
+    with explained_errors(journal.header.address, note=note):
         replicator.replicate()
-    except STORE_ERRORS as error:
-        raise InputError(
-            f"{unusable(journal.header.address, error)}\nWhat it has taken is noted: stage=sync goes on after that."
-        ) from error
     return replicator
 
 

@@ -12,9 +12,9 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,11 +80,12 @@ class Store:
         Raises:
             InputError: If the store fails, or takes too long to answer.
         """
-        try:
-            with self.lock if locked else nullcontext():
-                return _with_timeout(function, address=self.address, seconds=SECONDS_TO_ANSWER)
-        except STORE_ERRORS as error:
-            raise InputError(unusable(self.address, error)) from error
+        with self.explained_errors(), self.lock if locked else nullcontext():
+            return _with_timeout(function, address=self.address, seconds=SECONDS_TO_ANSWER)
+
+    def explained_errors(self) -> AbstractContextManager[None]:
+        """Return a context that raises errors of the store as InputErrors with the next step."""
+        return explained_errors(self.address)
 
 
 def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
@@ -102,7 +103,7 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
     uri = resolved_uri(settings.tracking_uri)
     address = shown_address(uri)
     file = sqlite_file(uri)
-    try:
+    with explained_errors(address):
         _require_reachable(uri)
         if file is None:
             cache.mkdir(parents=True, exist_ok=True)
@@ -117,14 +118,21 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
                 address=address,
                 seconds=SECONDS_TO_ANSWER,
             )
-    except STORE_ERRORS as error:
-        raise InputError(unusable(address, error)) from error
     return Store(client=client, experiment_id=experiment_id, address=address, lock=lock, is_server=file is None)
 
 
 def lock_of(file: Path) -> BaseFileLock:
     """Return the lock shared by the processes that create parents in a store."""
     return FileLock(file.with_name(f"{file.name}.lock"), timeout=CREATING_SECONDS)
+
+
+@contextmanager
+def explained_errors(address: str, *, note: str = "") -> Iterator[None]:
+    """Raise errors of a store as InputErrors with the next step, and a note after it."""
+    try:
+        yield
+    except (*STORE_ERRORS, sqlite3.Error) as error:
+        raise InputError(unusable(address, error) + note) from error
 
 
 def unusable(address: str, error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """Checks of the tracking store for stage=doctor; opening it checks its tables, too."""
 
-import sqlite3
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -12,7 +11,7 @@ from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations.health import Check
 from prostate_seg.operations.process import is_alive, is_silent
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.store.connection import Store, lock_of, open_store, unusable
+from prostate_seg.tracking.store.connection import Store, explained_errors, lock_of, open_store
 from prostate_seg.tracking.store.paths import fix_paths
 from prostate_seg.tracking.store.run_tree import SILENT_ON_ANOTHER_HOST, RunTree
 
@@ -37,11 +36,8 @@ def _fix_paths(cfg: Config) -> Check:
     file = sqlite_file(address)
     if file is None or not file.exists():
         return Check.good("paths", "only those of a sqlite file can be fixed")
-    try:
-        with lock_of(file):
-            fixed = fix_paths(file, experiment=cfg.mlflow.experiment)
-    except (sqlite3.Error, OSError) as error:
-        raise InputError(unusable(address, error)) from error
+    with explained_errors(address), lock_of(file):
+        fixed = fix_paths(file, experiment=cfg.mlflow.experiment)
     if fixed is None:
         return Check.good("paths", f"nothing to fix in {file}")
     old = ", ".join(map(str, fixed.old))

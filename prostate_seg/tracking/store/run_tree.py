@@ -28,8 +28,12 @@ NAMES_PER_CALL = 100
 """Params or tags that a server takes in one call."""
 POINTS_PER_CALL = 500
 """Metric values sent beside them; a server takes 1,000 values of all kinds together."""
+PARENT = "mlflow.parentRunId"
+"""MLflow's tag with the id of the run above."""
 KEY = "record.key"
 """Tag with the local id of a run, by which replication finds it again; unique."""
+REUSED_FROM = "reused_from"
+"""Tag of a run that represents one of another pipeline or sweep: the id of that."""
 CLOSED_BY = "closed_by"
 """Tag of a run that another process closed because its own had died."""
 SUPERSEDED_BY = "superseded_by"
@@ -102,7 +106,7 @@ class RunTree:
         if existing is not None:
             return existing
         owner = {} if position.level is Level.pipeline else this_process().as_tags()
-        parent = {} if parent_id is None else {"mlflow.parentRunId": parent_id}
+        parent = {} if parent_id is None else {PARENT: parent_id}
         return self.client.create_run(
             self.store.experiment_id,
             run_name=name,
@@ -122,7 +126,7 @@ class RunTree:
             for key, value in source.data.tags.items()
             if not key.startswith(("mlflow.", "process.")) and key not in (*position.tags(), KEY)
         }
-        tags["reused_from"] = source.data.tags.get("reused_from", source.info.run_id)
+        tags[REUSED_FROM] = source_of(source)
         tags["reused_pipeline"] = source.data.tags.get("pipeline", NONE)
         key, start_ms = f"link of {source.info.run_id} in {parent_id}", source.info.start_time
         link = self.create(name, position, parent_id=parent_id, tags=tags, start_ms=start_ms, key=key)
@@ -132,13 +136,13 @@ class RunTree:
 
     def link_reused(self, run: Run, upstream: Mapping[str, Mapping[str, Any]]) -> None:
         """Link the runs of other pipelines that a stage's run depends on into its own pipeline. Call with the lock held."""
-        pipeline_id = run.data.tags["mlflow.parentRunId"]
+        pipeline_id = run.data.tags[PARENT]
         for name, origin in upstream.items():
             stage = name.split(".")[0]
             linked = self.children(pipeline_id, stage=stage)
-            is_linked = any(one.data.tags.get("reused_from", origin["run_id"]) == origin["run_id"] for one in linked)
+            is_linked = any(one.data.tags.get(REUSED_FROM, origin["run_id"]) == origin["run_id"] for one in linked)
             source = self.get(origin["run_id"]) if origin["run_id"] and origin["unchanged"] and not is_linked else None
-            if source is not None and source.data.tags.get("mlflow.parentRunId") != pipeline_id:
+            if source is not None and source.data.tags.get(PARENT) != pipeline_id:
                 position = TreePosition(level=Level.stage, pipeline=run.data.tags["pipeline"], stage=stage)
                 self.link(source, stage, position, parent_id=pipeline_id)
                 self.log(pipeline_id, metrics=source.data.metrics)
@@ -187,18 +191,18 @@ class RunTree:
             outcome: Of the run that ended just now.
             ended_ms: When that run ended, if it is replayed and later runs may have ended since.
         """
-        if self.search(filters={"mlflow.parentRunId": run_id}, status="RUNNING", limit=1):
+        if self.search(filters={PARENT: run_id}, status="RUNNING", limit=1):
             return
         if ended_ms is not None:
-            ended = [run for run in self.children(run_id) if "reused_from" not in run.data.tags]
+            ended = [run for run in self.children(run_id) if REUSED_FROM not in run.data.tags]
             last = max(ended, key=lambda run: run.info.end_time or 0, default=None)
             if last is not None and (last.info.end_time or 0) > ended_ms:
                 outcome, ended_ms = Outcome(last.info.status), last.info.end_time
         self.client.set_terminated(run_id, outcome.value, ended_ms)
 
-    def children(self, run_id: str, **tags: str) -> list[Run]:
-        """Return the runs directly below one that have these tags, oldest first."""
-        return self.search(filters={"mlflow.parentRunId": run_id, **tags})
+    def children(self, run_id: str, *, status: Outcome | None = None, **tags: str) -> list[Run]:
+        """Return the runs directly below one that have these tags, and ended so, oldest first."""
+        return self.search(filters={PARENT: run_id, **tags}, status=status.value if status else None)
 
     def supersede(self, run: Run, *, folds: set[str]) -> None:
         """Delete the earlier runs that this one replaces: ended before it began, without a fold that this one lacks.
@@ -206,12 +210,12 @@ class RunTree:
         A run that is replicated late may itself have been replaced by then. Call with the lock held.
         """
         tags, info = run.data.tags, run.info
-        for other in self.children(tags["mlflow.parentRunId"], stage=tags["stage"], level=tags["level"]):
+        for other in self.children(tags[PARENT], stage=tags["stage"], level=tags["level"]):
             is_same_trial = tags["level"] == Level.stage.value or other.info.run_name == info.run_name
             if other.info.run_id == info.run_id or not is_same_trial:
                 continue
             others_folds = set(other.data.tags.get("folds", NONE).split(",")) - {NONE}
-            is_finished = other.info.status == Outcome.finished.value and "reused_from" not in other.data.tags
+            is_finished = other.info.status == Outcome.finished.value and REUSED_FROM not in other.data.tags
             if _ended_before(other, run) and others_folds <= folds:
                 self.delete_with_folds(other, replaced_by=str(info.run_id))
             elif _ended_before(run, other) and is_finished and folds <= others_folds:
@@ -304,6 +308,16 @@ class RunTree:
             if not token:
                 break
         return found
+
+
+def position_of(run: Run) -> TreePosition:
+    """Return the position of a run in the tree, from its tags."""
+    return TreePosition.model_validate({name: run.data.tags[name] for name in TreePosition.model_fields})
+
+
+def source_of(run: Run) -> str:
+    """Return the id of the run that a run represents; its own unless it is a link."""
+    return str(run.data.tags.get(REUSED_FROM, run.info.run_id))
 
 
 def _ended_before(one: Run, other: Run) -> bool:
