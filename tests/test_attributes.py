@@ -30,7 +30,7 @@ def test_values_stay_text_and_a_case_without_a_row_is_unknown_and_named(tmp_path
     ]
 
 
-def test_folder_without_the_table_says_nothing(tmp_path: Path) -> None:
+def test_folder_without_the_table_has_no_attributes(tmp_path: Path) -> None:
     assert read_attributes(tmp_path) == {}
 
 

@@ -23,7 +23,7 @@ UNKNOWN = {"name": "torch", "skip_reason": "Dependency not found on PyPI and cou
         ([], 3, "NOT CHECKED: no database of vulnerabilities answered"),
     ],
 )
-def test_report_is_judged(packages: list[dict[str, Any]], code: int, words: str) -> None:
+def test_report_gives_exit_code_and_message(packages: list[dict[str, Any]], code: int, words: str) -> None:
     given, text = audit.judge({"dependencies": packages})
     assert given == code
     assert words in text
@@ -44,7 +44,7 @@ def pip_audit(tmp_path: Path) -> Path:
     return program
 
 
-def test_second_service_is_asked_where_the_first_does_not_answer(
+def test_second_service_is_used_if_the_first_does_not_answer(
     pip_audit: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = pip_audit.parent / "answers"

@@ -34,12 +34,12 @@ def test_image_moves_with_its_mask() -> None:
     assert (inside - outside > 1).all()
 
 
-def test_inputs_of_a_batch_move_differently() -> None:
+def test_inputs_of_a_batch_have_different_transforms() -> None:
     _, masks = augment(*batch(), rng=rng())
     assert len({tuple(mask.flatten().nonzero().flatten().tolist()) for mask in masks}) == len(masks)
 
 
-def test_slices_of_one_input_move_together() -> None:
+def test_slices_of_one_input_share_a_transform() -> None:
     images, masks = batch(channels=2)
     moved, _ = augment(images, masks, rng=rng())
     difference = (moved[:, 0] - moved[:, 1]).abs().mean()
@@ -52,7 +52,7 @@ def test_same_generator_same_bits_other_seed_other_bits() -> None:
     assert not torch.equal(first, other)
 
 
-def test_areas_change_by_the_scale_range_at_most() -> None:
+def test_areas_change_by_at_most_the_scale_range() -> None:
     images, masks = batch(num=200)
     _, moved = augment(images, masks, rng=rng())
     ratio = moved.sum(dim=(1, 2, 3)) / masks[0].sum()
@@ -62,7 +62,7 @@ def test_areas_change_by_the_scale_range_at_most() -> None:
     assert 0.8 < ratio.mean() < 1.25
 
 
-def test_coil_brightens_the_back_and_keeps_mean_and_sd() -> None:
+def test_coil_brightens_the_posterior_side_and_keeps_mean_and_sd() -> None:
     images = torch.rand((64, 3, 48, 48), generator=rng())
     brightened = augmentation._coil(images.clone(), rng=rng(1))
     torch.testing.assert_close(brightened.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)))

@@ -93,7 +93,7 @@ def held(tree: RunTree, run: Run) -> dict[str, Any]:
     }
 
 
-def test_bundle_comes_out_whole_in_another_store_with_its_lineage(cfg: Config, bundle: Path) -> None:
+def test_bundle_is_imported_completely_with_its_lineage(cfg: Config, bundle: Path) -> None:
     there = elsewhere(cfg, "whole")
     done = put(bundle, there)
     assert (done.num_runs, done.num_new, done.num_refused) == (5, 5, 0)
@@ -137,7 +137,7 @@ def test_import_that_was_killed_is_completed_by_the_next(
     shutil.rmtree(cfg.paths.journal)
 
 
-def test_stages_go_on_in_their_own_pipeline_and_not_in_one_that_was_unpacked(cfg: Config, bundle: Path) -> None:
+def test_later_stages_join_their_own_pipeline_and_not_an_imported_one(cfg: Config, bundle: Path) -> None:
     there = elsewhere(cfg, "apart")
     put(bundle, there)
     tree = tree_of(there)
@@ -152,7 +152,7 @@ def test_no_planted_secret_is_packed(bundle: Path) -> None:
     assert not [name for name, text in texts.items() if SECRET in text]
 
 
-def test_only_a_whole_pipeline_that_has_ended_is_packed(cfg: Config, tmp_path: Path) -> None:
+def test_only_a_complete_pipeline_that_has_ended_is_packed(cfg: Config, tmp_path: Path) -> None:
     tree = tree_of(cfg)
     arguments = {"cache": workspace_of(cfg).cache, "redactor": Redactor(environment={})}
     stage = by_name(tree)["train train"]
@@ -205,9 +205,7 @@ HARMFUL: dict[str, Callable[[Records], object]] = {
 
 
 @pytest.mark.parametrize("message", HARMFUL)
-def test_bundle_that_asks_for_more_than_runs_of_its_own_is_refused(
-    cfg: Config, bundle: Path, tmp_path: Path, message: str
-) -> None:
+def test_bundle_that_changes_other_runs_is_refused(cfg: Config, bundle: Path, tmp_path: Path, message: str) -> None:
     source = changed(bundle, tmp_path / "b.zip", HARMFUL[message])
     before = len(tree_of(cfg).search())
     with pytest.raises(InputError, match="is no bundle of this program") as caught:
@@ -220,7 +218,7 @@ def test_bundle_that_asks_for_more_than_runs_of_its_own_is_refused(
 @pytest.mark.parametrize(
     "name", ["../evil", "/evil", "files/../../evil", "files/a/../../../evil", "evil", "files/a\\..\\b/c"]
 )
-def test_bundle_whose_files_would_lie_elsewhere_is_refused(
+def test_bundle_with_files_outside_of_the_journal_is_refused(
     cfg: Config, bundle: Path, tmp_path: Path, name: str
 ) -> None:
     source = changed(bundle, tmp_path / "b.zip", lambda _: None, extra={name: b"x"})
@@ -246,7 +244,7 @@ def test_bundle_with_a_link_or_more_than_the_disk_holds_is_refused(
         put(bundle, cfg)
 
 
-def test_file_that_is_no_archive_is_refused_in_words(cfg: Config, bundle: Path, tmp_path: Path) -> None:
+def test_file_that_is_not_an_archive_is_refused_with_a_message(cfg: Config, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("notes")
     (tmp_path / "half").write_bytes(bundle.read_bytes()[: bundle.stat().st_size // 2])
     for name in ("notes", "half"):

@@ -39,7 +39,7 @@ def ids(cases: list[Case]) -> list[str]:
     return [case.case_id for case in cases]
 
 
-def test_images_and_masks_of_one_name_are_a_case(tmp_path: Path) -> None:
+def test_image_and_mask_of_one_name_are_a_case(tmp_path: Path) -> None:
     made_root(tmp_path, images=["20_7.NII.GZ", "10_3.mha"], masks=["10_3.nii.gz", "20_7.nrrd"])
     cases, findings = discover(tmp_path)
     assert findings == []
@@ -62,24 +62,24 @@ def test_images_and_masks_of_one_name_are_a_case(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".Nrrd", ".MHA"])
-def test_every_suffix_is_taken_off_as_a_whole(tmp_path: Path, suffix: str) -> None:
+def test_every_suffix_is_removed_completely(tmp_path: Path, suffix: str) -> None:
     cases, findings = discover(made_root(tmp_path, images=[f"1_1{suffix}"]))
     assert (ids(cases), findings) == (["1_1"], [])
 
 
-def test_a_folder_is_an_image(tmp_path: Path) -> None:
+def test_a_folder_can_be_an_image(tmp_path: Path) -> None:
     cases, findings = discover(made_root(tmp_path, images=["1_1/", "2.5_1/"], masks=["1_1.mha", "2.5_1.mha"]))
     assert findings == []
     assert [case.image.name for case in cases] == ["1_1", "2.5_1"]
 
 
-def test_dots_and_spaces_belong_to_the_name(tmp_path: Path) -> None:
+def test_dots_and_spaces_are_part_of_the_name(tmp_path: Path) -> None:
     names = ["a.b 1.5T_é ü.mha"]
     cases, findings = discover(made_root(tmp_path, images=names, masks=names))
     assert (ids(cases), findings) == (["a.b 1.5T_é ü"], [])
 
 
-def test_names_are_compared_whatever_way_their_letters_are_stored(tmp_path: Path) -> None:
+def test_names_are_compared_in_normalised_unicode(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "Müller_Bérénice") for form in ("NFC", "NFD"))
     assert composed != decomposed
     made_root(tmp_path, images=[f"{decomposed}.mha"], masks=[f"{composed}.nii.gz"])
@@ -110,7 +110,7 @@ def test_a_mask_without_image_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["images", "masks"])
-def test_two_files_of_one_name_are_an_error_that_names_them(tmp_path: Path, folder: str) -> None:
+def test_two_files_of_one_name_are_an_error_with_both_names(tmp_path: Path, folder: str) -> None:
     made_root(tmp_path)
     (tmp_path / folder / "1_1.mha").touch()
     (tmp_path / folder / "1_1.nii.gz").touch()
@@ -134,7 +134,7 @@ def test_a_folder_beside_a_file_of_its_name_is_a_duplicate(tmp_path: Path) -> No
     assert only(findings).check == "duplicate_stem"
 
 
-def test_other_files_are_a_warning_unless_they_belong_there(tmp_path: Path) -> None:
+def test_other_files_are_a_warning_unless_they_are_expected(tmp_path: Path) -> None:
     quiet = ["1_1.zraw", "README.md", "license", ".DS_Store", ".gitignore", "1_1.mhd.dvc", "notes.txt"]
     made_root(tmp_path, images=["1_1.mhd", "1_1.png", ".mha", *quiet], masks=["1_1.mhd", "1_1.raw", "labels.csv"])
     cases, findings = discover(tmp_path)
@@ -145,13 +145,13 @@ def test_other_files_are_a_warning_unless_they_belong_there(tmp_path: Path) -> N
     }
 
 
-def test_excluded_cases_are_left_out_with_all_that_is_wrong_with_them(tmp_path: Path) -> None:
+def test_excluded_cases_have_no_findings(tmp_path: Path) -> None:
     made_root(tmp_path, images=["1_1.mha", "2_1.mha", "3_1.mha", "3_1.nii"], masks=["1_1.mha", "3_1.mha", "4_1.mha"])
     cases, findings = discover(tmp_path, exclude=["2_1", "3_1", "4_1"])
     assert (ids(cases), findings) == (["1_1"], [])
 
 
-def test_excluding_a_case_that_is_not_there_is_an_error_with_a_guess(tmp_path: Path) -> None:
+def test_excluding_an_unknown_case_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
     finding = only(discover(made_root(tmp_path), exclude=["1_l"])[1])
     assert (finding.check, finding.case_id, finding.is_error) == ("unknown_exclude", "1_l", True)
     assert "did you mean 1_1?" in finding.message
@@ -187,7 +187,7 @@ def test_a_name_without_a_patient_is_an_error(tmp_path: Path, pattern: str) -> N
 
 
 @pytest.mark.parametrize("missing", ["images", "masks"])
-def test_a_missing_folder_says_what_layout_is_expected(tmp_path: Path, missing: str) -> None:
+def test_a_missing_folder_is_refused_with_the_expected_layout(tmp_path: Path, missing: str) -> None:
     made_root(tmp_path, images=[], masks=[])
     (tmp_path / missing).rmdir()
     text = re.escape(str(tmp_path / missing)) + r"; expected are images/ and masks/(.|\n)*Set data\.root"
@@ -195,7 +195,7 @@ def test_a_missing_folder_says_what_layout_is_expected(tmp_path: Path, missing: 
         discover(tmp_path)
 
 
-def test_masks_may_be_absent_where_they_are_not_needed(tmp_path: Path) -> None:
+def test_masks_can_be_absent_if_they_are_not_needed(tmp_path: Path) -> None:
     (made_root(tmp_path, masks=[]) / "masks").rmdir()
     cases, findings = discover(tmp_path, masks_required=False)
     assert (ids(cases), findings) == (["1_1"], [])
@@ -223,7 +223,7 @@ def test_real_data_are_found(shared_data: Path) -> None:
         ("Case_1", "case_1"),
     ],
 )
-def test_names_that_differ_by_what_programs_add_are_shown_together(tmp_path: Path, image: str, mask: str) -> None:
+def test_names_that_differ_by_a_common_suffix_are_reported_together(tmp_path: Path, image: str, mask: str) -> None:
     made_root(tmp_path, images=[f"{image}.mha", "2_1.mha"], masks=[f"{mask}.mha", "2_1.mha", "3_1.mha"])
     cases, findings = discover(tmp_path)
     assert ids(cases) == ["2_1"]
@@ -233,7 +233,7 @@ def test_names_that_differ_by_what_programs_add_are_shown_together(tmp_path: Pat
     assert "add it, or list it under data.exclude" in messages["3_1"]
 
 
-def test_files_of_file_managers_are_no_surprise(tmp_path: Path) -> None:
+def test_files_of_file_managers_are_ignored(tmp_path: Path) -> None:
     names = ["1_1.mha", "Thumbs.db", "desktop.ini", "._1_1.mha", ".DS_Store"]
     cases, findings = discover(made_root(tmp_path, images=names, masks=names))
     assert (ids(cases), findings) == (["1_1"], [])

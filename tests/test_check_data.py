@@ -26,7 +26,7 @@ def refusal(capsys: pytest.CaptureFixture[str], code: int = 1) -> str:
     return capsys.readouterr().err
 
 
-def test_command_that_brings_data_is_named_until_they_are_there(
+def test_command_that_provides_data_is_suggested_until_they_exist(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "  python -m prostate_seg --config-name from_params stage=fetch\n" in refusal(capsys)
@@ -46,7 +46,9 @@ def test_data_that_dvc_tracks_are_pulled_or_added(
     assert "bring it here with dvc pull" in refusal(capsys)
 
 
-def test_own_data_are_asked_for_and_absent_settings_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_data_are_requested_and_absent_settings_are_reported(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = params_text(science_of(parse(composed("data=folder", "data.root=null"))), command="x")
     (folder / "params.yaml").write_text(own)
     text = refusal(capsys)

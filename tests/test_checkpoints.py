@@ -35,7 +35,7 @@ def stop_after(epoch: int) -> object:
 
 
 @pytest.mark.parametrize("stops", [[1], [3], [2, 4]])
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+def test_resumed_training_is_bit_identical_to_uninterrupted_training(
     packed: PackedSet, tmp_path: Path, stops: list[int]
 ) -> None:
     settings, model = train_settings(max_epochs=6, precision="auto"), replace(model_2d(), dropout=0.2)
@@ -57,9 +57,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
 
 
 @pytest.mark.parametrize("name", get_args(ModelName))
-def test_every_network_of_the_table_can_be_stopped_and_goes_on(
-    packed: PackedSet, tmp_path: Path, name: ModelName
-) -> None:
+def test_every_network_can_be_interrupted_and_resumed(packed: PackedSet, tmp_path: Path, name: ModelName) -> None:
     settings, model = train_settings(max_epochs=2), small_model(name)
     _, weights = run_fit(packed, settings, model=model)
     checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
@@ -70,7 +68,7 @@ def test_every_network_of_the_table_can_be_stopped_and_goes_on(
     save_weights(tmp_path, same)
 
 
-def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+def test_damaged_checkpoint_is_set_aside_and_the_previous_one_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = Checkpoints(folder=tmp_path, identity="x")
@@ -91,7 +89,7 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     assert checkpoints.newest() is None
 
 
-def test_checkpoints_of_another_training_stay_and_do_not_displace_the_own(
+def test_checkpoints_of_another_training_are_kept_beside_its_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another training was stopped at a later epoch than this one."""
@@ -106,7 +104,7 @@ def test_checkpoints_of_another_training_stay_and_do_not_displace_the_own(
     assert "another training" not in caplog.text
 
 
-def test_checkpoint_of_an_earlier_version_is_left_aside_with_the_reason(
+def test_checkpoint_of_an_earlier_version_is_ignored_with_the_reason(
     packed: PackedSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has no identity in its name, and an optimiser with one group of parameters."""
@@ -130,7 +128,7 @@ def test_checkpoint_of_another_training_is_not_used(tmp_path: Path) -> None:
     assert Checkpoints(folder=tmp_path / "absent", identity="x").newest() is None
 
 
-def test_values_of_every_type_come_back(tmp_path: Path) -> None:
+def test_values_of_every_type_round_trip(tmp_path: Path) -> None:
     checkpoints = Checkpoints(folder=tmp_path, identity="x")
     tensors = {"a": torch.tensor(3), "b": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(1.5)}
     checkpoints.save(TrainingState(tensors=tensors, facts={"x": [1]}), epoch=1)

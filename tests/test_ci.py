@@ -16,7 +16,7 @@ def test_workflow_runs_on_three_systems() -> None:
     assert systems == {"ubuntu-latest", "macos-latest", "windows-latest"}
 
 
-def test_paths_and_commands_of_the_workflow_are_there() -> None:
+def test_paths_and_commands_of_the_workflow_exist() -> None:
     text = WORKFLOW.read_text(encoding="utf-8")
     for path in re.findall(r"(?:tests/\S+|\.ci/run|requirements\.lock)", text):
         assert (ROOT / path.rstrip("}")).exists(), path
@@ -24,7 +24,7 @@ def test_paths_and_commands_of_the_workflow_are_there() -> None:
     composed(*first_of_each_sweep(command.split()))
 
 
-def test_tests_that_fork_are_left_out_where_there_is_no_fork() -> None:
+def test_tests_that_fork_are_skipped_without_fork() -> None:
     forking = {
         path.name for path in (ROOT / "tests").glob("*.py") if "os." + "fork(" in path.read_text(encoding="utf-8")
     }

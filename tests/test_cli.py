@@ -97,23 +97,23 @@ def values_of(word: str) -> list[Any]:
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 @pytest.mark.parametrize("key", ["predict.input", "find.commit", "hydra.sweeper.study_name"])
-def test_text_is_taken_as_typed(key: str, name: str) -> None:
+def test_text_settings_are_used_as_typed(key: str, name: str) -> None:
     assert value_of(f"{key}={name}") == name
 
 
 @pytest.mark.parametrize("key", [*TEXT, *sorted(PATHS - {"compare.runs"}), *sorted(TEXT_OF_HYDRA)])
-def test_every_setting_of_text_takes_brackets_and_commas(key: str) -> None:
+def test_every_text_setting_accepts_brackets_and_commas(key: str) -> None:
     assert value_of(f"{key}=a (1), b=[2].mha") == "a (1), b=[2].mha"
     assert value_of(f"+{key}=007") == "007"
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("is_multirun", [False, True])
-def test_regular_expression_is_taken_as_typed(pattern: str, is_multirun: bool) -> None:
+def test_regular_expression_is_used_as_typed(pattern: str, is_multirun: bool) -> None:
     assert value_of(f"data.patient_pattern={pattern}", is_multirun=is_multirun) == pattern
 
 
-def test_command_of_the_docs_for_one_study_per_patient_works_as_written() -> None:
+def test_docs_command_for_one_study_per_patient_composes() -> None:
     assert (
         config.parse(composed(*hydra_words(["stage=train", "data.patient_pattern=(.+)"]))).data.patient_pattern
         == "(.+)"
@@ -122,7 +122,7 @@ def test_command_of_the_docs_for_one_study_per_patient_works_as_written() -> Non
 
 @settings(deadline=None, derandomize=True, database=None, max_examples=150)
 @given(st.text(st.sampled_from(string.printable[:95] + "äé日"), min_size=1, max_size=10))
-def test_any_text_is_either_taken_as_typed_or_a_form_of_hydras(text: str) -> None:
+def test_any_text_is_used_as_typed_or_is_hydra_grammar(text: str) -> None:
     value = value_of(f"register.reason={text}")
     is_hydras = text[:1] in "'\"" or "(" in text or "\\" in text or text.lower() == "null"
     assert value == text or is_hydras
@@ -148,13 +148,13 @@ def test_quotes_functions_escapes_and_interpolations_of_hydra_keep_their_meaning
     )
 
 
-def test_words_that_hydra_reads_as_meant_stay_as_they_are() -> None:
+def test_arguments_that_hydra_parses_correctly_are_unchanged() -> None:
     words = ["stage=train", "data.root=/data/x-1_2", "model=unet", "train.learning_rate=1e-3", "model.channels=[8,16]"]
     words += ["compare.runs=[abc,../x]", "hydra.run.dir=${paths.root}/x", "~data.exclude", "--cfg", "job"]
     assert hydra_words(words) == words
 
 
-def test_home_folder_is_found_where_no_shell_expands_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_is_expanded_without_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     assert value_of("predict.input=~/x (1).mha") == "/home/ann/x (1).mha"
     assert value_of("predict.input='~/x'") == "/home/ann/x"
@@ -165,7 +165,7 @@ def test_home_folder_is_found_where_no_shell_expands_it(monkeypatch: pytest.Monk
     assert value_of("predict.input=./~/x") == "./~/x"
 
 
-def test_list_of_text_is_text_one_by_one() -> None:
+def test_each_item_of_a_text_list_is_text() -> None:
     assert value_of("data.exclude=[10005_1000005, 0012,a (1)]") == ["10005_1000005", "0012", "a (1)"]
     assert value_of("data.exclude=['a,b',c]") == ["a,b", "c"]
     assert value_of("data.exclude=[]") == []
@@ -177,7 +177,7 @@ def test_list_of_text_is_text_one_by_one() -> None:
         config.parse(composed(hydra_word("data.exclude=10005_1000005", is_multirun=False)))
 
 
-def test_commas_of_a_multirun_still_sweep_and_quotes_stop_them(tmp_path: Path) -> None:
+def test_commas_of_a_multirun_sweep_unless_quoted(tmp_path: Path) -> None:
     assert values_of("predict.input=a (1).mha,b.mha") == ["a (1).mha", "b.mha"]
     assert values_of("predict.input='a,b.mha',c") == ["a,b.mha", "c"]
     assert values_of("predict.input='a,b.mha'") == ["a,b.mha"]
@@ -193,7 +193,7 @@ def test_commas_of_a_multirun_still_sweep_and_quotes_stop_them(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", [name for name in ODD_NAMES if name.strip() == name and name != "'"])
-def test_what_is_recorded_is_what_was_typed(name: str) -> None:
+def test_recorded_command_is_the_typed_one(name: str) -> None:
     read = hydra_word(f"register.reason={name}", is_multirun=False)
     assert typed_word(read) == f"register.reason={name}"
     assert typed_word("register.reason='null'") == "register.reason='null'"  # without quotes it would be none
@@ -217,18 +217,18 @@ def test_what_is_recorded_is_what_was_typed(name: str) -> None:
         ([], "Choose a stage"),
     ],
 )
-def test_arguments_that_are_no_command_are_refused_in_words(words: list[str], message: str) -> None:
+def test_invalid_arguments_are_refused_with_a_message(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         hydra_words(words)
     assert message in str(caught.value)
 
 
-def test_questions_need_no_stage_and_no_single_value() -> None:
+def test_help_and_config_options_need_no_stage() -> None:
     for words in (["--help"], ["--cfg", "job"], ["--info"], ["--cfg", "job", "fold.index=0,1"]):
         assert hydra_words(words) == words
 
 
-def test_hydra_has_the_arguments_that_are_read() -> None:
+def test_hydra_has_the_options_that_cli_reads() -> None:
     """The contract of the one private function of Hydra's that cli.py uses."""
     arguments = get_args_parser().parse_intermixed_args(["a=1", "-m", "--config-name", "x", "b=2"])
     assert (arguments.overrides, arguments.multirun, arguments.config_name) == (["a=1", "b=2"], True, "x")
@@ -250,14 +250,14 @@ def _multirun() -> Any:
     return RunMode.MULTIRUN
 
 
-def test_glob_is_a_choice_for_a_study() -> None:
+def test_glob_becomes_a_choice_in_a_study() -> None:
     with initialize_config_dir(config_dir=str(config_folder())):
         loader = GlobalHydra.instance().config_loader()
         words = expand_globs(["model=glob(un*)", "seed=1", "data.root='a (1)'"], loader)
     assert words == ["model=choice(unet,unet3d)", "seed=1", "data.root='a (1)'"]
 
 
-def test_glob_choice_and_range_are_known_to_the_callback() -> None:
+def test_callback_finds_settings_swept_by_glob_choice_and_range() -> None:
     assert swept("model=glob(*,exclude=unet3d)")["model"] == [
         "attention_unet",
         "dynunet",
@@ -308,11 +308,11 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_wrong_key_suggests_the_setting_of_the_same_meaning(name: str) -> None:
+def test_unknown_key_suggests_the_setting_of_the_same_meaning(name: str) -> None:
     assert unknown_key_message(name, config.known_keys()) == f"{name}: unknown key; did you mean {NAMES[name]}?"
 
 
-def test_wrong_key_that_is_added_suggests_it_too() -> None:
+def test_unknown_key_with_plus_suggests_it_too() -> None:
     with pytest.raises(ConfigError, match=r"train.lr: unknown key; did you mean train.learning_rate\?"):
         config.parse(composed("+train.lr=1"))
 
@@ -323,7 +323,7 @@ def test_ambiguous_name_suggests_each_setting_that_has_it() -> None:
     assert probably_meant("xyzzy", config.known_keys()) == []
 
 
-def test_suggested_settings_exist_and_no_other_name_is_one_of_theirs() -> None:
+def test_suggested_settings_exist_and_no_alias_is_a_setting() -> None:
     assert set(OTHER_NAMES) <= set(config.known_keys())
     names = [name for others in OTHER_NAMES.values() for name in others.split()]
     assert len(names) == len(set(names))
@@ -374,7 +374,7 @@ def command_in(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", ["preprocess", "prepare", "train", "evaluate", "report"])
-def test_stage_on_a_fresh_clone_names_all_that_comes_before_it(workspace: Path, stage: str) -> None:
+def test_stage_on_a_fresh_clone_lists_all_earlier_stages(workspace: Path, stage: str) -> None:
     text = refusal(f"stage={stage}", "seed=3")
     chain = CHAIN[: CHAIN.index(stage) + 1]
     assert command_in(text) == ["-m", f"stage={','.join(chain)}", "seed=3"]
@@ -391,11 +391,11 @@ def test_stage_on_a_fresh_clone_names_all_that_comes_before_it(workspace: Path, 
         ("register", f"{','.join(CHAIN[:-1])},register"),
     ],
 )
-def test_stages_beside_the_pipeline_name_what_they_read(workspace: Path, stage: str, chain: str) -> None:
+def test_stages_outside_the_pipeline_list_their_inputs(workspace: Path, stage: str, chain: str) -> None:
     assert command_in(refusal(f"stage={stage}")) == ["-m", f"stage={chain}"]
 
 
-def test_only_what_is_missing_is_named(workspace: Path) -> None:
+def test_only_missing_inputs_are_listed(workspace: Path) -> None:
     run_before(workspace, "preprocess")
     assert command_in(refusal("stage=train")) == ["-m", "stage=prepare,train"]
     run_before(workspace, "fetch", "prepare")
@@ -405,7 +405,7 @@ def test_only_what_is_missing_is_named(workspace: Path) -> None:
     require_inputs(["evaluate"], parsed("fold.index=0"), [])
 
 
-def test_a_chain_lacks_only_what_none_of_its_stages_writes(workspace: Path) -> None:
+def test_inputs_written_by_the_chain_are_not_missing(workspace: Path) -> None:
     require_inputs(["fetch", "preprocess", "prepare", "train"], parsed(), [])
     text = refusal("-m", "stage=preprocess,train,evaluate", "mlflow=off")
     assert command_in(text) == ["-m", "stage=fetch,preprocess,prepare,train,evaluate", "mlflow=off"]
@@ -430,11 +430,11 @@ def test_before_torchrun_the_missing_stages_run_in_one_process(
     assert refusal("stage=train", "fold.index=0").splitlines()[-1].strip() == command
 
 
-def test_command_of_dvcs_settings_keeps_them(workspace: Path) -> None:
+def test_suggested_command_keeps_from_params(workspace: Path) -> None:
     assert command_in(refusal("--config-name", "from_params", "stage=prepare"))[:2] == ["--config-name", "from_params"]
 
 
-def test_prediction_without_a_model_is_told_the_way_to_one(workspace: Path) -> None:
+def test_prediction_without_a_model_suggests_how_to_get_one(workspace: Path) -> None:
     (workspace / "x").mkdir()
     for name in ("a (1).mha", "x, y.mha"):
         (workspace / name).touch()
@@ -446,7 +446,7 @@ def test_prediction_without_a_model_is_told_the_way_to_one(workspace: Path) -> N
     assert command[-1] == "register.promote=true"
 
 
-def test_data_that_fetch_does_not_bring_are_asked_for(workspace: Path) -> None:
+def test_data_that_fetch_cannot_provide_are_requested(workspace: Path) -> None:
     text = refusal("stage=train", "data=folder", "data.root=x (1)")
     assert text.startswith(
         "data.root: must be a folder with images/ and masks/, or of nnU-Net's or BIDS' layout; x (1) does not"

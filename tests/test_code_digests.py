@@ -53,7 +53,7 @@ def _problem(one) -> str:
         ("import numpy as np", "import os\nimport numpy as np"),
     ],
 )
-def test_words_and_annotations_change_no_digest(old: str, new: str) -> None:
+def test_messages_and_annotations_do_not_change_the_digest(old: str, new: str) -> None:
     assert old in SOURCE
     assert digest_of_source(SOURCE.replace(old, new)) == digest_of_source(SOURCE)
 
@@ -76,7 +76,7 @@ def test_what_decides_numbers_changes_the_digest(old: str, new: str) -> None:
     assert digest_of_source(SOURCE.replace(old, new)) != digest_of_source(SOURCE)
 
 
-def test_names_of_columns_and_headers_count_and_sentences_do_not() -> None:
+def test_column_names_change_the_digest_and_sentences_do_not() -> None:
     assert digest_of_source("x = header['space directions']") != digest_of_source("x = header['space origin']")
     assert digest_of_source("x = 'a,b,c,d,e'") != digest_of_source("x = 'a,b,c,d'")
     assert digest_of_source("x = 'the mask marks no voxel'") == digest_of_source("x = 'this mask is empty here'")
@@ -106,7 +106,7 @@ def test_modules_that_draw_and_settings_are_neutral() -> None:
     assert not any(is_neutral(PACKAGE / name) for name in ("common/files.py", "segmentation/metrics.py"))
 
 
-def test_listings_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_listings_are_not_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["code_digests", "prepare"])
     code_digests.main()

@@ -96,7 +96,9 @@ def test_other_test_cases_are_refused_with_the_ids_on_each_side() -> None:
         ("volume_reference_ml", 23.1, "another volume of the same reference (other data.whole_gland_labels?)"),
     ],
 )
-def test_a_case_that_is_not_the_same_in_both_is_refused_by_name(column: str, value: object, words: str) -> None:
+def test_a_case_that_differs_between_the_results_is_refused_with_its_name(
+    column: str, value: object, words: str
+) -> None:
     text = refusal(cases(), changed(column, 3, value))
     assert text.splitlines()[1:-1] == [f"  {words}, 1: 10001_1"]
 
@@ -136,11 +138,11 @@ def test_a_single_patient_is_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["much", "inf"])
-def test_a_value_that_is_no_finite_number_is_refused(text: str) -> None:
+def test_a_value_that_is_not_finite_is_refused(text: str) -> None:
     assert text in refusal(cases(), changed("dice", 0, text))
 
 
-def test_text_that_is_no_table_is_refused() -> None:
+def test_text_that_is_not_a_table_is_refused() -> None:
     with pytest.raises(InputError, match="second: cases.csv cannot be read"):
         parse_results("", name="second", source="second")
 
@@ -171,7 +173,7 @@ def test_more_dice_and_less_distance_are_better() -> None:
     assert row_of(more, "hd95_mm").paired.difference == pytest.approx(0.1)
 
 
-def test_of_volume_differences_the_sizes_are_compared() -> None:
+def test_volume_differences_are_compared_by_absolute_value() -> None:
     half = np.tile([8.0, -8.0], NUM_CASES // 2)  # right on average, wrong in every case
     one = compared(cases(volume_difference_ml=half), cases(volume_difference_ml=-3.0))
     row = row_of(one, "abs_volume_difference_ml")
@@ -257,7 +259,7 @@ def test_a_result_compared_with_an_equal_one_is_zero_throughout_and_json() -> No
     assert {row["p_holm"] for row in json.loads(text)["rows"]} == {None}
 
 
-def test_figure_shows_what_differs_filled_and_what_does_not_open(tmp_path: Path) -> None:
+def test_figure_has_filled_markers_for_significant_differences(tmp_path: Path) -> None:
     a = results("first", cases(centre=CENTRE_OF_CASE))
     b = results("$second_病$", cases(dice=0.6, hd95_mm=0.7))
     c = results("third", changed("dice_base", 0, math.nan).assign(dice_apex=math.nan))

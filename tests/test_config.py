@@ -30,7 +30,7 @@ def test_every_option_of_every_group_composes_and_parses(option: str) -> None:
 @pytest.mark.parametrize(
     "path", sorted(config_folder().glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
-def test_every_option_says_on_top_when_to_choose_it(path: Path) -> None:
+def test_every_option_states_in_its_first_line_when_to_choose_it(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
     assert lines[0].startswith("# Choose ")
 
@@ -109,7 +109,7 @@ def test_bad_value_is_refused_with_key_rule_and_value(overrides: list[str], mess
     assert str(caught.value).startswith(message)
 
 
-def test_setting_of_a_group_that_is_left_out_says_so() -> None:
+def test_setting_of_an_absent_group_is_refused_with_the_reason() -> None:
     with pytest.raises(ConfigCompositionException) as caught:
         composed("data=folder", "data.root=x", "data.phantom.num_patients=3")
     assert composition_message(caught.value) == (
@@ -125,7 +125,7 @@ def test_refusal_takes_less_than_a_second() -> None:
     assert time.perf_counter() - start < 1
 
 
-def test_dataclasses_hold_no_values() -> None:
+def test_settings_classes_have_no_defaults() -> None:
     for group in config.Config.__dataclass_fields__.values():
         assert group.default is group.default_factory
 
@@ -136,7 +136,7 @@ def test_container_of_config_is_plain_and_parses_to_the_same() -> None:
     assert config.parse(DictConfig(plain)) == cfg
 
 
-def test_science_groups_name_no_environment_and_no_machine() -> None:
+def test_science_groups_contain_no_environment_variable_and_no_machine_setting() -> None:
     for group in config.SCIENCE_GROUPS:
         for path in (config_folder() / group).glob("*.yaml"):
             assert "${" not in path.read_text(), path

@@ -97,7 +97,7 @@ def test_unknown_key_of_any_group_is_refused_by_name(group: str, name: str, valu
 
 @FUZZ.__class__(FUZZ, max_examples=4 * EXAMPLES)
 @given(key=st.sampled_from(known_keys()), text=st.text(max_size=12))
-def test_any_words_on_the_command_line_compose_and_parse_or_are_refused(key: str, text: str) -> None:
+def test_any_arguments_compose_and_parse_or_are_refused(key: str, text: str) -> None:
     meant = (ConfigError, HydraException, OmegaConfBaseException)  # what __main__ words, with exit code 2
     with suppress(*meant):
         try:

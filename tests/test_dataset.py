@@ -13,7 +13,7 @@ from tests.imaging_helpers import DEFAULT
 ROW = case_record("007_1", gland_volume_ml=44.25)
 
 
-def test_rows_come_back_the_same_and_sorted(tmp_path: Path) -> None:
+def test_rows_round_trip_sorted(tmp_path: Path) -> None:
     rows = [
         ROW,
         replace(ROW, case_id="001", patient_id="001", study_id=""),
@@ -26,14 +26,14 @@ def test_rows_come_back_the_same_and_sorted(tmp_path: Path) -> None:
     assert sorted(read.values(), key=lambda row: row.case_id) == sorted(rows, key=lambda row: row.case_id)
 
 
-def test_absent_table_and_absent_contract_say_what_to_run(tmp_path: Path) -> None:
+def test_absent_table_and_contract_are_refused_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run stage=preprocess first"):
         read_dataset(tmp_path / "dataset.csv")
     with pytest.raises(InputError, match="run stage=preprocess first"):
         require_contract(tmp_path / "contract.json", DEFAULT)
 
 
-def test_contract_of_the_same_settings_holds_and_every_difference_is_named(tmp_path: Path) -> None:
+def test_contract_of_the_same_settings_is_accepted_and_every_difference_is_listed(tmp_path: Path) -> None:
     write_contract(tmp_path / "contract.json", DEFAULT)
     require_contract(tmp_path / "contract.json", DEFAULT)
     other = replace(DEFAULT, spacing_mm=None, crop="mask")

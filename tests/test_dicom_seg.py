@@ -50,7 +50,7 @@ def test_frames_are_the_slices_of_the_files_that_they_refer_to(series: Path, tmp
     assert seg.get_segment_description(1).segmented_property_type.meaning == "Prostate"
 
 
-def test_object_lies_where_the_series_lies_in_the_world(series: Path, tmp_path: Path) -> None:
+def test_object_has_the_world_position_of_the_series(series: Path, tmp_path: Path) -> None:
     mask = block_mask(series)
     write(tmp_path / "mask.dcm", mask, series)
     volume = highdicom.seg.segread(tmp_path / "mask.dcm").get_volume(combine_segments=True, rescale_fractional=False)
@@ -85,7 +85,7 @@ def test_an_empty_mask_can_be_written(series: Path, tmp_path: Path) -> None:
     assert pydicom.dcmread(tmp_path / "mask.dcm").pixel_array.sum() == 0
 
 
-def test_a_series_without_what_the_object_must_repeat_is_refused_in_words(series: Path, tmp_path: Path) -> None:
+def test_a_series_without_required_attributes_is_refused_with_a_message(series: Path, tmp_path: Path) -> None:
     mask = block_mask(series)
     odd = tmp_path / "series"
     shutil.copytree(series, odd)
@@ -166,7 +166,7 @@ def enhanced(series: Path, folder: Path, *, order: Sequence[int]) -> Path:
     return folder
 
 
-def test_object_of_an_enhanced_file_lies_on_its_frames_in_whatever_order_they_are(series: Path, tmp_path: Path) -> None:
+def test_object_of_an_enhanced_file_matches_its_frames_in_any_order(series: Path, tmp_path: Path) -> None:
     mask = block_mask(series)
     num_slices = len(mask.array)
     odd = enhanced(series, tmp_path / "enhanced", order=[*range(1, num_slices, 2), *range(0, num_slices, 2)])
@@ -189,7 +189,7 @@ def test_a_mask_that_is_read_back_from_its_file_gives_the_same_object(series: Pa
     assert direct.PixelData == read.PixelData
 
 
-def test_missing_package_is_named_with_the_way_to_get_it(
+def test_missing_package_is_reported_with_the_install_command(
     series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "highdicom.seg", None)

@@ -127,7 +127,7 @@ class TestFrames:
         np.testing.assert_array_equal(stored_array(volume), 2.0 * STACK.voxels + 1)
 
     @pytest.mark.parametrize("write", KINDS)
-    def test_real_world_values_are_no_rescale(self, tmp_path: Path, write: Callable[..., Path]) -> None:
+    def test_real_world_value_mapping_is_not_applied(self, tmp_path: Path, write: Callable[..., Path]) -> None:
         def real_world(_: int, one: Dataset) -> None:
             item = Dataset()
             item.RealWorldValueSlope, item.RealWorldValueIntercept = 7.0, 3.0
@@ -145,7 +145,7 @@ class TestFrames:
         )
 
     @pytest.mark.parametrize("slope", ["0", "1,5", "nan"])
-    def test_a_slope_that_is_no_number_or_zero_is_refused(self, tmp_path: Path, slope: str) -> None:
+    def test_a_slope_that_is_not_a_number_or_zero_is_refused(self, tmp_path: Path, slope: str) -> None:
         folder = write_classic(tmp_path, STACK, edit=lambda _, one: setattr(one, "RescaleSlope", "9.25"))
         for path in folder.iterdir():
             path.write_bytes(path.read_bytes().replace(b"9.25", slope.ljust(4).encode()))
@@ -225,7 +225,7 @@ class TestFramesRefused:
         assert "6 frames in 2 orientations" in str(error)
         assert "1 sagittal" in str(error)
 
-    def test_frames_that_lean(self, tmp_path: Path) -> None:
+    def test_sheared_frames(self, tmp_path: Path) -> None:
         def lean(z: int, frame: Dataset) -> None:
             frame.PlanePositionSequence[0].ImagePositionPatient = [0.0, 0.4 * z, 3.0 * z]
 
@@ -257,7 +257,7 @@ class TestPlaceOfASlice:
     @pytest.mark.parametrize(
         ("value", "found"), [([0.0, 0.5], "is 0.0\\0.5"), ([-0.5, 0.5], "is -0.5\\0.5"), ([0.5], "is 0.5;")]
     )
-    def test_a_spacing_that_is_no_length_is_refused(
+    def test_a_spacing_that_is_not_a_length_is_refused(
         self, tmp_path: Path, write: Callable[..., Path], value: list[float], found: str
     ) -> None:
         error = refusal(write_with(write, tmp_path, PixelSpacing=value))
@@ -300,7 +300,7 @@ class TestPlaceOfASlice:
         assert "Image Orientation (Patient) (0020,0037) is absent" in str(error)
 
     @pytest.mark.parametrize("value", [[0.0] * 6, [1, 0, 0, 0, 1], [1, 0, 0, 0, 2, 0], [1, 0, 0, 0.6, 0.8, 0]])
-    def test_directions_that_are_no_axes_are_refused(
+    def test_directions_that_are_not_axes_are_refused(
         self, tmp_path: Path, write: Callable[..., Path], value: list[float]
     ) -> None:
         error = refusal(write_with(write, tmp_path, only=2, ImageOrientationPatient=value))
@@ -339,7 +339,7 @@ class TestOtherFiles:
             ("006.dcm", bytes(128) + b"DICM", "absent"),
         ],
     )
-    def test_a_file_in_a_slices_place_that_cannot_be_read_is_refused_by_name(
+    def test_an_unreadable_file_named_like_a_slice_is_refused(
         self, tmp_path: Path, name: str, content: bytes, words: str
     ) -> None:
         write_classic(tmp_path, STACK)
@@ -353,7 +353,7 @@ class TestOtherFiles:
         (tmp_path / "006.dcm").symlink_to(tmp_path / "annex" / "object")
         assert "006.dcm is a link to a file that is absent" in str(refusal(tmp_path))
 
-    def test_reports_pictures_and_what_systems_leave_are_not_slices(self, tmp_path: Path) -> None:
+    def test_reports_pictures_and_system_files_are_ignored(self, tmp_path: Path) -> None:
         write_classic(tmp_path, STACK, name="IM{:03d}")
         for name in (
             ".DS_Store",
@@ -379,7 +379,7 @@ class TestOtherFiles:
             "1.3.12.2.1107.5.9.1",
         ],
     )
-    def test_reports_presentation_states_and_raw_data_are_not_slices(self, tmp_path: Path, sop_class: str) -> None:
+    def test_reports_presentation_states_and_raw_data_are_ignored(self, tmp_path: Path, sop_class: str) -> None:
         write_report(write_classic(tmp_path, STACK) / "099.dcm", sop_class)
         assert read_volume(tmp_path).geometry.shape_vox == (6, 5, 4)
 
@@ -388,7 +388,7 @@ class TestOtherFiles:
         assert "003.dcm: Pixel Data (7FE0,0010) is absent" in str(refusal(tmp_path))
 
     @pytest.mark.parametrize("write", KINDS)
-    def test_pixels_that_are_fewer_than_promised_are_refused(self, tmp_path: Path, write: Callable[..., Path]) -> None:
+    def test_fewer_pixels_than_declared_are_refused(self, tmp_path: Path, write: Callable[..., Path]) -> None:
         folder = write(tmp_path, STACK)
         path = sorted(folder.iterdir())[-1]
         whole = path.read_bytes()
@@ -396,12 +396,12 @@ class TestOtherFiles:
             path.write_bytes(whole[:-removed])
             assert f"{path.name} is incomplete: it has" in str(refusal(folder))
 
-    def test_pixels_of_a_whole_element_that_is_too_short_are_refused(self, tmp_path: Path) -> None:
+    def test_too_short_pixel_data_are_refused(self, tmp_path: Path) -> None:
         write_classic(tmp_path, STACK, edit=lambda z, one: setattr(one, "PixelData", bytes(30)) if z == 3 else None)
         assert "003.dcm is incomplete: it has 30 of 40 bytes of pixels" in str(refusal(tmp_path))
 
     @pytest.mark.filterwarnings("ignore:End of file reached")
-    def test_a_compressed_file_that_is_cut_is_refused(self, tmp_path: Path) -> None:
+    def test_a_truncated_compressed_file_is_refused(self, tmp_path: Path) -> None:
         folder = write_enhanced(tmp_path, LARGER, edit_file=lambda one: one.compress(RLELossless))
         assert read_volume(folder).geometry.shape_vox == (6, 50, 40)
         path = folder / "IM0001.dcm"
@@ -411,7 +411,7 @@ class TestOtherFiles:
 
 class TestCopies:
     @pytest.mark.parametrize("write", KINDS)
-    def test_every_file_twice_is_refused_as_copies(self, tmp_path: Path, write: Callable[..., Path]) -> None:
+    def test_a_duplicated_series_is_refused(self, tmp_path: Path, write: Callable[..., Path]) -> None:
         folder = write(tmp_path, STACK)
         for path in list(folder.iterdir()):
             shutil.copy(path, path.with_name(f"{path.stem} (1).dcm"))
@@ -420,12 +420,12 @@ class TestCopies:
         assert "at 6 positions: identical copies, such as" in str(error)
         assert "delete one set" in str(error)
 
-    def test_one_file_twice_is_refused_as_a_copy(self, tmp_path: Path) -> None:
+    def test_a_duplicated_file_is_refused(self, tmp_path: Path) -> None:
         write_classic(tmp_path, STACK)
         shutil.copy(tmp_path / "003.dcm", tmp_path / "003 (1).dcm")
         assert "identical copies, such as 003 (1).dcm and 003.dcm" in str(refusal(tmp_path))
 
-    def test_other_pixels_under_one_uid_are_no_copies(self, tmp_path: Path) -> None:
+    def test_other_pixels_under_one_uid_are_not_duplicates(self, tmp_path: Path) -> None:
         write_classic(tmp_path, STACK)
         write_classic(tmp_path, replace(STACK, voxels=STACK.voxels + 1), name="second{}.dcm")
         assert refusal(tmp_path).check == "several_volumes"

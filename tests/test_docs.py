@@ -63,7 +63,7 @@ def test_every_command_of_the_docs_composes_and_parses(page: str, arguments: str
         stages.require_stage(cfg.stage)
 
 
-def test_commands_are_found_on_every_page_that_has_some() -> None:
+def test_commands_are_extracted_from_the_pages() -> None:
     assert len(commands()) > 40
     assert {page for page, _ in commands()} >= {"README.md", "dvc.md", "scaling.md", "tracking.md", "report.md"}
 
@@ -108,7 +108,7 @@ def test_every_script_in_the_docs_exists_and_has_the_options(page: str, line: st
 
 
 @pytest.mark.parametrize(("page", "line"), lines_of("dvc"))
-def test_every_command_of_dvc_in_the_docs_is_one(page: str, line: str) -> None:
+def test_every_dvc_command_in_the_docs_exists(page: str, line: str) -> None:
     words = shlex.split(line)[1:]
     parsed = get_main_parser().parse_args(words)
     for override in getattr(parsed, "set_param", None) or []:
@@ -116,7 +116,7 @@ def test_every_command_of_dvc_in_the_docs_is_one(page: str, line: str) -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), lines_of("mlflow"))
-def test_every_command_of_mlflow_in_the_docs_is_one(page: str, line: str) -> None:
+def test_every_mlflow_command_in_the_docs_exists(page: str, line: str) -> None:
     command: click.Command = mlflow.cli.cli
     words = shlex.split(line)[1:]
     while isinstance(command, click.Group) and words:
@@ -126,7 +126,7 @@ def test_every_command_of_mlflow_in_the_docs_is_one(page: str, line: str) -> Non
 
 
 @pytest.mark.parametrize(("page", "line"), [one for one in lines_of("torchrun") if "-m" in one[1]])
-def test_every_command_of_torchrun_in_the_docs_is_one(page: str, line: str) -> None:
+def test_every_torchrun_command_in_the_docs_parses(page: str, line: str) -> None:
     parsed = torch.distributed.run.get_args_parser().parse_args(shlex.split(line)[1:])
     assert (parsed.module, parsed.training_script) == (True, "prostate_seg")
 
@@ -138,7 +138,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     text = re.sub(r"`[^`\n]*`", "", without_code(page))
     for link in re.findall(r"\]\(\s*<?([^)>\s]+)>?[^)]*\)", text) + re.findall(r"(?:href|src)=\"([^\"]+)\"", text):
         if re.match(r"https?://|mailto:", link):
@@ -150,7 +150,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
+def test_every_page_is_linked_from_the_readme() -> None:
     reached, waiting = set(), [ROOT / "README.md"]
     while waiting:
         page = waiting.pop()
@@ -160,7 +160,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert reached == set(PAGES)
 
 
-def test_paths_that_the_docs_name_exist() -> None:
+def test_paths_in_the_docs_exist() -> None:
     named = {
         (page.name, path)
         for page in PAGES

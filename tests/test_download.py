@@ -30,7 +30,7 @@ def fetch(server: RoughServer, target: Path, *, path: str = "/a.zip") -> list[in
     return said
 
 
-def test_a_file_arrives_as_it_is_and_its_part_is_gone(tmp_path: Path) -> None:
+def test_a_file_is_downloaded_and_its_part_file_removed(tmp_path: Path) -> None:
     with rough_server({"/a.zip": CONTENT}) as server:
         said = fetch(server, tmp_path / "down" / "a.zip")
         assert (said[0], said[-1], said) == (0, len(CONTENT), sorted(said))
@@ -39,7 +39,7 @@ def test_a_file_arrives_as_it_is_and_its_part_is_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["break", "silence"])
-def test_a_transfer_that_stops_goes_on_where_it_stopped(tmp_path: Path, trouble: str) -> None:
+def test_an_interrupted_transfer_resumes(tmp_path: Path, trouble: str) -> None:
     with rough_server({"/a.zip": CONTENT}, trouble, trouble) as server:
         fetch(server, tmp_path / "a.zip")
     half = len(CONTENT) // 2
@@ -47,14 +47,14 @@ def test_a_transfer_that_stops_goes_on_where_it_stopped(tmp_path: Path, trouble:
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
-def test_a_server_that_is_busy_is_asked_again(tmp_path: Path) -> None:
+def test_a_busy_server_is_retried(tmp_path: Path) -> None:
     with rough_server({"/a.zip": CONTENT}, "503", "429") as server:
         fetch(server, tmp_path / "a.zip")
     assert len(server.asked) == 3
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
-def test_a_server_that_stays_busy_is_given_up_and_what_came_is_kept(tmp_path: Path) -> None:
+def test_a_server_that_stays_busy_is_an_error_and_the_part_file_is_kept(tmp_path: Path) -> None:
     with rough_server({"/a.zip": CONTENT}, "break", *["503"] * 9) as server:
         with pytest.raises(InputError, match=r"a\.zip: given up after several tries: the server keeps answering 503\n"):
             fetch(server, tmp_path / "a.zip")
@@ -67,7 +67,7 @@ def test_a_server_that_stays_busy_is_given_up_and_what_came_is_kept(tmp_path: Pa
 @pytest.mark.parametrize(
     ("trouble", "words"), [("silence", "the server fell silent"), ("break", "the connection broke off")]
 )
-def test_a_server_that_brings_nothing_new_is_given_up(tmp_path: Path, trouble: str, words: str) -> None:
+def test_a_server_that_sends_no_new_bytes_is_an_error(tmp_path: Path, trouble: str, words: str) -> None:
     with rough_server({"/a.zip": b"1"}, *[trouble] * 9) as server:
         with pytest.raises(InputError, match=words):
             fetch(server, tmp_path / "a.zip")
@@ -86,7 +86,7 @@ def test_an_absent_file_is_refused_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "b.zip.part").read_bytes() == b"some"
 
 
-def test_a_server_without_ranges_sends_all_again(tmp_path: Path) -> None:
+def test_without_range_support_the_download_restarts(tmp_path: Path) -> None:
     (tmp_path / "a.zip.part").write_bytes(CONTENT[:100])
     with rough_server({"/a.zip": CONTENT}, "no-ranges") as server:
         fetch(server, tmp_path / "a.zip")
@@ -94,14 +94,14 @@ def test_a_server_without_ranges_sends_all_again(tmp_path: Path) -> None:
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
-def test_a_part_that_is_all_there_becomes_the_file(tmp_path: Path) -> None:
+def test_a_complete_part_file_becomes_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.zip.part").write_bytes(CONTENT)
     with rough_server({"/a.zip": CONTENT}) as server:
         fetch(server, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
-def test_a_part_longer_than_the_file_is_dropped(tmp_path: Path) -> None:
+def test_a_part_file_longer_than_the_file_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.zip.part").write_bytes(CONTENT + b"more")
     with rough_server({"/a.zip": CONTENT}) as server:
         fetch(server, tmp_path / "a.zip")
@@ -109,14 +109,14 @@ def test_a_part_longer_than_the_file_is_dropped(tmp_path: Path) -> None:
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
-def test_an_unreachable_server_is_named(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported(tmp_path: Path) -> None:
     with rough_server({}) as server:
         address = server.address
     with pytest.raises(InputError, match=f"{address}/a.zip: given up .*: the server cannot be reached\n.*HTTPS_PROXY"):
         download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, retries=HASTY)
 
 
-def test_a_password_in_an_address_is_not_repeated(tmp_path: Path) -> None:
+def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
     with rough_server({}) as server, pytest.raises(InputError) as refused:
         address = server.address.replace("//", "//somebody:secret@")
         download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, retries=HASTY)
@@ -124,7 +124,7 @@ def test_a_password_in_an_address_is_not_repeated(tmp_path: Path) -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_a_killed_download_goes_on(tmp_path: Path) -> None:
+def test_a_killed_download_resumes(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from prostate_seg.data.public.download import download\n"
         "download(sys.argv[1], Path(sys.argv[2]), on_bytes=lambda *_: None)"
@@ -142,7 +142,7 @@ def test_a_killed_download_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
-def test_a_disk_that_is_too_small_is_said_before_the_first_byte(
+def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prostate_seg.data.public.download.MARGIN_BYTES", 1 << 60)
@@ -154,11 +154,11 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_byte(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_space_is_looked_for_where_a_folder_will_be(tmp_path: Path) -> None:
+def test_free_space_is_checked_for_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     require_space(tmp_path / "not" / "yet", 1, purpose="x", setting="paths.root")
 
 
-def test_a_checksum_tells_another_file(tmp_path: Path) -> None:
+def test_another_checksum_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     assert checksum_of(path, "md5") == "md5:900150983cd24fb0d6963f7d28e17f72"
@@ -169,7 +169,7 @@ def test_a_checksum_tells_another_file(tmp_path: Path) -> None:
         require_checksum(path, right)
 
 
-def test_sizes_are_said_in_words() -> None:
+def test_sizes_are_formatted_with_units() -> None:
     assert [gigabytes(size) for size in (0, 5_400_000_000, 229_000_000, 35_000_000)] == [
         "0.0 MB",
         "5.4 GB",

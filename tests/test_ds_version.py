@@ -28,7 +28,7 @@ def test_entry_replaces_that_of_its_stage_only(workspace: Workspace) -> None:
     assert read_entries(workspace) == {"prepare": {"run_id": "2"}, "train": {"run_id": "3"}}
 
 
-def test_whole_stage_takes_the_place_of_its_folds(workspace: Workspace) -> None:
+def test_complete_training_replaces_entries_of_its_folds(workspace: Workspace) -> None:
     for name in ("train.fold0", "train.fold1", "prepare"):
         write_entry(workspace, name, {"run_id": name})
     assert list(read_entries(workspace)) == ["prepare", "train.fold0", "train.fold1"]
@@ -36,12 +36,12 @@ def test_whole_stage_takes_the_place_of_its_folds(workspace: Workspace) -> None:
     assert list(read_entries(workspace)) == ["prepare", "train"]
 
 
-def test_no_file_means_no_entry(workspace: Workspace) -> None:
+def test_absent_file_has_no_entry(workspace: Workspace) -> None:
     assert read_entries(workspace) == {}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"stages"', "\x00"])
-def test_spoilt_file_is_named_and_kept(workspace: Workspace, text: str) -> None:
+def test_corrupted_file_is_reported_and_kept(workspace: Workspace, text: str) -> None:
     file_of(workspace).write_text(text)
     with pytest.raises(InputError, match="DS_VERSION.json: cannot be read"):
         write_entry(workspace, "train", {})
@@ -50,7 +50,7 @@ def test_spoilt_file_is_named_and_kept(workspace: Workspace, text: str) -> None:
 
 @pytest.mark.slow
 @needs_fork
-def test_fifty_kills_leave_it_readable_and_lose_no_other_entry(workspace: Workspace) -> None:
+def test_fifty_kills_leave_the_file_readable_and_lose_no_other_entry(workspace: Workspace) -> None:
     kept = {"run_id": "kept", "outputs": {f"file{i}": "0" * 32 for i in range(500)}}
     write_entry(workspace, "preprocess", kept)
     rng = random.Random(0)
@@ -73,7 +73,7 @@ def test_fifty_kills_leave_it_readable_and_lose_no_other_entry(workspace: Worksp
 
 
 @needs_fork
-def test_writers_at_the_same_time_lose_nothing(workspace: Workspace) -> None:
+def test_concurrent_writers_lose_no_entry(workspace: Workspace) -> None:
     children = []
     for number in range(8):
         child = os.fork()

@@ -55,7 +55,7 @@ def test_params_yaml_in_git_is_what_the_default_composition_exports() -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_exported_settings_come_back_as_they_were(option: str, tmp_path: Path) -> None:
+def test_exported_settings_round_trip(option: str, tmp_path: Path) -> None:
     overrides = [option, *NEEDED.get(option, [])]
     text = params_text(science_of(parsed(*overrides)), command="x")
     (tmp_path / "params.yaml").write_text(text)
@@ -64,7 +64,7 @@ def test_exported_settings_come_back_as_they_were(option: str, tmp_path: Path) -
     assert parse(OmegaConf.merge(composed(*overrides), OmegaConf.load(tmp_path / "params.yaml"))) == parsed(*overrides)
 
 
-def test_params_hold_science_only_sorted_and_with_their_origin() -> None:
+def test_params_contain_sorted_science_settings_with_a_header() -> None:
     text = params_text(science_of(parsed("experiment=quickstart")), command="python -m prostate_seg stage=export")
     settings = yaml.safe_load(text)
     assert list(settings) == sorted([*SCIENCE_GROUPS, "seed"])
@@ -74,7 +74,7 @@ def test_params_hold_science_only_sorted_and_with_their_origin() -> None:
     assert isinstance(settings["preprocess"]["spacing_mm"][0], float)
 
 
-def test_what_dvc_composes_is_what_is_exported() -> None:
+def test_dvc_composes_the_exported_settings() -> None:
     with initialize_config_dir(config_dir=str(config_folder())):
         by_dvc = compose("science", overrides=["experiment=quickstart"])
     OmegaConf.resolve(by_dvc)
@@ -89,5 +89,5 @@ def test_environment_values_are_not_exported() -> None:
     assert parsed("stage=train", "data=folder", "data.root=${oc.env:HOME}").data.root
 
 
-def test_no_config_has_a_name_that_dvc_takes_for_its_own() -> None:
+def test_no_config_is_named_dvc_yaml() -> None:
     assert list((ROOT / "configs").rglob("dvc.yaml")) == []

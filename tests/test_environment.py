@@ -38,14 +38,14 @@ def test_change_is_dirty_and_in_the_diff(repository: Path) -> None:
     assert "-x = 1\n+x = 2\n" in state.diff
 
 
-def test_untracked_file_is_dirty_and_named(repository: Path) -> None:
+def test_untracked_file_is_dirty_and_listed(repository: Path) -> None:
     (repository / "b.py").write_text("")
     state = git_state(repository)
     assert state.is_dirty
     assert state.untracked == ("b.py",)
 
 
-def test_long_diff_is_cut_and_says_so(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_diff_is_truncated_with_a_note(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "LONGEST_DIFF", 200)
     (repository / "a.py").write_text("y" * 1000)
     diff = git_state(repository).diff
@@ -59,7 +59,7 @@ def test_repository_without_a_commit_and_no_repository(tmp_path: Path) -> None:
     assert git_state(tmp_path).commit == ""
 
 
-def test_packages_are_those_installed() -> None:
+def test_packages_are_the_installed_ones() -> None:
     import numpy as np
 
     found = packages()
@@ -67,7 +67,7 @@ def test_packages_are_those_installed() -> None:
     assert {"torch", "hydra-core", "mlflow"} <= set(found)
 
 
-def test_machine_names_processor_memory_and_the_absence_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_has_processor_memory_and_gpu_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance.shutil, "which", lambda _: None)
     found = machine()
     assert {"host", "system", "python", "cpu", "num_cores", "memory_gib"} <= set(found)

@@ -75,14 +75,14 @@ def test_every_file_is_hashed_once_and_a_changed_one_is_refused(root: Path, monk
         evaluated(root, num_workers=1, num_threads=1)
 
 
-def test_test_cases_give_no_objective_but_their_numbers(result: StageResult) -> None:
+def test_evaluation_returns_metrics_but_no_objective(result: StageResult) -> None:
     assert result.objectives == {}
     assert 0 <= result.metrics["test/nsd_2mm"] <= 1
     assert not [name for name in result.metrics if "surface" in name]
 
 
 @pytest.mark.usefixtures("result")
-def test_report_of_an_evaluation_by_an_older_version_names_the_column_and_the_stage(root: Path) -> None:
+def test_report_on_an_evaluation_of_an_older_version_names_column_and_stage(root: Path) -> None:
     cfg, workspace = configured(root)
     cases = workspace.evaluation / "cases.csv"
     old = pd.read_csv(cases, dtype=str).rename(columns={"nsd_2mm": "surface_dice_2mm"})

@@ -87,7 +87,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_every_source_of_the_config_is_known_and_its_files_are_asked_for_by_https() -> None:
+def test_every_source_of_the_config_is_known_and_uses_https() -> None:
     assert set(get_args(DataSource)) == {"folder", "phantom", *PUBLIC_SETS}
     for about in PUBLIC_SETS.values():
         assert about.licence
@@ -102,7 +102,7 @@ def test_every_source_of_the_config_is_known_and_its_files_are_asked_for_by_http
     assert unpublished == ["picai_labels.zip"]
 
 
-def test_picai_keeps_t2_series_and_masks_of_the_network_apart_from_human_ones(
+def test_picai_stores_automatic_and_manual_masks_in_separate_folders(
     tmp_path: Path, fetch_here: FetchHere, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     archives = picai_archives(tmp_path)
@@ -138,7 +138,7 @@ def test_picai_keeps_t2_series_and_masks_of_the_network_apart_from_human_ones(
     assert findings == []
 
 
-def test_a_stopped_fetch_goes_on_with_what_is_missing(
+def test_a_stopped_fetch_resumes_with_missing_files(
     tmp_path: Path, fetch_here: FetchHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives = picai_archives(tmp_path)
@@ -163,7 +163,7 @@ def test_a_stopped_fetch_goes_on_with_what_is_missing(
         assert [path.rpartition("/")[2] for path in server.paths] == ["picai_public_images_fold1.zip"]
 
 
-def test_more_parts_come_later_with_their_masks_and_rows_and_own_columns_stay(
+def test_further_parts_add_masks_and_rows_and_keep_other_columns(
     tmp_path: Path, fetch_here: FetchHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives = picai_archives(tmp_path)
@@ -181,7 +181,7 @@ def test_more_parts_come_later_with_their_masks_and_rows_and_own_columns_stay(
     assert len(names_in(tmp_path / "made")) == 3
 
 
-def test_masks_that_have_changed_at_the_source_are_not_mixed(
+def test_masks_that_changed_at_the_source_are_not_mixed(
     tmp_path: Path, fetch_here: FetchHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives = picai_archives(tmp_path)
@@ -194,7 +194,7 @@ def test_masks_that_have_changed_at_the_source_are_not_mixed(
     assert len(names_in(tmp_path / "data" / "masks")) == 2
 
 
-def test_another_file_than_the_published_one_is_refused_and_asked_for_anew(
+def test_a_file_with_another_checksum_is_refused_and_downloaded_again(
     tmp_path: Path, fetch_here: FetchHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives = picai_archives(tmp_path)
@@ -208,7 +208,7 @@ def test_another_file_than_the_published_one_is_refused_and_asked_for_anew(
     assert len(names_in(tmp_path / "data" / "images")) == 2
 
 
-def test_decathlon_gives_t2_and_zones_with_a_patient_each(
+def test_decathlon_gives_t2_and_zones_of_one_patient_per_study(
     tmp_path: Path, fetch_here: FetchHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     voxels = four_dimensional(tmp_path / "four.nii.gz")
@@ -272,9 +272,7 @@ def test_promise12_becomes_one_file_per_image_and_mask(
     assert "LICENSE.TXT" in (data / "LICENCE.txt").read_text()
 
 
-def test_promise12_with_a_truncated_file_names_it_and_goes_on_once_it_is_mended(
-    tmp_path: Path, fetch_here: FetchHere
-) -> None:
+def test_promise12_reports_a_truncated_file_and_resumes_once_it_is_fixed(tmp_path: Path, fetch_here: FetchHere) -> None:
     image = np.ones((5, 12, 10), np.int16)
     for name in ("Case00", "Case00_segmentation"):
         write_mhd(tmp_path / "in" / f"{name}.mhd", image)
@@ -329,13 +327,15 @@ def test_a_second_fetch_in_the_same_workspace_is_refused(tmp_path: Path, fetch_h
         (["data=promise12", "fetch.origin=."], "has no CaseNN.mhd with a CaseNN_segmentation.mhd"),
     ],
 )
-def test_what_cannot_be_fetched_is_said(fetch_here: FetchHere, arguments: list[str], message: str) -> None:
+def test_unavailable_data_are_refused_with_the_reason(
+    fetch_here: FetchHere, arguments: list[str], message: str
+) -> None:
     with pytest.raises(InputError) as refused:
         fetch_here(*arguments)
     assert message in str(refused.value)
 
 
-def test_a_refused_archive_ends_the_command_with_words_and_exit_code_1(tmp_path: Path, launch: Launch) -> None:
+def test_a_refused_archive_ends_with_a_message_and_exit_code_1(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "Task05_Prostate.tar").write_bytes(b"not the archive")
     done = launch("stage=fetch", "data=decathlon", "fetch.origin=.", "mlflow=off")
     assert done.returncode == 1

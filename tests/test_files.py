@@ -16,7 +16,7 @@ from prostate_seg.common import files
 from prostate_seg.common.files import HOST, atomic_folder, atomic_path, md5_of, read_json, write_json, write_text
 
 
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_write_leaves_only_the_previous_file(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
     with pytest.raises(RuntimeError), atomic_path(target) as temporary:
@@ -26,7 +26,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_failed_folder_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_folder_write_leaves_only_the_previous_folder(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with atomic_folder(target) as folder:
         write_text(folder / "a.txt", "old")
@@ -37,7 +37,7 @@ def test_failed_folder_leaves_the_old_folder_and_nothing_else(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_new_folder_replaces_the_old_as_a_whole(tmp_path: Path) -> None:
+def test_new_folder_replaces_the_previous_one_completely(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         with atomic_folder(tmp_path / "out") as folder:
             write_text(folder / name, name)
@@ -53,7 +53,7 @@ def test_json_round_trip_keeps_letters_and_refuses_nan(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") == {"é": [1, 2.5, None]}
 
 
-def test_md5_of_a_file_is_the_known_one_and_of_a_folder_sees_names_and_content(tmp_path: Path) -> None:
+def test_md5_of_a_folder_depends_on_names_and_content(tmp_path: Path) -> None:
     write_text(tmp_path / "d" / "a", "abc")
     assert md5_of(tmp_path / "d" / "a") == "900150983cd24fb0d6963f7d28e17f72"
     first = md5_of(tmp_path / "d")
@@ -64,7 +64,7 @@ def test_md5_of_a_file_is_the_known_one_and_of_a_folder_sees_names_and_content(t
 
 
 @pytest.mark.parametrize(("number", "is_removed"), [(os.getppid(), False), (2**22 + 1, True)])
-def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path, number: int, is_removed: bool) -> None:
+def test_next_write_removes_leftovers_of_a_killed_process(tmp_path: Path, number: int, is_removed: bool) -> None:
     left = tmp_path / f".tmp-{HOST}-{number}-abc" / "new"
     elsewhere = tmp_path / ".tmp-otherhost-4194305-abc"
     left.mkdir(parents=True)
@@ -99,7 +99,7 @@ def interrupted_at(step: int, act: Callable[[], None]) -> bool:
     return left <= 0
 
 
-def test_interrupt_at_any_line_leaves_the_old_or_the_new_folder_and_nothing_else(tmp_path: Path) -> None:
+def test_interrupt_at_any_line_leaves_the_previous_or_the_new_folder(tmp_path: Path) -> None:
     target = tmp_path / "out"
 
     def write(text: str) -> None:

@@ -45,7 +45,7 @@ def changed(volume: Volume, kind: str) -> Volume:
 
 
 @pytest.mark.parametrize("kind", ["noise", "scale and gamma", *SHIFTS_MM, "half the pixels", "cropped"])
-def test_copy_that_was_changed_a_little_is_a_near_duplicate(shared_data: Path, kind: str) -> None:
+def test_slightly_modified_copy_is_a_near_duplicate(shared_data: Path, kind: str) -> None:
     for path in ("11373_1001396.mha", "p158020_1.nii.gz"):
         image = read_volume(shared_data / "t2w" / "images" / path)
         pair = {"original": thumbnail(image), "copy": thumbnail(changed(image, kind))}
@@ -65,7 +65,7 @@ def test_repeated_series_is_found_and_different_patients_are_far_apart(shared_da
 
 
 @pytest.mark.slow
-def test_phantom_patients_are_far_apart_although_one_formula_draws_them_all() -> None:
+def test_phantom_patients_are_no_near_duplicates() -> None:
     settings = PhantomSettings(
         num_patients=8,
         num_second_studies=0,
@@ -93,7 +93,7 @@ def test_voxels_have_one_hash_in_every_file_format_and_integer_type(tmp_path: Pa
     assert voxels_sha1(replace(whole, array=other)) not in hashes
 
 
-def test_copy_at_the_limit_of_the_close_comparison_passes_the_coarse_one() -> None:
+def test_copy_at_the_threshold_passes_the_coarse_comparison() -> None:
     rng = np.random.default_rng(0)
     noise = [ndimage.gaussian_filter(rng.normal(size=THUMBNAIL_SHAPE), 1.2) for _ in range(2)]
     for weight in (0.66, 0.7):
@@ -103,14 +103,14 @@ def test_copy_at_the_limit_of_the_close_comparison_passes_the_coarse_one() -> No
         assert list(near_duplicates(thumbnails)) == [("a", "b")]
 
 
-def test_nothing_to_compare_and_no_contrast_are_no_pair() -> None:
+def test_empty_and_constant_thumbnails_are_no_pair() -> None:
     flat = np.zeros((16, 50, 50), dtype=np.int8)
     assert near_duplicates({}) == {}
     assert near_duplicates({"a": flat}) == {}
     assert near_duplicates({"a": flat, "b": flat}) == {}
 
 
-def test_every_pair_is_compared_however_the_studies_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_pair_is_compared_for_any_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [np.random.default_rng(seed).integers(-127, 128, THUMBNAIL_SHAPE).astype(np.int8) for seed in range(4)]
     thumbnails = {f"{number:02d}": pictures[number % 4] for number in range(11)}
     copies = {(a, b) for a, b in combinations(thumbnails, 2) if int(a) % 4 == int(b) % 4}
@@ -120,7 +120,7 @@ def test_every_pair_is_compared_however_the_studies_are_divided(monkeypatch: pyt
         assert near_duplicates(thumbnails).keys() == copies
 
 
-def test_small_studies_of_different_patients_are_not_one_by_their_borders() -> None:
+def test_padding_of_small_studies_does_not_make_them_near_duplicates() -> None:
     spacing_mm = (4.0, 1.4, 1.4)
     grid = Geometry(shape_vox=(10, 50, 50), spacing_mm=spacing_mm, origin_mm=(0, 0, 0), direction=tuple(np.eye(3).flat))
     textures = [np.random.default_rng(seed).normal(size=grid.shape_vox) for seed in range(4)]

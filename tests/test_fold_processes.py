@@ -162,7 +162,7 @@ class FakeTraining:
         assert not self._thread.is_alive()
 
 
-def test_fold_that_ends_gives_its_gpu_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_fold_uses_the_gpu_of_a_finished_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     folds = FakeTraining(monkeypatch, num_parallel=2, gpus=[0, 1], num_folds=4)
     folds.wait_until_running(0, 1)
     folds.end(1)  # before fold 0

@@ -25,7 +25,7 @@ def patients(case_ids: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(("num_patients", "num_folds"), [(4, 2), (3, 3), (8, 2), (23, 5), (100, 10)])
-def test_every_patient_tests_once_and_parts_share_nobody(num_patients: int, num_folds: int) -> None:
+def test_every_patient_is_tested_once_and_subsets_are_disjoint(num_patients: int, num_folds: int) -> None:
     everyone = cases(num_patients, second_studies=num_patients // 2)
     folds = kfold(everyone, num_folds=num_folds, val_fraction=0.2, seed=0)
     assert sorted(case for fold in folds for case in fold.test) == sorted(case.case_id for case in everyone)
@@ -41,7 +41,7 @@ def test_fold_sizes_differ_by_one_patient_at_most() -> None:
     assert sorted(sizes) == [4, 4, 5, 5, 5]
 
 
-def test_gland_volumes_are_spread_more_evenly_than_by_chance() -> None:
+def test_gland_volumes_are_balanced_better_than_at_random() -> None:
     everyone = cases(100)
     volume = {case.case_id: case.gland_volume_ml for case in everyone}
     folds = kfold(everyone, num_folds=5, val_fraction=0.2, seed=0)
@@ -69,7 +69,7 @@ def test_too_few_patients_are_refused_with_the_numbers(num_patients: int, num_fo
         kfold(cases(num_patients), num_folds=num_folds, val_fraction=0.2, seed=0)
 
 
-def test_all_trains_everyone_but_val_and_tests_nobody() -> None:
+def test_strategy_all_trains_on_all_but_val_and_has_no_test_patients() -> None:
     (fold,) = all_train(cases(10), val_fraction=0.1, seed=0)
     assert (len(fold.train), len(fold.val), fold.test) == (9, 1, [])
     with pytest.raises(InputError, match="needs at least 2 patients, there are 1"):
@@ -81,7 +81,7 @@ def split_file(path: Path, *tests: list[str]) -> Path:
     return path
 
 
-def test_imported_file_decides_who_tests(tmp_path: Path) -> None:
+def test_imported_file_defines_the_test_patients(tmp_path: Path) -> None:
     file = split_file(tmp_path / "s.json", ["p000_0", "p001_0", "absent_1"], ["p002_0", "p003_0"])
     folds = imported(cases(4), file=file, val_fraction=0.3, seed=0)
     assert [fold.test for fold in folds] == [["p000_0", "p001_0"], ["p002_0", "p003_0"]]
@@ -114,7 +114,7 @@ def test_absent_file_is_refused(tmp_path: Path) -> None:
         imported(cases(4), file=tmp_path / "s.json", val_fraction=0.3, seed=0)
 
 
-def test_official_picai_folds_of_1500_studies_hold_together(shared_data: Path) -> None:
+def test_official_picai_folds_keep_the_patients_of_1500_studies_together(shared_data: Path) -> None:
     official = json.loads((shared_data / "picai_folds.json").read_text())["folds"]
     everyone = [case_record(case_id, gland_volume_ml=50.0) for fold in official for case_id in fold["val"]]
     folds = imported(everyone, file=shared_data / "picai_folds.json", val_fraction=0.2, seed=0)
@@ -129,7 +129,7 @@ def test_folds_round_trip_through_the_file(tmp_path: Path) -> None:
     assert read_folds(tmp_path / "kfold.json") == folds
 
 
-def test_absent_kfold_and_absent_fold_index_say_what_to_do(tmp_path: Path) -> None:
+def test_absent_kfold_and_fold_index_are_refused_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run stage=prepare first"):
         read_folds(tmp_path / "kfold.json")
     with pytest.raises(InputError, match="must be below 1, the number of folds in kfold.json, is 3"):

@@ -20,7 +20,7 @@ def test_index_zyx_becomes_world_xyz_by_hand() -> None:
     np.testing.assert_allclose(GRID.to_world((2, 4, 8)), (10 + 8 * 0.25, -20 + 4 * 0.5, 30 + 2 * 3))
 
 
-def test_world_and_index_undo_each_other_on_an_oblique_grid() -> None:
+def test_world_and_index_are_inverse_on_an_oblique_grid() -> None:
     oblique = rotate(GRID, degrees=33)
     points = np.random.default_rng(0).uniform(0, 20, size=(7, 3))
     np.testing.assert_allclose(oblique.to_index(oblique.to_world(points)), points, atol=1e-9)
@@ -41,11 +41,11 @@ def test_volume_of_a_voxel_and_diagonal_by_hand() -> None:
         ({"shape_vox": (19, 384, 384)}, False),
     ],
 )
-def test_grids_are_one_only_but_for_rounding(change: dict, is_same: bool) -> None:
+def test_grids_are_equal_up_to_rounding(change: dict, is_same: bool) -> None:
     assert GRID.is_same_grid(replace(GRID, **change)) is is_same
 
 
-def test_rotation_rounded_by_a_quaternion_in_float32_is_no_difference_and_half_a_degree_is_one() -> None:
+def test_rotations_are_equal_up_to_float32_rounding() -> None:
     turned = {degrees: replace(rotate(GRID, degrees=degrees), origin_mm=GRID.origin_mm) for degrees in (0.02, 0.5)}
     assert GRID.is_same_grid(turned[0.02])
     assert not GRID.is_same_grid(turned[0.5])

@@ -72,7 +72,7 @@ def test_state_of_a_project_in_a_subfolder_is_that_of_its_repository(project: Pa
     assert "+++ b/studies/prostate/prostate_seg/a.py" in state.diff
 
 
-def test_diff_can_be_applied_whatever_form_the_user_prefers(project: Path) -> None:
+def test_diff_can_be_applied_with_any_diff_settings_of_the_user(project: Path) -> None:
     for setting in ("diff.noprefix", "diff.mnemonicPrefix", "diff.relative"):
         run_git(project, "config", setting, "true")
     (project / "prostate_seg" / "a.py").write_text("x = 2\n")
@@ -98,7 +98,9 @@ def test_code_of_a_run_in_a_subfolder_is_restored_from_its_commit(project: Path,
         assert source.startswith("commit ")
 
 
-def test_repository_of_another_user_is_told_in_the_words_of_git(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repository_of_another_user_is_reported_with_gits_message(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     state = git_state(project)
     assert "dubious ownership" in state.problem
@@ -120,7 +122,7 @@ def test_repository_that_belongs_to_another_user_is_refused_by_git_itself(projec
     assert "dubious ownership" in git_state(project).problem
 
 
-def test_run_in_a_repository_that_git_refuses_begins_with_its_words_and_records_no_tag(
+def test_run_in_a_refused_repository_warns_and_records_no_git_tag(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
@@ -133,7 +135,7 @@ def test_run_in_a_repository_that_git_refuses_begins_with_its_words_and_records_
     assert git_tags(run.environment.git) == {}
 
 
-def test_tags_of_a_clean_repository_say_so(project: Path) -> None:
+def test_tags_of_a_clean_repository(project: Path) -> None:
     commit = commits.commit_of("HEAD")
     assert git_tags(git_state(project)) == {
         "git.commit": commit,
@@ -170,7 +172,7 @@ def test_damaged_repository_is_a_problem_and_not_the_absence_of_one(project: Pat
     assert (finding.severity, finding.fix) == (Severity.bad, f"git -C {project} fsck")
 
 
-def test_lost_objects_leave_the_commit_and_tell_why_there_is_no_diff(project: Path) -> None:
+def test_repository_with_lost_objects_has_its_commit_and_the_reason_for_no_diff(project: Path) -> None:
     commit = commits.commit_of("HEAD")
     blob = run_git(project, "rev-parse", "HEAD:./prostate_seg/a.py")
     (project / "prostate_seg" / "a.py").write_text("x = 2\n")
@@ -192,12 +194,12 @@ def test_absent_git_is_a_problem_only_where_there_is_a_repository(
         commits.commit_of("HEAD")
 
 
-def test_unknown_revision_is_refused_by_its_name(project: Path) -> None:
+def test_unknown_revision_is_refused_with_its_name(project: Path) -> None:
     with pytest.raises(InputError, match="nosuch: git knows no commit"):
         commits.commit_of("nosuch")
 
 
-def test_git_error_has_the_words_and_the_code_of_git(tmp_path: Path) -> None:
+def test_git_error_has_message_and_code_of_git(tmp_path: Path) -> None:
     with pytest.raises(GitError, match="not a git repository") as error:
         git(tmp_path, "status")
     assert error.value.code == 128

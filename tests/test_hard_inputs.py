@@ -13,7 +13,7 @@ SEED = 7
 
 
 @pytest.mark.slow
-def test_spoilt_studies_are_refused_in_words_or_preprocessed_whole(tmp_path: Path) -> None:
+def test_corrupted_studies_are_refused_with_a_message_or_preprocessed_completely(tmp_path: Path) -> None:
     outcomes = []
     for mutant in mutants(tmp_path / "mutants", seed=SEED, count=NUM_TRIED):
         outcome, text = inputs.try_here(inputs.preprocess, mutant, tmp_path / "outputs" / str(mutant.number))
@@ -25,7 +25,7 @@ def test_spoilt_studies_are_refused_in_words_or_preprocessed_whole(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_spoilt_studies_are_refused_in_words_or_segmented(tmp_path: Path) -> None:
+def test_corrupted_studies_are_refused_with_a_message_or_segmented(tmp_path: Path) -> None:
     action = partial(inputs.predict, model=inputs.make_networks(tmp_path / "networks"))
     outcomes = []
     for mutant in mutants(tmp_path / "mutants", seed=SEED, count=NUM_TRIED // 4):
@@ -50,7 +50,7 @@ def test_the_healthy_study_is_accepted_in_every_format(tmp_path: Path, suffix: s
     assert inputs.try_here(inputs.preprocess, healthy, tmp_path / "out") == ("accepted", "")
 
 
-def test_a_defect_a_hang_and_a_crash_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracebacks_hangs_and_crashes_are_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = list(mutants(tmp_path / "mutants", seed=SEED, count=3))
     monkeypatch.setattr(inputs, "LONGEST_SECONDS", 2.0)
     verdicts = inputs.survey(faulty, made, outputs=tmp_path / "outputs")

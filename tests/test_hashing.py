@@ -58,6 +58,6 @@ def test_changed_file_is_read_again_and_changes_its_folder(things: Path, tmp_pat
     assert {name for name in after.files if after.files[name] != before.files[name]} == {"a.txt", "link.txt"}
 
 
-def test_absent_file_is_named(tmp_path: Path) -> None:
+def test_absent_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent.csv: cannot be hashed"):
         hash_paths([tmp_path / "absent.csv"], cache=tmp_path / "cache")

@@ -17,13 +17,13 @@ def workspace(root: Path) -> Workspace:
     return Workspace(root=root, data=root / "data", cache=root / ".cache")
 
 
-def test_packages_as_locked_are_good_whatever_their_build(tmp_path: Path) -> None:
+def test_locked_packages_are_good_with_any_build_suffix(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.lock"
     lock.write_text("torch==2.13.0\nHydra_core==1.4.0\n")
     assert health.check_packages(lock, {"torch": "2.13.0+cu128", "hydra-core": "1.4.0"}).severity is Severity.good
 
 
-def test_missing_package_is_bad_and_another_version_a_note(tmp_path: Path) -> None:
+def test_missing_package_is_bad_and_another_version_is_a_note(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.lock"
     lock.write_text("torch==2.13.0\nmonai==1.6.0\n")
     missing = health.check_packages(lock, {"torch": "2.13.0"})
@@ -32,7 +32,7 @@ def test_missing_package_is_bad_and_another_version_a_note(tmp_path: Path) -> No
     assert (other.severity, other.text) == (Severity.note, "not as locked: torch 2.12.0, not 2.13.0")
 
 
-def test_folder_without_room_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_without_free_space_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "LEAST_FREE_GIB", 1e9)
     finding = health.check_folder("cache", tmp_path / "not" / "yet")
     assert finding.severity is Severity.bad
@@ -60,7 +60,7 @@ def test_git_is_good_when_clean_and_a_note_when_dirty_or_absent(tmp_path: Path) 
     assert "not committed" in health.check_git(tmp_path).text
 
 
-def test_spoilt_record_is_bad_and_the_fix_keeps_it(tmp_path: Path) -> None:
+def test_corrupted_record_is_bad_and_the_fix_keeps_it(tmp_path: Path) -> None:
     assert health.check_record(workspace(tmp_path)).severity is Severity.good
     (tmp_path / "DS_VERSION.json").write_text("{")
     finding = health.check_record(workspace(tmp_path))
@@ -76,7 +76,7 @@ def test_leftovers_of_killed_writes_are_listed(tmp_path: Path) -> None:
     assert ".tmp-abc" in finding.fix
 
 
-def test_journal_that_waits_is_named_with_its_store(tmp_path: Path) -> None:
+def test_unreplicated_journal_is_listed_with_its_store(tmp_path: Path) -> None:
     assert doctor.check_journals(tmp_path / "absent").severity is Severity.good
     header = Header(what="train of p", address="http://store", experiment="e")
     journal = Journal.create(tmp_path, header, name="train")

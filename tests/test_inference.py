@@ -158,14 +158,14 @@ def test_probabilities_of_an_ensemble_are_averaged() -> None:
     np.testing.assert_allclose(probability, 0.625, rtol=1e-6)
 
 
-def test_tta_averages_the_mirrored_study_back_in_place() -> None:
+def test_tta_averages_the_prediction_of_the_mirrored_study() -> None:
     image = torch.zeros(4, 8, 8)
     np.testing.assert_allclose(predict_probability(image, predictor=predictor(Left(), tta=True)), 0.5, atol=1e-6)
     symmetric = predict_probability(image + 1, predictor=predictor(Bright(), tta=True))
     np.testing.assert_allclose(symmetric, 1.0, atol=1e-6)
 
 
-def test_largest_component_stays_and_empty_stays_empty() -> None:
+def test_largest_component_is_kept_and_empty_stays_empty() -> None:
     mask = np.zeros((5, 20, 20), dtype=bool)
     assert not keep_largest_component(mask).any()
     mask[1:4, 2:8, 2:8] = True
@@ -200,7 +200,7 @@ def test_rigidly_rotated_study_gives_the_rotated_mask(shared_data: Path) -> None
     )
 
 
-def test_mask_lies_on_the_studys_own_grid(shared_data: Path) -> None:
+def test_mask_is_on_the_grid_of_the_study(shared_data: Path) -> None:
     image, _ = real_study(shared_data, "p158021_1")
     assert bright_mask(image).shape == image.array.shape
 
@@ -284,7 +284,7 @@ def test_bits_are_the_same_on_one_core_as_on_all() -> None:
 
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize("model", [None, model_3d()], ids=["2-D", "3-D"])
-def test_studies_side_by_side_start_no_threads_of_threads(model: ModelConfig | None) -> None:
+def test_parallel_studies_start_no_nested_threads(model: ModelConfig | None) -> None:
     torch.set_num_threads(8)
     ready, process, counts = replace(untrained(model=model), num_threads=4), psutil.Process(), []
     before = process.num_threads()
@@ -298,7 +298,7 @@ def test_studies_side_by_side_start_no_threads_of_threads(model: ModelConfig | N
 
 
 @pytest.mark.usefixtures("torch_threads")
-def test_threads_of_torch_are_as_before_a_prediction() -> None:
+def test_number_of_torch_threads_is_restored_after_a_prediction() -> None:
     torch.set_num_threads(3)
     predict_probability(noise(0), predictor=replace(untrained(), num_threads=5))
     with ThreadPoolExecutor(1) as new_thread:
@@ -329,7 +329,7 @@ def test_a_gpu_runs_one_batch_at_a_time_whatever_the_number_of_workers() -> None
     assert most == 1
 
 
-def test_batch_that_does_not_fit_goes_through_in_parts_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_batch_that_does_not_fit_is_split_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     ready = replace(predictor(RunsOutOfMemory(2)), num_threads=1)
     for seed in range(2):
         expected = torch.sigmoid(20 * noise(seed)).numpy()

@@ -65,7 +65,7 @@ def test_every_case_is_measured_and_the_data_stay_as_they_are(data: Path, caplog
     assert "all 3 cases can be used: go on with stage=preprocess" in caplog.text
 
 
-def test_bad_cases_are_shown_before_they_are_refused(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_cases_are_in_the_outputs_before_they_are_refused(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     shutil.copy(data / "images" / "1_1.mha", data / "images" / "3_1.mha")
     (data / "images" / "4_1.mha").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
@@ -91,7 +91,7 @@ def test_bad_cases_are_shown_before_they_are_refused(data: Path, caplog: pytest.
     assert "stage=preprocess will exclude the 2 cases that cannot be used" in caplog.text
 
 
-def test_one_sagittal_study_among_axial_ones_is_named_by_inspect_and_preprocess(data: Path) -> None:
+def test_sagittal_study_among_axial_ones_is_reported_by_inspect_and_preprocess(data: Path) -> None:
     sagittal = Geometry(
         shape_vox=(60, 60, 20), spacing_mm=(0.5, 0.5, 3.0), origin_mm=(0, 0, 0), direction=tuple(np.eye(3).ravel())
     )
@@ -139,7 +139,7 @@ def test_label_that_dataset_json_calls_the_bladder_is_refused(data: Path) -> Non
     assert not Path("preprocess").exists()
 
 
-def test_images_alone_can_be_looked_at(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_without_masks_can_be_inspected(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     shutil.rmtree(data / "masks")
     table, summary = inspected(data)
@@ -148,7 +148,7 @@ def test_images_alone_can_be_looked_at(data: Path, caplog: pytest.LogCaptureFixt
     assert "to train on them they need masks" in caplog.text
 
 
-def test_a_data_set_of_which_nothing_can_be_read_is_refused(data: Path) -> None:
+def test_a_data_set_without_readable_cases_is_refused(data: Path) -> None:
     for path in (data / "images").iterdir():
         path.write_bytes(b"nothing")
     for path in (data / "masks").iterdir():
@@ -157,7 +157,7 @@ def test_a_data_set_of_which_nothing_can_be_read_is_refused(data: Path) -> None:
         inspected(data)
 
 
-def test_a_large_data_set_lists_only_what_needs_a_look(
+def test_a_large_data_set_lists_only_cases_with_findings(
     data: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")

@@ -21,11 +21,11 @@ from prostate_seg.operations.job import NullRun, Outcome, command_of, outcome_of
     ],
     ids=repr,
 )
-def test_only_signals_and_pruners_kill_a_run(error: BaseException, outcome: Outcome) -> None:
+def test_only_signals_and_pruning_kill_a_run(error: BaseException, outcome: Outcome) -> None:
     assert outcome_of(error) is outcome
 
 
-def test_command_of_a_job_leaves_out_the_sweep_and_is_quoted() -> None:
+def test_command_of_a_job_excludes_the_sweep_and_is_quoted() -> None:
     overrides = ["train.loss=dice", "+sweep=optuna", "stage=train", "fold.index=1", "model.channels=[8,16]"]
     expected = "python -m prostate_seg stage=train train.loss=dice 'model.channels=[8,16]'"
     assert command_of(overrides, without=["fold.index"]) == expected

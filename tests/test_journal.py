@@ -37,7 +37,7 @@ def numbers(journal: Journal) -> list[int]:
     return [int(one.tags["number"]) for one in journal.records() if isinstance(one, LogData)]
 
 
-def test_journal_is_read_back_as_it_was_written(journal: Journal) -> None:
+def test_journal_round_trip(journal: Journal) -> None:
     for n in range(3):
         assert journal.append(record(n)) == n + 1
     journal.acknowledge(1, ids={"local-a": "b"})
@@ -50,7 +50,7 @@ def test_journal_is_read_back_as_it_was_written(journal: Journal) -> None:
     assert again.ids == {"local-a": "b"}
 
 
-def test_every_line_is_json_that_people_can_read(journal: Journal) -> None:
+def test_every_line_is_readable_json(journal: Journal) -> None:
     points = (MetricPoint("loss", float("nan"), 1, 1), MetricPoint("loss", float("-inf"), 2, 2))
     journal.append(LogData(run="r", tags={"name": "Größe"}, metrics=points))
     lines = (journal.folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
@@ -81,7 +81,7 @@ def test_consecutive_metrics_of_one_run_are_sent_as_one_record() -> None:
     assert merged[0][1] == LogData(run="r", metrics=tuple(points[:2]))
 
 
-def test_line_that_a_crash_has_cut_off_is_dropped_and_the_next_one_is_whole(journal: Journal) -> None:
+def test_line_truncated_by_a_crash_is_dropped_and_the_next_one_is_complete(journal: Journal) -> None:
     journal.append(record(0))
     journal.release()
     with (journal.folder / "records.jsonl").open("a") as stream:
@@ -91,9 +91,7 @@ def test_line_that_a_crash_has_cut_off_is_dropped_and_the_next_one_is_whole(jour
     assert numbers(again) == [0, 2]
 
 
-def test_full_disk_leaves_whole_lines_and_loses_none_once_there_is_room(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_leaves_complete_lines_and_loses_no_record(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     journal.append(record(0))
     write = module._write_some
 
@@ -120,7 +118,7 @@ def append_for_ever(folder: str, ready: "multiprocessing.synchronize.Event") -> 
             ready.set()
 
 
-def test_killed_process_leaves_whole_records_and_no_lock(journal: Journal) -> None:
+def test_killed_process_leaves_complete_records_and_no_lock(journal: Journal) -> None:
     journal.release()
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
@@ -137,7 +135,7 @@ def test_killed_process_leaves_whole_records_and_no_lock(journal: Journal) -> No
     assert again.num_records > 200
 
 
-def test_journal_of_which_all_is_acknowledged_does_not_wait_and_is_removed(journal: Journal) -> None:
+def test_acknowledged_journal_is_not_pending_and_is_removed(journal: Journal) -> None:
     root = journal.folder.parent
     journal.append(record(0))
     assert [found.num_records for found in pending_journals(root)] == [1]
@@ -150,7 +148,7 @@ def test_journal_of_which_all_is_acknowledged_does_not_wait_and_is_removed(journ
     assert not journal.folder.exists()
 
 
-def test_journal_that_has_only_begun_is_not_removed(journal: Journal) -> None:
+def test_journal_without_records_is_not_removed(journal: Journal) -> None:
     journal.release()
     remove_replicated(journal.folder.parent)
     assert journal.folder.is_dir()
@@ -159,13 +157,13 @@ def test_journal_that_has_only_begun_is_not_removed(journal: Journal) -> None:
 @pytest.mark.parametrize(
     "text", ["", "notes\n", '{"format": 2, "what": "x"}\n', '{"format": 1, "surprise": "x"}\n', "[]\n"]
 )
-def test_folder_that_is_no_journal_is_refused_with_a_message(tmp_path: Path, text: str) -> None:
+def test_folder_that_is_not_a_journal_is_refused_with_a_message(tmp_path: Path, text: str) -> None:
     (tmp_path / "records.jsonl").write_text(text)
     with pytest.raises(InputError, match="records.jsonl: is not what a stage writes; move the folder away"):
         Journal(tmp_path)
 
 
-def test_journal_that_cannot_be_created_is_named(tmp_path: Path) -> None:
+def test_journal_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file cannot be written: .*\n.*paths.journal"):
         Journal.create(tmp_path / "file", HEADER, name="train")

@@ -32,7 +32,7 @@ def data_set(root: Path, labels: Any) -> Path:
         {"background": 0},
     ],
 )
-def test_prostate_zones_and_what_lies_in_them_are_gland(tmp_path: Path, names: dict[str, Any]) -> None:
+def test_prostate_zones_and_structures_inside_are_gland(tmp_path: Path, names: dict[str, Any]) -> None:
     require_gland_names(data_set(tmp_path, names), labels=None)
 
 
@@ -54,7 +54,7 @@ def test_prostate_zones_and_what_lies_in_them_are_gland(tmp_path: Path, names: d
         ({"background": 0, "csPCa": 1}, "label 1 is 'csPCa'", "no label here is called prostate"),
     ],
 )
-def test_label_of_something_else_is_refused_with_the_labels_of_the_gland(
+def test_label_of_another_structure_is_refused_with_the_gland_labels(
     tmp_path: Path, names: dict[str, Any], said: str, step: str
 ) -> None:
     with pytest.raises(InputError) as refused:
@@ -64,7 +64,7 @@ def test_label_of_something_else_is_refused_with_the_labels_of_the_gland(
     assert step in text
 
 
-def test_named_labels_are_held_against_the_names_too(tmp_path: Path) -> None:
+def test_configured_labels_are_checked_against_their_names(tmp_path: Path) -> None:
     root = data_set(tmp_path, {"background": 0, "bladder": 1, "prostate": 2, "lesion": 3})
     require_gland_names(root, labels=[2])
     require_gland_names(root, labels=[2, 3])
@@ -75,7 +75,7 @@ def test_named_labels_are_held_against_the_names_too(tmp_path: Path) -> None:
             require_gland_names(root, labels=labels)
 
 
-def test_look_up_table_of_bids_names_labels(tmp_path: Path) -> None:
+def test_bids_lookup_table_names_labels(tmp_path: Path) -> None:
     folder = tmp_path / "derivatives/manual"
     folder.mkdir(parents=True)
     (folder / "desc-organs_dseg.tsv").write_text("index\tname\n0\tbackground\n1\tprostate\n2\tbladder\n")
@@ -84,7 +84,7 @@ def test_look_up_table_of_bids_names_labels(tmp_path: Path) -> None:
     require_gland_names(tmp_path, labels=[1])
 
 
-def test_a_data_set_without_names_passes_and_names_that_are_no_labels_are_an_error(tmp_path: Path) -> None:
+def test_a_data_set_without_label_names_passes_and_invalid_names_are_an_error(tmp_path: Path) -> None:
     require_gland_names(tmp_path, labels=None)
     for other in (["PZ"], None):
         require_gland_names(data_set(tmp_path, other), labels=None)

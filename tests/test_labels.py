@@ -62,7 +62,7 @@ def errors(case: Case, *, labels: Sequence[int] | None = None) -> list[Finding]:
 
 
 @pytest.mark.parametrize("factor", [0.9999999, 0.9996, 1.0004])
-def test_mask_within_a_thousandth_of_whole_numbers_is_read_as_these(tmp_path: Path, factor: float) -> None:
+def test_mask_within_a_thousandth_of_whole_numbers_is_rounded(tmp_path: Path, factor: float) -> None:
     whole = load_case(written(tmp_path / "a", gland()), labels=[1, 2])
     near = load_case(written(tmp_path / "b", (gland() * factor).astype(np.float32)), labels=[1, 2])
     assert whole[0] is not None
@@ -87,7 +87,7 @@ def test_tolerance_of_a_label_is_a_thousandth(value: float, accepted: bool) -> N
     assert not accepted or read[0, 0, 0] == round(value)
 
 
-def test_integer_masks_are_read_as_they_are(tmp_path: Path) -> None:
+def test_integer_masks_are_unchanged(tmp_path: Path) -> None:
     case = written(tmp_path, gland())
     assert case.mask is not None
     assert read_mask(case.mask).array.dtype == read_volume(case.mask).array.dtype == np.uint8
@@ -144,7 +144,7 @@ def test_map_of_many_structures_needs_the_labels_of_the_gland() -> None:
     assert label_problem(structures(19).astype(np.int16) * 1000, labels=[3000]) is None  # needs no 8 bits
 
 
-def test_image_in_the_place_of_the_mask_is_refused(tmp_path: Path) -> None:
+def test_image_in_place_of_the_mask_is_refused(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 3, GRID.shape_vox).astype(np.int16)
     (finding,) = errors(written(tmp_path, image.astype(np.float32), image=image))
     assert finding.check == "mask_is_image"

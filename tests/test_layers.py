@@ -97,7 +97,7 @@ def test_launcher_and_callback_import_nothing_heavy_at_the_top() -> None:
         assert not top & (RECORDING | {"torch", "monai", "numpy", "psutil", "optuna"}), name
 
 
-def test_dvc_is_known_to_hashes_and_cache_alone() -> None:
+def test_only_hashing_and_cache_import_dvc() -> None:
     users = {
         path.name for path in modules() if {name.split(".")[0] for name in imports(path)} & (RECORDING - {"mlflow"})
     }

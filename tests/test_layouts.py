@@ -44,7 +44,7 @@ NNUNET = ["imagesTr/7_1_0000.nii.gz", "imagesTr/7_1_0001.nii.gz", "labelsTr/7_1.
         ({"modality": {"0": "T2", "1": "ADC"}}, "0000"),
     ],
 )
-def test_nnunet_gives_the_channel_that_is_called_t2(tmp_path: Path, channels: dict[str, object], number: str) -> None:
+def test_nnunet_channel_named_t2_is_used(tmp_path: Path, channels: dict[str, object], number: str) -> None:
     cases, findings = found(made(tmp_path, NNUNET, channels=channels))
     assert cases == {"7_1": (f"imagesTr/7_1_{number}.nii.gz", "labelsTr/7_1.nii.gz")}
     assert findings == []
@@ -74,7 +74,7 @@ def test_nnunet_channels_of_which_none_or_several_are_t2_are_refused(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"channel_names": {"a": "T2"}}'])
-def test_an_unreadable_dataset_json_is_named(tmp_path: Path, text: str) -> None:
+def test_an_unreadable_dataset_json_is_reported(tmp_path: Path, text: str) -> None:
     made(tmp_path, NNUNET)
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(InputError, match=r"dataset\.json: cannot be read"):
@@ -91,7 +91,7 @@ def test_nnunet_cases_without_image_or_label_are_errors(tmp_path: Path) -> None:
     }
 
 
-def test_nnunet_files_without_a_channel_number_are_named_and_alone_refused(tmp_path: Path) -> None:
+def test_nnunet_files_without_a_channel_number_are_reported_and_alone_refused(tmp_path: Path) -> None:
     _, findings = found(made(tmp_path, [*NNUNET[:1], NNUNET[2], "imagesTr/other.nii.gz"]))
     assert [(one.case_id, one.check) for one in findings] == [("other.nii.gz", "ignored_file")]
     root = made(tmp_path / "msd", ["imagesTr/prostate_00.nii.gz", "labelsTr/prostate_00.nii.gz"])
@@ -133,7 +133,7 @@ def test_bids_pairs_images_with_masks_of_derivatives(tmp_path: Path) -> None:
     assert [case.patient_id for case in both] == ["sub-01", "sub-02", "sub-02"]
 
 
-def test_bids_masks_that_compete_are_named(tmp_path: Path) -> None:
+def test_several_bids_masks_of_an_image_are_reported(tmp_path: Path) -> None:
     folder = "derivatives/manual/sub-01/anat/sub-01"
     root = made(
         tmp_path, ["sub-01/anat/sub-01_T2w.nii.gz", f"{folder}_label-PZ_mask.nii.gz", f"{folder}_label-TZ_mask.nii.gz"]
@@ -170,13 +170,13 @@ def test_a_folder_with_two_layouts_is_refused(tmp_path: Path, names: list[str], 
     assert f"{tmp_path} must have one layout, has {said}\n" in str(refused.value)
 
 
-def test_a_folder_with_images_is_known_from_one_without(tmp_path: Path) -> None:
+def test_a_folder_with_images_is_distinguished_from_one_without(tmp_path: Path) -> None:
     assert not has_images(made(tmp_path / "none", ["a/b.mha"]))
     for name in ("images/1.mha", "imagesTr/1_0000.mha", "sub-1/anat/sub-1_T2w.nii"):
         assert has_images(made(tmp_path / name[:7].replace("/", ""), [name]))
 
 
-def test_nnunet_image_without_a_channel_number_is_named_for_its_label(tmp_path: Path) -> None:
+def test_nnunet_label_is_reported_with_its_image_without_a_channel_number(tmp_path: Path) -> None:
     names = ["imagesTr/p_1_0000.nii.gz", "imagesTr/p_3.nii.gz", "labelsTr/p_1.nii.gz", "labelsTr/p_3.nii.gz"]
     cases, findings = found(made(tmp_path, names))
     assert list(cases) == ["p_1"]
@@ -185,7 +185,7 @@ def test_nnunet_image_without_a_channel_number_is_named_for_its_label(tmp_path: 
     assert "its name has no channel number; rename it to p_3_0000.nii.gz" in findings[0].message
 
 
-def test_nnunet_case_without_the_t2_channel_is_named_with_the_one_it_has(tmp_path: Path) -> None:
+def test_nnunet_case_without_the_t2_channel_is_reported_with_its_channels(tmp_path: Path) -> None:
     names = [*NNUNET, "imagesTr/9_1_0001.nii.gz", "labelsTr/9_1.nii.gz"]
     _, findings = found(made(tmp_path, names, channels={"channel_names": {"0": "T2", "1": "ADC"}}))
     assert [(one.case_id, one.check) for one in findings] == [("9_1", "mask_without_image")]

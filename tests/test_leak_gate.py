@@ -34,13 +34,13 @@ def fingerprints(case_id: str = "", **changes: Any) -> dict[str, Fingerprint]:
     return clean | ({case_id: replace(clean[case_id], **changes)} if case_id else {})
 
 
-def test_clean_folds_pass_with_two_studies_of_a_patient_in_one_part() -> None:
+def test_clean_folds_pass_with_two_studies_of_a_patient_in_one_subset() -> None:
     verdict = stop_on_leaks(FOLDS, fingerprints=fingerprints())
     assert verdict.as_dict()["verdict"] == "passed"
     assert set(verdict.as_dict()["checks"].values()) == {"passed"}
 
 
-def test_copies_within_one_part_are_no_leak() -> None:
+def test_duplicates_within_one_subset_are_no_leak() -> None:
     twins = fingerprints("a_2", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
     assert find_leaks(FOLDS, fingerprints=twins).leaks == []
 
@@ -62,12 +62,12 @@ def test_copies_within_one_part_are_no_leak() -> None:
     ],
     ids=lambda value: "" if isinstance(value, dict) else str(value)[:30],
 )
-def test_each_planted_leak_stops_the_run_and_is_named(case_id: str, changes: dict[str, Any], message: str) -> None:
+def test_each_planted_leak_stops_the_run_and_is_reported(case_id: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         stop_on_leaks(FOLDS, fingerprints=fingerprints(case_id, **changes))
 
 
-def test_test_case_in_val_is_named_as_that_and_not_as_its_patient() -> None:
+def test_test_case_in_val_is_reported_as_case_and_not_as_patient() -> None:
     folds = [replace(FOLDS[0], val=["b_1", "c_1"])]
     (leak,) = find_leaks(folds, fingerprints=fingerprints()).leaks
     assert str(leak) == "fold 0: case in two parts: c_1 (val) and c_1 (test)"
@@ -77,7 +77,7 @@ ALIKE = fingerprints("c_1", thumbnail=np.roll(picture(0), 1, axis=2))
 REASON = {frozenset(("a_1", "c_1")): "two patients"}
 
 
-def test_near_identical_images_of_a_named_pair_stop_nothing_and_are_recorded_with_the_reason() -> None:
+def test_accepted_near_duplicate_passes_and_is_recorded_with_the_reason() -> None:
     with pytest.raises(InputError, match=r"'fold.not_duplicates=\[\"10001_1/10002_1: two patients"):
         stop_on_leaks(FOLDS, fingerprints=ALIKE)
     verdict = stop_on_leaks(FOLDS, fingerprints=ALIKE, not_duplicates=REASON)
@@ -87,7 +87,7 @@ def test_near_identical_images_of_a_named_pair_stop_nothing_and_are_recorded_wit
     assert unused_pairs(REASON, fingerprints=ALIKE, verdict=verdict) == []
 
 
-def test_one_named_pair_lets_no_other_pair_pass() -> None:
+def test_one_accepted_pair_accepts_no_other_pair() -> None:
     other = ALIKE | {"b_1": replace(ALIKE["b_1"], thumbnail=picture(1))}
     with pytest.raises(InputError, match=r"near-identical images \(correlation 1.00\): a_2 \(train\) and b_1 \(val\)"):
         stop_on_leaks(FOLDS, fingerprints=other, not_duplicates=REASON)
@@ -102,7 +102,7 @@ def test_one_named_pair_lets_no_other_pair_pass() -> None:
         ({"mask_md5": "mask a_1"}, "identical mask files"),
     ],
 )
-def test_pair_that_shares_more_than_near_identical_images_is_not_overruled(changes: dict[str, Any], check: str) -> None:
+def test_pair_that_shares_more_than_near_identical_images_is_not_accepted(changes: dict[str, Any], check: str) -> None:
     known = fingerprints("c_1", thumbnail=picture(0), **changes)
     with pytest.raises(InputError, match="a_1"):
         stop_on_leaks(FOLDS, fingerprints=known, not_duplicates=REASON)
@@ -113,7 +113,7 @@ def test_pair_that_shares_more_than_near_identical_images_is_not_overruled(chang
     assert check in text
 
 
-def test_pair_that_overrules_nothing_is_named_with_the_cause() -> None:
+def test_pair_without_effect_is_reported_with_the_cause() -> None:
     verdict = find_leaks(FOLDS, fingerprints=fingerprints(), not_duplicates=REASON)
     pairs = REASON | {frozenset(("a_1", "c_l")): "typing error", frozenset(("a_1",)): "one"}
     assert verdict.as_dict()["verdict"] == "passed"
@@ -124,7 +124,7 @@ def test_pair_that_overrules_nothing_is_named_with_the_cause() -> None:
     ]
 
 
-def test_copy_is_named_once_by_the_first_check_that_finds_it() -> None:
+def test_duplicate_is_reported_once_by_the_first_check_that_finds_it() -> None:
     copy = fingerprints("c_1", patient_id="a", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
     leaks = find_leaks(FOLDS, fingerprints=copy).leaks
     assert [(leak.check, leak.first) for leak in leaks] == [
@@ -133,12 +133,12 @@ def test_copy_is_named_once_by_the_first_check_that_finds_it() -> None:
     ]
 
 
-def test_oracle_crop_that_was_asked_for_is_noted_and_stops_nothing() -> None:
+def test_requested_oracle_crop_is_recorded_and_does_not_stop_the_run() -> None:
     verdict = stop_on_leaks(FOLDS, fingerprints=fingerprints("a_1", oracle_crop=True), allowed=[Check.oracle_crop])
     assert verdict.as_dict()["verdict"] == "leaks: oracle crop"
 
 
-def test_what_is_not_known_is_not_called_passed() -> None:
+def test_check_with_unknown_attributes_is_not_reported_as_passed() -> None:
     names_alone = {case: Fingerprint(patient_id=case[0]) for case in fingerprints()}
     checks = find_leaks(FOLDS, fingerprints=names_alone | {"a_1": fingerprints()["a_1"]}).as_dict()["checks"]
     assert checks["patient overlap"] == "passed"
@@ -146,7 +146,7 @@ def test_what_is_not_known_is_not_called_passed() -> None:
     assert find_leaks(FOLDS, fingerprints=names_alone).as_dict()["checks"]["identical voxels"] == "not run"
 
 
-def test_case_that_is_no_longer_in_the_data_set_is_named() -> None:
+def test_case_that_is_no_longer_in_the_data_set_is_reported() -> None:
     known = fingerprints()
     del known["b_1"]
     with pytest.raises(InputError, match="kfold.json names 1 cases that dataset.csv does not have: b_1"):

@@ -19,7 +19,7 @@ def target(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", get_args(Loss))
 @pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 1, 4, 16, 16)], ids=["2-D", "3-D"])
-def test_right_answer_costs_nothing_and_a_wrong_one_does(name: Loss, shape: tuple[int, ...]) -> None:
+def test_loss_is_near_zero_only_for_the_correct_mask(name: Loss, shape: tuple[int, ...]) -> None:
     loss, mask = build_loss(name), target(*shape)
     logits = 40 * mask - 20
     assert loss(logits, mask) < 0.01

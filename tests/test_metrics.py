@@ -154,7 +154,7 @@ def slab_ml(radius_mm: float, half_mm: float) -> float:
     ("spacing_mm", "shape"), [((0.5, 0.5, 0.5), (91, 91, 91)), ((3.0, 0.5, 0.5), (17, 101, 101))], ids=str
 )
 @pytest.mark.parametrize(("inner_mm", "outer_mm"), [(18.0, 21.0), (18.0, 19.5)])
-def test_balls_around_one_centre_have_the_metrics_of_the_formulas(
+def test_concentric_balls_have_the_metrics_of_the_formulas(
     inner_mm: float, outer_mm: float, spacing_mm: Spacing, shape: tuple[int, int, int]
 ) -> None:
     # Lengths within half a voxel's diagonal on either surface, volumes within 2%, Dice within 0.02, thirds (cut at a
@@ -232,7 +232,7 @@ def test_surface_is_the_mask_minus_its_erosion_also_at_the_border_of_the_image()
     assert surface(np.ones((3, 3, 3), dtype=bool)).sum() == 26
 
 
-def test_one_voxel_masks_are_as_far_apart_as_their_centres() -> None:
+def test_distance_of_one_voxel_masks_is_that_of_their_centres() -> None:
     reference = box_mask((10, 20, 20), (2, 3), (4, 5), (6, 7))
     predicted = box_mask((10, 20, 20), (3, 4), (12, 13), (6, 7))  # 3 mm along z, 4 mm along y
     result = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
@@ -469,7 +469,7 @@ def test_two_empty_masks_agree() -> None:
     ("num_slices", "parted"),
     [(1, (0, 1, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (1, 2, 1)), (5, (2, 1, 2)), (6, (2, 2, 2)), (14, (5, 4, 5))],
 )
-def test_slices_belong_to_the_third_that_holds_their_centre(num_slices: int, parted: tuple[int, int, int]) -> None:
+def test_slices_belong_to_the_third_with_their_centre(num_slices: int, parted: tuple[int, int, int]) -> None:
     assert tuple(np.bincount(third_of_slice(num_slices), minlength=3)) == parted
 
 

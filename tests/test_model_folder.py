@@ -51,7 +51,7 @@ def test_all_folds_are_one_ensemble_and_a_single_fold_can_be_loaded(tmp_path: Pa
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
 
 
-def test_usage_survives_a_round_trip(tmp_path: Path) -> None:
+def test_usage_round_trip(tmp_path: Path) -> None:
     assert read_usage(tmp_path) is None
     usage = Usage(threshold=0.4, largest_component=False, tta=True, precision="auto")
     write_usage(tmp_path, usage)

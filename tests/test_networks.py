@@ -77,7 +77,7 @@ def test_setting_that_a_network_does_not_support_is_refused(name: ModelName, cha
 
 
 @pytest.mark.parametrize("option", get_args(ModelName))
-def test_shipped_options_take_the_shipped_size(option: str) -> None:
+def test_model_options_accept_the_default_image_size(option: str) -> None:
     cfg = config.parse(composed(f"model={option}"))
     require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
 

@@ -73,7 +73,7 @@ class TestAgreementWithNibabel:
         max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(header=headers())
-    def test_grid_and_mask_lie_where_nibabel_puts_them(self, tmp_path: Path, header: dict[str, object]) -> None:
+    def test_grid_and_mask_equal_those_of_nibabel(self, tmp_path: Path, header: dict[str, object]) -> None:
         array = np.random.default_rng(0).permutation(1200).reshape(2, 3, 200).astype("int16")
         path = write_nifti_file(tmp_path / "image.nii", array, **header)
         image, volume = nibabel.load(path), read_volume(path)
@@ -91,7 +91,7 @@ class TestAgreementWithNibabel:
     @pytest.mark.parametrize(
         "forms", [{"sform": affine()}, {"qform": affine()}, {"sform": affine(), "qform": affine()}, {}]
     )
-    def test_simpleitk_puts_the_mask_on_its_image_too(self, tmp_path: Path, forms: dict[str, np.ndarray]) -> None:
+    def test_simpleitk_reads_mask_and_image_on_one_grid(self, tmp_path: Path, forms: dict[str, np.ndarray]) -> None:
         path = write_nifti_file(tmp_path / "image.nii.gz", **forms)
         predict_mask(tmp_path / "mask.nii.gz", read_volume(path))
         image, mask = (sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")) for name in ("image", "mask"))
@@ -143,7 +143,7 @@ class TestAgreementWithNibabel:
 class TestSpacing:
     @pytest.mark.parametrize("bad", [0.0, -3.0, np.nan, np.inf])
     @pytest.mark.parametrize("forms", [{}, {"sform": affine()}])
-    def test_a_spacing_that_is_no_positive_number_is_refused(
+    def test_a_spacing_that_is_not_a_positive_number_is_refused(
         self, tmp_path: Path, bad: float, forms: dict[str, np.ndarray]
     ) -> None:
         error = refusal(write_nifti_file(tmp_path / "a.nii", **forms, pixdim=pixdim(0.5, 0.75, bad)))
@@ -162,7 +162,7 @@ class TestSpacing:
         assert volume.geometry.spacing_mm == SPACING_MM[::-1]
 
     @pytest.mark.parametrize("stated", [(0.5, 0.75, 1.0), (3.0, 0.75, 0.5), (0.52, 0.75, 3.0)])
-    def test_an_sform_whose_spacing_is_not_pixdims_is_refused_with_both(
+    def test_an_sform_that_contradicts_pixdim_is_refused_with_both(
         self, tmp_path: Path, stated: tuple[float, float, float]
     ) -> None:
         error = refusal(write_nifti_file(tmp_path / "a.nii", sform=affine(), pixdim=pixdim(*stated)))
@@ -170,7 +170,7 @@ class TestSpacing:
         assert "0.5 x 0.75 x 3 mm by its sform" in str(error)
         assert " x ".join(f"{value:g}" for value in stated) + " mm by pixdim" in str(error)
 
-    def test_a_rounded_pixdim_is_no_contradiction_and_the_sform_is_used(self, tmp_path: Path) -> None:
+    def test_a_rounded_pixdim_is_accepted_and_the_sform_is_used(self, tmp_path: Path) -> None:
         path = write_nifti_file(tmp_path / "a.nii", sform=affine(), pixdim=pixdim(0.5, 0.752, 3.0))
         assert read_volume(path).geometry.spacing_mm == pytest.approx(SPACING_MM[::-1], rel=1e-6)
 
@@ -196,7 +196,7 @@ class TestOrientation:
         volume = read_volume(write_nifti_file(tmp_path / "a.nii", sform=affine(), qform=moved))
         assert "put the volume 30.0 mm apart" in volume.warnings[0].message
 
-    def test_a_quaternion_rounded_to_float32_is_no_difference(self, tmp_path: Path) -> None:
+    def test_a_quaternion_rounded_to_float32_is_accepted(self, tmp_path: Path) -> None:
         path = write_nifti_file(tmp_path / "a.nii", sform=affine(), qform=affine())
         assert checks(read_volume(path)) == []
 
@@ -254,7 +254,7 @@ class TestOrientation:
         assert checks(volume) == (["rounded_axes"] if moved_mm > 0.1 else [])
         np.testing.assert_array_equal(predict_mask(tmp_path / "mask.nii", volume).affine, image.affine)
 
-    def test_an_sform_that_leans_by_a_thousandth_is_read(self, tmp_path: Path) -> None:
+    def test_an_sform_sheared_by_a_thousandth_is_read(self, tmp_path: Path) -> None:
         form = np.round(affine(), 3)
         form[1, 0] += 0.0015
         assert read_volume(write_nifti_file(tmp_path / "a.nii", sform=form)).geometry.spacing_mm == pytest.approx(
@@ -262,7 +262,7 @@ class TestOrientation:
         )
 
     @pytest.mark.parametrize("entry", [{(1, 0): 0.1}, {(0, 0): np.nan}, {(2, 2): np.inf}, {(0, 2): 1.5}])
-    def test_an_sform_whose_axes_lean_is_refused(self, tmp_path: Path, entry: dict[tuple[int, int], float]) -> None:
+    def test_a_sheared_sform_is_refused(self, tmp_path: Path, entry: dict[tuple[int, int], float]) -> None:
         form = affine(angles=(0, 0, 0))
         for index, value in entry.items():
             form[index] = value
@@ -301,13 +301,13 @@ class TestHeader:
         assert np.array_equal(stored_array(read_volume(tmp_path / "a.nii")).T, image_array())
 
     @pytest.mark.parametrize("fields", [{"datatype": 1}, {"datatype": 999}, {"vox_offset": 100}])
-    def test_what_nibabel_cannot_use_is_refused(self, tmp_path: Path, fields: dict[str, int]) -> None:
+    def test_headers_that_nibabel_cannot_use_are_refused(self, tmp_path: Path, fields: dict[str, int]) -> None:
         error = refusal(write_nifti_file(tmp_path / "a.nii", sform=affine(), **fields))
         assert error.check == "unreadable"
         assert "NIfTI header cannot be used" in str(error)
 
     @pytest.mark.parametrize("size", [0, -1, 5000])
-    def test_sizes_that_no_volume_has_are_refused(self, tmp_path: Path, size: int) -> None:
+    def test_implausible_sizes_are_refused(self, tmp_path: Path, size: int) -> None:
         path = write_nifti_file(tmp_path / "a.nii", sform=affine(), dim=[3, 6, 5, size, 1, 1, 1, 1])
         assert refusal(path).check == "too_large"
 
@@ -322,7 +322,7 @@ class TestHeader:
             ((6, 5, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")], "vector_pixels"),
         ],
     )
-    def test_what_is_no_scalar_volume_is_refused(
+    def test_volumes_that_are_not_scalar_are_refused(
         self, tmp_path: Path, shape: tuple[int, ...], dtype: object, check: str
     ) -> None:
         array = np.zeros(shape, np.dtype(dtype))  # type: ignore[call-overload]
@@ -354,12 +354,10 @@ class TestHeader:
                 num_refused += 1
         assert 30 < num_refused < 270
 
-    def test_a_vox_offset_that_is_no_number_is_refused(self, tmp_path: Path) -> None:
+    def test_a_vox_offset_that_is_not_a_number_is_refused(self, tmp_path: Path) -> None:
         path = write_nifti_file(tmp_path / "a.nii", sform=affine(), vox_offset=np.nan)
         assert "NIfTI header cannot be used" in str(refusal(path))
 
-    def test_nothing_of_nibabels_corrections_reaches_stderr(
-        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_nibabel_writes_nothing_to_stderr(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         read_volume(write_nifti_file(tmp_path / "a.nii", sform=affine(), bitpix=8, pixdim=pixdim(*SPACING_MM, qfac=0)))
         assert capfd.readouterr().err == ""

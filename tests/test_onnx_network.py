@@ -38,7 +38,7 @@ def test_plain_maxima_are_those_of_adaptive_pooling() -> None:
         torch.testing.assert_close(_cell_maxima(x, cells), nn.functional.adaptive_max_pool2d(x, cells), rtol=0, atol=0)
 
 
-def test_a_network_that_computes_something_else_is_refused_and_leaves_no_file(
+def test_a_network_with_other_outputs_is_refused_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small_model("unet")
@@ -48,7 +48,9 @@ def test_a_network_that_computes_something_else_is_refused_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_packages_are_named_with_the_way_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_packages_are_reported_with_the_install_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"pip install 'prostate-seg\[onnx\]'"):
         OnnxNetwork(tmp_path / "network.onnx")

@@ -13,7 +13,7 @@ from tests.test_run_tree import SETTINGS
 
 
 @pytest.mark.parametrize("kept", [(), (UNTRACKED,), (DIFF, UNTRACKED)])
-def test_changes_are_named_and_applied_only_where_they_were_kept(tmp_path: Path, kept: tuple[str, ...]) -> None:
+def test_changes_are_listed_and_applied_only_if_recorded(tmp_path: Path, kept: tuple[str, ...]) -> None:
     settings = replace(SETTINGS, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     tree = RunTree(open_store(settings, cache=tmp_path))
     tags = {"git.commit": "abc", "git.dirty": str(bool(kept)).lower(), "command": "python -m prostate_seg stage=train"}

@@ -242,11 +242,11 @@ def test_a_gland_at_the_edge_of_a_large_slice_is_shown_within_the_field(
     assert picture.gland.any()
 
 
-def test_a_constant_image_has_a_picture_too(cube_volume: Volume) -> None:
+def test_a_constant_image_is_drawn(cube_volume: Volume) -> None:
     assert not picture_of(replace(cube_volume, array=np.full((4, 9, 9), 7)), None).grey.any()
 
 
-def test_a_sheet_has_all_errors_then_warnings_then_an_even_choice_in_order() -> None:
+def test_a_contact_sheet_has_errors_then_warnings_then_an_even_selection() -> None:
     panels = [panel(n, is_error=n % 50 == 0, is_warning=n % 20 == 1) for n in range(400)]
     chosen = choose_panels(panels)
     assert len(chosen) == MAX_PANELS

@@ -38,7 +38,7 @@ def test_readme_command_composes_and_is_accepted(launch: Launch, command: str) -
     assert result.returncode == 0, result.stderr
 
 
-def test_readme_has_commands_and_its_links_lead_somewhere() -> None:
+def test_readme_has_commands_and_its_links_exist() -> None:
     assert len(readme_commands()) >= 6
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
@@ -56,7 +56,7 @@ def test_make_help_lists_every_target() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_carries_the_configs_and_runs_outside_the_checkout(tmp_path: Path) -> None:
+def test_wheel_contains_the_configs_and_runs_outside_the_checkout(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

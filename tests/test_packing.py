@@ -22,7 +22,7 @@ def test_studies_come_back_as_they_were(tmp_path: Path) -> None:
         assert packed.cases[case_id].intensity == measure_intensity(image, clip=False)
 
 
-def test_failed_packing_leaves_nothing_that_looks_packed(tmp_path: Path) -> None:
+def test_failed_packing_leaves_no_packed_set(tmp_path: Path) -> None:
     def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
         if case_id == "b":
             raise OSError("gone")

@@ -53,7 +53,7 @@ def test_more_than_999_patients_still_sort() -> None:
     assert case_ids[-1] == "ph1000_1"
 
 
-def test_same_arguments_give_the_same_bytes_whatever_was_made_before() -> None:
+def test_same_arguments_give_the_same_bytes_in_any_order() -> None:
     case_of("ph004_1"), case_of("ph001_1")
     again = make_phantom_case("ph004_1", settings=SMALL, seed=1)
     assert md5_of_volume(again.image) == md5_of_volume(case_of("ph004_1").image)
@@ -110,7 +110,7 @@ def test_second_study_shows_the_same_gland_on_another_grid() -> None:
 
 
 @pytest.mark.parametrize("case_id", CASE_IDS)
-def test_image_and_mask_share_a_grid_of_the_promised_kind(case_id: str) -> None:
+def test_image_and_mask_share_a_grid_with_the_configured_properties(case_id: str) -> None:
     case = case_of(case_id)
     slice_mm, row_mm, column_mm = case.image.geometry.spacing_mm
     assert 3.0 <= slice_mm <= 3.6
@@ -131,7 +131,7 @@ def geometries_of(num_studies: int) -> list[tuple[float, str]]:
     return [(math.degrees(math.acos(s.geometry.direction[8])), s.stored_orientation) for s in studies]
 
 
-def test_some_studies_are_straight_and_some_oblique_up_to_20_degrees() -> None:
+def test_some_studies_are_axial_and_some_oblique_up_to_20_degrees() -> None:
     tilts = [tilt for tilt, _ in geometries_of(60)]
     assert min(tilts) == 0
     assert 15 < max(tilts) < 21
@@ -161,7 +161,7 @@ def test_whole_gland_lies_inside_with_a_margin(case_id: str) -> None:
     assert not gland[:, :, -5:].any()
 
 
-def test_a_gland_that_needs_more_slices_gets_them() -> None:
+def test_a_long_gland_gets_more_slices() -> None:
     case = make_phantom_case("ph001_1", settings=replace(SMALL, num_slices_range=(8, 9)), seed=1)
     gland = gland_of(case)
     assert len(gland) > 9
@@ -170,7 +170,7 @@ def test_a_gland_that_needs_more_slices_gets_them() -> None:
 
 
 @pytest.mark.parametrize("case_id", CASE_IDS)
-def test_gland_is_one_piece_with_the_peripheral_zone_behind(case_id: str) -> None:
+def test_gland_is_one_component_with_the_peripheral_zone_posterior(case_id: str) -> None:
     mask = case_of(case_id).mask.array
     assert set(np.unique(mask)) == {0, CENTRAL_GLAND, PERIPHERAL_ZONE}
     assert ndimage.label(mask > 0)[1] == 1
@@ -265,7 +265,7 @@ def test_table_states_the_volume_by_formula(tmp_path: Path) -> None:
     assert rows[1]["stored_orientation"] == case.image.stored_orientation
 
 
-def test_failing_midway_leaves_the_old_phantom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_previous_phantom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("images/old.nii.gz", "masks/old.nii.gz", "phantom.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("old")

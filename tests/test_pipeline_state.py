@@ -91,7 +91,7 @@ def states(workspace: Workspace, settings: dict[str, Any] = SETTINGS) -> dict[st
     return {one.stage: (one.state.value, list(one.reasons)) for one in pipeline_states(workspace, settings=settings)}
 
 
-def test_what_has_run_is_current_and_the_rest_is_missing(workspace: Workspace) -> None:
+def test_recorded_stages_are_current_and_the_others_missing(workspace: Workspace) -> None:
     found = states(workspace)
     assert list(found) == [stage for stage in STAGE_SETTINGS if stage != "fetch"]
     current = ("preprocess", "prepare", "train")
@@ -103,14 +103,14 @@ def test_an_empty_workspace_has_nothing(tmp_path: Path) -> None:
     assert states(empty, {**SETTINGS, "data": {"source": "phantom"}}) == dict.fromkeys(STAGE_SETTINGS, ("missing", []))
 
 
-def test_a_changed_setting_makes_its_stage_stale_and_all_that_rest_on_it(workspace: Workspace) -> None:
+def test_a_changed_setting_makes_its_stage_and_all_later_ones_stale(workspace: Workspace) -> None:
     found = states(workspace, {**SETTINGS, "fold": {"num_folds": 3, "index": None}})
     assert found["preprocess"] == ("current", [])
     assert found["prepare"] == ("stale", ["fold.num_folds 5 -> 3"])
     assert found["train"] == ("stale", ["prepare is stale"])
 
 
-def test_changed_files_are_named_where_they_are_read_and_where_they_were_written(workspace: Workspace) -> None:
+def test_changed_files_are_listed_for_the_stages_that_read_or_wrote_them(workspace: Workspace) -> None:
     workspace.dataset_csv.write_text("other")
     found = states(workspace)
     assert found["preprocess"] == ("stale", ["preprocess changed"])
@@ -143,7 +143,7 @@ def test_code_that_decides_no_number_leaves_a_stage_current(workspace: Workspace
     assert states(workspace)["prepare"] == ("stale", ["1 source files changed"])
 
 
-def test_folds_trained_alone_stand_in_trains_place(workspace: Workspace) -> None:
+def test_folds_trained_separately_replace_the_training(workspace: Workspace) -> None:
     path = workspace.root / "DS_VERSION.json"
     content = json.loads(path.read_text())
     whole = content["stages"].pop("train")
@@ -155,7 +155,9 @@ def test_folds_trained_alone_stand_in_trains_place(workspace: Workspace) -> None
     assert "train" not in found
 
 
-def test_networks_elsewhere_are_found_and_a_stopped_training_is_said(workspace: Workspace, tmp_path: Path) -> None:
+def test_networks_in_another_folder_are_found_and_a_stopped_training_is_reported(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     elsewhere = replace(workspace, trained=tmp_path / "trial")
     elsewhere.training.mkdir(parents=True)
     content = json.loads((workspace.root / "DS_VERSION.json").read_text())
@@ -178,7 +180,7 @@ def test_unchanged_files_are_not_read_again(workspace: Workspace, monkeypatch: p
     assert states(workspace)["train"] == ("current", [])
 
 
-def test_rows_and_json_say_when_and_what(workspace: Workspace) -> None:
+def test_rows_and_json_contain_time_and_reasons(workspace: Workspace) -> None:
     found = pipeline_states(
         workspace, settings={**SETTINGS, "train": {"max_epochs": 3}, "seed": 2, "model": {"name": "x"}}
     )
@@ -208,7 +210,7 @@ def test_the_command_of_the_newest_run_can_be_typed(workspace: Workspace) -> Non
     assert command_of_newest(known_entries(workspace)) == "python -m prostate_seg stage=status 'data.root=a b'"
 
 
-def test_the_command_of_a_run_of_dvcs_takes_its_settings_from_there(workspace: Workspace) -> None:
+def test_the_command_of_a_dvc_run_uses_from_params(workspace: Workspace) -> None:
     command = "python -m prostate_seg --config-name from_params"
     enter(workspace, "prepare", [], [], [], finished_at="2026-02-02T00:00:00+00:00", command=command)
     told = command_of_newest(known_entries(workspace))

@@ -49,7 +49,7 @@ def test_a_clear_gland_has_its_volume_and_no_warning() -> None:
     assert one.warnings == []
 
 
-def test_a_warning_about_the_header_is_a_warning_of_the_prediction() -> None:
+def test_a_header_warning_is_a_warning_of_the_prediction() -> None:
     doubt = VolumeWarning(check="no_orientation", message="no orientation is stated")
     one = predict(replace(study(), warnings=(doubt,)), model=model(Bright()))
     assert one.warnings == ["image: no orientation is stated"]
@@ -108,7 +108,7 @@ def test_properties_a_quarter_outside_of_the_training_ranges_are_tolerated() -> 
         (np.full((20, 60, 60), np.nan, dtype=np.float32), "nan"),
     ],
 )
-def test_an_image_that_cannot_be_used_is_refused_by_name(array: np.ndarray, check: str) -> None:
+def test_an_unusable_image_is_refused_with_its_name(array: np.ndarray, check: str) -> None:
     with pytest.raises(VolumeError) as refusal:
         predict(Volume(array=array, geometry=GEOMETRY), model=model(Bright()))
     assert refusal.value.check == check

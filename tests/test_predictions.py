@@ -36,7 +36,7 @@ def state(target: Target, *, input_md5: str = "i", model_md5: str = "m") -> Stat
     return state_of(target, input_md5=input_md5, model_md5=model_md5)
 
 
-def test_a_written_mask_is_done_for_its_input_and_model_alone(target: Target) -> None:
+def test_a_written_mask_is_done_only_for_its_input_and_model(target: Target) -> None:
     assert state(target) is State.absent
     write(target)
     assert state(target) is State.done
@@ -44,7 +44,7 @@ def test_a_written_mask_is_done_for_its_input_and_model_alone(target: Target) ->
     assert state(target, model_md5="other") is State.foreign
 
 
-def test_a_mask_that_was_changed_or_brought_is_foreign(target: Target) -> None:
+def test_a_changed_or_copied_mask_is_foreign(target: Target) -> None:
     write(target)
     target.mask.write_bytes(b"drawn by hand")
     assert state(target) is State.foreign
@@ -52,7 +52,7 @@ def test_a_mask_that_was_changed_or_brought_is_foreign(target: Target) -> None:
     assert state(target) is State.foreign
 
 
-def test_a_prediction_stopped_before_the_mask_is_in_place_leaves_nothing_done(target: Target) -> None:
+def test_a_prediction_stopped_before_the_mask_is_written_is_not_done(target: Target) -> None:
     with pytest.raises(KeyboardInterrupt), new_mask(target, ROW) as path:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
@@ -60,7 +60,7 @@ def test_a_prediction_stopped_before_the_mask_is_in_place_leaves_nothing_done(ta
     assert list(target.mask.parent.iterdir()) == []
 
 
-def test_a_stop_while_a_mask_is_replaced_leaves_the_old_one_to_be_told_from_the_new(target: Target) -> None:
+def test_after_a_stop_the_previous_mask_is_distinguished_from_the_new_one(target: Target) -> None:
     write(target)
     write_new = new_mask(target, ROW | {"model_md5": "new"})
     path = write_new.__enter__()
@@ -84,7 +84,7 @@ def test_mask_of_a_series_is_nifti(tmp_path: Path) -> None:
     assert Target(scan=Scan(name="series", path=tmp_path), output=tmp_path).mask.name == "series.nii.gz"
 
 
-def test_volumes_hold_every_mask_that_is_there_and_every_refusal(target: Target) -> None:
+def test_volumes_contain_every_existing_mask_and_every_refusal(target: Target) -> None:
     write(target)
     gone = replace(target, scan=Scan(name="gone", path=target.scan.path))
     with new_mask(gone, ROW | {"name": "gone", "mask": "masks/gone.mha"}) as path:
@@ -121,7 +121,7 @@ def test_a_missing_dicom_seg_leaves_the_mask_done_and_is_a_warning_until_it_is_w
 @pytest.mark.parametrize(
     "name", ["a (1)", "a=b", "a#1", "O'Neil", "Müller ä", "two\nlines", 'comma, and "quotes"', "$x$"]
 )
-def test_every_name_goes_into_files_and_table_and_comes_back(tmp_path: Path, name: str) -> None:
+def test_every_name_round_trips_through_files_and_table(tmp_path: Path, name: str) -> None:
     target = Target(scan=Scan(name=name, path=tmp_path / f"{name}.nii.gz"), output=tmp_path / "out")
     with new_mask(target, ROW | {"name": name, "mask": f"masks/{name}.nii.gz"}) as path:
         path.write_bytes(b"mask")

@@ -36,7 +36,7 @@ def test_same_spacing_copies_voxels_without_interpolation(cube_volume: Volume) -
     assert result.mask is None
 
 
-def test_8_bit_brings_the_percentiles_to_0_and_255(cube_volume: Volume) -> None:
+def test_8_bit_maps_the_percentiles_to_0_and_255(cube_volume: Volume) -> None:
     result = preprocess_study(cube_volume, None, settings=replace(DEFAULT, image_size=32))
     kept = cube_volume.array[:, 14:46, 14:46]
     low, high = np.percentile(kept, (0.5, 99.5))
@@ -114,7 +114,7 @@ def test_window_equals_that_of_full_resampling_by_simpleitk_within_one_grey_valu
 
 @pytest.mark.parametrize("spacing_mm", [(3.0, 0.5, 0.5), None], ids=["default spacing", "native spacing"])
 @pytest.mark.parametrize("case_id", REAL_STUDIES)
-def test_there_and_back_gives_the_grid_exactly_and_the_mask_nearly(
+def test_round_trip_gives_the_exact_grid_and_nearly_the_same_mask(
     shared_data: Path, case_id: str, spacing_mm: tuple[float, float, float] | None
 ) -> None:
     image, mask = real_study(shared_data, case_id)
@@ -171,6 +171,6 @@ def test_rigidly_rotated_header_gives_the_same_voxels_on_the_rotated_grid(cube_v
     )
 
 
-def test_settings_round_trip_and_hash_sees_every_change() -> None:
+def test_settings_round_trip_and_every_change_changes_the_hash() -> None:
     assert PreprocessSettings.from_dict(DEFAULT.as_dict()) == DEFAULT
     assert replace(DEFAULT, image_size=161).digest != DEFAULT.digest

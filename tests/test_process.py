@@ -23,15 +23,15 @@ def test_ended_process_is_dead() -> None:
     assert is_alive(tags) is False
 
 
-def test_process_that_got_the_same_id_later_is_another_one() -> None:
+def test_later_process_with_the_same_id_is_another_one() -> None:
     assert is_alive(this_process().as_tags() | {"process.process_started": "1.00"}) is False
 
 
-def test_process_of_another_host_cannot_be_judged() -> None:
+def test_state_of_a_process_on_another_host_is_unknown() -> None:
     assert is_alive(this_process().as_tags() | {"process.host": "elsewhere"}) is None
 
 
-def test_namesake_with_another_boot_counts_as_alive_until_it_falls_silent() -> None:
+def test_host_with_the_same_name_and_another_boot_id_is_alive_until_its_heartbeat_stops() -> None:
     tags = this_process().as_tags() | {"process.boot_id": "other"}
     assert tags["process.host"] == socket.gethostname()
     assert is_alive(tags) is True

@@ -19,7 +19,7 @@ def test_results_come_in_the_order_of_the_cases() -> None:
     assert map_cases(slow_first, [], num_workers=None, label="x") == []
 
 
-def test_error_of_a_case_stops_the_rest() -> None:
+def test_error_of_one_case_stops_the_others() -> None:
     seen = []
 
     def fail_on_one(number: int) -> None:
@@ -43,7 +43,7 @@ def test_log_without_a_terminal_gets_plain_lines(
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_linear_algebra_keeps_to_one_thread_whatever_the_number_of_workers(num_workers: int) -> None:
+def test_linear_algebra_uses_one_thread_for_any_number_of_workers(num_workers: int) -> None:
     def num_threads(_: int) -> set[int]:
         return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 

@@ -73,7 +73,7 @@ def test_a_good_first_version_passes_every_rule() -> None:
     assert refused(evaluation(*GOOD)) == []
 
 
-def test_pairs_listed_as_not_duplicates_are_named_with_the_verdict() -> None:
+def test_pairs_listed_as_not_duplicates_are_listed_with_the_verdict() -> None:
     candidate = evaluation(*GOOD, leaks={"near-identical images": "passed (1 pair overruled)"})
     candidate[0]["leak_gate"]["overruled"] = ["a_1 and b_1 (correlation 0.66): two patients"]
     leaks, *_ = outcomes(candidate)
@@ -99,7 +99,7 @@ def test_each_rule_refuses_alone(candidate: Evaluation, rule: str, words: str) -
     assert str(outcome).startswith("refused  ")
 
 
-def test_oracle_crop_is_no_leak_but_has_its_own_rule() -> None:
+def test_oracle_crop_is_not_a_leak_and_has_its_own_rule() -> None:
     candidate = evaluation(*GOOD, leaks=PASSED | {"oracle crop": "5 cases"}, oracle_crop=True)
     assert [outcome.rule for outcome in refused(candidate)] == ["oracle crop"]
 

@@ -33,7 +33,7 @@ def train(recorder: Recorder, validations: Sequence[tuple[int, int, float]], end
             record.finish({"val/best_dice": best}, list[Path]())
 
 
-def test_value_is_the_mean_of_the_best_scores_and_a_fold_that_ended_early_counts_whole() -> None:
+def test_value_is_the_mean_of_the_best_scores_including_folds_that_ended_early() -> None:
     recorder = Recorder()
     train(recorder, [(0, 1, 0.5), (0, 2, 0.4), (1, 1, 0.7)], {0: 0.5, 1: 0.9})
     assert recorder.steps == [(1, 0.5), (2, 0.5), (4, 0.5), (5, 0.6), (8, 0.7)]
@@ -45,7 +45,7 @@ def test_end_of_a_fold_after_validation_in_its_last_epoch_is_reported_once() -> 
     assert recorder.steps == [(4, 0.5)]
 
 
-def test_unpromising_trial_stops_in_a_fold_and_between_folds_but_not_at_its_end() -> None:
+def test_unpromising_trial_is_pruned_in_and_between_folds_but_not_at_its_end() -> None:
     with pytest.raises(Pruned, match=r"val Dice 0.200 after epoch 2 of fold 0 is unpromising"):
         train(Recorder(), [(0, 1, 0.5), (0, 2, 0.2)][1:], {0: 0.5})
     with pytest.raises(Pruned, match="epoch 4 of fold 0"):

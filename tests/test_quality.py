@@ -98,7 +98,7 @@ def test_the_warnings_of_reading_are_findings_of_their_volume() -> None:
 
 class TestImage:
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    def test_voxels_that_are_no_numbers_are_an_error_with_their_count(self, value: float) -> None:
+    def test_nan_voxels_are_an_error_with_their_count(self, value: float) -> None:
         array = made_image().array.astype(np.float32)
         array[3, 4, 5:8] = value
         finding = only(check_image("a", Volume(array=array, geometry=GRID)))
@@ -173,7 +173,7 @@ class TestSlicePlane:
             ("sss", [], ""),
         ],
     )
-    def test_case_whose_slices_lie_in_another_plane_than_most_is_named(
+    def test_case_with_another_slice_plane_than_most_is_reported(
         self, planes: str, named: list[str], said: str
     ) -> None:
         spacings: dict[str, Spacing] = {"a": (3, 1, 1), "c": (1, 3, 1), "s": (1, 1, 3)}
@@ -210,7 +210,7 @@ class TestPair:
         assert list(checks(check_pair("a", made_image(), mask))) == ["grids_differ"]
 
     @pytest.mark.parametrize(("degrees", "expected"), [(0.03, []), (0.5, ["grids_differ"])])
-    def test_a_rotation_rounded_by_nifti_is_no_difference_and_a_larger_one_is(
+    def test_a_rotation_rounded_by_nifti_is_accepted_and_a_larger_one_refused(
         self, degrees: float, expected: list[str]
     ) -> None:
         cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
@@ -235,12 +235,12 @@ class TestLabels:
     def test_an_empty_mask_is_empty_whatever_labels_are_wanted(self) -> None:
         assert only(check_mask("a", made_mask(np.zeros(GRID.shape_vox, np.uint8)), labels=[1])).check == "empty_mask"
 
-    def test_probabilities_are_no_labels(self) -> None:
+    def test_probabilities_are_refused(self) -> None:
         finding = only(check_mask("a", made_mask(ellipsoid() * np.float32(0.25)), labels=None))
         assert (finding.check, finding.is_error) == ("label_not_integer", True)
         assert "0.25" in finding.message
 
-    def test_whole_numbers_in_float_are_labels(self) -> None:
+    def test_whole_numbers_in_float_are_accepted(self) -> None:
         assert check_mask("a", made_mask(ellipsoid().astype(np.float32)), labels=[1]) == []
 
     def test_nan_in_a_mask_is_an_error(self) -> None:
@@ -324,29 +324,29 @@ class TestGland:
 
 
 class TestOutline:
-    def test_a_box_fills_its_outline_and_an_l_shape_does_not(self) -> None:
+    def test_a_box_is_compact_and_an_l_shape_is_not(self) -> None:
         gland = np.zeros((3, 20, 20), dtype=bool)
         gland[1, 5:15, 5:15] = True
         assert solid_fraction(gland) == pytest.approx(1.0)
         gland[1, 5:10, 10:15] = False
         assert solid_fraction(gland) == pytest.approx(75 / 87.5)
 
-    def test_single_voxels_and_lines_fill_their_outline(self) -> None:
+    def test_single_voxels_and_lines_are_compact(self) -> None:
         for gland in (np.ones((1, 1, 1), bool), np.ones((2, 1, 9), bool), np.ones((2, 9, 1), bool)):
             assert solid_fraction(gland) == pytest.approx(1.0)
 
     @pytest.mark.parametrize("radii_mm", [(28, 45, 48), (25, 12, 12), (10, 35, 20)])
-    def test_round_glands_of_any_size_fill_their_outline(self, radii_mm: tuple[float, ...]) -> None:
+    def test_round_glands_of_any_size_are_compact(self, radii_mm: tuple[float, ...]) -> None:
         assert solid_fraction(ellipsoid(radii_mm=radii_mm) > 0) > 0.93
 
-    def test_an_arm_out_of_the_gland_is_a_warning_and_a_second_organ_an_error(self) -> None:
+    def test_a_protrusion_of_the_gland_is_a_warning_and_a_second_organ_an_error(self) -> None:
         array = ellipsoid()
         array[5:15, 5:50, 48:53] = 1
         assert checks(check_mask("a", made_mask(array), labels=None)) == {"not_compact": False}
         array[5:15, 5:15, 10:50] = 1
         assert checks(check_mask("a", made_mask(array), labels=None)) == {"not_compact": True}
 
-    def test_stray_voxels_do_not_count_for_the_outline(self) -> None:
+    def test_stray_voxels_do_not_change_the_compactness(self) -> None:
         array = ellipsoid()
         array[3:17, 2, 2] = 1
         assert "not_compact" not in checks(check_mask("a", made_mask(array), labels=None))
@@ -369,7 +369,7 @@ PHANTOMS = [(0, 0.0), (1, 0.3), (2, 0.6), (3, 1.0)]
 
 
 class TestSliceOrder:
-    def test_what_turning_a_run_round_saves_is_counted_in_mean_steps(self) -> None:
+    def test_gain_of_reversing_a_run_is_measured_in_mean_steps(self) -> None:
         # Correlations of 4 slices are the cosines between 0, 60, 30 and 90 degrees: the middle two are swapped.
         first, second = np.array([[1, 1], [-1, -1]]), np.array([[1, -1], [1, -1]])
         swapped = np.stack([np.cos(a) * first + np.sin(a) * second + 7 for a in np.deg2rad([0, 60, 30, 90])])
@@ -378,14 +378,14 @@ class TestSliceOrder:
         assert image_disorder(swapped[[0, 2, 1, 3]]) == pytest.approx(0, abs=1e-9)
         assert image_disorder(swapped[[2, 0, 1, 3]]) > MAX_IMAGE_DISORDER  # a run at the end of the stack
 
-    def test_a_mask_leaves_out_what_lies_between_its_neighbours(self) -> None:
+    def test_disorder_of_a_mask_is_the_area_missing_between_its_neighbours(self) -> None:
         gland = np.zeros((5, 6, 6), dtype=bool)
         gland[[0, 2, 4], 1:5, 1:5] = gland[1, 2:4, 2:4] = True  # 16, 4, 16, none and 16 pixels
         assert mask_disorder(gland) == 0.75  # a slice without gland is a gap, not disorder
         assert mask_disorder(ellipsoid() > 0) == 0.0
 
     @pytest.mark.parametrize("case", PHANTOMS)
-    def test_phantoms_in_order_are_in_order_also_upside_down(self, case: tuple[int, float]) -> None:
+    def test_phantoms_are_in_order_also_when_reversed(self, case: tuple[int, float]) -> None:
         image, mask = phantom(*case).image.array, phantom(*case).mask.array > 0
         for step in (1, -1):
             assert image_disorder(image[::step]) == 0
@@ -406,7 +406,7 @@ class TestSliceOrder:
         assert "mask" in found[1].message
 
     @pytest.mark.parametrize("case", PHANTOMS)
-    def test_two_neighbours_swapped_in_the_image_are_found(self, case: tuple[int, float]) -> None:
+    def test_two_swapped_neighbours_are_detected_in_the_image(self, case: tuple[int, float]) -> None:
         array = phantom(*case).image.array.copy()
         middle = len(array) // 2
         array[[middle, middle + 1]] = array[[middle + 1, middle]]
@@ -486,7 +486,7 @@ class TestRealData:
             assert check_case(case_id, image, mask, labels=None).findings == []
             assert solid_fraction(mask.array > 0) > 0.95
 
-    def test_the_mask_that_its_source_calls_faulty_is_refused(self, shared_data: Path) -> None:
+    def test_the_known_faulty_mask_is_refused(self, shared_data: Path) -> None:
         mask = read_volume(shared_data / "ugly" / "11050_1001070_faulty_whole_gland_mask.nii.gz")
         finding = only(check_mask("11050_1001070", mask, labels=None))
         assert (finding.check, finding.is_error) == ("not_compact", True)

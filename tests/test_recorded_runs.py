@@ -60,7 +60,7 @@ def test_evaluation_and_its_pipeline_give_the_same_table(tree: RunTree) -> None:
     assert recorded_cases(tree, pipeline.info.run_id) == found
 
 
-def test_link_leads_to_the_run_that_measured(tree: RunTree) -> None:
+def test_link_is_resolved_to_the_run_with_the_results(tree: RunTree) -> None:
     measured = add(tree, tree.pipeline("p", fresh=True), cases="x")
     second = tree.pipeline("second", fresh=True)
     add(tree, second, reused_from=str(measured.info.run_id))
@@ -76,7 +76,7 @@ def test_trial_has_its_own_table_and_a_sweep_none(tree: RunTree) -> None:
     assert "must hold one finished evaluation, holds 0\nRun stage=evaluate in it first." in refusal(tree, pipeline)
 
 
-def test_pipeline_with_two_evaluations_names_both(tree: RunTree) -> None:
+def test_pipeline_with_two_evaluations_is_refused_with_both(tree: RunTree) -> None:
     pipeline = tree.pipeline("p", fresh=True)
     runs = [add(tree, pipeline, cases="x") for _ in range(2)]
     text = refusal(tree, pipeline)

@@ -24,7 +24,7 @@ from prostate_seg.provenance.redaction import REDACTED, Redactor, looks_secret
         "STORAGE_ACCOUNT_KEY",
     ],
 )
-def test_name_of_a_secret_is_recognised(name: str) -> None:
+def test_secret_name_is_recognised(name: str) -> None:
     assert looks_secret(name)
 
 
@@ -53,7 +53,7 @@ def test_name_of_a_secret_is_recognised(name: str) -> None:
         "compass",
     ],
 )
-def test_ordinary_name_is_left_alone(name: str) -> None:
+def test_ordinary_name_is_not_redacted(name: str) -> None:
     assert not looks_secret(name)
 
 
@@ -106,11 +106,11 @@ def test_credential_in_a_text_is_redacted(text: str, secret: str) -> None:
         "PWD=/tmp/project OLDPWD=/tmp GOOGLE_APPLICATION_CREDENTIALS=/tmp/absent/key.json",
     ],
 )
-def test_harmless_text_is_left_alone(text: str) -> None:
+def test_harmless_text_is_not_redacted(text: str) -> None:
     assert Redactor(environment={}).text(text) == text
 
 
-def test_value_of_a_secret_variable_is_redacted_wherever_it_turns_up() -> None:
+def test_value_of_a_secret_variable_is_redacted_everywhere() -> None:
     redactor = Redactor(
         environment={"DB_PASSWORD": "tr0ub4dor", "HOME": "/home/ann", "ADDRESS": "http://u:pa55word@h/"}
     )
@@ -120,7 +120,7 @@ def test_value_of_a_secret_variable_is_redacted_wherever_it_turns_up() -> None:
     )
 
 
-def test_value_of_a_secret_setting_is_redacted_wherever_it_turns_up() -> None:
+def test_value_of_a_secret_setting_is_redacted_everywhere() -> None:
     redactor = Redactor(environment={}, settings={"store": {"access_key": "k3yk3yk3y", "size": 3}})
     assert redactor.tree({"store": {"access_key": "k3yk3yk3y"}, "log": ["used k3yk3yk3y", 3]}) == {
         "store": {"access_key": REDACTED},
@@ -190,12 +190,12 @@ def test_secret_is_redacted_however_it_is_written(secret: str, written: str) -> 
     assert REDACTED in shown
 
 
-def test_random_value_of_a_variable_that_ends_in_key_is_redacted_and_a_plain_one_is_not() -> None:
+def test_random_value_of_a_key_variable_is_redacted_and_a_plain_one_is_not() -> None:
     redactor = Redactor(environment={"SOME_KEY": "0123456789abcdef0123", "SORT_KEY": "patient_id"})
     assert redactor.text("0123456789abcdef0123 by patient_id") == f"{REDACTED} by patient_id"
 
 
-def test_all_that_stands_below_a_secret_key_is_redacted() -> None:
+def test_all_values_below_a_secret_key_are_redacted() -> None:
     tree = {"auth": {"user": "ann", "pins": [1234, True, None]}, "credentials": {"file": "/tmp/key.json"}}
     assert Redactor(environment={}).tree(tree) == {
         "auth": {"user": REDACTED, "pins": [REDACTED, True, None]},
@@ -203,7 +203,7 @@ def test_all_that_stands_below_a_secret_key_is_redacted() -> None:
     }
 
 
-def test_secret_of_an_override_is_redacted_wherever_it_turns_up() -> None:
+def test_secret_in_an_override_is_redacted_everywhere() -> None:
     redactor = Redactor(environment={}, settings={"overrides": ["+x.password=several secret words", "seed=3"]})
     assert redactor.text("it said several secret words") == f"it said {REDACTED}"
 

@@ -49,7 +49,7 @@ def refusal(tree: RunTree, run_id: str | None, pipeline: str = "p") -> str:
     return str(caught.value)
 
 
-def test_evaluation_is_found_from_itself_its_training_its_fold_its_pipeline_and_the_name(tree: RunTree) -> None:
+def test_evaluation_is_found_by_its_training_fold_pipeline_or_name(tree: RunTree) -> None:
     pipeline = tree.pipeline("p", fresh=True)
     training = stage(tree, pipeline)
     place = TreePosition(level=Level.fold, pipeline="p", stage="train", fold="0")
@@ -67,7 +67,7 @@ def test_evaluation_is_found_from_itself_its_training_its_fold_its_pipeline_and_
     assert registry.training_runs(by_name) == ["another training"]
 
 
-def test_what_has_no_evaluation_is_named_with_the_next_step(tree: RunTree) -> None:
+def test_run_without_an_evaluation_is_refused_with_the_next_step(tree: RunTree) -> None:
     pipeline = tree.pipeline("q", fresh=True)
     training, prepare = stage(tree, pipeline), stage(tree, pipeline, "prepare")
     unfinished = stage(tree, pipeline, "evaluate")
@@ -78,7 +78,7 @@ def test_what_has_no_evaluation_is_named_with_the_next_step(tree: RunTree) -> No
     assert "there is no pipeline nowhere" in refusal(tree, None, pipeline="nowhere")
 
 
-def test_networks_are_those_that_were_tested_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_tested_networks_are_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     workspace = Workspace(root=tmp_path, data=tmp_path / "data", cache=tmp_path / ".cache")
     workspace.fold(0).mkdir(parents=True)
@@ -92,7 +92,7 @@ def test_networks_are_those_that_were_tested_or_none(tmp_path: Path, monkeypatch
         registry.tested_networks(evaluated, workspace, otherwise=tmp_path / "restored")
 
 
-def test_a_move_leaves_a_tag_and_no_move_leaves_none(tree: RunTree) -> None:
+def test_only_a_changed_alias_leaves_a_tag(tree: RunTree) -> None:
     tree.client.create_registered_model("moved")
     for _ in range(2):
         tree.client.create_model_version("moved", "file:///models/1")
@@ -113,14 +113,14 @@ def test_a_move_leaves_a_tag_and_no_move_leaves_none(tree: RunTree) -> None:
 @pytest.mark.parametrize(
     "uri", ["models:/nobody@champion", "models:/nobody/3", "models:/nobody", "models:/@x", "models:/"]
 )
-def test_a_version_that_is_not_there_is_refused_with_those_that_are(tree: RunTree, uri: str, tmp_path: Path) -> None:
+def test_an_unknown_version_is_refused_with_the_existing_ones(tree: RunTree, uri: str, tmp_path: Path) -> None:
     database = tree.store.address
     with pytest.raises(InputError, match="expected is models:/NAME@ALIAS or models:/NAME/VERSION") as caught:
         fetch_networks(uri, replace(SETTINGS, tracking_uri=database), cache=tmp_path)
     assert "Known are: " in str(caught.value)
 
 
-def test_deleted_pipeline_is_told_with_the_command_that_restores_it(tree: RunTree) -> None:
+def test_deleted_pipeline_is_reported_with_the_command_that_restores_it(tree: RunTree) -> None:
     pipeline = tree.pipeline("deleted", fresh=True)
     found = evaluation(tree, pipeline, of="training", named="deleted")
     tree.client.delete_run(pipeline.info.run_id)
@@ -135,13 +135,13 @@ def test_deleted_pipeline_is_told_with_the_command_that_restores_it(tree: RunTre
     assert evaluated_run(tree, None, pipeline="deleted").run_id == found.info.run_id
 
 
-def test_newer_pipeline_that_is_not_tested_is_not_passed_over_for_an_older_one(tree: RunTree) -> None:
+def test_newer_pipeline_without_an_evaluation_is_not_skipped(tree: RunTree) -> None:
     evaluation(tree, tree.pipeline("again", fresh=True), of="training")
     stage(tree, tree.pipeline("again", fresh=True), "train")
     assert "have not been tested" in refusal(tree, None, pipeline="again")
 
 
-def test_deleted_evaluation_is_told_and_a_replaced_one_is_not(tree: RunTree) -> None:
+def test_deleted_evaluation_is_reported_and_a_superseded_one_is_not(tree: RunTree) -> None:
     pipeline = tree.pipeline("r", fresh=True)
     training = stage(tree, pipeline)
     replaced = evaluation(tree, pipeline, of=training.info.run_id)
@@ -153,7 +153,7 @@ def test_deleted_evaluation_is_told_and_a_replaced_one_is_not(tree: RunTree) -> 
         assert f"mlflow runs restore --run-id {deleted.info.run_id}" in refusal(tree, run.info.run_id)
 
 
-def test_deleted_run_is_told_by_every_stage_that_looks_a_run_up(tree: RunTree) -> None:
+def test_deleted_run_is_reported_by_every_stage_that_needs_it(tree: RunTree) -> None:
     run = stage(tree, tree.pipeline("s", fresh=True))
     tree.client.delete_run(run.info.run_id)
     for look in (find_run, recorded_stages, recorded_cases):
@@ -161,14 +161,14 @@ def test_deleted_run_is_told_by_every_stage_that_looks_a_run_up(tree: RunTree) -
             look(tree, run.info.run_id)
 
 
-def test_replaced_run_names_the_one_that_replaced_it(tree: RunTree) -> None:
+def test_superseded_run_is_reported_with_its_successor(tree: RunTree) -> None:
     run = stage(tree, tree.pipeline("t", fresh=True))
     tree.delete_with_folds(run, replaced_by="0123")
     with pytest.raises(InputError, match="was replaced by run 0123"):
         find_run(tree, run.info.run_id)
 
 
-def test_results_of_a_commit_whose_run_is_deleted_are_told_as_such(tree: RunTree) -> None:
+def test_results_of_a_commit_whose_run_is_deleted_are_reported_as_such(tree: RunTree) -> None:
     pipeline = tree.pipeline("u", fresh=True)
     place = TreePosition(level=Level.stage, pipeline="u", stage="prepare")
     tags = {"md5.outputs/prepared": "abc"}

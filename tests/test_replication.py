@@ -121,7 +121,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, is_due: Callable[[], bool], erro
         monkeypatch.setattr(MlflowClient, name, call)
 
 
-def test_training_without_its_store_is_on_disk_and_then_all_in_the_store(cfg: Config, database: Path) -> None:
+def test_training_without_its_store_is_recorded_on_disk_and_then_replicated(cfg: Config, database: Path) -> None:
     train(cfg)
     entry = ds_version.read_entries(workspace_of(cfg))["train"]
     assert LOCAL_ID.fullmatch(entry["run_id"])
@@ -163,7 +163,7 @@ def test_second_sync_sends_nothing(cfg: Config, database: Path) -> None:
     assert content(tree_of(cfg, database)) == before
 
 
-def test_sync_that_is_killed_after_any_of_its_calls_replicates_everything_once(
+def test_sync_killed_after_any_call_replicates_every_record_once(
     cfg: Config, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(cfg)
@@ -195,7 +195,7 @@ def test_sync_that_is_killed_after_any_of_its_calls_replicates_everything_once(
     assert kills > 15
 
 
-def test_store_whose_answers_are_often_lost_has_everything_once(
+def test_store_with_lost_responses_has_every_record_once(
     cfg: Config, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = replace(cfg, mlflow=replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}"))
@@ -223,7 +223,7 @@ def test_stages_of_two_syncs_are_linked_by_lineage(cfg: Config, database: Path) 
     assert stage.data.tags["mlflow.parentRunId"] == prepare.data.tags["mlflow.parentRunId"]
 
 
-def test_later_run_replaces_the_earlier_whichever_is_replicated_first(
+def test_later_run_supersedes_the_earlier_one_in_either_order_of_replication(
     cfg: Config, database: Path, tmp_path: Path
 ) -> None:
     train(cfg)
@@ -256,7 +256,7 @@ def test_run_of_a_killed_process_ends_as_killed(cfg: Config, database: Path) -> 
     assert [step for step, _, _ in points(tree.client, fold, "val/dice")] == [1, 2]
 
 
-def test_sweep_without_its_store_is_a_sweep_once_it_is_sent(cfg: Config, database: Path, tmp_path: Path) -> None:
+def test_sweep_without_its_store_is_replicated_as_a_sweep(cfg: Config, database: Path, tmp_path: Path) -> None:
     place = tmp_path / "grid"
     sweeps.begin_multirun(cfg, place, is_sweep=True)
     for number, rate in enumerate((0.001, 0.002)):
@@ -296,7 +296,7 @@ def test_sweep_of_a_stage_that_needs_its_store_fails_at_once(cfg: Config, tmp_pa
     assert journal_folders(Path(cfg.paths.journal)) == []
 
 
-def test_no_planted_secret_is_kept_or_sent(
+def test_no_planted_secret_is_stored_or_sent(
     cfg: Config, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "planted-token-0123456789")
@@ -323,7 +323,7 @@ def test_no_planted_secret_is_kept_or_sent(
     assert not [text for text in texts if b"planted-" in text]
 
 
-def test_folder_of_a_running_stage_is_left_alone(cfg: Config, database: Path) -> None:
+def test_journal_of_a_running_stage_is_skipped(cfg: Config, database: Path) -> None:
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)
     run = open_stage_run(cfg, workspace_of(cfg), job)
     (sent,) = send(cfg, database)

@@ -116,7 +116,7 @@ def test_records_that_a_store_never_takes_are_on_disk_with_one_warning(
     assert [found.num_records for found in pending_journals(journal.folder.parent)] == [4]
 
 
-def test_store_that_has_failed_for_long_is_not_waited_for(journal: Journal) -> None:
+def test_close_does_not_wait_for_a_store_that_has_failed_for_long(journal: Journal) -> None:
     store = FakeStore(journal, refusals={0: 10**9})
     thread = start(store, is_failing=True)
     append(journal, thread, range(3))
@@ -125,7 +125,7 @@ def test_store_that_has_failed_for_long_is_not_waited_for(journal: Journal) -> N
     assert time.monotonic() - began < 5
 
 
-def test_store_that_hangs_blocks_neither_training_nor_its_end(journal: Journal) -> None:
+def test_store_that_hangs_delays_neither_training_nor_its_end(journal: Journal) -> None:
     store = FakeStore(journal)
     store.answers.clear()
     thread = start(store)
@@ -138,7 +138,7 @@ def test_store_that_hangs_blocks_neither_training_nor_its_end(journal: Journal) 
     store.answers.set()
 
 
-def test_slow_store_that_takes_one_record_after_the_other_is_waited_for(journal: Journal) -> None:
+def test_close_waits_for_a_slow_store_that_acknowledges_records(journal: Journal) -> None:
     store = FakeStore(journal, seconds=0.1)
     thread = start(store)
     append(journal, thread, range(8))
@@ -153,7 +153,7 @@ def test_stage_that_reports_nothing_sends_heartbeats(journal: Journal, monkeypat
     assert thread.close(within_seconds=30) == 0
 
 
-def test_failing_heartbeat_stops_no_record(
+def test_failing_heartbeat_does_not_block_records(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(replication, "HEARTBEAT_SECONDS", 0.01)

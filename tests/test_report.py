@@ -86,7 +86,7 @@ def words(html: str) -> str:
 # --- numbers -------------------------------------------------------------------------------------------------------
 
 
-def test_dice_along_the_gland_has_a_mean_per_tenth_and_counts_what_lies_beyond(data: ReportData) -> None:
+def test_dice_along_the_gland_has_a_mean_per_tenth_and_beyond(data: ReportData) -> None:
     table = dice_along_gland(data)
     assert len(table) == 12
     assert table["num_slices"].tolist() == [0, *[3] * 10, 0]
@@ -167,7 +167,7 @@ def test_excluded_cases_come_first_with_their_reason(data: ReportData) -> None:
     assert "2 more cases were excluded" in text
 
 
-def test_text_from_data_is_never_markup(data: ReportData) -> None:
+def test_text_from_data_is_escaped(data: ReportData) -> None:
     log = {"excluded_by_config": [ATTACK], "findings": []}
     gallery = (GalleryCase(rank=ATTACK, case_id=ATTACK, metrics=data.cases.iloc[0].to_dict(), missing=ATTACK),)
     evil = replace(

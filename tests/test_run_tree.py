@@ -54,14 +54,14 @@ def status(tree: RunTree, run: Run) -> str:
     return str(tree.client.get_run(run.info.run_id).info.status)
 
 
-def test_pipeline_is_made_once_and_found_again(tree: RunTree) -> None:
+def test_pipeline_is_created_once_and_found_again(tree: RunTree) -> None:
     first = tree.pipeline("p", fresh=False)
     assert tree.pipeline("p", fresh=False).info.run_id == first.info.run_id
     assert tree.pipeline("other", fresh=False).info.run_id != first.info.run_id
     assert status(tree, first) == "FINISHED"
 
 
-def test_fresh_pipeline_is_the_one_that_is_found_from_then_on(tree: RunTree) -> None:
+def test_fresh_pipeline_is_found_from_then_on(tree: RunTree) -> None:
     first = tree.pipeline("p", fresh=False)
     time.sleep(0.002)
     fresh = tree.pipeline("p", fresh=True)
@@ -75,7 +75,7 @@ def on_server(tree: RunTree) -> RunTree:
 
 
 @pytest.mark.parametrize("theirs_is", ["begun before", "begun after, and in use"])
-def test_pipelines_made_at_one_moment_in_two_places_become_one(
+def test_concurrently_created_pipelines_become_one_by_leader_election(
     tree: RunTree, theirs_is: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes ask a server, both find nothing, and both make one; no lock holds for both."""
@@ -97,7 +97,7 @@ def test_pipelines_made_at_one_moment_in_two_places_become_one(
     assert [run.info.run_id for run in tree.search(level=Level.pipeline)] == [mine.info.run_id]
 
 
-def test_pipeline_that_another_process_withdraws_is_not_taken(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipeline_withdrawn_by_another_process_is_not_used(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third process finds both, before the maker of one has deleted it."""
     monkeypatch.setattr(leader_election, "SECONDS_TO_ELECT", 0.0)
     one, other = (tree.pipeline("p", fresh=True) for _ in range(2))
@@ -110,7 +110,7 @@ def test_pipeline_that_another_process_withdraws_is_not_taken(tree: RunTree, mon
     assert third.info.run_id not in {one.info.run_id, other.info.run_id}
 
 
-def test_no_pipeline_that_was_taken_is_deleted_however_many_start_together(
+def test_no_claimed_pipeline_is_deleted_however_many_processes_start_together(
     tree: RunTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for the others here: then there may be several, but each that was taken stays."""
@@ -124,7 +124,7 @@ def test_no_pipeline_that_was_taken_is_deleted_however_many_start_together(
             assert on_server(tree).pipeline(name, fresh=False).info.run_id in there
 
 
-def test_workers_of_one_study_that_begin_on_several_machines_have_one_sweep(tree: RunTree) -> None:
+def test_workers_of_one_study_on_several_machines_share_one_sweep(tree: RunTree) -> None:
     """Each has the lock of its own workspace, and all have found nothing before the first creates it."""
     everybody = threading.Barrier(4)
 
@@ -165,7 +165,7 @@ def test_newest_pipeline_of_an_earlier_version_is_found_on_a_server(tree: RunTre
     assert on_server(tree).pipeline("p", fresh=False).info.run_id == newest.info.run_id
 
 
-def test_every_run_carries_the_five_tags(tree: RunTree) -> None:
+def test_every_run_has_the_five_tags(tree: RunTree) -> None:
     pipeline = tree.pipeline("p", fresh=False)
     run = stage(tree, pipeline)
     for one in (pipeline, run):
@@ -219,7 +219,7 @@ def test_deleted_run_can_be_restored_with_its_folds(tree: RunTree) -> None:
     assert tree.client.get_run(run.info.run_id).data.tags["superseded_by"] == "other"
 
 
-def test_more_names_than_one_call_takes_are_all_logged(tree: RunTree) -> None:
+def test_more_names_than_fit_into_one_call_are_all_logged(tree: RunTree) -> None:
     run = stage(tree, tree.pipeline("p", fresh=False))
     params = {f"p{i}": str(i) for i in range(250)}
     tree.log(run.info.run_id, params=params, tags={f"t{i}": "x" for i in range(120)}, metrics={"m": 1.5})
@@ -229,7 +229,7 @@ def test_more_names_than_one_call_takes_are_all_logged(tree: RunTree) -> None:
     assert data.metrics == {"m": 1.5}
 
 
-def test_owner_tags_name_this_process(tree: RunTree) -> None:
+def test_owner_tags_identify_this_process(tree: RunTree) -> None:
     run = stage(tree, tree.pipeline("p", fresh=False))
     tags = this_process().as_tags()
     assert {key: run.data.tags[key] for key in tags if key != "process.heartbeat"} == {
@@ -237,7 +237,7 @@ def test_owner_tags_name_this_process(tree: RunTree) -> None:
     }
 
 
-def test_locked_call_holds_the_lock_and_lets_go_of_it_when_the_store_fails(tree: RunTree) -> None:
+def test_locked_call_holds_the_lock_and_releases_it_if_the_store_fails(tree: RunTree) -> None:
     another = FileLock(tree.store.lock.lock_file, timeout=0)
 
     def question() -> None:
@@ -260,21 +260,21 @@ def test_locked_call_holds_the_lock_and_lets_go_of_it_when_the_store_fails(tree:
         ("mlruns", "a folder cannot be a store"),
     ],
 )
-def test_unusable_store_is_named_without_its_password(uri: str, message: str, tmp_path: Path) -> None:
+def test_unusable_store_is_reported_without_its_password(uri: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         open_store(replace(SETTINGS, tracking_uri=uri), cache=tmp_path)
     assert "hunter2" not in str(caught.value)
     assert "mlflow=off" in str(caught.value)
 
 
-def test_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+def test_file_that_is_not_a_database_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("these are my notes, not a database, and I need them")
     with pytest.raises(InputError, match="not a database"):
         open_store(replace(SETTINGS, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"), cache=tmp_path)
     assert (tmp_path / "mlflow.db").read_text().startswith("these are my notes")
 
 
-def test_deleted_experiment_is_refused_with_the_way_back(database: Path) -> None:
+def test_deleted_experiment_is_refused_with_the_restore_command(database: Path) -> None:
     settings = replace(SETTINGS, tracking_uri=f"sqlite:///{database}", experiment="gone")
     store = open_store(settings, cache=database.parent)
     store.client.delete_experiment(store.experiment_id)

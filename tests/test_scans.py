@@ -30,26 +30,26 @@ def test_a_file_is_one_study_named_without_its_suffix(tmp_path: Path) -> None:
     assert (scan.name, scan.is_dicom) == ("10001_1", False)
 
 
-def test_a_folder_of_files_in_it_is_one_dicom_series(tmp_path: Path) -> None:
+def test_a_folder_of_dicom_files_is_one_series(tmp_path: Path) -> None:
     touch(tmp_path / "series", "IM0001", "IM0002", content=DICOM)
     (scan,) = find_scans(tmp_path / "series", pattern="*").scans
     assert (scan.name, scan.is_dicom) == ("series", True)
 
 
-def test_a_folder_of_patients_holds_files_and_series_of_any_depth(tmp_path: Path) -> None:
+def test_a_folder_of_patients_contains_files_and_series_at_any_depth(tmp_path: Path) -> None:
     touch(tmp_path, "a/t2.mha", "a/notes.txt", "b/visit 1/t2w.nii", ".hidden/x.mha", "b/DICOMDIR")
     touch(tmp_path, "c/study/axial/1.dcm", "c/study/axial/2.dcm")
     assert names(tmp_path) == ["a/t2", "b/visit 1/t2w", "c/study/axial"]
 
 
-def test_pattern_chooses_by_file_name_or_by_the_folder_of_a_series(tmp_path: Path) -> None:
+def test_pattern_selects_by_file_name_or_by_the_folder_of_a_series(tmp_path: Path) -> None:
     touch(tmp_path, "1/1_t2w.mha", "1/1_adc.mha")
     touch(tmp_path, "2/ax_t2w/1.dcm", "2/dwi/1.dcm")
     assert names(tmp_path, "*_t2w.mha") == ["1/1_t2w"]
     assert names(tmp_path, "*t2w*") == ["1/1_t2w", "2/ax_t2w"]
 
 
-def test_masks_of_a_data_set_are_no_studies(tmp_path: Path) -> None:
+def test_masks_of_a_data_set_are_not_studies(tmp_path: Path) -> None:
     touch(tmp_path, "t2w/images/1_1.mha", "t2w/masks/1_1.nii.gz")
     assert names(tmp_path) == ["t2w/images/1_1"]
     assert names(tmp_path / "t2w") == ["images/1_1"]
@@ -64,14 +64,14 @@ def test_masks_of_a_data_set_are_no_studies(tmp_path: Path) -> None:
         (["a/1.mha", "a/1.nii.gz"], "", "a/1: 1.mha, 1.nii.gz"),
     ],
 )
-def test_what_is_no_list_of_studies_is_refused(tmp_path: Path, files: list[str], asked: str, words: str) -> None:
+def test_inputs_without_studies_are_refused(tmp_path: Path, files: list[str], asked: str, words: str) -> None:
     touch(tmp_path, *files)
     with pytest.raises(InputError, match=r"predict\.input") as refusal:
         find_scans(tmp_path / asked, pattern="*")
     assert words in str(refusal.value)
 
 
-def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
+def test_a_pattern_without_matches_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "1.mha")
     with pytest.raises(InputError, match=r"matches predict.pattern \*_t2w.mha"):
         find_scans(tmp_path, pattern="*_t2w.mha")
@@ -90,7 +90,7 @@ def nnunet_set(root: Path, *, t2_is: int = 0) -> None:
     (root / "dataset.json").write_text(json.dumps({"channel_names": channels}))
 
 
-def test_of_nnunet_only_the_t2_channel_of_both_image_folders_is_taken(tmp_path: Path) -> None:
+def test_only_the_t2_channel_of_nnunet_image_folders_is_selected(tmp_path: Path) -> None:
     nnunet_set(tmp_path, t2_is=1)
     found = find_scans(tmp_path, pattern="*")
     assert [scan.name for scan in found.scans] == [
@@ -105,14 +105,14 @@ def test_of_nnunet_only_the_t2_channel_of_both_image_folders_is_taken(tmp_path: 
 
 
 @pytest.mark.parametrize("folder", ["imagesTr", "imagesTs"])
-def test_channels_are_told_apart_in_a_folder_of_nnunet_by_itself(tmp_path: Path, folder: str) -> None:
+def test_channels_are_recognised_in_a_single_nnunet_folder(tmp_path: Path, folder: str) -> None:
     nnunet_set(tmp_path)
     assert names(tmp_path / folder) == ["case_1_0000", "case_2_0000"]
     assert names(tmp_path / folder, "*_0001.*") == ["case_1_0001", "case_2_0001"]
 
 
 @pytest.mark.parametrize("folder", ["imagesTs", "for nnUNetv2_predict"])
-def test_channels_that_nothing_names_are_refused_with_the_pattern_that_chooses(tmp_path: Path, folder: str) -> None:
+def test_unnamed_channels_are_refused_with_a_pattern_that_selects_one(tmp_path: Path, folder: str) -> None:
     touch(tmp_path / folder, "a_0000.nii.gz", "a_0001.nii.gz")
     with pytest.raises(InputError, match=r"channels 0000, 0001 T2, names nothing(.|\n)*predict\.pattern='\*_0000\.\*'"):
         names(tmp_path / folder)
@@ -130,7 +130,7 @@ def test_a_folder_without_the_t2_channel_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path / "imagesTs", "*_0001.*") == ["case_1_0001", "case_2_0001"]
 
 
-def test_numbers_of_studies_are_no_channels(tmp_path: Path) -> None:
+def test_study_numbers_are_not_channels(tmp_path: Path) -> None:
     touch(tmp_path, "patient_0001.nii.gz", "patient_0002.nii.gz", "10001_1000.mha")
     assert names(tmp_path) == ["10001_1000", "patient_0001", "patient_0002"]
 
@@ -144,7 +144,7 @@ def test_numbers_of_studies_are_no_channels(tmp_path: Path) -> None:
         ("..", ["bids/sub-01/anat/sub-01_T2w", "bids/sub-02/ses-1/anat/sub-02_ses-1_T2w"]),
     ],
 )
-def test_of_bids_only_t2w_images_are_taken_wherever_one_points(tmp_path: Path, part: str, expected: list[str]) -> None:
+def test_only_t2w_images_of_bids_are_selected_at_any_level(tmp_path: Path, part: str, expected: list[str]) -> None:
     touch(
         tmp_path / "bids",
         "sub-01/anat/sub-01_T2w.nii.gz",
@@ -156,7 +156,7 @@ def test_of_bids_only_t2w_images_are_taken_wherever_one_points(tmp_path: Path, p
     assert names(tmp_path / "bids" / part) == expected
 
 
-def test_images_of_a_data_set_may_have_any_name_and_its_folder_may_be_named(tmp_path: Path) -> None:
+def test_images_of_a_data_set_can_have_any_name(tmp_path: Path) -> None:
     touch(tmp_path, "set/images/prostate_seg_1.mha", "set/masks/prostate_seg_1.nii.gz", "set/extra/prostate_2.mha")
     assert names(tmp_path / "set" / "images") == ["prostate_seg_1"]
     found = find_scans(tmp_path, pattern="*")
@@ -177,14 +177,16 @@ def test_images_of_a_data_set_may_have_any_name_and_its_folder_may_be_named(tmp_
         (["B1013.nii", "Masking_1.nii", "correction.nii", "t2_trace.nii"], ["B1013", "Masking_1", "correction", "t2_trace"]),
     ],
 )  # fmt: skip
-def test_names_tell_masks_and_other_sequences(tmp_path: Path, files: list[str], expected: list[str]) -> None:
+def test_masks_and_other_sequences_are_recognised_by_name(
+    tmp_path: Path, files: list[str], expected: list[str]
+) -> None:
     touch(tmp_path, *files)
     found = find_scans(tmp_path, pattern="*")
     assert [scan.name for scan in found.scans] == expected
     assert bool(found.left_out) == (len(files) > len(expected))
 
 
-def test_what_is_left_out_is_listed_with_the_reason(tmp_path: Path) -> None:
+def test_excluded_files_are_listed_with_the_reason(tmp_path: Path) -> None:
     touch(tmp_path, "t2.mha", *(f"{number}_adc.mha" for number in range(7)), "scan.zip", "old.hdr")
     lines = find_scans(tmp_path, pattern="*").left_out_lines
     assert lines == [
@@ -194,13 +196,13 @@ def test_what_is_left_out_is_listed_with_the_reason(tmp_path: Path) -> None:
     ]
 
 
-def test_a_word_in_the_pattern_and_a_file_by_itself_are_taken(tmp_path: Path) -> None:
+def test_a_matching_pattern_and_a_single_file_are_always_selected(tmp_path: Path) -> None:
     touch(tmp_path, "1_sag.mha", "1_adc.mha", "1_t2w.mha")
     assert names(tmp_path, "*_sag.mha") == ["1_sag"]
     assert names(tmp_path / "1_adc.mha") == ["1_adc"]
 
 
-def test_only_other_sequences_are_refused_with_what_was_left_out(tmp_path: Path) -> None:
+def test_only_other_sequences_are_refused_with_the_excluded_files(tmp_path: Path) -> None:
     touch(tmp_path, "1_adc.mha")
     with pytest.raises(InputError, match=r"no image file(.|\n)*left out: 1 other sequences .*1_adc\.mha"):
         names(tmp_path)
@@ -211,7 +213,7 @@ def earlier_output(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [".", "predictions", "a/old results"])
-def test_outputs_of_any_earlier_prediction_are_no_input(tmp_path: Path, place: str) -> None:
+def test_outputs_of_earlier_predictions_are_no_input(tmp_path: Path, place: str) -> None:
     touch(tmp_path, "a/1.mha", "2.mha")
     earlier_output(tmp_path / place)
     assert names(tmp_path) == ["2", "a/1"]
@@ -219,12 +221,12 @@ def test_outputs_of_any_earlier_prediction_are_no_input(tmp_path: Path, place: s
         names(tmp_path / place / "masks")
 
 
-def test_an_output_that_holds_nothing_but_masks_yet_is_no_input(tmp_path: Path) -> None:
+def test_an_output_with_masks_only_is_no_input(tmp_path: Path) -> None:
     touch(tmp_path, "1.mha", "out/overlays/1.mha")
     assert [scan.name for scan in find_scans(tmp_path, pattern="*", output=tmp_path / "out").scans] == ["1"]
 
 
-def test_of_a_whole_workspace_the_originals_alone_are_taken(tmp_path: Path) -> None:
+def test_only_the_originals_of_a_workspace_are_selected(tmp_path: Path) -> None:
     touch(tmp_path, "data/images/1_1.mha", "data/masks/1_1.nii.gz")
     touch(tmp_path, "preprocess/contract.json", "preprocess/images/1_1.nii.gz", "preprocess/masks/1_1.nii.gz")
     touch(tmp_path, "evaluation/cases.csv", "evaluation/masks/fold0/1_1.nii.gz")
@@ -240,7 +242,7 @@ def test_a_folder_of_reference_masks_is_refused(tmp_path: Path, folder: str) -> 
         names(tmp_path / folder)
 
 
-def test_each_real_file_and_folder_is_taken_once_by_its_own_name(tmp_path: Path) -> None:
+def test_each_real_file_and_folder_is_selected_once_by_its_own_name(tmp_path: Path) -> None:
     touch(tmp_path / "in", "b/1.mha", "b/series/1.dcm")
     (tmp_path / "in" / "a").symlink_to("b")
     (tmp_path / "in" / "a.mha").symlink_to("b/1.mha")
@@ -251,7 +253,7 @@ def test_each_real_file_and_folder_is_taken_once_by_its_own_name(tmp_path: Path)
     assert "links to what is listed already, or back to predict.input: a, a.mha, b/back, b/up" in left_out(found)
 
 
-def test_links_that_lead_elsewhere_are_followed_once(tmp_path: Path) -> None:
+def test_links_to_other_folders_are_followed_once(tmp_path: Path) -> None:
     touch(tmp_path / "archive", "x/series/1.dcm", "x/2.mha", "labelsTr/1.mha")
     (tmp_path / "archive" / "x" / "loop").symlink_to(tmp_path / "archive" / "x")
     (tmp_path / "in").mkdir()
@@ -262,7 +264,7 @@ def test_links_that_lead_elsewhere_are_followed_once(tmp_path: Path) -> None:
     assert "masks by their name" in left_out(found)
 
 
-def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+def test_broken_links_are_reported(tmp_path: Path) -> None:
     touch(tmp_path, "1.mha")
     for name, target in (("2.mha", "gone.mha"), ("series", "/absent"), ("circle", "circle"), ("notes.txt", "gone.txt")):
         (tmp_path / name).symlink_to(target)
@@ -278,7 +280,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
         names(tmp_path / "link")
 
 
-def test_folders_and_files_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folders_and_files_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "1.mha", "closed/2.mha", "closed too/IM0001")
     real_iterdir, real_open = Path.iterdir, Path.open
 
@@ -294,13 +296,13 @@ def test_folders_and_files_that_may_not_be_read_are_named(tmp_path: Path, monkey
     assert "cannot be read (Permission denied)" in found.unreadable["closed"]
 
 
-def test_names_with_any_character_are_names(tmp_path: Path) -> None:
+def test_names_can_contain_any_character(tmp_path: Path) -> None:
     odd = ["a (1)", "a=b", "a#1", "O'Neil", "Müller ä", "two\nlines", 'comma, and "quotes"', "$x$"]
     touch(tmp_path, *(f"{name}.nii.gz" for name in odd))
     assert names(tmp_path) == sorted(odd)
 
 
-def test_a_name_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
     touch(tmp_path, "1.mha")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.mha")).touch()
     assert find_scans(tmp_path, pattern="*").unreadable == {"M\\xfcller.mha": "its name is not in UTF-8; rename it"}
@@ -315,7 +317,7 @@ def write_dicom(path: Path, modality: str) -> None:
     one.save_as(path, enforce_file_format=True)
 
 
-def test_dicom_objects_that_are_no_mr_images_are_left_out(tmp_path: Path) -> None:
+def test_dicom_objects_other_than_mr_images_are_excluded(tmp_path: Path) -> None:
     write_dicom(tmp_path / "1" / "t2" / "1.dcm", "MR")
     write_dicom(tmp_path / "1" / "result" / "1.dcm", "SEG")
     write_dicom(tmp_path / "1" / "t2 and object" / "0.dcm", "SEG")
@@ -328,7 +330,7 @@ def test_dicom_objects_that_are_no_mr_images_are_left_out(tmp_path: Path) -> Non
     assert names(tmp_path / "1" / "result") == ["result"]  # named by itself
 
 
-def test_a_series_with_patients_in_folders_below_it_is_one_study_among_theirs(tmp_path: Path) -> None:
+def test_a_series_above_patient_folders_is_one_study(tmp_path: Path) -> None:
     touch(tmp_path / "all", "stray.dcm", "a/1.dcm", "b/t2.mha")
     assert names(tmp_path / "all") == ["a", "all", "b/t2"]
 
@@ -342,7 +344,7 @@ def test_a_series_with_patients_in_folders_below_it_is_one_study_among_theirs(tm
         ("scans.tar.gz", b"", "is an archive; unpack it"),
     ],
 )
-def test_a_single_file_that_is_no_study_is_refused_with_the_next_step(
+def test_a_single_file_that_is_not_a_study_is_refused_with_the_next_step(
     tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
     touch(tmp_path, name, content=content)

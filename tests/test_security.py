@@ -81,7 +81,7 @@ def test_an_unsafe_call_is_found(source: str, call: str) -> None:
     assert call in unsafe_calls(source)
 
 
-def test_nothing_runs_what_a_file_holds() -> None:
+def test_no_file_content_is_executed() -> None:
     modules = [
         *(ROOT / "prostate_seg").rglob("*.py"),
         *(ROOT / "docker").glob("*.py"),
@@ -96,7 +96,7 @@ OUTSIDE = ["../escape", "../../escape", "/tmp/escape", "a/b", "x/../../y", ""]
 
 
 @pytest.mark.parametrize("case_id", OUTSIDE)
-def test_dataset_whose_case_ids_lead_elsewhere_is_refused(tmp_path: Path, case_id: str) -> None:
+def test_dataset_with_paths_as_case_ids_is_refused(tmp_path: Path, case_id: str) -> None:
     row = dict.fromkeys(OWN_COLUMNS, "1") | {"case_id": case_id}
     pd.DataFrame([row]).to_csv(tmp_path / "dataset.csv", index=False)
     with pytest.raises(InputError, match="a case id is the name of a file") as caught:
@@ -140,7 +140,7 @@ def params_file(folder: Path, text: str) -> Iterator[Path]:
     yield folder
 
 
-def test_params_file_chooses_no_place_to_write_to(tmp_path: Path) -> None:
+def test_params_file_sets_no_folder_and_no_server(tmp_path: Path) -> None:
     evil = "paths: {root: /evil, cache: /evil, trained: /evil}\nmlflow: {tracking_uri: 'http://evil:1'}\n"
     with params_file(tmp_path, evil) as folder:
         cfg = composed("stage=prepare", name="from_params", folder=folder)
@@ -148,7 +148,7 @@ def test_params_file_chooses_no_place_to_write_to(tmp_path: Path) -> None:
         assert "evil" not in str(cfg[group])
 
 
-def test_params_file_with_a_python_object_is_not_run(tmp_path: Path) -> None:
+def test_python_object_in_a_params_file_is_not_executed(tmp_path: Path) -> None:
     gone_off = tmp_path / "gone_off"
     with (
         params_file(tmp_path, f"x: !!python/object/apply:os.mkdir ['{gone_off}']\n") as folder,
@@ -158,7 +158,7 @@ def test_params_file_with_a_python_object_is_not_run(tmp_path: Path) -> None:
     assert not gone_off.exists()
 
 
-def test_input_that_a_run_names_outside_of_its_workspace_is_not_put_there(tmp_path: Path) -> None:
+def test_input_outside_of_the_workspace_of_a_run_is_not_restored(tmp_path: Path) -> None:
     folder = tmp_path / "work" / "code"
     folder.mkdir(parents=True)
     here = tmp_path / "mine.txt"
@@ -170,7 +170,7 @@ def test_input_that_a_run_names_outside_of_its_workspace_is_not_put_there(tmp_pa
     assert not list(tmp_path.rglob("escape"))
 
 
-def test_recorded_diff_changes_nothing_outside_of_its_checkout(tmp_path: Path) -> None:
+def test_recorded_diff_changes_no_file_outside_of_its_checkout(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)

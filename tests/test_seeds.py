@@ -82,7 +82,7 @@ def test_trainings_of_other_seeds_and_folds_share_no_stream(monkeypatch: pytest.
     assert len({value for found in seeds.values() for value in found}) == 4 * len(grid)
 
 
-def test_val_subsets_of_other_seeds_and_folds_are_drawn_independently(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_val_subsets_of_other_seeds_and_folds_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [case_record(f"p{i}_0", gland_volume_ml=20.0 + i) for i in range(12)]
     states = []
 

@@ -11,7 +11,7 @@ from prostate_seg.common.signals import signals_held, submit_all
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_signal_within_the_block_arrives_after_it(number: signal.Signals, error: type[BaseException]) -> None:
+def test_signal_within_the_block_is_delivered_after_it(number: signal.Signals, error: type[BaseException]) -> None:
     def stop(_number: int, _frame: object) -> None:
         raise error
 
@@ -27,20 +27,20 @@ def test_signal_within_the_block_arrives_after_it(number: signal.Signals, error:
         signal.signal(number, before)
 
 
-def test_error_of_the_block_passes_and_the_handlers_are_back() -> None:
+def test_error_of_the_block_is_raised_and_the_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ValueError, match="own"), signals_held():
         raise ValueError("own")
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_thread_other_than_the_main_one_may_hold_too() -> None:
+def test_other_threads_can_use_the_block() -> None:
     with ThreadPoolExecutor(1) as outer, ThreadPoolExecutor(2) as inner:
         futures: Future[list[Future[int]]] = outer.submit(submit_all, inner, abs, [-1, -2])
         assert [future.result() for future in futures.result()] == [1, 2]
 
 
-def test_pool_whose_filling_is_interrupted_waits_for_each_of_its_threads(
+def test_interrupted_pool_waits_for_all_of_its_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     threads: list[threading.Thread] = []

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("stage", ["fetch", "preprocess", "prepare", "train", "evaluate", "report"])
-def test_they_are_those_that_python_loads(stage: str) -> None:
+def test_source_files_are_those_that_python_loads(stage: str) -> None:
     code = (
         f"import sys; import prostate_seg.stages.{stage};"
         "print(*sorted(m.__file__ for n, m in list(sys.modules.items()) if n.split('.')[0] == 'prostate_seg'))"
@@ -26,7 +26,7 @@ def test_templates_belong_to_the_stage_that_fills_them() -> None:
     assert all(path.suffix == ".py" for path in source_files("train"))
 
 
-def test_a_stage_has_no_part_in_another() -> None:
+def test_no_stage_imports_another() -> None:
     prepare = {path.relative_to(PACKAGE).as_posix() for path in source_files("prepare")}
     assert "data/folds.py" in prepare
     assert "segmentation/training/training.py" not in prepare

@@ -33,19 +33,19 @@ from prostate_seg.data.folds import Fold, read_splits
     ],
     ids=["kfold.json", "nnU-Net", "PI-CAI", "plain"],
 )
-def test_known_forms_become_folds(tmp_path: Path, content: Any, folds: list[Fold]) -> None:
+def test_known_formats_are_read(tmp_path: Path, content: Any, folds: list[Fold]) -> None:
     (tmp_path / "splits.json").write_text(json.dumps(content))
     assert read_splits(tmp_path / "splits.json") == folds
 
 
 @pytest.mark.parametrize("content", ["3", '"a"', "{}", "[]", '{"folds": [{"val": "abc"}]}', '[["a"], ["b"]]', "{oops"])
-def test_what_is_no_split_is_refused(tmp_path: Path, content: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "splits.json").write_text(content)
     with pytest.raises(InputError, match="a split file is JSON of one of these forms"):
         read_splits(tmp_path / "splits.json")
 
 
-def test_pickle_is_not_opened_and_an_absent_file_is_named(tmp_path: Path) -> None:
+def test_pickle_is_not_opened_and_an_absent_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "splits_final.pkl").write_bytes(pickle.dumps([{"train": ["a"], "val": ["b"]}]))
     with pytest.raises(InputError, match="is no JSON"):
         read_splits(tmp_path / "splits_final.pkl")

@@ -126,13 +126,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_the_compose_file_is_found(compose_file: Compose, mistake: str) -> None:
+def test_a_mistake_in_the_compose_file_is_detected(compose_file: Compose, mistake: str) -> None:
     file = copy.deepcopy(compose_file)
     MISTAKES[mistake](file)
     assert mistake in compose_problems(file, EXAMPLE)
 
 
-def test_setting_that_nobody_reads_is_found(compose_file: Compose) -> None:
+def test_unused_setting_is_detected(compose_file: Compose) -> None:
     assert compose_problems(compose_file, EXAMPLE | {"SPARE": "1"}) == ["SPARE: in .env.example, read by nobody"]
 
 
@@ -153,7 +153,7 @@ PROFILES = {
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_profile_starts_what_it_says(compose_file: Compose, profile: str) -> None:
+def test_a_profile_starts_its_services(compose_file: Compose, profile: str) -> None:
     asked = set(profile.split(","))
     started = {name for name, service in compose_file["services"].items() if asked & set(service["profiles"])}
     assert started == PROFILES[profile]
@@ -170,7 +170,7 @@ def test_a_profile_starts_what_it_says(compose_file: Compose, profile: str) -> N
     reason="not installed: docker compose",
 )
 @pytest.mark.parametrize("profile", PROFILES)
-def test_docker_reads_the_same_as_the_tests(profile: str) -> None:
+def test_docker_compose_resolves_the_same_config_as_the_tests(profile: str) -> None:
     command = ["docker", "compose", "--file", DOCKER / "compose.yaml", "--env-file", DOCKER / ".env.example", "config"]
     done = subprocess.run(command, env=os.environ | {"COMPOSE_PROFILES": profile}, capture_output=True, check=True)
     theirs = yaml.safe_load(done.stdout)["services"]
@@ -256,7 +256,7 @@ def test_dockerfile_keeps_the_rules() -> None:
         ("PIP_NO_CACHE_DIR=1", "", "leaves pip's cache"),
     ],
 )
-def test_a_mistake_in_the_dockerfile_is_found(old: str, new: str, problem: str) -> None:
+def test_a_mistake_in_the_dockerfile_is_detected(old: str, new: str, problem: str) -> None:
     assert old in DOCKERFILE
     assert problem in " ".join(dockerfile_problems(DOCKERFILE.replace(old, new)))
 
@@ -268,7 +268,7 @@ def context() -> set[str]:
     return {line[1:] for line in lines if line.startswith("!")}
 
 
-def test_builder_gets_what_is_copied_and_nothing_private() -> None:
+def test_build_context_has_the_copied_files_and_no_private_ones() -> None:
     copied = [rest.split()[:-1] for name, rest in instructions(DOCKERFILE) if name == "COPY" and "--from" not in rest]
     assert {source for sources in copied for source in sources} == context()
     assert all((ROOT / name).exists() for name in context())
@@ -276,7 +276,7 @@ def test_builder_gets_what_is_copied_and_nothing_private() -> None:
 
 
 @pytest.mark.slow
-def test_trainer_is_built_whole_from_the_files_in_its_context(tmp_path: Path) -> None:
+def test_trainer_is_built_from_the_files_in_its_context(tmp_path: Path) -> None:
     for name in context():
         there = tmp_path / "context" / name
         there.parent.mkdir(parents=True, exist_ok=True)
@@ -313,7 +313,7 @@ def test_server_image_gets_packages_that_the_lock_pins() -> None:
     assert set(re.findall(r"\w+", asked.split(".[")[1])) <= set(extras)
 
 
-def test_settings_are_made_with_random_secrets_for_this_user_alone(tmp_path: Path) -> None:
+def test_settings_are_created_with_random_secrets_for_this_user_alone(tmp_path: Path) -> None:
     made = []
     for name in ("one", "two"):
         stack_settings.make_settings(tmp_path / name, STACK_PORT="5001")

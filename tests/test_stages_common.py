@@ -52,9 +52,7 @@ def test_changed_folds_thumbnails_and_tables_are_compared_again(workspace: Works
         common.pass_leak_gate(cfg, workspace, FOLDS, same_mask)
 
 
-def test_kept_verdict_still_names_the_pairs_that_it_lets_pass(
-    workspace: Workspace, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cached_verdict_still_lists_accepted_pairs(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
     np.save(workspace.thumbnails_npy, np.load(workspace.thumbnails_npy)[[0, 1, 0]])
     cfg = parse(composed("stage=prepare", "fold.not_duplicates=['a_1/c_1: two patients']"))
     for _ in range(2):

@@ -61,19 +61,19 @@ def _less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "SECONDS_TO_ANSWER", 1.0)
 
 
-def test_busy_server_that_is_well_is_waited_for(tmp_path: Path) -> None:
+def test_busy_but_healthy_server_gets_a_longer_timeout(tmp_path: Path) -> None:
     with busy_server(seconds=2.5, is_well=True) as address:
         opened = store.open_store(replace(SETTINGS, tracking_uri=address), cache=tmp_path)
     assert opened.experiment_id == "7"
 
 
-def test_server_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
+def test_unhealthy_server_gets_no_longer_timeout(tmp_path: Path) -> None:
     with busy_server(seconds=30, is_well=False) as address, pytest.raises(InputError, match="no answer within 1 s"):
         store.open_store(replace(SETTINGS, tracking_uri=address), cache=tmp_path)
 
 
 @pytest.mark.parametrize("is_locked", [False, True])
-def test_busy_file_is_waited_for_unless_another_program_holds_it(
+def test_busy_file_gets_a_longer_timeout_unless_it_is_locked(
     is_locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "mlflow.db"
@@ -92,7 +92,7 @@ def test_busy_file_is_waited_for_unless_another_program_holds_it(
         store.open_store(replace(SETTINGS, tracking_uri=f"sqlite:///{file}"), cache=tmp_path)
 
 
-def test_experiment_that_another_process_has_just_made_is_seen_once_its_maker_may(tmp_path: Path) -> None:
+def test_experiment_created_by_another_process_is_used_once_it_is_visible(tmp_path: Path) -> None:
     with busy_server(num_refusals=2) as address:
         opened = store.open_store(replace(SETTINGS, tracking_uri=address), cache=tmp_path)
     assert opened.experiment_id == "7"
@@ -118,7 +118,7 @@ def refusal(file: Path) -> str:
 
 
 @pytest.mark.parametrize("age", ["newer", "older"])
-def test_database_of_another_version_is_refused_with_what_is_to_be_upgraded(
+def test_database_of_another_version_is_refused_with_the_upgrade_command(
     age: str, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "SECONDS_TO_ANSWER", 6.0)
@@ -147,7 +147,7 @@ def test_database_of_another_version_is_refused_with_what_is_to_be_upgraded(
         (None, None, "On the server"),
     ],
 )
-def test_advice_for_a_server_goes_by_the_order_of_migrations(
+def test_advice_for_a_server_follows_the_order_of_migrations(
     found: int | None, expected: int | None, advice: str
 ) -> None:
     known = store._migrations()
@@ -199,7 +199,7 @@ def test_importing_the_modules_of_tracking_and_sweeps_changes_no_variable_and_no
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_defaults_of_mlflow_leave_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_of_mlflow_keep_variables_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     set_mlflow_defaults()

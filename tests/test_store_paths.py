@@ -98,7 +98,7 @@ def dump(file: Path) -> str:
         return "\n".join(connection.iterdump())
 
 
-def test_store_that_was_moved_is_refused_with_the_command_that_fixes_it(moved: Path, tmp_path: Path) -> None:
+def test_moved_store_is_refused_with_the_command_that_fixes_it(moved: Path, tmp_path: Path) -> None:
     before = dump(moved / "mlflow.db")
     with pytest.raises(InputError) as caught:
         opened(moved)
@@ -108,7 +108,7 @@ def test_store_that_was_moved_is_refused_with_the_command_that_fixes_it(moved: P
     assert dump(moved / "mlflow.db") == before
 
 
-def test_copy_of_a_store_that_is_still_there_is_refused_and_not_changed(copied: Path, original: Path) -> None:
+def test_copied_store_is_refused_and_the_original_not_changed(copied: Path, original: Path) -> None:
     before = dump(copied / "mlflow.db")
     with pytest.raises(InputError, match="is still there: this is a copy"):
         opened(copied)
@@ -122,7 +122,7 @@ def test_copy_of_a_store_that_is_still_there_is_refused_and_not_changed(copied: 
 
 
 @pytest.mark.parametrize("how", ["moved", "copied"])
-def test_after_the_fix_champion_and_artifacts_are_read_and_new_ones_written_here(
+def test_after_the_fix_artifacts_are_read_from_and_written_to_the_new_folder(
     how: str, original: Path, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(how)
@@ -158,13 +158,13 @@ def test_fix_that_fails_half_way_changes_nothing(moved: Path, monkeypatch: pytes
     assert dump(moved / "mlflow.db") == before
 
 
-def test_store_seen_through_a_link_is_where_it_was(original: Path, tmp_path: Path) -> None:
+def test_store_behind_a_symbolic_link_is_not_moved(original: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(original, target_is_directory=True)
     assert previous_folders(tmp_path / "link" / "mlflow.db", experiment="one") == []
     opened(tmp_path / "link")
 
 
-def test_artifacts_that_were_put_elsewhere_on_purpose_stay_there(original: Path, tmp_path: Path) -> None:
+def test_artifacts_in_another_location_are_not_changed(original: Path, tmp_path: Path) -> None:
     store = opened(original)
     elsewhere = tmp_path / "big disk" / "mlruns" / "two"
     elsewhere.mkdir(parents=True)
@@ -190,7 +190,7 @@ def test_every_column_of_the_installed_mlflow_that_holds_a_local_path_is_known(o
     assert {("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source")} <= found
 
 
-def test_place_of_a_trace_is_replaced(moved: Path) -> None:
+def test_location_of_a_trace_is_replaced(moved: Path) -> None:
     with closing(sqlite3.connect(moved / "mlflow.db")) as connection:
         connection.execute("PRAGMA foreign_keys = OFF")
         place = (moved.parent / "gone" / "mlruns" / "one" / "traces" / "t").as_uri()

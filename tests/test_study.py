@@ -69,7 +69,7 @@ def set_heartbeat(address: str, when: str) -> None:
         connection.execute(text("UPDATE trial_heartbeats SET heartbeat = :when"), {"when": when})
 
 
-def test_claims_end_at_the_number_that_was_asked_for(address: str) -> None:
+def test_claims_end_at_the_requested_number_of_trials(address: str) -> None:
     one, other = opened(address), opened(address)
     assert list(one.claim(num_trials=3, at_most=2)) == [0, 1]
     assert list(other.claim(num_trials=3, at_most=2)) == [2]
@@ -77,7 +77,7 @@ def test_claims_end_at_the_number_that_was_asked_for(address: str) -> None:
     assert one.counts()["RUNNING"] == 3
 
 
-def test_trial_of_a_dead_process_is_taken_over_with_its_number_and_settings(address: str) -> None:
+def test_trial_of_a_dead_process_is_retried_with_its_number_and_settings(address: str) -> None:
     shared = opened(address)
     trial = one_trial(shared)
     settings = shared.suggest(trial, SPACE)
@@ -144,7 +144,7 @@ def test_trial_whose_process_is_killed_between_failing_and_queueing_is_not_lost(
     assert list(shared.claim(num_trials=1, at_most=1)) == [0]
 
 
-def test_trial_whose_processes_keep_dying_fails_but_one_that_was_told_to_stop_does_not(address: str) -> None:
+def test_trial_fails_after_repeated_kills_but_not_after_a_stop_signal(address: str) -> None:
     shared = opened(address)
     for died in [False] * MAX_ATTEMPTS + [True] * MAX_ATTEMPTS:
         trial = one_trial(shared)
@@ -213,7 +213,7 @@ def away(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     return move
 
 
-def test_calls_are_repeated_until_the_storage_is_back(address: str, away: Callable[[], None]) -> None:
+def test_calls_are_retried_until_the_storage_is_available(address: str, away: Callable[[], None]) -> None:
     shared = opened(address)
     trial = one_trial(shared)
     away()
@@ -225,7 +225,7 @@ def test_calls_are_repeated_until_the_storage_is_back(address: str, away: Callab
     assert [best.value for best in opened(address).best()] == [0.5]
 
 
-def test_storage_that_stays_away_stops_the_search_but_no_training(
+def test_unavailable_storage_stops_the_search_but_no_training(
     address: str, away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies, "STORAGE_TIMEOUT_S", 0.1)
@@ -265,7 +265,7 @@ def test_nothing_is_pruned_for_two_objectives(address: str) -> None:
     assert not pruning_check(address, "one", number=0, pruner=optuna.pruners.ThresholdPruner(lower=1.0))(1, 0.0)
 
 
-def test_trials_of_a_long_search_hold_no_connections(postgres: str) -> None:
+def test_trials_of_a_long_search_keep_no_connections(postgres: str) -> None:
     """A Postgres server takes a hundred, of all processes together."""
     shared = opened(postgres)
     for number in shared.claim(num_trials=10, at_most=10):

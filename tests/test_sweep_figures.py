@@ -33,7 +33,7 @@ def test_figures_are_drawn_of_two_trials_or_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [ROWS[:2], [({"loss": "dice"}, 0.5), ({"loss": "bce"}, 0.5)]], ids=["two", "equal"])
-def test_few_or_equal_trials_are_drawn_too(tmp_path: Path, rows: list[figures.Row]) -> None:
+def test_few_or_equal_trials_are_drawn(tmp_path: Path, rows: list[figures.Row]) -> None:
     draw_sweep(tmp_path, rows)
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -17,7 +17,7 @@ def test_in_a_log_no_line_is_broken_however_long() -> None:
     assert line == "x" * 400
 
 
-def test_at_a_terminal_the_heads_are_underlined_and_lines_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_a_terminal_headers_are_underlined_and_lines_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     lines = table_lines(["case", "mL"], [*ROWS, ["y" * 60, "2"]], numbers=["mL"], is_terminal=True)
     assert set(lines[1].strip()) <= {"─", " "}

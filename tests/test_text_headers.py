@@ -67,9 +67,7 @@ class TestMetaImage:
             ("ElementSpacing = 0.5 0.5 3\nElementSpacing = x y z\n", "ElementSpacing is x y z"),
         ],
     )
-    def test_a_spacing_that_is_not_stated_is_refused_by_name(
-        self, tmp_path: Path, name: str, fields: str, said: str
-    ) -> None:
+    def test_an_absent_spacing_is_refused_with_its_key(self, tmp_path: Path, name: str, fields: str, said: str) -> None:
         error = refusal(meta_image(tmp_path / name, fields + TRANSFORM))
         assert error.check == "no_spacing"
         assert said in str(error)
@@ -77,7 +75,7 @@ class TestMetaImage:
     @pytest.mark.parametrize(
         "line", ["ElementSpacing = 0.5 0.5 3\r\n", "  ElementSpacing: 0.5\t0.5 3 \n", "ElementSpacing=5e-1 .5 3\n"]
     )
-    def test_a_spacing_is_read_however_it_is_spelled(self, tmp_path: Path, line: str) -> None:
+    def test_a_spacing_is_read_in_every_notation(self, tmp_path: Path, line: str) -> None:
         path = meta_image(tmp_path / "a.mha", line + TRANSFORM)
         assert read_volume(path).geometry.spacing_mm == (3, 0.5, 0.5)
         assert warnings(path) == []
@@ -96,7 +94,7 @@ class TestMetaImage:
         "line",
         ["Offset = 1,5 2 3\n", "Position = 1 x 3\n", "TransformMatrix = 1 0 0 0 1 0 0 0 1,0\n", "Origin = nan 0 0\n"],
     )
-    def test_a_place_that_is_no_number_is_refused_by_name(self, tmp_path: Path, line: str) -> None:
+    def test_a_position_that_is_not_a_number_is_refused_with_its_key(self, tmp_path: Path, line: str) -> None:
         error = refusal(meta_image(tmp_path / "a.mha", "ElementSpacing = 0.5 0.5 3\n" + line))
         assert error.check == "implausible_grid"
         assert line.split()[0] in str(error)
@@ -131,7 +129,7 @@ class TestNrrd:
             (LPS + "space directions: (0,5,0,0) (0,0,5,0) (0,0,3)\n", "space directions are (0,5,0,0)"),
         ],
     )
-    def test_a_spacing_that_is_not_stated_is_refused_by_name(self, tmp_path: Path, fields: str, said: str) -> None:
+    def test_an_absent_spacing_is_refused_with_its_key(self, tmp_path: Path, fields: str, said: str) -> None:
         error = refusal(nrrd(tmp_path, fields))
         assert error.check == "no_spacing"
         assert said in str(error)
@@ -152,7 +150,7 @@ class TestNrrd:
     @pytest.mark.parametrize(
         ("space", "origin"), [("LPS", (1, 2, 3)), ("right-anterior-superior", (-3.5, -4, 3)), ("LAS", (1, -4, 3))]
     )
-    def test_spaces_of_the_patient_are_turned_to_lps(
+    def test_patient_spaces_are_converted_to_lps(
         self, tmp_path: Path, space: str, origin: tuple[float, float, float]
     ) -> None:
         """The first voxel of a RAS file, at (1, 2, 3) RAS, is the last along x and y in LPS."""
@@ -182,9 +180,9 @@ class TestNrrd:
             ("spacings: 0.5 0.5 3 nan\n", "6 5 4 1"),
         ],
     )
-    def test_axes_of_one_that_are_no_space_need_no_spacing(self, tmp_path: Path, fields: str, sizes: str) -> None:
+    def test_axes_of_length_one_outside_of_space_need_no_spacing(self, tmp_path: Path, fields: str, sizes: str) -> None:
         assert read_volume(nrrd(tmp_path, fields, sizes=sizes)).geometry.spacing_mm == (3, 0.5, 0.5)
 
-    def test_comments_and_values_of_keys_are_no_fields(self, tmp_path: Path) -> None:
+    def test_comments_and_key_values_are_not_fields(self, tmp_path: Path) -> None:
         path = nrrd(tmp_path, f'# spacings: 1 1 1\nunits:=cm\nspace units:="cm"\n{LPS}{AXES}')
         assert read_volume(path).geometry.spacing_mm == (3, 0.5, 0.5)

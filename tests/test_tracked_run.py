@@ -47,7 +47,7 @@ def refuse_batches(training: TrackedRun, monkeypatch: pytest.MonkeyPatch, *, num
     monkeypatch.setattr(client, "log_batch", sometimes)
 
 
-def test_fold_whose_settings_are_refused_at_first_has_one_run_with_all(
+def test_fold_whose_params_are_refused_at_first_has_one_complete_run(
     training: TrackedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_batches(training, monkeypatch, num_times=2)
@@ -60,7 +60,7 @@ def test_fold_whose_settings_are_refused_at_first_has_one_run_with_all(
     assert run.data.metrics == {"val/dice": 0.5}
 
 
-def test_records_that_the_store_never_takes_wait_on_disk_and_the_stage_ends_well(
+def test_unacknowledged_records_stay_on_disk_and_the_stage_succeeds(
     training: TrackedRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tracked_run, "SECONDS_TO_CLOSE", 0.1)
@@ -75,7 +75,7 @@ def test_records_that_the_store_never_takes_wait_on_disk_and_the_stage_ends_well
     )
 
 
-def test_record_that_the_store_refuses_for_good_keeps_no_other_from_it(
+def test_permanently_refused_record_does_not_block_others(
     training: TrackedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with training.open_fold(0) as fold:
@@ -87,7 +87,7 @@ def test_record_that_the_store_refuses_for_good_keeps_no_other_from_it(
     assert run.data.metrics == {"val/dice": 0.5}
 
 
-def test_record_that_can_be_neither_sent_nor_kept_fails_the_stage(
+def test_record_that_can_be_neither_sent_nor_stored_fails_the_stage(
     training: TrackedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracked_run, "SECONDS_TO_CLOSE", 0.1)

@@ -88,9 +88,7 @@ def test_every_network_of_the_table_learns_a_disc(packed: PackedSet, name: Model
 
 
 @pytest.mark.parametrize("augmentation", get_args(Augmentation))
-def test_two_runs_are_identical_bit_for_bit_and_another_seed_is_not(
-    packed: PackedSet, augmentation: Augmentation
-) -> None:
+def test_two_runs_are_bit_identical_and_another_seed_is_not(packed: PackedSet, augmentation: Augmentation) -> None:
     settings = train_settings(augmentation=augmentation, precision="auto")
     (first, weights), (again, same), (_, other) = (run_fit(packed, settings, seed=seed) for seed in (1, 1, 2))
     assert [(e.loss, e.val_dice) for e in first] == [(e.loss, e.val_dice) for e in again]
@@ -131,7 +129,7 @@ def test_validation_thresholds_at_one_half_and_keeps_every_component(packed: Pac
     assert iou == pytest.approx(gland / (gland + extra))
 
 
-def test_no_setting_of_evaluation_decides_a_training() -> None:
+def test_settings_of_evaluation_do_not_change_a_training() -> None:
     """The docs say that val Dice does not follow evaluate.threshold, nor the largest component, nor the mirrored study."""
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=False, train_ids=["a"], val_ids=["b"])
     cfg = parse(composed())
@@ -157,7 +155,7 @@ def test_metric_decides_which_epoch_is_kept(metric: ValMetric) -> None:
     assert best_epoch(result.history, metric=metric).epoch == kept
 
 
-def test_many_val_studies_are_validated_less_often_but_at_the_end(packed: PackedSet) -> None:
+def test_many_val_studies_are_validated_less_often_and_in_the_last_epoch(packed: PackedSet) -> None:
     """Val has 7 slices, and an epoch of one step brings 2 training slices, which allow half as many val slices."""
     history, weights = run_fit(packed, train_settings(batch_size=2, steps_per_epoch=1, max_epochs=16))
     validated = [epoch.epoch for epoch in history if epoch.val_dice is not None]
@@ -214,7 +212,7 @@ def test_input_that_does_not_fit_alone_is_an_error_with_the_next_step(packed: Pa
     assert "20.00 MiB" in str(caught.value)
 
 
-def test_training_ends_with_its_minutes_and_the_learning_rate_with_it(packed: PackedSet) -> None:
+def test_training_and_schedule_end_with_max_minutes(packed: PackedSet) -> None:
     start = time.perf_counter()
     history, _ = run_fit(packed, train_settings(max_epochs=100_000, max_minutes=0.03))
     assert time.perf_counter() - start < 0.03 * 60 + 5
@@ -233,9 +231,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return jump_at
 
 
-def test_no_epoch_without_a_step_is_recorded_whenever_time_is_up(
-    packed: PackedSet, clock: Callable[[int], None]
-) -> None:
+def test_no_epoch_without_a_step_is_recorded_when_time_is_up(packed: PackedSet, clock: Callable[[int], None]) -> None:
     """Time is up before the first step, within an epoch, between two epochs, during validation."""
     settings = train_settings(
         batch_size=4, steps_per_epoch=1, max_epochs=9, max_minutes=1.0
@@ -251,7 +247,7 @@ def test_no_epoch_without_a_step_is_recorded_whenever_time_is_up(
     assert {1, 2, 3, 4} <= lengths
 
 
-def test_time_for_less_than_an_epoch_is_warned_of(
+def test_time_for_less_than_an_epoch_is_a_warning(
     packed: PackedSet, clock: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     clock(2)
@@ -261,7 +257,7 @@ def test_time_for_less_than_an_epoch_is_warned_of(
 
 
 @pytest.mark.parametrize("max_minutes", [None, 0.001])
-def test_finished_training_takes_no_more_steps_when_it_goes_on(
+def test_finished_training_takes_no_step_when_it_is_resumed(
     packed: PackedSet, tmp_path: Path, max_minutes: float | None
 ) -> None:
     settings = train_settings(max_epochs=2, max_minutes=max_minutes)
@@ -307,7 +303,7 @@ def test_only_weights_of_convolutions_decay(name: ModelName, optimizer: Optimize
 
 @pytest.mark.parametrize("warmup", [0.0, 0.3])
 @pytest.mark.parametrize("stop", [None, 1])
-def test_every_step_takes_the_learning_rate_of_the_formula_exactly(
+def test_learning_rate_of_every_step_follows_the_formula(
     packed: PackedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmup: float, stop: int | None
 ) -> None:
     """Warm-up in a line, then half a cosine, over 12 steps; the same when training is stopped after 4 of them."""
@@ -340,7 +336,7 @@ def test_every_step_takes_the_learning_rate_of_the_formula_exactly(
     assert [epoch.learning_rate for epoch in history] == [expected[4], expected[8], expected[12]]
 
 
-def test_every_training_slice_is_drawn_once_before_any_is_drawn_again(packed: PackedSet) -> None:
+def test_every_training_slice_is_sampled_once_before_any_is_repeated(packed: PackedSet) -> None:
     batches = Batches(packed, TRAIN, model=model_2d(), device=torch.device("cpu"))
     everyone = sorted(packed.slices_of(TRAIN))  # 6 + 7 + 6 slices
     drawn = np.array(list(batches.order(4, num_batches=10, rng=np.random.default_rng(0))))
@@ -356,13 +352,13 @@ def test_steps_per_epoch_sets_the_length_of_an_epoch(packed: PackedSet) -> None:
     assert history[-1].learning_rate == pytest.approx(0, abs=1e-9)
 
 
-def test_gland_slices_only_leaves_out_the_others(packed: PackedSet) -> None:
+def test_gland_slices_only_excludes_the_others(packed: PackedSet) -> None:
     batches = Batches(packed, TRAIN, model=model_2d(), device=torch.device("cpu"), kind="gland")
     assert packed.masks[batches.slices].any(axis=(1, 2)).all()
     assert len(batches.slices) == len(packed.slices_of(TRAIN)) - 2 * len(TRAIN)
 
 
-def test_batch_is_standardised_and_stays_in_its_study(packed: PackedSet) -> None:
+def test_batch_is_standardised_and_neighbours_are_of_the_same_study(packed: PackedSet) -> None:
     batches = Batches(packed, TRAIN, model=model_2d(num_slices=3), device=torch.device("cpu"))
     first = packed.cases["b"].first_slice
     images, masks = batches.load(np.array([first]))
@@ -395,7 +391,7 @@ def test_loss_that_is_not_finite_stops_with_the_next_step(packed: PackedSet) -> 
         )
 
 
-def test_saved_network_comes_back_the_same(tmp_path: Path) -> None:
+def test_saved_network_round_trip(tmp_path: Path) -> None:
     network = build_network(model_2d()).eval()
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=True, train_ids=["a"], val_ids=["b"])
     save_weights(tmp_path, network.state_dict())
@@ -406,7 +402,7 @@ def test_saved_network_comes_back_the_same(tmp_path: Path) -> None:
     assert torch.equal(loaded(image), network(image))
 
 
-def test_absent_or_damaged_network_says_what_to_run(tmp_path: Path) -> None:
+def test_absent_or_damaged_network_is_refused_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run stage=train first"):
         load_recipe(tmp_path)
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=True, train_ids=["a"], val_ids=["b"])

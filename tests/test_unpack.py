@@ -39,7 +39,7 @@ def taken(archive: Path, folder: Path, *rules: Rule) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
-def test_only_the_wanted_series_is_taken(tmp_path: Path, suffix: str) -> None:
+def test_only_selected_series_are_extracted(tmp_path: Path, suffix: str) -> None:
     members = {"10000/10000_1000000_t2w.mha": b"t2", "10000/10000_1000000_adc.mha": b"adc", "README.md": b"x"}
     archive = packed(tmp_path / f"a{suffix}", members)
     assert taken(archive, tmp_path / "data", IMAGES) == ["images/10000_1000000.mha"]
@@ -47,7 +47,7 @@ def test_only_the_wanted_series_is_taken(tmp_path: Path, suffix: str) -> None:
     assert [(path.name, path.read_bytes()) for path in files] == [("10000_1000000.mha", b"t2")]
 
 
-def test_masks_are_taken_only_of_studies_that_are_there(tmp_path: Path) -> None:
+def test_only_masks_of_existing_studies_are_extracted(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1_1.mha").touch()
     archive = packed(tmp_path / "a.zip", {"x/gland/1_1.nii.gz": b"1", "x/gland/2_2.nii.gz": b"2"})
@@ -55,7 +55,7 @@ def test_masks_are_taken_only_of_studies_that_are_there(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["1_1.nii.gz"]
 
 
-def test_files_that_are_there_are_left_alone_and_incomplete_ones_replaced(tmp_path: Path) -> None:
+def test_existing_files_are_kept_and_incomplete_ones_replaced(tmp_path: Path) -> None:
     archive = packed(tmp_path / "a.zip", {"1_1_t2w.mha": b"one", "2_2_t2w.mha": b"two"})
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1_1.mha").write_bytes(b"ONE")
@@ -78,7 +78,7 @@ def test_a_member_outside_the_archives_folder_is_refused(tmp_path: Path, suffix:
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [archive.name]
 
 
-def test_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         link = tarfile.TarInfo("1_1_t2w.mha")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -88,7 +88,7 @@ def test_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
-def test_a_damaged_archive_is_named_and_leaves_no_half_file(tmp_path: Path, suffix: str) -> None:
+def test_a_damaged_archive_is_reported_and_leaves_no_partial_file(tmp_path: Path, suffix: str) -> None:
     content = np.random.default_rng(0).bytes(200_000)
     archive = packed(tmp_path / f"a{suffix}", {"1_1_t2w.mha": content})
     archive.write_bytes(archive.read_bytes()[:100_000])
@@ -97,7 +97,7 @@ def test_a_damaged_archive_is_named_and_leaves_no_half_file(tmp_path: Path, suff
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
 
-def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_detected(tmp_path: Path) -> None:
     archive = packed(tmp_path / "a.zip", {"1_1_t2w.mha": np.random.default_rng(0).bytes(5000)})
     damaged = bytearray(archive.read_bytes())
     damaged[2000] ^= 1
@@ -107,12 +107,12 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
 
-def test_an_archive_without_anything_wanted_is_refused(tmp_path: Path) -> None:
+def test_an_archive_without_selected_members_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no file such as .*_t2w.*; its source has changed its layout"):
         taken(packed(tmp_path / "a.zip", {"a.txt": b"x"}), tmp_path, IMAGES)
 
 
-def test_a_disk_that_is_too_small_is_said_before_the_first_file(
+def test_a_disk_that_is_too_small_is_reported_before_the_first_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prostate_seg.data.public.download.MARGIN_BYTES", 1 << 60)
@@ -148,7 +148,7 @@ def test_one_channel_of_a_four_dimensional_image_is_split_out_on_its_own_grid(tm
         assert sorted(path.name for path in (tmp_path / str(channel)).iterdir()) == ["images"]
 
 
-def test_a_channel_that_is_not_there_is_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
+def test_a_missing_channel_is_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
     four_dimensional(tmp_path / "four.nii.gz")
     archive = packed(tmp_path / "a.tar", {"imagesTr/prostate_07.nii.gz": (tmp_path / "four.nii.gz").read_bytes()})
     rule = Rule(member=r"imagesTr/prostate_([0-9]+)\.nii\.gz", target="images/{}.nii.gz", channel=2)

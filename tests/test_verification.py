@@ -41,7 +41,7 @@ def record(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def test_untouched_workspace_is_the_same(workspace: Workspace, record: dict[str, Any]) -> None:
+def test_unchanged_workspace_is_reported_as_the_same(workspace: Workspace, record: dict[str, Any]) -> None:
     items = compare("prepare", record, settings=SETTINGS, workspace=workspace)
     assert {item.verdict for item in items} == {Verdict.same}
     assert {item.kind for item in items} == {"inputs", "outputs", "code", "packages", "config"}
@@ -74,7 +74,7 @@ def test_every_kind_of_difference_is_found(workspace: Workspace, record: dict[st
     assert {row["verdict"] for row in json.loads(as_json(items.values()))} == {"same", "changed", "missing"}
 
 
-def test_keys_and_paths_go_both_ways(workspace: Workspace) -> None:
+def test_keys_and_paths_round_trip(workspace: Workspace) -> None:
     for path, key in (
         (workspace.root / "model" / "fold0", "model/fold0"),
         (workspace.data / "images", "data/images"),

@@ -54,7 +54,7 @@ def test_conflicting_stage_is_refused_with_process_and_path(
         ("train", "predict", ["predict.model=elsewhere"]),
     ],
 )
-def test_stages_that_share_nothing_they_replace_run_side_by_side(
+def test_stages_without_common_files_run_concurrently(
     tmp_path: Path, running: str, starting: str, overrides: list[str]
 ) -> None:
     first = lock_workspace(*stage_in(tmp_path, running))

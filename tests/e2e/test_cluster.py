@@ -74,7 +74,7 @@ def undisturbed(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> 
     return project
 
 
-def test_preempted_jobs_go_on_in_their_runs_to_the_same_weights(
+def test_preempted_jobs_resume_in_their_runs_to_the_same_weights(
     cluster: LocalJobs | SlurmJobs, prepared: Project, undisturbed: Project, tmp_path: Path
 ) -> None:
     project = copy_of(prepared, tmp_path / "project")

@@ -90,7 +90,7 @@ def test_runs_pipelines_and_folders_give_the_same_numbers(project: Project) -> N
     assert set(found[0]["subgroup"]) == {"all", "volume_tertile", "pixels"}
 
 
-def test_planted_change_is_found_where_it_was_planted(project: Project) -> None:
+def test_planted_change_is_found_in_its_subgroup(project: Project) -> None:
     def raise_dice_of_one_centre(table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(centre=["A", "B", "A", "A"], dice=table["dice"].astype(float).add([0, SHIFT, 0, 0]))
 
@@ -102,7 +102,7 @@ def test_planted_change_is_found_where_it_was_planted(project: Project) -> None:
     assert set(planted.loc[planted["metric"] != "dice", "difference"]) == {0.0}
 
 
-def test_other_cases_are_refused_and_the_result_from_before_stays(project: Project) -> None:
+def test_other_cases_are_refused_and_the_previous_result_is_kept(project: Project) -> None:
     compare_here(project, "first", "evaluation")
     before = (project.folder / "comparison" / "comparison.json").read_bytes()
     done = project.run("stage=compare", f"compare.runs=[first,{changed(project, lambda table: table[1:])}]")
@@ -121,7 +121,7 @@ def test_other_reference_and_a_table_of_an_older_version_are_refused(project: Pr
     assert "changed: its cases.csv has no mask_md5: an older version wrote it" in refusal(project, "first", older)
 
 
-def test_what_is_no_other_result_is_refused(project: Project) -> None:
+def test_inputs_that_are_no_other_result_are_refused(project: Project) -> None:
     run, pipeline = evaluation(project, "first"), str(project.only(level="pipeline", pipeline="first").info.run_id)
     assert f"{pipeline} is {run}, which is listed already" in refusal(project, run, pipeline)
     assert "which is listed already" in refusal(project, "first", "./first/")
@@ -130,6 +130,6 @@ def test_what_is_no_other_result_is_refused(project: Project) -> None:
     assert f"there is no run {'12e4' * 8} in sqlite:///" in refusal(project, "first", "12e4" * 8)
 
 
-def test_one_run_is_too_few(project: Project) -> None:
+def test_a_single_run_is_refused(project: Project) -> None:
     with pytest.raises(ConfigError, match=r"compare.runs: must be two or more .*, is \[first\]"):
         compare_here(project, "first")

@@ -137,7 +137,7 @@ def clone(finished: Clone, tmp_path: Path) -> Clone:
     return Clone(tmp_path / "clone")
 
 
-def test_second_repro_runs_nothing_and_words_and_colours_rerun_no_stage(clone: Clone) -> None:
+def test_second_repro_and_edits_of_messages_and_colours_rerun_no_stage(clone: Clone) -> None:
     assert NOTHING_RAN in clone.run("dvc", "repro").stdout
     for name in ("configs/machine/default.yaml", "README.md"):
         with (clone.folder / name).open("a") as file:
@@ -150,7 +150,7 @@ def test_second_repro_runs_nothing_and_words_and_colours_rerun_no_stage(clone: C
     assert set(stages_run(clone)) == {"code"}
 
 
-def test_code_that_decides_numbers_reruns_its_stage_and_those_that_follow(clone: Clone) -> None:
+def test_code_that_decides_numbers_reruns_its_stage_and_later_ones(clone: Clone) -> None:
     edit(clone, "prostate_seg/segmentation/metrics.py", "\n\n\n", "\n\nMAX_DISTANCE_MM = 100.0\n\n\n")
     assert stages_run(clone) == ["code", "evaluate", "report"]
     edit(clone, "prostate_seg/stages/prepare.py", "\n\n\n", "\n\nNUM_TRIES = 1\n\n\n")
@@ -186,7 +186,7 @@ def test_hashes_in_the_runs_equal_dvc_lock_line_by_line(finished: Clone) -> None
     assert num_lines > 20
 
 
-def test_commit_and_runs_find_each_other(finished: Clone) -> None:
+def test_runs_are_found_by_commit_and_commits_by_run(finished: Clone) -> None:
     head = finished.run("git", "rev-parse", "HEAD").stdout.strip()
     for stage in ("preprocess", "prepare", "train", "evaluate"):
         (run,) = finished.runs(stage=stage, level="stage")
@@ -222,7 +222,7 @@ def test_export_check_and_settings_of_the_machine(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_forced_and_single_stages_replace_their_runs(clone: Clone) -> None:
+def test_forced_and_single_stages_supersede_their_runs(clone: Clone) -> None:
     before = clone.lock()
     clone.run("dvc", "repro", "--force")
     after = clone.lock()
@@ -240,7 +240,7 @@ def test_forced_and_single_stages_replace_their_runs(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_experiments_leave_files_params_and_runs_where_they_belong(clone: Clone) -> None:
+def test_experiments_keep_files_params_and_runs_separate(clone: Clone) -> None:
     baseline, dice = clone.run("git", "rev-parse", "HEAD").stdout.strip(), clone.dice()
     small = ["-S", "experiment=small"]
     clone.run("dvc", "exp", "run", "--temp", "-n", "tempered", *small, "-S", "train.learning_rate=1e-3")
@@ -297,7 +297,7 @@ def test_experiment_without_hydra_keeps_the_settings_of_params_yaml(clone: Clone
 
 
 @pytest.mark.slow
-def test_queued_experiments_run_side_by_side(clone: Clone) -> None:
+def test_queued_experiments_run_in_parallel(clone: Clone) -> None:
     small = ["-S", "experiment=small"]
     clone.run("dvc", "exp", "run", "--queue", "-n", "one", *small, "-S", "model=attention_unet")
     clone.run("dvc", "exp", "run", "--queue", "-n", "two", *small, "-S", "train.learning_rate=1e-3")
@@ -317,7 +317,7 @@ def test_queued_experiments_run_side_by_side(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_metrics_and_plots_are_useful_as_they_come(clone: Clone) -> None:
+def test_dvc_metrics_and_plots_work_without_options(clone: Clone) -> None:
     clone.stage("stage=export", "experiment=small", "train.learning_rate=0.001")
     clone.run("dvc", "repro")
     difference = json.loads(clone.run("dvc", "metrics", "diff", "--json").stdout)
@@ -335,7 +335,7 @@ def test_recorded_stage_is_reproduced_bit_for_bit(finished: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> None:
+def test_reproduction_is_bit_identical_or_reports_the_differences(clone: Clone) -> None:
     clone.run("dvc", "repro", "--force", "--single-item", "train")  # a run whose artifacts are this test's own
     (train,) = clone.runs(stage="train", level="stage")
     done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
@@ -372,7 +372,7 @@ def test_reproduction_is_bit_identical_and_says_when_it_is_not(clone: Clone) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_data_and_model_go_to_a_remote_and_come_back(clone: Clone, tmp_path: Path, kind: str) -> None:
+def test_data_and_model_round_trip_through_a_remote(clone: Clone, tmp_path: Path, kind: str) -> None:
     with s3_remote(tmp_path) if kind == "s3" else folder_remote(tmp_path) as remote:
         clone.run("dvc", "remote", "add", "--default", "store", remote.url)
         for name, value in remote.options.items():

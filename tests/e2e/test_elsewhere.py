@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 ELSEWHERE = str(Path(__file__).with_name("elsewhere.py"))
 
 
-def test_folds_train_side_by_side_with_spawn_and_without_what_windows_lacks(prepared: Project, tmp_path: Path) -> None:
+def test_folds_train_in_parallel_with_spawn_and_without_posix_calls(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     settings = ("machine.num_parallel_folds=2", "train.max_epochs=1")
     done = project.run("stage=train", *settings, program=ELSEWHERE, OMP_NUM_THREADS="1")
@@ -22,7 +22,7 @@ def test_folds_train_side_by_side_with_spawn_and_without_what_windows_lacks(prep
     assert len(project.runs(level="fold")) == 2
 
 
-def test_names_that_the_terminal_cannot_show_stop_no_stage(prepared: Project, tmp_path: Path) -> None:
+def test_names_that_the_terminal_cannot_encode_do_not_stop_a_stage(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     for path in project.folder.glob("data/*/ph001_1.nii.gz"):
         path.rename(path.with_name("Ätna前列腺_1.nii.gz"))

@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 @pytest.mark.file_store
-def test_every_stage_ends_well_on_a_small_project(tmp_path: Path) -> None:
+def test_every_stage_succeeds_on_a_small_project(tmp_path: Path) -> None:
     project = Project(tmp_path)
     for stage, (settings, written) in COMMANDS.items():
         if stage == "compare":
@@ -50,5 +50,5 @@ def test_every_stage_ends_well_on_a_small_project(tmp_path: Path) -> None:
         assert (tmp_path / written).exists(), stage
 
 
-def test_no_stage_is_left_out() -> None:
+def test_every_stage_is_included() -> None:
     assert set(COMMANDS) | NEED_COMMITS == set(STAGES)

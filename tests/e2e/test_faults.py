@@ -90,7 +90,7 @@ def is_whole(address: str, *, output: str, status: str = "FINISHED") -> Run:
     return runs["fold"]
 
 
-def test_training_goes_on_while_server_network_and_database_fail_in_turn(
+def test_training_continues_while_server_network_and_database_fail(
     project: Project, database: str | None, tmp_path: Path
 ) -> None:
     with (
@@ -115,7 +115,7 @@ def test_training_goes_on_while_server_network_and_database_fail_in_turn(
         assert journal_folders(project.folder / ".spool") == []
 
 
-def test_what_a_server_has_missed_for_good_waits_on_disk_until_sync_sends_it(project: Project, tmp_path: Path) -> None:
+def test_unacknowledged_records_stay_on_disk_until_sync_replicates_them(project: Project, tmp_path: Path) -> None:
     with faulty_server(tmp_path / "server") as server:
         with training(project, server.address, "train.max_minutes=0.15") as watch:
             (server.folder / "artifacts").rename(server.folder / "artifacts.away")
@@ -137,7 +137,7 @@ def test_what_a_server_has_missed_for_good_waits_on_disk_until_sync_sends_it(pro
         assert journal_folders(project.folder / ".spool") == []
 
 
-def test_training_goes_on_while_its_sqlite_file_is_locked_and_then_on_a_full_disk(
+def test_training_continues_while_its_sqlite_file_is_locked_or_the_disk_is_full(
     project: Project, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk") as (disk, why_not_small):
@@ -163,7 +163,7 @@ def test_training_goes_on_while_its_sqlite_file_is_locked_and_then_on_a_full_dis
 
 
 @pytest.mark.skipif(why_no_stack() is not None, reason=f"no stack: {why_no_stack()}")
-def test_server_of_the_stack_that_stops_for_good_is_told_later_also_when_its_bucket_refuses(
+def test_records_of_a_stopped_stack_are_replicated_later_also_after_bucket_errors(
     project: Project, tmp_path: Path
 ) -> None:
     """The whole stack, as a plain user: nothing is lost, though the server never comes back while the training lives."""

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 SIDE_BY_SIDE = ["stage=train", "machine.num_parallel_folds=2"]
 
 
-def test_side_by_side_equals_one_after_the_other(prepared: Project, tmp_path: Path) -> None:
+def test_parallel_folds_equal_sequential_folds(prepared: Project, tmp_path: Path) -> None:
     """Bit for bit, given the same threads; and with the same records."""
     share = str(max(1, num_cores() // 2))
     one, two = copy_of(prepared, tmp_path / "one"), copy_of(prepared, tmp_path / "two")
@@ -38,7 +38,7 @@ def test_side_by_side_equals_one_after_the_other(prepared: Project, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_it_leaves_no_process_and_goes_on(
+def test_stopped_parallel_training_leaves_no_process_and_resumes(
     prepared: Project,
     tmp_path: Path,
     number: int,
@@ -62,7 +62,7 @@ def test_stopped_it_leaves_no_process_and_goes_on(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_process_that_is_killed_is_an_error_that_names_the_fold(prepared: Project, tmp_path: Path) -> None:
+def test_killed_process_is_an_error_with_its_fold(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     process = project.start(*SIDE_BY_SIDE, "train.max_epochs=5000")
     wait_for(project.folder / ".training" / "fold1" / "checkpoints")

@@ -33,7 +33,7 @@ def fill(file: Path) -> None:
             stream.flush()
 
 
-def test_full_disk_stops_training_and_it_goes_on_once_there_is_room(
+def test_training_resumes_after_a_full_disk(
     prepared: Project,
     small_disk: Path,
     tmp_path: Path,

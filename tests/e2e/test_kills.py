@@ -19,7 +19,7 @@ def test_stages_killed_at_random_moments_end_with_the_same_files(tmp_path: Path)
     assert one.num_kills >= 2
 
 
-def test_a_file_that_differs_or_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_file_that_differs_or_is_missing_is_reported(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "model").mkdir(parents=True)
         (tmp_path / name / "model" / "weights").write_text(name)

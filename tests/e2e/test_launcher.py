@@ -15,7 +15,7 @@ from tests.project_helpers import wait_for
 HEAVY = ("torch", "monai", "SimpleITK", "sklearn", "scipy", "pandas", "matplotlib", "numpy", "mlflow", "dvc", "optuna")
 
 
-def test_no_stage_lists_the_stages_with_a_sentence_each(launch: Launch) -> None:
+def test_command_without_a_stage_lists_the_stages(launch: Launch) -> None:
     result = launch()
     assert result.returncode == 2
     for name, sentence in STAGES.items():
@@ -23,7 +23,7 @@ def test_no_stage_lists_the_stages_with_a_sentence_each(launch: Launch) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_unknown_stage_says_what_was_meant_and_lists_the_stages(launch: Launch) -> None:
+def test_unknown_stage_suggests_the_nearest_and_lists_the_stages(launch: Launch) -> None:
     result = launch("stage=trian")
     assert result.returncode == 2
     assert "stage: unknown stage 'trian'; did you mean train?" in result.stderr
@@ -68,7 +68,7 @@ def test_refused_input_exits_with_1_and_no_traceback(launch: Launch, tmp_path: P
     assert "preprocess FAILED" in result.stdout
 
 
-def test_phantom_whose_glands_do_not_fit_its_field_of_view_is_refused_in_words(launch: Launch) -> None:
+def test_phantom_with_glands_beyond_the_field_of_view_is_refused(launch: Launch) -> None:
     result = launch("stage=fetch", "data.phantom.field_of_view_mm=80")
     assert result.returncode == 2
     assert "data.phantom.field_of_view_mm: must be from 98 to 400 for glands of up to 90 mL, is 80.0" in result.stderr
@@ -83,7 +83,7 @@ def test_debug_shows_the_traceback(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["stage=train", "seed=7"], ["-m", "stage=train", "fold.index=0,1"]])
-def test_stage_without_its_input_names_the_one_command_and_leaves_nothing(tmp_path: Path, arguments: list[str]) -> None:
+def test_stage_without_its_input_suggests_one_command_and_writes_nothing(tmp_path: Path, arguments: list[str]) -> None:
     result = run_and_list_imports(tmp_path, arguments)
     assert result.returncode == 1
     assert "python -m prostate_seg -m stage=fetch,preprocess,prepare" in result.stderr
@@ -115,7 +115,7 @@ def run_and_list_imports(folder: Path, arguments: list[str]) -> subprocess.Compl
     )
 
 
-def test_target_that_is_not_on_the_list_is_refused(launch: Launch) -> None:
+def test_target_that_is_not_on_the_allow_list_is_refused(launch: Launch) -> None:
     result = launch("stage=train", "+hydra.callbacks.x._target_=os.system", "+hydra.callbacks.x.command=touch owned")
     assert result.returncode == 2
     assert "os.system" in result.stderr
@@ -132,7 +132,9 @@ def test_chain_stops_at_the_first_failure(launch: Launch, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_stage_exits_with_its_code_and_leaves_no_half_data(tmp_path: Path, number: int, code: int) -> None:
+def test_interrupted_stage_exits_with_its_code_and_leaves_no_partial_data(
+    tmp_path: Path, number: int, code: int
+) -> None:
     command = [sys.executable, "-m", "prostate_seg", "stage=fetch", "data.phantom.num_patients=500"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
@@ -147,7 +149,7 @@ def test_interrupted_stage_exits_with_its_code_and_leaves_no_half_data(tmp_path:
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_every_run_leaves_its_config_and_log(launch: Launch, tmp_path: Path) -> None:
+def test_every_run_writes_its_config_and_log(launch: Launch, tmp_path: Path) -> None:
     launch("stage=export", "seed=77")
     (config,) = tmp_path.glob("logs/*/*/.hydra/config.yaml")
     assert "seed: 77" in config.read_text()

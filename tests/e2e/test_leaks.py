@@ -43,7 +43,7 @@ def test_official_folds_pass_and_a_plain_shuffled_kfold_splits_17_patients(share
     assert "Traceback" not in leaky.stderr
 
 
-def test_repeated_series_under_another_patients_name_stops_prepare_and_audit(shared_data: Path, tmp_path: Path) -> None:
+def test_repeated_series_of_another_patient_id_stops_prepare_and_audit(shared_data: Path, tmp_path: Path) -> None:
     data = ["data=folder", f"data.root={shared_data / 't2w'}", "data.patient_pattern='(.+)'"]
     splits = [{"train": ["11373_1001396", "10795_1000811"], "val": ["10795_1000811b", "p158020_1"]}]
     (tmp_path / "s.json").write_text(json.dumps(splits))
@@ -61,7 +61,7 @@ def test_repeated_series_under_another_patients_name_stops_prepare_and_audit(sha
     assert not (tmp_path / "prepared").exists()
 
 
-def test_named_pair_of_near_identical_images_passes_every_gate_with_its_reason(tmp_path: Path) -> None:
+def test_accepted_near_duplicate_passes_every_gate_with_its_reason(tmp_path: Path) -> None:
     grid = Geometry(
         shape_vox=(16, 60, 60), spacing_mm=(3.0, 1.5, 1.5), origin_mm=(0, 0, 0), direction=tuple(np.eye(3).ravel())
     )
@@ -92,7 +92,7 @@ def test_named_pair_of_near_identical_images_passes_every_gate_with_its_reason(t
     assert "changes nothing: a_1/c_1: their images are not near-identical" in idle.stdout + idle.stderr
 
 
-def test_intensities_fitted_to_the_whole_data_set_stop_training(prepared: Project, tmp_path: Path) -> None:
+def test_intensities_scaled_by_the_whole_data_set_stop_training(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     images = sorted((project.folder / "preprocess/images").glob("*.nii.gz"))
     for path in images:  # as if one window had been fitted to all studies
@@ -105,7 +105,7 @@ def test_intensities_fitted_to_the_whole_data_set_stop_training(prepared: Projec
     assert "Run stage=preprocess again" in refused.stderr
 
 
-def test_patient_in_two_parts_of_kfold_json_stops_training(prepared: Project, tmp_path: Path) -> None:
+def test_patient_in_two_subsets_of_kfold_json_stops_training(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     file = project.folder / "prepared/kfold.json"
     content = json.loads(file.read_text())
@@ -117,7 +117,7 @@ def test_patient_in_two_parts_of_kfold_json_stops_training(prepared: Project, tm
     assert f"fold 0: case in two parts: {fold['test'][0]} (val) and {fold['test'][0]} (test)" in refused.stderr
 
 
-def test_oracle_crop_trains_with_a_mark_and_does_not_pass_an_audit(prepared: Project, tmp_path: Path) -> None:
+def test_oracle_crop_is_marked_in_training_and_fails_an_audit(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     done = project.run("-m", "stage=preprocess,prepare", "preprocess.crop=mask")
     assert done.returncode == 0, done.stderr
@@ -133,7 +133,7 @@ def test_oracle_crop_trains_with_a_mark_and_does_not_pass_an_audit(prepared: Pro
 @pytest.mark.parametrize(
     ("text", "message"), [("[1]", "a split file is JSON of one of these forms"), ("{", "is no JSON")]
 )
-def test_split_file_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_split_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "s.json").write_text(text)
     refused = run(tmp_path, "stage=audit", "audit.splits=s.json")
     assert refused.returncode == 1

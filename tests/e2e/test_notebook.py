@@ -22,7 +22,7 @@ def printed(cell: NotebookNode) -> str:
 
 
 @pytest.mark.slow
-def test_notebook_runs_and_its_kept_outputs_are_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs_and_its_stored_outputs_are_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     environment = clean_environment() | {"IPYTHONDIR": str(tmp_path / "ipython"), "TMPDIR": str(tmp_path)}
     kept, notebook = nbformat.read(NOTEBOOK, as_version=4), executed(environment=environment)
@@ -34,7 +34,7 @@ def test_notebook_runs_and_its_kept_outputs_are_those_of_a_run(tmp_path: Path, m
     assert len(list(tmp_path.glob("prostate_seg-*/predictions/masks/*.nii.gz"))) == 4
 
 
-def test_kept_outputs_are_small_and_name_no_machine() -> None:
+def test_stored_outputs_are_small_and_contain_no_local_paths() -> None:
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert len(text) < MOST_BYTES
     assert not re.search(r"/(home|root|work|tmp|Users)/", text)
@@ -43,7 +43,7 @@ def test_kept_outputs_are_small_and_name_no_machine() -> None:
         assert cell.outputs, cell.source
 
 
-def test_links_of_the_notebook_lead_somewhere() -> None:
+def test_links_of_the_notebook_exist() -> None:
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "markdown"]
     links = re.findall(r"\]\(([^)#]+)", "\n".join(cells))
     assert links

@@ -65,7 +65,7 @@ def workspace(finished: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(copy)
 
 
-def test_every_stage_leaves_its_files(finished: Path) -> None:
+def test_every_stage_writes_its_files(finished: Path) -> None:
     for name in (
         "data/images/ph001_1.nii.gz",
         "data/masks/ph001_2.nii.gz",
@@ -108,7 +108,7 @@ def test_every_case_is_tested_once_and_measured(finished: Path) -> None:
     assert table.loc[table["patient_id"] == "ph001", "fold"].nunique() == 1
 
 
-def test_pooled_numbers_are_those_of_the_cases(finished: Path) -> None:
+def test_pooled_metrics_are_those_of_the_cases(finished: Path) -> None:
     table = pd.read_csv(finished / "evaluation/cases.csv")
     metrics = json.loads((finished / "evaluation/metrics.json").read_text())
     assert metrics["pooled"]["num_cases"] == 6
@@ -121,7 +121,7 @@ def test_pooled_numbers_are_those_of_the_cases(finished: Path) -> None:
     assert low <= metrics["pooled"]["dice"]["mean"] <= high
 
 
-def test_predicted_mask_lies_on_the_grid_of_the_original_file(finished: Path) -> None:
+def test_predicted_mask_is_on_the_grid_of_the_original_file(finished: Path) -> None:
     for path in (finished / "evaluation/masks").rglob("*.nii.gz"):
         mask, image = sitk.ReadImage(str(path)), sitk.ReadImage(str(finished / "data/images" / path.name))
         assert mask.GetSize() == image.GetSize()
@@ -150,7 +150,7 @@ def test_true_volume_by_formula_is_that_of_the_masks(finished: Path) -> None:
     assert ((found / true - 1).abs() < 0.03).all()
 
 
-def test_two_trainings_give_the_same_weights_and_other_folds_stay(workspace: Path) -> None:
+def test_two_trainings_give_the_same_weights_and_other_folds_are_kept(workspace: Path) -> None:
     before = {fold: (workspace / f"model/fold{fold}/weights.safetensors").read_bytes() for fold in (0, 1)}
     stamp = (workspace / "model/fold1/weights.safetensors").stat().st_mtime_ns
     succeed(workspace, "stage=train", "fold.index=0", *SMALL)
@@ -160,7 +160,7 @@ def test_two_trainings_give_the_same_weights_and_other_folds_stay(workspace: Pat
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "evaluate"])
-def test_other_preprocessing_than_the_workspace_has_is_refused(workspace: Path, stage: str) -> None:
+def test_other_preprocessing_settings_are_refused(workspace: Path, stage: str) -> None:
     result = run_stages(workspace, f"stage={stage}", *SMALL, "preprocess.image_size=64")
     assert result.returncode == 1
     assert "image_size: is 96, wanted 64" in result.stderr
@@ -173,7 +173,7 @@ def test_fold_trained_on_other_cases_is_refused(workspace: Path) -> None:
     assert "trained on other cases than kfold.json now lists: run stage=train again" in result.stderr
 
 
-def test_fold_that_is_not_trained_is_named_and_the_others_can_be_evaluated(workspace: Path) -> None:
+def test_missing_fold_is_reported_and_the_others_can_be_evaluated(workspace: Path) -> None:
     shutil.rmtree(workspace / "model/fold1")
     result = run_stages(workspace, "stage=evaluate", *SMALL)
     assert result.returncode == 1
@@ -194,7 +194,7 @@ def test_original_that_changed_since_preprocessing_is_refused(workspace: Path) -
     assert "has changed since stage=preprocess" in result.stderr
 
 
-def test_bad_cases_stop_the_run_after_all_were_looked_at_and_the_old_result_stays(workspace: Path) -> None:
+def test_bad_cases_stop_the_run_after_all_checks_and_keep_the_previous_result(workspace: Path) -> None:
     (workspace / "data/images/ph002_1.nii.gz").write_bytes(b"not an image")
     (workspace / "data/masks/ph003_1.nii.gz").unlink()
     before = (workspace / "preprocess/dataset.csv").read_bytes()
@@ -225,7 +225,7 @@ def test_bad_cases_can_be_excluded_and_are_listed(workspace: Path) -> None:
     assert table["image_disorder"].drop("ph002_1").eq(0).all()
 
 
-def test_a_mask_that_lacks_a_zone_is_named_also_when_it_is_refused_for_its_shape(workspace: Path) -> None:
+def test_a_mask_without_a_zone_is_reported_also_if_it_is_refused(workspace: Path) -> None:
     for case_id, label in (("ph003_1", 1), ("ph004_1", 2)):  # the central gland alone, the peripheral zone alone
         path = str(workspace / f"data/masks/{case_id}.nii.gz")
         sitk.WriteImage(sitk.Cast(sitk.ReadImage(path) == label, sitk.sitkUInt8) * label, path)
@@ -273,7 +273,7 @@ def test_external_images_that_were_trained_on_are_refused(workspace: Path) -> No
 
 
 @pytest.mark.slow
-def test_crop_on_the_mask_is_marked_in_every_number(workspace: Path) -> None:
+def test_oracle_crop_is_marked_in_every_metric(workspace: Path) -> None:
     text = succeed(workspace, "stage=preprocess,prepare,train,evaluate", *SMALL, "preprocess.crop=mask")
     assert "ORACLE CROP" in text
     assert json.loads((workspace / "evaluation/metrics.json").read_text())["oracle_crop"] is True
@@ -281,14 +281,14 @@ def test_crop_on_the_mask_is_marked_in_every_number(workspace: Path) -> None:
     assert pd.read_csv(workspace / "preprocess/dataset.csv")["oracle_crop"].all()
 
 
-def test_final_model_has_no_test_cases_and_says_what_to_do(workspace: Path) -> None:
+def test_final_model_has_no_test_cases_and_evaluate_suggests_the_next_step(workspace: Path) -> None:
     succeed(workspace, "stage=prepare,train", *SMALL, "fold=all", "train.max_epochs=1")
     result = run_stages(workspace, "stage=evaluate", *SMALL, "fold=all")
     assert result.returncode == 1
     assert "Use evaluate.external_root=DIR with other cases, or fold=kfold" in result.stderr
 
 
-def test_case_names_with_spaces_and_other_letters_go_all_the_way(workspace: Path) -> None:
+def test_case_names_with_spaces_and_non_ascii_letters_pass_all_stages(workspace: Path) -> None:
     for kind in ("images", "masks"):
         (workspace / f"data/{kind}/ph003_1.nii.gz").rename(workspace / f"data/{kind}/Müller José_1 final.nii.gz")
     succeed(workspace, "stage=preprocess,prepare,train,evaluate", *SMALL, "train.max_epochs=1")
@@ -306,7 +306,7 @@ def test_fetch_does_not_overwrite_images_that_are_not_a_phantom(workspace: Path)
 
 
 @pytest.mark.slow
-def test_folds_train_side_by_side_with_joblib(workspace: Path) -> None:
+def test_folds_train_in_parallel_with_joblib(workspace: Path) -> None:
     on_command_line(
         workspace, "-m", "stage=train", "fold.index=0,1", "hydra/launcher=joblib", *SMALL, "train.max_epochs=1"
     )
@@ -315,7 +315,7 @@ def test_folds_train_side_by_side_with_joblib(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("spacing", ["[3,0.5,0.5]", "null"], ids=["fine spacing", "native spacing"])
-def test_real_studies_run_through_with_both_studies_of_a_patient_together(
+def test_pipeline_runs_on_real_studies_with_two_studies_per_patient(
     shared_data: Path, tmp_path: Path, spacing: str
 ) -> None:
     settings = [

@@ -44,7 +44,7 @@ def nearly_full(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_read_only_data_by_a_link_in_a_folder_whose_name_needs_quoting(read_only_data: Path, tmp_path: Path) -> None:
+def test_read_only_data_through_a_link_in_a_folder_that_needs_quoting(read_only_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / ODD_NAME
     folder.mkdir()
     (folder / "my data é").symlink_to(Path("..") / read_only_data.name, target_is_directory=True)
@@ -58,7 +58,7 @@ def test_read_only_data_by_a_link_in_a_folder_whose_name_needs_quoting(read_only
     assert {run.info.status for run in Project(folder).runs()} == {"FINISHED"}
 
 
-def test_full_tmpdir_costs_a_recorded_stage_nothing(prepared: Project, nearly_full: Path, tmp_path: Path) -> None:
+def test_full_tmpdir_does_not_affect_a_recorded_stage(prepared: Project, nearly_full: Path, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     done = project.run("stage=prepare", TMPDIR=str(nearly_full))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -67,7 +67,7 @@ def test_full_tmpdir_costs_a_recorded_stage_nothing(prepared: Project, nearly_fu
     assert {"config.yaml", "provenance.json", "packages.txt"} <= project.artifacts(run)
 
 
-def test_clock_that_is_set_back_ends_no_run_before_it_began(prepared: Project, tmp_path: Path) -> None:
+def test_no_run_ends_before_its_start_if_the_clock_is_set_back(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     for program in (str(Path(__file__).with_name("clock_back.py")), "-m prostate_seg"):
         done = project.run("stage=prepare", program=program)

@@ -53,7 +53,7 @@ def mask_hashes(project: Project, output: str = "predictions") -> dict[str, str]
     return {path.relative_to(folder).as_posix(): md5_of(path) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_one_study_in_three_formats_gives_one_mask_in_the_world(project: Project, shared_data: Path) -> None:
+def test_one_study_in_three_formats_gives_the_same_mask_in_world_space(project: Project, shared_data: Path) -> None:
     scans = project.folder / "my scans"
     source = shared_data / "t2w" / "images" / "11373_1001396.mha"
     shutil.copytree(shared_data / "dicom" / "11373_1001396", scans / "ax T2 é")
@@ -79,7 +79,7 @@ def test_one_study_in_three_formats_gives_one_mask_in_the_world(project: Project
     assert "2 networks of networks" in text
 
 
-def test_bad_studies_are_named_leave_nothing_and_stop_no_other(project: Project, shared_data: Path) -> None:
+def test_bad_studies_are_reported_and_do_not_affect_others(project: Project, shared_data: Path) -> None:
     scans = project.folder / "scans"
     shutil.copytree(shared_data / "ugly", scans / "ugly", ignore=shutil.ignore_patterns("*faulty*"))
     shutil.copy(shared_data / "t2w" / "images" / "p158020_1.nii.gz", scans / "good.nii.gz")
@@ -94,7 +94,7 @@ def test_bad_studies_are_named_leave_nothing_and_stop_no_other(project: Project,
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_goes_on_and_ends_the_same(project: Project, shared_data: Path) -> None:
+def test_killed_prediction_resumes_with_the_same_result(project: Project, shared_data: Path) -> None:
     images = shared_data / "t2w" / "images"
     predict(project, f"predict.input={images}", "predict.output=undisturbed")
     one_by_one = (f"predict.input={images}", "machine.num_workers=1")
@@ -109,7 +109,7 @@ def test_killed_and_started_again_it_goes_on_and_ends_the_same(project: Project,
     assert len(volumes(project)) == 5
 
 
-def test_masks_of_another_model_are_replaced_only_when_asked(project: Project, shared_data: Path) -> None:
+def test_masks_of_another_model_are_replaced_only_with_overwrite(project: Project, shared_data: Path) -> None:
     image = f"predict.input={shared_data / 't2w' / 'images' / 'p158021_1.nii.gz'}"
     predict(project, image)
     before = mask_hashes(project)
@@ -151,7 +151,7 @@ def test_dicom_seg_overlays_its_series(project: Project, shared_data: Path) -> N
         (("predict.input=.", "predict.backend=tensorrt"), 2, "must be one of torch, onnx"),
     ],
 )
-def test_what_cannot_be_done_is_said_with_its_code(
+def test_impossible_requests_end_with_message_and_exit_code(
     project: Project, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     (project.folder / "x.mha").write_bytes(b"")

@@ -79,7 +79,7 @@ def change_file(project: Project, number: int, name: str, text: str) -> None:
         file.write_text(text)
 
 
-def test_from_training_to_a_champion_that_others_use(
+def test_registered_model_from_training_to_serving(
     tmp_path: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     project = Project(tmp_path)

@@ -62,7 +62,7 @@ def opened(browser: Any, project: Project, trouble: list[str], *, width: int = 1
     return page
 
 
-def test_stage_writes_page_card_and_tables_and_logs_both(reported: Project) -> None:
+def test_stage_writes_and_logs_page_card_and_tables(reported: Project) -> None:
     folder = reported.folder / "report"
     tables = {"results", "bland_altman", "subgroups", "learning_curves", "dice_along_gland"}
     assert {path.name for path in folder.iterdir()} == {
@@ -107,7 +107,7 @@ def test_contours_can_be_hidden_with_the_keyboard(reported: Project, browser: An
 
 
 @pytest.mark.slow
-def test_first_tab_offers_the_way_to_the_results(reported: Project, browser: Any, trouble: list[str]) -> None:
+def test_first_tab_focuses_the_link_to_the_results(reported: Project, browser: Any, trouble: list[str]) -> None:
     page = opened(browser, reported, trouble)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
@@ -128,13 +128,13 @@ def test_page_fits_its_width_and_can_be_read(
 
 
 @pytest.mark.slow
-def test_page_prints(reported: Project, browser: Any, trouble: list[str], tmp_path: Path) -> None:
+def test_page_can_be_printed(reported: Project, browser: Any, trouble: list[str], tmp_path: Path) -> None:
     content = opened(browser, reported, trouble).pdf(format="A4")
     assert content.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", content)) >= 3
 
 
-def test_report_without_originals_history_and_record_says_so(reported: Project, tmp_path: Path) -> None:
+def test_report_lists_missing_originals_history_and_record(reported: Project, tmp_path: Path) -> None:
     project = copy_of(reported, tmp_path / "bare")
     for name in ("data", "model", "preprocess", "prepared", "DS_VERSION.json"):
         path = project.folder / name
@@ -146,7 +146,7 @@ def test_report_without_originals_history_and_record_says_so(reported: Project, 
         assert words in html
 
 
-def test_report_without_an_evaluation_is_refused_and_keeps_the_old_one(reported: Project, tmp_path: Path) -> None:
+def test_report_without_an_evaluation_is_refused_and_keeps_the_previous_one(reported: Project, tmp_path: Path) -> None:
     project = copy_of(reported, tmp_path / "none")
     before = (project.folder / "report/report.html").read_bytes()
     shutil.rmtree(project.folder / "evaluation")

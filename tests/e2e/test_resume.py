@@ -22,7 +22,7 @@ def killed_in_fold1(prepared: Project, folder: Path) -> Project:
     return project
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_files(prepared: Project, tmp_path: Path) -> None:
+def test_training_killed_at_random_moments_ends_with_the_same_files(prepared: Project, tmp_path: Path) -> None:
     whole = copy_of(prepared, tmp_path / "whole")
     start = time.monotonic()
     assert whole.run("stage=train", *LONGER).returncode == 0
@@ -42,7 +42,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(prepared: Project,
     assert left == []
 
 
-def test_fold_that_had_finished_is_kept_and_the_next_training_starts_afresh(prepared: Project, tmp_path: Path) -> None:
+def test_finished_fold_is_kept_and_the_next_training_starts_from_scratch(prepared: Project, tmp_path: Path) -> None:
     project = killed_in_fold1(prepared, tmp_path / "project")
     weights = project.folder / "model" / "fold0" / "weights.safetensors"
     before = weights.stat().st_mtime_ns
@@ -54,7 +54,7 @@ def test_fold_that_had_finished_is_kept_and_the_next_training_starts_afresh(prep
     assert "go on after" not in again.stdout
 
 
-def test_other_settings_do_not_go_on_with_what_was_stopped(prepared: Project, tmp_path: Path) -> None:
+def test_stopped_training_is_not_resumed_with_other_settings(prepared: Project, tmp_path: Path) -> None:
     project = killed_in_fold1(prepared, tmp_path / "project")
     for other in ("train.learning_rate=0.001", "machine.resume=never"):
         done = project.run("stage=train", "fold.index=0", other, *LONGER)

@@ -88,7 +88,7 @@ class Open(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def test_check_finds_a_server_without_users(
+def test_check_detects_a_server_without_users(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["check_stack.py"])
@@ -107,7 +107,7 @@ def test_check_finds_a_server_without_users(
     assert "planted-password" not in written + str(caught.value)
 
 
-def test_administrator_makes_users_and_gives_and_takes_rights(
+def test_administrator_manages_users_and_permissions(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     # The variables name the server, whatever store this process uses besides.
@@ -216,7 +216,7 @@ def test_attacks_of_one_user_on_another_are_refused(stack: Stack, tmp_path: Path
         "/proc/self",
     ],
 )
-def test_places_that_a_user_names_lead_to_nobody_elses_files(stack: Stack, tmp_path: Path, location: str) -> None:
+def test_paths_of_a_user_give_no_access_to_other_files(stack: Stack, tmp_path: Path, location: str) -> None:
     victim, attacker = new_user(stack, "victim"), new_user(stack, "attacker")
     client = MlflowClient(tracking_uri=stack.address)
     with acting_as(victim):
@@ -243,7 +243,7 @@ def test_places_that_a_user_names_lead_to_nobody_elses_files(stack: Stack, tmp_p
             assert MINE not in reply.text
 
 
-def test_launcher_records_as_a_plain_user_who_leaves_no_password_behind(stack: Stack, tmp_path: Path) -> None:
+def test_launcher_records_as_a_plain_user_and_stores_no_password(stack: Stack, tmp_path: Path) -> None:
     ann, project = new_user(stack, "ann"), Project(tmp_path)
     login = {"MLFLOW_TRACKING_URI": stack.address, "MLFLOW_TRACKING_USERNAME": ann.name}
     done = project.run("stage=fetch", "mlflow=server", MLFLOW_TRACKING_PASSWORD=ann.password, **login)
@@ -265,7 +265,7 @@ def test_launcher_records_as_a_plain_user_who_leaves_no_password_behind(stack: S
     assert "Traceback" not in wrong.stderr
 
 
-def test_no_password_reaches_a_log_or_a_command_line(stack: Stack) -> None:
+def test_no_password_is_in_a_log_or_a_command_line(stack: Stack) -> None:
     wrong = requests.get(f"{stack.address}/", auth=("admin", "planted-wrong-password"), timeout=30)
     assert wrong.status_code == 401
     secret = {name: value for name, value in stack.settings.items() if name.endswith(("PASSWORD", "KEY"))}
@@ -308,7 +308,7 @@ def test_server_refuses_the_passwords_of_the_example() -> None:
     assert "POSTGRES_PASSWORD" not in done.stderr
 
 
-def test_server_without_its_store_says_so_and_does_not_start() -> None:
+def test_server_without_its_store_does_not_start() -> None:
     good = "long-enough-password"
     names = ("MLFLOW_ADMIN_PASSWORD", "MLFLOW_SECRET_KEY", "POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY")
     settings = dict.fromkeys(names, good) | {"S3_ENDPOINT_URL": "http://127.0.0.1:9"}
@@ -319,7 +319,7 @@ def test_server_without_its_store_says_so_and_does_not_start() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_trash_is_emptied_and_tables_are_brought_up_to_date(stack: Stack, tmp_path: Path) -> None:
+def test_trash_is_emptied_and_tables_are_upgraded(stack: Stack, tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=stack.address)
     with acting_as(new_user(stack, "ann")):
         experiment = client.create_experiment(f"trash-{secrets.token_hex(3)}")
@@ -336,7 +336,7 @@ def test_trash_is_emptied_and_tables_are_brought_up_to_date(stack: Stack, tmp_pa
         assert stack.settings["POSTGRES_PASSWORD"] not in one.stdout + one.stderr
 
 
-def test_backup_put_into_an_empty_stack_is_the_same_stack(stack: Stack, tmp_path: Path) -> None:
+def test_backup_restored_into_an_empty_stack_is_the_same_stack(stack: Stack, tmp_path: Path) -> None:
     ann = new_user(stack, "ann")
     content = secrets.token_bytes(2**20)
     client = MlflowClient(tracking_uri=stack.address)

@@ -7,7 +7,7 @@ from prostate_seg.config.schema import STAGE_SETTINGS
 from tests.project_helpers import Project, copy_of
 
 
-def test_a_pipeline_is_told_stage_by_stage(prepared: Project, tmp_path: Path) -> None:
+def test_status_lists_every_stage(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "copy")
     done = project.run("stage=status", "mlflow=off")
     assert done.returncode == 0, done.stderr
@@ -24,7 +24,7 @@ def test_a_pipeline_is_told_stage_by_stage(prepared: Project, tmp_path: Path) ->
     assert rows["prepare"]["reasons"] == ["prepared/kfold.json is missing", "preprocess is stale"]
 
 
-def test_other_settings_are_told_with_the_command_that_has_those_of_the_run(prepared: Project, tmp_path: Path) -> None:
+def test_changed_settings_are_listed_with_the_command_of_the_run(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "copy")
     done = project.run("stage=status", "preprocess.image_size=64")
     assert "preprocess.image_size 96 -> 64" in done.stdout
@@ -32,7 +32,7 @@ def test_other_settings_are_told_with_the_command_that_has_those_of_the_run(prep
     assert not (project.folder / "mlflow.db").exists()
 
 
-def test_a_broken_record_is_named(tmp_path: Path) -> None:
+def test_a_corrupted_record_is_reported(tmp_path: Path) -> None:
     (tmp_path / "DS_VERSION.json").write_text("{")
     done = Project(tmp_path).run("stage=status")
     assert done.returncode == 1

@@ -82,7 +82,7 @@ def test_study_killed_at_three_moments_ends_with_its_trials_each_trained_once(pr
 
 
 @pytest.mark.slow
-def test_trials_that_raise_give_no_number_or_run_out_of_memory_fail_and_the_sweep_goes_on(project: Project) -> None:
+def test_failed_trials_are_recorded_and_the_sweep_continues(project: Project) -> None:
     text = run(
         project,
         "ok,raise,nan,oom,ok",
@@ -149,7 +149,7 @@ def test_unpromising_trials_are_pruned_and_recorded_as_such(project: Project) ->
 
 
 @pytest.mark.slow
-def test_two_objectives_have_a_front_and_trials_run_side_by_side_in_folders_of_their_own(project: Project) -> None:
+def test_two_objectives_have_a_pareto_front_and_parallel_trials_have_own_folders(project: Project) -> None:
     side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"]
     text = run(
         project, "-m", "+sweep=optuna_pareto", "stage=train", *ONE_FOLD, *side_by_side, "hydra.sweeper.n_trials=4",
@@ -164,7 +164,7 @@ def test_two_objectives_have_a_front_and_trials_run_side_by_side_in_folders_of_t
     assert not (project.folder / "model").exists()
 
 
-def test_pairs_are_tried_together_and_must_be_as_many(project: Project) -> None:
+def test_pairs_are_tried_together_and_must_have_equal_length(project: Project) -> None:
     pairs = ["-m", "+sweep=pairs", "stage=train", "mlflow=off", "fold.index=0,1"]
     run(project, *pairs, "train.learning_rate=0.001,0.002")
     folds = [(project.folder / f"model/fold{index}/config.yaml").read_text() for index in (0, 1)]
@@ -174,7 +174,7 @@ def test_pairs_are_tried_together_and_must_be_as_many(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_grid_that_is_run_again_skips_what_has_finished_and_says_which_run(project: Project) -> None:
+def test_repeated_grid_skips_finished_trials_and_logs_their_runs(project: Project) -> None:
     grid = ["-m", "stage=train", "fold.index=0,1", "train.loss=dice,bce", "paths.trained=models/${train.loss}"]
     text = run(project, *grid)
     assert "sweep: 4 trials x 1 folds = 4 fits, no past run to estimate from" in text
@@ -230,7 +230,7 @@ def test_stage_is_skipped_only_while_settings_inputs_and_outputs_are_the_same(pr
         (["-m", "+sweep=optun", "stage=train"], 2, "did you mean sweep=optuna?"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_in_words(
+def test_impossible_searches_are_refused_with_a_message(
     prepared: Project, arguments: list[str], code: int, message: str
 ) -> None:
     text = run(prepared, *arguments, "mlflow=off", code=code)
@@ -238,7 +238,7 @@ def test_what_cannot_be_searched_is_refused_in_words(
 
 
 @pytest.mark.slow
-def test_other_settings_or_data_do_not_go_on_with_a_study(project: Project) -> None:
+def test_study_with_other_settings_or_data_is_refused(project: Project) -> None:
     sweep = [*STUDY, *ONE_FOLD, "hydra.sweeper.n_trials=1"]
     run(project, *sweep)
     text = run(project, *sweep, "train.batch_size=4", code=2)
@@ -250,7 +250,7 @@ def test_other_settings_or_data_do_not_go_on_with_a_study(project: Project) -> N
 
 
 @pytest.mark.slow
-def test_search_in_which_nothing_finishes_ends_with_1_and_the_reason(project: Project) -> None:
+def test_search_without_a_finished_trial_ends_with_1_and_the_reason(project: Project) -> None:
     text = run(project, *STUDY, *ONE_FOLD, "hydra.sweeper.n_trials=2", "train.batch_size=choice(0)", code=1)
     assert (
         "none of the 2 trials of study baseline has finished; the last: train.batch_size: must be from 1 to 4096"
@@ -266,7 +266,7 @@ SMALLER = {
 }
 
 
-def test_every_experiment_is_run_by_the_test_below() -> None:
+def test_every_experiment_is_in_the_test_below() -> None:
     assert set(SMALLER) == {path.stem for path in (ROOT / "configs/experiment").glob("*.yaml")}
 
 
@@ -279,7 +279,7 @@ def test_experiment_runs(project: Project, experiment: str) -> None:
 
 
 @pytest.mark.slow
-def test_eight_workers_of_which_one_is_killed_fill_a_study_on_servers(project: Project) -> None:
+def test_eight_workers_complete_a_study_on_servers_after_one_is_killed(project: Project) -> None:
     """One MLflow server and one study, both in Postgres, and two workspaces; none of 32 trials is lost or there twice."""
     reason = why_no_postgres()
     if reason is not None:

@@ -36,14 +36,14 @@ def at_terminal(folder: Path, kind: str) -> str:
     return text.decode()
 
 
-def test_terminal_gets_a_bar_and_one_that_cannot_draw_gets_lines(tmp_path: Path) -> None:
+def test_terminal_shows_a_bar_and_a_dumb_terminal_lines(tmp_path: Path) -> None:
     assert CONTROL.search(at_terminal(tmp_path, "xterm"))
     text = at_terminal(tmp_path, "dumb")
     assert not CONTROL.search(text)
     assert "made 4 phantom studies" in text
 
 
-def test_pipe_and_log_get_plain_lines(tmp_path: Path) -> None:
+def test_pipe_and_log_have_plain_lines(tmp_path: Path) -> None:
     done = subprocess.run(FETCH, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=True)
     (log,) = tmp_path.glob("logs/*/*/prostate_seg.log")
     for text in (done.stdout, done.stderr, log.read_text(encoding="utf-8")):

@@ -51,9 +51,7 @@ def require_same(project: Project, alone: Project) -> None:
         np.testing.assert_allclose(value, expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_two_processes_come_to_what_one_comes_to_and_leave_one_record(
-    prepared: Project, alone: Project, tmp_path: Path
-) -> None:
+def test_two_processes_give_the_result_of_one_and_one_record(prepared: Project, alone: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     done = project.run(*TRAINING, program=TORCHRUN)
     text = done.stdout + done.stderr
@@ -76,7 +74,7 @@ def test_two_processes_come_to_what_one_comes_to_and_leave_one_record(
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_training_goes_on_after_one_of_its_processes_was_killed(victim: int, prepared: Project, tmp_path: Path) -> None:
+def test_training_resumes_after_one_of_its_processes_was_killed(victim: int, prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     slow = [*TRAINING, "train.max_epochs=15"]
     started = project.start(*slow, program=TORCHRUN)
@@ -105,7 +103,7 @@ def test_training_goes_on_after_one_of_its_processes_was_killed(victim: int, pre
         (["stage=train", "train.batch_size=1"], 2, "train.batch_size: must be at least the 2 processes"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(arguments: list[str], code: int, message: str, prepared: Project) -> None:
+def test_unsupported_commands_are_refused(arguments: list[str], code: int, message: str, prepared: Project) -> None:
     done = prepared.run(*arguments, "mlflow=off", program=TORCHRUN)
     assert done.returncode == 1  # torchrun's own
     assert f"exitcode  : {code}" in done.stderr

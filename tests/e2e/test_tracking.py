@@ -58,7 +58,7 @@ def test_chain_of_stages_is_one_pipeline_with_a_run_per_stage_and_fold(finished:
         assert {"level", "pipeline", "stage", "fold", "sweep"} <= set(run.data.tags)
 
 
-def test_aggregates_stand_on_every_level(finished: Project) -> None:
+def test_every_level_has_aggregate_metrics(finished: Project) -> None:
     pipeline, train = finished.only(level="pipeline"), finished.only(level="stage", stage="train")
     folds = [run.data.metrics["val/best_dice"] for run in finished.runs(level="fold")]
     assert train.data.metrics["val/best_dice"] == pytest.approx(sum(folds) / 2)
@@ -67,7 +67,7 @@ def test_aggregates_stand_on_every_level(finished: Project) -> None:
     assert pipeline.data.metrics["test/dice"] == evaluate.data.metrics["test/dice"]
 
 
-def test_each_fold_has_a_point_per_epoch_and_its_picture(finished: Project) -> None:
+def test_each_fold_has_a_point_per_epoch_and_a_figure(finished: Project) -> None:
     for run in finished.runs(level="fold"):
         losses = finished.client.get_metric_history(run.info.run_id, "train/loss")
         assert [point.step for point in losses] == [1, 2]
@@ -127,7 +127,7 @@ def test_every_hash_in_a_run_equals_that_of_dvc_add(finished: Project, tmp_path:
     assert len(theirs) > 40
 
 
-def test_stage_names_the_runs_it_rests_on(finished: Project) -> None:
+def test_stage_records_its_upstream_runs(finished: Project) -> None:
     tags = finished.only(level="stage", stage="evaluate").data.tags
     for stage in ("fetch", "preprocess", "prepare", "train"):
         assert tags[f"previous_run_id.{stage}"] == finished.only(level="stage", stage=stage).info.run_id
@@ -145,7 +145,7 @@ def test_ds_version_mirrors_the_runs(finished: Project) -> None:
     assert list(entries) == ["evaluate", "fetch", "prepare", "preprocess", "train"]
 
 
-def test_rerun_replaces_the_stage_once_it_has_finished_and_a_failed_one_costs_nothing(project: Project) -> None:
+def test_finished_rerun_supersedes_the_stage_and_a_failed_one_does_not(project: Project) -> None:
     assert project.run("stage=prepare").returncode == 0
     first = project.only(level="stage").info.run_id
     assert project.run("raise", "preprocess", "stage=preprocess", program=str(FAULTY)).returncode == 1
@@ -161,7 +161,7 @@ def test_rerun_replaces_the_stage_once_it_has_finished_and_a_failed_one_costs_no
 
 
 @pytest.mark.slow
-def test_folds_trained_one_after_the_other_do_not_replace_each_other(project: Project) -> None:
+def test_folds_trained_separately_do_not_supersede_each_other(project: Project) -> None:
     for index in (0, 1):
         assert project.run("stage=train", f"fold.index={index}").returncode == 0
     assert [run.data.tags["folds"] for run in project.runs(level="stage")] == ["0", "1"]
@@ -171,7 +171,7 @@ def test_folds_trained_one_after_the_other_do_not_replace_each_other(project: Pr
 
 
 @pytest.mark.slow
-def test_fresh_pipeline_leaves_the_old_one_alone(project: Project) -> None:
+def test_fresh_pipeline_does_not_change_the_previous_one(project: Project) -> None:
     assert project.run("stage=prepare").returncode == 0
     assert project.run("stage=prepare", "mlflow.fresh=true").returncode == 0
     assert len(project.runs(level="pipeline")) == 2
@@ -193,7 +193,7 @@ def test_new_name_links_what_it_reuses(finished: Project, tmp_path: Path) -> Non
 
 
 @pytest.mark.file_store
-def test_verify_finds_everything_as_it_was_and_then_what_changed(finished: Project, tmp_path: Path) -> None:
+def test_verify_reports_no_change_and_then_each_change(finished: Project, tmp_path: Path) -> None:
     project = copy_of(finished, tmp_path / "copy")
     pipeline = finished.only(level="pipeline").info.run_id
     for what in ([], [f"verify.run={pipeline}"], [f"verify.run={finished.only(level='fold', fold='1').info.run_id}"]):
@@ -216,7 +216,7 @@ def test_verify_finds_everything_as_it_was_and_then_what_changed(finished: Proje
     assert len(project.runs(level="stage")) == 5  # a question leaves no run
 
 
-def test_verify_of_an_unknown_run_says_so(finished: Project) -> None:
+def test_verify_of_an_unknown_run_is_refused(finished: Project) -> None:
     done = finished.run("stage=verify", "verify.run=0123")
     assert done.returncode == 1
     assert f"there is no run 0123 in {shown_address(finished.store)}" in done.stderr
@@ -224,7 +224,7 @@ def test_verify_of_an_unknown_run_says_so(finished: Project) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_sweep_has_a_run_with_its_trials_below(project: Project, launcher: str) -> None:
+def test_sweep_is_a_parent_run_of_its_trials(project: Project, launcher: str) -> None:
     extra = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     grid = ["model=unet,attention_unet", "fold.index=0,1"]
     done = project.run("-m", "stage=train", *grid, f"hydra/launcher={launcher}", *extra)
@@ -241,7 +241,7 @@ def test_sweep_has_a_run_with_its_trials_below(project: Project, launcher: str) 
     assert {run.info.status for run in project.runs()} == {"FINISHED"}
 
 
-def test_failed_trial_makes_a_failed_sweep(project: Project) -> None:
+def test_sweep_with_a_failed_trial_is_failed(project: Project) -> None:
     done = project.run("-m", "stage=prepare", "fold.num_folds=9,2")
     assert done.returncode == 1
     states = {run.info.run_name: run.info.status for run in project.runs()}
@@ -288,7 +288,7 @@ def test_status_after_every_kind_of_end(project: Project, place: str, stage: str
 
 
 @pytest.mark.slow
-def test_interrupted_sweep_is_killed_with_its_trial(project: Project) -> None:
+def test_interrupted_sweep_and_its_trial_are_killed(project: Project) -> None:
     process = project.start("hang", "fold1", "-m", "stage=train", "train.learning_rate=1e-3,2e-3", program=str(FAULTY))
     wait_for(project.folder / "hanging")
     process.send_signal(signal.SIGTERM)
@@ -300,7 +300,7 @@ def test_interrupted_sweep_is_killed_with_its_trial(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_doctor_closes_orphans_and_says_what_is_wrong(project: Project) -> None:
+def test_doctor_closes_orphans_and_reports_problems(project: Project) -> None:
     process = project.start("hang", "preprocess", "stage=preprocess", program=str(FAULTY))
     wait_for(project.folder / "hanging")
     process.kill()
@@ -333,14 +333,14 @@ def test_config_without_the_callback_is_refused(project: Project) -> None:
     assert "this config has no tracking callback" in done.stderr
 
 
-def test_tracking_off_records_in_the_workspace_alone(project: Project) -> None:
+def test_tracking_off_records_only_in_the_workspace(project: Project) -> None:
     assert project.run("stage=prepare", "mlflow=off").returncode == 0
     assert not (project.folder / "mlflow.db").exists()
     assert json.loads((project.folder / "DS_VERSION.json").read_text())["stages"]["prepare"]["run_id"] is None
     assert project.run("stage=verify", "mlflow=off").returncode == 0
 
 
-def test_run_id_in_the_environment_is_ignored_in_words(project: Project) -> None:
+def test_run_id_in_the_environment_is_ignored_with_a_warning(project: Project) -> None:
     done = project.run("stage=prepare", MLFLOW_RUN_ID="0123456789abcdef0123456789abcdef")
     assert done.returncode == 0
     assert "MLFLOW_RUN_ID=0123456789abcdef0123456789abcdef is ignored" in done.stdout
@@ -368,7 +368,7 @@ def test_unreachable_store_stops_the_run_within_ten_seconds(project: Project) ->
 
 @pytest.mark.slow
 @pytest.mark.file_store
-def test_store_that_was_killed_while_it_was_made_is_made_again(project: Project) -> None:
+def test_store_whose_creation_was_killed_is_created_again(project: Project) -> None:
     killed = project.run("kill", "tables", "stage=prepare", program=str(FAULTY))
     assert killed.returncode == -9
     assert not (project.folder / "mlflow.db").exists()
@@ -380,7 +380,7 @@ def test_store_that_was_killed_while_it_was_made_is_made_again(project: Project)
 
 @pytest.mark.slow
 @pytest.mark.file_store
-def test_locked_database_stops_the_run_in_words(project: Project) -> None:
+def test_locked_database_stops_the_run_with_a_message(project: Project) -> None:
     assert project.run("stage=prepare").returncode == 0
     with contextlib.closing(sqlite3.connect(project.folder / "mlflow.db")) as connection:
         connection.execute("BEGIN EXCLUSIVE")
@@ -426,7 +426,7 @@ def test_no_planted_secret_reaches_the_store(project: Project) -> None:
     assert project.only(level="stage").data.tags["git.remote"] == "https://[redacted]@git.example.org/x.git"
 
 
-def test_password_in_an_override_stays_in_no_file_and_no_message(project: Project) -> None:
+def test_password_in_an_override_is_in_no_file_and_no_message(project: Project) -> None:
     uri = "mlflow.tracking_uri='http://ann:planted-password@127.0.0.1:9'"
     refused = project.run("stage=prepare", "mlflow=server", uri)
     failed = project.run(
@@ -448,7 +448,7 @@ def test_password_in_an_override_stays_in_no_file_and_no_message(project: Projec
 
 @pytest.mark.slow
 @pytest.mark.file_store
-def test_twenty_times_eight_processes_that_meet_at_a_new_store_agree(tmp_path: Path) -> None:
+def test_leader_election_of_eight_processes_on_a_new_store_twenty_times(tmp_path: Path) -> None:
     program = Path(__file__).with_name("start_together.py")
     composed = Project(tmp_path).run("stage=prepare", "--cfg", "job", "--resolve")
     (tmp_path / "config.yaml").write_text(composed.stdout)
@@ -474,7 +474,7 @@ def all_end_well(starts: Sequence[subprocess.Popen[str]]) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_start_together_on_a_new_store_agree(project: Project) -> None:
+def test_processes_that_start_together_on_a_new_store_share_one_pipeline(project: Project) -> None:
     for number in range(8):
         for name in ("data", "preprocess"):
             shutil.copytree(project.folder / name, project.folder / f"workspace{number}" / name)
@@ -488,7 +488,7 @@ def test_processes_that_start_together_on_a_new_store_agree(project: Project) ->
 
 
 @pytest.mark.slow
-def test_processes_of_other_workspaces_that_start_together_on_a_server_agree(project: Project) -> None:
+def test_workspaces_that_start_together_on_a_server_share_one_pipeline(project: Project) -> None:
     for number in range(4):
         for name in ("data", "preprocess"):
             shutil.copytree(project.folder / name, project.folder / f"place{number}" / name)

@@ -11,7 +11,7 @@ from tests.project_helpers import FAULTY, Project, copy_of, wait_for
 pytestmark = pytest.mark.slow
 
 
-def test_stage_that_would_replace_what_another_works_with_is_refused(prepared: Project, tmp_path: Path) -> None:
+def test_stage_that_would_replace_files_in_use_is_refused(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     before = md5_of(project.folder / "preprocess")
     process = project.start("hang", "preprocess", "stage=preprocess", "mlflow=off", program=str(FAULTY))
@@ -29,7 +29,7 @@ def test_stage_that_would_replace_what_another_works_with_is_refused(prepared: P
     assert done.returncode == 0, done.stderr
 
 
-def test_training_waits_for_the_one_that_trains_the_same_fold_and_says_so(prepared: Project, tmp_path: Path) -> None:
+def test_training_waits_for_another_training_of_the_same_fold(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     place = md5_of_text(str(project.folder / ".training"))[:8]
     with FileLock(project.folder / ".cache" / f"training_{place}_fold0.lock"):
