@@ -29,14 +29,13 @@ FIRST_GROUPS = (b"\x08\x00", b"\x02\x00")
 """First bytes of a DICOM file that was stored without preamble, in little endian."""
 
 COMPANION_NAMES = ("dicomdir", "thumbs.db", "desktop.ini", "lockfile", "md5sums", "sha1sums", "sha256sums")
-"""Files that file systems, archives and media put beside the slices."""
 
 COMPANION_SUFFIXES = (
     *(".txt", ".csv", ".tsv", ".json", ".xml", ".html", ".htm", ".md", ".pdf", ".rtf", ".doc", ".docx", ".xls"),
     *(".xlsx", ".log", ".ini", ".inf", ".yaml", ".yml", ".dvc", ".md5", ".sha256", ".url", ".lnk", ".bat", ".exe"),
     *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".bval", ".bvec", ".raw", ".zraw"),
 )
-"""Reports, notes, pictures and conversions; no exporter gives a slice such a name."""
+"""Reports, notes, pictures, conversions and files of media beside the slices; no exporter gives a slice such a name."""
 
 FOREIGN_CONTENT = {
     b"\x1f\x8b": "is compressed by gzip; unpack it",
@@ -230,8 +229,8 @@ class _Placement:
     """Whether it is the only frame of its file."""
 
     def pixel_spacing_mm(self) -> tuple[float, float]:
-        text = self._text("PixelSpacing")
-        if text is None:
+        spacing_mm = self._numbers("PixelSpacing", count=2, check="no_spacing")
+        if spacing_mm is None:
             other = next((keyword for keyword in DETECTOR_SPACINGS if keyword in self.header), None)
             detector = f"; {label(other)} is the detector's and does not replace it" if other else ""
             raise VolumeError(
@@ -239,37 +238,34 @@ class _Placement:
                 "original series",
                 "no_spacing",
             )
-        rows_mm, columns_mm = self._numbers(text, "PixelSpacing", count=2, check="no_spacing")
-        if min(rows_mm, columns_mm) <= 0:
-            raise self._refused(text, "PixelSpacing", rule="two lengths above 0 mm", check="no_spacing")
+        if min(spacing_mm) <= 0:
+            raise self._refused("PixelSpacing", rule="two lengths above 0 mm", check="no_spacing")
+        rows_mm, columns_mm = spacing_mm
         return columns_mm, rows_mm
 
     def axes(self) -> np.ndarray:
         keyword, check = "ImageOrientationPatient", "no_orientation"
-        text = self._text(keyword)
-        if text is None:
+        numbers = self._numbers(keyword, count=6, check=check)
+        if numbers is None:
             raise VolumeError(
                 f"{self.path.name}: {label(keyword)} is absent, so that left and right are unknown; export the "
                 "original series",
                 check,
             )
-        axes = np.array(self._numbers(text, keyword, count=6, check=check)).reshape(2, 3)
+        axes = np.array(numbers).reshape(2, 3)
         if np.abs(axes @ axes.T - np.eye(2)).max() > UNIT_LENGTH_TOLERANCE:
-            raise self._refused(text, keyword, rule="two perpendicular unit vectors", check=check)
+            raise self._refused(keyword, rule="two perpendicular unit vectors", check=check)
         left, _, right = np.linalg.svd(axes, full_matrices=False)  # the nearest axes, where the header rounds
         return left @ right
 
     def position_mm(self) -> np.ndarray:
-        keyword = "ImagePositionPatient"
-        text = self._text(keyword)
-        return np.array([np.nan] * 3 if text is None else self._numbers(text, keyword, count=3, check="no_position"))
+        return np.array(self._numbers("ImagePositionPatient", count=3, check="no_position") or [np.nan] * 3)
 
     def rescale(self) -> tuple[float, float]:
-        slope_text, intercept_text = self._text("RescaleSlope"), self._text("RescaleIntercept")
-        slope = 1.0 if slope_text is None else self._numbers(slope_text, "RescaleSlope", count=1)[0]
-        intercept = 0.0 if intercept_text is None else self._numbers(intercept_text, "RescaleIntercept", count=1)[0]
+        (slope,) = self._numbers("RescaleSlope", count=1) or [1.0]
+        (intercept,) = self._numbers("RescaleIntercept", count=1) or [0.0]
         if slope == 0:
-            raise self._refused(slope_text or "", "RescaleSlope", rule="a number other than 0")
+            raise self._refused("RescaleSlope", rule="a number other than 0")
         return slope, intercept
 
     def _text(self, keyword: str) -> str | None:
@@ -279,30 +275,27 @@ class _Placement:
             holders.append(self.header)
         return next((text for holder in holders if (text := _text(holder, keyword)) is not None), None)
 
-    def _numbers(self, text: str, keyword: str, *, count: int, check: str = "unreadable") -> list[float]:
+    def _numbers(self, keyword: str, *, count: int, check: str = "unreadable") -> list[float] | None:
+        """Return the numbers of an attribute, or None where it is absent."""
+        text = self._text(keyword)
+        if text is None:
+            return None
         try:
             values = [float(part) for part in text.replace("_", "?").split("\\")]  # Python reads 1_0 as 10
         except ValueError:
             values = []
         if len(values) != count or not np.isfinite(values).all():
             several = f"{count} numbers with decimal points, separated by \\"
-            rule = several if count > 1 else "a number with a decimal point"
-            raise self._refused(text, keyword, rule=rule, check=check)
+            raise self._refused(keyword, rule=several if count > 1 else "a number with a decimal point", check=check)
         return values
 
-    def _refused(self, text: str, keyword: str, *, rule: str, check: str = "unreadable") -> VolumeError:
-        message = f"{self.path.name}: {label(keyword)} must be {rule}, and is {text}; export the original series"
-        return VolumeError(message, check)
+    def _refused(self, keyword: str, *, rule: str, check: str = "unreadable") -> VolumeError:
+        found = f"must be {rule}, and is {self._text(keyword)}"
+        return VolumeError(f"{self.path.name}: {label(keyword)} {found}; export the original series", check)
 
 
 def _require_pixels(path: Path, header: pydicom.FileDataset, stream: BinaryIO) -> None:
-    """Refuse a file with fewer pixels than its header announces, which GDCM would fill with zeros.
-
-    Args:
-        path: The file.
-        header: Its header.
-        stream: The open file, at its Pixel Data.
-    """
+    """Refuse a file, open at its Pixel Data, with fewer pixels than announced, which GDCM would fill with zeros."""
     if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return  # the stream is at its end; a truncated one cannot be inflated
     is_implicit, is_little = header.original_encoding

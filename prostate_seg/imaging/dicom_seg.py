@@ -4,12 +4,10 @@ highdicom is the optional extra `dicom`. Arrays are [Z, Y, X] with the axes of t
 """
 
 import hashlib
-import importlib
 import logging
 import re
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pydicom
@@ -33,12 +31,14 @@ MAY_BE_EMPTY = (
 
 
 def require_dicom_packages() -> None:
-    """Check that DICOM SEG can be written.
-
-    Raises:
-        InputError: If a package is missing.
-    """
-    _import("highdicom")
+    """Raise InputError if highdicom, the optional extra, is not installed."""
+    try:
+        import highdicom.seg  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"{error.name} is not installed, which DICOM SEG needs: pip install 'prostate-seg[dicom]', "
+            "or predict.dicom_seg=false"
+        ) from error
 
 
 def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, model_md5: str) -> None:
@@ -48,13 +48,13 @@ def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, 
         path: File to write; equal masks of equal series by one model get equal UIDs.
         mask: 0 or 1 on the grid of the series; may be empty.
         series: Folder that the mask's image was read from.
-        model_name: Name of the networks, written to the object.
-        model_md5: Hash of the networks.
+        model_name: Written to the object.
+        model_md5: Part of the UIDs.
 
     Raises:
         VolumeError: If the series lacks attributes that the object must repeat, or the object cannot be written.
     """
-    _import("highdicom.seg")
+    require_dicom_packages()
     logging.getLogger("highdicom").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="highdicom")  # names of patients are as the scanner wrote them
     try:
@@ -73,7 +73,8 @@ def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, 
 
 def _segmentation(mask: Volume, *, series: Path, model_name: str, model_md5: str) -> pydicom.Dataset:
     """Return the object; arguments as in `write_dicom_seg`."""
-    highdicom, seg = _import("highdicom"), _import("highdicom.seg")
+    import highdicom
+
     frames, voxels = series_frames(series), stored_array(mask)
     sources = [pydicom.dcmread(file) for file in dict.fromkeys(file for file, _ in frames)]
     for source in sources:
@@ -84,7 +85,7 @@ def _segmentation(mask: Volume, *, series: Path, model_name: str, model_md5: str
         voxels = voxels[np.argsort([index for _, index in frames])]
     # A Long String (LO) of the default repertoire has at most 64 characters of ASCII.
     short_name = model_name.encode("ascii", "replace").decode().replace("\\", "/")[-50:]
-    segment = seg.SegmentDescription(
+    segment = highdicom.seg.SegmentDescription(
         segment_number=1,
         segment_label="whole prostate gland",
         segmented_property_category=codes.cid7150.AnatomicalStructure,
@@ -97,7 +98,7 @@ def _segmentation(mask: Volume, *, series: Path, model_name: str, model_md5: str
         ),
     )
     unique = [sources[0].SeriesInstanceUID, model_md5, hashlib.sha256(voxels.tobytes()).hexdigest()]
-    return seg.Segmentation(
+    return highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=voxels.astype("uint8"),
         segmentation_type="BINARY",
@@ -114,13 +115,3 @@ def _segmentation(mask: Volume, *, series: Path, model_name: str, model_md5: str
         content_description="whole prostate gland, by a network",
         series_description="prostate_seg whole gland",
     )
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"{name} is not installed, which DICOM SEG needs: pip install 'prostate-seg[dicom]', "
-            "or predict.dicom_seg=false"
-        ) from error

@@ -56,15 +56,13 @@ def read_series(folder: Path) -> Volume:
             "not_3d",
         )
     first, last = ordered[0], ordered[-1]
-    columns, rows = first.size
-    spacing_x_mm, spacing_y_mm = first.pixel_spacing_mm
     # From the positions: Slice Thickness and Spacing Between Slices may contradict them.
     gap_mm = float((last.position_mm - first.position_mm) @ first.normal) / (len(ordered) - 1)
-    geometry = Geometry(
-        shape_vox=(len(ordered), rows, columns),
-        spacing_mm=(gap_mm, spacing_y_mm, spacing_x_mm),
-        origin_mm=tuple(first.position_mm.tolist()),
-        direction=tuple((np.column_stack([*first.axes, first.normal]) + 0.0).ravel().tolist()),  # no -0.0
+    geometry = Geometry.from_xyz(
+        (*first.size, len(ordered)),
+        (*first.pixel_spacing_mm, gap_mm),
+        origin_mm=first.position_mm,
+        direction=np.column_stack([*first.axes, first.normal]) + 0.0,  # no -0.0
     )
     return Volume(array=_values(ordered), geometry=geometry)
 
@@ -128,12 +126,10 @@ def _check_headers(frames: Sequence[Frame], *, unit: str) -> None:
 
     orientations: list[list[Frame]] = []
     for one in frames:
-        same = (group for group in orientations if np.abs(group[0].axes - one.axes).max() <= SAME_DIRECTION_TOLERANCE)
-        group = next(same, None)
-        if group is None:
-            orientations.append([one])
-        else:
-            group.append(one)
+        same = [group for group in orientations if np.abs(group[0].axes - one.axes).max() <= SAME_DIRECTION_TOLERANCE]
+        if not same:
+            orientations.append([])
+        (same or orientations)[-1].append(one)
     if len(orientations) > 1:
         counts = "; ".join(f"{len(group)} {_plane(group[0].normal)}" for group in orientations)
         raise VolumeError(
@@ -220,9 +216,10 @@ def _values(ordered: Sequence[Frame]) -> np.ndarray:
     stored = {path: _stored_values(frame) for path, frame in one_of_each_file.items()}
     planes = [stored[frame.path][frame.index] for frame in ordered]
     if any(frame.rescale != NO_RESCALE for frame in ordered):
+        rescales = [frame.rescale for frame in ordered]
         planes = [
-            (plane * frame.rescale[0] + frame.rescale[1]).astype(np.float32)
-            for plane, frame in zip(planes, ordered, strict=True)
+            (plane * slope + intercept).astype(np.float32)
+            for plane, (slope, intercept) in zip(planes, rescales, strict=True)
         ]
     return np.stack(planes)
 

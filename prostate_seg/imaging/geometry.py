@@ -4,7 +4,7 @@ Arrays are indexed [Z, Y, X]; world coordinates are LPS millimetres (x to the pa
 as in DICOM and ITK. Shapes and spacings are in array order (z, y, x), points and directions in world order (x, y, z).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +35,32 @@ class Geometry:
     """World position (x, y, z) of the centre of voxel [0, 0, 0]."""
     direction: tuple[float, ...]
     """3x3 matrix, row by row; its columns are the world directions of the array's x, y and z axes."""
+
+    @classmethod
+    def from_xyz(
+        cls,
+        size: Iterable[float],
+        spacing_mm: Iterable[float],
+        *,
+        origin_mm: Iterable[float],
+        direction: Sequence[float] | np.ndarray,
+    ) -> "Geometry":
+        """Return the grid of sizes and spacings along x, y, z, as ITK, nibabel and DICOM have them."""
+        size_x, size_y, size_z = map(int, size)
+        spacing_x_mm, spacing_y_mm, spacing_z_mm = map(float, spacing_mm)
+        x_mm, y_mm, z_mm = map(float, origin_mm)
+        return cls(
+            shape_vox=(size_z, size_y, size_x),
+            spacing_mm=(spacing_z_mm, spacing_y_mm, spacing_x_mm),
+            origin_mm=(x_mm, y_mm, z_mm),
+            direction=tuple(np.ravel(direction).tolist()),
+        )
+
+    def window(self, first: Sequence[float] | np.ndarray, shape_vox: Sequence[int] | np.ndarray) -> "Geometry":
+        """Return a grid of the same spacing and axes whose voxel [0, 0, 0] is at an index (z, y, x) of this one."""
+        return Geometry.from_xyz(
+            shape_vox[::-1], self.spacing_mm[::-1], origin_mm=self.to_world(first), direction=self.direction
+        )
 
     def to_world(self, index_zyx: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the world point (x, y, z) in mm of a continuous voxel index (z, y, x), or of an [N, 3] array of them."""

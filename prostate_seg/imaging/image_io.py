@@ -63,12 +63,10 @@ def read_volume(path: Path, *, channel: int | None = None) -> Volume:
 def write_volume(path: Path, volume: Volume) -> None:
     """Write a volume atomically, compressed where the format can, with the axes of `volume.stored_orientation`.
 
-    Args:
-        path: File to write, .nii.gz, .nii, .mha or .nrrd; equal volumes give equal bytes.
-        volume: Volume in LPS; bool is stored as uint8, float16 as float32.
+    Equal volumes give equal bytes; bool is stored as uint8, float16 as float32.
 
     Raises:
-        InputError: If the suffix is none of these.
+        InputError: If the suffix is none of `SINGLE_FILE_SUFFIXES`.
     """
     suffix = image_suffix(path.name)
     if suffix not in SINGLE_FILE_SUFFIXES:
@@ -78,7 +76,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     stored = _as_stored(volume)
     with atomic_path(path) as temporary:
         if suffix in (".nii", ".nii.gz"):
-            write_nifti(temporary, replace(stored, array=stored.array.astype(_stored_dtype(stored.array), copy=False)))
+            write_nifti(temporary, replace(stored, array=_stored_type(stored.array)))
         else:
             sitk.WriteImage(to_sitk(stored), str(temporary), useCompression=True)
 
@@ -105,15 +103,15 @@ def content_md5(path: Path) -> str:
 def to_sitk(volume: Volume) -> sitk.Image:
     """Return the volume as a SimpleITK image on its grid; bool becomes uint8, float16 float32."""
     assert volume.array.shape == volume.geometry.shape_vox, (volume.array.shape, volume.geometry)
-    image = sitk.GetImageFromArray(volume.array.astype(_stored_dtype(volume.array), copy=False))
+    image = sitk.GetImageFromArray(_stored_type(volume.array))
     image.SetSpacing(volume.geometry.spacing_mm[::-1])
     image.SetOrigin(volume.geometry.origin_mm)
     image.SetDirection(volume.geometry.direction)
     return image
 
 
-def _stored_dtype(array: np.ndarray) -> np.dtype:
-    return np.dtype({"bool": np.uint8, "float16": np.float32}.get(array.dtype.name, array.dtype))
+def _stored_type(array: np.ndarray) -> np.ndarray:
+    return array.astype({"bool": np.uint8, "float16": np.float32}.get(array.dtype.name, array.dtype), copy=False)
 
 
 def _as_stored(volume: Volume) -> Volume:
@@ -122,29 +120,13 @@ def _as_stored(volume: Volume) -> Volume:
 
 
 def _reoriented(volume: Volume, orientation: np.ndarray) -> Volume:
-    """Permute and flip array and grid.
-
-    Args:
-        volume: Any volume.
-        orientation: As in nibabel: for each of x, y and z the axis that it becomes, and -1 where it is flipped.
-    """
-    order = np.argsort(orientation[:, 0])
-    flips = orientation[order, 1]
-    grid, from_z = volume.geometry, [2 - axis for axis in reversed(order.tolist())]
-    size_z, size_y, size_x = (grid.shape_vox[axis] for axis in from_z)
-    spacing_z_mm, spacing_y_mm, spacing_x_mm = (grid.spacing_mm[axis] for axis in from_z)
-    permuted = replace(
-        grid,
-        shape_vox=(size_z, size_y, size_x),
-        spacing_mm=(spacing_z_mm, spacing_y_mm, spacing_x_mm),
-        direction=tuple(grid.matrix[:, order].ravel().tolist()),
-    )
-    first_zyx = np.where(flips < 0, np.array(permuted.shape_vox[::-1]) - 1, 0)[::-1]
-    flipped = replace(
-        permuted,
-        origin_mm=tuple(permuted.to_world(first_zyx).tolist()),
-        direction=tuple((permuted.matrix * flips).ravel().tolist()),
-    )
+    """Permute and flip array and grid by an orientation of nibabel: for each of x, y, z its new axis, and -1 if flipped."""
+    order, grid = np.argsort(orientation[:, 0]), volume.geometry
+    flips, size = orientation[order, 1], np.array(grid.shape_vox[::-1])[order]
+    spacing_mm, axes = np.array(grid.spacing_mm[::-1])[order], grid.matrix[:, order]
+    permuted = Geometry.from_xyz(size, spacing_mm, origin_mm=grid.origin_mm, direction=axes)
+    first_mm = permuted.to_world(np.where(flips < 0, size - 1, 0)[::-1])
+    flipped = Geometry.from_xyz(size, spacing_mm, origin_mm=first_mm, direction=axes * flips)
     return replace(volume, array=apply_orientation(volume.array.T, orientation).T, geometry=flipped)
 
 

@@ -41,9 +41,6 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 HEADER_BYTES = 65536
 """Bytes of a file, compressed or not, that contain the header of 348 or 540 bytes."""
 
-UNITS = {1: "meter", 3: "micron"}
-"""Codes of `xyzt_units` that are not mm (2); 0, "unknown", is mm by common practice."""
-
 ROUNDING = 2.5e-7
 """Relative rounding error of the float32 numbers of a header."""
 
@@ -53,19 +50,11 @@ SAME_SPACING = 0.01
 COMPRESSION_LEVEL = 4
 """As fast as SimpleITK's; the usual 6 takes five times as long for 16-bit images and saves 6%."""
 
-SILENT = logging.Logger("nibabel header", level=logging.CRITICAL)
-"""nibabel logs what it corrects in a header; what matters of that is an error or a warning here."""
-
 
 def read_nifti(path: Path, *, channel: int | None) -> Volume:
-    """Read a NIfTI-1 or NIfTI-2 file, compressed or not whatever its suffix.
+    """Read a NIfTI-1 or NIfTI-2 file, compressed or not whatever its suffix, with voxels scaled as by nibabel.
 
-    Args:
-        path: The file.
-        channel: Index of the wanted volume of a four-dimensional file; None refuses several.
-
-    Returns:
-        Voxels scaled as by nibabel, [Z, Y, X] with the axes of the file, and their grid.
+    Axes are those of the file; `channel` as in `image_io.read_volume`.
 
     Raises:
         VolumeError: If the header cannot be used or contradicts itself, or the file is incomplete.
@@ -102,12 +91,10 @@ def read_nifti(path: Path, *, channel: int | None) -> Volume:
 
 
 def write_nifti(path: Path, stored: Volume) -> None:
-    """Write a NIfTI file with equal sform and qform; equal volumes give equal bytes.
+    """Write a volume with the axes of the file, of a dtype that NIfTI has, compressed if the name ends in .gz.
 
-    Args:
-        path: File to write, compressed if it ends in .gz.
-        stored: Volume with the axes of the file, of a dtype that NIfTI has. A `nifti_form` on the same grid is written
-            again with its code, so that every reader places the file like the one that the form was read from.
+    sform and qform are equal; equal volumes give equal bytes. A `nifti_form` on the same grid is written again with its code,
+    so that every reader places the file like the one that the form was read from.
     """
     grid, form = stored.geometry, stored.nifti_form
     if form is None or not _straight_grid(form.affine, stored.array.T.shape).is_same_grid(grid):
@@ -118,9 +105,8 @@ def write_nifti(path: Path, stored: Volume) -> None:
     image.header.set_qform(form.affine, code=form.code)
     image.header.set_xyzt_units("mm")
     content = image.to_bytes()
-    path.write_bytes(
-        gzip.compress(content, COMPRESSION_LEVEL, mtime=0) if path.name.lower().endswith(".gz") else content
-    )
+    is_compressed = path.name.lower().endswith(".gz")
+    path.write_bytes(gzip.compress(content, COMPRESSION_LEVEL, mtime=0) if is_compressed else content)
 
 
 def _read_header(start: bytes) -> Nifti1Header:
@@ -139,10 +125,10 @@ def _read_header(start: bytes) -> Nifti1Header:
             "its header belongs to a pair of .hdr and .img, which holds the voxels; convert the pair to .nii.gz"
         )
     unit = int(header["xyzt_units"]) % 8
-    if unit not in (0, 2):
+    if unit not in (0, 2):  # 2 is mm; 0, "unknown", is mm by common practice
+        name = {1: "meter", 3: "micron"}.get(unit, "not defined")
         raise VolumeError(
-            f"lengths are in mm, and xyzt_units is {unit} ({UNITS.get(unit, 'not defined')}); convert the header to mm",
-            "not_in_mm",
+            f"lengths are in mm, and xyzt_units is {unit} ({name}); convert the header to mm", "not_in_mm"
         )
     pixdim_mm = _pixdim_mm(header)  # before nibabel replaces 0 by 1
     if header["dim"][0] >= 3 and not (np.isfinite(pixdim_mm) & (pixdim_mm > 0)).all():
@@ -152,7 +138,8 @@ def _read_header(start: bytes) -> Nifti1Header:
             "no_spacing",
         )
     try:
-        header.check_fix(logger=SILENT)
+        # nibabel logs what it corrects; what matters of that is an error or a warning here.
+        header.check_fix(logger=logging.Logger("nibabel header", level=logging.CRITICAL))
         header.get_data_offset()
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise VolumeError(f"its NIfTI header cannot be used: {error}; export it again") from error
@@ -183,27 +170,25 @@ def _read_form(header: Nifti1Header, shape: tuple[int, int, int]) -> tuple[Nifti
     except (HeaderDataError, ValueError) as error:
         raise VolumeError(f"its qform is no rotation ({error}); write the orientation again") from error
     _check_axes(form.affine, pixdim_mm=_pixdim_mm(header))
-    found = []
+    found = {}
     if not form.code:
-        message = (
+        found["no_orientation"] = (
             "no orientation is stated: the codes of sform and qform are 0; the axes are taken as "
             f"{_codes(form.affine)} with the origin at the centre, as by nibabel: compare left and right with the scanner's "
             "images, or convert the study from DICOM again"
         )
-        found.append(VolumeWarning(check="no_orientation", message=message))
-    elif sform_code and qform_code and (message := _difference_of_forms(header, shape)):
-        found.append(VolumeWarning(check="forms_differ", message=message))
+    elif sform_code and qform_code and (difference := _difference_of_forms(header, shape)):
+        found["forms_differ"] = difference
 
     # Axes of a rounded sform are read as the nearest rotation, which may move a corner visibly.
     grid = _straight_grid(form.affine, shape)
     moved_mm = np.linalg.norm(grid.corners_mm - _stated_grid(form.affine, shape).corners_mm, axis=1).max()
     if moved_mm > SAME_GRID_TOLERANCE * min(grid.spacing_mm):
-        message = (
+        found["rounded_axes"] = (
             "the axes are not quite at right angles, as after rounding: they are read as the nearest rotation, which moves a "
             f"corner by {moved_mm:.2f} mm; convert the study from DICOM again"
         )
-        found.append(VolumeWarning(check="rounded_axes", message=message))
-    return form, tuple(found)
+    return form, tuple(VolumeWarning(check=check, message=message) for check, message in found.items())
 
 
 def _check_axes(affine: np.ndarray, *, pixdim_mm: np.ndarray) -> None:
@@ -259,14 +244,7 @@ def _stated_grid(affine: np.ndarray, shape_xyz: tuple[int, ...]) -> Geometry:
     """Return the grid of an affine as it is, even where its axes are not quite at right angles."""
     lps = LPS_FROM_RAS @ affine
     spacing_mm = np.linalg.norm(lps[:3, :3], axis=0)
-    size_x, size_y, size_z = shape_xyz
-    spacing_x_mm, spacing_y_mm, spacing_z_mm = spacing_mm.tolist()
-    return Geometry(
-        shape_vox=(size_z, size_y, size_x),
-        spacing_mm=(spacing_z_mm, spacing_y_mm, spacing_x_mm),
-        origin_mm=tuple(lps[:3, 3].tolist()),
-        direction=tuple((lps[:3, :3] / spacing_mm).ravel().tolist()),
-    )
+    return Geometry.from_xyz(shape_xyz, spacing_mm, origin_mm=lps[:3, 3], direction=lps[:3, :3] / spacing_mm)
 
 
 def _straight_grid(affine: np.ndarray, shape_xyz: tuple[int, ...], *, pixdim_mm: np.ndarray | None = None) -> Geometry:

@@ -78,7 +78,7 @@ def preprocess_study(image: Volume, mask: Volume | None, *, settings: Preprocess
     resampled = resampled_geometry(image.geometry, spacing_mm=settings.spacing_mm)
     window = _window(resampled, image.geometry, gland, settings=settings)
     inside = _box(axis_index(window, resampled), resampled.shape_vox)
-    pixels = _scaled(_resample_image(image, sub_geometry(window, inside)), settings=settings)
+    pixels = _scaled(_resample_image(image, _sub_geometry(window, inside)), settings=settings)
     if pixels.shape == window.shape_vox:
         array = pixels
     else:  # voxels outside the study get the lowest value inside
@@ -90,7 +90,7 @@ def preprocess_study(image: Volume, mask: Volume | None, *, settings: Preprocess
 
     # The gland by nearest neighbour, and the fraction of its own voxels whose centres lie in the window.
     reference = np.zeros(window.shape_vox, dtype=np.uint8)
-    index = axis_index(sub_geometry(window, inside), image.geometry)
+    index = axis_index(_sub_geometry(window, inside), image.geometry)
     nearest = [
         np.clip(np.floor(axis + 0.5).astype(int), 0, size - 1) for axis, size in zip(index, gland.shape, strict=True)
     ]
@@ -111,7 +111,7 @@ def resampled_geometry(geometry: Geometry, *, spacing_mm: Spacing | None) -> Geo
     shape = np.maximum(1, np.round(extent_mm / spacing_mm)).astype(int)
     step = np.array(spacing_mm) / geometry.spacing_mm
     first = (np.array(geometry.shape_vox) - 1) / 2 - (shape - 1) / 2 * step
-    return replace(geometry, shape_vox=_shape(shape), spacing_mm=spacing_mm, origin_mm=_point(geometry.to_world(first)))
+    return replace(geometry.window(first, shape), spacing_mm=spacing_mm)
 
 
 def restore_probability(probability: np.ndarray, *, window: Geometry, original: Geometry) -> np.ndarray:
@@ -128,7 +128,7 @@ def restore_probability(probability: np.ndarray, *, window: Geometry, original: 
     restored = np.zeros(original.shape_vox, dtype=np.float32)
     box = _box(axis_index(original, window), window.shape_vox)
     if all(part.stop > part.start for part in box):
-        restored[box] = interpolate(probability, axis_index(sub_geometry(original, box), window), order=1)
+        restored[box] = interpolate(probability, axis_index(_sub_geometry(original, box), window), order=1)
     return restored
 
 
@@ -140,11 +140,8 @@ def axis_index(grid: Geometry, other: Geometry) -> tuple[np.ndarray, np.ndarray,
     return z, y, x
 
 
-def sub_geometry(geometry: Geometry, box: Box) -> Geometry:
-    """Return the grid of a box of voxels."""
-    start = [part.start for part in box]
-    shape = [part.stop - part.start for part in box]
-    return replace(geometry, shape_vox=_shape(shape), origin_mm=_point(geometry.to_world(start)))
+def _sub_geometry(geometry: Geometry, box: Box) -> Geometry:
+    return geometry.window([part.start for part in box], [part.stop - part.start for part in box])
 
 
 def interpolate(array: np.ndarray, index: Sequence[np.ndarray], *, order: Literal[1, 3]) -> np.ndarray:
@@ -188,8 +185,7 @@ def _window(
         center_vox = resampled.to_index(original.to_world(middle))
     size = settings.image_size
     start = [0, *(int(np.floor(center - (size - 1) / 2 + 0.5)) for center in center_vox[1:])]
-    shape = (resampled.shape_vox[0], size, size)
-    return replace(resampled, shape_vox=shape, origin_mm=_point(resampled.to_world(start)))
+    return resampled.window(start, (resampled.shape_vox[0], size, size))
 
 
 def _resample_image(image: Volume, target: Geometry) -> np.ndarray:
@@ -230,13 +226,3 @@ def _box(index: Sequence[np.ndarray], shape: Shape) -> Box:
 def _slices(ranges: Iterable[tuple[int, int]]) -> Box:
     z, y, x = (slice(start, stop) for start, stop in ranges)
     return z, y, x
-
-
-def _shape(values: Sequence[int] | np.ndarray) -> Shape:
-    z, y, x = (int(value) for value in values)
-    return z, y, x
-
-
-def _point(values: np.ndarray) -> tuple[float, float, float]:
-    x, y, z = (float(value) for value in values)
-    return x, y, z

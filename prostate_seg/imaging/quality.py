@@ -4,9 +4,8 @@ A finding that is an error excludes the case; a warning is reported. Arrays are 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from scipy import ndimage
@@ -127,24 +126,24 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
         mask: Its reference, with integer labels as `loading.read_mask` returns them; None when it could not be read.
         labels: Mask labels that are gland; None takes every label above 0.
     """
-    error = partial(Finding, case_id=case_id, is_error=True)
-    warning = partial(Finding, case_id=case_id, is_error=False)
-    findings = [
-        warning(check=doubt.check, message=f"{kind}: {doubt.message}")
-        for kind, volume in (("image", image), ("mask", mask))
-        for doubt in (() if volume is None else volume.warnings)
-    ]
-    disorder, reference = None, None
+    findings: list[Finding] = []
 
+    def report(*problems: tuple[str, str], is_error: bool = False) -> None:
+        for check, message in problems:
+            findings.append(Finding(case_id=case_id, check=check, is_error=is_error, message=message))
+
+    for kind, volume in (("image", image), ("mask", mask)):
+        report(*((doubt.check, f"{kind}: {doubt.message}") for doubt in (volume.warnings if volume else ())))
+    disorder, reference = None, None
     if image is not None:
-        image_errors = list(_image_errors(image.array))
-        findings += [error(check=check, message=message) for check, message in image_errors]
+        errors = _image_errors(image.array)
+        report(*errors, is_error=True)
         plane = slice_plane(image.geometry.spacing_mm)
         if plane != PLANES[0]:
             spacing = " x ".join(f"{edge_mm:.3g}" for edge_mm in image.geometry.spacing_mm)
             message = f"its slices are {plane} (spacing z, y, x {spacing} mm), not axial; use the axial series"
-            findings.append(warning(check="not_axial", message=message))
-        if not image_errors:
+            report(("not_axial", message))
+        if not errors:
             disorder = image_disorder(np.moveaxis(image.array, PLANES.index(plane), 0))
             if disorder > MAX_IMAGE_DISORDER:
                 message = (
@@ -152,123 +151,111 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
                     f"and {MAX_IMAGE_DISORDER:g} is the most for ordered slices; sort the slices by position, not by name, and "
                     "convert again"
                 )
-                findings.append(warning(check="slices_out_of_order", message=message))
-
+                report(("slices_out_of_order", message))
     if image is not None and mask is not None and not image.geometry.is_same_grid(mask.geometry):
         message = (
             "image and mask are on different grids\n"
             f"  image {image.geometry}\n  mask  {mask.geometry}\n"
             "Re-export the mask on the T2 grid, or list the case under data.exclude."
         )
-        findings.append(error(check="grids_differ", message=message))
-
+        report(("grids_differ", message), is_error=True)
     if mask is not None:
-        problem = None if image is None else _mask_is_image(mask.array, image.array)
-        problem = problem or _not_finite("mask", mask.array) or label_problem(mask.array, labels=labels)
-        if problem is not None:
-            findings.append(error(check=problem[0], message=problem[1]))
+        error = _not_finite("mask", mask.array) or label_problem(mask.array, labels=labels)
+        if image is not None and np.array_equal(image.array, mask.array):
+            message = "the mask has the voxels of its image; replace it, or list the case under data.exclude"
+            error = "mask_is_image", message
+        if error is not None:
+            report(error, is_error=True)
         else:
             reference = measure_reference(mask, labels=labels)
-            found = _reference_warnings(reference, are_labels_named=labels is not None)
-            findings += [warning(check=check, message=message) for check, message in found]
+            report(*_reference_warnings(reference, are_labels_named=labels is not None))
             if reference.solid_fraction < SOLID_FRACTION:
-                finding = error if reference.solid_fraction < LEAKED_FRACTION else warning
                 message = (
                     f"the mask fills {reference.solid_fraction:.0%} of its convex outline in axial slices, and glands fill "
                     f"{SOLID_FRACTION:.0%} or more; it may have leaked into other tissue: check it, fix it, or list the case "
                     "under data.exclude"
                 )
-                findings.append(finding(check="not_compact", message=message))
+                report(("not_compact", message), is_error=reference.solid_fraction < LEAKED_FRACTION)
     return CaseQuality(findings=findings, image_disorder=disorder, reference=reference)
 
 
-def _image_errors(array: np.ndarray) -> Iterator[tuple[str, str]]:
-    """Yield check and message of each reason that an image cannot be used."""
+def _image_errors(array: np.ndarray) -> list[tuple[str, str]]:
+    """Return check and message of each reason that an image cannot be used."""
+    errors = []
     if min(array.shape) < MIN_SLICES:
         shape = "x".join(str(size) for size in array.shape)
-        yield (
-            "few_slices",
-            f"an image has at least {MIN_SLICES} slices, and this has {shape} voxels (z, y, x); export all slices",
-        )
+        message = f"an image has at least {MIN_SLICES} slices, and this has {shape} voxels (z, y, x); export all slices"
+        errors.append(("few_slices", message))
     if problem := _not_finite("image", array):
-        yield problem
+        errors.append(problem)
     elif array.min() == array.max():
-        yield (
-            "constant_image",
-            f"the image has no intensity range: every voxel is {array.flat[0]:g}; export it again",
-        )
+        message = f"the image has no intensity range: every voxel is {array.flat[0]:g}; export it again"
+        errors.append(("constant_image", message))
+    return errors
 
 
 def _not_finite(noun: str, array: np.ndarray) -> tuple[str, str] | None:
     num_bad = 0 if array.dtype.kind in "iub" else int(array.size - np.count_nonzero(np.isfinite(array)))
-    if not num_bad:
-        return None
-    return (
-        "nan",
-        f"every voxel is a finite number, and {num_bad} of {array.size} in the {noun} are not; export it again",
-    )
+    message = f"every voxel is a finite number, and {num_bad} of {array.size} in the {noun} are not; export it again"
+    return ("nan", message) if num_bad else None
 
 
-def _mask_is_image(mask: np.ndarray, image: np.ndarray) -> tuple[str, str] | None:
-    if not np.array_equal(image, mask):
-        return None
-    return "mask_is_image", "the mask has the voxels of its image; replace it, or list the case under data.exclude"
-
-
-def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) -> Iterator[tuple[str, str]]:
-    """Yield check and message of everything unusual about a reference mask but its outline."""
+def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) -> list[tuple[str, str]]:
+    """Return check and message of everything unusual about a reference mask but its outline."""
     others = [label for label in reference.labels_ml if label != IGNORE_LABEL]
-    if (
-        not are_labels_named and IGNORE_LABEL in reference.labels_ml and others
-    ):  # alone it is the gland of a binary mask
-        yield (
+    # Alone it is the gland of a binary mask.
+    has_ignore_label = not are_labels_named and IGNORE_LABEL in reference.labels_ml and bool(others)
+    low_ml, high_ml = PLAUSIBLE_VOLUME_ML
+    checks = [
+        (
             "label_255",
+            has_ignore_label,
             f"the mask has label {IGNORE_LABEL} beside {listed(others)}: it marks voxels to ignore, or the mask was "
             "interpolated; export it again, or name the labels of the gland: data.whole_gland_labels=[...]",
-        )
-    low_ml, high_ml = PLAUSIBLE_VOLUME_ML
-    if not low_ml <= reference.gland_volume_ml <= high_ml:
-        yield (
+        ),
+        (
             "implausible_volume",
+            not low_ml <= reference.gland_volume_ml <= high_ml,
             f"the gland has {reference.gland_volume_ml:.1f} mL, and {low_ml:g} to {high_ml:g} mL are usual; "
             "check mask and spacing",
-        )
-    if reference.touched_sides:
-        sides = ", ".join(reference.touched_sides)
-        yield (
+        ),
+        (
             "mask_touches_border",
-            f"the mask reaches the image's border ({sides}), so that gland may be missing; check it",
-        )
-    if len(reference.components_ml) > 1:
-        sizes = _millilitres(reference.components_ml)
-        yield (
+            bool(reference.touched_sides),
+            f"the mask reaches the image's border ({', '.join(reference.touched_sides)}), so that gland may be missing; "
+            "check it",
+        ),
+        (
             "several_components",
-            f"the mask has {len(reference.components_ml)} components ({sizes} mL); check for stray voxels",
-        )
-    if reference.gaps:
-        yield (
+            len(reference.components_ml) > 1,
+            f"the mask has {len(reference.components_ml)} components ({_millilitres(reference.components_ml)} mL); check for "
+            "stray voxels",
+        ),
+        (
             "gap",
+            bool(reference.gaps),
             f"{len(reference.gaps)} slices between slices with gland have none ({listed(reference.gaps)}, from 0 at the "
             "inferior end); draw them",
-        )
-    if reference.disorder > MAX_MASK_DISORDER:
-        yield (
+        ),
+        (
             "slices_out_of_order",
+            reference.disorder > MAX_MASK_DISORDER,
             f"a slice of the mask leaves out {reference.disorder:.0%} of the gland that its neighbours have above and below, "
             f"and {MAX_MASK_DISORDER:.0%} is the most for ordered slices; check whether mask slices are shuffled or half drawn",
-        )
-    if sum(reference.holes_ml) >= MIN_HOLES_ML:
-        yield (
+        ),
+        (
             "holes",
+            sum(reference.holes_ml) >= MIN_HOLES_ML,
             f"the mask encloses holes of {_millilitres(reference.holes_ml)} mL; fill them unless they are intended",
-        )
+        ),
+    ]
+    return [(check, message) for check, is_found, message in checks if is_found]
 
 
 def slice_plane(spacing_mm: Spacing) -> str:
     """Return the plane of a volume's slices, one of `PLANES`; axial where the voxels are nearly cubes.
 
-    Args:
-        spacing_mm: Voxel edges along z, y, x in LPS, so that the order of the axes in the file has no influence.
+    The spacing is that in LPS (z, y, x), so that the order of the axes in the file has no influence.
     """
     thickest = int(np.argmax(spacing_mm))
     _, next_mm, largest_mm = sorted(spacing_mm)
@@ -276,31 +263,23 @@ def slice_plane(spacing_mm: Spacing) -> str:
 
 
 def check_slice_planes(spacings_mm: Mapping[str, Spacing]) -> list[Finding]:
-    """Return `slice_plane_differs` for each case whose slices are in another plane than those of most cases.
-
-    Args:
-        spacings_mm: Voxel edges along z, y, x of each image in LPS, by case id.
-    """
+    """Return `slice_plane_differs` for each case whose slices are in another plane than most; spacings by case id."""
     planes = {case_id: slice_plane(spacing_mm) for case_id, spacing_mm in spacings_mm.items()}
     common, num = Counter(planes.values()).most_common(1)[0] if planes else ("", 0)
     if 2 * num <= len(planes):
         return []
     others = "the others'" if num >= len(planes) - 1 else "most others'"
-    advice = f"{others} {common}; use its {common} series, or list the case under data.exclude"
-    warning = partial(Finding, check="slice_plane_differs", is_error=False)
-    return [
-        warning(case_id=case_id, message=f"its slices are {plane}, {advice}")
-        for case_id, plane in planes.items()
-        if plane != common
-    ]
+    findings = []
+    for case_id, plane in planes.items():
+        if plane != common:
+            advice = f"{others} {common}; use its {common} series, or list the case under data.exclude"
+            message = f"its slices are {plane}, {advice}"
+            findings.append(Finding(case_id=case_id, check="slice_plane_differs", is_error=False, message=message))
+    return findings
 
 
 def check_zones(labels_of: Mapping[str, Collection[int]]) -> list[Finding]:
-    """Return `zone_missing` for each mask that differs in a label from most others of its data set.
-
-    Args:
-        labels_of: The labels that are gland in each mask, by case id.
-    """
+    """Return `zone_missing` for each mask that differs in a label from most others; its gland labels by case id."""
     if len(labels_of) < MIN_MASKS:
         return []
     num_with = Counter(label for labels in labels_of.values() for label in labels)
@@ -353,13 +332,8 @@ def image_disorder(array: np.ndarray) -> float:
     """Return how much smoother a stack gets when one run of its slices is reversed.
 
     The distance of two slices is 1 minus their correlation. Every run is tried, as in the 2-opt move of route planning
-    (Croes 1958), which includes two swapped neighbours. A stack that is upside down as a whole is ordered.
-
-    Args:
-        array: Image [Z, Y, X].
-
-    Returns:
-        The saving in mean distances between neighbours: 0 for an ordered stack.
+    (Croes 1958), which includes two swapped neighbours. A stack that is upside down as a whole is ordered. Returns the saving
+    for an image [Z, Y, X] in mean distances between neighbours: 0 for an ordered stack.
     """
     thin = array[:, :: max(1, array.shape[1] // ORDER_SAMPLES), :: max(1, array.shape[2] // ORDER_SAMPLES)]
     slices = thin.reshape(len(thin), -1).astype(np.float64)
@@ -375,14 +349,8 @@ def image_disorder(array: np.ndarray) -> float:
 def mask_disorder(gland: np.ndarray) -> float:
     """Return the fraction of a slice that is left out although gland lies above and below it, in the worst slice.
 
-    A gland is nearly convex, so that a slice contains the intersection of any two slices around it. Slices without gland are
-    not counted.
-
-    Args:
-        gland: bool array [Z, Y, X] with at least one voxel.
-
-    Returns:
-        Left out over left out and marked: 0 for an ellipsoid, nearly 1 where slices are shuffled.
+    A gland, bool [Z, Y, X] and not empty, is nearly convex, so that a slice contains the intersection of any two slices around
+    it. Slices without gland are not counted. 0 for an ellipsoid, nearly 1 where slices are shuffled.
     """
     slices = gland[gland.any(axis=(1, 2))]
     between = np.logical_or.accumulate(slices) & np.logical_or.accumulate(slices[::-1])[::-1]
@@ -391,22 +359,14 @@ def mask_disorder(gland: np.ndarray) -> float:
 
 
 def whole_gland(mask_array: np.ndarray, *, labels: Sequence[int] | None) -> np.ndarray:
-    """Return a bool array that is true for gland, of the shape of the labels.
-
-    Args:
-        mask_array: Labels, any shape.
-        labels: Labels that are gland; None takes every label above 0.
-    """
+    """Return a bool array that is true for gland; `labels` are gland, or with None every label above 0."""
     return mask_array > 0 if labels is None else np.isin(mask_array, labels)
 
 
 def solid_fraction(gland: np.ndarray) -> float:
     """Return the area of a gland over the area of the convex hulls of its axial slices, 0 to 1; 1 for a box.
 
-    A prostate is nearly convex in axial slices; a mask that has leaked is not.
-
-    Args:
-        gland: bool array [Z, Y, X] with at least one voxel.
+    A prostate, bool [Z, Y, X] and not empty, is nearly convex in axial slices; a mask that has leaked is not.
     """
     slices = gland[gland.any(axis=(1, 2))]
     return int(slices.sum()) / sum(_hull_area(one) for one in slices)

@@ -132,13 +132,8 @@ def _require_complete(image: sitk.Image, payload: bytes, *, num_bytes: int) -> N
 
 def geometry_of(image: sitk.Image) -> Geometry:
     """Return the grid of a three-dimensional SimpleITK image."""
-    size_x, size_y, size_z = image.GetSize()
-    spacing_x_mm, spacing_y_mm, spacing_z_mm = image.GetSpacing()
-    return Geometry(
-        shape_vox=(size_z, size_y, size_x),
-        spacing_mm=(spacing_z_mm, spacing_y_mm, spacing_x_mm),
-        origin_mm=image.GetOrigin(),
-        direction=image.GetDirection(),
+    return Geometry.from_xyz(
+        image.GetSize(), image.GetSpacing(), origin_mm=image.GetOrigin(), direction=image.GetDirection()
     )
 
 

@@ -21,11 +21,8 @@ MAX_NRRD_LINE = 500
 LONG_NRRD_LINE = rb"(?m)^(?!#|content:|[^\n:]{1,500}:=)[^\n]{%d,}" % MAX_NRRD_LINE
 """Such a line, except comments, the content field and key/value pairs, which are free text."""
 
-ORIENTATION_KEYS = ("TransformMatrix", "Rotation", "Orientation")
-"""MetaImage's synonyms for the directions of the axes."""
-
-POSITION_KEYS = ("Offset", "Position", "Origin")
-"""MetaImage's synonyms for the position of the first voxel."""
+ORIENTATION_KEYS, POSITION_KEYS = ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin")
+"""MetaImage's synonyms for the directions of the axes, and for the position of the first voxel."""
 
 PATIENT_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
 """NRRD spaces that are defined by the patient; SimpleITK takes the axes of all others as LPS."""
@@ -103,9 +100,7 @@ def check_grid(path: Path, fields: Mapping[str, str]) -> tuple[VolumeWarning, ..
 def _check_meta_image(fields: Mapping[str, str]) -> str:
     """Check the grid of a MetaImage, and return why its orientation is unknown; an empty text if it is known."""
     if "ElementSpacing" not in fields:
-        beside = (
-            "" if "ElementSize" not in fields else " (ElementSize is the size of a voxel, without gaps between slices)"
-        )
+        beside = " (ElementSize is the size of a voxel, without gaps between slices)" if "ElementSize" in fields else ""
         raise _no_spacing(f"ElementSpacing is absent from the header{beside}")
     _require_spacing("ElementSpacing", fields["ElementSpacing"].split())
     _require_millimetres("DistanceUnits", [fields.get("DistanceUnits", "")])

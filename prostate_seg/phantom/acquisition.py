@@ -1,8 +1,9 @@
 """Simulated acquisition: thick slices, bias field, Rician noise, gamma, and interpolation to the stored grid."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from prostate_seg.imaging.geometry import Geometry
 from prostate_seg.phantom.patient import Patient
 from prostate_seg.phantom.study import Study
 from prostate_seg.phantom.tissues import render_slice
@@ -19,13 +20,8 @@ def acquire(patient: Patient, study: Study, *, generator: np.random.Generator, d
     num_pixels = round(extent_mm / ACQUIRED_PIXEL_MM)
     pixel_mm = extent_mm / num_pixels
     first = (pixel_mm / stored.spacing_mm[1] - 1) / 2
-    x, y, z = stored.to_world((0, first, first)).tolist()
-    acquired = Geometry(
-        shape_vox=(stored.shape_vox[0], num_pixels, num_pixels),
-        spacing_mm=(stored.spacing_mm[0], pixel_mm, pixel_mm),
-        origin_mm=(x, y, z),
-        direction=stored.direction,
-    )
+    placed = stored.window((0, first, first), (stored.shape_vox[0], num_pixels, num_pixels))
+    acquired = replace(placed, spacing_mm=(stored.spacing_mm[0], pixel_mm, pixel_mm))
     signal = np.empty(acquired.shape_vox, dtype=np.float32)
     for index in range(len(signal)):
         signal[index] = render_slice(patient, study, acquired=acquired, index=index, difficulty=difficulty)

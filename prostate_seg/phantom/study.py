@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -99,14 +99,8 @@ def _draw_geometry(
     lowest = np.maximum(along_axes_mm.max(axis=0) - free_mm, -MAX_OFF_CENTRE_MM)
     highest = np.minimum(along_axes_mm.min(axis=0) + free_mm, MAX_OFF_CENTRE_MM)
     middle_mm = generator.uniform(lowest, highest)
-    first_mm = middle_mm - extent_mm / 2 + edges_mm / 2
-    x, y, z = (gland_centre_mm + rotation @ first_mm).tolist()
-    return Geometry(
-        shape_vox=(num_slices, num_pixels, num_pixels),
-        spacing_mm=(slice_mm, pixel_mm, pixel_mm),
-        origin_mm=(x, y, z),
-        direction=tuple(rotation.ravel().tolist()),
-    )
+    origin_mm = gland_centre_mm + rotation @ (middle_mm - extent_mm / 2 + edges_mm / 2)
+    return Geometry.from_xyz((num_pixels, num_pixels, num_slices), edges_mm, origin_mm=origin_mm, direction=rotation)
 
 
 def _draw_rotation(generator: np.random.Generator) -> np.ndarray:
@@ -149,10 +143,5 @@ def rasterise(gland: Gland, study: Study) -> np.ndarray:
 def thin_slices(coarse: Geometry, *, index: int) -> Geometry:
     """Return the grid of the `SUB_SLICES` thin slices that make up one slice."""
     first = index - (SUB_SLICES - 1) / (2 * SUB_SLICES)
-    x, y, z = coarse.to_world((first, 0, 0)).tolist()
-    return Geometry(
-        shape_vox=(SUB_SLICES, *coarse.shape_vox[1:]),
-        spacing_mm=(coarse.spacing_mm[0] / SUB_SLICES, *coarse.spacing_mm[1:]),
-        origin_mm=(x, y, z),
-        direction=coarse.direction,
-    )
+    placed = coarse.window((first, 0, 0), (SUB_SLICES, *coarse.shape_vox[1:]))
+    return replace(placed, spacing_mm=(coarse.spacing_mm[0] / SUB_SLICES, *coarse.spacing_mm[1:]))
