@@ -77,12 +77,12 @@ def discover_cases(
         report(case_id, "unknown_exclude", f"data.exclude names a case that does not exist; {hint}")
 
     for case_id in sorted(known - excluded):
-        several = [(kind, stems[case_id]) for kind, stems in (("image", images), ("mask", masks)) if case_id in stems]
-        several = [(kind, paths) for kind, paths in several if len(paths) > 1]
+        of_case = {kind: stems.get(case_id, []) for kind, stems in (("image", images), ("mask", masks))}
+        several = [kind for kind, paths in of_case.items() if len(paths) > 1]
         patient = re.search(patient_pattern, case_id)
         if several:
-            kind, paths = several[0]
-            report(case_id, "duplicate_stem", f"a case has one {kind}, and there are {_names(paths)}; keep one of them")
+            names = _names(of_case[several[0]])
+            report(case_id, "duplicate_stem", f"a case has one {several[0]}, and there are {names}; keep one of them")
         elif case_id not in images:
             step = _near_name(case_id, masks, images)
             if case_id in unread:
@@ -117,10 +117,8 @@ def _near_name(case_id: str, own: Stems, others: Stems) -> str:
     def plain(name: str) -> str:
         return re.sub(rf"([ _.-]+({ROLE}))+$", "", name.casefold())
 
-    near = [
-        path for stem, paths in others.items() if stem not in own and plain(stem) == plain(case_id) for path in paths
-    ]
-    if near:
+    alike = [stem for stem in others if stem not in own and plain(stem) == plain(case_id)]
+    if near := [path for stem in alike for path in others[stem]]:
         return f"if it belongs to {_names(near)}, give both one name"
     return "add it, or list it under data.exclude"
 

@@ -6,6 +6,7 @@ Paths in the table are relative to the data folder, so that the file is the same
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,11 +56,8 @@ OWN_COLUMNS = tuple(one.name for one in fields(CaseRecord) if one.name != "attri
 
 def write_dataset(path: Path, records: Sequence[CaseRecord]) -> None:
     """Write dataset.csv, one row per case, sorted by case id."""
-    rows = []
-    for record in sorted(records, key=lambda record: record.case_id):
-        row = asdict(record)
-        attributes = row.pop("attributes")
-        rows.append(row | attributes)
+    rows = [asdict(record) for record in sorted(records, key=lambda record: record.case_id)]
+    rows = [row | row.pop("attributes") for row in rows]
     columns = dict.fromkeys([*OWN_COLUMNS, *(name for row in rows for name in row)])
     write_csv(path, pd.DataFrame(rows, columns=list(columns)), float_format="%.6g")
 
@@ -79,13 +77,12 @@ def read_dataset(path: Path) -> dict[str, CaseRecord]:
             f"{path} has no column {', '.join(absent)}: an older version wrote it; run stage=preprocess again"
         )
     # Text stays as it is, ids such as 007 included.
-    text = {one.name for one in fields(CaseRecord) if one.type in (str, "str")} | (set(columns) - set(OWN_COLUMNS))
+    text = {one.name for one in fields(CaseRecord) if one.type is str} | (set(columns) - set(OWN_COLUMNS))
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False)
     records = {}
     for row in table.to_dict("records"):
-        own = {str(name): value for name, value in row.items() if name in OWN_COLUMNS}
-        attributes = {str(name): value for name, value in row.items() if name not in OWN_COLUMNS}
-        record = CaseRecord(**own, attributes=attributes)
+        own: dict[str, Any] = {name: row.pop(name) for name in OWN_COLUMNS}
+        record = CaseRecord(**own, attributes={str(name): value for name, value in row.items()})
         if not record.case_id or "/" in record.case_id or "\0" in record.case_id:  # it becomes part of output paths
             raise InputError(
                 f"{path}: a case id is the name of a file, and {record.case_id!r} is none: run stage=preprocess again"
@@ -96,11 +93,10 @@ def read_dataset(path: Path) -> dict[str, CaseRecord]:
 
 def join_thumbnails(path: Path, folder: Path, *, case_ids: Collection[str]) -> None:
     """Write one array with a row per case, in the order of dataset.csv, from a file per case; one at a time is in memory."""
-    header = {"descr": "|i1", "fortran_order": False, "shape": (len(case_ids), *THUMBNAIL_SHAPE)}
-    with path.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for case_id in sorted(case_ids):
-            stream.write(np.load(folder / f"{case_id}.npy").tobytes())
+    shape = (len(case_ids), *THUMBNAIL_SHAPE)
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(np.int8), shape=shape)
+    for row, case_id in zip(rows, sorted(case_ids), strict=True):
+        row[:] = np.load(folder / f"{case_id}.npy")
 
 
 def read_thumbnails(path: Path, *, case_ids: Collection[str]) -> dict[str, np.ndarray]:
@@ -131,11 +127,9 @@ def require_contract(path: Path, settings: PreprocessSettings) -> None:
     """
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=preprocess first")
-    used = read_json(path)["preprocess"]
+    used, wanted = read_json(path)["preprocess"], settings.as_dict()
     differences = [
-        f"{name}: is {used.get(name)}, wanted {value}"
-        for name, value in settings.as_dict().items()
-        if used.get(name) != value
+        f"{name}: is {used.get(name)}, wanted {value}" for name, value in wanted.items() if used.get(name) != value
     ]
     if differences:
         raise InputError(

@@ -192,10 +192,8 @@ def read_splits(path: Path) -> list[Fold]:
     folds = _read_subsets(path)
     if all(set(subsets) == {"val"} for subsets in folds):
         tests = [subsets["val"] for subsets in folds]
-        folds = [
-            {"train": sorted({case_id for other in tests if other is not test for case_id in other}), "test": test}
-            for test in tests
-        ]
+        others = [{case_id for other in tests if other is not test for case_id in other} for test in tests]
+        folds = [{"train": sorted(train), "test": test} for train, test in zip(others, tests, strict=True)]
     return [Fold(**{subset: subsets.get(subset, []) for subset in ("train", "val", "test")}) for subsets in folds]
 
 

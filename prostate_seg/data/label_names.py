@@ -46,11 +46,7 @@ class _Meaning(IntEnum):
 
 
 def require_gland_names(root: Path, *, labels: Sequence[int] | None) -> None:
-    """Check that no label which is taken as gland has the name of something else.
-
-    Args:
-        root: The data folder.
-        labels: Mask labels that are gland; None takes every label above 0.
+    """Check that no label of a data folder which is taken as gland has the name of something else.
 
     Raises:
         InputError: If one has, or dataset.json cannot be read.

@@ -163,15 +163,9 @@ def find_leaks(
     fingerprints: Mapping[str, Fingerprint],
     not_duplicates: NotDuplicates | None = None,
 ) -> Verdict:
-    """Compare the subsets of each fold, and check each case.
+    """Compare the subsets of each fold, and check each case; a pair of a fold is reported by the first check that finds it.
 
-    Args:
-        folds: Case ids of the subsets.
-        fingerprints: Known values of each case.
-        not_duplicates: Near-duplicate pairs that are no leak unless they share another value as well.
-
-    Returns:
-        The leaks, each pair of a fold under the first check that finds it; none when the folds are clean.
+    Near-duplicate pairs in `not_duplicates` are no leak unless they share another value as well.
     """
     reasons = not_duplicates or {}
     cases = {case_id: fingerprints[case_id] for case_id in case_ids_of(folds)}
@@ -183,9 +177,7 @@ def find_leaks(
             near[pair] = correlation
         else:
             overruled[frozenset(pair)] = f"{pair[0]} and {pair[1]} (correlation {correlation:.2f}): {reason}"
-    leaks = []
-    for fold_index, fold in enumerate(folds):
-        leaks += _leaks_of_fold(fold, fold_index, cases=cases, near_duplicates=near)
+    leaks = [leak for index, fold in enumerate(folds) for leak in _leaks_of_fold(fold, index, cases=cases, near=near)]
     leaks += [Leak(check=Check.intensities, first=name) for name, one in cases.items() if one.own_intensities is False]
     leaks += [Leak(check=Check.oracle_crop, first=name) for name, one in cases.items() if one.oracle_crop]
     num_unknown = {
@@ -195,11 +187,7 @@ def find_leaks(
 
 
 def _leaks_of_fold(
-    fold: Fold,
-    fold_index: int,
-    *,
-    cases: Mapping[str, Fingerprint],
-    near_duplicates: Mapping[tuple[str, str], float],
+    fold: Fold, fold_index: int, *, cases: Mapping[str, Fingerprint], near: Mapping[tuple[str, str], float]
 ) -> list[Leak]:
     members = [(subset, case_id) for subset, case_ids in fold.subsets().items() for case_id in case_ids]
     found: dict[tuple[tuple[str, str], tuple[str, str]], Leak] = {}
@@ -208,14 +196,12 @@ def _leaks_of_fold(
         """Add a leak for each pair of a group that lies in two subsets and has none yet."""
         for first, second in combinations(group, 2):
             if first[0] != second[0] and (first, second) not in found:
-                names = [f"{case_id} ({subset})" for subset, case_id in (first, second)]
-                found[first, second] = Leak(
-                    check=check, fold_index=fold_index, first=names[0], second=names[1], detail=detail
-                )
+                one, other = (f"{case_id} ({subset})" for subset, case_id in (first, second))
+                found[first, second] = Leak(check=check, fold_index=fold_index, first=one, second=other, detail=detail)
 
     for check in Check:
         if check is Check.near_duplicate:
-            for pair, correlation in near_duplicates.items():
+            for pair, correlation in near.items():
                 group = [member for member in members if member[1] in pair]
                 report(check, group, f"correlation {correlation:.2f}")
         elif check is Check.case or check in SHARED:
@@ -262,16 +248,10 @@ def stop_on_leaks(
     allowed: Collection[Check] = (),
     not_duplicates: NotDuplicates | None = None,
 ) -> Verdict:
-    """Raise if a fold leaks.
-
-    Args:
-        folds: Case ids of the subsets.
-        fingerprints: Known values of each case of the data set.
-        allowed: Checks whose leaks are recorded in the verdict without an error.
-        not_duplicates: As in `find_leaks`.
+    """Return the verdict of `find_leaks`.
 
     Raises:
-        InputError: If `find_leaks` finds any other leak, or a fold lists a case that is not in the data set.
+        InputError: If it has a leak of a check that is not `allowed`, or a fold lists a case that is not in the data set.
     """
     unknown = [case_id for case_id in case_ids_of(folds) if case_id not in fingerprints]
     if unknown:

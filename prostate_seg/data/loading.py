@@ -25,12 +25,7 @@ class LoadedCase:
 
 
 def load_case(case: Case, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, CaseQuality]:
-    """Read and check image and mask; a bad case gives None and the findings, never an exception.
-
-    Args:
-        case: Files; both image and mask.
-        labels: Mask labels that are gland; None takes every label above 0.
-    """
+    """Read and check image and mask; a bad case gives None and the findings, never an exception."""
     image, mask, quality = check_files(case, labels=labels)
     if image is None or mask is None or any(finding.is_error for finding in quality.findings):
         return None, quality
@@ -39,17 +34,15 @@ def load_case(case: Case, *, labels: Sequence[int] | None) -> tuple[LoadedCase |
 
 def check_files(case: Case, *, labels: Sequence[int] | None) -> tuple[Volume | None, Volume | None, CaseQuality]:
     """Return image and mask, None where absent or unreadable, and all findings on them."""
-    image = mask = None
+    volumes: list[Volume | None] = []
     unreadable = []
-    try:
-        image = read_volume(case.image)
-    except VolumeError as error:
-        unreadable.append(bad_case(case.case_id, error.check, f"{case.image.name}: {error}"))
-    try:
-        mask = None if case.mask is None else read_mask(case.mask)
-    except VolumeError as error:
-        assert case.mask is not None
-        unreadable.append(bad_case(case.case_id, error.check, f"{case.mask.name}: {error}"))
+    for path, read in ((case.image, read_volume), (case.mask, read_mask)):
+        try:
+            volumes.append(None if path is None else read(path))
+        except VolumeError as error:
+            volumes.append(None)
+            unreadable.append(bad_case(case.case_id, error.check, f"{path.name}: {error}"))
+    image, mask = volumes
     checked = check_case(case.case_id, image, mask, labels=labels)
     return image, mask, replace(checked, findings=[*unreadable, *checked.findings])
 

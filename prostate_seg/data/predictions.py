@@ -27,12 +27,11 @@ COLUMNS = (
 
 
 class State(Enum):
-    """State of a study's prediction."""
+    """State of a study's prediction; foreign is a mask of another input or model, or one changed or made elsewhere."""
 
     absent = "absent"
     done = "done"
     foreign = "foreign"
-    """A mask of another input or model, or one that was changed or made elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +95,9 @@ def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.Da
         record = read_json(path)
         if (output / record["mask"]).is_file():
             rows[record["name"]] = record
-    rows |= {row["name"]: row for row in errors}
-    for name, row in rows.items():
-        rows[name] = {**row, "warnings": "; ".join(filter(None, [row.get("warnings"), row.get("dicom_seg_error")]))}
+    rows |= {row["name"]: dict(row) for row in errors}
+    for row in rows.values():
+        row["warnings"] = "; ".join(filter(None, [row.get("warnings"), row.get("dicom_seg_error")]))
     table = pd.DataFrame([rows[name] for name in sorted(rows)], columns=list(COLUMNS)).astype({"num_slices": "Int64"})
     write_csv(output / "volumes.csv", table)
     return table

@@ -21,13 +21,9 @@ COLUMNS = (
 def write_quality_table(
     path: Path, quality_of: Mapping[str, CaseQuality], *, findings: Sequence[Finding], used: Collection[str]
 ) -> None:
-    """Write the table, sorted by case id.
+    """Write the table, sorted by case id, of measurements by case id; a bad case without measurements gets a row too.
 
-    Args:
-        path: File to write.
-        quality_of: Measurements by case id.
-        findings: All findings on the data set; a bad case without measurements gets a row too.
-        used: Ids of the cases that were not refused.
+    `findings` are all those on the data set, `used` the ids of the cases that were not refused.
     """
     bad = {finding.case_id for finding in findings if finding.is_error}
     rows = []

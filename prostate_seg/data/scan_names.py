@@ -6,7 +6,6 @@ Names are compared word by word, in lower case; a word is a run of letters and d
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from enum import Enum
 from pathlib import Path
 
 from prostate_seg.common.errors import InputError
@@ -37,37 +36,31 @@ MAX_CHANNELS = 8
 """Maximum number of channels of a case; more numbers behind one name are studies."""
 
 
-class Kind(Enum):
-    """Kind of file that a name describes."""
-
-    mask = "masks"
-    other = "other sequences or planes"
+MASKS, OTHERS = "masks", "other sequences or planes"
+"""Kinds of file that are not segmented."""
 
 
-def kind_of(name: str, *, allowed: Iterable[str] = (), masks_possible: bool = True) -> Kind | None:
-    """Return the kind of a file or series; None for a name that may be an axial T2-weighted image.
+def kind_of(name: str, *, allowed: Iterable[str] = (), masks_possible: bool = True) -> str | None:
+    """Return `MASKS` or `OTHERS`, or None for a name, without suffix, that may be an axial T2-weighted image.
 
-    Args:
-        name: Name without suffix.
-        allowed: Words that are ignored.
-        masks_possible: Whether masks may be among the files.
+    Words in `allowed` are ignored.
     """
     is_t2 = any(map(T2.fullmatch, words_of(name)))
     words = words_of(name) - set(allowed)
     if masks_possible and any(map(MASK.fullmatch, words)):
-        return Kind.mask
+        return MASKS
     is_other = any(map(PLANE.fullmatch, words)) or (not is_t2 and any(map(_is_other_sequence, words)))
-    return Kind.other if is_other else None
+    return OTHERS if is_other else None
 
 
-def kind_of_folder(name: str, *, allowed: Iterable[str] = ()) -> Kind | None:
+def kind_of_folder(name: str, *, allowed: Iterable[str] = ()) -> str | None:
     """Return the kind of all files in a folder; None if its name has other words as well."""
     words = {word for word in words_of(name) - set(allowed) if not word.isdigit()}
     if any(map(MASK.fullmatch, words)) and all(MASK.fullmatch(word) or T2.fullmatch(word) for word in words):
-        return Kind.mask
+        return MASKS
     is_t2 = any(map(T2.fullmatch, words)) and not any(map(PLANE.fullmatch, words))
     others_alone = all(PLANE.fullmatch(word) or T2.fullmatch(word) or _is_other_sequence(word) for word in words)
-    return Kind.other if words and others_alone and not is_t2 else None
+    return OTHERS if words and others_alone and not is_t2 else None
 
 
 def words_of(name: str) -> set[str]:
@@ -82,13 +75,10 @@ def _is_other_sequence(word: str) -> bool:
 
 
 def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool, allowed: Iterable[str] = ()) -> set[str]:
-    """Return the names of a folder that are, by nnU-Net's numbering, channels that are not T2-weighted.
+    """Return the names, without suffix, of a folder that are, by nnU-Net's numbering, channels that are not T2-weighted.
 
-    Args:
-        stems: Names without suffix.
-        folder: Their folder; dataset.json is searched there and one level up.
-        is_nnunet: Whether the folder is one of nnU-Net's; elsewhere only several channels of one case count as channels.
-        allowed: Numbers that are taken, whatever their sequence, where there is no other.
+    dataset.json is searched in the folder and one level up. Numbers in `allowed` are taken, whatever their sequence, where
+    there is no other. Outside of nnU-Net's folders only several channels of one case count as channels.
 
     Raises:
         InputError: If it is not clear which of several channels is T2-weighted.

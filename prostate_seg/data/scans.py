@@ -17,13 +17,13 @@ import pydicom
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.layouts import is_bids
-from prostate_seg.data.scan_names import CHANNEL, Kind, kind_of, kind_of_folder, other_channels, words_of
+from prostate_seg.data.scan_names import CHANNEL, kind_of, kind_of_folder, other_channels, words_of
+from prostate_seg.imaging.dicom_frames import MAGIC, MAGIC_OFFSET
+from prostate_seg.imaging.labels import listed
 from prostate_seg.imaging.sitk_reader import image_suffix
 
 DICOM_SUFFIXES = (".dcm", ".ima")
 """Usual suffixes; most scanners and archives write none, and the file is recognised by its content."""
-
-DICOM_MAGIC_AT, DICOM_MAGIC = 128, b"DICM"
 
 SUFFIXES = ".mha .mhd .nii .nii.gz .nrrd"
 
@@ -37,9 +37,6 @@ OUTSIDE = "outside the image folders of data sets (images/, imagesTr/, imagesTs/
 
 RESULT_FOLDERS = ("masks", "overlays", "dicom_seg", "records")
 """Folders of a prediction's output."""
-
-MAX_LISTED = 5
-"""Names that a line lists; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,20 +70,15 @@ class ScanList:
     @property
     def left_out_lines(self) -> list[str]:
         """One line for each reason."""
-        lines = []
-        for reason, names in sorted(self.left_out.items()):
-            more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-            lines.append(f"left out: {len(names)} {reason}: {', '.join(sorted(names)[:MAX_LISTED])}{more}")
-        return lines
+        by_reason = sorted(self.left_out.items())
+        return [f"left out: {len(names)} {reason}: {listed(sorted(names))}" for reason, names in by_reason]
 
 
 def find_scans(root: Path, *, pattern: str, output: Path | None = None) -> ScanList:
     """Return the studies of a file, a folder of images, a DICOM series, or a folder of patients with any of these.
 
-    Args:
-        root: File or folder.
-        pattern: Glob for the names of files and of folders of a series; a `root` that is a study itself always matches.
-        output: Folder that results are written to; its results are no input.
+    `pattern` is a glob for the names of files and of folders of a series; a `root` that is a study itself always matches.
+    Results in `output`, to which results are written, are no input.
 
     Raises:
         InputError: If there is no study, or two would have one name.
@@ -97,9 +89,8 @@ def find_scans(root: Path, *, pattern: str, output: Path | None = None) -> ScanL
     if root.is_file():
         return ScanList(scans=[_single(root)])
     root = root.resolve()
-    beside = {path.name for path in _entries(root.parent)}
-    is_reference = (root.name == "masks" and "images" in beside) or (
-        root.name.startswith("labelsT") and "imagesTr" in beside
+    is_reference = (root.name == "masks" and (root.parent / "images").exists()) or (
+        root.name.startswith("labelsT") and (root.parent / "imagesTr").exists()
     )
     if is_reference or (root.name in RESULT_FOLDERS and _holds_results(root.parent)):
         what = "reference masks" if is_reference else "results of an earlier prediction"
@@ -217,7 +208,7 @@ class _Search:
         kind = kind_of(folder.name, allowed=words_of(self.pattern))
         modality, description = _modality_and_description(files)
         if kind and not is_root:
-            self._leave_out(_reason(kind), folder)
+            self._leave_out(_by_name(kind), folder)
         elif modality != "MR" and not is_root:
             self._leave_out(f"DICOM objects of modality {modality}, not MR", folder)
         else:
@@ -240,7 +231,7 @@ class _Search:
             elif layout and path.name not in layout:
                 self._leave_out(OUTSIDE, path)
             elif not layout and (kind := next(filter(None, kinds), None)):
-                self._leave_out(_reason(kind), path)
+                self._leave_out(_by_name(kind), path)
             else:
                 yield path
         for path in files:
@@ -268,7 +259,7 @@ class _Search:
             elif _is_other_bids_image(path):
                 self._leave_out("in BIDS folders whose name does not end in _T2w", path)
             elif kind and not is_nnunet:
-                self._leave_out(_reason(kind), path)
+                self._leave_out(_by_name(kind), path)
             else:
                 yield path
         yield from (path for path in files if path.is_symlink() and not _mode(path) and not path.suffix)
@@ -289,13 +280,6 @@ def _mode(path: Path) -> int:
         return path.stat().st_mode
     except OSError:
         return 0
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
 
 
 def _holds_results(folder: Path) -> bool:
@@ -324,7 +308,7 @@ def _is_dicom(file: Path) -> bool:
     if file.name.lower().endswith(DICOM_SUFFIXES):
         return True
     with file.open("rb") as stream:
-        return stream.read(DICOM_MAGIC_AT + len(DICOM_MAGIC))[DICOM_MAGIC_AT:] == DICOM_MAGIC
+        return stream.read(MAGIC_OFFSET + len(MAGIC))[MAGIC_OFFSET:] == MAGIC
 
 
 def _modality_and_description(files: Sequence[Path]) -> tuple[str, str]:
@@ -346,5 +330,5 @@ def _stem(path: Path) -> str:
     return path.name[: -len(suffix)] if suffix else path.name
 
 
-def _reason(kind: Kind) -> str:
-    return f"{kind.value} by their name (predict.pattern with the same word takes them)"
+def _by_name(kind: str) -> str:
+    return f"{kind} by their name (predict.pattern with the same word takes them)"

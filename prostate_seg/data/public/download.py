@@ -55,11 +55,7 @@ class _IncompleteError(Exception):
 def download(url: str, target: Path, *, on_bytes: OnBytes, retries: RetryPolicy = RetryPolicy()) -> None:
     """Download a file, resuming a partial one.
 
-    Args:
-        url: http or https address.
-        target: File to write; NAME.part beside it holds the bytes so far.
-        on_bytes: Called with the downloaded and the total bytes, before the first new byte and after each chunk.
-        retries: Limits of retries.
+    `on_bytes` is called before the first new byte and after each chunk.
 
     Raises:
         InputError: If the server refuses, does not respond or keeps closing the connection, or the disk is too small. The

@@ -48,16 +48,9 @@ class _Member:
 
 
 def unpack(archive: Path, folder: Path, *, rules: Sequence[Rule], on_file: Callable[[int], None]) -> list[str]:
-    """Extract the wanted files of a .zip or .tar archive; existing files are kept.
+    """Extract the wanted files of a .zip or .tar archive to a data folder, and return their paths there, sorted.
 
-    Args:
-        archive: The archive.
-        folder: The data folder.
-        rules: The wanted files.
-        on_file: Called with the number of wanted files before the first, and with 0 after each.
-
-    Returns:
-        Paths in the data folder, sorted.
+    Existing files are kept. `on_file` is called with the number of wanted files before the first, and with 0 after each.
 
     Raises:
         InputError: If the archive is damaged, has no wanted file, or would write outside of the folder, or the disk is too
