@@ -5,7 +5,6 @@ imported only when a stage starts.
 """
 
 import logging
-import math
 import os
 import re
 import signal
@@ -17,19 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from prostate_seg.cli import BAD_COMMAND, leave, no_option_message, require_inputs, typed_word
+from prostate_seg.cli import BAD_COMMAND, leave, require_inputs, typed_word
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import write_text
-from prostate_seg.common.suggestions import unknown_key_message
 from prostate_seg.config import schema as configuration
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import workspace_of
@@ -45,9 +41,9 @@ from prostate_seg.operations.job import (
 )
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.stages import STAGES, UNTRACKED_STAGES, require_stage
-from prostate_seg.sweeping.cost_estimate import log_cost_estimate, num_folds_of
+from prostate_seg.sweeping.cost_estimate import log_grid_estimate
 from prostate_seg.sweeping.grid import job_error
-from prostate_seg.sweeping.identity import is_study, require_training, sweep_place, trial_number
+from prostate_seg.sweeping.identity import is_study, require_training, sweep_place, swept_settings, trial_number
 from prostate_seg.tracking import set_mlflow_defaults
 
 if TYPE_CHECKING:
@@ -94,11 +90,9 @@ class StageTask:
         return self.run
 
     def close(self, error: BaseException | None, *, replace_error: bool = False) -> None:
-        """Close the run, if one is open, and release the workspace lock.
+        """Close the run, if one is open, with the error that ended the job, and release the workspace lock.
 
-        Args:
-            error: What ended the job early.
-            replace_error: Whether a failure of the closing itself exits.
+        With `replace_error`, a failure of the closing itself exits.
         """
         run, self.run = self.run, None
         if run is not None:
@@ -125,11 +119,11 @@ class TrackingCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Create the pipeline run and, for a sweep, the sweep's run before any job starts."""
         with _exit_on_error():
-            swept = _swept_settings(config)
+            swept = swept_settings(config)
             _require_runnable(config, swept.get("stage", [config.stage]), swept=set(swept) - {"stage"})
             self._is_multirun_accepted = True
-            cfg = _parsed(config)
-            if cfg is None or cfg.stage in UNTRACKED_STAGES:
+            cfg = _tracked(config)
+            if cfg is None:
                 return
             is_sweep = is_study(config.hydra) or bool(set(swept) - {"stage"})
             if cfg.mlflow.tracking_uri is not None:
@@ -138,15 +132,15 @@ class TrackingCallback(Callback):
 
                 begin_multirun(cfg, sweep_place(config), is_sweep=is_sweep)
             if is_sweep and not is_study(config.hydra):  # a study announces the trials that are missing itself
-                _announce(cfg, swept, is_paired="PairSweeper" in config.hydra.sweeper._target_)
+                log_grid_estimate(cfg, swept, is_paired="PairSweeper" in config.hydra.sweeper._target_)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Close the sweep's run with the worst status of its trials, and log the command that trains the best setting."""
         if not self._is_multirun_accepted:
             return
         with _exit_on_error():
-            cfg = _parsed(config)
-            if cfg is None or cfg.stage in UNTRACKED_STAGES or cfg.mlflow.tracking_uri is None:
+            cfg = _tracked(config)
+            if cfg is None or cfg.mlflow.tracking_uri is None:
                 return
             from prostate_seg.tracking.sweeps import end_multirun
 
@@ -164,11 +158,9 @@ class TrackingCallback(Callback):
         elif signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
             signal.signal(signal.SIGTERM, terminate)
         with _exit_on_error():
-            job = _job(config)
-            redactor = _redactor(config)
-            for path in (job.output_dir / job.hydra_dir).glob(
-                "*.yaml"
-            ):  # Hydra wrote config and overrides as they were
+            job, redactor = _job(config), _redactor(config)
+            # Hydra wrote config and overrides as they were
+            for path in (job.output_dir / job.hydra_dir).glob("*.yaml"):
                 text = path.read_text(encoding="utf-8")
                 if (clean := redactor.text(text)) != text:
                     write_text(path, clean)
@@ -181,9 +173,8 @@ class TrackingCallback(Callback):
         is_completed = job_return.status is JobStatus.COMPLETED
         error = None if is_completed else job_error(job_return)
         with _ignore_sigterm():
-            job_return.overrides = [
-                _redactor(config).text(word) for word in job_return.overrides or ()
-            ]  # Hydra prints them
+            redactor = _redactor(config)
+            job_return.overrides = [redactor.text(word) for word in job_return.overrides or ()]  # Hydra prints them
             self._task.close(error, replace_error=is_completed)
         if isinstance(error, SystemExit) and error.code in (0, None):
             sys.exit(1)  # a stage that leaves by sys.exit(0) has no result, which is no success
@@ -199,25 +190,20 @@ def _draw_sweep(folder: Path, rows: Sequence[tuple[Mapping[str, str], float]]) -
 
 def _open_run(task: StageTask, cfg: Config, job: Job) -> None:
     """Lock the workspace and open the run. Modules that import MLflow, and those that hash, are imported here."""
-    from prostate_seg.operations.workspace_lock import lock_workspace, needs_lock
+    from prostate_seg.operations.workspace_lock import lock_workspace
 
     workspace = workspace_of(cfg)
-    if needs_lock(cfg, workspace):
-        task.workspace_lock = lock_workspace(cfg, workspace)
+    task.workspace_lock = lock_workspace(cfg, workspace)
     set_mlflow_defaults()  # stages that look runs up import MLflow too
     if cfg.stage in UNTRACKED_STAGES:
         task.run = NullRun()
         return
-    if cfg.mlflow.skip_finished:
-        from prostate_seg.tracking.stage_run import finished_before
+    from prostate_seg.tracking.stage_run import StageRun, finished_before
 
-        done = finished_before(cfg, workspace, job)
-        if done is not None:
-            task.run = SkippedRun(done)
-            return
-    if cfg.mlflow.tracking_uri is None:
-        from prostate_seg.tracking.stage_run import StageRun
-
+    done = finished_before(cfg, workspace, job) if cfg.mlflow.skip_finished else None
+    if done is not None:
+        task.run = SkippedRun(done)
+    elif cfg.mlflow.tracking_uri is None:
         task.run = StageRun(cfg, workspace, job)
     else:
         from prostate_seg.tracking.tracked_run import open_stage_run
@@ -231,6 +217,12 @@ def _parsed(config: DictConfig) -> Config | None:
         return configuration.parse(config)
     except ConfigError:
         return None
+
+
+def _tracked(config: DictConfig) -> Config | None:
+    """Return the config of a multirun whose stage records a run; None for another."""
+    cfg = _parsed(config)
+    return None if cfg is None or cfg.stage in UNTRACKED_STAGES else cfg
 
 
 def _require_runnable(config: DictConfig, stages: Sequence[str | None], *, swept: Iterable[str] = ()) -> None:
@@ -281,54 +273,11 @@ def _redactor(config: DictConfig) -> Redactor:
     return Redactor(settings=settings)
 
 
-def _swept_settings(config: DictConfig) -> dict[str, list[str | None]]:
-    """Return the settings that a multirun varies, with their values; no values for an interval.
-
-    Raises:
-        ConfigError: If a setting or option does not exist, has no value to try, or has an interval outside a study.
-    """
-    words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    words += list(config.hydra.overrides.task)
-    swept: dict[str, list[str | None]] = {}
-    loader = GlobalHydra.instance().config_loader()
-    for override in OverridesParser.create(loader).parse_overrides(words):
-        if not override.is_sweep_override():
-            continue
-        if override.is_interval_sweep() and not is_study(config.hydra):
-            raise ConfigError(f"{override.input_line}: only a search draws from an interval; add +sweep=optuna")
-        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-        if not (values or override.is_interval_sweep()):
-            raise ConfigError(f"{override.input_line}: has no value to try; glob(...) takes options of a group")
-        key, options = override.key_or_group, loader.get_group_options(override.key_or_group)
-        words_of_group = [value for value in values if options and re.fullmatch(r"[\w'\"]+", value) and value != "null"]
-        if absent := [value for value in words_of_group if value.strip("'\"") not in options]:
-            raise ConfigError(no_option_message(key, absent[0]))
-        is_setting = not (options or override.is_value_path or override.is_hydra_override())
-        if is_setting and key not in configuration.known_keys():
-            raise ConfigError(unknown_key_message(key, configuration.known_keys()))
-        swept[override.get_key_element()] = [str(value) for value in values]
-    return swept
-
-
-def _announce(cfg: Config, swept: Mapping[str, Sequence[Any]], *, is_paired: bool) -> None:
-    """Log the number of trainings of a grid or of pairs; of a sweep over test cases, that it has no best trial."""
-    if cfg.stage == "evaluate":
-        log.info(
-            "a sweep of stage=evaluate has no best trial: test cases choose no setting\n"
-            "Choose by the val cases: sweep stage=train."
-        )
-    if cfg.stage == "train":
-        counts = [len(values) for values in swept.values()]
-        num_folds = 1 if "fold.index" in swept else num_folds_of(cfg)
-        log_cost_estimate(cfg, num_trials=max(counts) if is_paired else math.prod(counts), num_folds=num_folds)
-
-
 @contextmanager
 def _exit_on_error(*, replace_error: bool = True) -> Iterator[None]:
     """Turn an exception into an exit, which Hydra cannot swallow: code 2 for the command or config, else 1.
 
-    Args:
-        replace_error: False when the stage's own error is propagating and must not be replaced.
+    The stage's own error that is propagating is not replaced without `replace_error`.
     """
     try:
         yield

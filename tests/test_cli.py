@@ -15,7 +15,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prostate_seg.callback import _swept_settings
 from prostate_seg.cli import (
     PATHS,
     TEXT_OF_HYDRA,
@@ -29,6 +28,7 @@ from prostate_seg.cli import (
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.suggestions import OTHER_NAMES, probably_meant, unknown_key_message
 from prostate_seg.config import schema as config
+from prostate_seg.sweeping.identity import swept_settings
 from prostate_seg.sweeping.search_space import expand_globs
 from tests.conftest import composed
 
@@ -241,7 +241,7 @@ def swept(*overrides: str) -> dict[str, list[str | None]]:
     with initialize_config_dir(config_dir=str(config_folder())):
         loader = GlobalHydra.instance().config_loader()
         cfg = loader.load_configuration("config", overrides=list(overrides), run_mode=_multirun())
-        return _swept_settings(cfg)
+        return swept_settings(cfg)
 
 
 def _multirun() -> Any:

@@ -68,15 +68,15 @@ def test_packages_are_the_installed_ones() -> None:
 
 
 def test_machine_has_processor_memory_and_gpu_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance.shutil, "which", lambda _: None)
+    monkeypatch.setenv("PATH", "")
     found = machine()
     assert {"host", "system", "python", "cpu", "num_cores", "memory_gib"} <= set(found)
     assert found["gpu"] == "none"
 
 
 def test_gpu_and_driver_are_read_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(provenance, "_output", lambda _: "NVIDIA A100, 550.54\nNVIDIA A100, 550.54\n")
+    answer = subprocess.CompletedProcess([], 0, stdout="NVIDIA A100, 550.54\nNVIDIA A100, 550.54\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     found = machine()
     assert found["gpu"] == "NVIDIA A100, NVIDIA A100"
     assert found["gpu_driver"] == "550.54"

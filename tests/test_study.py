@@ -125,19 +125,6 @@ def test_heartbeats_are_recorded_while_a_trial_runs(address: str, monkeypatch: p
     assert shared.claim(num_trials=1, at_most=1) == {}
 
 
-def test_study_of_an_earlier_version_continues(address: str) -> None:
-    """Its running trials have a heartbeat among their attributes and none in Optuna's table."""
-    shared = opened(address)
-    for alive in (True, False):
-        trial = shared.study.ask()
-        heartbeat = {} if alive else {"process.heartbeat": "2020-01-01T00:00:00+00:00"}
-        trial.set_user_attr("owner", this_process().as_tags() | {"process.host": "elsewhere"} | heartbeat)
-        trial.set_user_attr("deaths", 1)
-    assert shared.study.user_attrs == {"question": KEY}
-    assert list(opened(address).claim(num_trials=2, at_most=2)) == [1]
-    assert opened(address).counts()["RUNNING"] == 2
-
-
 def test_trial_whose_process_is_killed_between_failing_and_queueing_is_not_lost(address: str) -> None:
     shared = opened(address)
     shared.tell(one_trial(shared), TrialState.FAIL)

@@ -37,20 +37,17 @@ class WorkspaceLock:
         Path(self.lock.lock_file).unlink(missing_ok=True)
 
 
-def needs_lock(cfg: Config, workspace: Workspace) -> bool:
-    """Return whether a stage needs the lock: whether it reads or replaces files of the workspace."""
-    return any(_read_and_replaced(cfg, workspace))
-
-
-def lock_workspace(cfg: Config, workspace: Workspace) -> WorkspaceLock:
-    """Lock the workspace for a stage.
+def lock_workspace(cfg: Config, workspace: Workspace) -> WorkspaceLock | None:
+    """Lock the workspace for a stage; None for one that neither reads nor replaces files of the workspace.
 
     Raises:
         InputError: If a running stage reads what this one would replace, or the other way round.
     """
+    read, replaced = _read_and_replaced(cfg, workspace)
+    if not (read or replaced):
+        return None
     folder = workspace.cache / "running"
     folder.mkdir(parents=True, exist_ok=True)
-    read, replaced = _read_and_replaced(cfg, workspace)
     own = {
         "stage": cfg.stage,
         "reads": [str(path.absolute()) for path in read],

@@ -9,7 +9,7 @@ costs time, one that does not would keep a wrong number. As a program it writes 
 import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +38,10 @@ FEWEST_WORDS = 4
 def code_digests(stage: str) -> dict[str, str]:
     """Return the digest of each source file that decides numbers of a stage, by its path below the project."""
     files = files_behind(PACKAGE / "stages" / f"{stage}.py", is_left_out=is_neutral)
-    return {code_key(path): _digest_of(path) for path in files}
+    return {
+        code_key(path): digest_of_source(path.read_text(encoding="utf-8")) if path.suffix == ".py" else md5_of(path)
+        for path in files
+    }
 
 
 def code_listing(digests: Mapping[str, str]) -> str:
@@ -54,10 +57,6 @@ def is_neutral(path: Path) -> bool:
     if not NEUTRAL.isdisjoint(place.as_posix() for place in (inside, *inside.parents)):
         return True
     return any(name.split(".")[0] == DRAWING_LIBRARY for name in imported_names(path))
-
-
-def _digest_of(path: Path) -> str:
-    return digest_of_source(path.read_text(encoding="utf-8")) if path.suffix == ".py" else md5_of(path)
 
 
 @cache  # every trial of a sweep reads the same files
@@ -160,13 +159,12 @@ def _dump(node: object) -> str:
         return f"[{','.join(map(_dump, node))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    return f"{type(node).__name__}({','.join(_fields_of(node))})"
-
-
-def _fields_of(node: ast.AST) -> Iterator[str]:
-    for name, value in ast.iter_fields(node):
-        if name not in ("ctx", "kind") and value is not None and value != []:
-            yield f"{name}={_dump(value)}"
+    fields = [
+        f"{name}={_dump(value)}"
+        for name, value in ast.iter_fields(node)
+        if name not in ("ctx", "kind") and value is not None and value != []
+    ]
+    return f"{type(node).__name__}({','.join(fields)})"
 
 
 def main() -> None:

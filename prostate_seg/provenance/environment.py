@@ -4,10 +4,8 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -125,21 +123,18 @@ def machine() -> dict[str, str]:
         "memory_gib": f"{psutil.virtual_memory().total / 2**30:.1f}",
         "gpu": "none",
     }
-    # nvidia-smi comes with the driver
-    rows = _output(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]).strip().splitlines()
-    if rows:
+    if rows := _gpu_rows():
         names, drivers = zip(*(row.rsplit(", ", 1) for row in rows), strict=True)
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
         found |= {"gpu": ", ".join(names), "gpu_driver": drivers[0], "gpu_visible": visible}
     return found
 
 
-def _output(command: Sequence[str]) -> str:
-    """Return the output of a program; empty if it is not installed or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
+def _gpu_rows() -> list[str]:
+    """Return a row `name, driver` per GPU from nvidia-smi, which comes with the driver; none where that is absent or fails."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.strip().splitlines()

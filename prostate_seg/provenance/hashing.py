@@ -35,22 +35,12 @@ class Hashed:
 
 
 def hash_paths(paths: Iterable[Path], *, cache: Path) -> dict[Path, Hashed]:
-    """Hash files and folders on all cores.
-
-    Args:
-        paths: Existing files and folders.
-        cache: Folder of the state database.
+    """Hash existing files and folders on all cores; the state database is in `cache`.
 
     Raises:
         InputError: If one of them cannot be read.
     """
-    contents: dict[Path, list[Path]] = {}
-    for path in paths:
-        whole = path.absolute()
-        walked = os.walk(whole, followlinks=True) if whole.is_dir() else []
-        contents[path] = [Path(root) / name for root, _, names in walked for name in names]
-        if not whole.is_dir():
-            contents[path] = [whole]
+    contents = {path: _files_in(path.absolute()) for path in paths}
     infos = {str(file): _info(file) for files in contents.values() for file in files}
 
     cache.mkdir(parents=True, exist_ok=True)
@@ -65,6 +55,12 @@ def hash_paths(paths: Iterable[Path], *, cache: Path) -> dict[Path, Hashed]:
         state.close()
     known |= dict(zip(unknown, fresh, strict=True))
     return {path: _hashed(path, files, infos, known) for path, files in contents.items()}
+
+
+def _files_in(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return [Path(root, name) for root, _, names in os.walk(path, followlinks=True) for name in names]
 
 
 def _info(file: Path) -> dict[str, Any]:

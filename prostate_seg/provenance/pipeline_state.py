@@ -66,12 +66,7 @@ class StageState:
 def pipeline_states(workspace: Workspace, *, settings: Mapping[str, Any]) -> list[StageState]:
     """Return the state of each stage in pipeline order; folds trained alone are in train's place.
 
-    Args:
-        workspace: Folders of the files.
-        settings: The present settings, nested, redacted like the recorded ones.
-
-    Raises:
-        InputError: If DS_VERSION.json cannot be read.
+    The present settings are nested, and redacted like the recorded ones.
     """
     entries = known_entries(workspace)
     states: dict[str, StageState] = {}

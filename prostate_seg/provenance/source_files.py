@@ -28,9 +28,7 @@ def source_files(stage: str) -> list[Path]:
 def files_behind(module: Path, *, is_left_out: Callable[[Path], bool] = lambda _: False) -> list[Path]:
     """Return the package's files that a module needs, itself among them, sorted.
 
-    Args:
-        module: The module to start from.
-        is_left_out: Whether a file, and what is needed by that file alone, is left out.
+    A file for which `is_left_out` holds is not among them, nor is what that file alone needs.
     """
     found: set[Path] = set()
     waiting = [module]

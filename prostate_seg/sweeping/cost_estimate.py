@@ -1,6 +1,9 @@
 """Cost estimate of a sweep before it starts: number of trainings, and their duration, estimated from past runs."""
 
 import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prostate_seg.config.schema import Config
 
@@ -25,3 +28,16 @@ def log_cost_estimate(cfg: Config, *, num_trials: int, num_folds: int) -> None:
             minutes = f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
             time = f"about {f'{seconds:.0f} s' if seconds < 90 else minutes} one after the other"
     log.info("sweep: %d trials x %d folds = %d fits, %s", num_trials, num_folds, num_fits, time)
+
+
+def log_grid_estimate(cfg: Config, swept: Mapping[str, Sequence[Any]], *, is_paired: bool) -> None:
+    """Log the number of trainings of a grid or of pairs; of a sweep over test cases, that it has no best trial."""
+    if cfg.stage == "evaluate":
+        log.info(
+            "a sweep of stage=evaluate has no best trial: test cases choose no setting\n"
+            "Choose by the val cases: sweep stage=train."
+        )
+    if cfg.stage == "train":
+        counts = [len(values) for values in swept.values()]
+        num_folds = 1 if "fold.index" in swept else num_folds_of(cfg)
+        log_cost_estimate(cfg, num_trials=max(counts) if is_paired else math.prod(counts), num_folds=num_folds)

@@ -37,7 +37,6 @@ from prostate_seg.operations.process import (
     HEARTBEAT_SECONDS,
     SILENT_AFTER,
     is_alive,
-    is_silent,
     now_text,
     this_process,
 )
@@ -304,12 +303,8 @@ def pruning_check(address: str, name: str, *, number: int, pruner: BasePruner) -
 
 def _has_dead_owner(trial: FrozenTrial) -> bool:
     """Return whether the process of a running trial is known to be dead; heartbeats tell for those of other machines."""
-    if not trial.user_attrs.get(OWNER):  # killed while it claimed
-        return True
-    # In studies of earlier versions the owner has its own heartbeat; it counts as present otherwise.
-    owner = {"process.heartbeat": now_text()} | trial.user_attrs[OWNER]
-    alive = is_alive(owner)
-    return is_silent(owner, since=SILENT_AFTER) if alive is None else not alive
+    owner = trial.user_attrs.get(OWNER)  # none if it was killed while it claimed
+    return not owner or is_alive({**owner, "process.heartbeat": now_text()}) is False
 
 
 def _is_retried(trial: FrozenTrial) -> bool:

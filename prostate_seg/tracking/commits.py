@@ -44,27 +44,21 @@ def runs_of_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tup
         InputError: If there is no such commit, it has no dvc.lock, or the store cannot be used.
     """
     commit = commit_of(revision)
-    outputs = locked_outputs(commit)
+    outputs = locked_outputs(commit)  # before the store is opened: a wrong revision needs none
     return commit, find_matches(open_tree(settings, cache=cache), outputs)
 
 
 def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, list[Match]]:
-    """Tag the runs whose results a dvc.lock has with its commit, or with the commit of the DVC experiment.
-
-    Raises:
-        InputError: As `runs_of_commit`.
-    """
-    commit = commit_of(revision)
-    outputs = locked_outputs(commit)
-    tree = open_tree(settings, cache=cache)
-    matches = find_matches(tree, outputs)
+    """Tag the runs whose results a dvc.lock has with its commit, or with the commit of the DVC experiment."""
+    commit, matches = runs_of_commit(revision, settings, cache=cache)
+    client = open_tree(settings, cache=cache).client
     branches = git(project_root(), "for-each-ref", "--contains", commit, "refs/heads", "refs/tags", "refs/remotes")
     for run in (match.run for match in matches if match.run is not None):
         committed_in = run.data.tags.get(COMMITTED_IN, "").split()
         if not branches.strip():  # the commit of an experiment is on no branch
-            tree.client.set_tag(run.info.run_id, EXPERIMENT_COMMIT, commit)
+            client.set_tag(run.info.run_id, EXPERIMENT_COMMIT, commit)
         elif commit not in committed_in:
-            tree.client.set_tag(run.info.run_id, COMMITTED_IN, " ".join([*committed_in, commit]))
+            client.set_tag(run.info.run_id, COMMITTED_IN, " ".join([*committed_in, commit]))
     return commit, matches
 
 
@@ -117,11 +111,7 @@ def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
 
 
 def find_matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> list[Match]:
-    """Return for each stage the newest run that wrote exactly these outputs; a deleted one if there is no other.
-
-    Raises:
-        InputError: If the store cannot be used.
-    """
+    """Return for each stage the newest run that wrote exactly these outputs; a deleted one if there is no other."""
 
     def newest(stage: str, *, deleted: bool) -> Run | None:
         wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in outputs[stage].items()}

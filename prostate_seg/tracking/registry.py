@@ -1,14 +1,15 @@
 """Model registry: registers evaluated networks as versions of an MLflow model, and moves the aliases of its versions.
 
 A version holds a folder of networks with their evaluation, and the code that loads them; nothing in it is pickled. The alias
-challenger is the newest version, champion the promoted one; each move is recorded as a tag of the registered model.
+challenger is the newest version, champion the promoted one; each move is recorded as a tag of the registered model. A store
+that cannot be used is an InputError in every function.
 """
 
 import json
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,13 +103,7 @@ class Version:
 
 
 def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evaluated:
-    """Return an evaluation.
-
-    Args:
-        tree: The store.
-        run_id: Run of the evaluation, of a training or fold that it tested, or of a pipeline; None for the newest
-            evaluation of the named pipeline.
-        pipeline: Name of the pipeline.
+    """Return an evaluation, by its run, a training or fold that it tested, or its pipeline; else the newest of the pipeline.
 
     Raises:
         InputError: If there is none, or it has not finished.
@@ -126,11 +121,7 @@ def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evalua
 
 
 def _named_pipeline(tree: RunTree, name: str) -> Run:
-    """Return the newest pipeline of that name that holds other stages than register.
-
-    Raises:
-        InputError: If there is none, or it is deleted.
-    """
+    """Return the newest pipeline of that name that holds other stages than register."""
     found = tree.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
     for run in found:
         if any(one.data.tags.get("stage") != "register" for one in tree.children(run.info.run_id)):
@@ -190,11 +181,6 @@ def training_runs(evaluated: Evaluated) -> list[str]:
 def tested_networks(evaluated: Evaluated, workspace: Workspace, *, otherwise: Path) -> Path:
     """Return the folder of the networks that an evaluation tested: in the workspace if unchanged, else restored by DVC.
 
-    Args:
-        evaluated: The evaluation, with their hash.
-        workspace: The workspace.
-        otherwise: Folder into which DVC restores them.
-
     Raises:
         InputError: If they are in neither.
     """
@@ -234,20 +220,10 @@ def add_version(
     description: str,
     tags: Mapping[str, str],
 ) -> Version:
-    """Log a folder of networks as a model of a run, and register it.
+    """Log a folder of networks as a model of a run, and register it as a version of the named model.
 
-    Args:
-        tree: The store.
-        settings: Its address.
-        name: Name of the registered model, which is created if there is none.
-        folder: Networks as `segmentation.networks.model_folder` reads them, and other files to keep with them.
-        run_id: Run on whose page MLflow shows the model.
-        example: Image file as input example.
-        description: Description of the version, Markdown.
-        tags: Tags of the version.
-
-    Raises:
-        InputError: If the store refuses it.
+    The folder holds networks as `segmentation.networks.model_folder` reads them, and other files to keep with them. MLflow
+    shows the model on the page of the run, with the Markdown description and an image file as input example.
     """
     with tree.store.explained_errors():
         _point_mlflow_to(settings)
@@ -298,8 +274,12 @@ def _log_model(folder: Path, *, run_id: str, example: bytes, tags: Mapping[str, 
 
 def version_of(tree: RunTree, name: str, alias: str) -> Version | None:
     """Return the version of an alias; None if there is none."""
+    return _existing(lambda: tree.client.get_model_version_by_alias(name, alias))
+
+
+def _existing(get: Callable[[], ModelVersion]) -> Version | None:
     try:
-        return Version.of(tree.client.get_model_version_by_alias(name, alias))
+        return Version.of(get())
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
@@ -307,11 +287,7 @@ def version_of(tree: RunTree, name: str, alias: str) -> Version | None:
 
 
 def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str) -> None:
-    """Move an alias to a version, or delete it, and record user, time, former version and reason as a tag.
-
-    Raises:
-        InputError: If the store refuses it.
-    """
+    """Move an alias to a version, or delete it, and record user, time, former version and reason as a tag."""
     with tree.store.explained_errors():
         before = version_of(tree, name, alias)
         now = datetime.now(UTC)
@@ -334,15 +310,10 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
 
 
 def fetch_networks(uri: str, settings: MlflowConfig, *, cache: Path) -> tuple[Path, str]:
-    """Return the folder of networks of a registered model, and the name of its version; downloads are cached.
-
-    Args:
-        uri: models:/NAME@ALIAS or models:/NAME/VERSION.
-        settings: The store.
-        cache: Folder of the downloads.
+    """Return the folder of networks of models:/NAME@ALIAS or models:/NAME/VERSION, and the name of the version.
 
     Raises:
-        InputError: If there is no such version, or the store cannot be used.
+        InputError: If there is no such version.
     """
     tree = open_tree(settings, cache=cache)
     with tree.store.explained_errors():
@@ -351,11 +322,7 @@ def fetch_networks(uri: str, settings: MlflowConfig, *, cache: Path) -> tuple[Pa
 
 
 def fetched(tree: RunTree, settings: MlflowConfig, version: Version, *, cache: Path) -> Path:
-    """Return the folder of networks of a version; downloads are cached, as the files of a version never change.
-
-    Raises:
-        InputError: If the store cannot be used, or the version is not of this project.
-    """
+    """Return the folder of networks of a version; downloads are cached, as the files of a version never change."""
     folder = cache / "models" / version.model_id
     if not folder.is_dir():
         _point_mlflow_to(settings)
@@ -373,16 +340,12 @@ def fetched(tree: RunTree, settings: MlflowConfig, version: Version, *, cache: P
 
 def _version(tree: RunTree, uri: str) -> Version:
     name, _, alias = uri.removeprefix("models:/").partition("@")
+    numbered, _, number = name.rpartition("/")
     found = None
     if name and alias:
         found = version_of(tree, name, alias)
-    else:
-        name, _, number = name.rpartition("/")
-        try:
-            found = Version.of(tree.client.get_model_version(name, number)) if number.isdigit() and name else None
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+    elif numbered and number.isdigit():
+        found = _existing(lambda: tree.client.get_model_version(numbered, number))
     if found is None:
         models = tree.client.search_registered_models()
         known = sorted(f"models:/{model.name}@{alias}" for model in models for alias in model.aliases)

@@ -4,14 +4,13 @@ Replication is idempotent, because a call that failed may have succeeded on the 
 created, points of a curve that the store already has are left out, and everything else replaces itself.
 """
 
-import contextlib
 import json
 import logging
 import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -63,13 +62,9 @@ class Replicator:
         is_replay: bool = False,
         draw: sweeps.Draw = lambda *_: None,
     ) -> None:
-        """Prepare the replication.
+        """Prepare the replication; the store is opened when it is first needed.
 
-        Args:
-            journal: Source of the records.
-            connect: Opens the store, when it is first needed.
-            is_replay: Whether another process may have replicated some of the records.
-            draw: Draws figures of the trials of a sweep.
+        With `is_replay`, another process may have replicated some of the records.
         """
         self.journal = journal
         self._connect = connect
@@ -322,13 +317,9 @@ class ReplicationThread:
         heartbeat: Callable[[], object],
         is_failing: bool = False,
     ) -> None:
-        """Start the thread with the entries that the journal already holds.
+        """Start with the entries that the journal already holds.
 
-        Args:
-            journal: Journal of the stage.
-            replicate: Replicates all of it; raises while the store fails.
-            heartbeat: Sends one heartbeat.
-            is_failing: Whether the store was found unreachable just now, with a warning.
+        `replicate` raises while the store fails; with `is_failing`, that was found, and logged, just now.
         """
         self._journal = journal
         self._replicate = replicate
@@ -347,8 +338,7 @@ class ReplicationThread:
     def close(self, *, within_seconds: float) -> int:
         """Replicate the rest and stop; return the number of records that are left.
 
-        Args:
-            within_seconds: How long a store may have failed, or take for one record; files may take longer.
+        A store may have failed for, or take for one record, so many seconds; files may take longer.
         """
         self._give_up_after = within_seconds
         self._wake.set()
@@ -365,38 +355,34 @@ class ReplicationThread:
         return self._journal.num_records - self._journal.num_acknowledged
 
     def _run(self) -> None:
+        """Replicate until the stage has ended and nothing is left, or the store has failed for too long."""
+        journal = self._journal
         next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
         while True:
             self._wake.wait(max(0.0, next_heartbeat - time.monotonic()))
             self._wake.clear()
             is_last = self._give_up_after is not None  # read before the replication, which then has all records
-            if not self._replicate_until_done() or is_last:
-                return
-            if time.monotonic() >= next_heartbeat:
-                with self._failures():
-                    self._heartbeat()
-                next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-
-    def _replicate_until_done(self) -> bool:
-        """Replicate what the journal holds; return False if the stage has ended and the store has failed for long enough."""
-        while self._journal.num_acknowledged < self._journal.num_records:
-            with self._failures(f"; what it misses is kept in {self._journal.folder}"):
-                self._replicate()
-            if self._failing_since is not None:
-                self._journal.flush()
+            while journal.num_acknowledged < journal.num_records:
+                self._try(self._replicate, note=f"; what it misses is kept in {journal.folder}")
+                if self._failing_since is None:
+                    continue
+                journal.flush()
                 failing_seconds = time.monotonic() - self._failing_since
                 if self._give_up_after is not None and failing_seconds > self._give_up_after:
-                    return False
+                    return
                 time.sleep(SECONDS_BETWEEN_TRIES)
-        return True
+            if is_last:
+                return
+            if time.monotonic() >= next_heartbeat:
+                self._try(self._heartbeat)
+                next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
 
-    @contextlib.contextmanager
-    def _failures(self, note: str = "") -> Iterator[None]:
+    def _try(self, send: Callable[[], object], *, note: str = "") -> None:
         """Warn once when the store begins to fail, and log when a record goes through again."""
         num_before = self._journal.num_acknowledged
         failure: Exception | None = None
         try:
-            yield
+            send()
         except (*STORE_ERRORS, InputError) as error:
             failure = error
         if self._failing_since is not None and self._journal.num_acknowledged > num_before:

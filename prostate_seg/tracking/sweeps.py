@@ -8,7 +8,6 @@ import logging
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,9 +21,8 @@ from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import Job, Outcome, command_of
 from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import RECORDS, Header, Journal, new_local_id, pending_journals, read_lines
-from prostate_seg.tracking.recorded_runs import artifact_text
+from prostate_seg.tracking.recorded_runs import artifact_text, open_tree
 from prostate_seg.tracking.records import ALL, Level, TreePosition, now_ms
-from prostate_seg.tracking.store.connection import open_store
 from prostate_seg.tracking.store.run_tree import KEY, PARENT, RunTree
 
 log = logging.getLogger(__name__)
@@ -39,17 +37,6 @@ FOLD = "fold.index"
 """A sweep over this setting trains one configuration fold by fold; its objective is the mean over its folds."""
 NUM_PAST_FOLDS = 50
 """Newest folds from which the time of a fold is estimated."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """Trials of a sweep, compared."""
-
-    rows: list[Row]
-    best_run: Run | None
-    """A trial of the best setting; None when none has an objective."""
-    has_folds: bool
-    """Whether the sweep varied the fold."""
 
 
 def begin_multirun(cfg: Config, folder: Path, *, is_sweep: bool) -> None:
@@ -116,21 +103,26 @@ def complete(tree: RunTree, folder: Path) -> None:
 
 
 def end(tree: RunTree, folder: Path, *, draw: Draw) -> str | None:
-    """Close the run of a sweep, if there is one; return the command that trains its best setting.
-
-    Raises:
-        InputError: If the store cannot be reached or written.
-    """
-    sweep = tree.store.call(lambda: _close(tree, folder), locked=True)
+    """Close the run of a sweep, if there is one; return the command that trains its best setting."""
+    sweep = tree.store.call(lambda: tree.sweep(sweep_key(folder)))
     if sweep is None:
         return None
     sweep_id = str(sweep.info.run_id)
-    summary = _summary(tree.store.call(lambda: _scored(tree.children(sweep_id, level=Level.trial.value))))
-    if summary.best_run is None:
+    scored = _scored(tree.store.call(lambda: _close(tree, sweep), locked=True))
+    if not scored:
         return None
-    command = tree.store.call(lambda: _log_best(tree, sweep_id, summary))
+    rows, best, has_folds = _compare(scored)
+
+    def log_best() -> str:
+        provenance = artifact_text(tree, best, "provenance.json")
+        overrides = json.loads(provenance)["overrides"] if provenance else []
+        command = command_of(overrides, without=[FOLD] if has_folds else [])
+        tree.log(sweep_id, tags={"best_command": command})
+        return command
+
+    command = tree.store.call(log_best)
     with tempfile.TemporaryDirectory() as figures:
-        draw(Path(figures), summary.rows)
+        draw(Path(figures), rows)
         tree.store.call(lambda: tree.client.log_artifacts(sweep_id, figures, "figures"))
     return command
 
@@ -145,21 +137,13 @@ def begun_in_journal(journal_root: Path, folder: Path) -> records.BeginMultirun 
 
 
 def reuse_finished_run(cfg: Config, job: Job, run_id: str) -> bool:
-    """Return whether a run has FINISHED; link it as a trial where its stage is skipped in another sweep.
-
-    Raises:
-        InputError: If the store cannot be reached or written, and mlflow.on_unreachable is not journal.
-    """
+    """Return whether a run has FINISHED; link it as a trial where its stage is skipped in another sweep."""
     tree = _reachable_tree(cfg)
     return tree is None or tree.store.call(lambda: _reuse(cfg, job, tree, run_id), locked=True)
 
 
 def seconds_per_fold(cfg: Config) -> float | None:
-    """Estimate the time of one fold of this training from past folds; None without any.
-
-    Raises:
-        InputError: If the store cannot be reached, and mlflow.on_unreachable is not journal.
-    """
+    """Estimate the time of one fold of this training from past folds; None without any."""
     tree = _reachable_tree(cfg)
     if tree is None:
         return None
@@ -180,33 +164,34 @@ def sweep_key(folder: Path) -> str:
     return md5_of_text(str(folder))
 
 
-def update_sweep(tree: RunTree, sweep_id: str) -> None:
-    """Update the aggregates of a sweep: number of trials, and the best of them. Call with the lock held."""
+def update_sweep(tree: RunTree, sweep_id: str) -> list[Run]:
+    """Update the aggregates of a sweep: number of trials, and the best of them; return the trials. Call with the lock held."""
     trials = tree.children(sweep_id, level=Level.trial.value)
     num_finished = sum(run.info.status == Outcome.finished.value for run in trials)
     metrics = {"sweep/num_trials": float(len(trials)), "sweep/num_finished": float(num_finished)}
     tags = {}
     if scored := _scored(trials):
-        best = max(scored, key=lambda run: run.data.metrics["objective"])
-        metrics |= {"sweep/best_objective": best.data.metrics["objective"], **best.data.metrics}
+        best = max(scored, key=_objective)
+        metrics |= {"sweep/best_objective": _objective(best), **best.data.metrics}
         tags = {"best_trial": str(best.info.run_name), "best_run_id": str(best.info.run_id)}
     tree.log(sweep_id, metrics=metrics, tags=tags)
+    return trials
 
 
 def _scored(trials: Sequence[Run]) -> list[Run]:
     return [run for run in trials if run.info.status == Outcome.finished.value and "objective" in run.data.metrics]
 
 
+def _objective(run: Run) -> float:
+    return float(run.data.metrics["objective"])
+
+
 def _apply(
     cfg: Config, record: records.MultirunRecord, apply: Callable[[RunTree], Result], *, is_required: bool = False
 ) -> Result | None:
-    """Apply a record to the store; write it to a journal for stage=sync if the store fails, unless it is required.
-
-    Raises:
-        InputError: If the store fails and is required.
-    """
+    """Apply a record to the store; write it to a journal for stage=sync if the store fails, unless it is required."""
     try:
-        return apply(RunTree(open_store(cfg.mlflow, cache=workspace_of(cfg).cache)))
+        return apply(open_tree(cfg.mlflow, cache=workspace_of(cfg).cache))
     except InputError as error:
         if is_required:
             raise
@@ -224,21 +209,18 @@ def _apply(
 def _reachable_tree(cfg: Config) -> RunTree | None:
     """Open the store; return None if it cannot be reached and the config allows that."""
     try:
-        return RunTree(open_store(cfg.mlflow, cache=workspace_of(cfg).cache))
+        return open_tree(cfg.mlflow, cache=workspace_of(cfg).cache)
     except InputError:
         if cfg.mlflow.on_unreachable != "journal":
             raise
         return None
 
 
-def _close(tree: RunTree, folder: Path) -> Run | None:
-    """Close the run of a sweep: FINISHED if its study is complete, else with the worst outcome of its trials."""
-    sweep = tree.sweep(sweep_key(folder))
-    if sweep is None:
-        return None
+def _close(tree: RunTree, sweep: Run) -> list[Run]:
+    """Close a sweep, FINISHED if its study is complete, else with the worst outcome of its trials; return the trials."""
     tree.close_orphans()
-    update_sweep(tree, sweep.info.run_id)
-    statuses = {run.info.status for run in tree.children(sweep.info.run_id, level=Level.trial.value)}
+    trials = update_sweep(tree, sweep.info.run_id)
+    statuses = {run.info.status for run in trials}
     if sweep.data.tags.get("sweep.complete") == "true" or statuses == {Outcome.finished.value}:
         outcome = Outcome.finished
     else:
@@ -246,35 +228,24 @@ def _close(tree: RunTree, folder: Path) -> Run | None:
         outcome = Outcome.killed if is_killed else Outcome.failed  # a sweep without a trial has failed
     tree.client.set_terminated(sweep.info.run_id, outcome.value)
     tree.settle(str(sweep.data.tags[PARENT]), outcome)
-    return sweep
+    return trials
 
 
-def _summary(scored: Sequence[Run]) -> Summary:
-    """Compare settings, each by the mean objective of its folds."""
+def _compare(scored: Sequence[Run]) -> tuple[list[Row], Run, bool]:
+    """Compare settings, each by the mean objective of its folds.
+
+    Returns:
+        Each setting with its mean, a trial of the best setting, and whether the sweep varied the fold.
+    """
     names = sorted({name for run in scored for name in run.data.params})
     varied = [name for name in names if len({run.data.params.get(name) for run in scored}) > 1]
     settings = [name for name in varied if name != FOLD]
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in scored:
         groups.setdefault(tuple(run.data.params.get(name, "") for name in settings), []).append(run)
-    means = {key: statistics.fmean(run.data.metrics["objective"] for run in runs) for key, runs in groups.items()}
-    best = max(means, key=lambda key: means[key], default=None)
-    return Summary(
-        rows=[(dict(zip(settings, key, strict=True)), mean) for key, mean in means.items()],
-        best_run=None if best is None else groups[best][0],
-        has_folds=FOLD in varied,
-    )
-
-
-def _log_best(tree: RunTree, sweep_id: str, summary: Summary) -> str:
-    """Tag the sweep with the command that trains its best setting, and return it."""
-    assert summary.best_run is not None
-    run = summary.best_run
-    provenance = artifact_text(tree, run, "provenance.json")
-    overrides = json.loads(provenance)["overrides"] if provenance else []
-    command = command_of(overrides, without=[FOLD] if summary.has_folds else [])
-    tree.log(sweep_id, tags={"best_command": command})
-    return command
+    means = {values: statistics.fmean(map(_objective, runs)) for values, runs in groups.items()}
+    rows: list[Row] = [(dict(zip(settings, values, strict=True)), mean) for values, mean in means.items()]
+    return rows, groups[max(means, key=lambda values: means[values])][0], FOLD in varied
 
 
 def _reuse(cfg: Config, job: Job, tree: RunTree, run_id: str) -> bool:

@@ -39,14 +39,7 @@ class SyncedJournal:
 def sync(
     settings: MlflowConfig, journal_root: Path, *, workspace: Workspace, any_address: bool, draw: Draw
 ) -> list[SyncedJournal]:
-    """Replicate the journals that wait for the store of these settings.
-
-    Args:
-        settings: Which store.
-        journal_root: Folder of the journals.
-        workspace: Workspace of this command.
-        any_address: Whether to replicate also what was meant for a store with another address.
-        draw: Draws figures of the trials of a sweep.
+    """Replicate the journals that wait for the store of these settings, or with `any_address` for whichever.
 
     Raises:
         InputError: If the store cannot be reached, or fails; a later sync continues there.

@@ -1,5 +1,6 @@
 """Run of a stage and runs of its folds in MLflow: written to a journal, which a background thread replicates."""
 
+import itertools
 import json
 import logging
 import os
@@ -72,11 +73,7 @@ class TrackedRun(StageRun):
     """Run of a stage and of its folds. Records are on disk at once; a thread replicates them into the store."""
 
     def __init__(self, cfg: Config, workspace: Workspace, job: Job) -> None:
-        """Create the journal.
-
-        Raises:
-            InputError: If it cannot be created, or DS_VERSION.json cannot be read.
-        """
+        """Collect what is known before the stage starts, and create the journal."""
         super().__init__(cfg, workspace, job)
         ignored = os.environ.pop("MLFLOW_RUN_ID", None)
         if ignored:  # MLflow would put the stage's metrics into it
@@ -95,7 +92,8 @@ class TrackedRun(StageRun):
         self.key, self.pipeline_key = new_local_id(), new_local_id()
         self.folds: list[str] = []
         self.thread: ReplicationThread | None = None
-        self.monitor: _SystemMetrics | None = None
+        self.system_metrics: threading.Thread | None = None
+        self._is_ending = threading.Event()
 
     @property
     def run_id(self) -> str:
@@ -113,11 +111,7 @@ class TrackedRun(StageRun):
         return self.journal.ids
 
     def open(self) -> None:
-        """Open the run in the store and log what is known before the stage starts.
-
-        Raises:
-            InputError: If the store cannot be reached or written.
-        """
+        """Open the run in the store and log what is known before the stage starts."""
         cfg, job = self.cfg, self.job
         folder = job.sweep_folder
         self.append(
@@ -152,8 +146,21 @@ class TrackedRun(StageRun):
             self.journal, self.replicator.replicate, heartbeat=heartbeat, is_failing=is_failing
         )
         if self.cfg.mlflow.system_metrics:
-            self.monitor = _SystemMetrics(self)
-            self.monitor.start()
+            self.system_metrics = threading.Thread(target=self._log_system_metrics, daemon=True, name="system metrics")
+            self.system_metrics.start()
+
+    def _log_system_metrics(self) -> None:
+        """Log MLflow's system metrics until the end of the run; MLflow's own thread ends when the store fails."""
+        sampler = SystemMetricsMonitor(self.run_id, tracking_uri="http://127.0.0.1:9")  # nothing is sent to it
+        for step in itertools.count():
+            for _ in range(sampler.samples_before_logging):
+                sampler.collect_metrics()
+                if self._is_ending.wait(sampler.sampling_interval):
+                    return
+            means = {f"system/{name}": value for name, value in sampler.aggregate_metrics().items()}
+            self.append(LogData(run=self.key, metrics=metric_points(means, step=step)))
+            for monitor in sampler.monitors:
+                monitor.clear_metrics()
 
     def append(self, record: Record) -> None:
         """Write a record to the journal; returns at once."""
@@ -162,12 +169,9 @@ class TrackedRun(StageRun):
             self.thread.notify()
 
     def append_files(self, write: Callable[[Path], object], *, run: str | None = None, to: str | None = None) -> None:
-        """Write files to the journal as artifacts of a run; a full disk is a warning.
+        """Keep the files that `write` puts into an empty folder, as artifacts of a run below `to`; a full disk is a warning.
 
-        Args:
-            write: Writes files into an empty folder.
-            run: Local id of the run; that of the stage if absent.
-            to: Folder among the run's artifacts.
+        They belong to the run of the stage unless the local id of another is given.
         """
         try:
             try:
@@ -208,8 +212,9 @@ class TrackedRun(StageRun):
             InputError: If a record can neither be sent nor kept, or the store refuses it for good.
         """
         assert self.thread is not None
-        if self.monitor is not None:
-            self.monitor.finish()
+        self._is_ending.set()
+        if self.system_metrics is not None:
+            self.system_metrics.join()
         if provenance is not None and self.result is not None:
             self._log_results(self.result, provenance)
         if error is not None:
@@ -335,36 +340,6 @@ class _TrackedFold:
     def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
         self.run.append(LogData(run=self.key, metrics=metric_points(metrics, step=0)))
         self.run.append_files(partial(_copy, figures), run=self.key, to="figures")
-
-
-class _SystemMetrics:
-    """Samples MLflow's system metrics in a thread of its own, because MLflow's thread ends when the store fails."""
-
-    def __init__(self, run: TrackedRun) -> None:
-        self._tracked = run
-        self._sampler = SystemMetricsMonitor(run.run_id, tracking_uri="http://127.0.0.1:9")  # nothing is sent to it
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="system metrics")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def finish(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        step = 0
-        while True:
-            for _ in range(self._sampler.samples_before_logging):
-                self._sampler.collect_metrics()
-                if self._stop.wait(self._sampler.sampling_interval):
-                    return
-            means = {f"system/{name}": value for name, value in self._sampler.aggregate_metrics().items()}
-            self._tracked.append(LogData(run=self._tracked.key, metrics=metric_points(means, step=step)))
-            step += 1
-            for monitor in self._sampler.monitors:
-                monitor.clear_metrics()
 
 
 def git_tags(state: GitState) -> dict[str, str]:

@@ -71,11 +71,7 @@ class Store:
     """Whether processes on other machines, which do not share the lock, may use it."""
 
     def call(self, function: Callable[[], Result], *, locked: bool = False) -> Result:
-        """Return what a function that uses the client returns.
-
-        Args:
-            function: Makes calls to the store.
-            locked: Whether the lock is held meanwhile.
+        """Return what a function that uses the client returns; with `locked`, the lock is held meanwhile.
 
         Raises:
             InputError: If the store fails, or takes too long to answer.
@@ -89,11 +85,7 @@ class Store:
 
 
 def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
-    """Connect, and find or create the experiment.
-
-    Args:
-        settings: Group mlflow of the config; its tracking_uri is not None.
-        cache: Folder for the lock of a store that is not a local file.
+    """Connect, and find or create the experiment; the lock of a store that is no local file is in `cache`.
 
     Raises:
         InputError: If the store cannot be reached, read or written, or its paths are those of another folder.

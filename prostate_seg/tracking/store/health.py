@@ -27,11 +27,7 @@ def check_store(cfg: Config, workspace: Workspace) -> list[Check]:
 
 
 def _fix_paths(cfg: Config) -> Check:
-    """Replace the artifact paths of a store that was moved or copied.
-
-    Raises:
-        InputError: If its file cannot be read or written.
-    """
+    """Replace the artifact paths of a store that was moved or copied."""
     address = resolved_uri(str(cfg.mlflow.tracking_uri))
     file = sqlite_file(address)
     if file is None or not file.exists():

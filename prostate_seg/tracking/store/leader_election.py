@@ -33,9 +33,6 @@ def elect(
 
     Returns:
         None if each candidate has been deleted meanwhile.
-
-    Raises:
-        MlflowException: If the server fails.
     """
     if not any(_is_settled(run) for run in candidates):
         time.sleep(SECONDS_TO_ELECT)

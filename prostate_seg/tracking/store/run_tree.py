@@ -186,10 +186,7 @@ class RunTree:
     def settle(self, run_id: str, outcome: Outcome, *, ended_ms: int | None = None) -> None:
         """Close a pipeline with the outcome of the run that ended last, unless a run below it is RUNNING. Lock held.
 
-        Args:
-            run_id: The pipeline.
-            outcome: Of the run that ended just now.
-            ended_ms: When that run ended, if it is replayed and later runs may have ended since.
+        That is the run that ended just now, with `outcome`; in a replay, where it ended at `ended_ms`, later ones may have.
         """
         if self.search(filters={PARENT: run_id}, status="RUNNING", limit=1):
             return
@@ -244,13 +241,9 @@ class RunTree:
         )
 
     def close_orphans(self, *, close_silent: bool = False) -> list[Run]:
-        """Close the RUNNING runs whose process has died, and settle their pipelines. Call with the lock held.
+        """Close the RUNNING runs whose process has died, settle their pipelines, and return the closed runs. Lock held.
 
-        Args:
-            close_silent: Whether runs of other hosts without a heartbeat for an hour count as dead.
-
-        Returns:
-            The closed runs.
+        With `close_silent`, runs of other hosts without a heartbeat for an hour count as dead.
         """
         running = self.search(status="RUNNING")
         closed = []
