@@ -1,8 +1,8 @@
-"""Start the stack's MLflow server: refuse example passwords, make the bucket, and hand over to `mlflow server`.
+"""Start the stack's MLflow server: refuse example passwords, create the bucket, and execute `mlflow server`.
 
-The arguments are those of `mlflow server`; or `gc` with those of `mlflow gc`, which deletes for good what is in the trash; or
-`upgrade`, which brings the tables of an older MLflow up to date. What is secret comes from the environment and goes into the
-environment or a file that only this user can read, never into the command line, which everybody on the machine can see.
+The arguments are those of `mlflow server`; or `gc` with those of `mlflow gc`, which permanently deletes runs in the trash; or
+`upgrade`, which migrates the tables of an older MLflow. Secrets are read from the environment and passed on in the environment
+or in a file that only this user can read, never on the command line, which every user of the machine can read.
 """
 
 import configparser
@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 EXAMPLE = "example"
-"""Every secret of .env.example begins with it; no server starts with one of those."""
+"""Prefix of every secret in .env.example; the server does not start with one of those."""
 SHORTEST = 12
 SECRETS = (
     "MLFLOW_AUTH_ADMIN_PASSWORD",
@@ -24,19 +24,19 @@ SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
 )
 NEEDED = SECRETS[:2]
-"""The others are there only where the stack has Postgres and S3."""
+"""The others exist only in profiles with Postgres and S3."""
 LOGIN_SECONDS = 60
-"""A password that was found good is not hashed again for so long: 8 ms a request in place of 200. So long may one that was
-changed or taken away still work on those workers that were not told."""
+"""Lifetime of a cached login: a request takes 8 ms instead of 200. A changed or revoked password remains valid for this time
+on the workers that have cached it."""
 
 
 def main(arguments: list[str]) -> None:
-    """Check the passwords, and do what is asked."""
+    """Check the passwords and run the command."""
     refused = refused_secrets(os.environ)
     if refused:
         sys.exit(
             "the server does not start with an example, empty or short password (12 characters at least): "
-            f"{', '.join(refused)}\nSet them in docker/.env; `make stack` without that file makes one with random passwords."
+            f"{', '.join(refused)}\nSet them in docker/.env; `make stack` without that file creates one with random passwords."
         )
     store = backend_store(os.environ)
     if arguments[:1] == ["gc"]:
@@ -49,20 +49,20 @@ def main(arguments: list[str]) -> None:
 
 
 def login_of_the_administrator(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return how a command in the server's own container reaches the server, which deletes files for it."""
+    """Return the login of commands in the server's container; the server deletes artifacts for them."""
     login = {f"MLFLOW_TRACKING_{name}": environment[f"MLFLOW_AUTH_ADMIN_{name}"] for name in ("USERNAME", "PASSWORD")}
     return login | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
 
 
 def mlflow_command(*arguments: str) -> None:
-    """Run one of MLflow's commands in this process, whose command line shows none of the arguments."""
+    """Run one of MLflow's commands in this process, so that its arguments are not on a command line."""
     from mlflow.cli import cli
 
     cli.main(list(arguments), prog_name="mlflow")
 
 
 def serve(store: str, arguments: list[str]) -> None:
-    """Prepare what the server needs, and become it."""
+    """Prepare database address, permissions and bucket, and replace this process by the server."""
     os.environ["MLFLOW_BACKEND_STORE_URI"] = store
     os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(write_auth_config(store))
     destination = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", "")
@@ -72,13 +72,13 @@ def serve(store: str, arguments: list[str]) -> None:
 
 
 def refused_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Return the names of secrets that are absent, short or still those of .env.example."""
+    """Return the names of secrets that are absent, short or those of .env.example."""
     there = {name: environment.get(name, "") for name in SECRETS if name in NEEDED or name in environment}
     return [name for name, value in there.items() if len(value) < SHORTEST or value.startswith(EXAMPLE)]
 
 
 def backend_store(environment: Mapping[str, str]) -> str:
-    """Return the address of the database: Postgres where its host is named, else the given sqlite file."""
+    """Return the address of the database: Postgres if POSTGRES_HOST is set, else the given sqlite file."""
     if "POSTGRES_HOST" not in environment:
         return environment["MLFLOW_BACKEND_STORE_URI"]
     user, password = (quote(environment[f"POSTGRES_{name}"], safe="") for name in ("USER", "PASSWORD"))
@@ -87,7 +87,7 @@ def backend_store(environment: Mapping[str, str]) -> str:
 
 
 def write_auth_config(store: str) -> Path:
-    """Write MLflow's file of users' rights: nobody may do anything that was not granted, users lie beside the runs."""
+    """Write MLflow's permission file: no permission unless granted; users are in the database of the runs."""
     config = configparser.ConfigParser(interpolation=None)
     config["mlflow"] = {
         "default_permission": "NO_PERMISSIONS",
@@ -95,14 +95,14 @@ def write_auth_config(store: str) -> Path:
         "auth_cache_ttl_seconds": str(LOGIN_SECONDS),
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
     }
-    path = Path(tempfile.mkdtemp(prefix="mlflow-auth-")) / "auth.ini"  # a folder for this user alone
+    path = Path(tempfile.mkdtemp(prefix="mlflow-auth-")) / "auth.ini"  # readable by this user only
     with path.open("w") as stream:
         config.write(stream)
     return path
 
 
 def make_bucket(name: str) -> None:
-    """Make the bucket if it is not there."""
+    """Create the bucket if it does not exist."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -1,9 +1,9 @@
-"""Look up every locked package in a database of known vulnerabilities: `make audit`.
+"""Check the locked packages for known vulnerabilities with pip-audit: `make audit`.
 
-pip-audit does the looking up, in an environment of its own that is gone afterwards. Alone it says «no known
-vulnerabilities» also where the database could not be reached, so its report is read package by package.
+pip-audit is installed into a temporary environment. It also reports "no known vulnerabilities" if the database cannot be
+reached, so its report is checked package by package.
 
-Exit codes: 0 all were looked up, none is known to be vulnerable; 1 some are; 3 some could not be looked up.
+Exit codes: 0 all packages were checked and none has a known vulnerability; 1 some have; 3 some could not be checked.
 """
 
 import json
@@ -17,14 +17,14 @@ from typing import Any
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 PIP_AUDIT = "pip-audit==2.10.1"
 SERVICES = ("pypi", "osv")
-"""Both hold the Python Packaging Advisory Database; the second is asked where the first does not answer."""
+"""Both provide the Python Packaging Advisory Database; the second is used if the first does not answer."""
 CLEAN, VULNERABLE, UNKNOWN = 0, 1, 3
 
 Report = dict[str, Any]
 
 
 def main() -> int:
-    """Install pip-audit aside and judge the lock."""
+    """Install pip-audit into a temporary environment and check the lock."""
     with tempfile.TemporaryDirectory(prefix="audit-") as name:
         venv.create(name, with_pip=True)
         program = Path(name) / "bin" / "pip-audit"
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def judge_with(program: Path, lock: Path) -> int:
-    """Ask one service after the other until one answers for every package; print and return the verdict."""
+    """Try the services until one answers for every package; print the result and return the exit code."""
     code, text = UNKNOWN, "no service answered"
     for service in SERVICES:
         code, text = judge(look_up(program, lock, service=service))
@@ -61,7 +61,7 @@ def look_up(program: Path, lock: Path, *, service: str) -> Report:
 
 
 def judge(report: Report) -> tuple[int, str]:
-    """Return the exit code and the words for a report."""
+    """Return the exit code and the message for a report."""
     packages = report.get("dependencies", [])
     vulnerable = [package for package in packages if package.get("vulns")]
     unknown = [package["name"] for package in packages if "skip_reason" in package]

@@ -1,7 +1,7 @@
-"""Measure speed and memory as ratios against a floor that is timed in the same run, as JSON and as a table.
+"""Measure speed and memory as ratios against a baseline that is timed in the same run, as JSON and as a table.
 
-`make bench` runs all rows; `--rows launch metrics` some. Each pair is timed in turn (A B A B ...) and the medians are
-compared, so that a machine that slows down slows both. Data are made; nothing is read from outside.
+`make bench` runs all rows; `--rows launch metrics` selects rows. The two sides of a row are timed alternately (A B A B ...) and
+their medians are compared, so that a slow period of the machine affects both. All data are synthetic.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def line_of(row: Row) -> str:
 
 
 def in_turn(ours: Callable[[], object], against: Callable[[], object], *, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of both, timed in turn after one round that does not count."""
+    """Return the median seconds of both, timed alternately after a warm-up round."""
     seconds: dict[int, list[float]] = {0: [], 1: []}
     for round_index in range(repeats + 1):
         for which, function in enumerate((ours, against)):
@@ -125,7 +125,7 @@ def launch_row() -> Row:
 
 
 def preprocess_row() -> Row:
-    """Time the preprocessing of large studies against one-after-the-other SimpleITK."""
+    """Time the preprocessing of large studies against sequential SimpleITK."""
     from prostate_seg.common.progress import map_cases
     from prostate_seg.data.cases import discover_cases
     from prostate_seg.stages.preprocess import preprocess_case
@@ -162,7 +162,7 @@ def preprocess_row() -> Row:
 
 
 def write_large_studies(folder: Path, *, num_studies: int) -> None:
-    """Write smooth random studies of 640x640x24 at 0.3125 x 3.3 mm with an egg for a mask."""
+    """Write smooth random studies of 640x640x24 at 0.3125 x 3.3 mm with an ellipsoid as mask."""
     from scipy import ndimage
 
     from prostate_seg.imaging.geometry import Geometry, Volume
@@ -175,17 +175,17 @@ def write_large_studies(folder: Path, *, num_studies: int) -> None:
         direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
     )
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in geometry.shape_vox), indexing="ij", sparse=True)
-    egg = (z / 0.6) ** 2 + (y / 0.2) ** 2 + (x / 0.25) ** 2 < 1
+    ellipsoid = (z / 0.6) ** 2 + (y / 0.2) ** 2 + (x / 0.25) ** 2 < 1
     for index in range(num_studies):
         noise = np.random.default_rng(index).normal(size=geometry.shape_vox).astype(np.float32)
         smooth = ndimage.gaussian_filter(noise, (0.5, 2, 2))
-        image = (400 + 900 * smooth + 200 * egg).clip(0, 4000).astype(np.int16)
+        image = (400 + 900 * smooth + 200 * ellipsoid).clip(0, 4000).astype(np.int16)
         write_volume(folder / "images" / f"s{index}.nii.gz", Volume(array=image, geometry=geometry))
-        write_volume(folder / "masks" / f"s{index}.nii.gz", Volume(array=egg.astype(np.uint8), geometry=geometry))
+        write_volume(folder / "masks" / f"s{index}.nii.gz", Volume(array=ellipsoid.astype(np.uint8), geometry=geometry))
 
 
 def naive_preprocess(image_path: Path, mask_path: Path, folder: Path) -> None:
-    """Do what a first script does: resample the whole study with SimpleITK, then crop its middle and scale it."""
+    """Preprocess as a simple script would: resample the whole study with SimpleITK, then crop its centre and rescale it."""
     import SimpleITK as sitk
 
     for kind, path, interpolator in (
@@ -222,7 +222,7 @@ def largest_difference(first: Path, second: Path) -> int:
 
 
 def training_step_row() -> Row:
-    """Time epochs of training against forward, loss, backward and optimiser alone, as shipped."""
+    """Time epochs of training against forward, loss, backward and optimiser alone, with default settings."""
     return _step_row("training_step", "auto")
 
 
@@ -235,7 +235,7 @@ def _step_row(name: str, precision: Precision) -> Row:
     whole, alone = step_seconds(precision=precision)
     return Row(
         name=name,
-        ours=f"a step with loading, augmentation, running mean and logging {1000 * whole:.1f} ms",
+        ours=f"a step with loading, augmentation, EMA weights and logging {1000 * whole:.1f} ms",
         against=f"forward, loss, backward and optimiser alone {1000 * alone:.1f} ms",
         ratio=alone / whole,
         target="at least 0.85",
@@ -244,7 +244,7 @@ def _step_row(name: str, precision: Precision) -> Row:
 
 
 def deterministic_row() -> Row:
-    """Time epochs that give the same bits each time against epochs that need not."""
+    """Time epochs with deterministic operations against epochs without."""
     strict, free = deterministic_seconds(in_turn)
     return Row(
         name="deterministic",
@@ -257,12 +257,12 @@ def deterministic_row() -> Row:
 
 
 def time_to_dice_row() -> Row:
-    """Train on the phantom until val Dice is 0.9, and time as many bare steps."""
+    """Train on the phantom until val Dice is 0.9, and time the same number of bare steps."""
     seconds, alone, num_steps = seconds_to_dice(0.9)
     return Row(
         name="time_to_dice",
-        ours=f"phantom, a new network to val Dice 0.90: {seconds:.0f} s, {num_steps} steps, {num_steps // 50} looks at val",
-        against=f"forward, loss, backward and optimiser alone, as many steps {alone:.0f} s",
+        ours=f"phantom, a new network to val Dice 0.90: {seconds:.0f} s, {num_steps} steps, {num_steps // 50} validations",
+        against=f"forward, loss, backward and optimiser alone, the same number of steps {alone:.0f} s",
         ratio=alone / seconds,
         target="at least 0.75",
         is_met=alone / seconds >= 0.75,
@@ -331,7 +331,7 @@ def memory_row() -> Row:
 
 
 def tracked_prepare_row() -> Row:
-    """Time a short stage with MLflow against a script that makes the same imports and log calls."""
+    """Time a short stage with MLflow against a script with the same imports and log calls."""
     ours, bare = tracked_prepare_seconds(in_turn)
     return Row(
         name="tracked_prepare",
@@ -366,7 +366,7 @@ def _tracked_row(name: str, store: str, most: float) -> Row:
 
 
 DEFAULT_STEPS, SHORT_STEPS = 50, 10
-"""Steps of an epoch by default, and here."""
+"""Steps of an epoch by default, and in this measurement."""
 
 
 @cache
@@ -402,7 +402,7 @@ QUICK_TRIAL_SECONDS = 120.0
 
 
 def sweep_trial_row() -> Row:
-    """Time what a trial of a study costs beyond its training."""
+    """Time the overhead of a trial in addition to its training."""
     whole, trained = trial_seconds(num_trials=9)
     added = whole - trained
     ratio = (QUICK_TRIAL_SECONDS + added) / QUICK_TRIAL_SECONDS
@@ -417,7 +417,7 @@ def sweep_trial_row() -> Row:
 
 
 STUDY_SECONDS = 2.0
-"""What a study may take, from its file to its mask and picture, with a network that is loaded."""
+"""Target for a study from file to mask and overlay, with a loaded network."""
 
 
 def predict_row() -> Row:
@@ -435,7 +435,7 @@ def predict_row() -> Row:
 
 
 def ensemble_row() -> Row:
-    """Time an ensemble against as many predictions by one network."""
+    """Time an ensemble against the same number of predictions by one network."""
     with study_runs() as (alone, together):
         ensemble, one = in_turn(together, alone, repeats=9)
     ratio = ensemble / (NUM_FOLDS * one)
@@ -450,7 +450,7 @@ def ensemble_row() -> Row:
 
 
 def onnx_row() -> Row:
-    """Time each network by ONNX Runtime against torch; the ratio is that of the default network."""
+    """Time each network with ONNX Runtime against torch; the ratio is that of the default network."""
     ratios = {}
     for name in ("unet", "attention_unet", "resunet_a", "dynunet", "segresnet", "unet3d"):
         with network_runs(name) as (by_onnx, by_torch):
@@ -462,7 +462,7 @@ def onnx_row() -> Row:
         ours=f"ONNX Runtime in float32, of torch's time: {listing}",
         against="torch as in a prediction: bfloat16 where the processor has it",
         ratio=ratios["unet"],
-        target="none: below 1 it pays",
+        target="none: below 1 it is faster",
         is_met=True,
     )
 

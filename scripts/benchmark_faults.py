@@ -1,9 +1,9 @@
-"""Measure what a failing store costs a training: `python scripts/benchmark_faults.py [--seconds 30] [--rounds 1]`.
+"""Measure the effect of a failing store on a training: `python scripts/benchmark_faults.py [--seconds 30] [--rounds 1]`.
 
-One training, in this process, whose store is well and fails in turns of equal length. Each turn gives the median time of an
-epoch of one step and of the call that reports it, which is all that the training does for the store, and the part of a core
-that the thread takes which tells the store. The last two hardly depend on what else the machine does. In the end what the
-store has is compared with what the training reported, before and after stage=sync.
+The store of one training, in this process, alternates between available and failing, in periods of equal length. For each
+period the median time of an epoch of one step, of the call that records it, and the fraction of a core that the replication
+thread uses are measured. The last two hardly depend on the load of the machine. At the end the metric points in the store are
+compared with the recorded ones, before and after stage=sync.
 """
 
 import argparse
@@ -48,14 +48,14 @@ Fault = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Turn:
-    """A stretch of training."""
+    """A period of training with the store available or failing."""
 
     epochs: list[float]
     """Seconds of each epoch."""
     calls: list[float]
-    """Seconds of each call that reports an epoch."""
+    """Seconds of each call that records an epoch."""
     writer: float
-    """Part of a core that the thread takes which tells the store."""
+    """Fraction of a core that the replication thread uses."""
 
 
 def main() -> None:
@@ -115,7 +115,7 @@ def _measured(
 
 
 def _trained(cfg: Config, packed: PackedSet, fault: Fault, seconds: float, rounds: int) -> tuple[list[Turn], int, int]:
-    """Train for an odd number of turns; return them, the number of epochs and the records that wait in the end."""
+    """Train for an odd number of turns; return them, the number of epochs and of unacknowledged records."""
     from prostate_seg.tracking.journal import pending_journals
     from prostate_seg.tracking.tracked_run import open_stage_run
 
@@ -165,7 +165,7 @@ def _writer_seconds() -> float:
 
 
 def _points(address: str) -> list[int]:
-    """Return the epochs that the store has, in its order."""
+    """Return the epochs in the store, in its order."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=address)
@@ -248,7 +248,7 @@ def _full_disk(folder: Path) -> Iterator[tuple[str, Fault]]:
 
 
 def _start_aside(server: Server) -> None:
-    """Start a server again without waiting for it: that is the training's time."""
+    """Restart a server in a thread, because waiting for it would count as training time."""
     threading.Thread(target=server.start, daemon=True).start()
 
 

@@ -1,6 +1,6 @@
-"""The prediction rows of `make bench`: what a study takes from its file to its mask, alone, in an ensemble, by ONNX Runtime.
+"""The prediction rows of `make bench`: time of a study from file to mask, with one network, an ensemble and ONNX Runtime.
 
-Networks have random weights; the study is drawn: 384 x 384 x 19 voxels of 0.5 x 0.5 x 3 mm, as those of PI-CAI.
+Networks have random weights; the study is synthetic: 384 x 384 x 19 voxels of 0.5 x 0.5 x 3 mm, as in PI-CAI.
 """
 
 import tempfile
@@ -38,7 +38,7 @@ def study_runs() -> Iterator[tuple[Run, Run]]:
     cfg = benchmark_config()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_volume(folder / "study.mha", drawn_study())
+        write_volume(folder / "study.mha", synthetic_study())
         for number in range(NUM_FOLDS):
             save_network(folder / "model" / f"fold{number}", cfg, seed=number)
         usage = Usage(threshold=0.5, largest_component=True, tta=False, precision="auto")
@@ -53,7 +53,7 @@ def study_runs() -> Iterator[tuple[Run, Run]]:
 
 @contextmanager
 def network_runs(model: str) -> Iterator[tuple[Run, Run]]:
-    """Yield what computes the logits of a study by ONNX Runtime, and by torch as a prediction does."""
+    """Yield functions that compute the logits of a study with ONNX Runtime, and with torch as in a prediction."""
     cfg = benchmark_config(f"model={model}")
     torch.manual_seed(0)
     network = build_network(cfg.model).eval()
@@ -71,7 +71,7 @@ def network_runs(model: str) -> Iterator[tuple[Run, Run]]:
         yield lambda: by_onnx(inputs), by_torch
 
 
-def drawn_study() -> Volume:
+def synthetic_study() -> Volume:
     """Return an ellipsoid in noise, uint16."""
     z, y, x = np.meshgrid(np.arange(19), np.arange(384), np.arange(384), indexing="ij", sparse=True)
     gland = ((z - 9) / 6) ** 2 + ((y - 190) / 40) ** 2 + ((x - 200) / 55) ** 2 < 1

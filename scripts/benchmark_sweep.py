@@ -1,4 +1,4 @@
-"""The row of `make bench` that says what a trial of a study costs beyond its training; scripts/benchmark.py runs it."""
+"""The row of `make bench` on the overhead of a trial in addition to its training; scripts/benchmark.py runs it."""
 
 import os
 import statistics
@@ -17,14 +17,14 @@ SMALL = [
     "train.steps_per_epoch=5",
     "train.max_epochs=2",
 ]
-"""A training of a second: what a trial costs beyond it does not depend on its length."""
+"""A training of a second: the overhead of a trial does not depend on its length."""
 
 
 def trial_seconds(*, num_trials: int) -> tuple[float, float]:
     """Return the median seconds from the end of one trial to that of the next, and those of its training alone.
 
-    Everything that a sweep does for a trial lies between: settings from Optuna, composing, the runs of the trial and its folds,
-    hashes, reports to the study. The first trial, which imports torch and MLflow, is left out.
+    The overhead includes settings from Optuna, composing, the runs of the trial and its folds, hashes, and reports to the
+    study. The first trial, which imports torch and MLflow, is excluded.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

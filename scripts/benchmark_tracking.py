@@ -1,6 +1,6 @@
-"""The rows of `make bench` that say what recording costs: a short stage, an epoch of training, hashing.
+"""The rows of `make bench` on the overhead of tracking: a short stage, an epoch of training, hashing.
 
-`python scripts/benchmark_tracking.py` is not a command; scripts/benchmark.py runs these rows with its own.
+This file is not a command; scripts/benchmark.py runs its rows.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
 client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'", max_results=1)
 client.set_terminated(parent)
 """
-"""What a first script would do: the imports of stage=prepare and as many calls of the same size, and nothing else."""
+"""A simple script: the imports of stage=prepare and the same number of calls of the same size."""
 
 
 def tracked_prepare_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def hashing_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[float,
 
 
 def recording_seconds(cfg: Config, train: Callable[..., None], *, num_rounds: int) -> dict[str, float]:
-    """Return what recording adds to an epoch, in seconds, for a sqlite file and for a server on this machine.
+    """Return the overhead of recording an epoch, in seconds, for a sqlite file and for a server on this machine.
 
     One training takes turns, epoch by epoch: not recorded, sqlite, not recorded, server. Each recorded epoch is compared with
     the mean of its two neighbours, and the median of the differences counts. The epochs are short so that there are many; what
@@ -120,7 +120,7 @@ def recording_seconds(cfg: Config, train: Callable[..., None], *, num_rounds: in
             nonlocal mark
             seconds.append(time.perf_counter() - mark)
             mark = time.perf_counter()
-            turns[len(seconds) % 4](len(seconds))  # its cost, and that of its thread, falls into the next epoch
+            turns[len(seconds) % 4](len(seconds))  # its cost, and that of its thread, is part of the next epoch
 
         train(after_epoch, num_epochs=4 * num_rounds + 5)
         os.chdir(ROOT)
@@ -134,7 +134,7 @@ def _added(seconds: Sequence[float], *, turn: int) -> float:
 
 @contextlib.contextmanager
 def _fold(cfg: Config, uri: str) -> Iterator[Callable[[int], None]]:
-    """Open a run of training with one fold, and give what logs an epoch to it."""
+    """Open a run of training with one fold, and yield a function that logs an epoch to it."""
     from prostate_seg.tracking.tracked_run import open_stage_run
 
     cfg = replace(cfg, stage="train", mlflow=replace(cfg.mlflow, tracking_uri=uri))

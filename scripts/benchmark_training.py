@@ -1,6 +1,6 @@
-"""The training rows of `make bench`: what a step, an epoch, a whole training and its memory cost.
+"""The training rows of `make bench`: time of a step, an epoch and a complete training, and memory.
 
-They run on a GPU where there is one.
+They run on a GPU if there is one.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from prostate_seg.segmentation.training.training import Epoch
 from prostate_seg.stages.common import preprocess_settings
 
 NUM_STEPS = 15
-"""Of a short epoch."""
+"""Steps of a short epoch."""
 
 
 def step_seconds(*, precision: Precision) -> tuple[float, float]:
@@ -33,13 +33,13 @@ def step_seconds(*, precision: Precision) -> tuple[float, float]:
     cfg = replace(cfg, train=replace(cfg.train, precision=precision))
     with tempfile.TemporaryDirectory() as folder:
         packed = pack_noise(Path(folder) / "packed", num_cases=20)
-        floor = bare_steps(cfg, packed, num_steps=NUM_STEPS)
-        whole, alone = epochs_in_turn(cfg, packed, floor, num_steps=NUM_STEPS, num_epochs=12)
+        baseline = bare_steps(cfg, packed, num_steps=NUM_STEPS)
+        whole, alone = epochs_in_turn(cfg, packed, baseline, num_steps=NUM_STEPS, num_epochs=12)
     return whole / NUM_STEPS, alone / NUM_STEPS
 
 
 def bare_steps(cfg: Config, packed: PackedSet, *, num_steps: int) -> Callable[[], None]:
-    """Return what takes steps over one batch that lies ready: forward, loss, backward, optimiser."""
+    """Return a function that takes steps on one batch in memory: forward, loss, backward, optimiser."""
     import torch
 
     from prostate_seg.segmentation.devices import autocast, choose_device
@@ -83,10 +83,10 @@ def deterministic_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[
 
 
 def seconds_to_dice(dice: float) -> tuple[float, float, int]:
-    """Train the shipped network on the demo's phantom, fold 0, until val Dice is reached.
+    """Train the default network on the demo's phantom, fold 0, until val Dice is reached.
 
     Returns:
-        Seconds of training with its looks at val, seconds of as many bare steps, and the number of steps.
+        Seconds of training with validation, seconds of the same number of bare steps, and the number of steps.
     """
     from prostate_seg.config.workspace import workspace_of
     from prostate_seg.data.dataset import read_dataset
@@ -106,8 +106,8 @@ def seconds_to_dice(dice: float) -> tuple[float, float, int]:
         pack_studies(cfg, workspace, read_dataset(workspace.dataset_csv))
         packed, fold = open_packed(packed_folder(cfg, workspace)), read_folds(workspace.kfold_json)[0]
         steps_per_epoch = cfg.train.steps_per_epoch or 50
-        floor = bare_steps(cfg, packed, num_steps=steps_per_epoch)
-        floor()  # the first is slower, and does not count
+        baseline = bare_steps(cfg, packed, num_steps=steps_per_epoch)
+        baseline()  # warm-up
         seconds, bare_seconds, dices = 0.0, 0.0, []
         mark = time.perf_counter()
 
@@ -115,7 +115,7 @@ def seconds_to_dice(dice: float) -> tuple[float, float, int]:
             nonlocal seconds, bare_seconds, mark
             start = time.perf_counter()
             seconds += start - mark
-            floor()
+            baseline()
             mark = time.perf_counter()
             bare_seconds += mark - start
             dices.append(epoch.val_dice or 0.0)
@@ -137,22 +137,22 @@ def seconds_to_dice(dice: float) -> tuple[float, float, int]:
 
 
 def epochs_in_turn(
-    cfg: Config, packed: PackedSet, floor: Callable[[], None], *, num_steps: int, num_epochs: int
+    cfg: Config, packed: PackedSet, baseline: Callable[[], None], *, num_steps: int, num_epochs: int
 ) -> tuple[float, float]:
-    """Return the median seconds of an epoch of one training run, and of the floor, which runs after each epoch."""
-    epochs, floors, mark = [], [], time.perf_counter()
+    """Return the median seconds of an epoch of one training run, and of the baseline, which runs after each epoch."""
+    epochs, baselines, mark = [], [], time.perf_counter()
 
     def after_epoch(_: Epoch) -> None:
         nonlocal mark
         start = time.perf_counter()
-        floor()
+        baseline()
         end = time.perf_counter()
         epochs.append(start - mark)
-        floors.append(end - start)
+        baselines.append(end - start)
         mark = time.perf_counter()
 
     train(cfg, packed, num_steps=num_steps, num_epochs=num_epochs, on_epoch_end=after_epoch)
-    return statistics.median(epochs[1:]), statistics.median(floors[1:])
+    return statistics.median(epochs[1:]), statistics.median(baselines[1:])
 
 
 def train(
@@ -165,7 +165,7 @@ def train(
     train_ids: Sequence[str] | None = None,
     val_ids: Sequence[str] = (),
 ) -> None:
-    """Run the product's own loop."""
+    """Run the training loop of the package."""
     from prostate_seg.segmentation.devices import choose_device
     from prostate_seg.segmentation.inference.inference import Predictor
     from prostate_seg.segmentation.networks.networks import build_network
@@ -192,7 +192,7 @@ def train(
 
 
 def train_once(folder: Path) -> None:
-    """Train for a while on a packed set of 100 studies and write down the memory that it took."""
+    """Train an epoch on a packed set of 100 studies and write its peak memory to memory.json."""
     from prostate_seg.segmentation.networks.networks import build_network
 
     cfg = benchmark_config()
@@ -208,7 +208,7 @@ def train_once(folder: Path) -> None:
 
 
 def benchmark_config(*overrides: str) -> Config:
-    """Return the shipped defaults, or what the overrides make of them."""
+    """Return the default config with these overrides."""
     from hydra import compose, initialize_config_dir
 
     from prostate_seg.cli import config_folder
@@ -219,7 +219,7 @@ def benchmark_config(*overrides: str) -> Config:
 
 
 def pack_noise(folder: Path, *, num_cases: int) -> PackedSet:
-    """Pack made studies of 22 slices of 160x160."""
+    """Pack synthetic studies of 22 slices of 160x160."""
     from prostate_seg.segmentation.training.packing import pack
 
     def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
-"""Prove that an MLflow server with basic auth keeps what it is given and shows it to nobody else: `make stack-check`.
+"""Check that an MLflow server with basic auth stores runs and models, and refuses them to other users: `make stack-check`.
 
-Works against the server that MLFLOW_TRACKING_URI names, as its administrator (MLFLOW_TRACKING_USERNAME, _PASSWORD); by
-default against the stack of docker/.env. Makes three users, an experiment and a model of its own, and takes them away
-again. Exit code 0 when every line says ok.
+The server is that of MLFLOW_TRACKING_URI, with its administrator (MLFLOW_TRACKING_USERNAME, _PASSWORD); by default the stack
+of docker/.env. The check creates three users, an experiment and a model, and removes them afterwards. Exit code 0 if every
+line is ok.
 """
 
 import argparse
@@ -38,7 +38,7 @@ QUIET = {
 
 @dataclass(frozen=True, kw_only=True)
 class User:
-    """Somebody who may log in."""
+    """A user account."""
 
     name: str
     password: str = field(repr=False)
@@ -46,7 +46,7 @@ class User:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What the writer has left on the server."""
+    """The objects that the writer created on the server."""
 
     experiment_id: str
     run_id: str
@@ -56,24 +56,24 @@ class Recorded:
 
 
 class Checks:
-    """Prints a line per check and remembers whether all were good."""
+    """Prints a line per check and counts failed checks."""
 
     def __init__(self) -> None:
         self.num_bad = 0
 
-    def say(self, good: bool, text: str) -> None:
+    def report(self, good: bool, text: str) -> None:
         """Print and count a check."""
         self.num_bad += not good
         print(f"{'ok  ' if good else 'BAD '} {text}", flush=True)
 
     def refused(self, text: str, act: Callable[[], object]) -> None:
-        """Check that the server refuses: that it answers 403, not that something else went wrong."""
+        """Check that the server refuses with status 403; any other error is a failed check."""
         try:
             act()
         except (MlflowException, OSError) as error:
-            self.say("403" in str(error) or "Permission denied" in str(error), f"{text}: refused")
+            self.report("403" in str(error) or "Permission denied" in str(error), f"{text}: refused")
         else:
-            self.say(False, f"{text}: NOT refused")
+            self.report(False, f"{text}: NOT refused")
 
 
 def main() -> None:
@@ -90,29 +90,27 @@ def main() -> None:
     try:
         check_strangers_without_login(checks, address)
         if checks.num_bad:
-            sys.exit(f"{address} lets in whoever calls it: start it as docker/compose.yaml does")
+            sys.exit(f"{address} has no access control: start it as docker/compose.yaml does")
         with acting_as(admin), users_of_the_check(address) as (writer, reader, stranger):
             check_users(checks, address, writer, reader, stranger, num_bytes=arguments.megabytes * 2**20)
     except (MlflowException, OSError) as error:
-        sys.exit(f"BAD  {address} failed: {first_line(error)}\nLook into the server's log: docker compose logs")
+        sys.exit(f"BAD  {address} failed: {first_line(error)}\nSee the server's log: docker compose logs")
     if checks.num_bad:
-        sys.exit(f"{checks.num_bad} checks failed: do not put data on {address} before they are good")
-    print(f"{address} keeps what it is given and shows it to nobody else")
+        sys.exit(f"{checks.num_bad} checks failed: do not store data on {address} before they pass")
+    print(f"{address} passed: runs and models are stored, and refused to other users")
 
 
 def check_strangers_without_login(checks: Checks, address: str) -> None:
-    """Check that nobody gets in without a login, or by another name of the server."""
+    """Check that requests without a login, or with another host name, are refused."""
     query = f"{address}/api/2.0/mlflow/experiments/get?experiment_id=0"
-    checks.say(status_of(f"{address}/health") == 200, f"{address} answers")
-    checks.say(status_of(query) == 401, "a client without login: refused")
-    checks.say(
-        status_of(query, Host="rebound.example") == 403, "a client that calls the server by a foreign name: refused"
-    )
+    checks.report(status_of(f"{address}/health") == 200, f"{address} answers")
+    checks.report(status_of(query) == 401, "a client without login: refused")
+    checks.report(status_of(query, Host="rebound.example") == 403, "a request with another host name: refused")
 
 
 @contextmanager
 def users_of_the_check(address: str) -> Iterator[list[User]]:
-    """Make three users, and remove them afterwards."""
+    """Create three users, and remove them afterwards."""
     admin = get_app_client("basic-auth", tracking_uri=address)
     mark = secrets.token_hex(4)
     users = [
@@ -129,7 +127,7 @@ def users_of_the_check(address: str) -> Iterator[list[User]]:
 
 
 def check_users(checks: Checks, address: str, writer: User, reader: User, stranger: User, *, num_bytes: int) -> None:
-    """Let the writer write, the reader read and the stranger fail; clean up as the administrator."""
+    """Check writing, reading and refusals with one user each; clean up as the administrator."""
     client = MlflowClient(tracking_uri=address)
     with acting_as(writer):
         recorded = write(checks, client, writer.name, num_bytes=num_bytes)
@@ -165,44 +163,44 @@ def write(checks: Checks, client: MlflowClient, name: str, *, num_bytes: int) ->
     client.create_registered_model(name)
     artifact_uri = client.get_run(run.info.run_id).info.artifact_uri
     client.create_model_version(name, source=artifact_uri, run_id=run.info.run_id)
-    checks.say(
+    checks.report(
         artifact_uri.startswith("mlflow-artifacts:"),
-        "artifacts go through the server: clients hold no keys of the store",
+        "artifacts are proxied by the server: clients have no keys of the S3 store",
     )
-    checks.say(True, f"one user logs a run, {num_bytes / 2**20:.0f} MB in {seconds:.1f} s, and registers a model")
+    checks.report(True, f"one user logs a run, {num_bytes / 2**20:.0f} MB in {seconds:.1f} s, and registers a model")
     return Recorded(
         experiment_id=experiment_id, run_id=run.info.run_id, model=name, artifact_uri=artifact_uri, sha256=sha256
     )
 
 
 def check_reader(checks: Checks, client: MlflowClient, recorded: Recorded) -> None:
-    """Check that a user with the right to read reads the same, and cannot write."""
+    """Check that a user with permission READ reads the same data, and cannot write."""
     run = client.get_run(recorded.run_id)
     same = run.data.params == {"learning_rate": "0.003"} and run.data.metrics == {"val/dice": 0.9}
-    checks.say(same and run.info.status == "FINISHED", "another user, who was given the right, reads the run")
+    checks.report(same and run.info.status == "FINISHED", "another user with permission READ reads the run")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(client.download_artifacts(recorded.run_id, FILE, folder))
-        checks.say(hash_of(file) == recorded.sha256, "and the same artifact, byte for byte")
+        checks.report(hash_of(file) == recorded.sha256, "and the same artifact, byte for byte")
     version = client.get_model_version(recorded.model, "1")
-    checks.say(version.run_id == recorded.run_id, "and the model")
+    checks.report(version.run_id == recorded.run_id, "and the model")
     checks.refused("writing to the run", lambda: client.log_metric(recorded.run_id, "val/dice", 1.0))
     checks.refused("deleting the run", lambda: client.delete_run(recorded.run_id))
     checks.refused("putting an artifact", lambda: put_text(recorded, client))
 
 
 def check_stranger(checks: Checks, client: MlflowClient, recorded: Recorded) -> None:
-    """Check that a user without rights sees nothing of it."""
+    """Check that a user without permission can read nothing."""
     checks.refused("a third user who reads the run", lambda: client.get_run(recorded.run_id))
     checks.refused("its artifact", lambda: download(recorded, client))
     checks.refused("the model", lambda: client.get_registered_model(recorded.model))
     checks.refused("writing to it", lambda: client.log_param(recorded.run_id, "x", "1"))
     found = [experiment.experiment_id for experiment in client.search_experiments()]
-    checks.say(recorded.experiment_id not in found, "and no search shows it to the third")
-    checks.say(not client.search_registered_models(f"name='{recorded.model}'"), "nor the model")
+    checks.report(recorded.experiment_id not in found, "and no search of the third user finds it")
+    checks.report(not client.search_registered_models(f"name='{recorded.model}'"), "nor the model")
 
 
 def download(recorded: Recorded, client: MlflowClient) -> None:
-    """Read the artifact without asking for the run first."""
+    """Read the artifact without reading the run first."""
     with tempfile.TemporaryDirectory() as folder:
         get_artifact_repository(recorded.artifact_uri, tracking_uri=client.tracking_uri).download_artifacts(
             FILE, folder
@@ -210,7 +208,7 @@ def download(recorded: Recorded, client: MlflowClient) -> None:
 
 
 def put_text(recorded: Recorded, client: MlflowClient) -> None:
-    """Write an artifact without asking for the run first."""
+    """Write an artifact without reading the run first."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "mine.txt"
         file.write_text("mine")
@@ -219,7 +217,7 @@ def put_text(recorded: Recorded, client: MlflowClient) -> None:
 
 @contextmanager
 def acting_as(user: User) -> Iterator[None]:
-    """Let MLflow's client log in as this user."""
+    """Set the login of MLflow's client to this user."""
     login = {"MLFLOW_TRACKING_USERNAME": user.name, "MLFLOW_TRACKING_PASSWORD": user.password}
     before = {name: os.environ[name] for name in login if name in os.environ}
     os.environ.update(login)
@@ -232,7 +230,7 @@ def acting_as(user: User) -> Iterator[None]:
 
 
 def status_of(url: str, **headers: str) -> int:
-    """Return the status with which a plain request is answered."""
+    """Return the status code of a plain request."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as reply:
             return int(reply.status)

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Install the post-commit hook: a commit that changes dvc.lock is written to the runs whose results it holds.
-# Run it in the project's folder, which may lie below the top of a git repository; each project there has a line of its own.
+# Install the post-commit hook: a commit that changes dvc.lock is recorded as a tag of the runs whose results it contains.
+# Run it in the folder of the project, which may be a subfolder of a git repository; each project has its own line in the hook.
 set -eu
 python=$1
 hook=$(git rev-parse --git-path hooks)/post-commit
 project=./$(git rev-parse --show-prefix)
 if [ -e "$hook" ] && ! grep -q "prostate_seg stage=link" "$hook"; then
-    echo "there is a post-commit hook of yours already: $hook; add to it: $python -m prostate_seg stage=link" >&2
+    echo "a post-commit hook exists already: $hook; add to it: $python -m prostate_seg stage=link" >&2
     exit 1
 fi
 mkdir -p "$(dirname "$hook")"

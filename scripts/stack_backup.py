@@ -1,11 +1,11 @@
-"""Save the stack's database and files to a folder, and put them into an empty stack: `make stack-backup`, `stack-restore`.
+"""Save the stack's database and files to a folder, and restore them into an empty stack: `make stack-backup`, `stack-restore`.
 
-    python scripts/stack_backup.py save FOLDER       # makes FOLDER; FOLDER's neighbours lend files that have not changed
+    python scripts/stack_backup.py save FOLDER       # creates FOLDER; links unchanged files of the newest backup beside it
     python scripts/stack_backup.py restore FOLDER
 
-The database is the one that libpq's variables name (PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD), the files those of
-S3_BUCKET at S3_ENDPOINT_URL. A backup holds `database.dump`, a file per object under `objects/` named by its sha256, and
-`manifest.json`, which is written last: a folder without it is no backup.
+The database is that of libpq's variables (PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD), the files are those of S3_BUCKET at
+S3_ENDPOINT_URL. A backup contains `database.dump`, a file per object in `objects/` named by its sha256, and `manifest.json`,
+which is written last: a folder without it is incomplete.
 """
 
 import argparse
@@ -30,21 +30,21 @@ NUM_TRANSFERS = 8
 
 
 class BackupError(Exception):
-    """Why a backup cannot be made or put back; the text says what to do."""
+    """A backup cannot be created or restored; the message contains the next step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
-    """An object of the bucket and the file that holds it."""
+    """An object of the bucket and the file with its content."""
 
     key: str
     size: int
     etag: str
-    """The store's own mark of the content; an object with the same mark and size has not changed."""
+    """Identifier of the content in the S3 store; an object with the same ETag and size is unchanged."""
     sha256: str
 
     def file_in(self, backup: Path) -> Path:
-        """Return where a backup keeps the content; the name depends on nothing that a client chose."""
+        """Return the path of the content in a backup; it does not depend on names that clients choose."""
         return backup / OBJECTS / self.sha256[:2] / self.sha256
 
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def bucket_of_the_stack() -> Bucket:
-    """Return the bucket that the environment names."""
+    """Return the bucket of the environment variables."""
     client = boto3.client(
         "s3",
         endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None,
@@ -86,9 +86,9 @@ def bucket_of_the_stack() -> Bucket:
 
 
 def save(folder: Path, bucket: Bucket) -> str:
-    """Write a backup, the database first: files that a run of it names are then in the bucket."""
+    """Write a backup, the database first, so that the files of its runs are already in the bucket."""
     if folder.exists():
-        raise BackupError("is there already; a backup is never written over: choose another name")
+        raise BackupError("exists already, and a backup is never overwritten: choose another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
     earlier = earlier_backup(folder.parent)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -104,13 +104,13 @@ def save(folder: Path, bucket: Bucket) -> str:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    lent = f", unchanged ones shared with {earlier.name}" if earlier else ""
+    shared = f", unchanged ones shared with {earlier.name}" if earlier else ""
     megabytes = sum(stored.size for stored in objects) / 2**20
-    return f"{folder}: the database and {len(objects)} files, {megabytes:.0f} MB{lent}"
+    return f"{folder}: the database and {len(objects)} files, {megabytes:.0f} MB{shared}"
 
 
 def restore(folder: Path, bucket: Bucket) -> str:
-    """Put a backup into an empty stack: the files first, the database in one transaction at the end."""
+    """Restore a backup into an empty stack: the files first, the database in one transaction at the end."""
     objects = checked_objects(folder)
     require_empty_database()
     if bucket.name not in {entry["Name"] for entry in bucket.client.list_buckets()["Buckets"]}:
@@ -121,17 +121,17 @@ def restore(folder: Path, bucket: Bucket) -> str:
         list(pool.map(lambda stored: upload(str(stored.file_in(folder)), bucket.name, stored.key), objects))
     transaction = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"]
     run_postgres("pg_restore", *transaction, f"--dbname={os.environ.get('PGDATABASE', '')}", str(folder / DUMP))
-    return f"{folder}: the database and {len(objects)} files are back; users log in as they did when it was saved"
+    return f"{folder}: the database and {len(objects)} files are restored; users have the passwords of the backup"
 
 
 def earlier_backup(parent: Path) -> Path | None:
-    """Return the newest whole backup in the folder."""
+    """Return the newest complete backup in the folder."""
     backups = [path.parent for path in parent.glob(f"*/{MANIFEST}")]
     return max(backups, key=lambda backup: str(read_manifest(backup)["made"]), default=None)
 
 
 def save_objects(bucket: Bucket, backup: Path, earlier: Path | None) -> list[StoredObject]:
-    """Download every object, or share the file of the earlier backup where the object has not changed."""
+    """Download every object, or link the file of the earlier backup if the object is unchanged."""
     known = {stored.key: stored for stored in objects_of(earlier)} if earlier else {}
 
     def save_one(entry: dict[str, Any]) -> StoredObject:
@@ -153,7 +153,7 @@ def save_objects(bucket: Bucket, backup: Path, earlier: Path | None) -> list[Sto
 
 
 def put(source: Path, target: Path, *, link: bool) -> None:
-    """Place a file under its hash; equal contents share one."""
+    """Move or link a file to the path of its hash, if that does not exist yet."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         return
@@ -162,7 +162,7 @@ def put(source: Path, target: Path, *, link: bool) -> None:
         return
     try:
         os.link(source, target)
-    except FileExistsError:  # another thread has just placed the same content
+    except FileExistsError:  # another thread has just linked the same content
         return
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
@@ -173,17 +173,17 @@ def read_manifest(backup: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((backup / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise BackupError(f"{backup} is no whole backup: {MANIFEST} cannot be read ({error})") from error
+        raise BackupError(f"{backup} is not a complete backup: {MANIFEST} cannot be read ({error})") from error
     return dict(manifest)
 
 
 def objects_of(backup: Path) -> list[StoredObject]:
-    """Return what a backup holds."""
+    """Return the objects of a backup."""
     return [StoredObject(**entry) for entry in read_manifest(backup)["objects"]]
 
 
 def checked_objects(backup: Path) -> list[StoredObject]:
-    """Return what a backup holds after comparing every file with its hash: nothing damaged is put back."""
+    """Return the objects of a backup after comparing every file with its hash: damaged files are never restored."""
     objects = objects_of(backup)
     files = {stored.file_in(backup): stored.sha256 for stored in objects}
     files[backup / DUMP] = str(read_manifest(backup)["database"])
@@ -197,7 +197,7 @@ def checked_objects(backup: Path) -> list[StoredObject]:
 
 
 def require_empty_database() -> None:
-    """Refuse to restore over somebody's runs."""
+    """Refuse a database with tables."""
     query = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
     num_tables = int(run_postgres("psql", "--no-psqlrc", "--tuples-only", "--no-align", f"--command={query}"))
     if num_tables:
@@ -208,17 +208,17 @@ def require_empty_database() -> None:
 
 
 def require_no_foreign_objects(bucket: Bucket, objects: list[StoredObject]) -> None:
-    """Refuse a bucket with files of others; those of this backup may be there, from a restore that was stopped."""
+    """Refuse a bucket with other files than those of this backup, which an interrupted restore leaves."""
     foreign = {entry["Key"] for entry in bucket.listed()} - {stored.key for stored in objects}
     if foreign:
         raise BackupError(
-            f"the bucket {bucket.name} holds {len(foreign)} files that are not of this backup, such as {min(foreign)}; "
+            f"the bucket {bucket.name} contains {len(foreign)} files that are not of this backup, such as {min(foreign)}; "
             "only an empty stack is restored: choose another S3_BUCKET, or empty this one"
         )
 
 
 def run_postgres(program: str, *arguments: str) -> str:
-    """Run one of Postgres' programs, which takes the address and the password from the environment."""
+    """Run one of Postgres' programs, which reads address and password from the environment."""
     if shutil.which(program) is None:
         raise BackupError(f"{program} is not installed (Debian's postgresql-client)")
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)

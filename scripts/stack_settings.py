@@ -1,4 +1,4 @@
-"""Make docker/.env with random passwords, or check the one that is there: the first half of `make stack`."""
+"""Create docker/.env with random passwords, or check an existing one: the first step of `make stack`."""
 
 import os
 import secrets
@@ -10,29 +10,32 @@ DOCKER = Path(__file__).parents[1] / "docker"
 EXAMPLE_SETTINGS = DOCKER / ".env.example"
 SETTINGS = DOCKER / ".env"
 EXAMPLE = "example-"
-"""What a secret begins with until it is set."""
+"""Prefix of a secret that has not been set."""
 
 
 def main() -> None:
-    """Make or check the settings."""
+    """Create or check the settings."""
     if not SETTINGS.exists():
         make_settings(SETTINGS)
-        print(f"made {SETTINGS} with random passwords; the administrator's is MLFLOW_ADMIN_PASSWORD there")
+        print(f"created {SETTINGS} with random passwords; the administrator's is MLFLOW_ADMIN_PASSWORD there")
         return
     left = example_secrets(read_settings(SETTINGS))
     if left:
         sys.exit(
             f"{SETTINGS}: still as in the example: {', '.join(left)}\n"
-            "The stack does not start with passwords that everybody knows. Set them, or remove the file to have one made."
+            "The stack does not start with example passwords. Set them, or remove the file to create a new one."
         )
 
 
 def make_settings(target: Path, **chosen: str) -> None:
-    """Write the example's settings with random secrets, for this user alone; a file that is there is left alone.
+    """Write the example's settings with random secrets, readable by this user only.
 
     Args:
-        target: The file to make.
-        chosen: Values that are not to be the example's.
+        target: The new file.
+        chosen: Values that replace those of the example.
+
+    Raises:
+        FileExistsError: If the file exists.
     """
     lines = []
     for line in EXAMPLE_SETTINGS.read_text().splitlines():
@@ -53,12 +56,12 @@ def read_settings(path: Path) -> dict[str, str]:
 
 
 def example_secrets(settings: dict[str, str]) -> list[str]:
-    """Return the names whose values are still those of the example."""
+    """Return the names of settings with the value of the example."""
     return [name for name, value in settings.items() if value.startswith(EXAMPLE)]
 
 
 def login_to_use(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the server and its administrator: those of the environment, by default the stack of docker/.env."""
+    """Return the server and its administrator from the environment, by default those of docker/.env."""
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     given = {name: environment[name] for name in names if environment.get(name)}
     if "MLFLOW_TRACKING_URI" not in given and SETTINGS.exists():
@@ -72,7 +75,7 @@ def login_to_use(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def login_of(settings: dict[str, str]) -> dict[str, str]:
-    """Return what MLflow's client needs to log in to the stack as its administrator."""
+    """Return the environment variables with which MLflow's client logs in to the stack as its administrator."""
     address = settings["STACK_ADDRESS"] if settings["STACK_ADDRESS"] != "0.0.0.0" else "127.0.0.1"
     return {
         "MLFLOW_TRACKING_URI": f"http://{address}:{settings['STACK_PORT']}",

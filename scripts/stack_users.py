@@ -1,4 +1,4 @@
-"""Users of the stack and what they may do, as its administrator.
+"""Manage users of the stack and their permissions, as its administrator.
 
     python scripts/stack_users.py add ann                                 # prints a password, once
     python scripts/stack_users.py grant ann EDIT --experiment prostate_seg
@@ -7,7 +7,7 @@
     python scripts/stack_users.py remove ann                              # runs stay
 
 The server and the administrator are those of MLFLOW_TRACKING_URI, _USERNAME and _PASSWORD, by default those of docker/.env.
-Who makes an experiment or a model may manage it, and grant others rights; nobody else sees it.
+The creator of an experiment or a model can manage it and grant permissions; nobody else can read it.
 """
 
 import argparse
@@ -26,14 +26,14 @@ RIGHTS = ("READ", "EDIT", "MANAGE", "NONE")
 
 
 def main() -> None:
-    """Do what is asked."""
+    """Run one command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("add", "password", "remove", "grant"):
         command = commands.add_parser(name)
         command.add_argument("user")
         if name == "grant":
-            command.add_argument("right", choices=RIGHTS, help="NONE takes a right away")
+            command.add_argument("right", choices=RIGHTS, help="NONE revokes the permission")
             what = command.add_mutually_exclusive_group(required=True)
             what.add_argument("--experiment", metavar="NAME")
             what.add_argument("--model", metavar="NAME")
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def carry_out(arguments: argparse.Namespace) -> str:
-    """Change users or rights; return what was done."""
+    """Change users or permissions; return a message."""
     users = get_app_client("basic-auth", tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
     user = arguments.user
     if arguments.command == "grant":
@@ -73,7 +73,7 @@ def _resource(experiment: str | None, model: str | None) -> tuple[str, str]:
     found = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"]).get_experiment_by_name(experiment)
     if found is None:
         sys.exit(
-            f"there is no experiment {experiment}: its first run makes it, and whoever starts that run may grant rights"
+            f"there is no experiment {experiment}: its first run creates it, and the user of that run can grant permissions"
         )
     return "experiment", str(found.experiment_id)
 

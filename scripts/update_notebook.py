@@ -1,4 +1,4 @@
-"""Run docs/demo.ipynb from the top and keep its outputs: python scripts/update_notebook.py."""
+"""Execute docs/demo.ipynb and store its outputs: python scripts/update_notebook.py."""
 
 import os
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
-"""How time and memory grow with the data set: preprocess, prepare and one training epoch on 500, 1000 and 2000 studies.
+"""Scaling of time and memory with the data set: preprocess, prepare and one training epoch on 500, 1000 and 2000 studies.
 
     python -m scripts.hard_use.growth --sizes 500 1000 2000
 
-The studies are phantoms of 100 mm, a patient each. Time is the processor's, of one thread, so that a busy machine changes
-nothing; memory is the peak of the process, pages of mapped files included.
+The studies are phantoms of 100 mm, one per patient. Time is CPU time of one thread, which does not depend on the load of the
+machine; memory is the peak of the process, including pages of mapped files.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def linked(folder: Path, source: Path, size: int) -> Path:
 
 
 def measured(stage: str, *arguments: str, workspace: Path) -> tuple[float, float]:
-    """Return the processor's seconds and the peak MiB of a stage; no less than this process had when it started the stage."""
+    """Return CPU seconds and peak MiB of a stage; the peak is at least that of this process when it started the stage."""
     command = [sys.executable, "-m", "prostate_seg", f"stage={stage}", *arguments]
     environment = clean_environment() | {"OMP_NUM_THREADS": "1"}
     workspace.mkdir(exist_ok=True)

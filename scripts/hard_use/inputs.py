@@ -1,10 +1,10 @@
-"""Try spoilt studies on a stage: each must be refused in words or give a whole result, soon and in little memory.
+"""Run a stage on corrupted studies: each must be refused with a message or give a complete result, within limits.
 
     python -m scripts.hard_use.inputs --count 1000 --seed 1                    # preprocess
     python -m scripts.hard_use.inputs --count 1000 --seed 1 --stage predict    # with a network trained for it within a minute
 
-An action is a function of a mutant and an empty folder: it writes there, or raises InputError. It runs in a process of its own,
-so that a hang is ended and a crash is seen.
+An action is a function of a mutant and an empty folder: it writes there, or raises InputError. It runs in a separate process,
+so that hangs and crashes are detected.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from scripts.hard_use.mutants import Mutant, make_healthy, mutants
 LONGEST_SECONDS = 30.0
 """A study that takes longer counts as a hang."""
 MOST_MIB = 1024
-"""Memory that a study of a megabyte may take on top of what the process has."""
+"""Limit of the additional memory for a study of a megabyte."""
 
 Action = Callable[[Mutant, Path], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of a mutant."""
+    """Outcome of an action on a mutant."""
 
     mutant: Mutant
     outcome: str
@@ -45,11 +45,11 @@ class Verdict:
     text: str
     seconds: float
     peak_mib: float
-    """Memory on top of what the process had; 0 where the system does not tell."""
+    """Additional memory; 0 on systems without /proc."""
 
     @property
     def is_good(self) -> bool:
-        """Return whether this is what a person should meet."""
+        """Return whether the outcome is acceptable."""
         return self.outcome in ("accepted", "refused")
 
 
@@ -63,7 +63,7 @@ def survey(action: Action, made: Iterable[Mutant], *, outputs: Path) -> list[Ver
 
 
 def try_here(action: Action, mutant: Mutant, out: Path) -> tuple[str, str]:
-    """Run an action in this process; return what became of the mutant, and in which words."""
+    """Run an action in this process; return the outcome and the message."""
     out.mkdir(parents=True)
     try:
         action(mutant, out)
@@ -100,7 +100,7 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, self.action), daemon=True)
         self.process.start()
         theirs.close()
-        self.pipe.recv()  # libraries are imported: from now on seconds count
+        self.pipe.recv()  # libraries are imported: time is measured from now on
 
     def run(self, mutant: Mutant, out: Path) -> tuple[str, str, float]:
         self.pipe.send((mutant, out))
@@ -122,12 +122,12 @@ class _Worker:
 
 
 def _serve(pipe: Connection, action: Action) -> None:
-    """Be the process that tries mutants."""
+    """Main loop of the process that tries mutants."""
     import logging
 
     logging.disable(logging.CRITICAL)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # ITK's own lines, which the messages repeat
-    with tempfile.TemporaryDirectory() as folder:  # once on a healthy study, which imports what there is to import
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # output of ITK, which the messages repeat
+    with tempfile.TemporaryDirectory() as folder:  # a healthy study first, which imports all libraries
         make_healthy(Path(folder) / "healthy")
         healthy = Path(folder) / "healthy"
         image, mask = healthy / "images/1_1.nii.gz", healthy / "masks/1_1.nii.gz"
@@ -146,7 +146,7 @@ def _serve(pipe: Connection, action: Action) -> None:
 
 
 def _memory_mib(name: str, *, is_reset: bool = False) -> float:
-    """Return a line of /proc/self/status, where there is one; reset sets the peak back to the present."""
+    """Return a value of /proc/self/status, 0 without it; `is_reset` first resets the peak to the current value."""
     if not sys.platform.startswith("linux"):
         return 0.0
     if is_reset:
@@ -156,10 +156,10 @@ def _memory_mib(name: str, *, is_reset: bool = False) -> float:
 
 
 def preprocess(mutant: Mutant, out: Path) -> None:
-    """Preprocess a mutant beside a healthy study, leaving bad cases out; all that is left of it must be whole.
+    """Preprocess a mutant beside a healthy study and exclude bad cases; outputs must be complete.
 
     Raises:
-        InputError: If it was left out; in words of its own.
+        InputError: If the mutant was excluded, with its findings.
     """
     from hydra import compose, initialize_config_dir
 
@@ -204,7 +204,7 @@ def make_networks(folder: Path) -> Path:
 
 
 def predict(mutant: Mutant, out: Path, *, model: Path) -> None:
-    """Segment the image of a mutant; where it is refused, nothing but the table with the reason may be left.
+    """Segment the image of a mutant; if it is refused, the table with the reason must be the only output.
 
     Raises:
         InputError: If it is refused.
@@ -232,7 +232,7 @@ HEALTHY_ID = "9_9"
 
 
 def _add_healthy(root: Path) -> None:
-    """Put a healthy study beside the mutant."""
+    """Add a healthy study to the data of the mutant."""
     with tempfile.TemporaryDirectory() as folder:
         make_healthy(Path(folder) / "healthy")
         for kind in ("images", "masks"):
@@ -240,18 +240,18 @@ def _add_healthy(root: Path) -> None:
 
 
 def table(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return the outcome in lines: counts, the slowest and the largest."""
+    """Return a summary in lines: counts, the slowest and the largest."""
     counts = Counter(verdict.outcome for verdict in verdicts)
     slowest = max(verdicts, key=lambda verdict: verdict.seconds)
     largest = max(verdicts, key=lambda verdict: verdict.peak_mib)
     return [
-        f"{len(verdicts)} spoilt inputs: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()),
+        f"{len(verdicts)} corrupted inputs: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()),
         f"slowest {slowest.seconds:.1f} s ({slowest.mutant.what}), largest {largest.peak_mib:.0f} MiB ({largest.mutant.what})",
     ]
 
 
 def main() -> None:
-    """Try spoilt studies on a stage and exit with 1 when one was met badly."""
+    """Run a stage on corrupted studies; exit code 1 if an outcome is not acceptable."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,10 +1,10 @@
-"""Kill stages at random moments with `kill -9`, give the same commands again, and compare with an undisturbed run.
+"""Kill stages at random moments with `kill -9`, repeat the commands, and compare with an uninterrupted run.
 
     python -m scripts.hard_use.kills --kills 100 --seed 1
 
-A round takes a project through all stages; so many times, at a random stage and moment, the stage is killed and started again.
-At its end every output must equal the undisturbed run's, byte for byte. Half of the rounds record runs in MLflow and register a
-model; of those no run may be left open, there must be one version, and DS_VERSION.json must name the hashes that lie there.
+A round runs all stages of a project; at random stages and moments, the stage is killed and started again. At the end every
+output must equal that of the uninterrupted run byte for byte. Half of the rounds record runs in MLflow and register a model:
+then no run may be left open, there must be one version, and DS_VERSION.json must contain the hashes of the files.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tests.project_helpers import Project
 
 STAGES = ("fetch", "preprocess", "prepare", "train", "evaluate", "report", "predict")
 RECORDED_STAGES = (*STAGES, "register")
-"""Where runs are recorded."""
+"""Stages of a round with MLflow."""
 OUTPUTS = ("data", "preprocess", "prepared", "model", "evaluation", "report", "predictions")
 KILLS_PER_ROUND = 20
 TRAINING = ("train.max_epochs=3", "train.steps_per_epoch=4")
@@ -36,20 +36,20 @@ CHANGING = re.compile(
     r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?|[0-9a-f]{32}|\d+(\.\d+)? (s|min|minutes|seconds)\b"
     rf"|<tr><th scope=\"row\">({'|'.join(STAGES)})</th>.*"
 )
-"""Times, run ids and hashes, which a report names; its table of stages has each one's seconds. No two runs share them."""
+"""Times, run ids and hashes in a report, and its table of stages with their seconds: they differ between equal runs."""
 
 
 @dataclass(slots=True)
 class Round:
-    """One way through the stages."""
+    """One pass through the stages."""
 
     project: Project
     recording: Sequence[str]
-    """Overrides that say where runs are recorded."""
+    """Overrides of the tracking store."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of each stage when it is left alone."""
+    """Duration of each stage without a kill."""
     num_kills: int = 0
-    """Processes that were killed before they had ended by themselves."""
+    """Processes that were killed before they had finished."""
 
     def command(self, stage: str) -> list[str]:
         """Return the overrides of a stage."""
@@ -73,17 +73,17 @@ class Round:
 
 
 def outputs_of(folder: Path) -> dict[str, str]:
-    """Return the md5 of every output, without what no two runs share."""
+    """Return the md5 of every output, without text that differs between equal runs."""
     found = {}
     for name in OUTPUTS:
         for path in sorted((folder / name).rglob("*")):
             if path.is_file():
-                found[path.relative_to(folder).as_posix()] = _md5_of_what_two_runs_share(path, folder)
+                found[path.relative_to(folder).as_posix()] = _md5_of_reproducible_text(path, folder)
     return found
 
 
-def _md5_of_what_two_runs_share(path: Path, folder: Path) -> str:
-    """Leave out the times and ids of a report's page, and the folder in the records of predictions."""
+def _md5_of_reproducible_text(path: Path, folder: Path) -> str:
+    """Return the md5 without times and ids of a report, and without the folder in the records of predictions."""
     if path.suffix in (".html", ".md"):
         return md5_of_text(CHANGING.sub("", path.read_text(encoding="utf-8")))
     if path.is_relative_to(folder / "predictions") and path.suffix in (".csv", ".json"):
@@ -91,8 +91,8 @@ def _md5_of_what_two_runs_share(path: Path, folder: Path) -> str:
     return md5_of(path)
 
 
-def undisturbed(folder: Path, *, recording: Sequence[str], stages: Sequence[str] = STAGES) -> Round:
-    """Take a project through the stages without a kill."""
+def uninterrupted(folder: Path, *, recording: Sequence[str], stages: Sequence[str] = STAGES) -> Round:
+    """Run the stages of a project without a kill."""
     folder.mkdir()
     whole = Round(Project(folder), recording)
     for stage in stages:
@@ -100,10 +100,10 @@ def undisturbed(folder: Path, *, recording: Sequence[str], stages: Sequence[str]
     return whole
 
 
-def disturbed(
+def interrupted(
     folder: Path, whole: Round, *, num_kills: int, rng: random.Random, stages: Sequence[str] = STAGES
 ) -> Round:
-    """Take a project through the stages with so many kills, and compare the outputs at the end."""
+    """Run the stages of a project with `num_kills` kills, and compare the outputs at the end."""
     folder.mkdir()
     one = Round(Project(folder), whole.recording)
     weights = [whole.seconds[stage] for stage in stages]
@@ -120,7 +120,7 @@ def disturbed(
 def require_same(found: dict[str, str], expected: dict[str, str]) -> None:
     """Fail with the names of the files that differ."""
     other = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
-    assert not other, f"outputs differ from the undisturbed run's: {', '.join(other)}"
+    assert not other, f"outputs differ from the uninterrupted run's: {', '.join(other)}"
 
 
 def require_sound_record(one: Round) -> None:
@@ -146,7 +146,7 @@ def require_sound_record(one: Round) -> None:
 
 
 def main() -> None:
-    """Do rounds until so many processes were killed."""
+    """Run rounds until the number of kills is reached."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
@@ -163,9 +163,9 @@ def main() -> None:
             kind = ("off", "on")[rounds % 2]
             recording, stages = kinds[kind]
             if kind not in whole:
-                whole[kind] = undisturbed(folder / f"whole_{kind}", recording=recording, stages=stages)
+                whole[kind] = uninterrupted(folder / f"whole_{kind}", recording=recording, stages=stages)
             num_kills = min(KILLS_PER_ROUND, arguments.kills - killed)
-            one = disturbed(folder / str(rounds), whole[kind], num_kills=num_kills, rng=rng, stages=stages)
+            one = interrupted(folder / str(rounds), whole[kind], num_kills=num_kills, rng=rng, stages=stages)
             killed, rounds = killed + one.num_kills, rounds + 1
             print(f"round {rounds}, mlflow {kind}: {one.num_kills} killed, outputs equal", flush=True)
     took = time.monotonic() - started

@@ -1,7 +1,6 @@
-"""Studies that no scanner wrote: a healthy image and mask, one of them spoilt in a seeded way.
+"""Corrupted studies: a healthy image and mask, one of them changed by seeded random operations.
 
-`mutants` makes them one by one, in folders of their own with images/ and masks/. Every stage that reads images can be tried
-on them; nothing here knows which one.
+`mutants` writes one after the other, each into a folder with images/ and masks/, for any stage that reads images.
 """
 
 import random
@@ -21,8 +20,8 @@ SHAPE_VOX = (8, 48, 48)
 SPACING_XYZ_MM = (1.0, 1.0, 3.0)
 FORMATS = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", "dicom")
 
-Spoil = Callable[[random.Random, Path], str]
-"""Changes a file, or a folder of DICOM files, and says how."""
+Corruption = Callable[[random.Random, Path], str]
+"""Changes a file, or a folder of DICOM files, and returns a description."""
 
 NUMBERS = [
     "0", "-1", "1", "2", "3", "5", "7", "48", "65535", "99999", "2147483647", "-2147483648", "4294967296",
@@ -42,11 +41,11 @@ NAMES = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """One spoilt study."""
+    """One corrupted study."""
 
     number: int
     what: str
-    """The format, which of the two files, and what was done to it."""
+    """Format, which of the two files, and the operations."""
     image: Path
     """File, or folder of DICOM files, in images/."""
     mask: Path
@@ -54,7 +53,7 @@ class Mutant:
 
 
 def mutants(folder: Path, *, seed: int, count: int) -> Iterator[Mutant]:
-    """Yield spoilt studies, each in a folder of its own below `folder`; the same ones for a seed."""
+    """Yield corrupted studies, each in a folder of its own below `folder`; the same ones for a seed."""
     healthy = folder / "healthy"
     make_healthy(healthy)
     for number in range(count):
@@ -73,7 +72,7 @@ def make_healthy(folder: Path) -> None:
 
 
 def healthy_arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Return a noisy image, int16, and the ellipsoid that it shows, uint8."""
+    """Return a noisy image, int16, and its ellipsoid as a mask, uint8."""
     z, y, x = np.ogrid[tuple(slice(-1, 1, complex(size)) for size in SHAPE_VOX)]
     gland = (z / 0.8) ** 2 + (y / 0.7) ** 2 + (x / 0.7) ** 2 < 1
     noise = np.random.default_rng(0).normal(100, 10, SHAPE_VOX)
@@ -103,17 +102,17 @@ def _write_dicom(folder: Path, array: np.ndarray) -> None:
 
 def _mutant(rng: random.Random, number: int, folder: Path, healthy: Path) -> Mutant:
     suffix = rng.choice(FORMATS)
-    spoils_mask = suffix != "dicom" and rng.random() < 0.3
-    mask_suffix = suffix if spoils_mask else ".nii.gz"
+    corrupts_mask = suffix != "dicom" and rng.random() < 0.3
+    mask_suffix = suffix if corrupts_mask else ".nii.gz"
     image = _copied(healthy / f"images/1_1{suffix}", folder / "images", stem="1_1", suffix=suffix)
     mask = _copied(healthy / f"masks/1_1{mask_suffix}", folder / "masks", stem="1_1", suffix=mask_suffix)
-    spoilt = mask if spoils_mask else image
-    done = [rng.choice(SPOILS[suffix])(rng, spoilt)]
-    if rng.random() < 0.25 and (spoilt.is_dir() if suffix == "dicom" else spoilt.is_file()):
-        done.append(rng.choice(BYTES)(rng, spoilt))
+    corrupted = mask if corrupts_mask else image
+    done = [rng.choice(CORRUPTIONS[suffix])(rng, corrupted)]
+    if rng.random() < 0.25 and (corrupted.is_dir() if suffix == "dicom" else corrupted.is_file()):
+        done.append(rng.choice(BYTES)(rng, corrupted))
     if rng.random() < 0.1:
         image, mask = _renamed(rng, image, mask, done)
-    which = "mask" if spoils_mask else "image"
+    which = "mask" if corrupts_mask else "image"
     return Mutant(number=number, what=f"{suffix} {which}: {'; '.join(done)}", image=image, mask=mask)
 
 
@@ -128,7 +127,7 @@ def _copied(source: Path, folder: Path, *, stem: str, suffix: str) -> Path:
 
 
 def _renamed(rng: random.Random, image: Path, mask: Path, done: list[str]) -> tuple[Path, Path]:
-    """Give both files an odd name; a file that is gone has none."""
+    """Rename both files to an unusual name, if they still exist."""
     name = rng.choice(NAMES)
     done.append(f"named {name!r}")
     renamed = [path.with_name(name + path.name.removeprefix("1_1")) for path in (image, mask)]
@@ -181,7 +180,7 @@ def overwrite(rng: random.Random, path: Path) -> str:
 
 
 def replace_file(rng: random.Random, path: Path) -> str:
-    """Put something else in place of a file: another format, noise, nothing, a folder, a pointer."""
+    """Replace a file by another format, noise, nothing, a folder or a pointer."""
     file = _file_of(rng, path)
     contents = {
         "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
@@ -200,8 +199,8 @@ def replace_file(rng: random.Random, path: Path) -> str:
 
 
 def _file_of(rng: random.Random, path: Path) -> Path:
-    """Return the file itself, a file of the folder, or the voxels that belong to a .mhd."""
-    if path.suffix == "" and path.name == "1_1":  # a series, which may be gone by now
+    """Return the file itself, a file of the folder, or the voxel file of a .mhd."""
+    if path.suffix == "" and path.name == "1_1":  # a series, which may have been removed by now
         path.mkdir(exist_ok=True)
         (path / "new.dcm").touch()
         return rng.choice(sorted(one for one in path.iterdir() if one.is_file()))
@@ -245,7 +244,7 @@ def _content(path: Path) -> bytes:
 
 
 def _with_words(rng: random.Random, line: str, *, all_of_them: bool) -> str:
-    """Replace one value, or all, of a line by odd words; brackets and commas stay."""
+    """Replace one value, or all, of a line by unusual ones; brackets and commas stay."""
     key, separator, values = re.fullmatch(r"([^=:]*)([=:]{0,2})(.*)", line, re.DOTALL).groups()  # type: ignore[union-attr]
     found = list(re.finditer(r"[^\s,()]+", values))
     if not found:
@@ -273,7 +272,7 @@ NIFTI_VALUES = {
 
 
 def change_nifti_header(rng: random.Random, path: Path) -> str:
-    """Set fields of a NIfTI header to odd values; the file is uncompressed and compressed again."""
+    """Set fields of a NIfTI header to unusual values; the file is decompressed and compressed again."""
     import gzip
 
     content = _content(path)
@@ -329,7 +328,7 @@ def change_dicom_tag(rng: random.Random, path: Path) -> str:
 
 
 def disturb_series(rng: random.Random, path: Path) -> str:
-    """Remove, double, move or add files of a series."""
+    """Remove, duplicate, move or add files of a series."""
     files = sorted(one for one in path.iterdir() if one.is_file())
     how = rng.choice(
         ("remove one", "keep one", "keep two", "remove all", "double one", "add text", "add folder", "nest")
@@ -367,7 +366,7 @@ SHAPES = (
 
 
 def change_voxels(rng: random.Random, path: Path) -> str:
-    """Write other voxels: type, shape, and values that are no intensities or no labels."""
+    """Change the voxels: type, shape, and values that are not valid intensities or labels."""
     is_mask = path.parent.name == "masks"
     array = healthy_arrays()[is_mask].astype(np.float64)
     said = []
@@ -377,7 +376,7 @@ def change_voxels(rng: random.Random, path: Path) -> str:
     value = rng.choice(
         (None, np.nan, np.inf, -np.inf, 0, 0.5, -1, 7, 255, 65535, 1e9, 3e38, 1e300, "constant", "noise", "inverted")
     )
-    array, dtype = _spoilt(rng, array, value), rng.choice(DTYPES)
+    array, dtype = _corrupted(rng, array, value), rng.choice(DTYPES)
     said += [] if value is None else [f"values {value}"]
     with np.errstate(all="ignore"):
         typed = array.astype(dtype)
@@ -398,7 +397,7 @@ def change_voxels(rng: random.Random, path: Path) -> str:
     return ", ".join(["vectors" if is_vector else "", dtype, *said])
 
 
-def _spoilt(rng: random.Random, array: np.ndarray, value: object) -> np.ndarray:
+def _corrupted(rng: random.Random, array: np.ndarray, value: object) -> np.ndarray:
     """Return the array with one voxel, a slice or all of them changed."""
     if value == "constant":
         return np.full_like(array, 3)
@@ -413,7 +412,7 @@ def _spoilt(rng: random.Random, array: np.ndarray, value: object) -> np.ndarray:
 
 
 def write_bomb(rng: random.Random, path: Path) -> str:
-    """Write a small file whose header promises far more voxels than it holds."""
+    """Write a small file whose header declares far more voxels than it contains."""
     sides = rng.choice(
         (
             (30000, 30000, 1000),
@@ -437,7 +436,7 @@ def write_bomb(rng: random.Random, path: Path) -> str:
         struct.pack_into("<3h", plain, 42, *sides)
         content = gzip.compress(bytes(plain), 1) if content[:2] == b"\x1f\x8b" else bytes(plain)
     path.write_bytes(content)
-    return f"promises {' x '.join(map(str, sides))} voxels"
+    return f"declares {' x '.join(map(str, sides))} voxels"
 
 
 BYTES = (truncate, flip_bits, overwrite, replace_file)
@@ -451,7 +450,7 @@ NIFTI = (
     change_voxels,
     write_bomb,
 )
-SPOILS: dict[str, tuple[Spoil, ...]] = {
+CORRUPTIONS: dict[str, tuple[Corruption, ...]] = {
     ".mha": TEXT,
     ".mhd": TEXT,
     ".nrrd": TEXT,
@@ -459,4 +458,4 @@ SPOILS: dict[str, tuple[Spoil, ...]] = {
     ".nii.gz": NIFTI,
     "dicom": (*BYTES, change_dicom_tag, change_dicom_tag, change_dicom_tag, disturb_series, disturb_series),
 }
-"""What can be done to each format; what is listed twice is done twice as often."""
+"""Operations for each format; one that is listed twice is chosen twice as often."""

@@ -71,7 +71,7 @@ def test_one_user_writes_another_reads_and_a_third_is_refused(stack: Stack) -> N
     assert len(checks) == 17
     assert all(line.startswith("ok ") for line in checks)
     assert "50 MB" in done.stdout
-    assert last == f"{stack.address} keeps what it is given and shows it to nobody else"
+    assert last == f"{stack.address} passed: runs and models are stored, and refused to other users"
     assert names() == before  # nothing of the check is left
     with acting_as(administrator(stack)):
         users = requests.get(
@@ -99,7 +99,7 @@ def test_check_detects_a_server_without_users(
         with pytest.raises(SystemExit, match="set MLFLOW_TRACKING_PASSWORD: the server, and an administrator of it"):
             check_stack.main()
         os.environ["MLFLOW_TRACKING_PASSWORD"] = "planted-password"
-        with pytest.raises(SystemExit, match="lets in whoever calls it") as caught:
+        with pytest.raises(SystemExit, match="has no access control") as caught:
             check_stack.main()
         server.shutdown()
     written = capsys.readouterr().out
@@ -356,7 +356,7 @@ def test_backup_restored_into_an_empty_stack_is_the_same_stack(stack: Stack, tmp
     assert "unchanged ones shared with first" in second.stdout, second.stderr
     (file,) = [path for path in (backups / "second").rglob("*") if path.is_file() and path.read_bytes() == content]
     assert file.samefile(backups / "first" / file.relative_to(backups / "second"))
-    assert "is there already" in script("scripts/stack_backup.py", "save", str(backups / "first"), **stack.data).stderr
+    assert "exists already" in script("scripts/stack_backup.py", "save", str(backups / "first"), **stack.data).stderr
     assert sorted(path.name for path in backups.iterdir()) == ["first", "second"]
 
     refused = script("scripts/stack_backup.py", "restore", str(backups / "first"), **stack.data)
