@@ -39,7 +39,7 @@ from tests.fault_helpers import (  # noqa: E402
     fill,
     network,
     small_disk,
-    stop_what_was_started_again,
+    stop_restarted_postgres,
 )
 from tests.server_helpers import postgres_server, why_no_postgres  # noqa: E402
 
@@ -201,9 +201,9 @@ def _dropped_packets(folder: Path) -> Iterator[tuple[str, Fault]]:
 
         @contextlib.contextmanager
         def fault() -> Iterator[None]:
-            wire.drop_everything()
+            wire.drop_all()
             yield
-            wire.carry()
+            wire.forward()
 
         yield wire.address, fault
 
@@ -218,7 +218,7 @@ def _crashed_database(folder: Path) -> Iterator[tuple[str, Fault]]:
         faulty_server(folder / "server", store=databases["mlflow"]) as server,
     ):
         yield server.address, lambda: crashed_postgres(databases["mlflow"])
-        stop_what_was_started_again()
+        stop_restarted_postgres()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What several test files share: real data when it is there, the launcher as a person calls it, configs, small volumes."""
+"""Shared fixtures and helpers: real data if available, the launcher as a subprocess, configs, small volumes."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from prostate_seg.cli import config_folder
 from prostate_seg.imaging.geometry import Geometry, Volume
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each slow each other down on two cores
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -25,7 +25,7 @@ Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = (
-        "let the projects of tests record to the stack of docker/compose.yaml, each to one of its own, as a plain user"
+        "record the runs of test projects in the stack of docker/compose.yaml, one stack per project, as a plain user"
     )
     parser.addoption("--stack", action="store_true", help=text)
 
@@ -43,15 +43,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def composed(*overrides: str, name: str = "config", folder: Path | None = None) -> DictConfig:
-    """Compose a config as the launcher does; options of `folder` are found too."""
+    """Compose a config as the launcher does; `folder` is added to the search path."""
     with initialize_config_dir(config_dir=str(config_folder())):
         search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
         return compose(name, overrides=["paths.root=.", *overrides, *search])
 
 
 @pytest.fixture(autouse=True)
-def stores_are_forgotten() -> Iterator[None]:
-    """Let no test use the store that code called by another one has made MLflow's own, for all of the process."""
+def reset_tracking_store() -> Iterator[None]:
+    """Reset MLflow's global tracking store after each test, because code under test sets it for the whole process."""
     yield
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_tracking_uri(None)
@@ -62,7 +62,7 @@ def stores_are_forgotten() -> Iterator[None]:
 
 @pytest.fixture
 def shared_data() -> Path:
-    """Real prostate MRI, beside the project and not part of it."""
+    """Folder of real prostate MRI beside the project, not part of it."""
     if not SHARED_DATA.is_dir():
         pytest.skip("real data is absent: ../shared/data")
     return SHARED_DATA
@@ -70,7 +70,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Launch:
-    """Run `python -m prostate_seg` in a folder of its own, with a workspace there."""
+    """Run `python -m prostate_seg` in a temporary folder, which is its workspace."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}

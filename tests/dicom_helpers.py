@@ -1,4 +1,4 @@
-"""Small MR series written with pydicom, as classic files or Enhanced (multi-frame) ones; a caller may change any attribute."""
+"""Small MR series written with pydicom, as classic or Enhanced (multi-frame) files; every attribute can be changed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -73,10 +73,10 @@ def write_enhanced(
     """Write one file and return its folder.
 
     Args:
-        folder: Made if it is absent.
-        stack: What the frames show.
+        folder: Created if it does not exist.
+        stack: Voxels and geometry of the frames.
         order: Slice of each frame; as in the stack if None.
-        shared: Functional groups that all frames have in common; `edit` sees the others only.
+        shared: Functional groups that all frames share; `edit` gets the others only.
         edit: Changes the functional groups of a frame, by the number of its slice.
         edit_file: Changes the file last.
         name: Of the file.
@@ -113,7 +113,7 @@ def with_rescale(groups: Dataset, *, slope: float, intercept: float = 0.0) -> No
 
 
 def write_report(path: Path, sop_class: str) -> None:
-    """Write an object of the series that has no pixels."""
+    """Write an object of the series without pixels."""
     _base(sop_class, instance=99).save_as(path, enforce_file_format=True)
 
 

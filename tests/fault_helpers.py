@@ -1,4 +1,4 @@
-"""Things that fail when a test asks them to: an MLflow server, the network before it, the database behind it, a disk."""
+"""Fault injection: an MLflow server, the network in front of it, the database behind it, and a disk."""
 
 import os
 import signal
@@ -20,8 +20,8 @@ from tests.project_helpers import Project, clean_environment, free_port, until
 from tests.server_helpers import answers
 
 MEBIBYTE = 2**20
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
-"""MLflow by itself waits for half a minute, three times; two threads of a small training wait for each other."""
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
+"""Environment with short timeouts: by default MLflow waits three times for half a minute. One thread suffices."""
 
 
 class Server:
@@ -64,7 +64,7 @@ def faulty_server(folder: Path, *, store: str | None = None) -> Iterator[Server]
 
 
 class Network:
-    """Carries what is said to one port, until it drops everything: connections stay open, and nothing arrives."""
+    """A TCP proxy for one port that can drop all data: connections stay open, and nothing arrives."""
 
     def __init__(self, port: int) -> None:
         self._there = ("127.0.0.1", port)
@@ -74,10 +74,10 @@ class Network:
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def drop_everything(self) -> None:
+    def drop_all(self) -> None:
         self._carries.clear()
 
-    def carry(self) -> None:
+    def forward(self) -> None:
         self._carries.set()
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ def network(port: int) -> Iterator[Network]:
 
 @contextmanager
 def crashed_postgres(address: str) -> Iterator[None]:
-    """Let the Postgres server of an address crash, and start it again at the end of the block."""
+    """Crash the Postgres server of an address, and restart it at the end of the block."""
     port = str(urlsplit(address).port)
     (main,) = (
         process
@@ -142,7 +142,7 @@ def crashed_postgres(address: str) -> Iterator[None]:
 _started_again: list[subprocess.Popen[bytes]] = []
 
 
-def stop_what_was_started_again() -> None:
+def stop_restarted_postgres() -> None:
     while _started_again:
         process = _started_again.pop()
         process.send_signal(signal.SIGINT)
@@ -151,7 +151,7 @@ def stop_what_was_started_again() -> None:
 
 @contextmanager
 def small_disk(folder: Path, *, mebibytes: int = 64) -> Iterator[tuple[Path, str]]:
-    """Yield a folder on a disk of its own, and why it is none; empty where it is one."""
+    """Yield a folder on a small disk of its own, and the reason if none can be mounted, else ""."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
@@ -171,8 +171,8 @@ def fill(file: Path) -> None:
                     pass
 
 
-class Watch:
-    """Sees from outside how far a training is, and how much of it its store has been told."""
+class TrainingMonitor:
+    """Monitors a training by its journal: records written, and records acknowledged by the store."""
 
     def __init__(self, project: Project, process: subprocess.Popen[str]) -> None:
         self.project = project
@@ -183,27 +183,27 @@ class Watch:
         return max(0, len(self._lines("records.jsonl")) - 1)
 
     @property
-    def num_told(self) -> int:
+    def num_acknowledged(self) -> int:
         return max((int(line["record"]) for line in self._lines("delivered.jsonl")), default=0)
 
-    def goes_on(self, *, num_records: int = 3, seconds: float = 60) -> None:
-        """Wait until the training has reported so many records more."""
-        until(self._reported_more(num_records), seconds)
+    def wait_for_records(self, *, num_records: int = 3, seconds: float = 60) -> None:
+        """Wait until the training has written more records."""
+        until(self._has_written(num_records), seconds)
 
-    def is_told_no_more(self) -> None:
-        """Wait until the store takes nothing while the training goes on."""
+    def wait_until_store_stops(self) -> None:
+        """Wait until the store acknowledges nothing while the training continues."""
         before = -1
-        while before != self.num_told:
-            before = self.num_told
-            self.goes_on(num_records=2)
+        while before != self.num_acknowledged:
+            before = self.num_acknowledged
+            self.wait_for_records(num_records=2)
             time.sleep(0.5)
 
-    def catches_up(self, *, seconds: float = 60) -> None:
-        """Wait until the store has been told all that was reported by now."""
+    def wait_until_replicated(self, *, seconds: float = 60) -> None:
+        """Wait until the store has acknowledged all records written so far."""
         wanted = self.num_reported
-        until(lambda: self.num_told >= wanted, seconds)
+        until(lambda: self.num_acknowledged >= wanted, seconds)
 
-    def _reported_more(self, num_records: int) -> Callable[[], bool]:
+    def _has_written(self, num_records: int) -> Callable[[], bool]:
         wanted = self.num_reported + num_records
 
         def has() -> bool:

@@ -1,6 +1,6 @@
-"""Runs `python -m prostate_seg` in a fork of a process that has imported torch, MONAI and MLflow already.
+"""Run `python -m prostate_seg` in a fork of a process that has already imported torch, MONAI and MLflow.
 
-The command line, the environment, the working folder, signals and the exit code are those of a process of its own; only the
+The command line, the environment, the working folder, signals and the exit code are those of a separate process; only the
 imports of the libraries, 4 to 8 seconds of a core, are done once for all commands of a test worker. Nothing of prostate_seg is
 imported before the fork.
 """
@@ -52,7 +52,7 @@ def run_forked(
     """Run `python -m prostate_seg` with arguments in a folder, as `subprocess.run(capture_output=True, text=True)` would.
 
     Raises:
-        subprocess.TimeoutExpired: If the command has not ended in time; it is killed.
+        subprocess.TimeoutExpired: If the command has not ended in time; it is then killed.
     """
     command = [sys.executable, "-m", "prostate_seg", *arguments]
     with (

@@ -1,4 +1,4 @@
-"""Settings, real studies and turned grids for the tests of what is done to volumes."""
+"""Settings, real studies and rotated grids for tests of imaging."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def rotation(degrees: float) -> np.ndarray:
 
 
 def rotate(geometry: Geometry, *, degrees: float) -> Geometry:
-    """Turn a grid rigidly about the world's origin."""
+    """Rotate a grid about the world origin."""
     turned = rotation(degrees) @ np.array(geometry.direction).reshape(3, 3)
     x, y, z = rotation(degrees) @ np.array(geometry.origin_mm)
     return replace(geometry, direction=tuple(turned.ravel()), origin_mm=(float(x), float(y), float(z)))

@@ -1,4 +1,4 @@
-"""NIfTI files whose header fields are as a test wants them, consistent or not."""
+"""NIfTI files with any header fields, consistent or not."""
 
 import gzip
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def affine(
     flips: Sequence[int] = (-1, -1, 1),
     origin_mm: Sequence[float] = (57.25, 82.5, -27.125),
 ) -> np.ndarray:
-    """Return an affine, RAS, of turned axes; an odd number of -1 in flips makes it left-handed."""
+    """Return an affine, RAS, of rotated axes; an odd number of -1 in `flips` makes it left-handed."""
     rotation = nibabel.eulerangles.euler2mat(*angles)
     return nibabel.affines.from_matvec(rotation * np.multiply(flips, spacing_mm), origin_mm)
 
@@ -43,7 +43,7 @@ def nifti_bytes(
     endianness: str = "<",
     **fields: object,
 ) -> bytes:
-    """Return a NIfTI file of an array [x, y, z, ...]; a form that is not given has code 0, and `fields` are set last."""
+    """Return the bytes of a NIfTI file of an array [x, y, z, ...]; an absent form has code 0, and `fields` are set last."""
     header = kind(endianness=endianness)
     header.set_data_shape(array.shape)
     header.set_data_dtype(array.dtype)
@@ -69,5 +69,5 @@ def write_nifti_file(path: Path, array: np.ndarray | None = None, **header: obje
 
 
 def pixdim(x: float, y: float, z: float, *, qfac: float = 1.0) -> list[float]:
-    """Return the field of that name of a file with three dimensions."""
+    """Return the field pixdim for three dimensions."""
     return [qfac, x, y, z, 0, 0, 0, 0]

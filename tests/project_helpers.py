@@ -1,4 +1,4 @@
-"""A project folder as a person uses it: the launcher and DVC in it, its runs, and what a test waits for."""
+"""A project folder with launcher and DVC, its runs, and functions that wait for a condition."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ LONGER = [*LONGER_RECORDED, "mlflow=off"]
 LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LAUNCHER = "-m prostate_seg"
 FAULTY = Path(__file__).parent / "e2e" / "faulty.py"
-"""Run in place of the launcher, with a fault built in."""
+"""Program that runs the launcher with an injected fault."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Project:
 
     def run(self, *arguments: str, program: str = LAUNCHER, **environment: str) -> subprocess.CompletedProcess[str]:
         command, env = self._command(arguments, program, environment)
-        starts_workers = any("joblib" in argument for argument in arguments)  # loky's hang below a fork
+        starts_workers = any("joblib" in argument for argument in arguments)  # processes of loky hang in a fork
         if program == LAUNCHER and IS_AVAILABLE and not starts_workers:
             return run_forked(command[3:], folder=self.folder, environment=env, timeout=300)
         return subprocess.run(
@@ -74,10 +74,10 @@ class Project:
 
     @property
     def store(self) -> str:
-        """Its own: a file in its folder, or with pytest's option --stack a whole stack, as a plain user of it."""
+        """Tracking URI: a file in the folder of the project, or with the option --stack a server stack, as a plain user."""
         if not uses_stack():
             return f"sqlite:///{self.folder}/mlflow.db"
-        from tests.stack_helpers import stack_of  # which rests on this module
+        from tests.stack_helpers import stack_of  # which imports this module
 
         return stack_of(self.folder).plain_user
 
@@ -110,7 +110,7 @@ def uses_stack() -> bool:
 
 
 def copy_of(project: Project, folder: Path) -> Project:
-    """Return a copy that is a project of its own, with its store's paths in it."""
+    """Return an independent copy of a project; the paths in its store are those of the copy."""
     shutil.copytree(project.folder, folder)
     if (folder / "mlflow.db").exists():
         fix_paths(folder / "mlflow.db", experiment="prostate_seg")
@@ -122,20 +122,20 @@ def model_hash(folder: Path) -> str:
 
 
 def small_for(arguments: tuple[str, ...]) -> list[str]:
-    """Return the settings of a small run but those that a test sets itself."""
+    """Return the settings of a small run except those that a test overrides."""
     given = {argument.split("=")[0] for argument in arguments}
     return [setting for setting in SMALL if setting.split("=")[0] not in given]
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without what would change where or how runs are recorded."""
+    """Return the environment without variables that change where or how runs are recorded."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC", "PROSTATE_SEG"))}
     login = {key: value for key, value in os.environ.items() if key in LOGIN and uses_stack()}
     return kept | login | {"PYTHONPATH": str(ROOT)}
 
 
 def dvc_md5(repository: Path, *paths: Path) -> dict[str, str]:
-    """Let `dvc add` hash copies of the paths in a repository of its own."""
+    """Return the md5 that `dvc add` computes for copies of the paths in a new repository."""
     env = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(repository / "site")}
     subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
     dvc = [sys.executable, "-m", "dvc"]

@@ -41,7 +41,7 @@ def model_2d(*, num_slices: int = 1) -> ModelConfig:
 
 
 def small_model(name: ModelName) -> ModelConfig:
-    """Return the smallest network of each name that is still all of it."""
+    """Return the smallest config of each network that still has all of its components."""
     if name == "unet3d":
         return model_3d()
     own: dict[ModelName, dict[str, object]] = {
@@ -104,7 +104,7 @@ def predictor(*networks: nn.Module, model: ModelConfig | None = None, tta: bool 
 
 
 def disc_study(seed: int, *, num_slices: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """Return a study with a bright disc in its middle slices, uint8, and its mask."""
+    """Return a study, uint8, with a bright disc in its central slices, and its mask."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:SIZE, :SIZE]
     center, radius = generator.uniform(12, 20, size=2), generator.uniform(5, 8)

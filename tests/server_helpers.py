@@ -1,4 +1,4 @@
-"""Servers that live as long as a test, on free ports of this machine: MLflow, Postgres, S3."""
+"""Servers for the duration of a test, on free local ports: MLflow, Postgres, S3."""
 
 import os
 import shutil
@@ -17,14 +17,14 @@ from tests.project_helpers import clean_environment, free_port, until, uses_stac
 
 @contextmanager
 def mlflow_server(folder: Path, *, store: str | None = None, num_workers: int = 1) -> Iterator[str]:
-    """Start an MLflow server with artifacts of its own, and a database of its own unless one is named.
+    """Start an MLflow server with its own artifacts, and its own database unless one is given.
 
-    With pytest's option --stack it is the whole stack, and the process acts as a plain user of it meanwhile.
+    With pytest's option --stack it is the server stack, and this process is logged in as a plain user meanwhile.
     """
     if uses_stack():
         from check_stack import acting_as
 
-        from tests.stack_helpers import new_user, running_stack  # which rests on this module
+        from tests.stack_helpers import new_user, running_stack  # which imports this module
 
         with running_stack(folder) as stack, acting_as(new_user(stack, "launcher")):
             yield stack.address
@@ -57,7 +57,7 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
-    """Start an S3 server that keeps its files in memory, and yield its address."""
+    """Start an S3 server that stores its files in memory, and yield its address."""
     address = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -73,12 +73,12 @@ POSTGRES_PROGRAMS = ("initdb", "postgres", "pg_isready", "createdb")
 
 
 def why_no_postgres() -> str | None:
-    """Return why no Postgres server can be started here, None where one can."""
+    """Return the reason if no Postgres server can be started, else None."""
     return None if postgres_programs() else f"not installed: {', '.join(POSTGRES_PROGRAMS)} (Debian's postgresql)"
 
 
 def postgres_programs() -> Path | None:
-    """Return the newest folder with Postgres' programs; Debian keeps them off the PATH."""
+    """Return the newest folder with Postgres' programs; on Debian they are not on the PATH."""
     folders = [*map(Path, os.environ["PATH"].split(os.pathsep)), *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
     found = [folder for folder in folders if all((folder / program).is_file() for program in POSTGRES_PROGRAMS)]
     return found[-1] if found else None
@@ -86,7 +86,7 @@ def postgres_programs() -> Path | None:
 
 @contextmanager
 def postgres_server(*databases: str, role: str = "tests", password: str | None = None) -> Iterator[dict[str, str]]:
-    """Start a Postgres server with empty databases, and yield their addresses by name; with a password it asks for it."""
+    """Start a Postgres server with empty databases, and yield their addresses by name; a given password is required."""
     programs, port = postgres_programs(), free_port()
     assert programs is not None
     user = "nobody" if os.geteuid() == 0 else None  # Postgres refuses root
@@ -114,15 +114,15 @@ def postgres_server(*databases: str, role: str = "tests", password: str | None =
             account = f"{role}:{quote(password, safe='')}" if password else role
             yield {database: f"postgresql+psycopg2://{account}@127.0.0.1:{port}/{database}" for database in databases}
         finally:
-            process.send_signal(signal.SIGINT)  # Postgres' fast end: it waits for nobody
+            process.send_signal(signal.SIGINT)  # fast shutdown of Postgres, which ends open sessions
             process.wait(30)
 
 
 def _authentication(folder: Path, password: str | None) -> list[str]:
-    """Return initdb's options: trust everybody on this machine, or ask for the password."""
+    """Return initdb's options: trust local connections, or require the password."""
     if password is None:
         return ["--auth=trust"]
     file = folder / "password"
     file.write_text(password)
-    file.chmod(0o644)  # read by the user that Postgres runs as; the folder is gone with the test
+    file.chmod(0o644)  # readable by the user of Postgres; the folder is removed after the test
     return ["--auth=scram-sha-256", f"--pwfile={file}"]

@@ -1,4 +1,4 @@
-"""A Slurm cluster of one node on this machine, in a folder of its own, that lives as long as a test."""
+"""A Slurm cluster of one local node, in its own folder, for the duration of a test."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ NODE = socket.gethostname().split(".")[0]
 
 
 def why_no_slurm() -> str | None:
-    """Return why no cluster can be started here, None where one can."""
+    """Return the reason if no cluster can be started, else None."""
     absent = [program for program in PROGRAMS if _found(program) is None]
     if absent:
         return f"not installed: {', '.join(absent)} (Debian's slurm-wlm and munge)"
@@ -25,7 +25,7 @@ def why_no_slurm() -> str | None:
 
 @contextmanager
 def slurm() -> Iterator[dict[str, str]]:
-    """Start the cluster and yield the environment in which sbatch and the others find it."""
+    """Start the cluster and yield the environment of sbatch and Slurm's other programs."""
     with tempfile.TemporaryDirectory(prefix="slurm") as name, ExitStack() as daemons:  # short, for its sockets
         folder = Path(name)
         folder.chmod(0o755)
@@ -85,7 +85,7 @@ PartitionName={PARTITION} Nodes={NODE} Default=YES State=UP
 
 @contextmanager
 def _munged(folder: Path) -> Iterator[None]:
-    """Run what signs and checks the daemons' messages, as its own user and with a key of its own."""
+    """Run munged, which authenticates messages of the daemons, as its own user and with a new key."""
     folder.mkdir()
     key = folder / "key"
     key.write_bytes(os.urandom(128))

@@ -1,6 +1,6 @@
 """The stack of docker/compose.yaml as plain processes: the same commands, environment and nginx file, without containers.
 
-Postgres, nginx and `mlflow server` are those that the images hold; in place of RustFS stands moto's S3 server. What
+Postgres, nginx and `mlflow server` are those of the images; moto's S3 server replaces RustFS. What
 differs is listed in one place: the addresses, which in Docker are names of containers.
 """
 
@@ -47,7 +47,7 @@ http {{
     include {folder}/default.conf;
 }}
 """
-"""What nginx's image has around the file of ours."""
+"""Main configuration of nginx's image, which includes our file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,9 @@ class Stack:
     """A running stack."""
 
     folder: Path
-    """Its logs and settings."""
+    """Folder of its logs and settings."""
     settings: dict[str, str]
-    """Those of its docker/.env."""
+    """Settings of its docker/.env."""
     database: dict[str, str]
     """libpq's environment."""
 
@@ -67,18 +67,18 @@ class Stack:
 
     @property
     def login(self) -> dict[str, str]:
-        """Return the environment of a client that is the administrator."""
+        """Return the environment of a client with the administrator's login."""
         return login_of(self.settings)
 
     @property
     def data(self) -> dict[str, str]:
-        """Return the environment in which scripts find the database, the bucket and Postgres' programs."""
+        """Return the environment of scripts that use the database, the bucket and Postgres' programs."""
         names = ("S3_ENDPOINT_URL", "S3_BUCKET", "S3_REGION", "S3_ACCESS_KEY", "S3_SECRET_KEY")
         path = os.pathsep.join([str(postgres_programs()), os.environ["PATH"]])
         return {name: self.settings[name] for name in names} | self.database | {"PATH": path}
 
     def written(self) -> str:
-        """Return all that the server and nginx have written to their logs."""
+        """Return the logs of the server and nginx."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
 
 
@@ -94,12 +94,12 @@ def new_user(stack: Stack, name: str) -> User:
 
 
 def why_no_stack() -> str | None:
-    """Return why the stack cannot be started here, None where it can."""
+    """Return the reason if the stack cannot be started, else None."""
     return why_no_postgres() or (None if shutil.which("nginx") else "not installed: nginx (Debian's nginx-light)")
 
 
 def compose(settings: dict[str, str]) -> dict[str, Any]:
-    """Return docker/compose.yaml with the settings filled in, as Docker does it."""
+    """Return docker/compose.yaml with interpolated settings, as Docker does."""
 
     def fill(match: re.Match[str]) -> str:
         name, kind, default = match.groups()
@@ -115,18 +115,18 @@ def compose(settings: dict[str, str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ProjectStack:
-    """The stack that a project records to, and how its user is known there."""
+    """Stack of a project, and the login of its user."""
 
     stack: Stack
     plain_user: str
-    """The address with name and password."""
+    """Address with name and password."""
 
 
 _of_projects: dict[Path, tuple[ProjectStack, ExitStack]] = {}
 
 
 def stack_of(project: Path) -> ProjectStack:
-    """Return the stack of a project's folder; start it when it is asked for first."""
+    """Return the stack of a project's folder; the first call starts it."""
     if project not in _of_projects:
         with ExitStack() as services:
             logs = Path(services.enter_context(TemporaryDirectory()))
@@ -138,7 +138,7 @@ def stack_of(project: Path) -> ProjectStack:
 
 
 def stop_stacks_of_projects(folder: Path) -> None:
-    """Stop those of the projects in a folder."""
+    """Stop the stacks of projects in a folder."""
     for project in [one for one in _of_projects if one.is_relative_to(folder)]:
         _of_projects.pop(project)[1].close()
 
@@ -152,7 +152,7 @@ def running_stack(folder: Path) -> Iterator[Stack]:
 
 @contextmanager
 def empty_stack(folder: Path) -> Iterator[Stack]:
-    """Start a database and a store without anything in them, and no server yet."""
+    """Start an empty database and an empty S3 store, without a server."""
     folder.mkdir()
     with ExitStack() as services:
         storage = services.enter_context(s3_server(folder))
@@ -169,7 +169,7 @@ def empty_stack(folder: Path) -> Iterator[Stack]:
 
 @contextmanager
 def running_server(stack: Stack) -> Iterator[None]:
-    """Start MLflow and nginx before it, on the stack's database and bucket."""
+    """Start MLflow behind nginx, with the database and the bucket of the stack."""
     services, port = compose(stack.settings)["services"], free_port()
     environment = server_environment(stack)
     arguments = [moved(argument, port) for argument in services["server"]["command"]]
@@ -186,31 +186,31 @@ def running_server(stack: Stack) -> Iterator[None]:
 
 
 def bucket_of(stack: Stack) -> Any:
-    """Return a client of the store behind the server."""
+    """Return a client of the S3 store behind the server."""
     keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x", "region_name": "us-east-1"}
     return boto3.client("s3", endpoint_url=stack.settings["S3_ENDPOINT_URL"], **keys)
 
 
 def server_environment(stack: Stack) -> dict[str, str]:
-    """Return what the server's container has in its environment."""
+    """Return the environment of the server's container."""
     there = {"POSTGRES_HOST": stack.database["PGHOST"], "POSTGRES_PORT": stack.database["PGPORT"]}
     return changed(compose(stack.settings)["services"]["server"]["environment"], **there)
 
 
 def moved(argument: str, port: int) -> str:
-    """Let the server listen on this machine alone, on another port."""
+    """Return the server's command with a local address and another port."""
     name = argument.partition("=")[0]
     return {"--host": "--host=127.0.0.1", "--port": f"--port={port}"}.get(name, argument)
 
 
 def changed(environment: dict[str, str], **others: str) -> dict[str, str]:
-    """Return the environment with other values for names that it has."""
+    """Return the environment with other values for existing names."""
     assert set(others) <= set(environment)
     return {name: str(value) for name, value in environment.items()} | others
 
 
 def libpq(address: str) -> dict[str, str]:
-    """Return the environment in which Postgres' own programs find the database of an address."""
+    """Return the environment of Postgres' programs for the database of an address."""
     parts = urlsplit(address)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     place = {"PGHOST": str(parts.hostname), "PGPORT": str(parts.port), "PGDATABASE": parts.path[1:]}
@@ -226,7 +226,7 @@ def _nginx(folder: Path, environment: dict[str, str]) -> list[str]:
 
 @contextmanager
 def _process(command: list[str], log: Path, *, environment: dict[str, str]) -> Iterator[None]:
-    """Run a command in the environment that a container would have, no more."""
+    """Run a command in the environment of a container only."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     with log.open("a") as stream:
         process = subprocess.Popen(

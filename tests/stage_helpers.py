@@ -1,7 +1,7 @@
-"""Stages called in this process as the command line would call them, for tests where no command line is the point.
+"""Stages called in this process, for tests that do not test the command line.
 
-A process of its own imports torch and MONAI, 4 to 8 seconds of a core. Nothing is recorded here: callback, exit by signal and
-tracking are tested with real command lines.
+A new process imports torch and MONAI for 4 to 8 seconds of a core. No run is recorded here: callback, signals and
+tracking are tested with real commands.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from prostate_seg.config.workspace import workspace_of
 
 
 def run_stages(folder: Path, *arguments: str) -> CompletedProcess[str]:
-    """Run `stage=a,b` with the overrides among the arguments in a folder, and return what a process would have given.
+    """Run `stage=a,b` with overrides in a folder, and return the result of an equivalent process.
 
     Returns:
-        Exit code 0 or 1, log lines as stdout, the message of a refusal as stderr.
+        Exit code 0 or 1, log lines as stdout, error message as stderr.
     """
     (chain,) = (argument.removeprefix("stage=") for argument in arguments if argument.startswith("stage="))
     overrides = [argument for argument in arguments if argument != "-m" and not argument.startswith("stage=")]

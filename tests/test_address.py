@@ -1,4 +1,4 @@
-"""Where the store lies, and how its address is shown."""
+"""Location of the store, and its address in messages."""
 
 from pathlib import Path
 

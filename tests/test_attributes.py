@@ -1,4 +1,4 @@
-"""cases.csv brings what is known of each case; a table that cannot be joined is refused by name."""
+"""Attributes of cases from cases.csv; a table that cannot be joined is refused with its name."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +17,7 @@ def data_folder(folder: Path, text: str) -> Path:
         (folder / kind).mkdir()
         for case_id in ("007_1", "008_1"):
             (folder / kind / f"{case_id}.mha").touch()
-    (folder / "cases.csv").write_text(text, encoding="utf-8-sig")  # as spreadsheets save it
+    (folder / "cases.csv").write_text(text, encoding="utf-8-sig")  # byte order mark of spreadsheet programs
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What `make audit` says of a report of pip-audit, above all where pip-audit itself would say that all is well."""
+"""Exit codes of `make audit` for reports of pip-audit, including reports that pip-audit itself accepts."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_report_gives_exit_code_and_message(packages: list[dict[str, Any]], code
 
 @pytest.fixture
 def pip_audit(tmp_path: Path) -> Path:
-    """A program that answers as pip-audit does, from a file per service."""
+    """A program with the output of pip-audit, from one file per service."""
     if os.name == "nt":
         pytest.skip("a program of two lines is none here")
     program = tmp_path / "pip-audit"

@@ -1,4 +1,4 @@
-"""Spatial transforms move image and mask together, masks stay binary, and the rng determines the result."""
+"""Spatial transforms apply to image and mask alike, masks stay binary, and the rng determines the result."""
 
 import pytest
 import torch

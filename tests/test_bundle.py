@@ -1,4 +1,4 @@
-"""A pipeline goes into one file and comes out in another store, whole and once; a file that means harm does none."""
+"""Bundles: a pipeline is packed into a file and imported into another store completely and once; harmful files are refused."""
 
 import io
 import json
@@ -31,7 +31,7 @@ Records = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A pipeline of two stages in a store; another store is there for what is unpacked."""
+    """Config of a store with a pipeline of two stages."""
     folder = tmp_path_factory.mktemp("packed")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -42,7 +42,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
         (stage,) = tree.search(filters={"stage": "train", "level": "stage"})
         tree.client.log_text(stage.info.run_id, f"written by hand, with {SECRET}", "notes/more/note.txt")
         tree.client.set_tag(stage.info.run_id, "note", f"the password is {SECRET}")
-        shutil.copy(folder / "mlflow.db", folder / "empty.db")  # tables are made in seconds
+        shutil.copy(folder / "mlflow.db", folder / "empty.db")  # creating the tables takes seconds
     return replace(cfg, paths=replace(cfg.paths, journal=str(folder / ".spool"), cache=str(folder / ".cache")))
 
 
@@ -56,7 +56,7 @@ def bundle(cfg: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def elsewhere(cfg: Config, experiment: str) -> Config:
-    """Return the same with a store that has none of the runs."""
+    """Return the same config with an empty store."""
     file = Path(str(cfg.mlflow.tracking_uri).removeprefix("sqlite:///")).with_name(f"{experiment}.db")
     shutil.copy(file.with_name("empty.db"), file)
     client = MlflowClient(f"sqlite:///{file}")
@@ -170,7 +170,7 @@ def test_only_a_complete_pipeline_that_has_ended_is_packed(cfg: Config, tmp_path
 def changed(
     bundle: Path, target: Path, change: Callable[[Records], object], *, extra: dict[str, bytes] | None = None
 ) -> Path:
-    """Write a bundle whose records somebody has changed, with other files beside its own."""
+    """Write a bundle with changed records and additional files."""
     with zipfile.ZipFile(bundle) as source, zipfile.ZipFile(target, "w") as archive:
         records = [json.loads(line) for line in source.read("records.jsonl").splitlines()]
         change(records)

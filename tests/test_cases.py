@@ -1,4 +1,4 @@
-"""Finding cases: pairs by name, and a word for everything that is no pair."""
+"""Discovery of cases: pairs by name, and a finding for every file without a partner."""
 
 import re
 import unicodedata
@@ -14,8 +14,10 @@ from prostate_seg.imaging.quality import Finding
 PATTERN = "^([^_]+)"
 
 
-def made_root(root: Path, *, images: Collection[str] = ("1_1.mha",), masks: Collection[str] = ("1_1.nii.gz",)) -> Path:
-    """Make empty files; a name that ends in a slash becomes a folder."""
+def folder_with(
+    root: Path, *, images: Collection[str] = ("1_1.mha",), masks: Collection[str] = ("1_1.nii.gz",)
+) -> Path:
+    """Create empty files; a name that ends in a slash becomes a folder."""
     for folder, names in (("images", images), ("masks", masks)):
         (root / folder).mkdir(parents=True)
         for name in names:
@@ -40,7 +42,7 @@ def ids(cases: list[Case]) -> list[str]:
 
 
 def test_image_and_mask_of_one_name_are_a_case(tmp_path: Path) -> None:
-    made_root(tmp_path, images=["20_7.NII.GZ", "10_3.mha"], masks=["10_3.nii.gz", "20_7.nrrd"])
+    folder_with(tmp_path, images=["20_7.NII.GZ", "10_3.mha"], masks=["10_3.nii.gz", "20_7.nrrd"])
     cases, findings = discover(tmp_path)
     assert findings == []
     assert cases == [
@@ -63,26 +65,26 @@ def test_image_and_mask_of_one_name_are_a_case(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nii", ".nii.gz", ".nrrd", ".Nrrd", ".MHA"])
 def test_every_suffix_is_removed_completely(tmp_path: Path, suffix: str) -> None:
-    cases, findings = discover(made_root(tmp_path, images=[f"1_1{suffix}"]))
+    cases, findings = discover(folder_with(tmp_path, images=[f"1_1{suffix}"]))
     assert (ids(cases), findings) == (["1_1"], [])
 
 
 def test_a_folder_can_be_an_image(tmp_path: Path) -> None:
-    cases, findings = discover(made_root(tmp_path, images=["1_1/", "2.5_1/"], masks=["1_1.mha", "2.5_1.mha"]))
+    cases, findings = discover(folder_with(tmp_path, images=["1_1/", "2.5_1/"], masks=["1_1.mha", "2.5_1.mha"]))
     assert findings == []
     assert [case.image.name for case in cases] == ["1_1", "2.5_1"]
 
 
 def test_dots_and_spaces_are_part_of_the_name(tmp_path: Path) -> None:
     names = ["a.b 1.5T_é ü.mha"]
-    cases, findings = discover(made_root(tmp_path, images=names, masks=names))
+    cases, findings = discover(folder_with(tmp_path, images=names, masks=names))
     assert (ids(cases), findings) == (["a.b 1.5T_é ü"], [])
 
 
 def test_names_are_compared_in_normalised_unicode(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "Müller_Bérénice") for form in ("NFC", "NFD"))
     assert composed != decomposed
-    made_root(tmp_path, images=[f"{decomposed}.mha"], masks=[f"{composed}.nii.gz"])
+    folder_with(tmp_path, images=[f"{decomposed}.mha"], masks=[f"{composed}.nii.gz"])
     cases, findings = discover(tmp_path)
     assert (ids(cases), findings) == ([composed], [])
     assert cases[0].patient_id == "Müller"
@@ -91,7 +93,7 @@ def test_names_are_compared_in_normalised_unicode(tmp_path: Path) -> None:
 
 
 def test_an_image_without_mask_is_an_error_only_where_masks_are_needed(tmp_path: Path) -> None:
-    made_root(tmp_path, images=["1_1.mha", "2_1.mha"])
+    folder_with(tmp_path, images=["1_1.mha", "2_1.mha"])
     cases, findings = discover(tmp_path)
     assert ids(cases) == ["1_1"]
     finding = only(findings)
@@ -103,7 +105,7 @@ def test_an_image_without_mask_is_an_error_only_where_masks_are_needed(tmp_path:
 
 
 def test_a_mask_without_image_is_an_error(tmp_path: Path) -> None:
-    cases, findings = discover(made_root(tmp_path, masks=["1_1.nii.gz", "3_1.nii.gz"]))
+    cases, findings = discover(folder_with(tmp_path, masks=["1_1.nii.gz", "3_1.nii.gz"]))
     assert ids(cases) == ["1_1"]
     finding = only(findings)
     assert (finding.check, finding.case_id, finding.is_error) == ("mask_without_image", "3_1", True)
@@ -111,7 +113,7 @@ def test_a_mask_without_image_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["images", "masks"])
 def test_two_files_of_one_name_are_an_error_with_both_names(tmp_path: Path, folder: str) -> None:
-    made_root(tmp_path)
+    folder_with(tmp_path)
     (tmp_path / folder / "1_1.mha").touch()
     (tmp_path / folder / "1_1.nii.gz").touch()
     cases, findings = discover(tmp_path)
@@ -123,20 +125,20 @@ def test_two_files_of_one_name_are_an_error_with_both_names(tmp_path: Path, fold
 
 def test_one_name_in_two_unicode_forms_is_a_duplicate(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "é_1.mha") for form in ("NFC", "NFD")]
-    if len(list((made_root(tmp_path, images=names) / "images").iterdir())) == 1:
+    if len(list((folder_with(tmp_path, images=names) / "images").iterdir())) == 1:
         pytest.skip("this file system takes both forms for one")
     _, findings = discover(tmp_path)
     assert "duplicate_stem" in {finding.check for finding in findings}
 
 
 def test_a_folder_beside_a_file_of_its_name_is_a_duplicate(tmp_path: Path) -> None:
-    _, findings = discover(made_root(tmp_path, images=["1_1.mha", "1_1/"]))
+    _, findings = discover(folder_with(tmp_path, images=["1_1.mha", "1_1/"]))
     assert only(findings).check == "duplicate_stem"
 
 
 def test_other_files_are_a_warning_unless_they_are_expected(tmp_path: Path) -> None:
     quiet = ["1_1.zraw", "README.md", "license", ".DS_Store", ".gitignore", "1_1.mhd.dvc", "notes.txt"]
-    made_root(tmp_path, images=["1_1.mhd", "1_1.png", ".mha", *quiet], masks=["1_1.mhd", "1_1.raw", "labels.csv"])
+    folder_with(tmp_path, images=["1_1.mhd", "1_1.png", ".mha", *quiet], masks=["1_1.mhd", "1_1.raw", "labels.csv"])
     cases, findings = discover(tmp_path)
     assert ids(cases) == ["1_1"]
     assert {(finding.check, finding.is_error, finding.case_id) for finding in findings} == {
@@ -146,13 +148,13 @@ def test_other_files_are_a_warning_unless_they_are_expected(tmp_path: Path) -> N
 
 
 def test_excluded_cases_have_no_findings(tmp_path: Path) -> None:
-    made_root(tmp_path, images=["1_1.mha", "2_1.mha", "3_1.mha", "3_1.nii"], masks=["1_1.mha", "3_1.mha", "4_1.mha"])
+    folder_with(tmp_path, images=["1_1.mha", "2_1.mha", "3_1.mha", "3_1.nii"], masks=["1_1.mha", "3_1.mha", "4_1.mha"])
     cases, findings = discover(tmp_path, exclude=["2_1", "3_1", "4_1"])
     assert (ids(cases), findings) == (["1_1"], [])
 
 
 def test_excluding_an_unknown_case_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
-    finding = only(discover(made_root(tmp_path), exclude=["1_l"])[1])
+    finding = only(discover(folder_with(tmp_path), exclude=["1_l"])[1])
     assert (finding.check, finding.case_id, finding.is_error) == ("unknown_exclude", "1_l", True)
     assert "did you mean 1_1?" in finding.message
 
@@ -172,14 +174,14 @@ def test_excluding_an_unknown_case_is_an_error_with_a_suggestion(tmp_path: Path)
 def test_patient_and_study_come_from_the_name(
     tmp_path: Path, case_id: str, pattern: str, patient_id: str, study_id: str
 ) -> None:
-    made_root(tmp_path, images=[f"{case_id}.mha"], masks=[f"{case_id}.mha"])
+    folder_with(tmp_path, images=[f"{case_id}.mha"], masks=[f"{case_id}.mha"])
     (case,), findings = discover(tmp_path, patient_pattern=pattern)
     assert (case.patient_id, case.study_id, findings) == (patient_id, study_id, [])
 
 
 @pytest.mark.parametrize("pattern", ["^([0-9]{5})_", "^x?(y*)"])
 def test_a_name_without_a_patient_is_an_error(tmp_path: Path, pattern: str) -> None:
-    cases, findings = discover(made_root(tmp_path), patient_pattern=pattern)
+    cases, findings = discover(folder_with(tmp_path), patient_pattern=pattern)
     assert cases == []
     finding = only(findings)
     assert (finding.check, finding.case_id, finding.is_error) == ("no_patient_id", "1_1", True)
@@ -188,7 +190,7 @@ def test_a_name_without_a_patient_is_an_error(tmp_path: Path, pattern: str) -> N
 
 @pytest.mark.parametrize("missing", ["images", "masks"])
 def test_a_missing_folder_is_refused_with_the_expected_layout(tmp_path: Path, missing: str) -> None:
-    made_root(tmp_path, images=[], masks=[])
+    folder_with(tmp_path, images=[], masks=[])
     (tmp_path / missing).rmdir()
     text = re.escape(str(tmp_path / missing)) + r"; expected are images/ and masks/(.|\n)*Set data\.root"
     with pytest.raises(InputError, match=text):
@@ -196,14 +198,14 @@ def test_a_missing_folder_is_refused_with_the_expected_layout(tmp_path: Path, mi
 
 
 def test_masks_can_be_absent_if_they_are_not_needed(tmp_path: Path) -> None:
-    (made_root(tmp_path, masks=[]) / "masks").rmdir()
+    (folder_with(tmp_path, masks=[]) / "masks").rmdir()
     cases, findings = discover(tmp_path, masks_required=False)
     assert (ids(cases), findings) == (["1_1"], [])
 
 
 def test_no_images_at_all_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no image in"):
-        discover(made_root(tmp_path, images=["README.md"]))
+        discover(folder_with(tmp_path, images=["README.md"]))
 
 
 def test_real_data_are_found(shared_data: Path) -> None:
@@ -224,7 +226,7 @@ def test_real_data_are_found(shared_data: Path) -> None:
     ],
 )
 def test_names_that_differ_by_a_common_suffix_are_reported_together(tmp_path: Path, image: str, mask: str) -> None:
-    made_root(tmp_path, images=[f"{image}.mha", "2_1.mha"], masks=[f"{mask}.mha", "2_1.mha", "3_1.mha"])
+    folder_with(tmp_path, images=[f"{image}.mha", "2_1.mha"], masks=[f"{mask}.mha", "2_1.mha", "3_1.mha"])
     cases, findings = discover(tmp_path)
     assert ids(cases) == ["2_1"]
     messages = {one.case_id: one.message for one in findings}
@@ -235,5 +237,5 @@ def test_names_that_differ_by_a_common_suffix_are_reported_together(tmp_path: Pa
 
 def test_files_of_file_managers_are_ignored(tmp_path: Path) -> None:
     names = ["1_1.mha", "Thumbs.db", "desktop.ini", "._1_1.mha", ".DS_Store"]
-    cases, findings = discover(made_root(tmp_path, images=names, masks=names))
+    cases, findings = discover(folder_with(tmp_path, images=names, masks=names))
     assert (ids(cases), findings) == (["1_1"], [])

@@ -1,4 +1,4 @@
-"""The first stage of dvc.yaml says which command brings data, and is done once they are there."""
+"""The first stage of dvc.yaml suggests the command that provides data, and succeeds once they exist."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.conftest import composed
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone before data are there."""
+    """A clone without data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     (tmp_path / "params.yaml").write_text(params_text(science_of(parse(composed())), command="x"))

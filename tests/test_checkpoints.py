@@ -1,4 +1,4 @@
-"""A training that was stopped goes on as if it never had been; a damaged checkpoint is set aside."""
+"""A resumed training is bit-identical to an uninterrupted one; a damaged checkpoint is set aside."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -44,15 +44,15 @@ def test_resumed_training_is_bit_identical_to_uninterrupted_training(
     for stop in stops:
         with pytest.raises(Stopped):
             run_fit(packed, settings, model=model, checkpoints=checkpoints, on_epoch_end=stop_after(stop))  # type: ignore[arg-type]
-    told: list[int] = []
+    seen: list[int] = []
     resumed, same = run_fit(
-        packed, settings, model=model, checkpoints=checkpoints, on_epoch_end=lambda epoch: told.append(epoch.epoch)
+        packed, settings, model=model, checkpoints=checkpoints, on_epoch_end=lambda epoch: seen.append(epoch.epoch)
     )
     assert [(e.epoch, e.loss, e.val_dice, e.learning_rate) for e in resumed] == [
         (e.epoch, e.loss, e.val_dice, e.learning_rate) for e in whole
     ]
     assert all(torch.equal(weights[name], same[name]) for name in weights)
-    assert told == [1, 2, 3, 4, 5, 6]
+    assert seen == [1, 2, 3, 4, 5, 6]
     assert len(list(checkpoints.folder.iterdir())) == 2
 
 
@@ -92,7 +92,7 @@ def test_damaged_checkpoint_is_set_aside_and_the_previous_one_is_used(
 def test_checkpoints_of_another_training_are_kept_beside_its_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another training was stopped at a later epoch than this one."""
+    """The other training was stopped at a later epoch."""
     first, second = (Checkpoints(folder=tmp_path, identity=identity) for identity in ("x", "y"))
     for checkpoints, epochs in ((first, (8, 9)), (second, (1, 2, 3))):
         for epoch in epochs:
@@ -107,7 +107,7 @@ def test_checkpoints_of_another_training_are_kept_beside_its_own(
 def test_checkpoint_of_an_earlier_version_is_ignored_with_the_reason(
     packed: PackedSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has no identity in its name, and an optimiser with one group of parameters."""
+    """Its name has no identity, and its optimiser one group of parameters."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     tensors = {"optimizer.0.exp_avg": torch.ones(1)}

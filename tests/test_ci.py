@@ -1,4 +1,4 @@
-"""The workflow covers three systems, and what it runs exists here."""
+"""The CI workflow covers three systems, and its paths and commands exist."""
 
 import re
 

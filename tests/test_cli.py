@@ -1,4 +1,4 @@
-"""Arguments reach Hydra as they were typed, and what cannot be run is refused in words with the command that can."""
+"""Command line: arguments are passed to Hydra as typed; a command that cannot run is refused with a suggestion."""
 
 import functools
 import re
@@ -81,13 +81,13 @@ TEXT = sorted(
 
 
 def value_of(word: str, **how: bool) -> Any:
-    """Return the value that a typed argument has for Hydra."""
+    """Return Hydra's value of a typed argument."""
     read = hydra_word(word, **({"is_multirun": False} | how))
     return OverridesParser.create().parse_override(read).value()
 
 
 def values_of(word: str) -> list[Any]:
-    """Return the values that a typed argument of a multirun has for the jobs."""
+    """Return the values of the jobs for a typed argument of a multirun."""
     override = OverridesParser.create().parse_override(hydra_word(word, is_multirun=True))
     if not override.is_sweep_override():
         return [override.value()]
@@ -196,7 +196,7 @@ def test_commas_of_a_multirun_sweep_unless_quoted(tmp_path: Path) -> None:
 def test_recorded_command_is_the_typed_one(name: str) -> None:
     read = hydra_word(f"register.reason={name}", is_multirun=False)
     assert typed_word(read) == f"register.reason={name}"
-    assert typed_word("register.reason='null'") == "register.reason='null'"  # without quotes it would be none
+    assert typed_word("register.reason='null'") == "register.reason='null'"  # invalid without quotes
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_help_and_config_options_need_no_stage() -> None:
 
 
 def test_hydra_has_the_options_that_cli_reads() -> None:
-    """The contract of the one private function of Hydra's that cli.py uses."""
+    """Contract of the private function of Hydra that cli.py uses."""
     arguments = get_args_parser().parse_intermixed_args(["a=1", "-m", "--config-name", "x", "b=2"])
     assert (arguments.overrides, arguments.multirun, arguments.config_name) == (["a=1", "b=2"], True, "x")
     for name in ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun"):
@@ -237,7 +237,7 @@ def test_hydra_has_the_options_that_cli_reads() -> None:
 
 
 def swept(*overrides: str) -> dict[str, list[str | None]]:
-    """Return what the callback finds that a multirun varies."""
+    """Return the settings that a multirun varies, as the callback finds them."""
     with initialize_config_dir(config_dir=str(config_folder())):
         loader = GlobalHydra.instance().config_loader()
         cfg = loader.load_configuration("config", overrides=list(overrides), run_mode=_multirun())
@@ -351,14 +351,14 @@ def parsed(*overrides: str) -> config.Config:
 
 
 def run_before(folder: Path, *stages: str) -> None:
-    """Leave the files by which a stage's end is known."""
+    """Write the files that mark a stage as finished."""
     for name in (name for stage in stages for name in WRITES[stage]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text('{"folds": [{}, {}]}')
 
 
 def refusal(*typed: str) -> str:
-    """Return the text with which a command is refused for what it lacks."""
+    """Return the message of a command that is refused for missing inputs."""
     words = [word for word in typed if "=" in word and not word.startswith("-")]
     overrides = [
         hydra_word(word, is_multirun=False) for word in words if not re.match(r"stage=|\+sweep=|fold.index=0,1", word)

@@ -1,4 +1,4 @@
-"""A digest of source code changes with what decides numbers, and with nothing else."""
+"""Digests of source code change with code that decides numbers, and with nothing else."""
 
 import sys
 from pathlib import Path

@@ -36,7 +36,7 @@ IDS = [f"{10000 + number // 2}_{number % 2}" for number in range(NUM_CASES)]
 
 
 def cases(**columns: object) -> pd.DataFrame:
-    """A cases.csv whose metrics are 0.5, but for the columns given."""
+    """A cases.csv with metrics of 0.5, except the given columns."""
     table = pd.DataFrame({"fold": ["fold0", "fold1"] * (NUM_CASES // 2), "case_id": IDS})
     table["patient_id"] = table["case_id"].str.partition("_")[0]
     table[list(SUMMARY_METRICS)] = 0.5
@@ -74,7 +74,7 @@ def changed(column: str, row: int, value: object) -> pd.DataFrame:
     return table
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------------------------
 
 
 def test_other_test_cases_are_refused_with_the_ids_on_each_side() -> None:
@@ -228,7 +228,7 @@ def test_attribute_of_the_other_table_alone_is_a_subgroup_and_of_two_the_baselin
     assert "centre differs in 1 of 24 cases; the value of a is used" in both.notes
 
 
-# --- what is shown -------------------------------------------------------------------------------------------------
+# --- table and figure ----------------------------------------------------------------------------------------------
 
 
 def test_lines_fit_a_terminal_and_mark_direction_sign_and_oracle_crop() -> None:

@@ -17,7 +17,7 @@ NEEDED = {"data=folder": ["data.root=x"], "fold=picai": ["fold.file=x"], "model=
 
 
 def options() -> list[str]:
-    """Return all but the sweeps, which name parts of a multirun; tests/e2e/test_sweeps.py runs each."""
+    """Return all options except sweeps, which configure a multirun; tests/e2e/test_sweeps.py runs each."""
     paths = (path for path in config_folder().glob("*/*.yaml") if path.parent.name != "sweep")
     return sorted(f"{path.parent.name}={path.stem}" for path in paths)
 

@@ -1,4 +1,4 @@
-"""Whatever a setting is set to, the config parses or is refused with a ConfigError that begins with a key of its group."""
+"""For any value of a setting the config parses, or is refused with a ConfigError that starts with a key of its group."""
 
 import functools
 import os
@@ -36,7 +36,7 @@ VALUES = st.recursive(
 )
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "6"))
-"""Draws per group; `make hard-use` asks for many more."""
+"""Examples per group; `make hard-use` uses many more."""
 
 FUZZ = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
@@ -45,7 +45,7 @@ FUZZ = settings(
 
 @functools.cache
 def base(option: str) -> dict[str, Any]:
-    """Return the whole config with one option of one group, as plain values."""
+    """Return the config with one option of one group, as plain values."""
     return OmegaConf.to_container(composed(option, *NEEDED.get(option, [])), resolve=False)  # type: ignore[return-value]
 
 
@@ -56,8 +56,8 @@ def with_value(tree: Any, key: str, value: Any) -> Any:
     return {**(tree if isinstance(tree, dict) else {}), first: with_value(inner, rest, value) if rest else value}
 
 
-def parse_or_words(values: dict[str, Any]) -> Config | str:
-    """Return the config, or the words of the refusal."""
+def parse_or_message(values: dict[str, Any]) -> Config | str:
+    """Return the config, or the message of the refusal."""
     try:
         return parse(DictConfig(values))
     except ConfigError as error:
@@ -73,7 +73,7 @@ def test_any_value_of_any_key_parses_or_is_refused_by_name(group: str, data: st.
     values = base(option)
     for key in data.draw(st.lists(st.sampled_from(own), min_size=1, max_size=3)):
         values = with_value(values, key, data.draw(VALUES))
-    outcome = parse_or_words(values)
+    outcome = parse_or_message(values)
     if isinstance(outcome, Config):
         assert parse(DictConfig(config.as_container(outcome))) == outcome
         return
@@ -98,7 +98,11 @@ def test_unknown_key_of_any_group_is_refused_by_name(group: str, name: str, valu
 @FUZZ.__class__(FUZZ, max_examples=4 * EXAMPLES)
 @given(key=st.sampled_from(known_keys()), text=st.text(max_size=12))
 def test_any_arguments_compose_and_parse_or_are_refused(key: str, text: str) -> None:
-    meant = (ConfigError, HydraException, OmegaConfBaseException)  # what __main__ words, with exit code 2
+    meant = (
+        ConfigError,
+        HydraException,
+        OmegaConfBaseException,
+    )  # errors that __main__ turns into a message and exit code 2
     with suppress(*meant):
         try:
             parse(composed(*hydra_words([f"{key}={text}"])))

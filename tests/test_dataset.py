@@ -1,4 +1,4 @@
-"""dataset.csv keeps ids as text and numbers as numbers; the contract names every difference."""
+"""dataset.csv stores ids as text and numbers as numbers; the contract reports every difference."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -26,7 +26,7 @@ def series(shared_data: Path) -> Path:
 
 
 def block_mask(series: Path) -> Volume:
-    """Return a mask that is nowhere symmetric."""
+    """Return a mask without symmetry."""
     image = read_volume(series)
     array = np.zeros(image.array.shape, dtype=np.uint8)
     array[4:9, 100:150, 180:220] = 1
@@ -140,7 +140,7 @@ def test_errors_of_the_library_become_a_message_with_their_reason(
 
 
 def enhanced(series: Path, folder: Path, *, order: Sequence[int]) -> Path:
-    """Write the slices of a series as the frames of one Enhanced MR file, in an order of their own."""
+    """Write the slices of a series as frames of one Enhanced MR file, in another order."""
     slices = [pydicom.dcmread(file) for file, _ in series_frames(series)]
     made = copy.deepcopy(slices[0])
     made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"

@@ -469,7 +469,7 @@ def test_warnings_stay_off_until_the_last_thread_has_read() -> None:
 
 
 def _stored_origin(volume: Volume) -> np.ndarray:
-    """Return the index in the LPS array of the voxel that the files store first."""
+    """Return the index, in the LPS array, of the voxel that the files store first."""
     index = np.arange(volume.array.size).reshape(volume.array.shape)
     first = stored_array(replace(volume, array=index.astype(np.int32)))[0, 0, 0]
     return np.array(np.unravel_index(first, volume.array.shape))

@@ -54,7 +54,7 @@ def test_collectives_return_the_values_of_all_ranks(tmp_path: Path) -> None:
         assert received[2].tolist() == [[1, 1], [2, 2], [2, 2]]
     assert isinstance(first, tuple)
     assert isinstance(second, tuple)
-    assert first[3].tolist() == [[0, 1]]  # the gradient of the own rows and of no others
+    assert first[3].tolist() == [[0, 1]]  # the gradient of the rows of this rank only
     assert second[3].tolist() == [[2, 3], [4, 5]]
 
 

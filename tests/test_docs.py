@@ -1,4 +1,4 @@
-"""The documentation is true: links lead somewhere, commands compose and parse, the reference is that of the code."""
+"""Documentation: links exist, commands compose and parse, the reference is current."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ from tests.conftest import ROOT, composed
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 COMMAND = re.compile(r"(?:python|torchrun)[^`\n]* -m prostate_seg\b([^`\n]*)")
 NO_COMMAND = ("stage=NAME",)
-"""Arguments that stand for others."""
+"""Placeholders."""
 
 
 def commands() -> list[tuple[str, str]]:
@@ -33,9 +33,9 @@ def commands() -> list[tuple[str, str]]:
 
 
 def first_of_each_sweep(overrides: list[str]) -> list[str]:
-    """Return overrides of one job of a multirun; what only chooses how jobs are run is left out."""
+    """Return the overrides of one job of a multirun, without those of Hydra and of the sweep."""
     with initialize_config_dir(config_dir=str(config_folder())):
-        loader = GlobalHydra.instance().config_loader()  # knows what glob(...) stands for
+        loader = GlobalHydra.instance().config_loader()  # expands glob(...)
     kept = []
     for override in OverridesParser.create(loader).parse_overrides(overrides):
         key = override.get_key_element()
@@ -73,7 +73,7 @@ def without_code(page: Path) -> str:
 
 
 def lines_of(*programs: str) -> list[tuple[str, str]]:
-    """Return every line that a page has a person type for some other programs, with the page's name."""
+    """Return every command line of the pages that starts with one of these programs, with the name of the page."""
     found = set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -132,7 +132,7 @@ def test_every_torchrun_command_in_the_docs_parses(page: str, line: str) -> None
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the names that GitHub gives the headings of a page."""
+    """Return GitHub's anchors of the headings of a page."""
     headings = re.findall(r"(?m)^#+ +(.+?)\s*$", without_code(page))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Downloads survive what servers do, take nothing that is incomplete, and lose nothing that has arrived."""
+"""Downloads: failures of servers are retried, incomplete files are not used, and received bytes are kept."""
 
 import subprocess
 import sys
@@ -17,30 +17,30 @@ from prostate_seg.data.public.download import (
 )
 from tests.conftest import ROOT
 from tests.project_helpers import until
-from tests.rough_server import RoughServer, rough_server
+from tests.unreliable_server import UnreliableServer, unreliable_server
 
 CONTENT = bytes(range(256)) * 2000
 HASTY = RetryPolicy(silence_s=0.3, num_tries=3, first_pause_s=0.01)
 
 
-def fetch(server: RoughServer, target: Path, *, path: str = "/a.zip") -> list[int]:
-    """Download and return how many bytes were there each time that it was said."""
-    said: list[int] = []
-    download(f"{server.address}{path}", target, on_bytes=lambda have, total: said.append(have), retries=HASTY)
-    return said
+def fetch(server: UnreliableServer, target: Path, *, path: str = "/a.zip") -> list[int]:
+    """Download and return the numbers of received bytes that were reported."""
+    received: list[int] = []
+    download(f"{server.address}{path}", target, on_bytes=lambda have, total: received.append(have), retries=HASTY)
+    return received
 
 
 def test_a_file_is_downloaded_and_its_part_file_removed(tmp_path: Path) -> None:
-    with rough_server({"/a.zip": CONTENT}) as server:
-        said = fetch(server, tmp_path / "down" / "a.zip")
-        assert (said[0], said[-1], said) == (0, len(CONTENT), sorted(said))
+    with unreliable_server({"/a.zip": CONTENT}) as server:
+        received = fetch(server, tmp_path / "down" / "a.zip")
+        assert (received[0], received[-1], received) == (0, len(CONTENT), sorted(received))
     assert (tmp_path / "down" / "a.zip").read_bytes() == CONTENT
     assert [path.name for path in (tmp_path / "down").iterdir()] == ["a.zip"]
 
 
 @pytest.mark.parametrize("trouble", ["break", "silence"])
 def test_an_interrupted_transfer_resumes(tmp_path: Path, trouble: str) -> None:
-    with rough_server({"/a.zip": CONTENT}, trouble, trouble) as server:
+    with unreliable_server({"/a.zip": CONTENT}, trouble, trouble) as server:
         fetch(server, tmp_path / "a.zip")
     half = len(CONTENT) // 2
     assert server.asked == [None, f"bytes={half}-", f"bytes={half + half // 2}-"]
@@ -48,14 +48,14 @@ def test_an_interrupted_transfer_resumes(tmp_path: Path, trouble: str) -> None:
 
 
 def test_a_busy_server_is_retried(tmp_path: Path) -> None:
-    with rough_server({"/a.zip": CONTENT}, "503", "429") as server:
+    with unreliable_server({"/a.zip": CONTENT}, "503", "429") as server:
         fetch(server, tmp_path / "a.zip")
     assert len(server.asked) == 3
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
 def test_a_server_that_stays_busy_is_an_error_and_the_part_file_is_kept(tmp_path: Path) -> None:
-    with rough_server({"/a.zip": CONTENT}, "break", *["503"] * 9) as server:
+    with unreliable_server({"/a.zip": CONTENT}, "break", *["503"] * 9) as server:
         with pytest.raises(InputError, match=r"a\.zip: given up after several tries: the server keeps answering 503\n"):
             fetch(server, tmp_path / "a.zip")
         assert len(server.asked) == 1 + HASTY.num_tries
@@ -68,7 +68,7 @@ def test_a_server_that_stays_busy_is_an_error_and_the_part_file_is_kept(tmp_path
     ("trouble", "words"), [("silence", "the server fell silent"), ("break", "the connection broke off")]
 )
 def test_a_server_that_sends_no_new_bytes_is_an_error(tmp_path: Path, trouble: str, words: str) -> None:
-    with rough_server({"/a.zip": b"1"}, *[trouble] * 9) as server:
+    with unreliable_server({"/a.zip": b"1"}, *[trouble] * 9) as server:
         with pytest.raises(InputError, match=words):
             fetch(server, tmp_path / "a.zip")
         assert len(server.asked) == HASTY.num_tries
@@ -77,7 +77,7 @@ def test_a_server_that_sends_no_new_bytes_is_an_error(tmp_path: Path, trouble: s
 
 def test_an_absent_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "b.zip.part").write_bytes(b"some")
-    with rough_server({}) as server:
+    with unreliable_server({}) as server:
         with pytest.raises(
             InputError, match=r"answers 404 Not Found; the 0\.0 MB that are here are kept\nLook at the addr"
         ):
@@ -88,7 +88,7 @@ def test_an_absent_file_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_without_range_support_the_download_restarts(tmp_path: Path) -> None:
     (tmp_path / "a.zip.part").write_bytes(CONTENT[:100])
-    with rough_server({"/a.zip": CONTENT}, "no-ranges") as server:
+    with unreliable_server({"/a.zip": CONTENT}, "no-ranges") as server:
         fetch(server, tmp_path / "a.zip")
         assert server.asked == ["bytes=100-"]
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
@@ -96,28 +96,28 @@ def test_without_range_support_the_download_restarts(tmp_path: Path) -> None:
 
 def test_a_complete_part_file_becomes_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.zip.part").write_bytes(CONTENT)
-    with rough_server({"/a.zip": CONTENT}) as server:
+    with unreliable_server({"/a.zip": CONTENT}) as server:
         fetch(server, tmp_path / "a.zip")
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
 def test_a_part_file_longer_than_the_file_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.zip.part").write_bytes(CONTENT + b"more")
-    with rough_server({"/a.zip": CONTENT}) as server:
+    with unreliable_server({"/a.zip": CONTENT}) as server:
         fetch(server, tmp_path / "a.zip")
         assert server.asked == [f"bytes={len(CONTENT) + 4}-", None]
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
 def test_an_unreachable_server_is_reported(tmp_path: Path) -> None:
-    with rough_server({}) as server:
+    with unreliable_server({}) as server:
         address = server.address
     with pytest.raises(InputError, match=f"{address}/a.zip: given up .*: the server cannot be reached\n.*HTTPS_PROXY"):
         download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, retries=HASTY)
 
 
 def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
-    with rough_server({}) as server, pytest.raises(InputError) as refused:
+    with unreliable_server({}) as server, pytest.raises(InputError) as refused:
         address = server.address.replace("//", "//somebody:secret@")
         download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, retries=HASTY)
     assert f"{server.address}/a.zip: the server answers 404" in str(refused.value)
@@ -129,7 +129,7 @@ def test_a_killed_download_resumes(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from prostate_seg.data.public.download import download\n"
         "download(sys.argv[1], Path(sys.argv[2]), on_bytes=lambda *_: None)"
     )
-    with rough_server({"/a.zip": CONTENT}, "silence") as server:
+    with unreliable_server({"/a.zip": CONTENT}, "silence") as server:
         command = [sys.executable, "-c", program, f"{server.address}/a.zip", str(tmp_path / "a.zip")]
         process = subprocess.Popen(command, cwd=ROOT)
         part = tmp_path / "a.zip.part"
@@ -147,7 +147,7 @@ def test_a_disk_that_is_too_small_is_reported_before_the_first_byte(
 ) -> None:
     monkeypatch.setattr("prostate_seg.data.public.download.MARGIN_BYTES", 1 << 60)
     with (
-        rough_server({"/a.zip": CONTENT}) as server,
+        unreliable_server({"/a.zip": CONTENT}) as server,
         pytest.raises(InputError, match=r"needs 0\.5 MB and .* to spare.*free\nMake room.*: paths\.cache=DIR"),
     ):
         fetch(server, tmp_path / "a.zip")

@@ -1,4 +1,4 @@
-"""dvc.yaml says of each stage what the code says: source files, settings, inputs; and params.yaml brings all settings back."""
+"""dvc.yaml has the source files, settings and inputs of each stage in the code; params.yaml round-trips all settings."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Recorded git state, packages and machine are the present ones."""
+"""The recorded git state, packages and machine are the current ones."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stage evaluate in process: equal bits on any number of workers, no objective, and tables of older versions."""
+"""Stage evaluate in process: the same bits for any number of workers, no objective, and tables of older versions."""
 
 import re
 from dataclasses import replace
@@ -42,7 +42,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a workspace with four phantom cases and a network that has hardly been trained."""
+    """Return a workspace with four phantom cases and a barely trained network."""
     folder = tmp_path_factory.mktemp("workspace")
     cfg, workspace = configured(folder)
     for stage in ("fetch", "preprocess", "prepare", "train"):

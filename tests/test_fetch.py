@@ -1,4 +1,4 @@
-"""Stage fetch: public data from a server, a mirror or a folder; stopped and started again; never mixed, always with licence."""
+"""Stage fetch: public data from a server, a mirror or a folder; resumed; never mixed; always with a licence."""
 
 import dataclasses
 import hashlib
@@ -22,15 +22,15 @@ from prostate_seg.data.public.public_sets import PUBLIC_SETS
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.stages import fetch
 from tests.conftest import Launch, composed
-from tests.rough_server import rough_server
 from tests.test_unpack import four_dimensional, packed
+from tests.unreliable_server import unreliable_server
 
 FetchHere = Callable[..., StageResult]
 
 
 @pytest.fixture
 def fetch_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FetchHere:
-    """Run the stage in a workspace of its own."""
+    """Run the stage in a new workspace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("prostate_seg.data.public.download.MARGIN_BYTES", 0)
 
@@ -42,7 +42,7 @@ def fetch_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FetchHere:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, archives: dict[str, bytes]) -> None:
-    """Let the published checksums be those of made archives."""
+    """Replace the published checksums by those of synthetic archives."""
     about = PUBLIC_SETS[name]
     changed = tuple(
         dataclasses.replace(one, checksum=f"sha256:{hashlib.sha256(archives[one.name]).hexdigest()}")
@@ -54,7 +54,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, name: str, archives: dict[str, byte
 
 
 def picai_archives(tmp_path: Path) -> dict[str, bytes]:
-    """Return two folds with two studies each and the masks of all, and of one study that is in neither."""
+    """Return archives of two folds with two studies each, and of the masks of all and of one further study."""
     made = tmp_path / "made"
     studies = {0: ["10000_1000000", "10001_1000001"], 1: ["10002_1000002", "10129_1000130"]}
     archives = {}
@@ -78,7 +78,7 @@ def picai_archives(tmp_path: Path) -> dict[str, bytes]:
 
 
 def mirrored(name: str, archives: dict[str, bytes]) -> dict[str, bytes]:
-    """Return the archives under the paths that a mirror has."""
+    """Return the archives by their path on a mirror."""
     urls = {one.name: one.url.split("://")[1].split("?")[0] for one in PUBLIC_SETS[name].archives}
     return {f"/mirror/{urls[key]}": content for key, content in archives.items()}
 
@@ -108,7 +108,7 @@ def test_picai_stores_automatic_and_manual_masks_in_separate_folders(
     archives = picai_archives(tmp_path)
     publish(monkeypatch, "picai", archives)
     caplog.set_level("INFO")
-    with rough_server(mirrored("picai", archives), "503", "break") as server:
+    with unreliable_server(mirrored("picai", archives), "503", "break") as server:
         origin = f"fetch.origin={server.address}/mirror/"
         result = fetch_here("data=picai", "fetch.parts=[fold0,fold1]", origin)
     ids = ["10000_1000000", "10001_1000001", "10002_1000002", "10129_1000130"]
@@ -146,7 +146,7 @@ def test_a_stopped_fetch_resumes_with_missing_files(
     both = ["data=picai", "fetch.parts=[fold0,fold1]"]
     content = mirrored("picai", archives)
     absent = {path: one for path, one in content.items() if "fold1" not in path}
-    with rough_server(absent) as server:
+    with unreliable_server(absent) as server:
         with pytest.raises(InputError, match=r"fold1\.zip: the server answers 404"):
             fetch_here(*both, f"fetch.origin={server.address}/mirror")
         server.files = content
@@ -199,7 +199,7 @@ def test_a_file_with_another_checksum_is_refused_and_downloaded_again(
 ) -> None:
     archives = picai_archives(tmp_path)
     publish(monkeypatch, "picai", archives)
-    with rough_server(mirrored("picai", archives), "garbled") as server:
+    with unreliable_server(mirrored("picai", archives), "garbled") as server:
         arguments = ["data=picai", "fetch.parts=[fold0]", f"fetch.origin={server.address}/mirror"]
         with pytest.raises(InputError, match=r"fold0\.zip: the file must have sha256:"):
             fetch_here(*arguments)

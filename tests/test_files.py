@@ -1,4 +1,4 @@
-"""Atomic writes: after a failure the old file or folder is still there, whole."""
+"""Atomic writes: after a failure the previous file or folder is unchanged."""
 
 import contextlib
 import os
@@ -75,7 +75,7 @@ def test_next_write_removes_leftovers_of_a_killed_process(tmp_path: Path, number
 
 
 def interrupted_at(step: int, act: Callable[[], None]) -> bool:
-    """Let Ctrl-C arrive at one of the lines that this module and contextlib run; return whether there was such a line."""
+    """Raise KeyboardInterrupt at the n-th line of this module and contextlib; return whether that line was reached."""
     left = step
 
     def trace(frame: FrameType, event: str, _arg: Any) -> Any:

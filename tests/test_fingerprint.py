@@ -26,7 +26,7 @@ SHIFTS_MM = {"moved aside": (0, 3, 0), "moved up": (6, 0, 0), "moved in the plan
 
 
 def changed(volume: Volume, kind: str) -> Volume:
-    """Return a copy as other programs change it."""
+    """Return a copy with typical modifications by other programs."""
     values, grid = volume.array.astype(np.float32), volume.geometry
     if kind == "noise":
         return replace(volume, array=values + np.random.default_rng(0).normal(0, 0.5 * values.std(), values.shape))
@@ -111,8 +111,8 @@ def test_empty_and_constant_thumbnails_are_no_pair() -> None:
 
 
 def test_every_pair_is_compared_for_any_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = [np.random.default_rng(seed).integers(-127, 128, THUMBNAIL_SHAPE).astype(np.int8) for seed in range(4)]
-    thumbnails = {f"{number:02d}": pictures[number % 4] for number in range(11)}
+    distinct = [np.random.default_rng(seed).integers(-127, 128, THUMBNAIL_SHAPE).astype(np.int8) for seed in range(4)]
+    thumbnails = {f"{number:02d}": distinct[number % 4] for number in range(11)}
     copies = {(a, b) for a, b in combinations(thumbnails, 2) if int(a) % 4 == int(b) % 4}
     for blocks in ((256, 512), (2, 3), (3, 2), (1, 1)):
         monkeypatch.setattr(fingerprint, "BLOCK", blocks[0])

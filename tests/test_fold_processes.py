@@ -1,4 +1,4 @@
-"""Metrics and log records of a fold's process reach its record here; the first fold that fails stops the others."""
+"""Metrics and log records of fold processes arrive in this process; the first fold that fails stops the others."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Records:
-    """The events of each fold, and the way it ended."""
+    """Events of each fold, and how it ended."""
 
     def __init__(self) -> None:
         self.events: dict[int, list[object]] = {}
@@ -63,7 +63,7 @@ def fail_in_fold_1(folder: Path, kind: str, index: int, record: FoldRecord) -> N
     if index != 1:
         time.sleep(60)
         (folder / "reached").touch()
-    while len(list(folder.iterdir())) < 1:  # until the other fold is on its way too
+    while len(list(folder.iterdir())) < 1:  # until the other fold runs too
         time.sleep(0.05)
     if kind == "refuse":
         raise InputError("case c: the loss is nan")
@@ -111,7 +111,7 @@ def test_first_fold_that_fails_stops_the_others(tmp_path: Path, kind: str, error
         train_in_parallel(partial(fail_in_fold_1, tmp_path, kind), [0, 1, 2], num_parallel=2, open_fold=open_fold)
     assert text in str(caught.value)
     if kind != "vanish":
-        assert "fail_in_fold_1" in str(caught.value.__cause__)  # where it was raised
+        assert "fail_in_fold_1" in str(caught.value.__cause__)  # the original traceback
     assert time.monotonic() - start < 50
     assert records.ended == {0: "KeyboardInterrupt", 1: error.__name__}
     assert not (tmp_path / "reached").exists()
@@ -186,7 +186,7 @@ def test_more_folds_than_gpus_share_them_evenly(monkeypatch: pytest.MonkeyPatch)
     assert folds.gpu_of[5] == fewer
     folds.end(ended[1], 5)
     folds.wait_until_running(*on[1 - fewer], 6)
-    assert folds.gpu_of[6] == fewer  # where no fold is left
+    assert folds.gpu_of[6] == fewer  # no fold left
     folds.end_all()
 
 

@@ -1,4 +1,4 @@
-"""Splits: patients stay whole, every patient tests once, volumes are spread, and what cannot be split is refused."""
+"""Splits: patients are not divided, every patient is tested once, volumes are balanced, impossible splits are refused."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""git is started in one place, and its own messages are shown."""
+"""git: state, revisions and diffs, with git's own error messages."""
 
 import logging
 import os
@@ -105,7 +105,7 @@ def test_repository_of_another_user_is_reported_with_gits_message(
     state = git_state(project)
     assert "dubious ownership" in state.problem
     assert "safe.directory" in state.problem
-    assert state == GitState(problem=state.problem)  # nothing else is known
+    assert state == GitState(problem=state.problem)  # nothing else can be read
     assert state.is_dirty is None
     finding = health.check_git(project)
     assert finding.severity is Severity.bad

@@ -1,4 +1,4 @@
-"""Damaged studies are refused with a message or give complete results; `make hard-use` tries a thousand of them."""
+"""Corrupted studies are refused with a message or give complete results; `make hard-use` tests a thousand."""
 
 from functools import partial
 from pathlib import Path
@@ -53,12 +53,12 @@ def test_the_healthy_study_is_accepted_in_every_format(tmp_path: Path, suffix: s
 def test_tracebacks_hangs_and_crashes_are_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = list(mutants(tmp_path / "mutants", seed=SEED, count=3))
     monkeypatch.setattr(inputs, "LONGEST_SECONDS", 2.0)
-    verdicts = inputs.survey(faulty, made, outputs=tmp_path / "outputs")
+    verdicts = inputs.survey(faulty_action, made, outputs=tmp_path / "outputs")
     assert [verdict.outcome for verdict in verdicts] == ["traceback", "hang", "crash"]
 
 
-def faulty(mutant: Mutant, out: Path) -> None:
-    """Be an action that meets three mutants badly, and a healthy study well."""
+def faulty_action(mutant: Mutant, out: Path) -> None:
+    """Action that fails on three mutants and accepts a healthy study."""
     import os
     import time
 

@@ -12,8 +12,8 @@ from tests.project_helpers import dvc_md5
 
 
 @pytest.fixture
-def things(tmp_path: Path) -> Path:
-    folder = tmp_path / "things"
+def paths(tmp_path: Path) -> Path:
+    folder = tmp_path / "paths"
     (folder / "deep" / "er").mkdir(parents=True)
     (folder / "a.txt").write_text("a\r\nb\n")
     (folder / "empty").write_bytes(b"")
@@ -25,17 +25,17 @@ def things(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_hashes_equal_those_of_dvc_add(things: Path, tmp_path: Path) -> None:
+def test_hashes_equal_those_of_dvc_add(paths: Path, tmp_path: Path) -> None:
     (tmp_path / "repository").mkdir()
     alone = tmp_path / "alone.bin"
     alone.write_bytes(os.urandom(3_000_000))
-    theirs = dvc_md5(tmp_path / "repository", things, alone)
-    ours = hash_paths([things, alone], cache=tmp_path / "cache")
+    theirs = dvc_md5(tmp_path / "repository", paths, alone)
+    ours = hash_paths([paths, alone], cache=tmp_path / "cache")
     assert {path.name: hashed.md5 for path, hashed in ours.items()} == theirs
 
 
-def test_listing_names_every_file_with_its_md5(things: Path, tmp_path: Path) -> None:
-    hashed = hash_paths([things], cache=tmp_path / "cache")[things]
+def test_listing_names_every_file_with_its_md5(paths: Path, tmp_path: Path) -> None:
+    hashed = hash_paths([paths], cache=tmp_path / "cache")[paths]
     assert set(hashed.files) == {
         ".hidden", "a.txt", "deep/b.bin", "deep/er/ümlaut name.csv", "empty", "link.txt",
     }  # fmt: skip
@@ -43,17 +43,17 @@ def test_listing_names_every_file_with_its_md5(things: Path, tmp_path: Path) -> 
     assert hashed.md5.endswith(".dir")
 
 
-def test_unchanged_file_is_not_read_again(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = hash_paths([things], cache=tmp_path / "cache")
+def test_unchanged_file_is_not_read_again(paths: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hash_paths([paths], cache=tmp_path / "cache")
     monkeypatch.setattr(hashing, "_hash_file", lambda path, info: pytest.fail(f"read {path}"))
-    assert hash_paths([things], cache=tmp_path / "cache") == before
+    assert hash_paths([paths], cache=tmp_path / "cache") == before
 
 
-def test_changed_file_is_read_again_and_changes_its_folder(things: Path, tmp_path: Path) -> None:
-    before = hash_paths([things], cache=tmp_path / "cache")[things]
-    (things / "a.txt").write_text("a\r\nc\n")
-    os.utime(things / "a.txt", (1, 1))
-    after = hash_paths([things], cache=tmp_path / "cache")[things]
+def test_changed_file_is_read_again_and_changes_its_folder(paths: Path, tmp_path: Path) -> None:
+    before = hash_paths([paths], cache=tmp_path / "cache")[paths]
+    (paths / "a.txt").write_text("a\r\nc\n")
+    os.utime(paths / "a.txt", (1, 1))
+    after = hash_paths([paths], cache=tmp_path / "cache")[paths]
     assert after.md5 != before.md5
     assert {name for name in after.files if after.files[name] != before.files[name]} == {"a.txt", "link.txt"}
 

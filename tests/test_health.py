@@ -1,4 +1,4 @@
-"""Health checks report what is wrong, with a fix."""
+"""Health checks report problems with a fix."""
 
 import subprocess
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_unreplicated_journal_is_listed_with_its_store(tmp_path: Path) -> None:
     header = Header(what="train of p", address="http://store", experiment="e")
     journal = Journal.create(tmp_path, header, name="train")
     journal.append(LogData(run="r"))
-    assert doctor.check_journals(tmp_path).severity is Severity.good  # its process is about to send it
+    assert doctor.check_journals(tmp_path).severity is Severity.good  # a running process will send it
     journal.release()
     finding = doctor.check_journals(tmp_path)
     assert (finding.severity, finding.fix) == (Severity.note, "stage=sync")

@@ -36,7 +36,7 @@ TILTED = (1.0, 0.0, 0.0, 0.0, 0.96, -0.28)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 
 
-def made_image(*, dtype: str = "int16", direction: np.ndarray | None = None) -> sitk.Image:
+def synthetic_image(*, dtype: str = "int16", direction: np.ndarray | None = None) -> sitk.Image:
     """Return a 4 x 5 x 6 (z, y, x) image with distinct voxels on an oblique grid."""
     array = np.random.default_rng(0).permutation(120).reshape(4, 5, 6).astype(dtype)
     image = sitk.GetImageFromArray(array)
@@ -84,7 +84,7 @@ def write_slice(
     pixel_spacing_mm: float = 0.5,
     slope: float | None = None,
 ) -> None:
-    """Write a DICOM file; without pixels, 4 rows and 5 columns of the file name's digits."""
+    """Write a DICOM file; by default its pixels, 4 rows and 5 columns, are the digits of the file name."""
     value = int(re.sub(r"\D", "", path.stem) or 0)
     image = sitk.GetImageFromArray((np.full((4, 5), value, np.int16) if pixels is None else pixels)[np.newaxis])
     image.SetSpacing((pixel_spacing_mm, pixel_spacing_mm, 9.0))
@@ -115,7 +115,7 @@ def write_stack(folder: Path, *, positions_mm: Sequence[float], first: int = 1, 
 class TestOrientation:
     @pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
     def test_all_48_storage_orientations_round_trip_exactly(self, tmp_path: Path, suffix: str) -> None:
-        base = made_image()
+        base = synthetic_image()
         tolerance = GEOMETRY_TOLERANCE.get(suffix, 1e-6)
         assert len(set(CODES)) == 48
         for code in CODES:
@@ -128,13 +128,13 @@ class TestOrientation:
 
     def test_scans_at_exactly_45_degrees_round_trip_exactly(self, tmp_path: Path) -> None:
         for about_x, about_z in itertools.product(np.deg2rad([-135, -45, 45, 90, 135]), repeat=2):
-            stored = made_image(direction=rotation(about_x, about_z))
+            stored = synthetic_image(direction=rotation(about_x, about_z))
             volume = read_volume(write_image(tmp_path / "stored.mha", stored))
             write_volume(tmp_path / "back.mha", volume)
             assert_same_image(sitk.ReadImage(str(tmp_path / "back.mha")), stored)
 
     def test_a_voxel_keeps_its_world_position(self, tmp_path: Path) -> None:
-        stored = sitk.DICOMOrient(made_image(), "ASR")
+        stored = sitk.DICOMOrient(synthetic_image(), "ASR")
         volume = read_volume(write_image(tmp_path / "stored.mha", stored))
         index = np.argwhere(volume.array == stored[3, 2, 1])[0]
         point = stored.TransformIndexToPhysicalPoint((3, 2, 1))
@@ -145,7 +145,7 @@ class TestWriting:
     @pytest.mark.parametrize("suffix", FORMATS)
     @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32"])
     def test_dtypes_round_trip(self, tmp_path: Path, suffix: str, dtype: str) -> None:
-        volume = read_volume(write_image(tmp_path / f"a{suffix}", made_image(dtype=dtype)))
+        volume = read_volume(write_image(tmp_path / f"a{suffix}", synthetic_image(dtype=dtype)))
         assert volume.array.dtype == dtype
         write_volume(tmp_path / f"b{suffix}", volume)
         again = read_volume(tmp_path / f"b{suffix}")
@@ -153,22 +153,24 @@ class TestWriting:
         assert_same_volume(again, volume, tolerance=GEOMETRY_TOLERANCE.get(suffix, 1e-6))
 
     def test_float64_is_read_as_float32(self, tmp_path: Path) -> None:
-        assert read_volume(write_image(tmp_path / "a.nii.gz", made_image(dtype="float64"))).array.dtype == np.float32
+        assert (
+            read_volume(write_image(tmp_path / "a.nii.gz", synthetic_image(dtype="float64"))).array.dtype == np.float32
+        )
 
     def test_bool_is_written_as_uint8(self, tmp_path: Path) -> None:
-        volume = read_volume(write_image(tmp_path / "a.mha", made_image()))
+        volume = read_volume(write_image(tmp_path / "a.mha", synthetic_image()))
         write_volume(tmp_path / "b.nii.gz", replace(volume, array=volume.array > 60))
         again = read_volume(tmp_path / "b.nii.gz").array
         assert again.dtype == np.uint8
         np.testing.assert_array_equal(again, volume.array > 60)
 
     def test_non_contiguous_views_are_written_correctly(self, tmp_path: Path) -> None:
-        volume = read_volume(write_image(tmp_path / "a.mha", made_image()))
+        volume = read_volume(write_image(tmp_path / "a.mha", synthetic_image()))
         write_volume(tmp_path / "b.mha", replace(volume, array=volume.array[::-1]))
         np.testing.assert_array_equal(read_volume(tmp_path / "b.mha").array, volume.array[::-1])
 
     def test_equal_volumes_give_equal_bytes(self, tmp_path: Path) -> None:
-        volume = read_volume(write_image(tmp_path / "a.mha", made_image()))
+        volume = read_volume(write_image(tmp_path / "a.mha", synthetic_image()))
         for folder in ("one", "another"):
             for suffix in FORMATS:
                 write_volume(tmp_path / folder / f"{folder}{suffix}", volume)
@@ -179,7 +181,7 @@ class TestWriting:
             assert one.read_bytes() == another.read_bytes(), suffix
 
     def test_a_failed_write_leaves_the_previous_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        volume = read_volume(write_image(tmp_path / "a.mha", made_image()))
+        volume = read_volume(write_image(tmp_path / "a.mha", synthetic_image()))
         before = (tmp_path / "a.mha").read_bytes()
 
         def run_out_of_disk(image: sitk.Image, path: str, **_: object) -> None:
@@ -194,7 +196,7 @@ class TestWriting:
 
     @pytest.mark.parametrize("name", ["a.mhd", "a.png", "a"])
     def test_a_suffix_of_another_format_is_refused(self, tmp_path: Path, name: str) -> None:
-        volume = read_volume(write_image(tmp_path / "a.mha", made_image()))
+        volume = read_volume(write_image(tmp_path / "a.mha", synthetic_image()))
         with pytest.raises(InputError, match=re.escape(f"not as {name}")):
             write_volume(tmp_path / name, volume)
 
@@ -205,25 +207,25 @@ class TestNames:
     def test_file_names_with_spaces_and_non_ascii_letters(self, tmp_path: Path, suffix: str, form: str) -> None:
         folder = tmp_path / unicodedata.normalize(form, "Müller Øre 前列腺")  # type: ignore[arg-type]
         folder.mkdir()
-        volume = read_volume(write_image(tmp_path / "a.mha", made_image()))
+        volume = read_volume(write_image(tmp_path / "a.mha", synthetic_image()))
         write_volume(folder / f"Ätna 1 é{suffix}", volume)
         assert_same_volume(read_volume(folder / f"Ätna 1 é{suffix}"), volume, tolerance=1e-5)
 
     @pytest.mark.parametrize("suffix", [".NII.GZ", ".NII", ".MHA", ".NRRD"])
     def test_upper_case_suffixes(self, tmp_path: Path, suffix: str) -> None:
-        source = write_image(tmp_path / f"a{suffix.lower()}", made_image())
+        source = write_image(tmp_path / f"a{suffix.lower()}", synthetic_image())
         source.rename(tmp_path / f"B{suffix}")
-        assert_same_image(to_sitk(read_volume(tmp_path / f"B{suffix}")), made_image(), tolerance=1e-5)
+        assert_same_image(to_sitk(read_volume(tmp_path / f"B{suffix}")), synthetic_image(), tolerance=1e-5)
 
     def test_nifti_suffix_of_mixed_case_is_read(self, tmp_path: Path) -> None:
-        write_image(tmp_path / "a.nii.gz", made_image()).rename(tmp_path / "a.Nii.Gz")
-        assert_same_image(to_sitk(read_volume(tmp_path / "a.Nii.Gz")), made_image(), tolerance=1e-5)
+        write_image(tmp_path / "a.nii.gz", synthetic_image()).rename(tmp_path / "a.Nii.Gz")
+        assert_same_image(to_sitk(read_volume(tmp_path / "a.Nii.Gz")), synthetic_image(), tolerance=1e-5)
 
     def test_nii_gz_beside_a_nii_of_the_same_name_is_read_correctly(self, tmp_path: Path) -> None:
-        write_image(tmp_path / "a.nii.gz", made_image())
-        write_image(tmp_path / "a.nii", made_image() * 0)
-        assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))).max() == 0  # the wrong file's voxels
-        assert_same_image(to_sitk(read_volume(tmp_path / "a.nii.gz")), made_image(), tolerance=1e-5)
+        write_image(tmp_path / "a.nii.gz", synthetic_image())
+        write_image(tmp_path / "a.nii", synthetic_image() * 0)
+        assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))).max() == 0  # voxels of the wrong file
+        assert_same_image(to_sitk(read_volume(tmp_path / "a.nii.gz")), synthetic_image(), tolerance=1e-5)
         assert read_volume(tmp_path / "a.nii").array.max() == 0
 
     @pytest.mark.parametrize("suffix", [".hdr", ".img"])
@@ -305,16 +307,16 @@ class TestDamage:
         assert "0 bytes" in str(refusal(tmp_path / "a.nii.gz"))
 
     def test_a_header_without_a_usable_grid_is_refused(self, tmp_path: Path) -> None:
-        path = write_image(tmp_path / "a.mha", made_image(direction=np.eye(3)), compressed=False)
+        path = write_image(tmp_path / "a.mha", synthetic_image(direction=np.eye(3)), compressed=False)
         whole = path.read_bytes()
         zeros = b"0 0 0 0 0 0 0 0 0"
-        for old, new, said in [
+        for old, new, message in [
             (b"0.5 0.75", b"0.5 0.0", "ElementSpacing is 0.5 0.0 3"),
             (b"1 0 0 0 1 0 0 0 1", zeros, "Refusing to change"),
         ]:
             assert old in whole
             path.write_bytes(whole.replace(old, new))
-            assert said in str(refusal(path))
+            assert message in str(refusal(path))
 
     @pytest.mark.parametrize("suffix", [*FORMATS, ".mhd"])
     @pytest.mark.parametrize(("size_xyz", "check"), [((600, 600, 600), "unreadable"), ((4000, 4000, 40), "too_large")])
@@ -388,7 +390,7 @@ class TestDamage:
 
 
 def change_header_size(path: Path, size_xyz: Sequence[int]) -> None:
-    """Change the size in a header and keep the voxels."""
+    """Change the size in a header but not the voxels."""
     is_gzip = path.name.endswith(".gz")
     content = gzip.decompress(path.read_bytes()) if is_gzip else path.read_bytes()
     if ".nii" in path.name:
@@ -400,7 +402,7 @@ def change_header_size(path: Path, size_xyz: Sequence[int]) -> None:
 
 
 def noise_image() -> sitk.Image:
-    """Return an image of 16,000 bytes that do not compress."""
+    """Return an image of 16,000 incompressible bytes."""
     image = sitk.GetImageFromArray(np.random.default_rng(1).integers(0, 2**15, (8, 25, 40), dtype=np.int16))
     image.SetSpacing((0.5, 0.5, 3.0))
     return image
@@ -416,12 +418,12 @@ class TestDimensions:
 
     @pytest.mark.parametrize("suffix", FORMATS)
     def test_a_fourth_dimension_of_one_is_dropped(self, tmp_path: Path, suffix: str) -> None:
-        path = write_image(tmp_path / f"a{suffix}", sitk.JoinSeries([made_image()]))
-        assert_same_image(to_sitk(read_volume(path)), made_image(), tolerance=1e-5)
+        path = write_image(tmp_path / f"a{suffix}", sitk.JoinSeries([synthetic_image()]))
+        assert_same_image(to_sitk(read_volume(path)), synthetic_image(), tolerance=1e-5)
 
     @pytest.mark.parametrize("suffix", FORMATS)
     def test_a_single_image_is_refused(self, tmp_path: Path, suffix: str) -> None:
-        assert refusal(write_image(tmp_path / f"a{suffix}", made_image()[:, :, 1])).check == "not_3d"
+        assert refusal(write_image(tmp_path / f"a{suffix}", synthetic_image()[:, :, 1])).check == "not_3d"
 
     @pytest.mark.parametrize("suffix", FORMATS)
     def test_vectors_and_colours_are_refused(self, tmp_path: Path, suffix: str) -> None:
@@ -522,13 +524,13 @@ class TestDicom:
         assert refusal(write_stack(tmp_path, positions_mm=[0])).check == "not_3d"
 
     def test_a_single_multi_frame_file_is_read(self, tmp_path: Path) -> None:
-        image = made_image(dtype="uint16", direction=np.eye(3))
+        image = synthetic_image(dtype="uint16", direction=np.eye(3))
         write_image(tmp_path / "a.dcm", image, compressed=False)
         assert_same_image(to_sitk(read_volume(tmp_path)), image)
 
     def test_a_multi_frame_file_among_others_is_refused(self, tmp_path: Path) -> None:
         for name in ("a", "b"):
-            image = made_image(dtype="uint16", direction=np.eye(3))
+            image = synthetic_image(dtype="uint16", direction=np.eye(3))
             image.SetMetaData("0020|000e", "1.2.3.1")
             writer = sitk.ImageFileWriter()
             writer.KeepOriginalImageUIDOn()
@@ -557,7 +559,7 @@ class TestDicom:
         assert refusal(tmp_path).check == "lfs_pointer"
 
     def test_a_folder_without_dicom_is_refused_with_its_content(self, tmp_path: Path) -> None:
-        write_image(tmp_path / "10000_1000000_t2w.mha", made_image())
+        write_image(tmp_path / "10000_1000000_t2w.mha", synthetic_image())
         (tmp_path / "series").mkdir()
         error = refusal(tmp_path)
         assert error.check == "no_dicom"
@@ -620,15 +622,15 @@ def test_itk_writes_nothing_to_stderr_about_readable_files(
 
 
 def test_geometry_of_reverses_sitks_order() -> None:
-    geometry = geometry_of(made_image())
+    geometry = geometry_of(synthetic_image())
     assert geometry.shape_vox == (4, 5, 6)
     assert geometry.spacing_mm == (3.0, 0.75, 0.5)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
 def test_a_linked_file_is_read(tmp_path: Path) -> None:
-    (tmp_path / "link.nrrd").symlink_to(write_image(tmp_path / "a.nrrd", made_image()))
-    assert_same_image(to_sitk(read_volume(tmp_path / "link.nrrd")), made_image())
+    (tmp_path / "link.nrrd").symlink_to(write_image(tmp_path / "a.nrrd", synthetic_image()))
+    assert_same_image(to_sitk(read_volume(tmp_path / "link.nrrd")), synthetic_image())
 
 
 def test_md5_of_an_mhd_depends_on_its_voxel_file(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class DependsOnThreads(nn.Module):
 
 
 class RunsOutOfMemory(nn.Module):
-    """A network that takes at most so many inputs at once."""
+    """A network that runs out of memory above a batch size."""
 
     def __init__(self, most: int):
         super().__init__()
@@ -194,7 +194,7 @@ def test_rigidly_rotated_study_gives_the_rotated_mask(shared_data: Path) -> None
     image, _ = real_study(shared_data, "p158020_1")
     turned = replace(image, geometry=rotate(image.geometry, degrees=12))
     expected, found = bright_mask(image), bright_mask(turned)
-    assert dice(found, expected) > 0.9999  # rounding of the turned grid may move a voxel at the threshold
+    assert dice(found, expected) > 0.9999  # rounding of the rotated grid can move a voxel across the threshold
     np.testing.assert_allclose(
         turned.geometry.to_world((3, 4, 5)), rotation(12) @ image.geometry.to_world((3, 4, 5)), atol=1e-9
     )
@@ -210,7 +210,7 @@ def test_mask_is_on_the_grid_of_the_study(shared_data: Path) -> None:
 
 @pytest.fixture
 def torch_threads() -> Iterator[None]:
-    """Set the number of torch's threads back after the test."""
+    """Restore the number of torch's threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -259,7 +259,7 @@ def test_bits_are_the_same_for_any_number_of_workers_and_threads(
 
 @pytest.mark.usefixtures("torch_threads")
 def test_network_always_runs_on_one_thread_and_on_batches_of_one_size() -> None:
-    """The rounding of libraries differs between machines; this network depends on threads and batch size everywhere."""
+    """Rounding of libraries differs between machines; this network depends on threads and batch size on all of them."""
     found = set()
     for num_threads in (1, 2, 4):
         torch.set_num_threads(num_threads)

@@ -1,4 +1,4 @@
-"""Stage inspect shows a data set as it is, good and bad cases alike, and changes nothing in it."""
+"""Stage inspect lists good and bad cases of a data set and does not change it."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def inspected(root: Path, *overrides: str) -> tuple[pd.DataFrame, dict[str, obje
 
 @pytest.fixture
 def data(tmp_path: Path, cube_volume: Volume, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two studies of one patient and one of another, 20 mm cubes in the middle."""
+    """Two studies of one patient and one of another, with 20 mm cubes in the centre."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("1_1", "1_2", "2_1")):
         image = Volume(array=cube_volume.array + number, geometry=cube_volume.geometry)
@@ -132,7 +132,7 @@ def test_label_that_dataset_json_calls_the_bladder_is_refused(data: Path) -> Non
     (data / "dataset.json").write_text('{"labels": {"background": 0, "bladder": 1, "prostate": 2}}')
     with pytest.raises(InputError, match=r"label 1 is 'bladder'(.|\n)*data.whole_gland_labels=\[2\]"):
         inspected(data)
-    assert Path("inspect/contact_sheet.png").is_file()  # the cases are shown all the same
+    assert Path("inspect/contact_sheet.png").is_file()  # the cases are shown anyway
     cfg = config.parse(composed("stage=preprocess", "data=folder", f"data.root={data}"))
     with pytest.raises(InputError, match="label 1 is 'bladder'"):
         preprocess.run(cfg, workspace_of(cfg))

@@ -42,5 +42,5 @@ def test_run_that_hydra_left_open_is_closed_once_with_the_error_that_ended_it() 
     task.run = Open()
     error = SystemExit(143)
     task.close(error)
-    task.close(error)  # the second finds nothing
+    task.close(error)  # the second call closes nothing
     assert ends == [(Outcome.killed, error)]

@@ -1,4 +1,4 @@
-"""Records are in the journal as whole lines, in order, whatever happens to disk or process."""
+"""The journal contains complete lines in order, also after a full disk or a killed process."""
 
 import errno
 import json
@@ -98,7 +98,7 @@ def test_full_disk_leaves_complete_lines_and_loses_no_record(journal: Journal, m
     def full(file: FileIO, data: memoryview) -> int:
         if len(data) < 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(file, data[: len(data) // 2])  # half of it still fits
+        return write(file, data[: len(data) // 2])  # half of the line still fits
 
     with monkeypatch.context() as disk:
         disk.setattr(module, "_write_some", full)
@@ -142,7 +142,7 @@ def test_acknowledged_journal_is_not_pending_and_is_removed(journal: Journal) ->
     journal.acknowledge(1)
     assert pending_journals(root) == []
     remove_replicated(root)
-    assert journal.folder.is_dir()  # its process still runs
+    assert journal.folder.is_dir()  # its process is still running
     journal.release()
     remove_replicated(root)
     assert not journal.folder.exists()

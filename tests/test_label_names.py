@@ -1,4 +1,4 @@
-"""A label that the data set calls something else than the prostate or a part of it is not taken as gland."""
+"""A label whose name is not the prostate or a part of it is not used as gland."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_prostate_zones_and_structures_inside_are_gland(tmp_path: Path, names: d
 
 
 @pytest.mark.parametrize(
-    ("names", "said", "step"),
+    ("names", "message", "step"),
     [
         ({"background": 0, "bladder": 1, "prostate": 2}, "label 1 is 'bladder'", "data.whole_gland_labels=[2]"),
         ({"0": "background", "1": "PZ", "2": "TZ", "3": "rectum"}, "label 3 is 'rectum'", "labels=[1,2]"),
@@ -55,12 +55,12 @@ def test_prostate_zones_and_structures_inside_are_gland(tmp_path: Path, names: d
     ],
 )
 def test_label_of_another_structure_is_refused_with_the_gland_labels(
-    tmp_path: Path, names: dict[str, Any], said: str, step: str
+    tmp_path: Path, names: dict[str, Any], message: str, step: str
 ) -> None:
     with pytest.raises(InputError) as refused:
         require_gland_names(data_set(tmp_path, names), labels=None)
     text = str(refused.value)
-    assert text.startswith(f"{tmp_path / 'dataset.json'}: {said}")
+    assert text.startswith(f"{tmp_path / 'dataset.json'}: {message}")
     assert step in text
 
 
@@ -68,9 +68,13 @@ def test_configured_labels_are_checked_against_their_names(tmp_path: Path) -> No
     root = data_set(tmp_path, {"background": 0, "bladder": 1, "prostate": 2, "lesion": 3})
     require_gland_names(root, labels=[2])
     require_gland_names(root, labels=[2, 3])
-    for labels, said in (([1], "label 1 is 'bladder'"), ([1, 2], "label 1 is 'bladder'"), ([3], "label 3 is 'lesion'")):
+    for labels, message in (
+        ([1], "label 1 is 'bladder'"),
+        ([1, 2], "label 1 is 'bladder'"),
+        ([3], "label 3 is 'lesion'"),
+    ):
         with pytest.raises(
-            InputError, match=f"{said}(.|\n)*names labels that are not: set data.whole_gland_labels=\\[2,3\\]"
+            InputError, match=f"{message}(.|\n)*names labels that are not: set data.whole_gland_labels=\\[2,3\\]"
         ):
             require_gland_names(root, labels=labels)
 

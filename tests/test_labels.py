@@ -95,7 +95,7 @@ def test_integer_masks_are_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labels", [None, [1]])
 @pytest.mark.parametrize(
-    ("mask", "check", "said"),
+    ("mask", "check", "message"),
     [
         (
             soft_map() / np.float32(255),
@@ -114,11 +114,11 @@ def test_integer_masks_are_unchanged(tmp_path: Path) -> None:
     ],
 )
 def test_mask_that_is_no_label_map_is_refused_with_value_and_next_step(
-    tmp_path: Path, mask: np.ndarray, check: str, said: str, labels: list[int] | None
+    tmp_path: Path, mask: np.ndarray, check: str, message: str, labels: list[int] | None
 ) -> None:
     (finding,) = errors(written(tmp_path, mask), labels=labels)
     assert (finding.case_id, finding.check) == ("1_1", check)
-    assert re.search(said, finding.message), finding.message
+    assert re.search(message, finding.message), finding.message
 
 
 def test_one_label_of_255_and_ten_labels_are_accepted(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_map_of_many_structures_needs_the_labels_of_the_gland() -> None:
     assert "19 labels (1 to 19)" in problem[1]
     assert "data.whole_gland_labels=[...]" in problem[1]
     assert label_problem(structures(19), labels=[3]) is None
-    assert label_problem(structures(19).astype(np.int16) * 1000, labels=[3000]) is None  # needs no 8 bits
+    assert label_problem(structures(19).astype(np.int16) * 1000, labels=[3000]) is None  # fits into 8 bits
 
 
 def test_image_in_place_of_the_mask_is_refused(tmp_path: Path) -> None:

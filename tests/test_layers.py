@@ -1,4 +1,4 @@
-"""Arrows point down only, and heavy or tracking libraries stay where they belong."""
+"""Imports point down the layers only, and heavy or tracking libraries are imported only in their folders."""
 
 import ast
 from graphlib import TopologicalSorter

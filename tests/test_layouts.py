@@ -1,4 +1,4 @@
-"""nnU-Net's and BIDS' folders are read as they are; what could be read in two ways is refused."""
+"""nnU-Net and BIDS layouts are read; ambiguous folders are refused."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -12,8 +12,8 @@ from prostate_seg.data.layouts import has_images
 from prostate_seg.imaging.quality import Finding
 
 
-def made(root: Path, names: Iterable[str], *, channels: Mapping[str, object] | None = None) -> Path:
-    """Make empty files and, where channels are named, a dataset.json."""
+def folder_with(root: Path, names: Iterable[str], *, channels: Mapping[str, object] | None = None) -> Path:
+    """Create empty files and, if channels are given, a dataset.json."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -45,14 +45,14 @@ NNUNET = ["imagesTr/7_1_0000.nii.gz", "imagesTr/7_1_0001.nii.gz", "labelsTr/7_1.
     ],
 )
 def test_nnunet_channel_named_t2_is_used(tmp_path: Path, channels: dict[str, object], number: str) -> None:
-    cases, findings = found(made(tmp_path, NNUNET, channels=channels))
+    cases, findings = found(folder_with(tmp_path, NNUNET, channels=channels))
     assert cases == {"7_1": (f"imagesTr/7_1_{number}.nii.gz", "labelsTr/7_1.nii.gz")}
     assert findings == []
 
 
 @pytest.mark.parametrize("channels", [None, {}, {"channel_names": {"0": "MRI"}}])
 def test_nnunet_with_a_single_channel_needs_no_name_for_it(tmp_path: Path, channels: dict[str, object] | None) -> None:
-    cases, _ = found(made(tmp_path, ["imagesTr/7_1_0000.mha", "labelsTr/7_1.mha"], channels=channels))
+    cases, _ = found(folder_with(tmp_path, ["imagesTr/7_1_0000.mha", "labelsTr/7_1.mha"], channels=channels))
     assert cases == {"7_1": ("imagesTr/7_1_0000.mha", "labelsTr/7_1.mha")}
 
 
@@ -69,13 +69,13 @@ def test_nnunet_channels_of_which_none_or_several_are_t2_are_refused(
     tmp_path: Path, channels: dict[str, object] | None, named: str
 ) -> None:
     with pytest.raises(InputError) as refused:
-        found(made(tmp_path, NNUNET, channels=channels))
+        found(folder_with(tmp_path, NNUNET, channels=channels))
     assert f"must name one of the channels 0000, 0001 T2, names {named}\n" in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"channel_names": {"a": "T2"}}'])
 def test_an_unreadable_dataset_json_is_reported(tmp_path: Path, text: str) -> None:
-    made(tmp_path, NNUNET)
+    folder_with(tmp_path, NNUNET)
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(InputError, match=r"dataset\.json: cannot be read"):
         found(tmp_path)
@@ -83,7 +83,7 @@ def test_an_unreadable_dataset_json_is_reported(tmp_path: Path, text: str) -> No
 
 def test_nnunet_cases_without_image_or_label_are_errors(tmp_path: Path) -> None:
     names = ["imagesTr/1_1_0000.mha", "imagesTr/2_1_0000.mha", "labelsTr/2_1.mha", "labelsTr/3_1.mha"]
-    cases, findings = found(made(tmp_path, names))
+    cases, findings = found(folder_with(tmp_path, names))
     assert list(cases) == ["2_1"]
     assert {(one.case_id, one.check) for one in findings} == {
         ("1_1", "image_without_mask"),
@@ -92,15 +92,15 @@ def test_nnunet_cases_without_image_or_label_are_errors(tmp_path: Path) -> None:
 
 
 def test_nnunet_files_without_a_channel_number_are_reported_and_alone_refused(tmp_path: Path) -> None:
-    _, findings = found(made(tmp_path, [*NNUNET[:1], NNUNET[2], "imagesTr/other.nii.gz"]))
+    _, findings = found(folder_with(tmp_path, [*NNUNET[:1], NNUNET[2], "imagesTr/other.nii.gz"]))
     assert [(one.case_id, one.check) for one in findings] == [("other.nii.gz", "ignored_file")]
-    root = made(tmp_path / "msd", ["imagesTr/prostate_00.nii.gz", "labelsTr/prostate_00.nii.gz"])
+    root = folder_with(tmp_path / "msd", ["imagesTr/prostate_00.nii.gz", "labelsTr/prostate_00.nii.gz"])
     with pytest.raises(InputError, match=r"must end in a channel(.|\n)*stage=fetch data=decathlon"):
         found(root)
 
 
 def test_nnunet_without_labels_is_refused_unless_none_are_needed(tmp_path: Path) -> None:
-    root = made(tmp_path, NNUNET[:1])
+    root = folder_with(tmp_path, NNUNET[:1])
     with pytest.raises(InputError, match=r"there is no folder .*labelsTr; expected are"):
         found(root)
     assert found(root, masks_required=False)[0] == {"7_1": ("imagesTr/7_1_0000.nii.gz", None)}
@@ -121,7 +121,7 @@ def test_bids_pairs_images_with_masks_of_derivatives(tmp_path: Path) -> None:
         f"{masks}/sub-02/ses-2/anat/sub-02_ses-2_probseg.nii.gz",
         "participants.tsv",
     ]
-    root = made(tmp_path, names)
+    root = folder_with(tmp_path, names)
     cases, findings = found(root)
     assert findings == []
     assert cases == {
@@ -135,7 +135,7 @@ def test_bids_pairs_images_with_masks_of_derivatives(tmp_path: Path) -> None:
 
 def test_several_bids_masks_of_an_image_are_reported(tmp_path: Path) -> None:
     folder = "derivatives/manual/sub-01/anat/sub-01"
-    root = made(
+    root = folder_with(
         tmp_path, ["sub-01/anat/sub-01_T2w.nii.gz", f"{folder}_label-PZ_mask.nii.gz", f"{folder}_label-TZ_mask.nii.gz"]
     )
     cases, findings = found(root)
@@ -145,7 +145,7 @@ def test_several_bids_masks_of_an_image_are_reported(tmp_path: Path) -> None:
 
 
 def test_bids_without_masks_is_refused_unless_none_are_needed(tmp_path: Path) -> None:
-    root = made(tmp_path, ["sub-01/anat/sub-01_T2w.nii.gz"])
+    root = folder_with(tmp_path, ["sub-01/anat/sub-01_T2w.nii.gz"])
     with pytest.raises(InputError, match=r"derivatives: has no mask such as derivatives/manual"):
         found(root)
     assert found(root, masks_required=False)[0] == {"sub-01": ("sub-01/anat/sub-01_T2w.nii.gz", None)}
@@ -153,32 +153,32 @@ def test_bids_without_masks_is_refused_unless_none_are_needed(tmp_path: Path) ->
 
 def test_bids_without_t2_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no image in"):
-        found(made(tmp_path, ["sub-01/anat/sub-01_T1w.nii.gz", "derivatives/m/sub-01_mask.nii.gz"]))
+        found(folder_with(tmp_path, ["sub-01/anat/sub-01_T1w.nii.gz", "derivatives/m/sub-01_mask.nii.gz"]))
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["images/1_1.mha", *NNUNET], "images/ or masks/ and imagesTr/"),
         (["masks/1_1.mha", "sub-01/anat/sub-01_T2w.nii.gz"], "images/ or masks/ and sub-*/"),
         ([*NNUNET, "sub-01/ses-1/anat/sub-01_ses-1_T2w.nii.gz"], "imagesTr/ and sub-*/"),
     ],
 )
-def test_a_folder_with_two_layouts_is_refused(tmp_path: Path, names: list[str], said: str) -> None:
+def test_a_folder_with_two_layouts_is_refused(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(InputError) as refused:
-        found(made(tmp_path, names))
-    assert f"{tmp_path} must have one layout, has {said}\n" in str(refused.value)
+        found(folder_with(tmp_path, names))
+    assert f"{tmp_path} must have one layout, has {message}\n" in str(refused.value)
 
 
 def test_a_folder_with_images_is_distinguished_from_one_without(tmp_path: Path) -> None:
-    assert not has_images(made(tmp_path / "none", ["a/b.mha"]))
+    assert not has_images(folder_with(tmp_path / "none", ["a/b.mha"]))
     for name in ("images/1.mha", "imagesTr/1_0000.mha", "sub-1/anat/sub-1_T2w.nii"):
-        assert has_images(made(tmp_path / name[:7].replace("/", ""), [name]))
+        assert has_images(folder_with(tmp_path / name[:7].replace("/", ""), [name]))
 
 
 def test_nnunet_label_is_reported_with_its_image_without_a_channel_number(tmp_path: Path) -> None:
     names = ["imagesTr/p_1_0000.nii.gz", "imagesTr/p_3.nii.gz", "labelsTr/p_1.nii.gz", "labelsTr/p_3.nii.gz"]
-    cases, findings = found(made(tmp_path, names))
+    cases, findings = found(folder_with(tmp_path, names))
     assert list(cases) == ["p_1"]
     assert [(one.case_id, one.check) for one in findings] == [("p_3", "mask_without_image")]
     assert "imagesTr/p_3.nii.gz" in findings[0].message
@@ -187,7 +187,7 @@ def test_nnunet_label_is_reported_with_its_image_without_a_channel_number(tmp_pa
 
 def test_nnunet_case_without_the_t2_channel_is_reported_with_its_channels(tmp_path: Path) -> None:
     names = [*NNUNET, "imagesTr/9_1_0001.nii.gz", "labelsTr/9_1.nii.gz"]
-    _, findings = found(made(tmp_path, names, channels={"channel_names": {"0": "T2", "1": "ADC"}}))
+    _, findings = found(folder_with(tmp_path, names, channels={"channel_names": {"0": "T2", "1": "ADC"}}))
     assert [(one.case_id, one.check) for one in findings] == [("9_1", "mask_without_image")]
     assert "it is channel 0001, and the T2-weighted one is 0000; add that" in findings[0].message
     (tmp_path / "labelsTr/9_1.nii.gz").unlink()
@@ -197,7 +197,7 @@ def test_nnunet_case_without_the_t2_channel_is_reported_with_its_channels(tmp_pa
 
 @pytest.mark.parametrize("name", ["ADC", "dwi b800", "T1w", "CT"])
 def test_nnunet_single_channel_of_another_sequence_is_refused(tmp_path: Path, name: str) -> None:
-    root = made(tmp_path, ["imagesTr/7_1_0000.mha", "labelsTr/7_1.mha"], channels={"channel_names": {"0": name}})
+    root = folder_with(tmp_path, ["imagesTr/7_1_0000.mha", "labelsTr/7_1.mha"], channels={"channel_names": {"0": name}})
     with pytest.raises(InputError, match=f"must name one of the channels 0000 T2, names 0000 {name}"):
         found(root)
 
@@ -205,7 +205,7 @@ def test_nnunet_single_channel_of_another_sequence_is_refused(tmp_path: Path, na
 def test_bids_mask_of_another_organ_is_not_read(tmp_path: Path) -> None:
     folder = "derivatives/manual/sub-01/anat/sub-01"
     names = [f"{folder}_label-{label}_mask.nii.gz" for label in ("prostate", "bladder", "lesion")]
-    root = made(tmp_path, ["sub-01/anat/sub-01_T2w.nii.gz", *names])
+    root = folder_with(tmp_path, ["sub-01/anat/sub-01_T2w.nii.gz", *names])
     cases, findings = found(root)
     assert cases == {"sub-01": ("sub-01/anat/sub-01_T2w.nii.gz", names[0])}
     assert [(one.check, one.is_error) for one in findings] == [("ignored_file", False)] * 2
@@ -219,6 +219,6 @@ def test_bids_mask_of_another_organ_is_not_read(tmp_path: Path) -> None:
 
 
 def test_dicom_files_without_a_folder_of_their_own_are_refused(tmp_path: Path) -> None:
-    root = made(tmp_path, ["images/001.DCM", "images/002.DCM", "masks/10001_1.nii.gz"])
+    root = folder_with(tmp_path, ["images/001.DCM", "images/002.DCM", "masks/10001_1.nii.gz"])
     with pytest.raises(InputError, match="a DICOM series must be a folder of its own, such as images/10001_1/00"):
         found(root)

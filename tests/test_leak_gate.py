@@ -1,4 +1,4 @@
-"""The leak gate names what the parts of a fold share, by kind, and is silent when they share nothing."""
+"""The leak gate reports what the subsets of a fold share, by kind, and nothing if they are disjoint."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 FOLDS = [Fold(train=["a_1", "a_2"], val=["b_1"], test=["c_1"])]
 
 
-def picture(seed: int) -> np.ndarray:
+def random_thumbnail(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(-127, 128, THUMBNAIL_SHAPE).astype(np.int8)
 
 
@@ -25,7 +25,7 @@ def fingerprints(case_id: str = "", **changes: Any) -> dict[str, Fingerprint]:
             image_md5=f"image {case}",
             mask_md5=f"mask {case}",
             voxels_sha1=f"voxels {case}",
-            thumbnail=picture(seed),
+            thumbnail=random_thumbnail(seed),
             oracle_crop=False,
             own_intensities=True,
         )
@@ -41,7 +41,7 @@ def test_clean_folds_pass_with_two_studies_of_a_patient_in_one_subset() -> None:
 
 
 def test_duplicates_within_one_subset_are_no_leak() -> None:
-    twins = fingerprints("a_2", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
+    twins = fingerprints("a_2", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=random_thumbnail(0))
     assert find_leaks(FOLDS, fingerprints=twins).leaks == []
 
 
@@ -53,7 +53,7 @@ def test_duplicates_within_one_subset_are_no_leak() -> None:
         ("c_1", {"voxels_sha1": "voxels b_1"}, r"fold 0: identical voxels: b_1 \(val\) and c_1 \(test\)"),
         (
             "c_1",
-            {"thumbnail": np.roll(picture(0), 1, axis=2)},
+            {"thumbnail": np.roll(random_thumbnail(0), 1, axis=2)},
             r"fold 0: near-identical images \(correlation 1.00\): a_1 \(train\) and c_1 \(test\)",
         ),
         ("c_1", {"mask_md5": "mask a_1"}, r"fold 0: identical mask files: a_1 \(train\) and c_1 \(test\)"),
@@ -73,22 +73,22 @@ def test_test_case_in_val_is_reported_as_case_and_not_as_patient() -> None:
     assert str(leak) == "fold 0: case in two parts: c_1 (val) and c_1 (test)"
 
 
-ALIKE = fingerprints("c_1", thumbnail=np.roll(picture(0), 1, axis=2))
+NEAR_DUPLICATE = fingerprints("c_1", thumbnail=np.roll(random_thumbnail(0), 1, axis=2))
 REASON = {frozenset(("a_1", "c_1")): "two patients"}
 
 
 def test_accepted_near_duplicate_passes_and_is_recorded_with_the_reason() -> None:
     with pytest.raises(InputError, match=r"'fold.not_duplicates=\[\"10001_1/10002_1: two patients"):
-        stop_on_leaks(FOLDS, fingerprints=ALIKE)
-    verdict = stop_on_leaks(FOLDS, fingerprints=ALIKE, not_duplicates=REASON)
+        stop_on_leaks(FOLDS, fingerprints=NEAR_DUPLICATE)
+    verdict = stop_on_leaks(FOLDS, fingerprints=NEAR_DUPLICATE, not_duplicates=REASON)
     assert verdict.as_dict()["verdict"] == "passed (1 pair overruled)"
     assert verdict.as_dict()["overruled"] == ["a_1 and c_1 (correlation 1.00): two patients"]
     assert verdict.as_dict()["checks"]["near-identical images"] == "passed (1 pair overruled)"
-    assert unused_pairs(REASON, fingerprints=ALIKE, verdict=verdict) == []
+    assert unused_pairs(REASON, fingerprints=NEAR_DUPLICATE, verdict=verdict) == []
 
 
 def test_one_accepted_pair_accepts_no_other_pair() -> None:
-    other = ALIKE | {"b_1": replace(ALIKE["b_1"], thumbnail=picture(1))}
+    other = NEAR_DUPLICATE | {"b_1": replace(NEAR_DUPLICATE["b_1"], thumbnail=random_thumbnail(1))}
     with pytest.raises(InputError, match=r"near-identical images \(correlation 1.00\): a_2 \(train\) and b_1 \(val\)"):
         stop_on_leaks(FOLDS, fingerprints=other, not_duplicates=REASON)
 
@@ -103,7 +103,7 @@ def test_one_accepted_pair_accepts_no_other_pair() -> None:
     ],
 )
 def test_pair_that_shares_more_than_near_identical_images_is_not_accepted(changes: dict[str, Any], check: str) -> None:
-    known = fingerprints("c_1", thumbnail=picture(0), **changes)
+    known = fingerprints("c_1", thumbnail=random_thumbnail(0), **changes)
     with pytest.raises(InputError, match="a_1"):
         stop_on_leaks(FOLDS, fingerprints=known, not_duplicates=REASON)
     verdict = find_leaks(FOLDS, fingerprints=known, not_duplicates=REASON)
@@ -125,7 +125,9 @@ def test_pair_without_effect_is_reported_with_the_cause() -> None:
 
 
 def test_duplicate_is_reported_once_by_the_first_check_that_finds_it() -> None:
-    copy = fingerprints("c_1", patient_id="a", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=picture(0))
+    copy = fingerprints(
+        "c_1", patient_id="a", image_md5="image a_1", voxels_sha1="voxels a_1", thumbnail=random_thumbnail(0)
+    )
     leaks = find_leaks(FOLDS, fingerprints=copy).leaks
     assert [(leak.check, leak.first) for leak in leaks] == [
         (Check.patient, "a_1 (train)"),

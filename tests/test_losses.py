@@ -1,4 +1,4 @@
-"""Every loss is near 0 for a right and sure answer and larger for a wrong one, in 2-D and in 3-D."""
+"""Every loss is near 0 for a correct and confident prediction and larger for a wrong one, in 2-D and in 3-D."""
 
 from typing import get_args
 
@@ -28,7 +28,7 @@ def test_loss_is_near_zero_only_for_the_correct_mask(name: Loss, shape: tuple[in
 
 @pytest.mark.parametrize("volumetric", [False, True], ids=["2-D", "3-D"])
 def test_training_step_gives_the_loss_one_channel(volumetric: bool) -> None:
-    """MONAI takes several channels for classes that exclude each other, and slices are no classes."""
+    """MONAI treats several channels as exclusive classes, and slices are not classes."""
     mask = target(2, 4, 16, 16) if volumetric else target(2, 1, 16, 16)
     network = torch.nn.Conv3d(1, 1, 1) if volumetric else torch.nn.Conv2d(1, 1, 1)
     with torch.no_grad():

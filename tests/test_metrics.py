@@ -276,7 +276,7 @@ def test_assd_has_equal_weights_for_surface_voxels() -> None:
 @pytest.mark.parametrize("spacing_mm", [(3.0, 0.5, 0.5), (1.0, 1.0, 1.0), (0.7, 2.0, 0.3), (6.0, 0.1, 1.3)])
 def test_distances_equal_those_of_a_distance_map(spacing_mm: Spacing) -> None:
     reference, predicted = blob(4, threshold=1.0), blob(5, threshold=1.5)
-    predicted[0, 0, 0] = True  # far from all else: the k-d tree's part
+    predicted[0, 0, 0] = True  # far from all others: computed with the k-d tree
     distances = surface_distances(reference, predicted, spacing_mm=spacing_mm)
     for source, target, found in ((reference, predicted, distances[0]), (predicted, reference, distances[1])):
         expected = ndimage.distance_transform_edt(~surface(target), sampling=spacing_mm)[surface(source)]
@@ -288,7 +288,7 @@ def test_distances_equal_those_of_a_distance_map(spacing_mm: Spacing) -> None:
 
 @pytest.mark.parametrize(("shift_zy", "area", "voxels"), [((1, 0), 0.765, 0.438), ((0, 6), 0.658, 0.835)])
 def test_nsd_is_weighted_by_area_and_not_by_voxels(shift_zy: tuple[int, int], area: float, voxels: float) -> None:
-    """Where slices are thick, most surface voxels lie on the ends of the gland and most of the area on its sides."""
+    """With thick slices, most surface voxels are at the ends of the gland and most of the area is on its sides."""
     reference = box_mask((14, 60, 44), (2, 12), (10, 50), (2, 42))  # 30 x 20 x 20 mm
     predicted = np.roll(reference, shift_zy, axis=(0, 1))  # by 3 mm, beyond the tolerance
     assert case_metrics(reference, predicted, spacing_mm=SPACING_MM).nsd_2mm == pytest.approx(area, abs=5e-4)
@@ -396,14 +396,14 @@ def test_every_metric_agrees_with_the_class_of_monai(pair: str) -> None:
     # MONAI's quantile rounds the rank to float32.
     assert {name: getattr(result, name) for name in theirs} == pytest.approx(theirs, abs=1e-4)
     difference_vox = monai_value(AbsoluteVolumeDifferenceMetric(include_background=True), reference, predicted)
-    # MONAI counts voxels, and takes away the sign.
+    # MONAI counts voxels, and drops the sign.
     assert abs(result.volume_difference_ml) == pytest.approx(difference_vox * math.prod(SPACING_MM) / 1000)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_metrics_are_defined_for_an_empty_reference_unlike_those_of_monai() -> None:
-    # DiceMetric and MeanIoU leave such a case out of their mean, whatever was predicted; so does SurfaceDiceMetric where
-    # both are empty. Ours are 0 for gland that is not there, and 1 where both agree that there is none.
+    # DiceMetric and MeanIoU exclude such a case from their mean for any prediction, and SurfaceDiceMetric excludes it if
+    # both are empty. Ours are 0 for a prediction without a reference, and 1 if both are empty.
     gland, nothing = slices_with_gland(3, 4, 5), slices_with_gland()
     for predicted, ours in ((gland, 0.0), (nothing, 1.0)):
         theirs = monai_metrics(nothing, predicted, spacing_mm=SPACING_MM)
@@ -514,7 +514,7 @@ def test_thirds_without_slices_have_no_dice() -> None:
 
 
 def test_pooled_iou_counts_gland_slices_of_all_cases_together() -> None:
-    # Slices 5 and 6 are left out.
+    # Slices 5 and 6 are excluded.
     first = slice_counts(slices_with_gland(3, 4), slices_with_gland(4, 5, 6))  # 16 of 32 voxels
     second = slice_counts(slices_with_gland(1, 2, 3), slices_with_gland(1, 2, 3))  # 48 of 48
     assert pooled_iou([first]) == pytest.approx(16 / 32)

@@ -27,7 +27,7 @@ def save_fold(
     preprocess: PreprocessSettings = SETTINGS,
     ranges: dict[str, tuple[float, float]] | None = None,
 ) -> None:
-    """Write a network with weights of its own."""
+    """Write a network with distinct weights."""
     torch.manual_seed(number)
     path = folder / f"fold{number}"
     path.mkdir(parents=True)

@@ -30,7 +30,7 @@ def test_logits_have_the_shape_of_the_mask(model: config.ModelConfig, shape: tup
 
 @pytest.mark.parametrize("name", get_args(ModelName))
 def test_every_parameter_has_a_gradient(name: ModelName) -> None:
-    """A branch that the output does not depend on would never learn."""
+    """A branch without influence on the output would never be trained."""
     model = small_model(name)
     network = build_network(model)
     inputs = torch.randn((2, 1, 4, 32, 32) if is_3d(model) else (2, model.num_slices, 32, 32))

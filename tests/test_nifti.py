@@ -35,7 +35,7 @@ def predict_mask(path: Path, volume: Volume) -> nibabel.Nifti1Image:
 
 
 def largest_difference_mm(volume: Volume, image: nibabel.Nifti1Image) -> float:
-    """Return how far the eight corners of a volume are from those of nibabel's reading, whatever the order of its axes."""
+    """Return the largest distance of the eight corners of a volume from nibabel's, for any order of axes."""
     ours = volume.geometry.corners_mm @ LPS_FROM_RAS
     ends = np.stack(np.meshgrid(*[(0, size - 1) for size in image.shape[:3]], indexing="ij"), axis=-1).reshape(-1, 3)
     theirs = nibabel.affines.apply_affine(image.affine, ends)
@@ -44,7 +44,7 @@ def largest_difference_mm(volume: Volume, image: nibabel.Nifti1Image) -> float:
 
 
 def voxel_difference_mm(volume: Volume, image: nibabel.Nifti1Image) -> float:
-    """Return how far apart the voxels of one value are in our reading and in nibabel's; values must be distinct."""
+    """Return the largest distance between voxels of equal value in our reading and in nibabel's; values must be distinct."""
     ours = volume.geometry.to_world(np.argwhere(volume.array > -1)) @ LPS_FROM_RAS
     data = np.asarray(image.dataobj)
     theirs = nibabel.affines.apply_affine(image.affine, np.argwhere(data > -1))
@@ -53,7 +53,7 @@ def voxel_difference_mm(volume: Volume, image: nibabel.Nifti1Image) -> float:
 
 @st.composite
 def headers(draw: st.DrawFn) -> dict[str, object]:
-    """Draw forms, codes, spacings, sides, version and byte order of a header that does not contradict itself."""
+    """Generate forms, codes, spacings, handedness, version and byte order of a consistent header."""
     spacing = draw(st.tuples(*[st.floats(0.25, 5.0, width=32)] * 3))
     form = affine(
         spacing,
@@ -240,7 +240,7 @@ class TestOrientation:
 
     @pytest.mark.parametrize("decimals", [2, 3, 4])
     def test_an_sform_rounded_to_decimals_is_read_as_the_nearest_rotation(self, tmp_path: Path, decimals: int) -> None:
-        """Each corner lies within lean x extent of where nibabel, which keeps leaning axes, places it."""
+        """Each corner is within shear x extent of nibabel's, which keeps sheared axes."""
         array = np.zeros((120, 120, 20), np.int16)
         form = np.round(affine((1, 1, 3)), decimals)
         path = write_nifti_file(tmp_path / "a.nii", array, sform=form, pixdim=pixdim(1, 1, 3))

@@ -1,4 +1,4 @@
-"""Every network comes out of ONNX with the probabilities that torch gives, whatever the batch."""
+"""Every exported ONNX network gives torch's probabilities for any batch size."""
 
 from pathlib import Path
 from typing import get_args

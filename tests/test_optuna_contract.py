@@ -51,7 +51,7 @@ def test_optuna_queues_a_stale_trial_again_with_settings_reports_and_attributes(
 
 
 def test_optuna_returns_a_running_trial_to_the_queue_under_its_number(tmp_path: Path) -> None:
-    """Adapter: study.py, where a process that is told to stop releases its trials."""
+    """Adapter: study.py, where a process releases its trials on a stop signal."""
     storage = RDBStorage(f"sqlite:///{tmp_path}/optuna.db")
     study = optuna.create_study(storage=storage, study_name="one")
     trial = study.ask()

@@ -1,4 +1,4 @@
-"""Origin of a run as text: a diff is offered only if it was recorded."""
+"""Commands that restore the code of a run: a diff is applied only if it was recorded."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a newcomer types works as written: the README's commands, the Makefile's help, the installed wheel."""
+"""First steps of a new user: commands of the README, help of the Makefile, the installed wheel."""
 
 import os
 import re
@@ -17,11 +17,11 @@ from prostate_seg.provenance.source_files import source_files
 from tests.conftest import ROOT, Launch
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md"]
-"""What a newcomer types; the commands of all pages are composed in test_docs.py, without starting a process for each."""
+"""Pages whose commands are run in a process each; test_docs.py composes the commands of all pages."""
 
 
 def readme_commands() -> list[str]:
-    """Return every command that these pages or the demo's last words tell a person to type, once."""
+    """Return every distinct command of these pages and of the last lines of the demo."""
     blocks = [block for page in PAGES for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL)]
     blocks += re.findall(r'echo "(.*)"', (ROOT / "scripts" / "demo.sh").read_text())
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]

@@ -1,4 +1,4 @@
-"""The packed set gives every study back as it was, and rows of slices never leave their study."""
+"""The packed set returns every study unchanged, and neighbouring slices are of the same study."""
 
 from pathlib import Path
 

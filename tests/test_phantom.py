@@ -1,4 +1,4 @@
-"""The phantom: the same bytes every time, a known volume, a plausible pelvis, settings that can be refused."""
+"""The phantom: deterministic bytes, a known volume, a plausible pelvis, and refused settings."""
 
 import csv
 import hashlib
@@ -125,7 +125,7 @@ def test_image_and_mask_share_a_grid_with_the_configured_properties(case_id: str
 
 
 def geometries_of(num_studies: int) -> list[tuple[float, str]]:
-    """Return the tilt in degrees and the stored orientation of many studies, without drawing their images."""
+    """Return the tilt in degrees and the stored orientation of many studies, without rendering their images."""
     gland = phantom_gland.draw_gland(np.random.default_rng(0), volume_ml=40.0)
     studies = [phantom_study.draw_study(np.random.default_rng(s), gland, settings=SMALL) for s in range(num_studies)]
     return [(math.degrees(math.acos(s.geometry.direction[8])), s.stored_orientation) for s in studies]

@@ -66,7 +66,7 @@ def enter(
     finished_at: str = "2026-01-02T03:04:05+00:00",
     command: str = "python -m prostate_seg",
 ) -> None:
-    """Write what a run of a stage would."""
+    """Write the entry of a run of a stage."""
     code = [PACKAGE / "common" / "errors.py", PACKAGE / "common" / "files.py"]
     hashed = hash_paths([*inputs, *outputs, *code], cache=workspace.cache)
     entry = {
@@ -191,11 +191,11 @@ def test_rows_and_json_contain_time_and_reasons(workspace: Workspace) -> None:
         "seed 1 -> 2; model.name unet -> x; train.max_epochs 2 -> 3; and 1 more",
     ]
     assert rows["report"] == ["report", "missing", "", "", "", ""]
-    told = {row["stage"]: row for row in json.loads(as_json(found))}
-    assert told["train"]["state"] == State.stale.value
-    assert told["train"]["run_id"] == "id of train"
-    assert sorted(told["train"]["other_settings"]) == ["model.name", "seed", "train.max_epochs"]
-    assert told["train"]["metrics"] == {"val/best_dice": 0.8765}
+    rows = {row["stage"]: row for row in json.loads(as_json(found))}
+    assert rows["train"]["state"] == State.stale.value
+    assert rows["train"]["run_id"] == "id of train"
+    assert sorted(rows["train"]["other_settings"]) == ["model.name", "seed", "train.max_epochs"]
+    assert rows["train"]["metrics"] == {"val/best_dice": 0.8765}
 
 
 def test_the_command_of_the_newest_run_can_be_typed(workspace: Workspace) -> None:
@@ -213,5 +213,5 @@ def test_the_command_of_the_newest_run_can_be_typed(workspace: Workspace) -> Non
 def test_the_command_of_a_dvc_run_uses_from_params(workspace: Workspace) -> None:
     command = "python -m prostate_seg --config-name from_params"
     enter(workspace, "prepare", [], [], [], finished_at="2026-02-02T00:00:00+00:00", command=command)
-    told = command_of_newest(known_entries(workspace))
-    assert told == "python -m prostate_seg --config-name from_params stage=status 'data.root=a b'"
+    command = command_of_newest(known_entries(workspace))
+    assert command == "python -m prostate_seg --config-name from_params stage=status 'data.root=a b'"

@@ -39,7 +39,7 @@ def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def plain_overlays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace drawing, which takes longer than the rest of the stage."""
+    """Replace the drawing of overlays, which takes longer than the rest of the stage."""
     monkeypatch.setattr(stage, "save_png", lambda path, _: write_text(path, "overlay"))
 
 
@@ -49,7 +49,7 @@ def default_config() -> Config:
 
 
 def predict(**settings: object) -> None:
-    """Run the stage on the folder in/, unless settings of predict say otherwise."""
+    """Run the stage on the folder in/, unless settings of predict override it."""
     cfg = default_config()
     cfg = replace(cfg, predict=replace(cfg.predict, **{"input": "in", **settings}))  # type: ignore[arg-type]
     stage.run(cfg, workspace_of(cfg))
@@ -66,7 +66,7 @@ def write_image(path: Path, *, seed: int = 0, geometry: Geometry = GEOMETRY) -> 
 
 
 def write_series(folder: Path, *, without: str | None = None, seed: int = 0, description: str = "t2_tse_tra") -> None:
-    """Write a study as a DICOM series with all that DICOM SEG needs but for one attribute."""
+    """Write a study as a DICOM series with all attributes that DICOM SEG needs, except one."""
     folder.mkdir(parents=True)
     for index, pixels in enumerate(disc_study(seed, num_slices=8)[0]):
         one = Dataset()

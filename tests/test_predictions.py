@@ -1,4 +1,4 @@
-"""A study is done exactly when its mask is that of its record, of this input and of this model."""
+"""A study is done if and only if its mask is that of its record, with this input and this model."""
 
 import csv
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_after_a_stop_the_previous_mask_is_distinguished_from_the_new_one(target
     path.write_bytes(b"new mask")
     target.record.write_text(
         '{"input_md5": "i", "model_md5": "new", "mask_md5": "of the new mask"}'
-    )  # and then: killed
+    )  # and is then killed
     assert state(target, model_md5="new") is State.foreign
 
 

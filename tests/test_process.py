@@ -1,4 +1,4 @@
-"""A process counts as dead only if it is; one that may be alive never does."""
+"""A process is dead only if that is certain; one that can be alive is never dead."""
 
 import socket
 import subprocess

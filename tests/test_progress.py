@@ -1,4 +1,4 @@
-"""Cases side by side: results in order, errors kept, and a log that hears of long work."""
+"""Parallel processing of cases: ordered results, errors, and progress in the log."""
 
 import logging
 import time

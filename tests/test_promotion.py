@@ -1,4 +1,4 @@
-"""Each promotion rule refuses on its own, with the number, the bound and the next step."""
+"""Each promotion rule refuses on its own, with value, bound and next step."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Progress of a trial: the same steps and values in whatever order its folds train."""
+"""Reports of a trial: the same steps and values for any order of its folds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

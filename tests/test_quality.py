@@ -53,11 +53,11 @@ def ellipsoid(*, radii_mm: Sequence[float] = (20, 20, 25), center_mm: Sequence[f
     return inside.reshape(GRID.shape_vox).astype(np.uint8)
 
 
-def made_image() -> Volume:
+def synthetic_image() -> Volume:
     return Volume(array=np.random.default_rng(0).integers(0, 500, GRID.shape_vox, dtype=np.uint16), geometry=GRID)
 
 
-def made_mask(array: np.ndarray | None = None) -> Volume:
+def synthetic_mask(array: np.ndarray | None = None) -> Volume:
     return Volume(array=ellipsoid() if array is None else array, geometry=GRID)
 
 
@@ -85,39 +85,41 @@ def checks(findings: list[Finding]) -> dict[str, bool]:
 
 
 def test_a_good_case_has_no_findings() -> None:
-    assert check_case("a", made_image(), made_mask(), labels=None).findings == []
+    assert check_case("a", synthetic_image(), synthetic_mask(), labels=None).findings == []
 
 
 def test_the_warnings_of_reading_are_findings_of_their_volume() -> None:
     doubt = VolumeWarning(check="no_orientation", message="no orientation is stated")
-    findings = check_case("1_1", replace(made_image(), warnings=(doubt,)), made_mask(), labels=None).findings
+    findings = check_case("1_1", replace(synthetic_image(), warnings=(doubt,)), synthetic_mask(), labels=None).findings
     assert checks(findings) == {"no_orientation": False}
     assert only(findings).message == "image: no orientation is stated"
-    assert checks(check_case("1_1", made_image(), replace(made_mask(), warnings=(doubt,)), labels=None).findings)
+    assert checks(
+        check_case("1_1", synthetic_image(), replace(synthetic_mask(), warnings=(doubt,)), labels=None).findings
+    )
 
 
 class TestImage:
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_nan_voxels_are_an_error_with_their_count(self, value: float) -> None:
-        array = made_image().array.astype(np.float32)
+        array = synthetic_image().array.astype(np.float32)
         array[3, 4, 5:8] = value
         finding = only(check_image("a", Volume(array=array, geometry=GRID)))
         assert (finding.check, finding.is_error, finding.case_id) == ("nan", True, "a")
         assert "3 of 200000" in finding.message
 
     def test_an_image_without_intensity_range_is_an_error(self) -> None:
-        finding = only(check_image("a", replace(made_image(), array=np.full(GRID.shape_vox, 7, np.int16))))
+        finding = only(check_image("a", replace(synthetic_image(), array=np.full(GRID.shape_vox, 7, np.int16))))
         assert (finding.check, finding.is_error) == ("constant_image", True)
         assert "every voxel is 7" in finding.message
 
     @pytest.mark.parametrize(("num_slices", "expected"), [(1, ["few_slices"]), (2, ["few_slices"]), (3, [])])
     def test_fewer_than_three_slices_are_an_error(self, num_slices: int, expected: list[str]) -> None:
-        image = made_image()
+        image = synthetic_image()
         short = Volume(array=image.array[:num_slices], geometry=replace(GRID, shape_vox=(num_slices, 100, 100)))
         assert list(checks(check_image("a", short))) == expected
 
     def test_a_one_slice_volume_is_read_and_then_refused(self, tmp_path: Path) -> None:
-        one = Volume(array=made_image().array[:1], geometry=replace(GRID, shape_vox=(1, 100, 100)))
+        one = Volume(array=synthetic_image().array[:1], geometry=replace(GRID, shape_vox=(1, 100, 100)))
         write_volume(tmp_path / "a.nii.gz", one)
         finding = only(check_image("a", read_volume(tmp_path / "a.nii.gz")))
         assert finding.check == "few_slices"
@@ -139,7 +141,7 @@ class TestSlicePlane:
     )
     def test_slices_are_stacked_along_the_longest_edge(self, spacing_mm: Spacing, plane: str) -> None:
         assert slice_plane(spacing_mm) == plane
-        image = replace(made_image(), geometry=replace(GRID, spacing_mm=spacing_mm))
+        image = replace(synthetic_image(), geometry=replace(GRID, spacing_mm=spacing_mm))
         findings = check_image("a", image)
         assert checks(findings) == ({} if plane == "axial" else {"not_axial": False})
         assert plane == "axial" or f"its slices are {plane} (spacing z, y, x" in findings[0].message
@@ -149,12 +151,12 @@ class TestSlicePlane:
         self, tmp_path: Path, code: str
     ) -> None:
         sagittal = replace(GRID, spacing_mm=(1.0, 1.0, 4.0))
-        image = replace(made_image(), geometry=sagittal, stored_orientation=code)
+        image = replace(synthetic_image(), geometry=sagittal, stored_orientation=code)
         write_volume(tmp_path / "a.nii.gz", image)
         assert checks(check_image("a", read_volume(tmp_path / "a.nii.gz"))) == {"not_axial": False}
 
     def test_order_of_sagittal_slices_is_checked_along_their_own_axis(self) -> None:
-        x = np.cumsum(np.random.default_rng(0).normal(size=GRID.shape_vox), axis=2)  # alike from left to right
+        x = np.cumsum(np.random.default_rng(0).normal(size=GRID.shape_vox), axis=2)  # symmetric
         sagittal = replace(GRID, spacing_mm=(1.0, 1.0, 3.0))
         assert checks(check_image("a", Volume(array=x, geometry=sagittal))) == {"not_axial": False}
         mixed = x[..., np.random.default_rng(0).permutation(x.shape[2])]
@@ -162,7 +164,7 @@ class TestSlicePlane:
         assert found == {"not_axial": False, "slices_out_of_order": False}
 
     @pytest.mark.parametrize(
-        ("planes", "named", "said"),
+        ("planes", "named", "message"),
         [
             ("aaaas", ["5"], "its slices are sagittal, the others' axial; use its axial series"),
             ("cccca", ["5"], "its slices are axial, the others' coronal"),
@@ -174,20 +176,20 @@ class TestSlicePlane:
         ],
     )
     def test_case_with_another_slice_plane_than_most_is_reported(
-        self, planes: str, named: list[str], said: str
+        self, planes: str, named: list[str], message: str
     ) -> None:
         spacings: dict[str, Spacing] = {"a": (3, 1, 1), "c": (1, 3, 1), "s": (1, 1, 3)}
         findings = check_slice_planes({str(at + 1): spacings[one] for at, one in enumerate(planes)})
         assert [(one.case_id, one.check, one.is_error) for one in findings] == [
             (case_id, "slice_plane_differs", False) for case_id in named
         ]
-        assert not findings or findings[0].message.startswith(said)
+        assert not findings or findings[0].message.startswith(message)
 
 
 class TestPair:
     def test_mask_on_shifted_grid_is_rejected_and_both_grids_shown(self) -> None:
         shifted = Volume(array=ellipsoid(), geometry=replace(GRID, origin_mm=(-50.5, -50.0, -30.0)))
-        finding = only(check_pair("a", made_image(), shifted))
+        finding = only(check_pair("a", synthetic_image(), shifted))
         assert (finding.check, finding.is_error) == ("grids_differ", True)
         assert f"image {GRID}" in finding.message
         assert f"mask  {shifted.geometry}" in finding.message
@@ -207,7 +209,7 @@ class TestPair:
     def test_every_part_of_the_grid_counts(self, other: dict[str, tuple[float, ...]]) -> None:
         grid = replace(GRID, **other)  # type: ignore[arg-type]
         mask = Volume(array=np.zeros(grid.shape_vox, np.uint8), geometry=grid)
-        assert list(checks(check_pair("a", made_image(), mask))) == ["grids_differ"]
+        assert list(checks(check_pair("a", synthetic_image(), mask))) == ["grids_differ"]
 
     @pytest.mark.parametrize(("degrees", "expected"), [(0.03, []), (0.5, ["grids_differ"])])
     def test_a_rotation_rounded_by_nifti_is_accepted_and_a_larger_one_refused(
@@ -215,12 +217,12 @@ class TestPair:
     ) -> None:
         cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
         turned = replace(GRID, direction=(cos, -sin, 0, sin, cos, 0, 0, 0, 1))
-        assert list(checks(check_pair("a", made_image(), Volume(array=ellipsoid(), geometry=turned)))) == expected
+        assert list(checks(check_pair("a", synthetic_image(), Volume(array=ellipsoid(), geometry=turned)))) == expected
 
     @pytest.mark.parametrize("code", ["RAS", "LPI", "SAL", "PIR"])
     def test_a_mask_stored_in_another_orientation_on_the_same_grid_passes(self, tmp_path: Path, code: str) -> None:
-        write_volume(tmp_path / "image.mha", made_image())
-        write_volume(tmp_path / "mask.nii.gz", replace(made_mask(), stored_orientation=code))
+        write_volume(tmp_path / "image.mha", synthetic_image())
+        write_volume(tmp_path / "mask.nii.gz", replace(synthetic_mask(), stored_orientation=code))
         image, mask = read_volume(tmp_path / "image.mha"), read_volume(tmp_path / "mask.nii.gz")
         assert mask.stored_orientation == code
         assert check_case("a", image, mask, labels=None).findings == []
@@ -229,32 +231,34 @@ class TestPair:
 
 class TestLabels:
     def test_an_empty_mask_is_an_error(self) -> None:
-        finding = only(check_mask("a", made_mask(np.zeros(GRID.shape_vox, np.uint8)), labels=None))
+        finding = only(check_mask("a", synthetic_mask(np.zeros(GRID.shape_vox, np.uint8)), labels=None))
         assert (finding.check, finding.is_error) == ("empty_mask", True)
 
     def test_an_empty_mask_is_empty_whatever_labels_are_wanted(self) -> None:
-        assert only(check_mask("a", made_mask(np.zeros(GRID.shape_vox, np.uint8)), labels=[1])).check == "empty_mask"
+        assert (
+            only(check_mask("a", synthetic_mask(np.zeros(GRID.shape_vox, np.uint8)), labels=[1])).check == "empty_mask"
+        )
 
     def test_probabilities_are_refused(self) -> None:
-        finding = only(check_mask("a", made_mask(ellipsoid() * np.float32(0.25)), labels=None))
+        finding = only(check_mask("a", synthetic_mask(ellipsoid() * np.float32(0.25)), labels=None))
         assert (finding.check, finding.is_error) == ("label_not_integer", True)
         assert "0.25" in finding.message
 
     def test_whole_numbers_in_float_are_accepted(self) -> None:
-        assert check_mask("a", made_mask(ellipsoid().astype(np.float32)), labels=[1]) == []
+        assert check_mask("a", synthetic_mask(ellipsoid().astype(np.float32)), labels=[1]) == []
 
     def test_nan_in_a_mask_is_an_error(self) -> None:
         array = ellipsoid().astype(np.float32)
         array[0, 0, 0] = np.nan
-        assert checks(check_mask("a", made_mask(array), labels=None)) == {"nan": True}
+        assert checks(check_mask("a", synthetic_mask(array), labels=None)) == {"nan": True}
 
     def test_a_wanted_label_that_is_absent_is_an_error_naming_those_present(self) -> None:
-        finding = only(check_mask("a", made_mask(ellipsoid() * np.uint8(4)), labels=(1, 2)))
+        finding = only(check_mask("a", synthetic_mask(ellipsoid() * np.uint8(4)), labels=(1, 2)))
         assert (finding.check, finding.is_error) == ("wanted_label_absent", True)
         assert "is 1, 2, and the mask has 0, 4" in finding.message
 
     def test_one_of_the_wanted_labels_is_enough(self) -> None:
-        assert check_mask("a", made_mask(), labels=[1, 2]) == []
+        assert check_mask("a", synthetic_mask(), labels=[1, 2]) == []
 
     def test_whole_gland_merges_all_labels_above_0_or_the_wanted_ones(self) -> None:
         zones = np.array([[0, 1, 2], [3, 255, 0]], dtype=np.uint8)
@@ -268,7 +272,7 @@ class TestGland:
     def test_components_are_a_warning_with_their_sizes(self) -> None:
         array = ellipsoid()
         array[4, 2:7, 2:7] = 1
-        finding = only(check_mask("a", made_mask(array), labels=None))
+        finding = only(check_mask("a", synthetic_mask(array), labels=None))
         assert (finding.check, finding.is_error) == ("several_components", False)
         gland_ml = ellipsoid().sum() * 0.003
         assert f"2 components ({gland_ml:.3g}, 0.075 mL)" in finding.message
@@ -276,27 +280,27 @@ class TestGland:
     def test_many_components_are_not_all_listed(self) -> None:
         array = ellipsoid()
         array[0, 1:20:2, 1] = 1
-        findings = check_mask("a", made_mask(array), labels=None)
+        findings = check_mask("a", synthetic_mask(array), labels=None)
         assert any("11 components" in finding.message and "and 6 more mL" in finding.message for finding in findings)
 
     def test_voxels_that_touch_at_a_corner_are_one_component(self) -> None:
         array = np.zeros(GRID.shape_vox, np.uint8)
         array[5:10, 20:60, 20:60] = array[10:15, 60:70, 60:70] = 1
-        assert "several_components" not in checks(check_mask("a", made_mask(array), labels=None))
+        assert "several_components" not in checks(check_mask("a", synthetic_mask(array), labels=None))
 
     def test_a_hole_is_a_warning_with_its_size(self) -> None:
         array = ellipsoid()
         array[9:11, 48:53, 48:53] = 0
-        finding = only(check_mask("a", made_mask(array), labels=None))
+        finding = only(check_mask("a", synthetic_mask(array), labels=None))
         assert (finding.check, finding.is_error) == ("holes", False)
         assert "0.15 mL" in finding.message
 
     def test_a_hole_of_a_voxel_and_a_tunnel_to_the_outside_are_no_holes(self) -> None:
         array = ellipsoid()
         array[10, 50, 50] = 0
-        assert check_mask("a", made_mask(array), labels=None) == []
+        assert check_mask("a", synthetic_mask(array), labels=None) == []
         array[:, 49:52, 49:52] = 0
-        assert check_mask("a", made_mask(array), labels=None) == []
+        assert check_mask("a", synthetic_mask(array), labels=None) == []
 
     @pytest.mark.parametrize(
         ("scale", "expected"), [(0.6, True), (0.75, False), (1.0, False), (1.8, False), (2.0, True)]
@@ -318,7 +322,7 @@ class TestGland:
         ],
     )
     def test_a_mask_at_the_border_is_a_warning_naming_the_side(self, center_mm: tuple[float, ...], side: str) -> None:
-        finding = only(check_mask("a", made_mask(ellipsoid(center_mm=center_mm)), labels=None))
+        finding = only(check_mask("a", synthetic_mask(ellipsoid(center_mm=center_mm)), labels=None))
         assert (finding.check, finding.is_error) == ("mask_touches_border", False)
         assert f"({side})" in finding.message
 
@@ -342,14 +346,14 @@ class TestOutline:
     def test_a_protrusion_of_the_gland_is_a_warning_and_a_second_organ_an_error(self) -> None:
         array = ellipsoid()
         array[5:15, 5:50, 48:53] = 1
-        assert checks(check_mask("a", made_mask(array), labels=None)) == {"not_compact": False}
+        assert checks(check_mask("a", synthetic_mask(array), labels=None)) == {"not_compact": False}
         array[5:15, 5:15, 10:50] = 1
-        assert checks(check_mask("a", made_mask(array), labels=None)) == {"not_compact": True}
+        assert checks(check_mask("a", synthetic_mask(array), labels=None)) == {"not_compact": True}
 
     def test_stray_voxels_do_not_change_the_compactness(self) -> None:
         array = ellipsoid()
         array[3:17, 2, 2] = 1
-        assert "not_compact" not in checks(check_mask("a", made_mask(array), labels=None))
+        assert "not_compact" not in checks(check_mask("a", synthetic_mask(array), labels=None))
 
 
 @cache
@@ -428,7 +432,7 @@ class TestSliceOrder:
     def test_slices_without_gland_between_gland_are_a_warning_naming_them(self) -> None:
         array = ellipsoid()
         array[[9, 12]] = 0
-        findings = check_mask("a", made_mask(array), labels=None)
+        findings = check_mask("a", synthetic_mask(array), labels=None)
         assert checks(findings) == {"several_components": False, "gap": False}
         assert "2 slices between slices with gland have none (9, 12, " in findings[1].message
 
@@ -437,7 +441,7 @@ class TestZones:
     def test_labels_have_volumes_also_those_that_are_not_gland(self) -> None:
         array = np.zeros(GRID.shape_vox, np.uint8)
         array[5:10, 20:60, 20:60], array[5:10, 20:60, 60:70], array[5, 0:10, 0:10] = 1, 2, 9
-        quality = measure_reference(made_mask(array), labels=[1, 2])
+        quality = measure_reference(synthetic_mask(array), labels=[1, 2])
         assert quality.labels_ml == pytest.approx({1: 24.0, 2: 6.0, 9: 0.3})
         assert quality.gland_volume_ml == pytest.approx(30.0)
         assert (quality.num_slices, quality.components_ml) == (5, pytest.approx((30.0,)))
@@ -459,7 +463,7 @@ class TestZones:
             {"a": [1], "b": [1], "c": [1], "d": [1], "e": [1]},
             {},
         ],
-        ids=["few", "mixed", "all alike", "none"],
+        ids=["few", "mixed", "equal", "none"],
     )
     def test_data_sets_without_a_majority_or_an_exception_have_no_findings(
         self, labels_of: dict[str, list[int]]

@@ -1,4 +1,4 @@
-"""The per-case results of a run are found from its id, its pipeline or a link to it; what has none is named."""
+"""The per-case results of a run are found by its id, its pipeline or a link to it; a run without results is refused."""
 
 import pytest
 from mlflow.entities import Run

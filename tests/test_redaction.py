@@ -1,4 +1,4 @@
-"""Secrets do not survive, and everything else does."""
+"""Redaction removes secrets and nothing else."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which run is registered, where the tested networks are looked for, which version a name means, and what a move leaves."""
+"""Registration: selected run, location of the tested networks, version of a name, and tags of alias changes."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> RunTree:
 
 
 def evaluation(tree: RunTree, pipeline: Run, *, of: str, cases: str = "case_id\n", named: str = "p") -> Run:
-    """Add a finished evaluation of a training's networks, with all that its run holds."""
+    """Add a finished evaluation of a training's networks, with all contents of its run."""
     place = TreePosition(level=Level.stage, pipeline=named, stage="evaluate")
     tags = {"previous_run_id.train": of}
     run = tree.create("evaluate", place, parent_id=pipeline.info.run_id, tags=tags)
@@ -128,7 +128,7 @@ def test_deleted_pipeline_is_reported_with_the_command_that_restores_it(tree: Ru
     text = refusal(tree, None, pipeline="deleted")
     assert f"pipeline deleted: run {pipeline.info.run_id} (deleted) was deleted" in text
     assert command in text
-    stage(tree, tree.pipeline("deleted", fresh=False), "register")  # as stage=register begins
+    stage(tree, tree.pipeline("deleted", fresh=False), "register")  # as at the start of stage=register
     assert command in refusal(tree, None, pipeline="deleted")
     assert command in refusal(tree, pipeline.info.run_id)
     tree.client.restore_run(pipeline.info.run_id)

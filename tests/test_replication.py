@@ -1,4 +1,4 @@
-"""Replication is in order and exactly once, also when it is killed after any of its calls."""
+"""Replication sends every record in order and exactly once, also if it is killed after any call."""
 
 import random
 import shutil
@@ -25,12 +25,12 @@ from prostate_seg.tracking.sync import SyncedJournal, sync
 from prostate_seg.tracking.tracked_run import open_stage_run
 from tests.conftest import composed
 
-AWAY = "http://127.0.0.1:9"
+UNREACHABLE = "http://127.0.0.1:9"
 WRITES = ("create_run", "log_batch", "log_artifacts", "log_inputs", "set_terminated", "update_run", "set_tag")
 
 
 class Killed(BaseException):
-    """As `kill -9`: nothing below catches it."""
+    """Simulates `kill -9`: no code under test catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,19 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Config:
-    """A training whose store is away, in a folder of its own."""
+    """Config of a training without its store, in its own folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(replication, "SECONDS_BETWEEN_TRIES", 0.01)
-    mlflow = [f"mlflow.tracking_uri={AWAY}", "mlflow.on_unreachable=journal", f"mlflow.experiment={request.node.name}"]
+    mlflow = [
+        f"mlflow.tracking_uri={UNREACHABLE}",
+        "mlflow.on_unreachable=journal",
+        f"mlflow.experiment={request.node.name}",
+    ]
     return parse(composed("stage=train", *mlflow))
 
 
 def train(cfg: Config, *, name: str = "train") -> None:
-    """Record a training of one fold, as the callback would; it reads what prepare has written."""
+    """Record a training of one fold as the callback does; its input is the output of prepare."""
     cfg, folder = replace(cfg, stage=name), Path(cfg.paths.root)
     (folder / name).mkdir(exist_ok=True)
     (folder / name / "weights").write_text("w")
@@ -66,8 +70,8 @@ def train(cfg: Config, *, name: str = "train") -> None:
 
 def send(cfg: Config, database: Path) -> list[SyncedJournal]:
     settings = replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}")
-    spool = Path(cfg.paths.journal)
-    return sync(settings, spool, workspace=workspace_of(cfg), any_address=True, draw=draw_nothing)
+    journals = Path(cfg.paths.journal)
+    return sync(settings, journals, workspace=workspace_of(cfg), any_address=True, draw=draw_nothing)
 
 
 def draw_nothing(folder: Path, _: object) -> None:
@@ -80,7 +84,7 @@ def tree_of(cfg: Config, database: Path, *, experiment: str | None = None) -> Ru
 
 
 def content(tree: RunTree) -> dict[str, Any]:
-    """Return the content of a store, in terms that depend neither on its ids nor on the time of replication."""
+    """Return the content of a store, without its ids and the time of replication."""
     runs = {str(run.info.run_id): run for run in tree.search()}
     return {
         f"{run.data.tags['level']} {run.info.run_name} {run.data.tags[KEY]}": {
@@ -108,7 +112,7 @@ def files(client: MlflowClient, run: Run, folder: str | None = None) -> Iterator
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, is_due: Callable[[], bool], error: BaseException) -> None:
-    """Let the answer of calls that write be lost, when it is due: the store has done what it was asked."""
+    """Raise after writing calls if `due`: the store has executed the call, and its response is lost."""
     for name in WRITES:
         original = getattr(MlflowClient, name)
 
@@ -126,7 +130,7 @@ def test_training_without_its_store_is_recorded_on_disk_and_then_replicated(cfg:
     entry = ds_version.read_entries(workspace_of(cfg))["train"]
     assert LOCAL_ID.fullmatch(entry["run_id"])
     (found,) = pending_journals(Path(cfg.paths.journal))
-    assert (found.what, found.address) == ("train of baseline", AWAY)
+    assert (found.what, found.address) == ("train of baseline", UNREACHABLE)
     logged = [line["metrics"] for line in read_lines(found.folder / "records.jsonl") if line.get("metrics")]
     (sent,) = send(cfg, database)
     assert sent.reason == ""
@@ -178,8 +182,8 @@ def test_sync_killed_after_any_call_replicates_every_record_once(
         for path in Path(cfg.paths.journal).glob("*/records.jsonl"):
             path.write_text(path.read_text().replace(cfg.mlflow.experiment, experiment))
         left = iter(range(num_calls - 1))
-        with monkeypatch.context() as faulty:
-            fail_after(faulty, lambda left=left: next(left, None) is None, Killed())  # type: ignore[misc]
+        with monkeypatch.context() as patched:
+            fail_after(patched, lambda left=left: next(left, None) is None, Killed())  # type: ignore[misc]
             try:
                 send(cfg, database)
             except Killed:
@@ -199,10 +203,10 @@ def test_store_with_lost_responses_has_every_record_once(
     cfg: Config, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = replace(cfg, mlflow=replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}"))
-    chance = random.Random(0)
+    rng = random.Random(0)
     open_tree(here.mlflow, cache=workspace_of(here).cache)
-    with monkeypatch.context() as faulty:
-        fail_after(faulty, lambda: chance.random() < 0.2, ConnectionError("the answer was lost"))
+    with monkeypatch.context() as patched:
+        fail_after(patched, lambda: rng.random() < 0.2, ConnectionError("the answer was lost"))
         train(here)
     assert pending_journals(Path(cfg.paths.journal)) == []
     tree = tree_of(cfg, database)
@@ -246,7 +250,7 @@ def test_run_of_a_killed_process_ends_as_killed(cfg: Config, database: Path) -> 
     (folder,) = (found.folder for found in pending_journals(Path(cfg.paths.journal)))
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
     epoch_2 = next(index for index, line in enumerate(lines) if '"val/dice",0.2' in line)
-    (folder / "records.jsonl").write_text("".join(lines[: epoch_2 + 1]) + '{"do": "log", "ru')  # cut off by the kill
+    (folder / "records.jsonl").write_text("".join(lines[: epoch_2 + 1]) + '{"do": "log", "ru')  # truncated by the kill
     send(cfg, database)
     tree = tree_of(cfg, database)
     assert {run.info.run_name: run.info.status for run in tree.search()} == dict.fromkeys(
@@ -268,7 +272,7 @@ def test_sweep_without_its_store_is_replicated_as_a_sweep(cfg: Config, database:
         run.close(Outcome.finished)
     assert sweeps.end_multirun(cfg, place, draw=draw_nothing) is None
     for found in pending_journals(Path(cfg.paths.journal))[:1]:
-        shutil.move(found.folder, tmp_path / found.folder.name)  # that it began is sent last
+        shutil.move(found.folder, tmp_path / found.folder.name)  # the start of the sweep is sent last
     assert [sent.reason for sent in send(cfg, database)] == [""] * 3
     shutil.move(next(tmp_path.glob("*_multirun_*")), cfg.paths.journal)
     assert [sent.reason for sent in send(cfg, database)] == [""]
@@ -338,5 +342,5 @@ def test_records_for_another_address_are_kept_for_it(cfg: Config, database: Path
     settings = replace(cfg.mlflow, tracking_uri=f"sqlite:///{database}")
     arguments = {"workspace": workspace_of(cfg), "draw": draw_nothing}
     (sent,) = sync(settings, Path(cfg.paths.journal), any_address=False, **arguments)  # type: ignore[arg-type]
-    assert sent.reason == f"is meant for {AWAY}; sync.any_address=true sends it here"
+    assert sent.reason == f"is meant for {UNREACHABLE}; sync.any_address=true sends it here"
     assert len(pending_journals(Path(cfg.paths.journal))) == 1

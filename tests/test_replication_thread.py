@@ -1,4 +1,4 @@
-"""Records reach a store that fails for a while, in order and once; what one that fails for good has missed is on disk."""
+"""Records reach a store that fails temporarily, in order and once; those for a store that fails permanently stay on disk."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ ADDRESS = "http://store"
 
 
 class FakeStore:
-    """Takes records by number, from 0; refuses each as often as `refusals` says, and answers only while `answers` is set."""
+    """Accepts records by number, from 0; refuses each `refusals` times, and responds only while `answers` is set."""
 
     def __init__(self, journal: Journal, *, refusals: dict[int, int] | None = None, seconds: float = 0.0) -> None:
         self.journal = journal
@@ -69,7 +69,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Try again at once, and capture the log."""
+    """Retry at once, and capture the log."""
     caplog.set_level(logging.INFO, logger="prostate_seg")
     monkeypatch.setattr(replication, "SECONDS_BETWEEN_TRIES", 0.01)
 
@@ -83,11 +83,11 @@ def test_store_that_fails_for_a_while_gets_every_record_in_order_and_once(
     assert thread.close(within_seconds=30) == 0
     assert store.taken == list(range(10))
     failed, again = "the tracking store http://store fails: refused {}; what", "answers again"
-    said = [record.getMessage() for record in caplog.records]
-    assert [text.startswith(failed.format(number)) for text, number in zip(said[::2], (0, 4, 9), strict=True)] == [
+    messages = [record.getMessage() for record in caplog.records]
+    assert [text.startswith(failed.format(number)) for text, number in zip(messages[::2], (0, 4, 9), strict=True)] == [
         True
     ] * 3
-    assert [again in text for text in said] == [False, True] * 3
+    assert [again in text for text in messages] == [False, True] * 3
 
 
 def test_store_that_recovers_after_the_end_of_the_stage_still_gets_everything(journal: Journal) -> None:

@@ -1,4 +1,4 @@
-"""The tree of runs in a real sqlite store: found or made once, closed with the right status, replaced without loss."""
+"""The run tree in a sqlite store: runs are found or created once, closed with the right status, superseded without loss."""
 
 import threading
 import time
@@ -41,7 +41,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tree(database: Path, request: pytest.FixtureRequest) -> RunTree:
-    """A tree in an experiment of the test's own."""
+    """A tree in a new experiment."""
     settings = replace(SETTINGS, tracking_uri=f"sqlite:///{database}", experiment=request.node.name)
     return RunTree(open_store(settings, cache=database.parent))
 
@@ -70,35 +70,35 @@ def test_fresh_pipeline_is_found_from_then_on(tree: RunTree) -> None:
 
 
 def on_server(tree: RunTree) -> RunTree:
-    """Return a tree that believes to share its store with others, who hold other locks."""
+    """Return a tree whose store counts as a server, which other processes use without the same lock."""
     return RunTree(replace(tree.store, is_server=True))
 
 
-@pytest.mark.parametrize("theirs_is", ["begun before", "begun after, and in use"])
+@pytest.mark.parametrize("theirs_is", ["created before", "created after, and claimed"])
 def test_concurrently_created_pipelines_become_one_by_leader_election(
     tree: RunTree, theirs_is: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes ask a server, both find nothing, and both make one; no lock holds for both."""
+    """Two processes search a server, find no pipeline, and create one each; they share no lock."""
     monkeypatch.setattr(leader_election, "SECONDS_TO_ELECT", 0.0)
     here, elsewhere = on_server(tree), on_server(tree)
     theirs: list[Run] = []
-    look = here.search
+    search = here.search
 
-    def look_while_they_make_theirs(**asked: Any) -> list[Run]:
-        found = look(**asked)
+    def search_while_the_other_creates(**asked: Any) -> list[Run]:
+        found = search(**asked)
         if not theirs:
             start_ms = now_ms() + (30_000 if "after" in theirs_is else -30_000)
             theirs.append(elsewhere.pipeline("p", fresh=False, start_ms=start_ms))
         return found
 
-    monkeypatch.setattr(here, "search", look_while_they_make_theirs)
+    monkeypatch.setattr(here, "search", search_while_the_other_creates)
     mine = here.pipeline("p", fresh=False)
     assert mine.info.run_id == theirs[0].info.run_id
     assert [run.info.run_id for run in tree.search(level=Level.pipeline)] == [mine.info.run_id]
 
 
 def test_pipeline_withdrawn_by_another_process_is_not_used(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A third process finds both, before the maker of one has deleted it."""
+    """A third process finds both before the creator of one has deleted it."""
     monkeypatch.setattr(leader_election, "SECONDS_TO_ELECT", 0.0)
     one, other = (tree.pipeline("p", fresh=True) for _ in range(2))
     assert leader_election.claim(tree.client, one, leader_election.NO)
@@ -113,7 +113,7 @@ def test_pipeline_withdrawn_by_another_process_is_not_used(tree: RunTree, monkey
 def test_no_claimed_pipeline_is_deleted_however_many_processes_start_together(
     tree: RunTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for the others here: then there may be several, but each that was taken stays."""
+    """Without the waiting time several pipelines can exist, but no claimed one is deleted."""
     monkeypatch.setattr(leader_election, "SECONDS_TO_ELECT", 0.0)
     with ThreadPoolExecutor(8) as pool:
         for number in range(5):
@@ -125,20 +125,20 @@ def test_no_claimed_pipeline_is_deleted_however_many_processes_start_together(
 
 
 def test_workers_of_one_study_on_several_machines_share_one_sweep(tree: RunTree) -> None:
-    """Each has the lock of its own workspace, and all have found nothing before the first creates it."""
-    everybody = threading.Barrier(4)
+    """Each process has the lock of its own workspace, and all search before the first one creates the sweep."""
+    barrier = threading.Barrier(4)
 
     def begin(number: int) -> Run | None:
         here = on_server(tree)
-        look = here.sweeps
+        search = here.sweeps
 
-        def look_together(key: str) -> list[Run]:
-            found = look(key)
+        def search_together(key: str) -> list[Run]:
+            found = search(key)
             with suppress(threading.BrokenBarrierError):
-                everybody.wait(0.5)
+                barrier.wait(0.5)
             return found
 
-        setattr(here, "sweeps", look_together)  # noqa: B010 - a method
+        setattr(here, "sweeps", search_together)  # noqa: B010 - a method
         key, pipeline_key = f"local-{number:032d}", f"local-{number + 100:032d}"
         record = BeginMultirun(
             pipeline="p",
@@ -200,7 +200,7 @@ def test_orphan_is_closed_with_its_pipeline_and_a_live_run_is_not(tree: RunTree)
 def test_silent_run_of_another_host_is_closed_only_when_asked(tree: RunTree) -> None:
     elsewhere = stage(tree, tree.pipeline("p", fresh=False))
     tree.client.set_tag(elsewhere.info.run_id, "process.host", "elsewhere")
-    assert tree.close_orphans(close_silent=True) == []  # it beat a moment ago
+    assert tree.close_orphans(close_silent=True) == []  # a recent heartbeat
     tree.client.set_tag(elsewhere.info.run_id, "process.heartbeat", "2020-01-01T00:00:00+00:00")
     assert tree.close_orphans() == []
     assert len(tree.close_orphans(close_silent=True)) == 1
@@ -240,13 +240,13 @@ def test_owner_tags_identify_this_process(tree: RunTree) -> None:
 def test_locked_call_holds_the_lock_and_releases_it_if_the_store_fails(tree: RunTree) -> None:
     another = FileLock(tree.store.lock.lock_file, timeout=0)
 
-    def question() -> None:
+    def failing_call() -> None:
         with pytest.raises(Timeout):
             another.acquire()
         raise ConnectionError("it went away")
 
     with pytest.raises(InputError, match=r"the tracking store .*mlflow.db cannot be used: it went away"):
-        tree.store.call(question, locked=True)
+        tree.store.call(failing_call, locked=True)
     with another:
         assert another.is_locked
 

@@ -1,4 +1,4 @@
-"""Whatever a person points at becomes a list of studies with names of their own, or is refused in words."""
+"""Any input becomes a list of studies with unique names, or is refused with a message."""
 
 import json
 import os
@@ -327,7 +327,7 @@ def test_dicom_objects_other_than_mr_images_are_excluded(tmp_path: Path) -> None
     assert [scan.name for scan in found.scans] == ["1/t2", "1/t2 and object"]
     assert "left out: 1 DICOM objects of modality SEG, not MR: 1/result" in left_out(found)
     assert "1/t2_tse_sag" in left_out(found)
-    assert names(tmp_path / "1" / "result") == ["result"]  # named by itself
+    assert names(tmp_path / "1" / "result") == ["result"]  # given as a single file
 
 
 def test_a_series_above_patient_folders_is_one_study(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What others could hand in to harm a machine: case ids, settings, records of a server, files. docs/security.md lists it."""
+"""Malicious inputs: case ids, settings, records of a server, files; see docs/security.md."""
 
 import ast
 import contextlib
@@ -42,11 +42,11 @@ UNSAFE = {
     "shutil": {"unpack_archive"},
     "tempfile": {"mktemp"},
 }
-"""Functions that run what a file holds, or a shell."""
+"""Functions that execute the content of a file, or a shell."""
 
 
 def unsafe_calls(source: str) -> list[str]:
-    """Return the calls in a module that could run or unpack what somebody else wrote."""
+    """Return the calls in a module that can execute or unpack content of other authors."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -105,7 +105,7 @@ def test_dataset_with_paths_as_case_ids_is_refused(tmp_path: Path, case_id: str)
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -117,7 +117,7 @@ class Bomb:
 def test_pickles_in_place_of_arrays_and_weights_are_not_opened(tmp_path: Path) -> None:
     gone_off = tmp_path / "gone_off"
     pickle.loads(pickle.dumps(Bomb(tmp_path / "works")))
-    assert (tmp_path / "works").is_dir()  # the bomb is a real one
+    assert (tmp_path / "works").is_dir()  # unpickling does create the file
     np.save(tmp_path / "thumbnails.npy", np.array([Bomb(gone_off)], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="run stage=preprocess again"):
         read_thumbnails(tmp_path / "thumbnails.npy", case_ids=[])
@@ -184,7 +184,7 @@ def test_recorded_diff_changes_no_file_outside_of_its_checkout(tmp_path: Path) -
 
 
 class Hostile(BaseHTTPRequestHandler):
-    """An MLflow server that says the artifact wanted is a folder, with a file outside of it."""
+    """An MLflow server that lists the requested artifact as a folder with a file outside of it."""
 
     listed = "../../../escape"
 
@@ -211,13 +211,13 @@ class Hostile(BaseHTTPRequestHandler):
 
 
 LISTINGS = {
-    "provenance.json/deeper": True,  # what an honest server would say of a folder
+    "provenance.json/deeper": True,  # listing of an honest server
     "../../../escape": False,
     "/tmp/escape": False,
     "provenance.json/../../../escape": False,
     "provenance.json/%2e%2e/%2e%2e/escape": False,
 }
-"""What the server says lies below the artifact, and whether that may be written."""
+"""Listings of an artifact folder, and whether they may be written."""
 
 
 @pytest.mark.parametrize("listed", LISTINGS)

@@ -24,7 +24,7 @@ def test_streams_of_all_seeds_folds_purposes_epochs_and_ranks_differ() -> None:
     counters = [(), (0,), (1,), (0, 0), (0, 1), (1, 0)]
     grid = list(product(SEEDS, FOLDS, Stream, counters))
     sequences = [seed_sequence(stream, *one, seed=seed, fold_index=fold) for seed, fold, stream, one in grid]
-    sequences += [np.random.SeedSequence(seed) for seed in SEEDS]  # deals the test parts
+    sequences += [np.random.SeedSequence(seed) for seed in SEEDS]  # assigns the test subsets
     assert len({torch_seed(sequence) for sequence in sequences}) == len(grid) + len(SEEDS)
     for bits in (np.uint32, np.uint64):  # torch seeds a generator of the CPU with 32 bits
         assert len({int(sequence.generate_state(1, bits)[0]) for sequence in sequences}) == len(sequences)
@@ -41,7 +41,7 @@ class Recorded(Exception):  # noqa: N818 - ends a training once its seeds are kn
 
 
 def seeds_of_training(monkeypatch: pytest.MonkeyPatch, data: Path, *, seed: int, fold_index: int) -> tuple[int, ...]:
-    """Return what initial weights, dropout, batch order and augmentation of the first epoch are seeded with."""
+    """Return the seeds of initial weights, dropout, batch order and augmentation of the first epoch."""
     found: list[int] = []
 
     def build_network(_model: object) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Ctrl-C comes through, but only when nothing is left half done."""
+"""Ctrl-C is delivered, but not within a protected block."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""The source files of a stage are those that it imports, however deep."""
+"""The source files of a stage are those that it imports, directly or indirectly."""
 
 import subprocess
 import sys

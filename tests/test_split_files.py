@@ -1,4 +1,4 @@
-"""Splits of other programs are read; what is no split is refused without being run."""
+"""Split files of other programs are read; other files are refused and never executed."""
 
 import json
 import pickle

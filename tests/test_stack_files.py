@@ -1,4 +1,4 @@
-"""docker/: what a linter of compose files and Dockerfiles would say, and rules of our own; each rule is seen to fail."""
+"""docker/: rules of linters of compose files and Dockerfiles, and our own; the failing side of each rule is tested."""
 
 import copy
 import os
@@ -27,13 +27,13 @@ DATA = {
     "prostate-seg/mlflow": "/var/lib/mlflow",
     "dpage/pgadmin4": "/var/lib/pgadmin",
 }
-"""Where each image keeps what must outlive its container."""
+"""Folder of each image that needs a volume."""
 
 Compose = dict[str, Any]
 
 
 def compose_problems(file: Compose, settings: dict[str, str]) -> list[str]:
-    """Return what is wrong with a compose file."""
+    """Return the problems of a compose file."""
     found = [
         f"{name}: {problem}" for name, service in file["services"].items() for problem in service_problems(service)
     ]
@@ -44,13 +44,11 @@ def compose_problems(file: Compose, settings: dict[str, str]) -> list[str]:
         found.append("the inner network leads outside")
     variables = set(re.findall(r"\$\{(\w+)", yaml.safe_dump(file)))
     found += [f"{name}: not in .env.example" for name in variables - {*settings, "STACK_UID", "STACK_GID"}]
-    return found + [
-        f"{name}: in .env.example, read by nobody" for name in set(settings) - variables - {"COMPOSE_PROFILES"}
-    ]
+    return found + [f"{name}: in .env.example, not used" for name in set(settings) - variables - {"COMPOSE_PROFILES"}]
 
 
 def service_problems(service: Compose) -> list[str]:
-    """Return what is wrong with a service."""
+    """Return the problems of a service."""
     image, tag = service.get("image", "").rsplit(":", 1) if ":" in service.get("image", "") else ("", "")
     is_command = service.get("restart") == "no"
     rules = {
@@ -133,7 +131,7 @@ def test_a_mistake_in_the_compose_file_is_detected(compose_file: Compose, mistak
 
 
 def test_unused_setting_is_detected(compose_file: Compose) -> None:
-    assert compose_problems(compose_file, EXAMPLE | {"SPARE": "1"}) == ["SPARE: in .env.example, read by nobody"]
+    assert compose_problems(compose_file, EXAMPLE | {"SPARE": "1"}) == ["SPARE: in .env.example, not used"]
 
 
 def test_compose_file_fits_the_schema_of_compose(tmp_path: Path) -> None:
@@ -161,7 +159,7 @@ def test_a_profile_starts_its_services(compose_file: Compose, profile: str) -> N
         for other, how in compose_file["services"][name].get("depends_on", {}).items():
             assert other in started or how.get("required") is False, (name, other)
     aliases = [compose_file["services"][name]["networks"] for name in started if name.startswith("server")]
-    assert [networks["inside"]["aliases"] for networks in aliases] == [["mlflow"]]  # whom the proxy asks
+    assert [networks["inside"]["aliases"] for networks in aliases] == [["mlflow"]]  # upstream of the proxy
 
 
 @pytest.mark.skipif(
@@ -197,7 +195,7 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def dockerfile_problems(text: str) -> list[str]:
-    """Return what is wrong with a Dockerfile, after hadolint's rules and our own."""
+    """Return the problems of a Dockerfile by hadolint's rules and our own."""
     steps, stages, users, found = instructions(text), {}, {}, []
     defaults = dict(rest.split("=", 1) for name, rest in steps if name == "ARG" and "=" in rest)
     stage = ""
@@ -262,7 +260,7 @@ def test_a_mistake_in_the_dockerfile_is_detected(old: str, new: str, problem: st
 
 
 def context() -> set[str]:
-    """Return what Dockerfile.dockerignore lets into the build."""
+    """Return the files that Dockerfile.dockerignore admits to the build context."""
     lines = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
     assert "*" in lines
     return {line[1:] for line in lines if line.startswith("!")}

@@ -1,4 +1,4 @@
-"""The leak gate's verdict is kept for the stages after prepare, but not once anything that it compares has changed."""
+"""The verdict of the leak gate is cached for stages after prepare, until anything that it compares changes."""
 
 from pathlib import Path
 

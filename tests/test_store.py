@@ -1,4 +1,4 @@
-"""A server that is slow, or grants permissions late, is used; one whose health check fails is not."""
+"""A slow server, or one that grants permissions late, is used; one whose health check fails is not."""
 
 import json
 import os
@@ -28,9 +28,9 @@ EXPERIMENT = {"experiment": {"experiment_id": "7", "name": "prostate_seg", "life
 
 @contextmanager
 def busy_server(*, seconds: float = 0.0, is_well: bool = True, num_refusals: int = 0) -> Iterator[str]:
-    """A tracking server that takes its time for every question, and for the one after its health unless it is well.
+    """A tracking server with a delay of every response, and of /health unless it is healthy.
 
-    The first of those who ask for the experiment may not see it.
+    The first requests of the experiment have no permission.
     """
     refusals = iter(range(num_refusals))
 
@@ -57,7 +57,7 @@ def busy_server(*, seconds: float = 0.0, is_well: bool = True, num_refusals: int
 
 
 @pytest.fixture(autouse=True)
-def _less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "SECONDS_TO_ANSWER", 1.0)
 
 
@@ -80,13 +80,13 @@ def test_busy_file_gets_a_longer_timeout_unless_it_is_locked(
     store.open_store(replace(SETTINGS, tracking_uri=f"sqlite:///{file}"), cache=tmp_path)
     find = store._experiment
 
-    def find_slowly(client: MlflowClient, name: str) -> Experiment | None:
+    def find_late(client: MlflowClient, name: str) -> Experiment | None:
         if is_locked:
             holder.execute("BEGIN IMMEDIATE")
         time.sleep(2.5)
         return find(client, name)
 
-    monkeypatch.setattr(store, "_experiment", find_slowly)
+    monkeypatch.setattr(store, "_experiment", find_late)
     outcome = pytest.raises(InputError, match="no answer within 1 s") if is_locked else nullcontext()
     with closing(sqlite3.connect(file, check_same_thread=False)) as holder, outcome:
         store.open_store(replace(SETTINGS, tracking_uri=f"sqlite:///{file}"), cache=tmp_path)

@@ -1,4 +1,4 @@
-"""A store that was moved or copied is detected, and its paths are replaced on demand, all of them or none."""
+"""A moved or copied store is detected, and its paths are replaced on demand, all or none."""
 
 import shutil
 import sqlite3
@@ -22,7 +22,7 @@ from tests.conftest import composed
 from tests.test_run_tree import SETTINGS
 
 NAME = "old place, 50% é"
-"""Needs quoting in an address."""
+"""A name that needs quoting in an address."""
 
 
 def opened(folder: Path, experiment: str = "one") -> Store:
@@ -31,9 +31,9 @@ def opened(folder: Path, experiment: str = "one") -> Store:
 
 
 def fill(store: Store) -> None:
-    """Add a run with an artifact, a registered model that is champion, and a trace's place."""
+    """Add a run with an artifact, a registered champion, and the location of a trace."""
     client = store.client
-    _point_mlflow_to(replace(SETTINGS, tracking_uri=store.address))  # it looks for the model there
+    _point_mlflow_to(replace(SETTINGS, tracking_uri=store.address))  # the model is searched there
     run_id = client.create_run(store.experiment_id, run_name="kept").info.run_id
     client.log_text(run_id, "before", "note.txt")
     model = client.create_logged_model(store.experiment_id, source_run_id=run_id)
@@ -62,14 +62,14 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(original: Path, tmp_path: Path) -> Path:
-    """A copy; the original is still there."""
+    """A copy; the original still exists."""
     shutil.copytree(original, tmp_path / "new place")
     return tmp_path / "new place"
 
 
 @pytest.fixture
 def moved(copied: Path, original: Path, tmp_path: Path) -> Path:
-    """A copy whose paths name a folder that is not there."""
+    """A copy whose paths contain a folder that does not exist."""
     replaced = {"old": str(original), "new": str(tmp_path / "gone"), "uri": original.as_uri()}
     replaced["new_uri"] = Path(replaced["new"]).as_uri()
     with closing(sqlite3.connect(copied / "mlflow.db")) as connection:

@@ -1,4 +1,4 @@
-"""A study that many processes work on never loses a trial, trains one twice or has more than were asked for."""
+"""A study with many processes loses no trial, trains none twice and has no more than requested."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def address(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """The address of an empty database on a server of its own."""
+    """Address of an empty database on a new server."""
     reason = why_no_postgres()
     if reason is not None:
         pytest.skip(f"no Postgres here: {reason}")
@@ -58,7 +58,7 @@ def complete(shared: SharedStudy, trial: optuna.Trial, value: float) -> None:
 
 
 def set_owner(trial: optuna.Trial, **owner: str) -> None:
-    """Replace the process of a trial by another one, as this version records it."""
+    """Set the owner process of a trial, in the format of this version."""
     tags = this_process().as_tags() | {f"process.{key}": value for key, value in owner.items()}
     del tags["process.heartbeat"]
     trial.set_user_attr("owner", tags)
@@ -86,7 +86,7 @@ def test_trial_of_a_dead_process_is_retried_with_its_number_and_settings(address
     again = opened(address).claim(num_trials=1, at_most=1)
     assert list(again) == [trial.number]
     assert shared.suggest(again[0], SPACE) == settings
-    assert shared.claim(num_trials=1, at_most=1) == {}  # it has a process again
+    assert shared.claim(num_trials=1, at_most=1) == {}  # it has an owner process again
     complete(shared, again[0], 0.5)
     assert shared.counts() == {
         "COMPLETE": 1,
@@ -94,7 +94,7 @@ def test_trial_of_a_dead_process_is_retried_with_its_number_and_settings(address
         "PRUNED": 0,
         "RUNNING": 0,
         "WAITING": 0,
-    }  # both attempts count once
+    }  # two attempts are one trial
     assert [original_number(best) for best in shared.best()] == [0]
 
 
@@ -189,8 +189,8 @@ def test_grid_ends_with_its_last_point(address: str) -> None:
 
 
 @pytest.fixture
-def away(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Moves the study's file away; another call puts it back."""
+def toggle_storage(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Move the file of the study away, or back."""
     monkeypatch.setattr(studies, "SECONDS_BETWEEN_TRIES", 0.02)
     file, elsewhere = tmp_path / "optuna.db", tmp_path / "elsewhere.db"
 
@@ -200,11 +200,11 @@ def away(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     return move
 
 
-def test_calls_are_retried_until_the_storage_is_available(address: str, away: Callable[[], None]) -> None:
+def test_calls_are_retried_until_the_storage_is_available(address: str, toggle_storage: Callable[[], None]) -> None:
     shared = opened(address)
     trial = one_trial(shared)
-    away()
-    back = threading.Timer(0.3, away)
+    toggle_storage()
+    back = threading.Timer(0.3, toggle_storage)
     back.start()
     complete(shared, trial, 0.5)
     back.join()
@@ -213,18 +213,18 @@ def test_calls_are_retried_until_the_storage_is_available(address: str, away: Ca
 
 
 def test_unavailable_storage_stops_the_search_but_no_training(
-    address: str, away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    address: str, toggle_storage: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies, "STORAGE_TIMEOUT_S", 0.1)
     shared = opened(address)
     trial = one_trial(shared)
     should_prune = pruning_check(address, "one", number=0, pruner=optuna.pruners.ThresholdPruner(lower=1.0))
-    away()
+    toggle_storage()
     assert not should_prune(1, 0.0)
     with pytest.raises(InputError, match="the same command goes on"):
         complete(shared, trial, 0.5)
-    shared.release([trial])  # a person stops the search
-    away()
+    shared.release([trial])  # Ctrl-C of the user
+    toggle_storage()
     assert should_prune(2, 0.0)
 
 
@@ -253,7 +253,7 @@ def test_nothing_is_pruned_for_two_objectives(address: str) -> None:
 
 
 def test_trials_of_a_long_search_keep_no_connections(postgres: str) -> None:
-    """A Postgres server takes a hundred, of all processes together."""
+    """A Postgres server accepts a hundred connections in all."""
     shared = opened(postgres)
     for number in shared.claim(num_trials=10, at_most=10):
         pruning_check(postgres, "one", number=number, pruner=optuna.pruners.NopPruner())(1, 0.5)
@@ -269,7 +269,7 @@ NUM_TRIALS, NUM_WORKERS = 64, 8
 
 
 def work(address: str, folder: Path) -> None:
-    """Do as the sweeper does; a line in a file stands for each training."""
+    """Claim and complete trials as the sweeper does; a training is a line in a file."""
     shared = opened(address)
     while True:
         trials = shared.claim(num_trials=NUM_TRIALS, at_most=1)
@@ -306,5 +306,5 @@ def test_eight_processes_of_which_one_is_killed_run_each_of_64_trials_once(
         worker.join(120)
     assert sorted(worker.exitcode or 0 for worker in workers) == [-signal.SIGKILL, *[0] * (NUM_WORKERS - 1)]
     done = sorted(int(line) for path in tmp_path.glob("*.done") for line in path.read_text().splitlines())
-    assert len(done) == len(set(done)) == NUM_TRIALS  # the second attempt has taken a number of Optuna's
+    assert len(done) == len(set(done)) == NUM_TRIALS  # the retry has its own number in Optuna
     assert opened(address).counts()["COMPLETE"] == NUM_TRIALS

@@ -1,4 +1,4 @@
-"""Figures of a sweep: which are drawn, of which values, and without a trace in the process."""
+"""Figures of a sweep: files, axes, and no change of global matplotlib settings."""
 
 import warnings
 from pathlib import Path

@@ -48,7 +48,7 @@ def warnings(path: Path) -> list[str]:
 class TestMetaImage:
     @pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
     @pytest.mark.parametrize(
-        ("fields", "said"),
+        ("fields", "message"),
         [
             ("", "ElementSpacing is absent"),
             ("elementspacing = 0.5 0.5 3\n", "ElementSpacing is absent"),
@@ -67,10 +67,12 @@ class TestMetaImage:
             ("ElementSpacing = 0.5 0.5 3\nElementSpacing = x y z\n", "ElementSpacing is x y z"),
         ],
     )
-    def test_an_absent_spacing_is_refused_with_its_key(self, tmp_path: Path, name: str, fields: str, said: str) -> None:
+    def test_an_absent_spacing_is_refused_with_its_key(
+        self, tmp_path: Path, name: str, fields: str, message: str
+    ) -> None:
         error = refusal(meta_image(tmp_path / name, fields + TRANSFORM))
         assert error.check == "no_spacing"
-        assert said in str(error)
+        assert message in str(error)
 
     @pytest.mark.parametrize(
         "line", ["ElementSpacing = 0.5 0.5 3\r\n", "  ElementSpacing: 0.5\t0.5 3 \n", "ElementSpacing=5e-1 .5 3\n"]
@@ -111,7 +113,7 @@ class TestMetaImage:
 
 class TestNrrd:
     @pytest.mark.parametrize(
-        ("fields", "said"),
+        ("fields", "message"),
         [
             ("", "neither space directions nor spacings"),
             ("axis mins: 0 0 0\naxis maxs: 3 2.5 12\n", "neither space directions nor spacings"),
@@ -129,10 +131,10 @@ class TestNrrd:
             (LPS + "space directions: (0,5,0,0) (0,0,5,0) (0,0,3)\n", "space directions are (0,5,0,0)"),
         ],
     )
-    def test_an_absent_spacing_is_refused_with_its_key(self, tmp_path: Path, fields: str, said: str) -> None:
+    def test_an_absent_spacing_is_refused_with_its_key(self, tmp_path: Path, fields: str, message: str) -> None:
         error = refusal(nrrd(tmp_path, fields))
         assert error.check == "no_spacing"
-        assert said in str(error)
+        assert message in str(error)
 
     @pytest.mark.parametrize("unit", ["cm", "m", "um", "µm", "in"])
     @pytest.mark.parametrize("fields", [LPS + AXES + "space units", "spacings: 0.5 0.5 3\nunits"])

@@ -1,4 +1,4 @@
-"""What goes to MLflow is never cut silently, every name is one that it takes, and what it refuses is sent again or counted."""
+"""Values for MLflow are never truncated silently, names are valid, and refused records are retried or counted."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> TrackedRun:
-    """The open run of a training, in an experiment of its own."""
+    """The open run of a training, in a new experiment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(replication, "SECONDS_BETWEEN_TRIES", 0.01)
     store = [f"mlflow.tracking_uri=sqlite:///{database}", f"mlflow.experiment={request.node.name}"]
@@ -35,7 +35,7 @@ def training(
 
 
 def refuse_batches(training: TrackedRun, monkeypatch: pytest.MonkeyPatch, *, num_times: int) -> None:
-    """Let the store take runs, but not the next so many batches of params, tags and metrics."""
+    """Make the store accept runs, but refuse the next batches of params, tags and metrics."""
     client, refusals = training.replicator.tree.client, iter(range(num_times))
     log_batch = client.log_batch
 

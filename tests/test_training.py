@@ -82,7 +82,7 @@ def run_fit(
 def test_every_network_of_the_table_learns_a_disc(packed: PackedSet, name: ModelName) -> None:
     model = small_model(name)
     settings = train_settings(max_epochs=40, augmentation="none")
-    history, _ = run_fit(packed, settings, model=model, seed=1)  # of some seeds, 200 steps are too few for resunet_a
+    history, _ = run_fit(packed, settings, model=model, seed=1)  # with some seeds, 200 steps are too few for resunet_a
     assert history[-1].loss < history[0].loss
     assert max(epoch.val_dice for epoch in history) > 0.85
 
@@ -107,14 +107,14 @@ def test_kept_weights_are_those_of_the_best_epoch(packed: PackedSet, tmp_path: P
 
 
 class ShowsProbability(torch.nn.Module):
-    """A network whose probability of gland is the image's intensity in standard deviations."""
+    """A network whose probability is the intensity of its input."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return torch.logit(inputs.clamp(1e-3, 1 - 1e-3))
 
 
 def test_validation_thresholds_at_one_half_and_keeps_every_component(packed: PackedSet) -> None:
-    """docs/science.md: 0.5 is gland, 0.49 is not; the smaller of two regions counts; no mirrored study."""
+    """docs/science.md: threshold 0.5, no largest component, no test-time augmentation."""
     case = packed.cases["d"]
     part = slice(case.first_slice, case.last_slice + 1)
     images = np.zeros_like(packed.images[part], dtype=np.float32)
@@ -130,7 +130,7 @@ def test_validation_thresholds_at_one_half_and_keeps_every_component(packed: Pac
 
 
 def test_settings_of_evaluation_do_not_change_a_training() -> None:
-    """The docs say that val Dice does not follow evaluate.threshold, nor the largest component, nor the mirrored study."""
+    """docs/science.md: val Dice does not depend on evaluate.threshold, largest_component or tta."""
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=False, train_ids=["a"], val_ids=["b"])
     cfg = parse(composed())
     other = parse(
@@ -156,7 +156,7 @@ def test_metric_decides_which_epoch_is_kept(metric: ValMetric) -> None:
 
 
 def test_many_val_studies_are_validated_less_often_and_in_the_last_epoch(packed: PackedSet) -> None:
-    """Val has 7 slices, and an epoch of one step brings 2 training slices, which allow half as many val slices."""
+    """Val has 7 slices, and an epoch of one step trains on 2 slices, for which validation of 1 slice is allowed."""
     history, weights = run_fit(packed, train_settings(batch_size=2, steps_per_epoch=1, max_epochs=16))
     validated = [epoch.epoch for epoch in history if epoch.val_dice is not None]
     assert validated == [7, 14, 16]
@@ -165,7 +165,7 @@ def test_many_val_studies_are_validated_less_often_and_in_the_last_epoch(packed:
 
 
 class RunsOutOfMemory(torch.nn.Conv2d):
-    """A network that takes at most so many inputs at once."""
+    """A network that runs out of memory above a batch size."""
 
     def __init__(self, most: int) -> None:
         super().__init__(1, 1, 3, padding=1)
@@ -221,7 +221,7 @@ def test_training_and_schedule_end_with_max_minutes(packed: PackedSet) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that lets training's clock jump by a year at its n-th reading from then on."""
+    """Return a function that makes the clock of the training jump by a year at its n-th reading."""
 
     def jump_at(reading: int) -> None:
         readings = count(1)
@@ -232,7 +232,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_no_epoch_without_a_step_is_recorded_when_time_is_up(packed: PackedSet, clock: Callable[[int], None]) -> None:
-    """Time is up before the first step, within an epoch, between two epochs, during validation."""
+    """Time is up before the first step, within an epoch, between two epochs, or during validation."""
     settings = train_settings(
         batch_size=4, steps_per_epoch=1, max_epochs=9, max_minutes=1.0
     )  # validation every 4th epoch
@@ -287,7 +287,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 @pytest.mark.parametrize("optimizer", get_args(Optimizer))
 @pytest.mark.parametrize("name", get_args(ModelName))
 def test_only_weights_of_convolutions_decay(name: ModelName, optimizer: Optimizer) -> None:
-    """Without a gradient a step is the decay alone."""
+    """Without a gradient a step only applies weight decay."""
     network = build_network(replace(small_model(name), activation="prelu") if name == "unet" else small_model(name))
     for parameter in network.parameters():
         torch.nn.init.constant_(parameter, 0.5)
@@ -306,7 +306,7 @@ def test_only_weights_of_convolutions_decay(name: ModelName, optimizer: Optimize
 def test_learning_rate_of_every_step_follows_the_formula(
     packed: PackedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmup: float, stop: int | None
 ) -> None:
-    """Warm-up in a line, then half a cosine, over 12 steps; the same when training is stopped after 4 of them."""
+    """Linear warm-up, then half a cosine, over 12 steps; the same if training is interrupted after 4 steps."""
     taken: list[set[float]] = []
     update = TrainingStep.update
 
@@ -364,7 +364,7 @@ def test_batch_is_standardised_and_neighbours_are_of_the_same_study(packed: Pack
     images, masks = batches.load(np.array([first]))
     assert images.shape == (1, 3, SIZE, SIZE)
     assert masks.shape == (1, 1, SIZE, SIZE)
-    assert torch.equal(images[:, 0], images[:, 1])  # the slice below the first is the first again
+    assert torch.equal(images[:, 0], images[:, 1])  # the neighbour below the first slice is the first slice
     intensity = packed.cases["b"].intensity
     expected = (packed.images[first].astype(np.float32) - intensity.mean) / intensity.sd
     np.testing.assert_allclose(images[0, 1].numpy(), expected, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Archives: only what is wanted is taken, nothing lands outside, and a stopped unpacking goes on."""
+"""Archives: only selected members are extracted, none outside of the folder, and interrupted unpacking resumes."""
 
 import io
 import tarfile
@@ -19,7 +19,7 @@ MASKS = Rule(member=r"gland/([0-9]+_[0-9]+)\.nii\.gz", target="masks/{}.nii.gz",
 
 
 def packed(path: Path, members: Mapping[str, bytes]) -> Path:
-    """Make a .zip or .tar archive."""
+    """Create a .zip or .tar archive."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".tar":
         with tarfile.open(path, "w") as tar:

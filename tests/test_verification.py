@@ -1,4 +1,4 @@
-"""Verification reports same, changed or missing, and of a folder which files."""
+"""Verification reports unchanged, changed or missing, with the files of a folder."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_every_kind_of_difference_is_found(workspace: Workspace, record: dict[st
         ("packages", "numpy"): "changed",
         ("packages", "no-such-package"): "missing",
         ("config", "seed"): "changed",
-    }  # train.x does not decide what prepare writes
+    }  # train.x does not change the output of prepare
     assert items["inputs", "preprocess"].details == (
         "changed dataset.csv", "missing images/a.nii.gz", "new images/b.nii.gz",
     )  # fmt: skip

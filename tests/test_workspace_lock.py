@@ -1,4 +1,4 @@
-"""A stage that would replace what a running one uses is refused; the lock of a killed stage is released."""
+"""A stage that would replace files of a running stage is refused; the lock of a killed stage is released."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Run the launcher while somebody sets the clock back by a day, just before the stage begins: clock_back.py ARGUMENTS."""
+"""Run the launcher with a clock that is set back by a day just before the stage starts: clock_back.py ARGUMENTS."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ _time, _load = time.time, stages.load_stage
 
 
 def load_stage(name: str | None) -> Any:
-    """Hand the stage out, with another clock."""
+    """Return the stage function and set the clock back."""
     stage = _load(name)
     time.time = lambda: _time() - SECONDS_BACK
     return stage

@@ -1,4 +1,4 @@
-"""What several tests of whole projects begin with."""
+"""Shared fixtures of end-to-end tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +31,7 @@ def _stacks_end_with_the_tests() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose folds can be trained; tests work on copies."""
+    """A project with prepared folds; tests use copies."""
     project = Project(tmp_path_factory.mktemp("prepared"))
     done = project.run("-m", "stage=fetch,preprocess,prepare", "mlflow=off")
     assert done.returncode == 0, done.stdout + done.stderr

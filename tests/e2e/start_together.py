@@ -1,6 +1,6 @@
-"""So many times, in a new folder each: eight processes start at once on a store that does not exist yet.
+"""Start eight processes at once on a store that does not exist yet, repeatedly, in a new folder each time.
 
-Imports are done once, before the processes part, so that they meet at the store and nowhere else. Prints one line a time.
+Libraries are imported before the fork, so that the processes reach the store together. Prints one line per repetition.
 
     python start_together.py CONFIG TIMES
 """

@@ -1,6 +1,6 @@
-"""Jobs of a cluster record like any others; one that is stopped and started again goes on in its run, to the same weights.
+"""Jobs of a cluster are recorded like others; a preempted job resumes in its run and ends with the same weights.
 
-Always with submitit's jobs on this machine; and with a real Slurm where one can be started.
+Tested with submitit's local jobs, and with Slurm if it can be started.
 """
 
 import signal
@@ -17,7 +17,7 @@ from tests.slurm_helpers import ask, slurm, why_no_slurm
 pytestmark = pytest.mark.slow
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-"""Weights are the same bits only with the same number of threads."""
+"""Weights are bit-identical only for the same number of threads."""
 
 
 class LocalJobs:
@@ -27,7 +27,7 @@ class LocalJobs:
     environment = ONE_THREAD
 
     def preempt_both(self, launcher: subprocess.Popen[str]) -> None:
-        """Tell one job by either signal that its machine is wanted back."""
+        """Send each job one of the two preemption signals."""
         for process, number in zip(tasks(launcher), (signal.SIGUSR1, signal.SIGUSR2), strict=True):
             process.send_signal(number)
 
@@ -41,7 +41,7 @@ class SlurmJobs:
         self.environment = environment | ONE_THREAD
 
     def preempt_both(self, _launcher: subprocess.Popen[str]) -> None:
-        """Signal one job, and let Slurm take the machine from the other."""
+        """Signal one job, and let Slurm preempt the other."""
         first, second = sorted(ask(self.environment, "squeue", "--noheader", "--format=%i").split())
         ask(self.environment, "scancel", "--signal=USR1", first)
         ask(self.environment, "scontrol", "requeue", second)
@@ -67,7 +67,7 @@ def tasks(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose folds were trained without a stop."""
+    """A project whose folds were trained without an interruption."""
     project = copy_of(prepared, tmp_path_factory.mktemp("undisturbed") / "project")
     done = project.run("stage=train", "mlflow=off", *LONGER_RECORDED, **ONE_THREAD)
     assert done.returncode == 0, done.stdout + done.stderr

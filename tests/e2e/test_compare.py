@@ -1,4 +1,4 @@
-"""Two trainings of one data set, recorded and on disk, compared as a person would; and what is refused, in words."""
+"""Comparison of two trainings of one data set, by run or folder, and refusals with their messages."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ SHIFT = 0.125
 
 @pytest.fixture(scope="module")
 def trained_twice(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with two pipelines: first/ holds the evaluation of the one, evaluation/ that of the other."""
+    """A project with two pipelines: first/ is the evaluation of one, evaluation/ that of the other."""
     project = copy_of(prepared, tmp_path_factory.mktemp("compare") / "project")
     for name, setting in (("first", "train.learning_rate=1e-3"), ("second", "train.learning_rate=1e-2")):
         done = project.run("-m", "stage=train,evaluate", f"mlflow.name={name}", setting)
@@ -31,13 +31,13 @@ def trained_twice(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def project(trained_twice: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """The same, as the folder that the test works in."""
+    """The same project as working folder of the test."""
     monkeypatch.chdir(trained_twice.folder)
     return trained_twice
 
 
 def compare_here(project: Project, *runs: str) -> pd.DataFrame:
-    """Compare without a process of its own, and return comparison.csv."""
+    """Compare in this process, and return comparison.csv."""
     listed = ",".join(f"'{run}'" for run in runs)
     store = f"mlflow.tracking_uri=sqlite:///{project.folder}/mlflow.db"
     cfg = parse(composed("stage=compare", f"compare.runs=[{listed}]", store))
@@ -82,7 +82,7 @@ def test_runs_pipelines_and_folders_give_the_same_numbers(project: Project) -> N
     pipelines = [str(project.only(level="pipeline", pipeline=name).info.run_id) for name in ("first", "second")]
     found = [compare_here(project, *pair) for pair in (runs, pipelines, ["first", "evaluation"], ["first", runs[1]])]
     for other in found[1:]:
-        pd.testing.assert_frame_equal(other.iloc[:, 2:], found[0].iloc[:, 2:])  # but for the names
+        pd.testing.assert_frame_equal(other.iloc[:, 2:], found[0].iloc[:, 2:])  # except for the names
     dice = found[0].query("subgroup == 'all' and metric == 'dice'")["difference"].item()
     a, b = (pd.read_csv(folder + "/cases.csv")["dice"].mean() for folder in ("first", "evaluation"))
     assert dice == pytest.approx(b - a)

@@ -1,4 +1,4 @@
-"""DVC drives the pipeline: what reruns, what is tracked, and how commits, experiments and runs find each other."""
+"""DVC: which stages rerun, what is tracked, and links between commits, experiments and runs."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ NOTHING_RAN = "Data and pipelines are up to date."
 
 @dataclass(frozen=True)
 class Clone:
-    """A clone of the project with data, settings and commits of its own."""
+    """A clone of the project with its own data, settings and commits."""
 
     folder: Path
 
@@ -89,7 +89,7 @@ class Clone:
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """Where DVC pushes to."""
+    """A DVC remote."""
 
     url: str
     options: dict[str, str]
@@ -226,9 +226,9 @@ def test_forced_and_single_stages_supersede_their_runs(clone: Clone) -> None:
     before = clone.lock()
     clone.run("dvc", "repro", "--force")
     after = clone.lock()
-    assert after["report"]["deps"] == before["report"]["deps"]  # its pages name the runs, which are new ones
+    assert after["report"]["deps"] == before["report"]["deps"]  # its pages contain the ids of new runs
     assert after.keys() == before.keys()
-    assert not [stage for stage in after if stage != "report" and after[stage] != before[stage]]  # the same bits again
+    assert not [stage for stage in after if stage != "report" and after[stage] != before[stage]]  # bit-identical
     for stage in ("preprocess", "prepare", "train", "evaluate"):
         assert len(clone.runs(stage=stage, level="stage")) == 1
     clone.stage("stage=export", "experiment=small", "train.learning_rate=0.001")
@@ -250,7 +250,7 @@ def test_experiments_keep_files_params_and_runs_separate(clone: Clone) -> None:
     assert train.data.tags["dvc.experiment"] == "tempered"
     assert train.data.tags["dvc.baseline"] == baseline
     assert [run.data.tags["reused_from"] for run in clone.runs(pipeline="tempered", stage="preprocess")]
-    assert clone.runs(pipeline="baseline", stage="train", level="stage")  # not replaced
+    assert clone.runs(pipeline="baseline", stage="train", level="stage")  # not superseded
     shown = clone.stage("stage=find", "find.commit=tempered").stdout
     assert f"train       {train.info.run_id}  FINISHED  tempered" in shown
     clone.stage("stage=link", "link.commit=tempered")
@@ -336,13 +336,13 @@ def test_recorded_stage_is_reproduced_bit_for_bit(finished: Clone) -> None:
 
 @pytest.mark.slow
 def test_reproduction_is_bit_identical_or_reports_the_differences(clone: Clone) -> None:
-    clone.run("dvc", "repro", "--force", "--single-item", "train")  # a run whose artifacts are this test's own
+    clone.run("dvc", "repro", "--force", "--single-item", "train")  # a run whose artifacts only this test uses
     (train,) = clone.runs(stage="train", level="stage")
     done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
     assert "bit-identical: every output has the recorded hash" in done.stdout
     assert clone.run("git", "worktree", "list").stdout.count("\n") == 1
 
-    shutil.rmtree(clone.folder / "preprocess")  # comes out of DVC's cache then
+    shutil.rmtree(clone.folder / "preprocess")  # is then restored from DVC's cache
     done = clone.stage("stage=reproduce", f"reproduce.run={train.info.run_id}")
     assert "bit-identical" in done.stdout
     assert not (clone.folder / "preprocess").exists()
@@ -384,7 +384,7 @@ def test_data_and_model_round_trip_through_a_remote(clone: Clone, tmp_path: Path
         clone.run("dvc", "pull", **remote.environment)
         assert (clone.folder / "model" / "fold0" / "weights.safetensors").read_bytes() == weights
         assert NOTHING_RAN in clone.run("dvc", "repro").stdout
-        if kind == "folder":  # an input that is neither here nor in the cache comes from the remote
+        if kind == "folder":  # an input that is neither in the workspace nor in the cache is pulled from the remote
             for name in ("preprocess", ".dvc/cache", "site"):
                 shutil.rmtree(clone.folder / name)
             (prepare,) = clone.runs(stage="prepare", level="stage")

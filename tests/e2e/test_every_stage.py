@@ -1,4 +1,4 @@
-"""Every stage once, on its command line, in one project: exit code 0 and what it is run for.
+"""Every stage once, on its command line, in one project: exit code 0 and its main output.
 
 `find`, `link` and `reproduce` need commits and are in test_dvc.py.
 """

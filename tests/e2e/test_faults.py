@@ -1,4 +1,4 @@
-"""A training whose store fails goes on as if nothing had happened, and the store has everything in the end, once."""
+"""A training with a failing store continues, and at the end the store has every record once."""
 
 import contextlib
 import re
@@ -15,14 +15,14 @@ from mlflow.entities import Run
 
 from prostate_seg.tracking.journal import journal_folders
 from tests.fault_helpers import (
-    IMPATIENT,
-    Watch,
+    SHORT_TIMEOUTS,
+    TrainingMonitor,
     crashed_postgres,
     faulty_server,
     fill,
     network,
     small_disk,
-    stop_what_was_started_again,
+    stop_restarted_postgres,
 )
 from tests.project_helpers import FAULTY, Project, copy_of, until
 from tests.server_helpers import postgres_server, why_no_postgres
@@ -31,7 +31,7 @@ from tests.stack_helpers import bucket_of, empty_stack, new_user, running_server
 pytestmark = pytest.mark.slow
 
 TRAINING = ("stage=train", "fold.index=0", "train.max_epochs=20000", "train.steps_per_epoch=3")
-"""Many short epochs, for as long as a test needs."""
+"""Many short epochs; each test ends the training."""
 
 
 @pytest.fixture
@@ -41,29 +41,29 @@ def project(prepared: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture
 def database() -> Iterator[str | None]:
-    """Postgres where it is installed; without it, the server keeps its runs in sqlite."""
+    """Address of Postgres if it is installed; otherwise the server uses sqlite."""
     if why_no_postgres():
         yield None
         return
     with postgres_server("mlflow") as databases:
         yield databases["mlflow"]
-        stop_what_was_started_again()
+        stop_restarted_postgres()
 
 
 @contextlib.contextmanager
-def training(project: Project, address: str, *settings: str, **environment: str) -> Iterator[Watch]:
+def training(project: Project, address: str, *settings: str, **environment: str) -> Iterator[TrainingMonitor]:
     arguments = [*TRAINING, f"mlflow.tracking_uri={address}", *settings]
-    process = project.start("none", "impatient", *arguments, program=str(FAULTY), **IMPATIENT, **environment)
-    watch = Watch(project, process)
+    process = project.start("none", "short-close", *arguments, program=str(FAULTY), **SHORT_TIMEOUTS, **environment)
+    watch = TrainingMonitor(project, process)
     try:
-        until(lambda: watch.num_told > 8 or process.poll() is not None, 120)
+        until(lambda: watch.num_acknowledged > 8 or process.poll() is not None, 120)
         assert process.poll() is None, process.communicate()[0]
         yield watch
     finally:
         process.kill()
 
 
-def ended(watch: Watch, *, code: int = 0) -> str:
+def ended(watch: TrainingMonitor, *, code: int = 0) -> str:
     output, _ = watch.process.communicate(timeout=120)
     assert watch.process.returncode == code, output
     assert "Traceback" not in output
@@ -71,7 +71,7 @@ def ended(watch: Watch, *, code: int = 0) -> str:
 
 
 def is_whole(address: str, *, output: str, status: str = "FINISHED") -> Run:
-    """Require that the store has every epoch that the training has shown, in order and once, and its end; return the fold."""
+    """Require that the store has the end and every logged epoch of the training, in order and once; return the fold."""
     client = MlflowClient(tracking_uri=address)
     experiment = client.get_experiment_by_name("prostate_seg")
     assert experiment is not None
@@ -99,17 +99,17 @@ def test_training_continues_while_server_network_and_database_fail(
         training(project, wire.address) as watch,
     ):
         server.kill()
-        watch.is_told_no_more()
+        watch.wait_until_store_stops()
         server.start()
-        watch.catches_up()
-        wire.drop_everything()
-        watch.is_told_no_more()
-        wire.carry()
-        watch.catches_up()
+        watch.wait_until_replicated()
+        wire.drop_all()
+        watch.wait_until_store_stops()
+        wire.forward()
+        watch.wait_until_replicated()
         if database is not None:
             with crashed_postgres(database):
-                watch.is_told_no_more()
-            watch.catches_up()
+                watch.wait_until_store_stops()
+            watch.wait_until_replicated()
         watch.process.send_signal(signal.SIGTERM)
         is_whole(server.address, output=ended(watch, code=143), status="KILLED")
         assert journal_folders(project.folder / ".spool") == []
@@ -126,7 +126,7 @@ def test_unacknowledged_records_stay_on_disk_until_sync_replicates_them(project:
         (server.folder / "artifacts.away").rename(server.folder / "artifacts")
 
         store = f"mlflow.tracking_uri={server.address}"
-        killed = project.run("ok,ok,kill", "delivery", "stage=sync", store, program=str(FAULTY))
+        killed = project.run("ok,ok,kill", "replication", "stage=sync", store, program=str(FAULTY))
         assert killed.returncode == -9
         sent = project.run("stage=sync", store)
         assert sent.returncode == 0, sent.stdout + sent.stderr
@@ -145,11 +145,11 @@ def test_training_continues_while_its_sqlite_file_is_locked_or_the_disk_is_full(
         with training(project, store) as watch:
             with contextlib.closing(sqlite3.connect(disk / "mlflow.db", timeout=60)) as connection:
                 connection.execute("BEGIN EXCLUSIVE")
-                watch.is_told_no_more()
-            watch.catches_up()
+                watch.wait_until_store_stops()
+            watch.wait_until_replicated()
             if not why_not_small:
                 fill(disk / "filler")
-                watch.is_told_no_more()
+                watch.wait_until_store_stops()
             watch.process.send_signal(signal.SIGTERM)
             output = ended(watch, code=143)
         if not why_not_small:
@@ -166,14 +166,14 @@ def test_training_continues_while_its_sqlite_file_is_locked_or_the_disk_is_full(
 def test_records_of_a_stopped_stack_are_replicated_later_also_after_bucket_errors(
     project: Project, tmp_path: Path
 ) -> None:
-    """The whole stack, as a plain user: nothing is lost, though the server never comes back while the training lives."""
+    """The server stack, as a plain user: no record is lost if the server stops permanently during the training."""
     with empty_stack(tmp_path / "stack") as stack:
         with contextlib.ExitStack() as alive:
             with running_server(stack):
                 ann = new_user(stack, "ann")
                 login = {"MLFLOW_TRACKING_USERNAME": ann.name, "MLFLOW_TRACKING_PASSWORD": ann.password}
                 watch = alive.enter_context(training(project, stack.address, "train.max_minutes=0.4", **login))
-            watch.is_told_no_more()
+            watch.wait_until_store_stops()
             output = ended(watch)
         assert "records of this run wait in .spool/" in output
 

@@ -1,4 +1,4 @@
-"""Folds that train side by side give what they give one after the other, and end together when one must."""
+"""Parallel folds equal sequential folds, and all end if one fails."""
 
 import signal
 from pathlib import Path
@@ -15,7 +15,7 @@ SIDE_BY_SIDE = ["stage=train", "machine.num_parallel_folds=2"]
 
 
 def test_parallel_folds_equal_sequential_folds(prepared: Project, tmp_path: Path) -> None:
-    """Bit for bit, given the same threads; and with the same records."""
+    """Bit-identical for the same number of threads, with the same records."""
     share = str(max(1, num_cores() // 2))
     one, two = copy_of(prepared, tmp_path / "one"), copy_of(prepared, tmp_path / "two")
     done = one.run("stage=train", OMP_NUM_THREADS=share)

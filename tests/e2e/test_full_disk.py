@@ -1,4 +1,4 @@
-"""A disk that fills up while a network trains costs no more than the epoch that could not be kept."""
+"""A disk that fills up during training costs only the epoch that could not be saved."""
 
 import subprocess
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Stages killed at any moment and given again end with the uninterrupted run's files; `make hard-use` kills a hundred."""
+"""Stages that are killed at any moment and repeated give the files of an uninterrupted run; `make hard-use` kills a hundred."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ from scripts.hard_use.kills import interrupted, outputs_of, require_same, uninte
 pytestmark = pytest.mark.slow
 
 STAGES = ("fetch", "preprocess", "prepare")
-"""Those that take seconds; test_resume.py kills trainings."""
+"""Stages that take seconds; test_resume.py kills trainings."""
 
 
 def test_stages_killed_at_random_moments_end_with_the_same_files(tmp_path: Path) -> None:

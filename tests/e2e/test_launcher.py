@@ -1,4 +1,4 @@
-"""What a person sees on the command line: messages, exit codes, what is imported and what is left behind."""
+"""Command line: messages, exit codes, imports and files."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_refused_input_exits_with_1_and_no_traceback(launch: Launch, tmp_path: P
     (tmp_path / "empty" / "images").mkdir(parents=True)
     result = launch("stage=preprocess", "data=folder", "data.root=empty", "mlflow=off")
     assert result.returncode == 1
-    assert result.stderr.startswith("prostate_seg: there is no ")  # without a line of Hydra's above
+    assert result.stderr.startswith("prostate_seg: there is no ")  # without a line of Hydra before it
     assert "empty" in result.stderr
     assert "Traceback" not in result.stderr
     assert "preprocess FAILED" in result.stdout
@@ -101,7 +101,7 @@ def test_help_and_config_import_nothing_heavy(tmp_path: Path, arguments: list[st
 
 
 def run_and_list_imports(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run the launcher in a folder; the last line that it prints has the heavy libraries that it imported."""
+    """Run the launcher in a folder; the last printed line lists the heavy libraries that it imported."""
     code = (
         "import sys, atexit\n"
         f"atexit.register(lambda: print('HEAVY', [n for n in {HEAVY!r} if n in sys.modules]))\n"

@@ -1,4 +1,4 @@
-"""What leaks does not train; any split file can be audited, with or without images."""
+"""Leaks stop training; any split file can be audited, with or without images."""
 
 import json
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_accepted_near_duplicate_passes_every_gate_with_its_reason(tmp_path: Pat
 def test_intensities_scaled_by_the_whole_data_set_stop_training(prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     images = sorted((project.folder / "preprocess/images").glob("*.nii.gz"))
-    for path in images:  # as if one window had been fitted to all studies
+    for path in images:  # as if intensities had been scaled by all studies together
         volume = read_volume(path)
         scaled = np.clip(volume.array.astype(np.float32) * 0.8 + 5, 0, 255).astype(np.uint8)
         write_volume(path, type(volume)(array=scaled, geometry=volume.geometry))

@@ -1,4 +1,4 @@
-"""The notebook runs as it stands, and what it keeps of its last run is complete, small and of no particular machine."""
+"""The notebook runs, and its stored outputs are complete, small and free of local paths."""
 
 import re
 from pathlib import Path

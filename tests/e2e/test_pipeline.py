@@ -1,4 +1,4 @@
-"""The stages one after the other on a small phantom: what each leaves behind, and what it refuses."""
+"""The stages in order on a small phantom: outputs and refusals."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def succeed(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which the whole pipeline has run; tests do not change it."""
+    """A workspace with a complete pipeline; tests do not change it."""
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "stdout.txt").write_text(
         on_command_line(folder, "-m", "stage=fetch,preprocess,prepare,train,evaluate", *SMALL)
@@ -58,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(finished: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the finished workspace, to change."""
+    """A copy of the finished workspace that a test can change."""
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     yield copy

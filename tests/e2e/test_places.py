@@ -1,4 +1,4 @@
-"""Odd places and moments: read-only data, links, names that need quoting, a full TMPDIR, a clock that is set back."""
+"""Unusual environments: read-only data, links, names that need quoting, a full TMPDIR, a clock that is set back."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ ODD_NAME = "Ätna 1, 50% #1 {x} 'q' 前列腺"
 
 
 def mounted(folder: Path, *options: str) -> Path:
-    """Mount something there, or skip the test."""
+    """Mount a file system at the folder, or skip the test."""
     folder.mkdir()
     done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -35,7 +35,7 @@ def read_only_data(prepared: Project, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def nearly_full(tmp_path: Path) -> Iterator[Path]:
-    """A temporary folder that takes a probe of a few bytes, and no more than two pages."""
+    """A temporary folder with space for a probe of a few bytes, and no more than two pages."""
     folder = mounted(tmp_path / "tmp", "-t", "tmpfs", "-o", "size=64k", "tmpfs")
     try:
         (folder / "filler").write_bytes(bytes(13 * 4096))
@@ -74,6 +74,6 @@ def test_no_run_ends_before_its_start_if_the_clock_is_set_back(prepared: Project
         assert done.returncode == 0, done.stderr
         assert "FINISHED after -" not in done.stdout
         assert "was written to while" not in done.stdout
-        run = project.only(level="stage")  # each has replaced the one before
+        run = project.only(level="stage")  # each has superseded the previous one
         assert run.info.status == "FINISHED"
         assert run.info.end_time >= run.info.start_time

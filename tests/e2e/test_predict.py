@@ -1,4 +1,4 @@
-"""stage=predict as a person uses it: real studies, networks from a folder, without any store."""
+"""stage=predict on the command line: real studies, networks from a folder, without a store."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ WINDOW = PreprocessSettings(
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A folder with two networks that were never trained: their masks are odd, but the same for the same voxels."""
+    """A folder with two untrained networks: their masks are arbitrary, but equal for equal voxels."""
     for number in (0, 1):
         save_fold(tmp_path / "networks", number, preprocess=WINDOW)
     return Project(tmp_path)

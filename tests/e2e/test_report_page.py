@@ -1,4 +1,4 @@
-"""The report of a small pipeline, opened in a browser as a person opens it: from a file, wide and narrow, light and dark."""
+"""The report of a small pipeline in a browser: opened from a file, wide and narrow, light and dark."""
 
 import re
 import shutil
@@ -47,7 +47,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def trouble() -> Iterator[list[str]]:
-    """What the browser complains of or fetches; a test that leaves any fails."""
+    """Errors and requests of the browser; a test with any of them fails."""
     found: list[str] = []
     yield found
     assert found == []

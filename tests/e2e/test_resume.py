@@ -1,4 +1,4 @@
-"""A training that is killed at any moment goes on to the very same files."""
+"""A training that is killed at any moment resumes and writes the same files."""
 
 import random
 import signal

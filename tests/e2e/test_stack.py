@@ -1,4 +1,4 @@
-"""The server stack as processes: what it keeps, whom it lets in, and that a backup of it is whole."""
+"""The server stack as processes: storage, access control, and backups."""
 
 import contextlib
 import http.server
@@ -72,7 +72,7 @@ def test_one_user_writes_another_reads_and_a_third_is_refused(stack: Stack) -> N
     assert all(line.startswith("ok ") for line in checks)
     assert "50 MB" in done.stdout
     assert last == f"{stack.address} passed: runs and models are stored, and refused to other users"
-    assert names() == before  # nothing of the check is left
+    assert names() == before  # the check removes its objects
     with acting_as(administrator(stack)):
         users = requests.get(
             f"{stack.address}/api/2.0/mlflow/users/list", auth=tuple(stack.login.values())[1:], timeout=30
@@ -80,8 +80,8 @@ def test_one_user_writes_another_reads_and_a_third_is_refused(stack: Stack) -> N
     assert not [user["username"] for user in users["users"] if user["username"].startswith("check-")]
 
 
-class Open(http.server.BaseHTTPRequestHandler):
-    """A server that lets everybody in."""
+class OpenServer(http.server.BaseHTTPRequestHandler):
+    """A server without access control."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -93,7 +93,7 @@ def test_check_detects_a_server_without_users(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["check_stack.py"])
     monkeypatch.setattr(os, "environ", {**os.environ, "MLFLOW_TRACKING_USERNAME": "admin"})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Open) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OpenServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{server.server_port}"
         with pytest.raises(SystemExit, match="set MLFLOW_TRACKING_PASSWORD: the server, and an administrator of it"):
@@ -110,7 +110,7 @@ def test_check_detects_a_server_without_users(
 def test_administrator_manages_users_and_permissions(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    # The variables name the server, whatever store this process uses besides.
+    # The variables of the server are used, whatever store this process uses otherwise.
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
 
     def users(*arguments: str) -> str:
@@ -162,7 +162,7 @@ ATTACKS = {
     ),
     "removing a user": ("DELETE", "/api/2.0/mlflow/users/delete", {"username": "{victim}"}),
 }  # fmt: skip
-"""What one user could try on another: method, path, and JSON; each must be refused."""
+"""Attacks of one user on another: method, path, and JSON; each must be refused."""
 
 
 def test_attacks_of_one_user_on_another_are_refused(stack: Stack, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_attacks_of_one_user_on_another_are_refused(stack: Stack, tmp_path: Path
     answers = {}
     for name, (method, path, *body) in ATTACKS.items():
         request = requests.Request(method, "http://x", json=filled(body[0]) if body else None).prepare()
-        request.url = stack.address + filled(path)  # as it is: requests would take the dots out
+        request.url = stack.address + filled(path)  # unchanged: requests would normalise the dots
         request.prepare_auth((attacker.name, attacker.password))
         with requests.Session() as session:
             reply = session.send(request, timeout=30)
@@ -230,7 +230,7 @@ def test_paths_of_a_user_give_no_access_to_other_files(stack: Stack, tmp_path: P
         with pytest.raises(MlflowException, match="Invalid model version source"):
             client.create_model_version(attacker.name, source=there)
         own = client.create_run(client.create_experiment(attacker.name, artifact_location=there))
-        # MLflow puts the id of the run, which is random, behind every place: nothing that exists lies below it.
+        # MLflow appends the random id of the run to every location, so no existing file is below it.
         assert own.info.run_id in own.info.artifact_uri
         for path in ("mine.txt", "../../mine.txt", "/etc/hostname", "../../hostname", "environ", "../../environ"):
             reply = requests.get(
@@ -239,7 +239,7 @@ def test_paths_of_a_user_give_no_access_to_other_files(stack: Stack, tmp_path: P
                 auth=(attacker.name, attacker.password),
                 timeout=30,
             )
-            assert reply.status_code in (400, 404, 500), path  # 500: nothing there, in the words of the S3 store
+            assert reply.status_code in (400, 404, 500), path  # 500: no such object, in a message of the S3 store
             assert MINE not in reply.text
 
 
@@ -372,11 +372,11 @@ def test_backup_restored_into_an_empty_stack_is_the_same_stack(stack: Stack, tmp
         store.create_bucket(Bucket="mlflow")
         store.put_object(Bucket="mlflow", Key="of somebody else", Body=b"x")
         done = script("scripts/stack_backup.py", "restore", str(backups / "first"), **other.data)
-        assert "holds 1 files that are not of this backup, such as of somebody else" in done.stderr
+        assert "contains 1 files that are not of this backup, such as of somebody else" in done.stderr
         store.delete_object(Bucket="mlflow", Key="of somebody else")
         key = next(entry["key"] for entry in json.loads((backups / "first" / "manifest.json").read_text())["objects"])
-        store.put_object(Bucket="mlflow", Key=key, Body=b"half")  # as a restore that was stopped leaves it
-        for _ in range(2):  # the second finds a database with tables
+        store.put_object(Bucket="mlflow", Key=key, Body=b"half")  # as after an interrupted restore
+        for _ in range(2):  # the second restore finds a database with tables
             done = script("scripts/stack_backup.py", "restore", str(backups / "first"), **other.data)
         assert "tables already" in done.stderr
         assert rows_of(other) == rows_of(stack)

@@ -1,4 +1,4 @@
-"""stage=status on the command line: a table, plain in a log; JSON for programs; fast, and no run of its own."""
+"""stage=status on the command line: a plain table in a log, JSON, short run time, and no recorded run."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,8 @@ def test_status_lists_every_stage(prepared: Project, tmp_path: Path) -> None:
     assert states == {stage: "current" if stage in current else "missing" for stage in STAGE_SETTINGS}
     assert "\x1b" not in done.stdout
     (project.folder / "prepared" / "kfold.json").unlink()
-    told = project.run("stage=status", "status.format=json", "preprocess.image_size=64", "mlflow=off")
-    rows = {row["stage"]: row for row in json.loads(told.stdout)}
+    done = project.run("stage=status", "status.format=json", "preprocess.image_size=64", "mlflow=off")
+    rows = {row["stage"]: row for row in json.loads(done.stdout)}
     assert rows["preprocess"]["reasons"] == ["preprocess.image_size 96 -> 64"]
     assert rows["prepare"]["reasons"] == ["prepared/kfold.json is missing", "preprocess is stale"]
 

@@ -1,4 +1,4 @@
-"""Sweeps as a person runs them: grids, pairs and studies; what fails, is stopped early or killed; and what is recorded."""
+"""Sweeps on the command line: grids, pairs and studies; failed, pruned and killed trials; and their records."""
 
 import re
 from pathlib import Path
@@ -45,12 +45,12 @@ def test_study_killed_at_three_moments_ends_with_its_trials_each_trained_once(pr
     text = run(project, "kill", "claim", *sweep, program=str(FAULTY), code=-9)
     assert "study baseline: 3 of 3 trials are missing" in text
     assert [trial.params for trial in trials_of(project)] == [{}]  # at the start of the first trial
-    run(project, "kill", "fold1", *sweep, program=str(FAULTY), code=-9)  # while it trained
+    run(project, "kill", "fold1", *sweep, program=str(FAULTY), code=-9)  # during its training
     settings = settings_of(project, 0)
-    text = run(project, "kill", "told", *sweep, program=str(FAULTY), code=-9)  # between the second and the third
+    text = run(project, "kill", "tell", *sweep, program=str(FAULTY), code=-9)  # between the second and the third
     assert "fold 0 had finished before training was stopped, and is kept" in text
     assert [trial.state.name for trial in trials_of(project)] == ["COMPLETE", "RUNNING"]
-    second = original_number(trials_of(project)[1])  # the retries of the first have numbers too
+    second = original_number(trials_of(project)[1])  # retries of the first trial have numbers too
     weights = project.folder / f"sweeps/baseline/{second}/model/fold0/weights.safetensors"
     before = weights.stat().st_mtime_ns
 
@@ -108,7 +108,7 @@ def test_failed_trials_are_recorded_and_the_sweep_continues(project: Project) ->
 
 @pytest.mark.slow
 def test_unpromising_trials_are_pruned_and_recorded_as_such(project: Project) -> None:
-    """One learning rate that learns and, after it, two that do not."""
+    """A good learning rate first, then two that do not learn."""
     training = [
         "train.max_epochs=6",
         "train.steps_per_epoch=40",
@@ -280,7 +280,7 @@ def test_experiment_runs(project: Project, experiment: str) -> None:
 
 @pytest.mark.slow
 def test_eight_workers_complete_a_study_on_servers_after_one_is_killed(project: Project) -> None:
-    """One MLflow server and one study, both in Postgres, and two workspaces; none of 32 trials is lost or there twice."""
+    """One MLflow server and one study, both in Postgres, and two workspaces; none of 32 trials is lost or duplicated."""
     reason = why_no_postgres()
     if reason is not None:
         pytest.skip(f"no Postgres here: {reason}")
@@ -312,7 +312,7 @@ def test_eight_workers_complete_a_study_on_servers_after_one_is_killed(project: 
         runs = client.search_runs([experiment.experiment_id], "tags.level = 'trial'", max_results=1000)
         finished = {run.info.run_name: run for run in runs if run.info.status == "FINISHED"}
         assert finished.keys() == {f"trial {original_number(trial)}" for trial in trials}
-        assert len(runs) - len(finished) <= 1  # that of the killed one
+        assert len(runs) - len(finished) <= 1  # the trial of the killed worker
         for trial in trials:
             assert finished[f"trial {original_number(trial)}"].data.metrics["objective"] == pytest.approx(trial.value)
         (sweep_run,) = client.search_runs([experiment.experiment_id], "tags.level = 'sweep'")
@@ -324,7 +324,7 @@ def study_in(storage: optuna.storages.RDBStorage) -> optuna.Study:
 
 
 def has_trained(storage: optuna.storages.RDBStorage) -> bool:
-    """Return whether a study is there with trials that have finished, and one that runs."""
+    """Return whether the study exists, with finished trials and a running one."""
     if "baseline" not in optuna.study.get_all_study_names(storage):
         return False
     return {"COMPLETE", "RUNNING"} <= {trial.state.name for trial in study_in(storage).trials}

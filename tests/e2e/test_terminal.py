@@ -1,4 +1,4 @@
-"""At a terminal a bar; in a log, a pipe or a terminal that can draw nothing plain lines; and the shell completes settings."""
+"""Progress bars at a terminal; plain lines in a log, a pipe or a dumb terminal; and completion in the shell."""
 
 import contextlib
 import os
@@ -15,20 +15,20 @@ from tests.project_helpers import SMALL, clean_environment
 pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
 
 CONTROL = re.compile(r"\x1b|\r(?!\n)")
-"""What moves a cursor or colours text."""
+"""Escape sequences of cursor and colour."""
 
 FETCH = [sys.executable, "-m", "prostate_seg", "stage=fetch", "mlflow=off", *SMALL]
 
 
 def at_terminal(folder: Path, kind: str) -> str:
-    """Run a stage at a terminal of this kind and return what it writes there."""
+    """Run a stage at a terminal of this type and return its output."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         FETCH, cwd=folder, env=clean_environment() | {"TERM": kind}, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
     text = b""
-    with contextlib.suppress(OSError):  # Linux' end of a terminal
+    with contextlib.suppress(OSError):  # end of a terminal on Linux
         while part := os.read(ours, 65536):
             text += part
     os.close(ours)

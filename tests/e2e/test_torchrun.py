@@ -1,4 +1,4 @@
-"""One network trained by two processes under torchrun: the same result as of one, one record, and what stops it."""
+"""One network trained by two processes under torchrun: the result of one process, one record, and failures."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def alone(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose fold one process has trained."""
+    """A project whose fold was trained by one process."""
     project = copy_of(prepared, tmp_path_factory.mktemp("alone") / "project")
     done = project.run(*TRAINING, "mlflow=off", **ONE_THREAD)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -35,10 +35,10 @@ def history(project: Project) -> dict[str, np.ndarray]:
 
 
 def require_same(project: Project, alone: Project) -> None:
-    """Check that two trainings came to the same, but for rounding.
+    """Check that two trainings have the same result up to rounding.
 
-    A bias before a batch norm has no gradient but rounding, of which Adam makes steps; the norm takes it out again, and the
-    running mean that is validated does so nearly.
+    The gradient of a bias before a batch norm is rounding error, which Adam scales to full steps; the norm cancels it, and
+    the EMA weights nearly cancel it.
     """
     ours, theirs = history(project), history(alone)
     assert ours.keys() == theirs.keys()
@@ -68,7 +68,7 @@ def test_two_processes_give_the_result_of_one_and_one_record(prepared: Project, 
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     assert json.loads((project.folder / "evaluation/summary.json").read_text())["test"]["dice"] >= 0
 
-    again = project.run(*TRAINING, "mlflow.skip_finished=true", program=TORCHRUN)  # the second process is let go
+    again = project.run(*TRAINING, "mlflow.skip_finished=true", program=TORCHRUN)  # the second process continues
     assert again.returncode == 0, again.stdout + again.stderr
     assert "is skipped: run " in again.stdout + again.stderr
 
@@ -85,7 +85,7 @@ def test_training_resumes_after_one_of_its_processes_was_killed(victim: int, pre
     text, _ = started.communicate(timeout=120)
     assert started.returncode == 1
     assert "Signal 9 (SIGKILL)" in text
-    if victim == 1:  # torchrun stops the first process, or that notices the silence itself
+    if victim == 1:  # torchrun stops the first process, or that process detects the lost connection
         assert project.only(level="stage").info.status in ("KILLED", "FAILED")
     assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
     done = project.run(*slow, program=TORCHRUN)
@@ -105,7 +105,7 @@ def test_training_resumes_after_one_of_its_processes_was_killed(victim: int, pre
 )
 def test_unsupported_commands_are_refused(arguments: list[str], code: int, message: str, prepared: Project) -> None:
     done = prepared.run(*arguments, "mlflow=off", program=TORCHRUN)
-    assert done.returncode == 1  # torchrun's own
+    assert done.returncode == 1  # exit code of torchrun
     assert f"exitcode  : {code}" in done.stderr
     assert message in done.stderr
     assert done.stderr.count("prostate_seg: ") == 1

@@ -1,4 +1,4 @@
-"""What is recorded of real command lines: the tree, its statuses, what reruns replace, and what no record may hold."""
+"""Records of real command lines: run tree, statuses, superseded runs, and no secrets."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ from tests.server_helpers import mlflow_server
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A pipeline that has run once, in one command."""
+    """A pipeline that was run once, by one command."""
     project = Project(tmp_path_factory.mktemp("finished"))
     done = project.run("-m", "stage=fetch,preprocess,prepare,train,evaluate")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
-    """The data of the finished pipeline, with no store yet."""
+    """The data of the finished pipeline, without a store."""
     for name in ("data", "preprocess", "prepared"):
         shutil.copytree(finished.folder / name, tmp_path / name)
     return Project(tmp_path)
@@ -72,7 +72,7 @@ def test_each_fold_has_a_point_per_epoch_and_a_figure(finished: Project) -> None
         losses = finished.client.get_metric_history(run.info.run_id, "train/loss")
         assert [point.step for point in losses] == [1, 2]
         looks = finished.client.get_metric_history(run.info.run_id, "val/dice")
-        assert [point.step for point in looks] == [2]  # two steps are too few for a look at val after each
+        assert [point.step for point in looks] == [2]  # two steps are too few for validation after each epoch
         assert max(point.value for point in looks) == pytest.approx(run.data.metrics["val/best_dice"])
         assert finished.artifacts(run) == {"figures/history.png"}
 
@@ -213,7 +213,7 @@ def test_verify_reports_no_change_and_then_each_change(finished: Project, tmp_pa
     assert "Traceback" not in done.stderr
     rows = json.loads(project.run("stage=verify", f"verify.run={train}", "verify.format=json").stdout)
     assert {row["name"] for row in rows if row["verdict"] != "same"} == {"model", "prepared/kfold.json"}
-    assert len(project.runs(level="stage")) == 5  # a question leaves no run
+    assert len(project.runs(level="stage")) == 5  # a stage that only reports records no run
 
 
 def test_verify_of_an_unknown_run_is_refused(finished: Project) -> None:
@@ -350,7 +350,7 @@ def test_run_id_in_the_environment_is_ignored_with_a_warning(project: Project) -
 
 @pytest.mark.slow
 def test_unreachable_store_stops_the_run_within_ten_seconds(project: Project) -> None:
-    with silent_port() as silent:
+    with unresponsive_port() as silent:
         for port in (9, silent):
             start = time.monotonic()
             done = project.run(
@@ -362,7 +362,7 @@ def test_unreachable_store_stops_the_run_within_ten_seconds(project: Project) ->
             assert "mlflow=off" in done.stderr
             assert "hunter2" not in done.stdout + done.stderr
             assert "Traceback" not in done.stderr
-            assert took < 30, took  # MLflow by itself tries for minutes; the ten seconds are measured, not tested
+            assert took < 30, took  # MLflow's own retries take minutes; the documented ten seconds need an idle machine
     assert not (project.folder / "DS_VERSION.json").exists()
 
 
@@ -464,8 +464,8 @@ def test_leader_election_of_eight_processes_on_a_new_store_twenty_times(tmp_path
     assert done.stdout.splitlines() == ["experiments 1 parents 1 children 8 finished 9 errors 0"] * 20, done.stderr
 
 
-def all_end_well(starts: Sequence[subprocess.Popen[str]]) -> None:
-    """Wait for processes; what those said that did not end with 0 is the test's message."""
+def require_success(starts: Sequence[subprocess.Popen[str]]) -> None:
+    """Wait for processes; fail with the output of those whose exit code is not 0."""
     texts = [start.communicate(timeout=300)[0] for start in starts]
     failed = [
         f"exit {start.returncode}:\n{text}" for start, text in zip(starts, texts, strict=True) if start.returncode
@@ -479,7 +479,7 @@ def test_processes_that_start_together_on_a_new_store_share_one_pipeline(project
         for name in ("data", "preprocess"):
             shutil.copytree(project.folder / name, project.folder / f"workspace{number}" / name)
     starts = [project.start("stage=prepare", f"paths.root=workspace{number}") for number in range(8)]
-    all_end_well(starts)
+    require_success(starts)
     pipeline = project.only(level="pipeline")
     stages = project.runs(level="stage")
     assert len(stages) == 8
@@ -499,7 +499,7 @@ def test_workspaces_that_start_together_on_a_server_share_one_pipeline(project: 
             )
             for number in range(4)
         ]
-        all_end_well(starts)
+        require_success(starts)
         client = MlflowClient(tracking_uri=address)
         experiment = client.get_experiment_by_name("prostate_seg")
         assert experiment is not None
@@ -536,8 +536,8 @@ def test_server_records_the_same_with_system_metrics(project: Project) -> None:
 
 
 @contextlib.contextmanager
-def silent_port() -> Iterator[int]:
-    """A port that takes connections and never answers."""
+def unresponsive_port() -> Iterator[int]:
+    """A port that accepts connections and never responds."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen(16)

@@ -1,4 +1,4 @@
-"""Two people work in one workspace at once: one waits or is refused, clearly, and nothing is mixed."""
+"""Two users in one workspace: the second waits or is refused with a message."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Run the launcher as on a system that forks no process and lacks what Windows lacks: elsewhere.py ARGUMENTS.
+"""Run the launcher without fork and without POSIX calls that Windows lacks: other_platform.py ARGUMENTS.
 
-What is at the top holds in processes that are spawned from this one too.
+The module level is also executed in processes that are spawned from this one.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A file server on this machine that behaves as servers on a bad day: it fails, falls silent, breaks off, and knows ranges."""
+"""A local file server with range requests that fails, times out or disconnects on demand."""
 
 import re
 import threading
@@ -9,25 +9,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @dataclass
-class RoughServer:
-    """What it serves and what went on."""
+class UnreliableServer:
+    """Files, planned failures and past requests of the server."""
 
     files: Mapping[str, bytes]
     """Content by path."""
     troubles: list[str] = field(default_factory=list)
-    """What happens to the next requests, in order: a status, break, silence, garbled, no-ranges; then all is well."""
+    """Failures of the next requests, in order: a status, break, silence, garbled, no-ranges; later requests succeed."""
     asked: list[str | None] = field(default_factory=list)
-    """The range of each request so far."""
+    """Range of each request so far."""
     paths: list[str] = field(default_factory=list)
-    """The path of each request so far."""
+    """Path of each request so far."""
     address: str = ""
     awake: threading.Event = field(default_factory=threading.Event)
-    """Set at the end, so that no silent connection is waited for."""
+    """Set at the end to release silent connections."""
 
 
 @contextmanager
-def rough_server(files: Mapping[str, bytes], *troubles: str) -> Iterator[RoughServer]:
-    state = RoughServer(files=files, troubles=list(troubles))
+def unreliable_server(files: Mapping[str, bytes], *troubles: str) -> Iterator[UnreliableServer]:
+    state = UnreliableServer(files=files, troubles=list(troubles))
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
