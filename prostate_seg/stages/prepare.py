@@ -40,12 +40,12 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def describe(folds: Sequence[Fold], dataset: dict[str, CaseRecord]) -> list[str]:
     """Return a table: cases, patients and median gland volume of each subset of each fold."""
-    lines = ["fold  part   cases  patients  median gland"]
+    lines = ["fold  subset  cases  patients  median gland"]
     for index, fold in enumerate(folds):
         for subset, case_ids in fold.subsets().items():
             cases = [dataset[case_id] for case_id in case_ids]
             num_patients = len({case.patient_id for case in cases})
             volumes = sorted(case.gland_volume_ml for case in cases)
             median = f"{volumes[len(volumes) // 2]:9.1f} mL" if volumes else "-".rjust(12)
-            lines.append(f"{index:4d}  {subset:<5} {len(cases):6d} {num_patients:9d}  {median}")
+            lines.append(f"{index:4d}  {subset:<6} {len(cases):6d} {num_patients:9d}  {median}")
     return lines

@@ -134,7 +134,7 @@ def test_predicted_mask_is_on_the_grid_of_the_original_file(finished: Path) -> N
 def test_terminal_shows_split_epochs_and_result_within_100_columns(finished: Path) -> None:
     text = (finished / "stdout.txt").read_text()
     for words in (
-        "fold  part   cases",
+        "fold  subset  cases",
         "fold  epoch  train loss",
         "metric ",
         "95% CI of the mean",
