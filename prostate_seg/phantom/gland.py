@@ -11,15 +11,10 @@ import numpy as np
 
 from prostate_seg.phantom.settings import HEIGHT_RATIO_RANGE, LENGTH_RATIO_RANGE, half_width_of
 
-FLATTENING_ENDS = 1.5
-"""x^2 / a^2 beyond which the bend of the flanks is constant; the gland ends before."""
-
 FLATTENING_PIVOT = 0.25
-"""x^2 / a^2 at which the bend is 0."""
-
+"""x^2 / a^2 at which the bend of the flanks is 0."""
 RIPPLE_PER_MM = 0.22
 """Wave number of the irregular surface: a wavelength of 29 mm."""
-
 
 Vector = tuple[float, float, float]
 
@@ -37,11 +32,9 @@ class Gland:
     """A sheared egg. Neither its taper nor a shear changes the volume of the ellipsoid that it is made from."""
 
     half_width_mm: float
-    """Half axis a along x."""
     half_height_mm: float
-    """Half axis b along y."""
     half_length_mm: float
-    """Half axis c along z."""
+    """Half axes a, b and c along x, y and z."""
     taper: float
     """Cross sections have the ellipsoid's area times 1 + taper z / c: the base is wider than the apex."""
     tilt: float
@@ -51,9 +44,8 @@ class Gland:
     flattening: float
     """Posterior shift of the flanks as a fraction of b, times x^2 / a^2; it flattens the side towards the rectum."""
     ripple_mm: float
-    """Amplitude of the irregular surface."""
     ripple_phases: tuple[float, float, float]
-    """Phases of its waves in radians."""
+    """Amplitude of the irregular surface, and phases of its waves in radians."""
     central_size: float
     """Half width of the central gland over that of the whole; larger with hyperplasia."""
 
@@ -84,7 +76,7 @@ def draw_gland(generator: np.random.Generator, *, volume_ml: float) -> Gland:
 
 def _shift_back_mm(gland: Gland, x: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Return the posterior shift of points at (x, z) in mm; a function of x and z alone is a shear."""
-    bend = np.minimum((x / gland.half_width_mm) ** 2, FLATTENING_ENDS) - FLATTENING_PIVOT
+    bend = np.minimum((x / gland.half_width_mm) ** 2, 1.5) - FLATTENING_PIVOT  # constant beyond the gland
     wave = np.sin(x * RIPPLE_PER_MM + gland.ripple_phases[0]) * np.sin(z * RIPPLE_PER_MM + gland.ripple_phases[1])
     return gland.tilt * z + gland.flattening * gland.half_height_mm * bend + gland.ripple_mm * wave
 

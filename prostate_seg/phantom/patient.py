@@ -19,9 +19,7 @@ GLAND_TEXTURE_REACH = 1.1
 BODY_TEXTURE_VOX = 80
 """Edge of the periodic lattice with the patient's texture."""
 
-FAT, MUSCLE, CORTEX, MARROW, AIR, URINE, FLUID = 0.58, 0.13, 0.04, 0.4, 0.02, 1.0, 0.75
-DETRUSOR, RECTAL_WALL, MUCOSA, SPHINCTER, LOOSE_TISSUE = 0.17, 0.22, 0.45, 0.18, 0.38
-CENTRAL, PERIPHERAL, STROMA, CAPSULE, URETHRA = 0.27, 0.62, 0.15, 0.1, 0.42
+CENTRAL, PERIPHERAL, STROMA, URETHRA = 0.27, 0.62, 0.15, 0.42
 """T2-weighted signal relative to urine, measured on real studies."""
 
 

@@ -39,17 +39,11 @@ class PhantomSettings(Settings):
             largest_ml, height_ratio=HEIGHT_RATIO_RANGE[0], length_ratio=LENGTH_RATIO_RANGE[0]
         )
         needed_mm = math.ceil(2 * (REACH * half_width_mm + IN_PLANE_MARGIN_MM))
+        seconds_rule = f"must be from 0 to data.phantom.num_patients ({self.num_patients})"
+        view_rule = f"must be from {needed_mm} to 400 for glands of up to {largest_ml:g} mL"
         return [
-            (
-                "num_second_studies",
-                self.num_second_studies <= self.num_patients,
-                f"must be from 0 to data.phantom.num_patients ({self.num_patients})",
-            ),
-            (
-                "field_of_view_mm",
-                self.field_of_view_mm >= needed_mm,
-                f"must be from {needed_mm} to 400 for glands of up to {largest_ml:g} mL",
-            ),
+            ("num_second_studies", self.num_second_studies <= self.num_patients, seconds_rule),
+            ("field_of_view_mm", self.field_of_view_mm >= needed_mm, view_rule),
         ]
 
 

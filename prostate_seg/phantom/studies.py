@@ -30,16 +30,14 @@ MAX_WORKERS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhantomCase:
-    """One study of a phantom patient."""
+    """One study of a phantom patient, such as ph001_2 of ph001."""
 
     case_id: str
-    """Patient and study, such as ph001_2."""
     patient_id: str
-    """Patient, such as ph001."""
     image: Volume
     """T2-weighted signal, int16."""
     mask: Volume
-    """uint8: 0 outside, `CENTRAL_GLAND` or `PERIPHERAL_ZONE` inside."""
+    """On the grid of the image, uint8: 0 outside, `CENTRAL_GLAND` or `PERIPHERAL_ZONE` inside."""
     true_volume_ml: float
     """Volume of the continuous shape by formula, not by counting voxels."""
 
@@ -57,16 +55,8 @@ def phantom_case_ids(settings: PhantomSettings) -> list[str]:
 def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> PhantomCase:
     """Simulate one study; the result depends on the arguments alone.
 
-    Args:
-        case_id: One of `phantom_case_ids(settings)`.
-        settings: Sizes and difficulty.
-        seed: Any integer.
-
-    Returns:
-        The image (int16) and the mask (uint8) on one grid, with the gland's volume by formula.
-
     Raises:
-        ValueError: If the settings have no such case.
+        ValueError: If `phantom_case_ids(settings)` has no such case.
     """
     case_ids = phantom_case_ids(settings)
     if case_id not in case_ids:
@@ -76,12 +66,12 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
     generator = generator_for(seed, case_id)
     study = draw_study(generator, patient.gland, settings=settings)
     image = acquire(patient, study, generator=generator, difficulty=settings.difficulty)
-    mask = rasterise(patient.gland, study)
+    volume = partial(Volume, geometry=study.geometry, stored_orientation=study.stored_orientation)
     return PhantomCase(
         case_id=case_id,
         patient_id=patient_id,
-        image=Volume(array=image, geometry=study.geometry, stored_orientation=study.stored_orientation),
-        mask=Volume(array=mask, geometry=study.geometry, stored_orientation=study.stored_orientation),
+        image=volume(array=image),
+        mask=volume(array=rasterise(patient.gland, study)),
         true_volume_ml=patient.gland.volume_ml,
     )
 
@@ -89,16 +79,8 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
 def write_phantom(folder: Path, *, settings: PhantomSettings, seed: int, num_workers: int | None = None) -> list[Path]:
     """Write `images/<case_id>.nii.gz`, `masks/<case_id>.nii.gz`, `phantom.csv` and `cases.csv` below `folder`.
 
-    Earlier images and masks are replaced once every case is complete; other files in `folder` stay.
-
-    Args:
-        folder: Output folder; created if missing.
-        settings: Sizes and difficulty.
-        seed: Any integer.
-        num_workers: Cases at the same time; None takes the number of cores.
-
-    Returns:
-        The image files, sorted.
+    Earlier images and masks are replaced once every case is complete; other files in `folder` stay. `num_workers` is the number
+    of cases at the same time, None that of cores. Returns the image files, sorted.
     """
     case_ids = phantom_case_ids(settings)
     num_workers = min(num_workers or num_cores(), MAX_WORKERS)
@@ -106,10 +88,9 @@ def write_phantom(folder: Path, *, settings: PhantomSettings, seed: int, num_wor
         write = partial(_write_case, images=images, masks=masks, settings=settings, seed=seed)
         table = pd.DataFrame(map_cases(write, case_ids, num_workers=num_workers, label="fetch"))
     write_csv(folder / "phantom.csv", table)
-    sides = [
-        f"{'below' if float(edge) < FINE_PIXEL_MM else 'from'} {FINE_PIXEL_MM} mm" for edge in table["spacing_y_mm"]
-    ]
-    write_csv(folder / FILE_NAME, pd.DataFrame({"case_id": case_ids, "pixels": sides}))
+    is_fine = table["spacing_y_mm"].astype(float) < FINE_PIXEL_MM
+    pixels = is_fine.map({True: f"below {FINE_PIXEL_MM} mm", False: f"from {FINE_PIXEL_MM} mm"})
+    write_csv(folder / FILE_NAME, pd.DataFrame({"case_id": case_ids, "pixels": pixels}))
     return [folder / "images" / f"{case_id}.nii.gz" for case_id in case_ids]
 
 

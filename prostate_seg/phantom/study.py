@@ -8,7 +8,6 @@ import numpy as np
 
 from prostate_seg.imaging.geometry import Geometry
 from prostate_seg.phantom.gland import Gland, Points, in_central_gland, surface_mm, unit_points
-from prostate_seg.phantom.patient import AIR
 from prostate_seg.phantom.settings import IN_PLANE_MARGIN_MM, PhantomSettings
 
 CENTRAL_GLAND = 1
@@ -71,7 +70,7 @@ def draw_study(generator: np.random.Generator, gland: Gland, *, settings: Phanto
         stored_orientation=str(generator.choice(STORED_ORIENTATIONS)),
         bladder_radius_mm=generator.uniform(20, 34),
         rectum_radius_mm=generator.uniform(11, 16),
-        rectum_signal=float(generator.choice((AIR, 0.15, 0.32))),
+        rectum_signal=float(generator.choice((0.02, 0.15, 0.32))),  # gas, or more or less stool
         bias=generator.normal(0, 0.04 + 0.14 * difficulty, (2, 3)),
         coil_gain=generator.uniform(0, 1.5 * difficulty),
         noise=(0.01 + 0.07 * difficulty) * generator.uniform(0.8, 1.2),

@@ -9,11 +9,7 @@ from prostate_seg.segmentation.settings import Device, Precision
 
 
 def choose_device(device: Device) -> torch.device:
-    """Return the torch device.
-
-    Raises:
-        InputError: If a GPU is asked for and there is none.
-    """
+    """Return the torch device; InputError if a GPU is asked for and there is none."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise InputError(
@@ -23,16 +19,11 @@ def choose_device(device: Device) -> torch.device:
 
 
 def available_gpus(device: Device) -> range:
-    """Return the indices of the GPUs in CUDA_VISIBLE_DEVICES; empty for the CPU.
-
-    Raises:
-        InputError: If a GPU is asked for and there is none.
-    """
+    """Return the indices of the GPUs in CUDA_VISIBLE_DEVICES; empty for the CPU. Errors as in `choose_device`."""
     return range(torch.cuda.device_count() if choose_device(device).type == "cuda" else 0)
 
 
-def computes_bf16(device: torch.device) -> bool:
-    """Return whether the device has native bfloat16 arithmetic."""
+def _computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
@@ -41,5 +32,5 @@ def computes_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, *, precision: Precision) -> AbstractContextManager[None]:
     """Return the autocast context of a forward pass; `auto` enables bfloat16 if the device computes natively in it."""
-    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
+    enabled = precision == "bf16" or (precision == "auto" and _computes_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -42,17 +42,13 @@ class Prediction:
 def predict(image: Volume, *, model: Model) -> Prediction:
     """Segment a study on its own grid.
 
-    Args:
-        image: Original study.
-        model: Networks with their inference settings.
-
     Raises:
         InputError: If the image has too few slices, no intensity range or values that are not finite, or is a label map.
     """
     findings = check_case("", image, None, labels=None).findings
-    errors = [finding for finding in findings if finding.is_error]
-    if errors:
-        raise VolumeError(errors[0].message, errors[0].check)
+    for finding in findings:
+        if finding.is_error:
+            raise VolumeError(finding.message, finding.check)
     _require_no_label_map(image.array)
     found = segment(
         image,
@@ -77,12 +73,10 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         *out_of_distribution(study, ranges=model.ranges),
         *_mask_warnings(found.mask, image.geometry, found.window, volume_ml=volume_ml),
     ]
-    for name, value, lowest in (
-        ("mean probability", found.confidence, LOW_CONFIDENCE),
-        ("inter-model Dice", found.inter_model_dice, LOW_INTER_MODEL_DICE),
-    ):
-        if value is not None and value < lowest:
-            warnings.append(f"{name} {value:.2f}, below {lowest:g}")
+    if found.confidence is not None and found.confidence < LOW_CONFIDENCE:
+        warnings.append(f"mean probability {found.confidence:.2f}, below {LOW_CONFIDENCE:g}")
+    if found.inter_model_dice is not None and found.inter_model_dice < LOW_INTER_MODEL_DICE:
+        warnings.append(f"inter-model Dice {found.inter_model_dice:.2f}, below {LOW_INTER_MODEL_DICE:g}")
     return Prediction(
         mask=image.with_mask(found.mask),
         volume_ml=volume_ml,

@@ -5,7 +5,7 @@ stage=register adds segmentation.json, the inference settings of the evaluation.
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -41,12 +41,8 @@ class Usage(InferenceSettings):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `as_dict` returned."""
+        """Read the content of segmentation.json."""
         return parse_group(cls, present_names(values, key="evaluate"), key="evaluate")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        return cast(dict[str, Any], plain(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +63,7 @@ class Model:
 
 def write_usage(folder: Path, usage: Usage) -> None:
     """Write segmentation.json."""
-    write_json(folder / USAGE, usage.as_dict())
+    write_json(folder / USAGE, plain(usage))
 
 
 def read_usage(folder: Path) -> Usage | None:
@@ -76,11 +72,7 @@ def read_usage(folder: Path) -> Usage | None:
 
 
 def network_folders(folder: Path, *, fold_index: int | None) -> list[Path]:
-    """Return the folders of the networks by fold, or only that of `fold_index`.
-
-    Raises:
-        InputError: If there is none, or not that of `fold_index`.
-    """
+    """Return the folders of the networks by fold, or only that of `fold_index`; InputError if there is none."""
     found = {int(path.name[4:]): path for path in folder.glob("fold*") if path.name[4:].isdigit() and path.is_dir()}
     if not found:
         raise InputError(
@@ -103,15 +95,7 @@ def load_model(
     backend: Backend = "torch",
     name: str | None = None,
 ) -> Model:
-    """Load the networks of a folder as one ensemble.
-
-    Args:
-        folder: Contains fold0, fold1, ...
-        fold_index: Loads a single network; None loads all.
-        usage: Inference settings.
-        device: Device of the networks.
-        backend: Runtime of the networks.
-        name: Name of the model; None takes the folder.
+    """Load the networks of a folder as one ensemble, or only that of `fold_index`; the model is named by the folder or `name`.
 
     Raises:
         InputError: If there are no networks, their settings differ, or files that the backend needs are absent.
@@ -125,15 +109,11 @@ def load_model(
                 f"{path} and {folders[0]} were trained with other networks or preprocessing, and are no ensemble: "
                 "train all folds with the same settings, or take one with fold.index"
             )
-    # At inference there is no reference to centre a window on.
-    used_oracle_crop = first.preprocess.crop == "mask"
     note = "trained on windows that the reference had placed (preprocess.crop=mask)"
     every = [recipe.ranges for recipe in recipes]
     shared = [key for key in every[0] if all(key in ranges for ranges in every)]
     files = [path / file for path in folders for file in (RECIPE, WEIGHTS)]
-    usage_text = str(usage.as_dict()).replace(
-        "'tta'", "'flips'"
-    )  # the former name: masks of earlier versions stay valid
+    usage_text = str(plain(usage)).replace("'tta'", "'flips'")  # former name: masks of earlier versions stay valid
     return Model(
         name=name or str(folder),
         predictor=Predictor(
@@ -142,7 +122,7 @@ def load_model(
                 for path, recipe in zip(folders, recipes, strict=True)
             ],
             model=first.model,
-            preprocess=replace(first.preprocess, crop="center"),
+            preprocess=replace(first.preprocess, crop="center"),  # at inference no reference can place the window
             zscore=first.zscore,
             device=device,
             precision=usage.precision,
@@ -150,7 +130,7 @@ def load_model(
         ),
         usage=usage,
         ranges={key: (min(one[key][0] for one in every), max(one[key][1] for one in every)) for key in shared},
-        notes=(note,) if used_oracle_crop else (),
+        notes=(note,) if first.preprocess.crop == "mask" else (),
         md5=md5_of_text(" ".join([usage_text, backend, *map(md5_of, files)])),
     )
 

@@ -70,11 +70,7 @@ def build_network(settings: ModelConfig) -> nn.Module:
 
 
 def require_legal_size(settings: ModelConfig, *, image_size: int) -> None:
-    """Check that the input size is divisible by the product of the strides.
-
-    Raises:
-        InputError: If it is not, or the coarsest level is too small; the message has the next legal sizes.
-    """
+    """Raise InputError, with the next legal sizes, unless the strides divide the input and leave a coarsest level."""
     factors = np.prod(np.array(settings.strides), axis=0)
     sizes = {"preprocess.image_size": (image_size, int(factors[-1]), MIN_COARSE_EDGE)}
     if is_3d(settings):

@@ -38,16 +38,7 @@ class OnnxNetwork(nn.Module):
 
 
 def export_onnx(path: Path, network: nn.Module, *, model: ModelConfig, image_size: int) -> float:
-    """Export a network and compare its probabilities with torch.
-
-    Args:
-        path: File to write.
-        network: In eval mode, on the CPU.
-        model: Its settings.
-        image_size: Edge length of its input slices in voxels.
-
-    Returns:
-        The largest difference in probability on random inputs.
+    """Export a network, in eval mode on the CPU, and return its largest difference in probability on random inputs.
 
     Raises:
         InputError: If packages are missing, the export fails, or the probabilities differ by more than `TOLERANCE`.

@@ -30,19 +30,8 @@ class ServedModel:
         self.model = model
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Segment every row.
-
-        Args:
-            model_input: Columns `path` or `content`, or both; each row has one of the two.
-            params: Unused; MLflow passes them to every model.
-
-        Returns:
-            One row per input, with the columns `COLUMNS`.
-
-        Raises:
-            InputError: If there is neither column.
-        """
-        del params
+        """Return one row with `COLUMNS` per row with a `path` or a `content`; InputError if there is neither column."""
+        del params  # MLflow passes them to every model
         if not {"path", "content"} & set(model_input.columns):
             raise InputError("a request has rows with a path or the content of an image file, and this has neither")
         rows = [self._predict_row(row) for row in model_input.to_dict("records")]

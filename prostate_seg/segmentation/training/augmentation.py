@@ -41,16 +41,13 @@ COIL_PROBABILITY = 0.15
 def augment(
     images: torch.Tensor, masks: torch.Tensor, *, rng: torch.Generator, coil: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply random affine, elastic, flip and intensity transforms to a batch.
+    """Apply random affine, elastic, flip and intensity transforms to a batch; shapes stay, and masks stay 0 or 1.
 
     Args:
         images: float [B, C, Y, X], mean 0 and SD 1.
         masks: float 0 or 1, [B, D, Y, X]; D may differ from C.
         rng: Random number generator on the device of the images.
         coil: Whether to simulate an endorectal coil in some of the images.
-
-    Returns:
-        Images and masks of the same shapes; masks stay 0 or 1.
     """
     grid = _sampling_grid(images, rng=rng)
     both = torch.cat([images, masks], dim=1)

@@ -56,7 +56,7 @@ class Checkpoints:
         # clone: DynUNet registers some layers under two names, and safetensors refuses tensors that share memory.
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.tensors.items()}
         metadata = {"identity": self.identity, "facts": json.dumps(state.facts), "md5": _md5(tensors)}
-        path = self.folder / f"epoch{epoch:06d}{self._suffix}"
+        path = self.folder / f"epoch{epoch:06d}_{self.identity[:8]}.safetensors"
         try:
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, metadata=metadata)
@@ -95,11 +95,7 @@ class Checkpoints:
         return None
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"epoch*{self._suffix}"))
-
-    @property
-    def _suffix(self) -> str:
-        return f"_{self.identity[:8]}.safetensors"
+        return sorted(self.folder.glob(f"epoch*_{self.identity[:8]}.safetensors"))
 
 
 def _md5(tensors: Mapping[str, torch.Tensor]) -> str:

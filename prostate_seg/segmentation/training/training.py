@@ -128,8 +128,8 @@ def fit(
         val_ids: Studies that choose the best epoch.
         settings: Training settings.
         predictor: The untrained network, and the inference settings of validation.
-        seed: Seed of batch order, augmentation and dropout, together with `fold_index`.
-        fold_index: The fold; the folds of one seed have independent random streams.
+        seed: Seed of batch order, augmentation and dropout.
+        fold_index: The folds of one seed have independent random streams.
         on_epoch_end: Called after each epoch; when training resumes, first with the epochs before the interruption.
         checkpoints: Where the state is saved after each epoch, and loaded from; rank 0 alone needs it.
         group: The processes that train this network; each calls this function.
@@ -137,11 +137,9 @@ def fit(
     Raises:
         InputError: If the loss is no longer finite.
     """
-    device = predictor.device
+    device, volumetric = predictor.device, is_3d(predictor.model)
     batches = Batches(packed, train_ids, model=predictor.model, device=device, kind=settings.slices)
-    step = TrainingStep(
-        predictor.networks[0], settings=settings, device=device, volumetric=is_3d(predictor.model), group=group
-    )
+    step = TrainingStep(predictor.networks[0], settings=settings, device=device, volumetric=volumetric, group=group)
     ema_predictor = replace(predictor, networks=[step.ema.module], num_threads=torch.get_num_threads())
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
     val_slices_per_epoch = VAL_SLICES_FRACTION * steps_per_epoch * settings.batch_size
@@ -229,14 +227,12 @@ def _train_batch(
     """Take one step and return its loss, with smaller micro-batches from here on if the GPU runs out of memory."""
     augmentation = step.settings.augmentation
     while True:
-        micro_batches = np.array_split(slices, math.ceil(len(slices) / step.micro_batch_size))
         try:
             losses = []
-            for micro_batch in micro_batches:
+            for micro_batch in np.array_split(slices, math.ceil(len(slices) / step.micro_batch_size)):
                 images, masks = batches.load(micro_batch)
                 if augmentation != "none":
-                    coil = augmentation == "coil"
-                    images, masks = augment(images, masks, rng=augmentation_rng, coil=coil)
+                    images, masks = augment(images, masks, rng=augmentation_rng, coil=augmentation == "coil")
                 losses.append(step.backward(images, masks, fraction=len(micro_batch) / len(slices)))
             step.update()
             return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -453,11 +449,7 @@ def _mean_loss(
         return float(values.mean())
     bad = int((~finite).nonzero()[0])
     slices = losses[bad][1]
-    studies = [
-        case_id
-        for case_id, case in packed.cases.items()
-        if ((slices >= case.first_slice) & (slices <= case.last_slice)).any()
-    ]
+    studies = [case_id for case_id in packed.cases if np.isin(packed.slices_of([case_id]), slices).any()]
     raise InputError(
         f"the training loss is {float(values[bad])} in step {first_step + bad + 1} (epoch {epoch}), "
         f"on slices of {', '.join(studies)}; the state after epoch {epoch - 1} is kept\n"
