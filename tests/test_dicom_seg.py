@@ -42,7 +42,7 @@ def test_frames_are_the_slices_of_the_files_that_they_refer_to(series: Path, tmp
     mask = block_mask(series)
     write(tmp_path / "mask.dcm", mask, series)
     seg = highdicom.seg.segread(tmp_path / "mask.dcm")
-    files = [path for path, _ in series_frames(series)]
+    files = [frame.path for frame in series_frames(series)]
     uids = [pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID for file in files]
     frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, combine_segments=True)
     np.testing.assert_array_equal(frames, stored_array(mask))
@@ -62,7 +62,7 @@ def test_object_has_the_world_position_of_the_series(series: Path, tmp_path: Pat
 
 def test_pydicom_reads_it_as_a_segmentation_of_the_same_study_and_patient(series: Path, tmp_path: Path) -> None:
     write(tmp_path / "mask.dcm", block_mask(series), series)
-    seg, source = pydicom.dcmread(tmp_path / "mask.dcm"), pydicom.dcmread(series_frames(series)[0][0])
+    seg, source = pydicom.dcmread(tmp_path / "mask.dcm"), pydicom.dcmread(series_frames(series)[0].path)
     assert seg.SOPClassUID.name == "Segmentation Storage"
     for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
         assert getattr(seg, name) == getattr(source, name)
@@ -141,7 +141,7 @@ def test_errors_of_the_library_become_a_message_with_their_reason(
 
 def enhanced(series: Path, folder: Path, *, order: Sequence[int]) -> Path:
     """Write the slices of a series as frames of one Enhanced MR file, in another order."""
-    slices = [pydicom.dcmread(file) for file, _ in series_frames(series)]
+    slices = [pydicom.dcmread(frame.path) for frame in series_frames(series)]
     made = copy.deepcopy(slices[0])
     made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
     shared, measures, orientation = Dataset(), Dataset(), Dataset()

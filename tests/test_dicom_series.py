@@ -93,15 +93,15 @@ class TestFrames:
 
     def test_series_frames_name_the_frame_of_each_slice(self, tmp_path: Path) -> None:
         folder = write_enhanced(tmp_path, STACK, order=[4, 2, 0, 5, 3, 1])
-        assert [frame for _, frame in series_frames(folder)] == [2, 5, 1, 4, 0, 3]
-        assert {path for path, _ in series_frames(folder)} == {folder / "IM0001.dcm"}
+        assert [frame.index for frame in series_frames(folder)] == [2, 5, 1, 4, 0, 3]
+        assert {frame.path for frame in series_frames(folder)} == {folder / "IM0001.dcm"}
         assert content_md5(folder) == content_md5(folder)
 
     def test_a_folder_of_enhanced_files_of_one_frame_each_is_one_volume(self, tmp_path: Path) -> None:
         for z in range(6):
             write_enhanced(tmp_path / "e", STACK, order=[z], name=f"{5 - z}.dcm", edit_file=_uid(z))
         assert_same_volume(read_volume(tmp_path / "e"), read_volume(write_classic(tmp_path / "c", STACK)))
-        assert [path.name for path, _ in series_frames(tmp_path / "e")] == [f"{5 - z}.dcm" for z in range(6)]
+        assert [frame.path.name for frame in series_frames(tmp_path / "e")] == [f"{5 - z}.dcm" for z in range(6)]
 
     def test_each_frame_has_its_own_slope_and_intercept(self, tmp_path: Path) -> None:
         def rescale(z: int, frame: Dataset) -> None:

@@ -60,9 +60,9 @@ class Scan:
 class ScanList:
     """The studies of an input, and the other files and folders in it."""
 
-    scans: list[Scan]
+    scans: list[Scan] = field(default_factory=list)
     """Sorted by name."""
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Names of the files and folders that are no input, by reason."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Reason that a possible study cannot be opened, by its path below the input folder."""
@@ -137,9 +137,7 @@ class _Search:
     root: Path
     pattern: str
     output: Path | None
-    scans: list[Scan] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    unreadable: dict[str, str] = field(default_factory=dict)
+    found: ScanList = field(default_factory=ScanList)
     links: list[Path] = field(default_factory=list)
     """Links are followed after all real folders, so that a study is named by its own path."""
     visited: set[str] = field(default_factory=set)
@@ -151,15 +149,15 @@ class _Search:
         self._visit_folder(self.root)
         for link in self.links:  # grows while links are followed
             self._visit(link)
-        scans = sorted(self.scans, key=lambda scan: scan.name)
-        return ScanList(scans=scans, left_out=dict(self.left_out), unreadable=self.unreadable)
+        self.found.scans.sort(key=lambda scan: scan.name)
+        return self.found
 
     def _visit(self, path: Path) -> None:
         mode, real = _mode(path), os.path.realpath(path)
         if not mode:
             if image_suffix(path.name) is not None or not path.suffix:
                 why = f"broken link to {path.readlink()}" if path.is_symlink() else "it cannot be opened"
-                self.unreadable[self._place(path)] = f"{why}; restore or remove it"
+                self.found.unreadable[self._place(path)] = f"{why}; restore or remove it"
             return
         if real in self.visited or self.root.is_relative_to(real):
             self._leave_out("links to what is listed already, or back to predict.input", path)
@@ -168,14 +166,14 @@ class _Search:
             self._visit_folder(path)
         elif S_ISREG(mode) and image_suffix(path.name) is not None:
             self.visited.add(real)
-            self.scans.append(Scan(name=self._name(path), path=path))
+            self.found.scans.append(Scan(name=self._name(path), path=path))
 
     def _visit_folder(self, folder: Path) -> None:
         try:
             entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         except OSError as error:
             reason = f"this folder cannot be read ({error.strerror}); check its permissions"
-            self.unreadable[self._place(folder)] = reason
+            self.found.unreadable[self._place(folder)] = reason
             return
         self._take_series(folder, entries)
         writable = []
@@ -185,7 +183,7 @@ class _Search:
                 writable.append(path)
             except UnicodeEncodeError:  # it could not be written to a table
                 shown = os.fsencode(self._place(path)).decode("utf-8", "backslashreplace")
-                self.unreadable[shown] = "its name is not in UTF-8; rename it"
+                self.found.unreadable[shown] = "its name is not in UTF-8; rename it"
         for path in self._inputs(folder, writable):
             if path.is_symlink():
                 self.links.append(path)
@@ -201,7 +199,7 @@ class _Search:
                     files.append(path)
             except OSError as error:
                 reason = f"this file cannot be read ({error.strerror}); check its permissions"
-                self.unreadable[self._place(path)] = reason
+                self.found.unreadable[self._place(path)] = reason
         is_root = folder == self.root
         if not files or not (is_root or fnmatch(folder.name, self.pattern)):
             return
@@ -212,7 +210,7 @@ class _Search:
         elif modality != "MR" and not is_root:
             self._leave_out(f"DICOM objects of modality {modality}, not MR", folder)
         else:
-            self.scans.append(Scan(name=self._name(folder), path=folder, description=description))
+            self.found.scans.append(Scan(name=self._name(folder), path=folder, description=description))
 
     def _inputs(self, folder: Path, entries: Sequence[Path]) -> Iterator[Path]:
         """Yield the folders and the image files of a folder that are inputs."""
@@ -265,7 +263,7 @@ class _Search:
         yield from (path for path in files if path.is_symlink() and not _mode(path) and not path.suffix)
 
     def _leave_out(self, reason: str, path: Path) -> None:
-        self.left_out[reason].append(self._place(path))
+        self.found.left_out[reason].append(self._place(path))
 
     def _place(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

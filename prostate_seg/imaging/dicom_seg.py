@@ -76,13 +76,13 @@ def _segmentation(mask: Volume, *, series: Path, model_name: str, model_md5: str
     import highdicom
 
     frames, voxels = series_frames(series), stored_array(mask)
-    sources = [pydicom.dcmread(file) for file in dict.fromkeys(file for file, _ in frames)]
+    sources = [pydicom.dcmread(file) for file in dict.fromkeys(frame.path for frame in frames)]
     for source in sources:
         for keyword in MAY_BE_EMPTY:
             if keyword not in source:
                 setattr(source, keyword, "")
     if len(sources) == 1:  # highdicom takes the slices in the order of the frames
-        voxels = voxels[np.argsort([index for _, index in frames])]
+        voxels = voxels[np.argsort([frame.index for frame in frames])]
     # A Long String (LO) of the default repertoire has at most 64 characters of ASCII.
     short_name = model_name.encode("ascii", "replace").decode().replace("\\", "/")[-50:]
     segment = highdicom.seg.SegmentDescription(

@@ -49,7 +49,7 @@ def read_series(folder: Path) -> Volume:
     Raises:
         VolumeError: If the folder does not hold exactly one complete volume.
     """
-    ordered = _ordered_frames(folder)
+    ordered = series_frames(folder)
     if len(ordered) == 1:
         raise VolumeError(
             "a volume has three dimensions, and the folder holds a single DICOM image; export all slices of the series",
@@ -67,13 +67,12 @@ def read_series(folder: Path) -> Volume:
     return Volume(array=_values(ordered), geometry=geometry)
 
 
-def series_frames(folder: Path) -> list[tuple[Path, int]]:
-    """Return the file of each slice and its frame index, in the order of `read_series`; errors as there."""
-    return [(frame.path, frame.index) for frame in _ordered_frames(folder)]
+def series_frames(folder: Path) -> list[Frame]:
+    """Return the headers of the one volume of a folder, checked and sorted by position along the normal.
 
-
-def _ordered_frames(folder: Path) -> list[Frame]:
-    """Return the headers of the one volume of a folder, checked and sorted by position along the normal."""
+    Raises:
+        VolumeError: If the folder does not hold exactly one complete volume.
+    """
     paths = sorted(folder.iterdir())
     # Hidden files and the index of a medium are no slices; a broken link may be one.
     named = [path for path in paths if not path.name.startswith(".") and path.name.lower() != "dicomdir"]

@@ -46,8 +46,13 @@ def require_content(path: Path) -> None:
         )
 
 
-def require_scalar(kind: str, *, is_complex: bool, num_components: int) -> None:
-    """Refuse complex numbers, vectors and colours; `kind` describes the voxels."""
+def require_one_volume(
+    size_xyz: Sequence[int], *, channel: int | None, kind: str, is_complex: bool, num_components: int
+) -> None:
+    """Refuse voxels that are no single real numbers, single slices, several volumes and sizes that no study has.
+
+    A fourth dimension of size 1, or with the wanted channel, is accepted; `kind` describes the voxels.
+    """
     if is_complex:
         raise VolumeError(f"voxels must be real numbers, and these are {kind}; export the magnitude", "complex_pixels")
     if num_components != 1:
@@ -55,19 +60,15 @@ def require_scalar(kind: str, *, is_complex: bool, num_components: int) -> None:
             f"voxels must be single numbers, and these have {num_components} components ({kind}); export one channel",
             "vector_pixels",
         )
-
-
-def require_three_dimensional(size_xyz: Sequence[int], *, channel: int | None) -> None:
-    """Refuse single slices and several volumes; a fourth dimension of size 1, or with the wanted channel, is accepted."""
     num_wanted = 1 if channel is None else size_xyz[-1]
-    if len(size_xyz) == 3 or (len(size_xyz) == 4 and size_xyz[3] == num_wanted > (channel or 0)):
-        return
-    size = " x ".join(str(length) for length in size_xyz)
-    raise VolumeError(
-        f"a volume has three dimensions, and this has {len(size_xyz)} ({size} voxels); "
-        "export one T2-weighted volume to a file",
-        "not_3d",
-    )
+    if len(size_xyz) != 3 and not (len(size_xyz) == 4 and size_xyz[3] == num_wanted > (channel or 0)):
+        size = " x ".join(str(length) for length in size_xyz)
+        raise VolumeError(
+            f"a volume has three dimensions, and this has {len(size_xyz)} ({size} voxels); "
+            "export one T2-weighted volume to a file",
+            "not_3d",
+        )
+    require_sane_size(size_xyz)
 
 
 def require_sane_size(size_xyz: Sequence[int]) -> None:
@@ -90,6 +91,12 @@ def require_room(path: Path, *, num_bytes: int) -> None:
             f"the file is incomplete: its header announces {num_bytes} bytes of voxels, more than {stored} bytes can hold; "
             "copy or export it again"
         )
+
+
+def require_complete(stored: int, *, num_bytes: int) -> None:
+    """Refuse a file with fewer bytes than its header announces."""
+    if stored < num_bytes:
+        raise VolumeError(f"the file is incomplete: it has {stored} of {num_bytes} bytes; copy or export it again")
 
 
 def inflated(data: bytes, *, num_bytes: int) -> bytes:

@@ -22,10 +22,9 @@ from prostate_seg.imaging.file_integrity import (
     GZIP_MAGIC,
     ZLIB_OR_GZIP,
     inflated,
+    require_complete,
+    require_one_volume,
     require_room,
-    require_sane_size,
-    require_scalar,
-    require_three_dimensional,
 )
 from prostate_seg.imaging.geometry import (
     RIGHT_ANGLE_TOLERANCE,
@@ -71,10 +70,7 @@ def read_nifti(path: Path, *, channel: int | None) -> Volume:
         content = start + stream.read()
     if content.startswith(GZIP_MAGIC):
         content = inflated(content, num_bytes=num_bytes)
-    if len(content) < num_bytes:
-        raise VolumeError(
-            f"the file is incomplete: it has {len(content)} of {num_bytes} bytes; copy or export it again"
-        )
+    require_complete(len(content), num_bytes=num_bytes)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # voxels that are not finite are refused by quality.py
             voxels = header.data_from_fileobj(io.BytesIO(content))
@@ -156,9 +152,8 @@ def _volume_shape(header: Nifti1Header, *, channel: int | None) -> tuple[int, in
     while len(shape) > 4 and shape[-1] == 1:
         shape = shape[:-1]
     num_components = len(dtype) or (shape[4] if len(shape) == 5 and shape[3] == 1 else 1)
-    require_scalar(str(dtype), is_complex=dtype.kind == "c", num_components=num_components)
-    require_three_dimensional(shape, channel=channel)
-    require_sane_size(shape)
+    is_complex = dtype.kind == "c"
+    require_one_volume(shape, channel=channel, kind=str(dtype), is_complex=is_complex, num_components=num_components)
     return shape[:3]
 
 
@@ -231,8 +226,7 @@ def _difference_of_forms(header: Nifti1Header, shape: tuple[int, int, int]) -> s
     corners_mm = [_stated_grid(affine, shape).corners_mm for affine in (sform, qform)]
     apart_mm = np.linalg.norm(corners_mm[0] - corners_mm[1], axis=1).max()
     by_sform, by_qform = (
-        f"first voxel at ({_numbers(affine[:3, 3], ', ')}) mm RAS and axes {_codes(affine)}"
-        for affine in (sform, qform)
+        f"first voxel at ({_numbers(one[:3, 3], ', ')}) mm RAS and axes {_codes(one)}" for one in (sform, qform)
     )
     return (
         f"sform and qform put the volume {apart_mm:.1f} mm apart: {by_sform} by the sform, which is used, and {by_qform} by "

@@ -11,13 +11,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.imaging.file_integrity import (
-    inflated_parts,
-    require_room,
-    require_sane_size,
-    require_scalar,
-    require_three_dimensional,
-)
+from prostate_seg.imaging.file_integrity import inflated_parts, require_complete, require_one_volume, require_room
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.text_headers import check_grid, read_header, voxel_file
 
@@ -91,9 +85,9 @@ def read_with_sitk(path: Path, *, channel: int | None) -> Volume:
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     kind, num_components = sitk.GetPixelIDValueAsString(reader.GetPixelID()), reader.GetNumberOfComponents()
-    require_scalar(kind, is_complex="complex" in kind, num_components=num_components)
-    require_three_dimensional(reader.GetSize(), channel=channel)
-    require_sane_size(reader.GetSize())
+    require_one_volume(
+        reader.GetSize(), channel=channel, kind=kind, is_complex="complex" in kind, num_components=num_components
+    )
 
     # The file that holds the voxels may be another one; SimpleITK reports one that is absent.
     num_bytes = math.prod(reader.GetSize()) * sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
@@ -116,18 +110,12 @@ def _require_complete(image: sitk.Image, payload: bytes, *, num_bytes: int) -> N
     """Refuse truncated and damaged compressed voxels of a MetaImage, which SimpleITK reads without an error.
 
     The checksum at the end of the payload is compared with that of the image; where it differs (for example because of the
-    byte order), the payload is inflated a second time.
-
-    Raises:
-        VolumeError: If the payload has fewer bytes than the header announces.
-        zlib.error: If it is damaged.
+    byte order), the payload is inflated a second time, which raises zlib.error if it is damaged.
     """
     checksum = zlib.adler32(memoryview(sitk.GetArrayViewFromImage(image)))
     if int.from_bytes(payload[-ADLER_BYTES:], "big") == checksum:
         return
-    stored = sum(len(part) for part in inflated_parts(payload))
-    if stored < num_bytes:
-        raise VolumeError(f"the file is incomplete: it has {stored} of {num_bytes} bytes; copy or export it again")
+    require_complete(sum(len(part) for part in inflated_parts(payload)), num_bytes=num_bytes)
 
 
 def geometry_of(image: sitk.Image) -> Geometry:
