@@ -14,7 +14,6 @@ from prostate_seg.common.errors import InputError
 FILE_NAME = "cases.csv"
 REFERENCE_BY = "reference_by"
 """Column with the author of a reference mask, a person or a network."""
-
 RESERVED = frozenset(
     (
         *("case_id", "patient_id", "study_id", "image", "mask", "image_md5", "mask_md5", "voxels_sha1", "num_slices"),

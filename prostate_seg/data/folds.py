@@ -16,7 +16,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_json
 from prostate_seg.common.seeds import Stream, integer_seed, seed_sequence
 from prostate_seg.data.dataset import CaseRecord
-from prostate_seg.imaging.sitk_reader import image_suffix
+from prostate_seg.imaging.sitk_reader import image_stem
 
 FORMS = (
     'JSON of one of these forms: {"folds": [{"train": [...], "val": [...], "test": [...]}, ...]}, the same with val alone '
@@ -46,10 +46,7 @@ class Fold:
 def kfold(cases: Sequence[CaseRecord], *, num_folds: int, val_fraction: float, seed: int) -> list[Fold]:
     """Divide the patients for cross-validation, so that every patient is in the test subset of exactly one fold.
 
-    Test subsets differ by one patient at most and have similar gland volumes.
-
-    Raises:
-        InputError: If there are too few patients for a train, a val and a test subset.
+    Test subsets differ by one patient at most and have similar gland volumes. Too few patients raise InputError.
     """
     from sklearn.model_selection import StratifiedKFold  # takes a second to import; most stages only read folds
 
@@ -68,11 +65,7 @@ def kfold(cases: Sequence[CaseRecord], *, num_folds: int, val_fraction: float, s
 
 
 def all_train(cases: Sequence[CaseRecord], *, val_fraction: float, seed: int) -> list[Fold]:
-    """Return one fold without a test subset.
-
-    Raises:
-        InputError: If there are fewer than two patients.
-    """
+    """Return one fold without a test subset; InputError if there are fewer than two patients."""
     _require_patients(patient_volumes(cases), needed=2, purpose="fold=all with a val subset")
     return _with_val(cases, [set()], val_fraction=val_fraction, seed=seed)
 
@@ -160,22 +153,14 @@ def write_folds(path: Path, folds: Sequence[Fold], *, how: Mapping[str, Any]) ->
 
 
 def read_folds(path: Path) -> list[Fold]:
-    """Read kfold.json.
-
-    Raises:
-        InputError: If the file is absent.
-    """
+    """Read kfold.json; InputError if it is absent."""
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=prepare first")
     return [Fold(**subsets) for subsets in read_json(path)["folds"]]
 
 
 def chosen_folds(folds: Sequence[Fold], *, index: int | None) -> dict[int, Fold]:
-    """Return the fold of one index, or all, by index.
-
-    Raises:
-        InputError: If there is no fold of that index.
-    """
+    """Return the fold of one index, or all, by index; InputError if there is none of that index."""
     if index is not None and index >= len(folds):
         raise InputError(f"fold.index: must be below {len(folds)}, the number of folds in kfold.json, is {index}")
     return {number: fold for number, fold in enumerate(folds) if index is None or number == index}
@@ -211,15 +196,11 @@ def _read_subsets(path: Path) -> list[dict[str, list[str]]]:
             subsets = {SUBSETS[name]: entry[name] for name in entry if name in SUBSETS}
             if not subsets or any(isinstance(names, str) for names in subsets.values()):
                 raise KeyError("train, val, test")
-            folds.append({subset: [_case_id(str(name)) for name in names] for subset, names in subsets.items()})
+            folds.append(
+                {subset: [image_stem(Path(str(name)).name) for name in names] for subset, names in subsets.items()}
+            )
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: a split file is {FORMS}") from error
     if not any(case_ids for subsets in folds for case_ids in subsets.values()):
         raise InputError(f"{path} lists no case; a split file is {FORMS}")
     return folds
-
-
-def _case_id(name: str) -> str:
-    """Return a file name without folders and image suffix."""
-    name = Path(name).name
-    return name[: len(name) - len(image_suffix(name) or "")]

@@ -20,13 +20,11 @@ GLAND_WORD = (
     r"(central|peripheral|transition|transitional)(gland|zone)|afs|afms|amfs|afm|fibromuscular|stroma"
 )
 """The organ and its zones, with their usual abbreviations."""
-
 INSIDE_WORD = (
     r"(sub)?lesions?|tumou?rs?|cancers?|carcinomas?|adenocarcinoma|malignan\w+|pca|cs|cspca|significant|clinically|suspicious|"
     r"index|dominant|isup|gleason|pirads|pi|rads|bph|nodules?|cysts?|calcifications?|urethra\w*|dpu|verumontanum|utricle"
 )
 """Structures inside the gland, which belong to it where the gland has a label of its own."""
-
 PLAIN_WORD = (
     r"\w|whole|total|full|all|union|merged|combined|left|right|anterior|posterior|lateral|medial|mid|middle|midgland|apex|"
     r"base|inner|outer|horn|zones?|sectors?|areas?|regions?|volume|of|the|and|or|labels?|masks?|seg|segmentation|roi|"
@@ -98,7 +96,6 @@ def _meaning(name: str) -> _Meaning:
 
 
 def _label_names(root: Path) -> Iterator[tuple[Path, dict[int, list[str]]]]:
-    """Yield the names of the labels above 0, for each file that has some."""
     tables: list[tuple[Path, list[tuple[int, str]]]] = []
     dataset_json = root / "dataset.json"
     if dataset_json.is_file():

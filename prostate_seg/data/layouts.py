@@ -17,14 +17,12 @@ from pathlib import Path
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json
 from prostate_seg.data.label_names import is_gland_name
-from prostate_seg.imaging.sitk_reader import image_suffix
+from prostate_seg.imaging.sitk_reader import image_stem
 
 COMPANION_SUFFIXES = (".raw", ".zraw", ".dvc", ".md", ".txt")
 """Files that belong beside images: the voxels of a .mhd, DVC's files, notes."""
-
 COMPANION_STEMS = (".", "readme", "license", "licence", "thumbs.db", "desktop.ini")
 """Beginnings of other file names that are not reported as ignored."""
-
 EXPECTED = (
     "expected are images/ and masks/ with equal names, such as images/10001_1.mha and masks/10001_1.nii.gz, nnU-Net's "
     "imagesTr/ and labelsTr/, or BIDS' sub-*/anat/ and derivatives/"
@@ -32,10 +30,8 @@ EXPECTED = (
 
 MASK_SUFFIXES = ("mask", "dseg", "seg")
 """Last word of a mask's name in BIDS derivatives."""
-
 MASK_ENTITIES = ("space", "label", "desc", "res", "den", "atlas", "seg")
 """Entities in the name of a BIDS mask that are absent from the name of its image."""
-
 OTHER_SEQUENCE = r"\b(adc|dwi|hbv|b[0-9]+|dce|t1w?|swi|ct|pet)\b"
 """Names of channels that are not T2-weighted; a single channel of any other name is taken as T2-weighted."""
 
@@ -112,7 +108,6 @@ def _list_own(root: Path, masks_required: bool) -> Listing:
 
 
 def _list_nnunet(root: Path, masks_required: bool) -> Listing:
-    """List the T2-weighted channel of each case."""
     if masks_required:
         _require_folder(root / "labelsTr")
     folder = root / "imagesTr"
@@ -140,7 +135,7 @@ def _list_nnunet(root: Path, masks_required: bool) -> Listing:
                 reason = f"it is channel {number}, and the T2-weighted one is {channel}; add that"
                 unread[stem] = Unread(path=paths[0], reason=reason)
     for stem, path in unnumbered.items():
-        suffix = path.name[len(path.name) - len(image_suffix(path.name) or "") :]
+        suffix = path.name.removeprefix(image_stem(path.name))
         reason = f"its name has no channel number; rename it to {stem}_{channel}{suffix}"
         unread[stem] = Unread(path=path, reason=reason)
     masks, ignored_masks = _by_stem(root / "labelsTr")
@@ -148,11 +143,7 @@ def _list_nnunet(root: Path, masks_required: bool) -> Listing:
 
 
 def t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
-    """Return the number of the T2-weighted channel, such as 0000.
-
-    Args:
-        dataset_json: nnU-Net's description of the data set; may be absent.
-        channels: Numbers that the names of images end in.
+    """Return which of the channels, such as 0000, is T2-weighted by nnU-Net's description, which may be absent.
 
     Raises:
         InputError: If it is not clear which of several channels is T2-weighted, or none is.
@@ -202,7 +193,6 @@ def _list_bids(root: Path, masks_required: bool) -> Listing:
 
 
 def _images(root: Path, *patterns: str) -> Iterator[tuple[Path, str]]:
-    """Yield the image files that match, and their stems."""
     for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
         stem = _stem(path)
         if path.is_file() and stem is not None:
@@ -244,5 +234,5 @@ def _stem(path: Path) -> str | None:
         return None
     if path.is_dir():
         return nfc(path.name)
-    suffix = image_suffix(path.name)
-    return nfc(path.name[: -len(suffix)]) if suffix and len(path.name) > len(suffix) else None
+    stem = image_stem(path.name)
+    return nfc(stem) if stem and stem != path.name else None

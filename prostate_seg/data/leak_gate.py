@@ -21,7 +21,6 @@ from prostate_seg.imaging.fingerprint import near_duplicates
 
 SHOWN_LEAKS = 20
 """Leaks listed in the error; the rest are counted."""
-
 OVERRULE = (
     "Near-identical images that are no copies: name the pair and the reason in every stage, such as "
     "'fold.not_duplicates=[\"10001_1/10002_1: two patients according to the register\"]'."
@@ -52,7 +51,6 @@ SHARED = {
     Check.mask_file: "mask_md5",
 }
 """Attribute of `Fingerprint` that no two subsets may share, by check."""
-
 NEEDED = SHARED | {
     Check.near_duplicate: "thumbnail",
     Check.intensities: "own_intensities",

@@ -16,22 +16,17 @@ MASK = re.compile(
     r"|tumou?rs?|anatomy|gland|wg|pz|tz|preds?|predictions?|derivatives"
 )
 """Words of reference masks and of other programs' masks."""
-
 PLANE = re.compile(r"(t2\w*)?(cor|sag)|coronal|sagittal|locali[sz]er|scout|survey")
 """Words of images that are not axial, also joined to the sequence as in t2tsesag."""
-
 SEQUENCE = re.compile(r"adc|dwi|dti|hbv|diff|diffusion|ep2d|tracew?|bval|dce|perf|perfusion|ktrans|flair|t1\w*")
 """Words of other sequences; a name with a T2 word is T2-weighted all the same."""
-
 T2 = re.compile(r"t2\w*")
 
 B_VALUE = re.compile(r"b(0|[1-9][0-9]*)")
 B_VALUE_STEP = 50
 """b-values are multiples of this, which distinguishes most of them from patient numbers such as B1013."""
-
 CHANNEL = re.compile(r"(.+)_([0-9]{4})")
 """nnU-Net's name of an image: case and channel."""
-
 MAX_CHANNELS = 8
 """Maximum number of channels of a case; more numbers behind one name are studies."""
 

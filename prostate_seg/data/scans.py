@@ -20,17 +20,15 @@ from prostate_seg.data.layouts import is_bids
 from prostate_seg.data.scan_names import CHANNEL, kind_of, kind_of_folder, other_channels, words_of
 from prostate_seg.imaging.dicom_frames import MAGIC, MAGIC_OFFSET
 from prostate_seg.imaging.labels import listed
-from prostate_seg.imaging.sitk_reader import image_suffix
+from prostate_seg.imaging.sitk_reader import image_stem, image_suffix
 
 DICOM_SUFFIXES = (".dcm", ".ima")
 """Usual suffixes; most scanners and archives write none, and the file is recognised by its content."""
-
 SUFFIXES = ".mha .mhd .nii .nii.gz .nrrd"
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 OTHER_SUFFIXES = (".gz", ".bz2", ".xz", ".hdr", ".img", ".nhdr", ".mgh", ".mgz", ".mnc")
 """Image formats that are not read, and compressed files."""
-
 NNUNET_FOLDERS = ("imagesTr", "imagesTs")
 
 OUTSIDE = "outside the image folders of data sets (images/, imagesTr/, imagesTs/, sub-*/)"
@@ -191,7 +189,6 @@ class _Search:
                 self._visit(path)
 
     def _take_series(self, folder: Path, entries: Sequence[Path]) -> None:
-        """Add the folder itself if it contains DICOM files."""
         files = []
         for path in entries:
             try:
@@ -324,8 +321,7 @@ def _modality_and_description(files: Sequence[Path]) -> tuple[str, str]:
 
 
 def _stem(path: Path) -> str:
-    suffix = None if path.is_dir() else image_suffix(path.name)
-    return path.name[: -len(suffix)] if suffix else path.name
+    return path.name if path.is_dir() else image_stem(path.name)
 
 
 def _by_name(kind: str) -> str:

@@ -24,10 +24,8 @@ from prostate_seg.imaging.sitk_reader import image_suffix, reason_of
 
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
 """Mark of a DICOM file after its preamble."""
-
 FIRST_GROUPS = (b"\x08\x00", b"\x02\x00")
 """First bytes of a DICOM file that was stored without preamble, in little endian."""
-
 COMPANION_NAMES = ("dicomdir", "thumbs.db", "desktop.ini", "lockfile", "md5sums", "sha1sums", "sha256sums")
 
 COMPANION_SUFFIXES = (
@@ -36,7 +34,6 @@ COMPANION_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".bval", ".bvec", ".raw", ".zraw"),
 )
 """Reports, notes, pictures, conversions and files of media beside the slices; no exporter gives a slice such a name."""
-
 FOREIGN_CONTENT = {
     b"\x1f\x8b": "is compressed by gzip; unpack it",
     b"PK\x03\x04": "is a zip archive; unpack it, or move it elsewhere",
@@ -46,10 +43,8 @@ FOREIGN_CONTENT = {
     b"\x89PNG": "is a PNG picture; export the original DICOM file",
 }
 """First bytes of other files that were found under a slice's name."""
-
 UNIT_LENGTH_TOLERANCE = 0.01
 """Largest deviation of a direction from unit length, and of the cosine between two from 0: some headers have two decimals."""
-
 IDENTITY = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 DETECTOR_SPACINGS = ("ImagerPixelSpacing", "NominalScannedPixelSpacing")
 HEADER = [
@@ -59,7 +54,6 @@ HEADER = [
     *("RescaleIntercept", *DETECTOR_SPACINGS, "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 """Attributes that are read."""
-
 FUNCTIONAL_GROUPS = {
     "PixelSpacing": "PixelMeasuresSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -68,7 +62,6 @@ FUNCTIONAL_GROUPS = {
     "RescaleIntercept": "PixelValueTransformationSequence",
 }
 """Functional group of an Enhanced object that holds an attribute."""
-
 PIXEL_DATA, UNDEFINED_LENGTH = (0x7FE0, 0x0010), 0xFFFFFFFF
 
 
@@ -321,7 +314,6 @@ def _integer(header: pydicom.Dataset, keyword: str) -> int:
 
 
 def _items(header: pydicom.Dataset, sequence: str) -> list[pydicom.Dataset]:
-    """Return the items of a sequence, none where it is absent."""
     return list(header[sequence].value or []) if sequence in header else []
 
 

@@ -22,7 +22,6 @@ from prostate_seg.imaging.image_io import stored_array
 
 SERIES_NUMBER = 900
 """High enough to be listed after the scanner's own series."""
-
 MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),

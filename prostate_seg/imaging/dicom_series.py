@@ -20,22 +20,16 @@ from prostate_seg.imaging.geometry import Geometry, Volume
 
 SAME_DIRECTION_TOLERANCE = 1e-3
 """Largest difference of a direction cosine between parallel slices (0.06 degrees; headers are rounded)."""
-
 SAME_POSITION_TOLERANCE_MM = 0.01
 """Slices closer than this along the normal are at one position."""
-
 SAME_PIXEL_SPACING_TOLERANCE = 1e-4
 """Relative difference up to which two pixel spacings are equal."""
-
 GAP_TOLERANCE_FRACTION = 0.05
 """Largest deviation of a gap from the usual one, as a fraction; positions rounded to 0.1 mm deviate less at 3 mm."""
-
 STRAIGHT_TOLERANCE_MM = 0.25
 """Largest distance of a slice from the line through the first one: half a pixel of a usual T2 scan."""
-
 NO_RESCALE = (1.0, 0.0)
 """Slope and intercept that keep stored values."""
-
 PIXEL_ATTRIBUTES = [
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated"),
     *("BitsStored", "HighBit", "PixelRepresentation", "PixelData"),

@@ -13,22 +13,16 @@ from prostate_seg.common.errors import VolumeError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of a Git LFS pointer, which replaces a file that was not downloaded."""
-
 GZIP_MAGIC = b"\x1f\x8b"
 """First bytes of a gzip stream."""
-
 ZLIB_OR_GZIP = 47
 """zlib's wbits for "either header, detected automatically"."""
-
 MAX_AXIS_VOX = 4096
 """Most voxels along an axis; the finest scans have about 1,000."""
-
 MAX_VOXELS = 2**28
 """Most voxels of a volume, 512 x 512 x 1024; a T2-weighted study has 3 to 50 million."""
-
 MAX_COMPRESSION_RATIO = 1032
 """Highest compression ratio of Deflate, so that a header that announces more bytes is wrong."""
-
 INFLATED_CHUNK_BYTES = 2**24
 """Bytes of a compressed file that are inflated at once, which bounds the memory used."""
 

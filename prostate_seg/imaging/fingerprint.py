@@ -16,30 +16,22 @@ from prostate_seg.imaging.geometry import Geometry, Volume
 
 THUMBNAIL_SHAPE = (16, 50, 50)
 """Voxels of a thumbnail."""
-
 THUMBNAIL_SPACING_MM = (3.0, 2.0, 2.0)
 """Their edges: the middle 48 x 100 x 100 mm of a study, which contain the gland."""
-
 BAND_MM = (1.0, 3.0)
 """Standard deviations of the band-pass, a difference of two Gaussians."""
-
 MAX_CONTRAST = 3.0
 """Standard deviations at which a thumbnail is clipped, so that a few bright voxels do not dominate the correlation."""
-
 MAX_SHIFT_VOX = (2, 4, 4)
 """Shifts that are tried on a pair: 6 mm along z, 8 mm in the plane."""
-
 COARSE = 2
 """Downsampling of the thumbnails on which all pairs are compared first."""
-
 BLOCK, WIDE_BLOCK = 256, 512
 """Studies that are compared at once with other studies, which bounds the memory of the coarse thumbnails."""
-
 COARSE_SIMILARITY = 0.25
 """Least correlation of the coarse thumbnails of a pair that is compared at full resolution, which takes 1.2 ms. Measured: 0.35
 or more for real scans shifted by up to 6, 8 and 8 mm, where half a coarse voxel costs most; 0.13 at most for different
 patients of five studies, and 0.25 or more for 1 of 120 pairs of phantom patients."""
-
 NEAR_DUPLICATE_SIMILARITY = 0.64
 """Least correlation of near-duplicates.
 

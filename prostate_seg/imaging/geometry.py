@@ -15,10 +15,8 @@ Box = tuple[slice, slice, slice]
 
 SAME_GRID_TOLERANCE = 0.1
 """Largest distance between corners of equal grids, as a fraction of the smallest voxel edge (float32 headers differ)."""
-
 RIGHT_ANGLE_TOLERANCE = 0.01
 """Largest cosine between two axes of a grid, and largest deviation of an axis from unit length."""
-
 ROUNDED_ROTATION = 1e-3
 """Rotation in radians that is ignored: a NIfTI quaternion in float32 is rounded by up to 6e-4, about its origin."""
 

@@ -23,28 +23,20 @@ from prostate_seg.imaging.text_headers import read_header, voxel_file
 
 SINGLE_FILE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Formats that can be written: .mhd needs a second file beside it, which no single rename can put in place."""
-
 EDGE_RANGE_MM = (0.01, 100.0)
 """Shortest and longest voxel edge; outside them the header is damaged or in another unit."""
-
 MAX_EXTENT_MM = 2000.0
 """Largest extent of a volume along an axis, the length of a scanner's bore."""
-
 LPS_LABELS = (("R", "L"), ("A", "P"), ("I", "S"))
 """Letters of the negative and the positive end of the world axes x, y and z, for nibabel's orientations."""
-
 LPS = axcodes2ornt("LPS", LPS_LABELS)
 
 
 def read_volume(path: Path, *, channel: int | None = None) -> Volume:
     """Read an image file, or a folder that holds one DICOM series, and reorient it to LPS.
 
-    Args:
-        path: A .mha, .mhd, .nii, .nii.gz or .nrrd file, or a folder of DICOM files.
-        channel: Index of the wanted volume of a four-dimensional file; None refuses several.
-
-    Returns:
-        Array [Z, Y, X] in the file's dtype (float64 becomes float32), its grid and the file's axis code.
+    The array keeps the file's dtype, except that float64 becomes float32. `channel` is the index of the wanted volume of a
+    four-dimensional file; None refuses several.
 
     Raises:
         VolumeError: If this is not one complete three-dimensional scalar volume; `check` names the reason.
@@ -115,7 +107,6 @@ def _stored_type(array: np.ndarray) -> np.ndarray:
 
 
 def _as_stored(volume: Volume) -> Volume:
-    """Return a volume with the axes of its file."""
     return _reoriented(volume, ornt_transform(LPS, axcodes2ornt(volume.stored_orientation, LPS_LABELS)))
 
 
@@ -131,7 +122,6 @@ def _reoriented(volume: Volume, orientation: np.ndarray) -> Volume:
 
 
 def _read_file(path: Path, *, channel: int | None) -> Volume:
-    """Read a volume with the axes of its file."""
     if not path.is_file():
         raise VolumeError("there is no such file; check the path, or fetch the data (dvc pull)", "missing_file")
     suffix = image_suffix(path.name)

@@ -9,30 +9,18 @@ from prostate_seg.imaging.geometry import Volume
 
 LABEL_TOLERANCE = 1e-3
 """Largest deviation from a whole number: rescale slopes and float32 arithmetic give values such as 0.9999999."""
-
 MAX_LABELS = 10
 """Labels above 0 in a mask of the prostate; the finest published maps of zones and lesions have fewer."""
-
 MAX_LABEL = 65535
 """Largest label of a 16-bit file. Only whether a label is gland is kept, so that labels need not fit into 8 bits."""
-
 SAME_NEIGHBOUR_FRACTION = 0.5
 """Fraction of a label's voxels whose neighbour along x has the same label: more in a structure, less in an intensity image."""
-
 MAX_LISTED = 5
 """Numbers that a message lists before it counts the others."""
 
 
 def as_labels(mask: Volume) -> Volume:
-    """Return a mask with its values as integers.
-
-    Args:
-        mask: Values as in the file, any dtype.
-
-    Returns:
-        The mask with an integer array; the mask itself when a value is no whole number within `LABEL_TOLERANCE`, which
-        `label_problem` reports.
-    """
+    """Return a mask with its values as integers; unchanged when a value is no whole number, which `label_problem` reports."""
     array = mask.array
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         return mask
@@ -46,9 +34,7 @@ def as_labels(mask: Volume) -> Volume:
 def label_problem(array: np.ndarray, *, labels: Sequence[int] | None) -> tuple[str, str] | None:
     """Return the check that a mask fails and the message, or None when it marks gland.
 
-    Args:
-        array: Labels as `as_labels` returns them; all finite.
-        labels: Labels that are gland; None takes every label above 0.
+    The array is finite, with labels as `as_labels` returns them; `labels` are gland, or with None every label above 0.
     """
     if array.dtype.kind == "f" and (array != np.rint(array)).any():
         off = np.abs(array - np.rint(array))

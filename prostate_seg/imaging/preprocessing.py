@@ -21,10 +21,8 @@ from prostate_seg.imaging.settings import PreprocessConfig
 
 SAME_SPACING_TOLERANCE = 1e-5
 """Relative difference up to which two spacings are equal; over 1,000 voxels it shifts by a hundredth of a voxel."""
-
 SPLINE_MARGIN_VOX = 12
 """Source voxels kept around a window; the prefilter of a cubic B-spline decays by 0.27 a voxel, so that 1e-7 of it is lost."""
-
 EDGE_VOX = 1e-6
 """A voxel centre exactly on the edge of a grid counts as outside, as in ITK, whatever the rounding."""
 
@@ -66,10 +64,7 @@ class Preprocessed:
 def preprocess_study(image: Volume, mask: Volume | None, *, settings: PreprocessSettings) -> Preprocessed:
     """Resample and crop a study, and its reference if there is one, to the network's grid.
 
-    Args:
-        image: The study on its own grid, any numeric dtype.
-        mask: Its reference on the same grid, integer labels; needed for crop "mask".
-        settings: Spacing, window and intensities of the network's input.
+    The mask has integer labels on the study's grid.
 
     Raises:
         InputError: If crop "mask" lacks a mask, or the kept region has no intensity range.
@@ -79,11 +74,8 @@ def preprocess_study(image: Volume, mask: Volume | None, *, settings: Preprocess
     window = _window(resampled, image.geometry, gland, settings=settings)
     inside = _box(axis_index(window, resampled), resampled.shape_vox)
     pixels = _scaled(_resample_image(image, _sub_geometry(window, inside)), settings=settings)
-    if pixels.shape == window.shape_vox:
-        array = pixels
-    else:  # voxels outside the study get the lowest value inside
-        array = np.full(window.shape_vox, pixels.min(), dtype=pixels.dtype)
-        array[inside] = pixels
+    array = np.full(window.shape_vox, pixels.min(), dtype=pixels.dtype)  # voxels outside the study get its lowest value
+    array[inside] = pixels
     preprocessed = Volume(array=array, geometry=window)
     if gland is None:
         return Preprocessed(image=preprocessed, mask=None, gland_kept_fraction=float("nan"))
@@ -115,16 +107,7 @@ def resampled_geometry(geometry: Geometry, *, spacing_mm: Spacing | None) -> Geo
 
 
 def restore_probability(probability: np.ndarray, *, window: Geometry, original: Geometry) -> np.ndarray:
-    """Resample probabilities from the network's grid to the study's own grid, linearly; 0 outside the window.
-
-    Args:
-        probability: Float array on `window`, 0 to 1.
-        window: Grid that `preprocess_study` returned.
-        original: Grid of the study.
-
-    Returns:
-        float32 array of shape `original.shape_vox`.
-    """
+    """Resample probabilities from the network's grid to the study's own grid, linearly; float32, 0 outside the window."""
     restored = np.zeros(original.shape_vox, dtype=np.float32)
     box = _box(axis_index(original, window), window.shape_vox)
     if all(part.stop > part.start for part in box):
@@ -145,15 +128,12 @@ def _sub_geometry(geometry: Geometry, box: Box) -> Geometry:
 
 
 def interpolate(array: np.ndarray, index: Sequence[np.ndarray], *, order: Literal[1, 3]) -> np.ndarray:
-    """Interpolate between voxels, axis by axis.
+    """Interpolate between voxels, axis by axis; float32.
 
     Args:
         array: Any numeric dtype, [Z, Y, X].
         index: Continuous indices into `array` along z, y and x; the result has their lengths as its shape.
         order: 1 for linear, 3 for the cubic B-spline that passes through the voxels (Unser 1999), mirrored at the ends.
-
-    Returns:
-        float32 array.
     """
     z, y, x = (_weights(axis, size=size, order=order) for axis, size in zip(index, array.shape, strict=True))
     in_plane = y @ (array.astype(np.float32) @ x.T)

@@ -16,51 +16,37 @@ from prostate_seg.imaging.labels import label_problem, listed
 
 MIN_SLICES = 3
 """A volume with fewer slices has no apex, mid-gland and base."""
-
 PLAUSIBLE_VOLUME_ML = (15.0, 263.0)
 """Smallest and largest gland among the public PI-CAI studies."""
-
 SOLID_FRACTION = 0.85
 """Least usual `solid_fraction`: five reference masks have 0.96."""
-
 LEAKED_FRACTION = 0.7
 """Least accepted `solid_fraction`: PI-CAI's faulty mask of 11050_1001070, which leaks to the front, has 0.59."""
-
 MIN_HOLES_ML = 0.05
 """Smaller holes are single voxels, which expert masks have too."""
-
 MAX_IMAGE_DISORDER = 0.5
 """Largest `image_disorder` of ordered slices. Five real studies and eighty phantoms have 0, also when every other slice is
 moved by 1 mm; slices that are sorted by name, shuffled or interleaved have 1.3 or more, two swapped slices 0.29 or more. Five
 studies do not settle a limit, so that more is a warning and excludes no case."""
-
 MAX_MASK_DISORDER = 0.35
 """Largest `mask_disorder` of ordered slices. Human masks have up to 0.18, interleaved or sorted by name 0.57 or more; two
 swapped neighbours in the middle of a gland hardly change it, and are rarely found. The limit is midway and rests on five masks,
 so that more is a warning."""
-
 ORDER_SAMPLES = 64
 """Pixels along each side of a slice that `image_disorder` uses; more cost time and find no more."""
-
 MAJORITY_FRACTION = 0.8
 """Fraction of the other masks that must agree on a label before one that differs is reported; below it a data set is mixed."""
-
 MIN_MASKS = 5
 """Fewer masks have no majority."""
-
 SIDES = (("inferior", "superior"), ("anterior", "posterior"), ("right", "left"))
 """Sides of the first and the last voxel along z, y and x."""
-
 PLANES = ("axial", "coronal", "sagittal")
 """Plane of slices that are stacked along z, y and x."""
-
 MIN_ANISOTROPY = 1.5
 """Least ratio of the largest voxel edge to the next that shows along which axis slices are stacked. Slices of T2-weighted
 studies are 1.5 to 4 mm apart and pixels 0.2 to 0.8 mm wide; a volume with nearly equal edges can be cut in any plane."""
-
 IGNORE_LABEL = 255
 """The largest label of an 8-bit file: the gland of binary masks, and unlabelled voxels in label maps."""
-
 ANY_NEIGHBOUR = np.ones((3, 3, 3), dtype=bool)
 """Connectivity of components: voxels that share a face, an edge or a corner."""
 

@@ -23,10 +23,8 @@ IMAGE_IO = {
     ".mhd": "MetaImageIO",
 }
 """SimpleITK's reader for each suffix, longest suffix first; naming it makes upper-case suffixes work too."""
-
 ADLER_BYTES = 4
 """A zlib stream ends with its Adler-32 checksum."""
-
 MAX_REASON = 200
 """Characters of SimpleITK's own message that an error repeats."""
 
@@ -128,3 +126,8 @@ def geometry_of(image: sitk.Image) -> Geometry:
 def image_suffix(name: str) -> str | None:
     """Return the readable suffix that a file name ends with, in lower case, or None."""
     return next((suffix for suffix in IMAGE_IO if name.lower().endswith(suffix)), None)
+
+
+def image_stem(name: str) -> str:
+    """Return a file name without its image suffix, if it has one."""
+    return name[: len(name) - len(image_suffix(name) or "")]

@@ -14,19 +14,14 @@ from prostate_seg.imaging.geometry import VolumeWarning
 
 HEADER_BYTES = 65536
 """Bytes at the start of a file that contain its text header; headers have a few hundred bytes."""
-
 MAX_NRRD_LINE = 500
 """Characters of a line of a NRRD header; a damaged one of 1,000 overruns a buffer of teem, which reads it."""
-
 LONG_NRRD_LINE = rb"(?m)^(?!#|content:|[^\n:]{1,500}:=)[^\n]{%d,}" % MAX_NRRD_LINE
 """Such a line, except comments, the content field and key/value pairs, which are free text."""
-
 ORIENTATION_KEYS, POSITION_KEYS = ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin")
 """MetaImage's synonyms for the directions of the axes, and for the position of the first voxel."""
-
 PATIENT_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
 """NRRD spaces that are defined by the patient; SimpleITK takes the axes of all others as LPS."""
-
 MILLIMETRES = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "?")
 """Names of the unit; a unit that is absent or unknown is mm by common practice."""
 

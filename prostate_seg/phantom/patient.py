@@ -12,13 +12,10 @@ from prostate_seg.phantom.settings import PhantomSettings
 
 GLAND_TEXTURE_VOX = 72
 """Edge of the lattice with the signal inside the gland, about 1 mm per voxel."""
-
 GLAND_TEXTURE_REACH = 1.1
 """The lattice covers unit coordinates from minus to plus this value; the surface is at 1."""
-
 BODY_TEXTURE_VOX = 80
 """Edge of the periodic lattice with the patient's texture."""
-
 CENTRAL, PERIPHERAL, STROMA, URETHRA = 0.27, 0.62, 0.15, 0.42
 """T2-weighted signal relative to urine, measured on real studies."""
 

@@ -23,7 +23,6 @@ from prostate_seg.phantom.study import draw_study, rasterise
 
 FINE_PIXEL_MM = 0.45
 """Middle of the pixel spacings, by which cases.csv has two groups of studies."""
-
 MAX_WORKERS = 8
 """Maximum number of cases at the same time; each takes about 150 MB."""
 

@@ -12,28 +12,20 @@ from prostate_seg.phantom.settings import IN_PLANE_MARGIN_MM, PhantomSettings
 
 CENTRAL_GLAND = 1
 """Mask label of the transition zone, central zone and anterior stroma."""
-
 PERIPHERAL_ZONE = 2
 """Mask label of the peripheral zone."""
-
 SUB_SLICES = 3
 """Thin slices whose mean is one slice, which blurs edges through the plane."""
-
 MAX_OFF_CENTRE_MM = 10.0
 """Maximum distance of the gland's centre from the middle of the image along each image axis."""
-
 END_MARGIN_SLICES = 2
 """Minimum number of slices without gland below the apex and above the base."""
-
 PIXEL_SPACING_RANGE_MM = (0.3, 0.6)
 """In-plane spacing of stored studies, as in PI-CAI."""
-
 SLICE_SPACING_RANGE_MM = (3.0, 3.6)
 """Slice spacing, as in PI-CAI."""
-
 MAX_TILT_DEGREES = 20.0
 """Maximum tilt of axial-oblique stacks, which follow the back of the gland."""
-
 STORED_ORIENTATIONS = ("LPS", "LPS", "LPS", "RAS", "LAS")
 """Axis codes of the files; most are those of DICOM."""
 

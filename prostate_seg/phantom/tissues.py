@@ -17,28 +17,20 @@ from prostate_seg.phantom.study import SUB_SLICES, Study, grid_points, thin_slic
 FAT, MUSCLE, CORTEX, MARROW, URINE, FLUID, CAPSULE = 0.58, 0.13, 0.04, 0.4, 1.0, 0.75, 0.1
 DETRUSOR, RECTAL_WALL, MUCOSA, SPHINCTER, LOOSE_TISSUE = 0.17, 0.22, 0.45, 0.18, 0.38
 """T2-weighted signal, measured on real studies."""
-
 EDGE_MM = 1.0
 """Width of the ramp from one tissue to the next."""
-
 RECTUM_GAP_MM = 1.5
 """Distance from the back of the gland to the rectal wall."""
-
 FAT_RIM_MM = 2.0
 """Loose tissue around the capsule, which separates the gland from bladder, veins and rectum."""
-
 COIL_REACH_MM = 25.0
 """Distance over which an endorectal coil's gain falls to 0.6 of its maximum."""
-
 FADE_FROM = 2 / 3
 """Fraction of the half length beyond which apex and base fade into their surroundings: the outer sixths of the gland."""
-
 BODY_TEXTURE_MM = 1.6
 """Voxel edge of the patient's lattice where it is the texture of tissues."""
-
 BEND_MM = 3.0
 """Standard deviation of the shifts that deform the body around the gland, along x and along y."""
-
 BEND_VOXEL_MM = 8.0
 """Voxel edge of the same lattice where it gives these shifts: they change over about 20 mm."""
 

@@ -17,13 +17,10 @@ from prostate_seg.segmentation.overlap import SliceCounts, as_mask_pair, slice_c
 
 SURFACE_TOLERANCE_MM = 2.0
 """Tolerance of NSD: four voxels in-plane, less than one 3 mm slice."""
-
 HD_PERCENTILE = 95.0
 """Percentile of the directed surface distances in HD95; the maximum would depend on a single voxel."""
-
 ALL_GLAND = 255
 """Neighbour code of 2 x 2 x 2 voxels that are all gland."""
-
 ROUNDING_MM = 1e-6
 """A distance that exceeds a tolerance by less than this is a rounding error (3 * 0.1 mm is not 0.3 mm in binary)."""
 

@@ -14,13 +14,10 @@ from prostate_seg.common.seeds import Stream, seed_sequence
 
 FAILURE_DICE = 0.5
 """A case with Dice below this failed, missed glands included: the masks share less than half of their mean volume."""
-
 CI_PERCENTILES = (2.5, 97.5)
 """Ends of the 95% percentile interval."""
-
 MIN_TESTED_PATIENTS = 6
 """With fewer differing patients the signed-rank test cannot give p < 0.05: all of five in one direction give 2 / 2^5."""
-
 ROUNDING_DECIMALS = 12
 """Differences are ranked after rounding, so that 0.3 - 0.1 and 0.2 are a tie in binary too."""
 

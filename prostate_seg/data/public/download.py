@@ -25,10 +25,8 @@ log = logging.getLogger(__name__)
 
 RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 """Status codes of temporary failures."""
-
 CHUNK_BYTES = 1 << 20
 """Maximum number of bytes between two reports of progress."""
-
 MARGIN_BYTES = 200 << 20
 """Space that stays free: on a full disk logs and the tracking store fail as well."""
 
@@ -138,7 +136,6 @@ def shown_url(url: str) -> str:
 
 
 def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: OnBytes, silence_s: float) -> None:
-    """Request the missing bytes and append them."""
     have = _size_of(part)
     headers = {"Range": f"bytes={have}-"} if have else {}
     with session.get(url, headers=headers, stream=True, timeout=(min(silence_s, 30), silence_s)) as reply:

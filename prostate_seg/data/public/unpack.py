@@ -89,7 +89,6 @@ def unpack(archive: Path, folder: Path, *, rules: Sequence[Rule], on_file: Calla
 
 
 def _wanted(members: Sequence[_Member], folder: Path, rules: Sequence[Rule]) -> Iterator[tuple[_Member, str, Rule]]:
-    """Yield the wanted members with their targets."""
     have = {path.name.partition(".")[0] for path in (folder / "images").glob("*")}
     for member in members:
         for rule in rules:

@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 SLICES_PER_BATCH = {"cpu": 4, "cuda": 32}
 """Slices per forward pass: few on a CPU, so that a single study has batches for all cores."""
-
 WINDOW_OVERLAP = 0.5
 """Fraction of its depth by which the sliding window of a 3-D network overlaps the previous one."""
 

@@ -6,13 +6,10 @@ from prostate_seg.segmentation.inference.intensity import Intensity
 
 TrainingRanges = Mapping[str, tuple[float, float]]
 """Lowest and highest value over the training studies, by property."""
-
 TOLERATED_FACTOR = 1.25
 """A length, count or volume may be smaller or larger than in training by this factor."""
-
 TOLERATED_GREY = 0.1
 """`mean_grey` may lie outside its training range by this difference."""
-
 FORMATS = {
     "spacing_y_mm": "pixel spacing {:.2f} mm",
     "spacing_z_mm": "slice spacing {:.2f} mm",

@@ -14,10 +14,8 @@ from prostate_seg.segmentation.networks.model_folder import Model
 
 LOW_CONFIDENCE = 0.8
 """A lower mean probability over the mask's voxels is a warning."""
-
 LOW_INTER_MODEL_DICE = 0.85
 """A lower inter-model Dice is a warning: human readers reach 0.92 (Insights Imaging 2021, 12:71)."""
-
 MAX_LABELS = 10
 """An image of integers with no more distinct values than this is refused as a label map."""
 

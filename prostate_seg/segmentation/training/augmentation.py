@@ -159,7 +159,6 @@ def _blur(images: torch.Tensor, *, rng: torch.Generator) -> torch.Tensor:
 
 
 def _noise(images: torch.Tensor, *, rng: torch.Generator) -> torch.Tensor:
-    """Add Gaussian noise."""
     sd = _uniform(len(images), 0.0, NOISE_SD, rng)
     return images.addcmul_(_normal(tuple(images.shape), rng), _per_input(sd))
 

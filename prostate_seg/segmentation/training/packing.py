@@ -21,7 +21,6 @@ from prostate_seg.segmentation.training.settings import TrainingSlices
 
 ReadCase = Callable[[str], tuple[np.ndarray, np.ndarray]]
 """Returns image and 0/1 mask of a case, both [Z, Y, X]."""
-
 GPU_FRACTION_FOR_DATA = 0.5
 """Fraction of a GPU's free memory that the packed set may fill; a larger set stays on the host."""
 

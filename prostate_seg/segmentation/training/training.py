@@ -37,10 +37,8 @@ log = logging.getLogger(__name__)
 
 VAL_SLICES_FRACTION = 0.5
 """Most val slices per validation, as a fraction of the training slices since the last one: about a sixth of the time."""
-
 VAL_THRESHOLD = 0.5
 """Probability from which a voxel is gland in validation."""
-
 EMA_WARMUP_STEPS = 10
 """The EMA spans about a tenth of the steps so far until its full decay is reached."""
 
