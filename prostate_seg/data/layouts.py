@@ -45,7 +45,6 @@ class Unread:
 
     path: Path
     reason: str
-    """Reason and next step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +54,6 @@ class Listing:
     images: Stems
     masks: Stems
     ignored: Sequence[Path] = ()
-    """Files that are neither images nor companions of images."""
     unread: Mapping[str, Unread] = field(default_factory=dict)
     """Images of another channel, or without a channel number, by the case that they may belong to; masks of other organs."""
 

@@ -67,9 +67,7 @@ class Fingerprint:
     image_md5: str | None = None
     mask_md5: str | None = None
     voxels_sha1: str | None = None
-    """Hash of the decoded image."""
     thumbnail: np.ndarray | None = None
-    """Thumbnail of `imaging.fingerprint`."""
     oracle_crop: bool | None = None
     """Whether the network's window was placed with the reference."""
     own_intensities: bool | None = None

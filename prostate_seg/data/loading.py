@@ -21,7 +21,6 @@ class LoadedCase:
 
     image: Volume
     mask: Volume
-    """Integer labels."""
 
 
 def load_case(case: Case, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, CaseQuality]:

@@ -44,9 +44,7 @@ class Scan:
     name: str
     """Path below the input folder without suffix, with / between folders; unique."""
     path: Path
-    """Image file, or folder of a DICOM series."""
     description: str = ""
-    """Series Description of a DICOM series."""
 
     @property
     def is_dicom(self) -> bool:
@@ -59,7 +57,6 @@ class ScanList:
     """The studies of an input, and the other files and folders in it."""
 
     scans: list[Scan] = field(default_factory=list)
-    """Sorted by name."""
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Names of the files and folders that are no input, by reason."""
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -139,7 +136,6 @@ class _Search:
     links: list[Path] = field(default_factory=list)
     """Links are followed after all real folders, so that a study is named by its own path."""
     visited: set[str] = field(default_factory=set)
-    """Real paths of the visited files and folders."""
 
     def run(self) -> ScanList:
         """Visit the folder, then the targets of its links."""

@@ -71,9 +71,7 @@ class Frame:
 
     path: Path
     index: int
-    """Index of the frame in its file."""
     num_frames: int
-    """Frames of the file."""
     identity: dict[str, str]
     """Patient ID, Study and Series Instance UID by keyword; empty where absent."""
     sop_instance_uid: str

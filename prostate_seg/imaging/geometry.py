@@ -114,7 +114,6 @@ class VolumeWarning:
     """A doubtful header field of a file that was read nevertheless."""
 
     check: str
-    """Name of the check, such as no_orientation."""
     message: str
     """The rule, the value and the next step, without case and check."""
 
@@ -136,7 +135,6 @@ class Volume:
     array: np.ndarray
     """Voxel values, shape [Z, Y, X]."""
     geometry: Geometry
-    """The grid of `array`, in LPS axis order."""
     stored_orientation: str = "LPS"
     """Axis code of the file, such as RAS; `image_io.write_volume` restores it."""
     nifti_form: NiftiForm | None = None

@@ -32,7 +32,7 @@ class PreprocessSettings(PreprocessConfig):
     """All settings that decide the input of the network; inference repeats them."""
 
     whole_gland_labels: tuple[int, ...] | None
-    """Mask labels of the whole gland; None takes every label above 0."""
+    """None takes every label above 0."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -57,34 +57,28 @@ class Finding:
 
     case_id: str
     check: str
-    """Name of the check, such as grids_differ."""
     is_error: bool
-    """Whether the case cannot be used."""
     message: str
     """The rule, the value and the next step, without case and check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceQuality:
-    """Measurements of a reference mask that marks gland."""
+    """Measurements of a reference mask that marks gland; `disorder` is its `mask_disorder`."""
 
     labels_ml: Mapping[int, float]
     """Volume of every label above 0, also of those that are not gland."""
     gland_volume_ml: float
     num_slices: int
-    """Slices with gland."""
     components_ml: tuple[float, ...]
     """Volumes of the connected components, largest first."""
     holes_ml: tuple[float, ...]
     """Volumes of the enclosed holes, largest first."""
     solid_fraction: float
-    """`solid_fraction` of the largest component."""
     gaps: tuple[int, ...]
     """Slices without gland between slices with gland, counted from 0 at the inferior end."""
     disorder: float
-    """See `mask_disorder`."""
     touched_sides: tuple[str, ...]
-    """Sides of the image that the gland reaches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

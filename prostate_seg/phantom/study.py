@@ -49,7 +49,6 @@ class Study:
     """Standard deviation of the noise in both channels, relative to urine."""
     gamma: float
     scale: float
-    """Stored value of urine without bias."""
 
 
 def draw_study(generator: np.random.Generator, gland: Gland, *, settings: PhantomSettings) -> Study:

@@ -41,7 +41,6 @@ class _Canvas(NamedTuple):
     signal: np.ndarray
     """Signal so far, shape [SUB_SLICES, Y, X]."""
     points: Points
-    """Positions of the samples."""
     bent: Points
     """The same with the deformation of the body, for everything but the gland."""
     grain: np.ndarray

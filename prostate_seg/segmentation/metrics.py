@@ -31,7 +31,6 @@ class CaseMetrics:
 
     dice: float
     iou: float
-    """Intersection over union (Jaccard index)."""
     hd95_mm: float
     """Symmetric 95th-percentile Hausdorff distance."""
     assd_mm: float

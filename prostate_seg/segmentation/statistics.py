@@ -29,7 +29,6 @@ class Summary:
     num_cases: int
     """Cases with a value."""
     num_patients: int
-    """Patients with at least one value."""
     num_missing: int
     """Cases excluded because their value is NaN."""
     mean: float | None
@@ -123,18 +122,15 @@ class PairedDifference:
     mean_baseline: float | None
     mean_other: float | None
     difference: float | None
-    """Mean difference over these cases."""
     ci95_low: float | None
     ci95_high: float | None
     """Ends of the paired bootstrap interval of the difference."""
     num_patients_higher: int
-    """Patients whose mean is higher in the other run."""
     num_patients_lower: int
-    """Patients whose mean is lower in the other run; the rest are equal."""
+    """Patients whose mean is higher, or lower, in the other run; the rest are equal."""
     p_wilcoxon: float | None
     """Two-sided p of the Wilcoxon signed-rank test over the patients that differ; None with a reason in `no_p`."""
     no_p: str | None
-    """Reason why there is no p."""
 
 
 def paired_difference(

@@ -26,12 +26,10 @@ class Archive:
     part: str | None
     """Name in fetch.parts; None for an archive that every part needs, which is the last."""
     name: str
-    """File name in a folder of downloads."""
     url: str
     checksum: str | None
     """Published checksum, such as sha256:1c96...; None if there is none."""
     rules: tuple[Rule, ...]
-    """Files that are kept."""
     is_for_training: bool = True
     """Whether it is fetched when fetch.parts is null."""
 
@@ -42,7 +40,6 @@ class PublicSet:
 
     title: str
     page: str
-    """Address of its description."""
     licence: str
     cite: tuple[str, ...]
     masks_by: str

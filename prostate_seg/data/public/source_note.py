@@ -30,7 +30,6 @@ class FetchedArchive:
     revision: str = ""
     """Commit of an archive made by GitHub."""
     files: Sequence[str] = ()
-    """Paths of its files in the data folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,6 @@ class SourceNote:
     """Source of the data in a folder."""
 
     source: str
-    """Value of `data=`."""
     archives: Mapping[str, FetchedArchive] = field(default_factory=dict)
 
 

@@ -75,10 +75,8 @@ class Predictor:
     networks: Sequence[nn.Module]
     """One network, or the ensemble of the folds; in eval mode, on `device`."""
     model: ModelConfig
-    """Architecture of all networks."""
     preprocess: PreprocessSettings
     zscore: bool
-    """Whether intensities are clipped to percentiles before standardisation."""
     device: torch.device
     precision: Precision
     tta: bool
@@ -105,7 +103,6 @@ class Segmentation:
     """Of the networks' masks on the preprocessed grid; None for one network, or if all masks are empty."""
     intensity: Intensity
     window: Geometry
-    """Grid of the preprocessed study."""
 
 
 def segment(

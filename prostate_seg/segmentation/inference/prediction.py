@@ -28,11 +28,8 @@ class Prediction:
     """Gland, uint8 0 or 1, on the study's own grid."""
     volume_ml: float
     num_slices: int
-    """Slices with gland."""
     mean_confidence: float | None
-    """Mean probability over the mask's voxels; None for an empty mask."""
     inter_model_dice: float | None
-    """Mean pairwise Dice of the networks' masks; None for one network."""
     warnings: list[str]
     """Reasons to review the mask, as sentences."""
 

@@ -31,7 +31,6 @@ class Usage(InferenceSettings):
     """Inference settings of the networks of a folder."""
 
     precision: Precision
-    """Number format of the forward pass."""
 
     @classmethod
     def of(cls, settings: InferenceSettings, *, precision: Precision) -> Self:
@@ -54,7 +53,6 @@ class Model:
     predictor: Predictor
     usage: Usage
     ranges: TrainingRanges
-    """Ranges over the training studies of all networks."""
     notes: tuple[str, ...]
     """Warnings that apply to every prediction of the model."""
     md5: str

@@ -31,7 +31,6 @@ class Recipe:
     train_ids: list[str]
     val_ids: list[str]
     ranges: TrainingRanges = field(default_factory=dict)
-    """Ranges over the training studies; see `out_of_distribution`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""

@@ -49,13 +49,11 @@ class Epoch:
 
     epoch: int
     loss: float
-    """Mean training loss."""
     val_dice: float | None
-    """Mean Dice of the val studies as `validate` measures it, unlike evaluation; None without validation."""
     val_iou: float | None
-    """Mean intersection over union of the same."""
+    """Means over the val studies as `validate` measures them, unlike evaluation; None without validation."""
     learning_rate: float
-    """Of the step that follows the epoch."""
+    """Learning rate of the step that follows the epoch."""
     batch_size: int
     """Inputs per forward pass at the end of the epoch; smaller than train.batch_size after a GPU ran out of memory."""
     seconds: float
@@ -80,11 +78,10 @@ class Epoch:
 
 @dataclass(slots=True, kw_only=True)
 class TrainingResult:
-    """History of a training and the weights of its best epoch."""
+    """History of a training and the EMA weights of its best epoch."""
 
     history: list[Epoch] = field(default_factory=list)
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """EMA weights of the best epoch."""
 
     @property
     def is_validated(self) -> bool:
