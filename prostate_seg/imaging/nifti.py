@@ -184,7 +184,7 @@ def _read_form(header: Nifti1Header, shape: tuple[int, int, int]) -> tuple[Nifti
 
 
 def _check_axes(affine: np.ndarray, *, pixdim_mm: np.ndarray) -> None:
-    """Refuse axes that are not at right angles, and an sform that contradicts pixdim."""
+    """Refuse axes that are not at right angles, an origin that is not finite, and an sform that contradicts pixdim."""
     matrix = affine[:3, :3]
     spacing_mm = nibabel.affines.voxel_sizes(affine)
     are_axes = np.isfinite(matrix).all() and spacing_mm.min() > 0
@@ -194,6 +194,12 @@ def _check_axes(affine: np.ndarray, *, pixdim_mm: np.ndarray) -> None:
             f"the axes of a grid are at right angles, and those of the header are not (rows of its affine are {rows}); "
             "resample the volume to a grid with right angles, or write its sform again",
             "sheared_axes",
+        )
+    if not np.isfinite(affine).all():
+        raise VolumeError(
+            f"the first voxel lies at a finite position, and the header has ({_numbers(affine[:3, 3], ', ')}); "
+            "export it again",
+            "implausible_grid",
         )
     if (np.abs(spacing_mm - pixdim_mm) > SAME_SPACING * pixdim_mm).any():
         raise VolumeError(
