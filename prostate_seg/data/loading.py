@@ -33,15 +33,15 @@ def load_case(case: Case, *, labels: Sequence[int] | None) -> tuple[LoadedCase |
 
 def check_files(case: Case, *, labels: Sequence[int] | None) -> tuple[Volume | None, Volume | None, CaseQuality]:
     """Return image and mask, None where absent or unreadable, and all findings on them."""
-    volumes: list[Volume | None] = []
+    volumes: dict[str, Volume] = {}
     unreadable = []
-    for path, read in ((case.image, read_volume), (case.mask, read_mask)):
-        try:
-            volumes.append(None if path is None else read(path))
-        except VolumeError as error:
-            volumes.append(None)
-            unreadable.append(bad_case(case.case_id, error.check, f"{path.name}: {error}"))
-    image, mask = volumes
+    for kind, path, read in (("image", case.image, read_volume), ("mask", case.mask, read_mask)):
+        if path is not None:
+            try:
+                volumes[kind] = read(path)
+            except VolumeError as error:
+                unreadable.append(bad_case(case.case_id, error.check, f"{path.name}: {error}"))
+    image, mask = volumes.get("image"), volumes.get("mask")
     checked = check_case(case.case_id, image, mask, labels=labels)
     return image, mask, replace(checked, findings=[*unreadable, *checked.findings])
 
