@@ -25,9 +25,10 @@ from prostate_seg.data.loading import read_mask
 from prostate_seg.data.settings import NOT_DUPLICATES
 from prostate_seg.imaging import fingerprint
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
+from prostate_seg.imaging.geometry import Spacing
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
-from prostate_seg.imaging.quality import Finding
+from prostate_seg.imaging.quality import CaseQuality, Finding, check_slice_planes, check_zones
 
 log = logging.getLogger(__name__)
 
@@ -170,18 +171,32 @@ def fingerprint_of_files(case: Case) -> Fingerprint:
     return replace(known, voxels_sha1=voxels_sha1(image), thumbnail=thumbnail(image))
 
 
-def identical_files(md5s: Mapping[str, Mapping[str, str]]) -> list[Finding]:
-    """Warn of cases that share a file: one image under two names, or one mask for two images.
+def findings_of_data_set(
+    qualities: Mapping[str, CaseQuality],
+    *,
+    md5s: Mapping[str, Mapping[str, str]],
+    spacings_mm: Mapping[str, Spacing],
+    labels: Sequence[int] | None,
+) -> list[Finding]:
+    """Return the findings on each case, then those of comparing cases: shared files, missing zones, other slice planes.
 
     Args:
+        qualities: Checks of each case, by case id.
         md5s: md5 by kind, image or mask, and by case id.
+        spacings_mm: Voxel edges along z, y, x of each image, by case id.
+        labels: Mask labels that are gland; None takes every label above 0.
     """
-    findings = []
+    findings = [finding for quality in qualities.values() for finding in quality.findings]
     for kind, of_cases in md5s.items():
         first_with: dict[str, str] = {}
         for case_id, md5 in of_cases.items():
-            if md5 in first_with:
+            if md5 in first_with:  # one image under two names, or one mask for two images
                 message = f"its {kind} file is identical to that of {first_with[md5]}"
                 findings.append(Finding(case_id=case_id, check=f"identical_{kind}", is_error=False, message=message))
             first_with.setdefault(md5, case_id)
-    return findings
+    gland_labels = {
+        case_id: [label for label in quality.reference.labels_ml if labels is None or label in labels]
+        for case_id, quality in qualities.items()
+        if quality.reference is not None
+    }
+    return [*findings, *check_zones(gland_labels), *check_slice_planes(spacings_mm)]

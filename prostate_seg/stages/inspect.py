@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,10 @@ from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import bad_case, check_files
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5
-from prostate_seg.imaging.quality import CaseQuality, Finding, check_slice_planes, check_zones, whole_gland
+from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
 from prostate_seg.reporting.overlays import Panel, Picture, choose_panels, contact_sheet_figure, picture_of
 from prostate_seg.reporting.plots import save_png
-from prostate_seg.stages.common import identical_files
+from prostate_seg.stages.common import findings_of_data_set
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ MEASURES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """Measures and picture of one case."""
+    """Measurements and picture of one case."""
 
     case: Case
     quality: CaseQuality
@@ -52,30 +52,13 @@ class Inspection:
     image: Volume | None
     """Image without its voxels; None if it cannot be read."""
     picture: Picture | None
-    md5s: dict[str, str] = field(default_factory=dict)
-    """Hashes of image and mask."""
-
-    @property
-    def measures(self) -> dict[str, float]:
-        """Values of `MEASURES`; NaN for those that could not be measured."""
-        values = dict.fromkeys(MEASURES, float("nan"))
-        if self.image is not None:
-            grid = self.image.geometry
-            values |= dict(zip(list(MEASURES)[:4], (grid.shape_vox[0], *grid.spacing_mm), strict=True))
-            values["field_of_view_mm"] = max(grid.shape_vox[axis] * grid.spacing_mm[axis] for axis in (1, 2))
-        if self.quality.reference is not None:
-            values["gland_volume_ml"] = self.quality.reference.gland_volume_ml
-        return values
-
-    @property
-    def labels(self) -> list[int]:
-        """Labels of the mask; empty if it could not be measured."""
-        return [] if self.quality.reference is None else sorted(self.quality.reference.labels_ml)
+    md5s: dict[str, str]
+    """Hashes of image and mask, where they can be read."""
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write inspect/: cases.csv, findings.csv, summary.json and contact_sheet.png; log the same in short."""
-    labels = cfg.data.whole_gland_labels
+    labels, exclude = cfg.data.whole_gland_labels, cfg.data.on_bad_case == "exclude"
     cases, findings = discover_cases(
         workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude, masks_required=False
     )
@@ -84,40 +67,34 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         findings += [bad_case(case.case_id, "image_without_mask", message) for case in cases if case.mask is None]
     work = partial(inspect_case, labels=labels)
     inspections = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="inspect")
-    findings += [finding for one in inspections for finding in one.quality.findings]
-    findings += identical_files(
-        {
-            kind: {one.case.case_id: one.md5s[kind] for one in inspections if kind in one.md5s}
+    by_id = {one.case.case_id: one for one in inspections}
+    findings += findings_of_data_set(
+        {case_id: one.quality for case_id, one in by_id.items()},
+        md5s={
+            kind: {case_id: one.md5s[kind] for case_id, one in by_id.items() if kind in one.md5s}
             for kind in ("image", "mask")
-        }
+        },
+        spacings_mm={case_id: one.image.geometry.spacing_mm for case_id, one in by_id.items() if one.image is not None},
+        labels=labels,
     )
-    gland_labels = {
-        one.case.case_id: [label for label in one.labels if labels is None or label in labels]
-        for one in inspections
-        if one.labels
-    }
-    spacings_mm = {one.case.case_id: one.image.geometry.spacing_mm for one in inspections if one.image is not None}
-    findings += [*check_zones(gland_labels), *check_slice_planes(spacings_mm)]
-    findings_of = {case.case_id: [finding for finding in findings if finding.case_id == case.case_id] for case in cases}
-    table = pd.DataFrame([_row(one, findings_of[one.case.case_id]) for one in inspections])
-    found = _findings_table(findings)
-    summary = summarise(inspections, findings)
-    panels = [_panel(one, findings_of[one.case.case_id]) for one in inspections]
-    shown = choose_panels(panels)
+    findings.sort(key=lambda one: (not one.is_error, one.case_id, one.check))
+    findings_of = {case_id: [finding for finding in findings if finding.case_id == case_id] for case_id in by_id}
+    table = pd.DataFrame([_row(one, findings_of[case_id]) for case_id, one in by_id.items()])
+    summary = summarise(table, findings, num_without_mask=sum(case.mask is None for case in cases))
+    panels = [_panel(one, findings_of[case_id]) for case_id, one in by_id.items()]
     with atomic_folder(workspace.inspection) as folder:
         write_csv(folder / "cases.csv", table, float_format="%.6g")
-        write_csv(folder / "findings.csv", found)
+        write_csv(folder / "findings.csv", _findings_table(findings))
         write_json(folder / "summary.json", summary)
-        if shown:
+        if shown := choose_panels(panels):
             title = f"{workspace.data}: {len(shown)} of {len(panels)} cases"
             save_png(folder / "contact_sheet.png", contact_sheet_figure(shown, title=title))
-    exclude = cfg.data.on_bad_case == "exclude"
-    logged = found if exclude else found[found["severity"] == "warning"]  # errors end the stage
+    logged = [one for one in findings if exclude or not one.is_error]  # errors end the stage
     for line in [*_summary_lines(summary), *_case_lines(table), *_finding_lines(logged)]:
         log.info("%s", line)
     log.info("tables and contact_sheet.png are in %s", workspace.inspection)
     require_gland_names(workspace.data, labels=labels)
-    _conclude(summary, found[found["severity"] == "error"], exclude=exclude)
+    _conclude(summary, _finding_lines([one for one in findings if one.is_error]), exclude=exclude)
     return StageResult()
 
 
@@ -140,13 +117,20 @@ def inspect_case(case: Case, *, labels: Sequence[int] | None) -> Inspection:
 
 
 def _row(one: Inspection, findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return the row of cases.csv."""
+    """Return the row of cases.csv; measures that could not be taken are NaN."""
+    measures, reference = dict.fromkeys(MEASURES, float("nan")), one.quality.reference
+    if one.image is not None:
+        grid = one.image.geometry
+        measures |= dict(zip(list(MEASURES)[:4], (grid.shape_vox[0], *grid.spacing_mm), strict=True))
+        measures["field_of_view_mm"] = max(grid.shape_vox[axis] * grid.spacing_mm[axis] for axis in (1, 2))
+    if reference is not None:
+        measures["gland_volume_ml"] = reference.gland_volume_ml
     return {
         "case_id": one.case.case_id,
         "patient_id": one.case.patient_id,
-        **one.measures,
+        **measures,
         "orientation": "" if one.image is None else one.image.stored_orientation,
-        "labels": " ".join(map(str, one.labels)),
+        "labels": "" if reference is None else " ".join(map(str, sorted(reference.labels_ml))),
         "usable": one.case.mask is not None and not any(finding.is_error for finding in findings),
         "findings": ";".join(sorted({finding.check for finding in findings})),
         **one.case.attributes,
@@ -154,11 +138,9 @@ def _row(one: Inspection, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _panel(one: Inspection, findings: Sequence[Finding]) -> Panel:
-    """Return the case's panel of the contact sheet."""
-    ordered = sorted(findings, key=lambda finding: (not finding.is_error, finding.check))
-    checks = list(dict.fromkeys(finding.check for finding in ordered))
-    volume_ml = one.measures["gland_volume_ml"]
-    volume = [] if np.isnan(volume_ml) else [f"{volume_ml:.0f} mL"]
+    """Return the case's panel of the contact sheet, with the first two of its findings, errors first."""
+    checks, reference = list(dict.fromkeys(finding.check for finding in findings)), one.quality.reference
+    volume = [] if reference is None else [f"{reference.gland_volume_ml:.0f} mL"]
     return Panel(
         case_id=one.case.case_id,
         caption=[*volume, *checks[:2], *(["..."] if len(checks) > 2 else [])],
@@ -168,26 +150,27 @@ def _panel(one: Inspection, findings: Sequence[Finding]) -> Panel:
     )
 
 
-def summarise(inspections: Sequence[Inspection], findings: Sequence[Finding]) -> dict[str, Any]:
+def summarise(table: pd.DataFrame, findings: Sequence[Finding], *, num_without_mask: int) -> dict[str, Any]:
     """Return counts and, of each measure, minimum, median and maximum."""
-    bad = {finding.case_id for finding in findings if finding.is_error}
-    measures = pd.DataFrame([one.measures for one in inspections], columns=list(MEASURES)).dropna(axis=1, how="all")
-    patients = Counter(one.case.patient_id for one in inspections)
-    orientations = Counter(one.image.stored_orientation for one in inspections if one.image is not None)
-    checks = Counter(finding.check for finding in findings)
+    table = table.reindex(columns=["patient_id", "orientation", "usable", *MEASURES])  # a table without rows has none
+    patients, orientations = (
+        table["patient_id"].value_counts(),
+        Counter(table["orientation"][table["orientation"] != ""]),
+    )
+    measures = table[list(MEASURES)].dropna(axis=1, how="all")
     return {
-        "num_cases": len(inspections),
-        "num_usable": sum(one.case.mask is not None and one.case.case_id not in bad for one in inspections),
-        "num_bad": len(bad),
-        "num_without_mask": sum(one.case.mask is None for one in inspections),
+        "num_cases": len(table),
+        "num_usable": int(table["usable"].sum()),
+        "num_bad": len({finding.case_id for finding in findings if finding.is_error}),
+        "num_without_mask": num_without_mask,
         "num_patients": len(patients),
-        "num_patients_with_several_studies": sum(num > 1 for num in patients.values()),
+        "num_patients_with_several_studies": int((patients > 1).sum()),
         "orientations": dict(sorted(orientations.items())),
         "measures": {
             str(name): {"smallest": float(one.min()), "median": float(one.median()), "largest": float(one.max())}
             for name, one in measures.items()
         },
-        "findings": dict(sorted(checks.items())),
+        "findings": dict(sorted(Counter(finding.check for finding in findings).items())),
     }
 
 
@@ -226,29 +209,31 @@ def _case_lines(table: pd.DataFrame) -> list[str]:
 
 
 def _findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
-    rows = [
-        (one.case_id, one.check, "error" if one.is_error else "warning", one.message)
-        for one in sorted(findings, key=lambda one: (not one.is_error, one.case_id, one.check))
-    ]
+    rows = [(one.case_id, one.check, _severity(one), one.message) for one in findings]
     return pd.DataFrame(rows, columns=["case_id", "check", "severity", "message"])
 
 
-def _finding_lines(table: pd.DataFrame) -> list[str]:
-    lines = [f"{row.severity}: {row.case_id}: {row.check}: {row.message}" for row in table.head(MAX_ROWS).itertuples()]
-    return [*lines, *([f"and {len(table) - MAX_ROWS} more in findings.csv"] if len(table) > MAX_ROWS else [])]
+def _finding_lines(findings: Sequence[Finding]) -> list[str]:
+    lines = [f"{_severity(one)}: {one.case_id}: {one.check}: {one.message}" for one in findings[:MAX_ROWS]]
+    more = len(findings) - MAX_ROWS
+    return [*lines, *([f"and {more} more in findings.csv"] if more > 0 else [])]
 
 
-def _conclude(summary: dict[str, Any], errors: pd.DataFrame, *, exclude: bool) -> None:
+def _severity(finding: Finding) -> str:
+    return "error" if finding.is_error else "warning"
+
+
+def _conclude(summary: dict[str, Any], errors: Sequence[str], *, exclude: bool) -> None:
     """Log whether this data set can be trained on.
 
     Raises:
         InputError: If no image can be read, or a case cannot be used and bad cases are not to be excluded.
     """
-    lines, num_bad = _finding_lines(errors), summary["num_bad"]
+    num_bad = summary["num_bad"]
     if not summary["measures"]:
-        raise InputError(f"none of {summary['num_cases']} cases can be read: {'; '.join(lines[:3])}")
+        raise InputError(f"none of {summary['num_cases']} cases can be read: {'; '.join(errors[:3])}")
     if num_bad and not exclude:
-        listing = "\n".join(f"  {line}" for line in lines)
+        listing = "\n".join(f"  {line}" for line in errors)
         raise InputError(
             f"{num_bad} cases cannot be used, and stage=preprocess will refuse them:\n{listing}\n"
             "Fix them, list them under data.exclude, or go on without them: data.on_bad_case=exclude"

@@ -22,8 +22,8 @@ from prostate_seg.data.quality_table import write_quality_table
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
-from prostate_seg.imaging.quality import CaseQuality, Finding, check_slice_planes, check_zones, whole_gland
-from prostate_seg.stages.common import identical_files, preprocess_settings
+from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
+from prostate_seg.stages.common import findings_of_data_set, preprocess_settings
 
 log = logging.getLogger(__name__)
 
@@ -44,37 +44,22 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         work = partial(preprocess_case, data=workspace.data, folder=folder, settings=settings)
         results = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="preprocess")
         rows = [row for row, _ in results if row is not None]
-        quality_of = {case.case_id: quality for case, (_, quality) in zip(cases, results, strict=True)}
-
-        # Findings of single cases, then those of the data set as a whole.
-        findings = [*findings, *(finding for quality in quality_of.values() for finding in quality.findings)]
-        findings += identical_files(
-            {kind: {row.case_id: getattr(row, f"{kind}_md5") for row in rows} for kind in ("image", "mask")}
-        )
-        wanted = settings.whole_gland_labels
-        findings += check_zones(
-            {
-                case_id: [label for label in quality.reference.labels_ml if wanted is None or label in wanted]
-                for case_id, quality in quality_of.items()
-                if quality.reference is not None
-            }
-        )
-        findings += check_slice_planes(
-            {row.case_id: (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm) for row in rows}
+        qualities = {case.case_id: quality for case, (_, quality) in zip(cases, results, strict=True)}
+        findings += findings_of_data_set(
+            qualities,
+            md5s={kind: {row.case_id: getattr(row, f"{kind}_md5") for row in rows} for kind in ("image", "mask")},
+            spacings_mm={row.case_id: (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm) for row in rows},
+            labels=settings.whole_gland_labels,
         )
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=cfg.data.on_bad_case == "exclude")
+        case_ids = [row.case_id for row in rows]
+        lowest = min(rows, key=lambda row: row.gland_kept_fraction)
 
         write_dataset(folder / "dataset.csv", rows)
-        join_thumbnails(folder / "thumbnails.npy", folder / THUMBNAILS, case_ids=[row.case_id for row in rows])
+        join_thumbnails(folder / "thumbnails.npy", folder / THUMBNAILS, case_ids=case_ids)
         shutil.rmtree(folder / THUMBNAILS)
-        write_quality_table(
-            folder / "reference_quality.csv",
-            quality_of,
-            findings=findings,
-            used={row.case_id for row in rows},
-        )
+        write_quality_table(folder / "reference_quality.csv", qualities, findings=findings, used=set(case_ids))
         write_contract(folder / "contract.json", settings)
-        lowest = min(rows, key=lambda row: row.gland_kept_fraction)
         facts = {
             "num_cases": len(rows),
             "settings": settings.as_dict(),
@@ -97,6 +82,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     log.info(
         "the window keeps %.2f%% or more of every gland (least: %s)", 100 * lowest.gland_kept_fraction, lowest.case_id
     )
+    tables = ("dataset.csv", "reference_quality.csv", "preprocess_log.json")
     return StageResult(
         inputs=[workspace.data],
         outputs=[workspace.preprocess],
@@ -106,9 +92,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             "preprocess/num_warnings": sum(not finding.is_error for finding in findings),
             "preprocess/lowest_gland_kept_fraction": lowest.gland_kept_fraction,
         },
-        tables=[
-            workspace.preprocess / name for name in ("dataset.csv", "reference_quality.csv", "preprocess_log.json")
-        ],
+        tables=[workspace.preprocess / name for name in tables],
     )
 
 
