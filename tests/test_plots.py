@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from prostate_seg.reporting.plots import case_metrics_figure, draw_history, save_png
+from prostate_seg.reporting.plots import case_metrics_figure, history_figure, save_png
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -59,14 +59,8 @@ def test_a_fold_whose_values_are_all_missing_is_plotted(tmp_path: Path) -> None:
 def test_learning_curves_are_drawn_for_one_epoch_and_for_many(tmp_path: Path, num_epochs: int) -> None:
     epochs = list(range(1, num_epochs + 1))
     dices = [epoch / (epoch + 3) for epoch in epochs]
-    draw_history(
-        tmp_path / "h.png",
-        epochs=epochs,
-        loss=[1 - d for d in dices],
-        val_dice=dict(zip(epochs, dices, strict=True)),
-        kept=num_epochs,
-        title="Fold 0, é",
-    )
+    table = pd.DataFrame({"epoch": epochs, "train/loss": [1 - d for d in dices], "val/dice": dices})
+    save_png(tmp_path / "h.png", history_figure(table, kept=num_epochs, title="Fold 0, é"))
     picture = imread(tmp_path / "h.png")
     assert picture.shape[1] > 500
     assert picture.std() > 0.05

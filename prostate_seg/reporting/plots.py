@@ -7,7 +7,7 @@ text and the colours of `PAGE_COLOURS` become CSS variables, so that the page's 
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
@@ -95,26 +95,24 @@ def draw_metric(axes: Axes, cases: pd.DataFrame, name: str) -> None:
         axes.axhline(0.0, color="black", linewidth=0.8)
 
 
-def draw_history(
-    path: Path, *, epochs: Sequence[int], loss: Sequence[float], val_dice: Mapping[int, float], kept: int, title: str
-) -> None:
-    """Write a PNG with the learning curves of one fold; a dashed line marks the epoch whose weights were kept."""
+def history_figure(history: pd.DataFrame, *, kept: int, title: str) -> Figure:
+    """Draw the learning curves of one fold from its history.csv; a dashed line marks the epoch whose weights were kept."""
     figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    curves = ((left, dict(zip(epochs, loss, strict=True)), "training loss"), (right, val_dice, "val Dice"))
-    for axes, values, label in curves:
-        draw_curve(axes, values, colour=SERIES[0])
+    panels = figure.subplots(1, 2)
+    by_epoch = history.set_index("epoch")
+    for axes, name, label in zip(panels, ("train/loss", "val/dice"), ("training loss", "val Dice"), strict=True):
+        draw_curve(axes, by_epoch[name].dropna(), colour=SERIES[0])
         axes.axvline(kept, color=SERIES[1], linewidth=1, linestyle="--")
         axes.set(xlabel="epoch", ylabel=label)
-    right.set_title(f"{val_dice[kept]:.3f} in epoch {kept}, whose weights are kept", fontsize=9)
+    panels[1].set_title(f"{by_epoch['val/dice'][kept]:.3f} in epoch {kept}, whose weights are kept", fontsize=9)
     figure.suptitle(title, fontsize=10)
-    save_png(path, figure)
+    return figure
 
 
-def draw_curve(axes: Axes, values: Mapping[int, float], *, colour: str, label: str | None = None) -> None:
-    """Draw one value per epoch as a line."""
+def draw_curve(axes: Axes, values: pd.Series, *, colour: str, label: str | None = None) -> None:
+    """Draw one value per epoch, the index, as a line."""
     marker = "." if len(values) < MAX_MARKED_EPOCHS else None
-    axes.plot(list(values), list(values.values()), marker=marker, color=colour, label=label)
+    axes.plot(values.index, values, marker=marker, color=colour, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 
@@ -172,11 +170,11 @@ def curves_figure(table: pd.DataFrame, column: str, *, label: str, kept_epochs: 
     """Draw one learning curve per fold; a ring marks the epoch in `kept_epochs`."""
     figure, axes = _panel(xlabel="epoch", ylabel=label)
     for number, (fold, rows) in enumerate(table.dropna(subset=[column]).groupby("fold")):
-        values = {int(epoch): float(value) for epoch, value in zip(rows["epoch"], rows[column], strict=True)}
+        values = rows.set_index("epoch")[column]
         colour = SERIES[number % len(SERIES)]
         draw_curve(axes, values, colour=colour, label=str(fold))
         kept = kept_epochs.get(str(fold))
-        if kept in values:
+        if kept in values.index:
             axes.plot([kept], [values[kept]], "o", markersize=9, markerfacecolor="none", color=colour)
     axes.legend(frameon=False, fontsize=8)
     return figure

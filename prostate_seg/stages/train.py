@@ -4,7 +4,8 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,20 +24,16 @@ from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, nu
 from prostate_seg.data.dataset import CaseRecord, read_dataset
 from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.imaging.image_io import read_volume
-from prostate_seg.reporting.plots import draw_history
+from prostate_seg.reporting.plots import history_figure, save_png
 from prostate_seg.segmentation.devices import available_gpus, choose_device
 from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, property_ranges
 from prostate_seg.segmentation.networks.networks import build_network, require_legal_size
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
 from prostate_seg.segmentation.settings import Device
+from prostate_seg.segmentation.training import distributed
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
-from prostate_seg.segmentation.training.distributed import (
-    SINGLE_PROCESS,
-    ProcessGroup,
-    ProcessLostError,
-    process_group,
-)
+from prostate_seg.segmentation.training.distributed import ProcessGroup, ProcessLostError, process_group
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
 from prostate_seg.segmentation.training.training import Epoch, TrainingResult, best_epoch, fit, reproducible
@@ -48,13 +45,10 @@ log = logging.getLogger(__name__)
 TRAINING_VERSION = 2
 """Increased when the same settings, seed and data begin to give other weights: no training resumes from another version."""
 
-EPOCH_HEADER = "fold  epoch  train loss  val Dice  learning rate   time"
-
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write model/fold<i>/ (weights, recipe, history, config) and model/folds.json."""
-    if torchrun.world_size() > 1:
-        _require_distributable(cfg, torchrun.world_size())
+    _require_distributable(cfg, torchrun.world_size())
     dataset = checked_dataset(cfg, workspace)
     folds, verdict = checked_folds(cfg, workspace, dataset)
     for index, fold in folds.items():
@@ -64,7 +58,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
     pack_studies(cfg, workspace, dataset)
 
-    log.info("%s", EPOCH_HEADER)
+    log.info("fold  epoch  train loss  val Dice  learning rate   time")
     train = partial(train_fold, cfg, replace(workspace, open_fold=null_fold_record), folds)
     num_parallel = min(cfg.machine.num_parallel_folds, len(folds))
     if num_parallel > 1:
@@ -88,10 +82,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     return StageResult(
         inputs=[workspace.preprocess, workspace.kfold_json],
         outputs=[workspace.model] if cfg.fold.index is None else [workspace.fold(cfg.fold.index)],
-        metrics={
-            "val/best_dice": mean,
-            **{f"val/best_dice_fold{index}": dice for index, dice in best_dice.items()},
-        },
+        metrics={"val/best_dice": mean, **{f"val/best_dice_fold{index}": dice for index, dice in best_dice.items()}},
         tables=[workspace.model / "folds.json"],
         tags={"leak_gate": verdict["verdict"], "num_processes": str(torchrun.world_size())},
         objective=mean,
@@ -100,8 +91,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 
 def _require_distributable(cfg: Config, num_processes: int) -> None:
-    """Refuse settings that the processes of torchrun cannot train with."""
-    if cfg.machine.num_parallel_folds > 1:
+    """Refuse settings that several processes of torchrun cannot train with."""
+    if num_processes > 1 and cfg.machine.num_parallel_folds > 1:
         raise ConfigError(
             "machine.num_parallel_folds: must be 1 with torchrun, whose processes train one fold together, "
             f"is {cfg.machine.num_parallel_folds}\nLeave out one of the two."
@@ -155,27 +146,11 @@ def train_fold(
     folds: Mapping[int, Fold],
     index: int,
     record: FoldRecord,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> None:
-    """Train one fold, after any other process that trains the same fold in this workspace."""
-    place = md5_of_text(str(workspace.training.absolute()))[:8]
-    lock = FileLock(workspace.cache / f"training_{place}_fold{index}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("fold %d: another process trains it in this workspace and goes first; this one waits", index)
-        lock.acquire()
-    with lock:
-        _train_fold(cfg, workspace, folds[index], index, record, group)
-
-
-def _train_fold(
-    cfg: Config, workspace: Workspace, fold: Fold, index: int, record: FoldRecord, group: ProcessGroup
+    group: ProcessGroup = distributed.SINGLE_PROCESS,
 ) -> None:
     """Train one fold with checkpoints in .training/, and replace the fold's folder with the result at the end."""
-    unfinished, target = workspace.unfinished_fold(index), workspace.fold(index)
-    mark = _finished_mark(workspace, index)
-    data = packed_folder(cfg, workspace)
+    fold, unfinished, target = folds[index], workspace.unfinished_fold(index), workspace.fold(index)
+    data, mark = packed_folder(cfg, workspace), _finished_mark(workspace, index)
     recipe = Recipe(
         model=cfg.model,
         preprocess=preprocess_settings(cfg),
@@ -185,35 +160,51 @@ def _train_fold(
         ranges=training_ranges(read_dataset(workspace.dataset_csv), fold, data),
     )
     identity = training_identity(cfg, recipe, data=data.name)
-    if cfg.machine.resume == "never":
-        shutil.rmtree(unfinished, ignore_errors=True)
-    elif mark.is_file() and target.is_dir():
-        finished = read_json(mark)
-        # The hash too: a checkout may have replaced the folder since.
-        if finished["identity"] == identity and finished["md5"] == md5_of(target):
-            log.info("fold %d had finished before training was stopped, and is kept", index)
-            record.finish(_fold_metrics(read_json(target / "summary.json")), [target / "history.png"])
-            return
     checkpoints = Checkpoints(folder=unfinished / "checkpoints", identity=identity)
+    work = partial(
+        fit_fold, recipe, data, settings=cfg.train, device=cfg.machine.device, seed=cfg.seed, fold_index=index
+    )
 
     def on_epoch_end(epoch: Epoch) -> None:
         log.info("%s", epoch_line(index, epoch))
         record.on_epoch_end(epoch.epoch, epoch.as_dict())
 
-    work = partial(
-        fit_fold, recipe, data, settings=cfg.train, device=cfg.machine.device, seed=cfg.seed, fold_index=index
-    )
-    result = group.broadcast_from_rank0(lambda: work)(group=group, on_epoch_end=on_epoch_end, checkpoints=checkpoints)
-    title = f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies"
-    with atomic_folder(target) as folder:
-        save_recipe(folder, recipe)
-        save_weights(folder, result.weights)
-        write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
-        summary = _write_history(folder, result.history, metric=cfg.train.metric, title=title)
-    seconds = result.history[-1].seconds
-    write_json(mark, {"identity": identity, "md5": md5_of(target), "seconds": seconds})
-    shutil.rmtree(unfinished, ignore_errors=True)
-    record.finish(_fold_metrics(summary) | {"train/minutes": seconds / 60}, [target / "history.png"])
+    with _only_training_of(workspace, index):
+        if cfg.machine.resume == "never":
+            shutil.rmtree(unfinished, ignore_errors=True)
+        elif mark.is_file() and target.is_dir():
+            finished = read_json(mark)
+            # The hash too: a checkout may have replaced the folder since.
+            if finished["identity"] == identity and finished["md5"] == md5_of(target):
+                log.info("fold %d had finished before training was stopped, and is kept", index)
+                record.finish(_fold_metrics(read_json(target / "summary.json")), [target / "history.png"])
+                return
+        fit_on_all_ranks = group.broadcast_from_rank0(lambda: work)
+        result = fit_on_all_ranks(group=group, on_epoch_end=on_epoch_end, checkpoints=checkpoints)
+        title = f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies"
+        with atomic_folder(target) as folder:
+            save_recipe(folder, recipe)
+            save_weights(folder, result.weights)
+            write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
+            summary = _write_history(folder, result.history, metric=cfg.train.metric, title=title)
+        seconds = result.history[-1].seconds
+        write_json(mark, {"identity": identity, "md5": md5_of(target), "seconds": seconds})
+        shutil.rmtree(unfinished, ignore_errors=True)
+        record.finish(_fold_metrics(summary) | {"train/minutes": seconds / 60}, [target / "history.png"])
+
+
+@contextmanager
+def _only_training_of(workspace: Workspace, index: int) -> Iterator[None]:
+    """Wait until no other process trains this fold in this workspace, and keep others waiting."""
+    place = md5_of_text(str(workspace.training.absolute()))[:8]
+    lock = FileLock(workspace.cache / f"training_{place}_fold{index}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("fold %d: another process trains it in this workspace and goes first; this one waits", index)
+        lock.acquire()
+    with lock:
+        yield
 
 
 def training_ranges(dataset: Mapping[str, CaseRecord], fold: Fold, data: Path) -> dict[str, tuple[float, float]]:
@@ -280,12 +271,8 @@ def _finished_mark(workspace: Workspace, index: int) -> Path:
 
 
 def _fold_metrics(summary: Mapping[str, float]) -> dict[str, float]:
-    return {
-        "val/best_dice": summary["val_dice"],
-        "val/best_iou": summary["val_iou"],
-        "val/best_epoch": summary["best_epoch"],
-        "train/num_epochs": summary["num_epochs"],
-    }
+    best = {f"val/best_{name}": summary[key] for name, key in (("dice", "val_dice"), ("iou", "val_iou"))}
+    return {**best, "val/best_epoch": summary["best_epoch"], "train/num_epochs": summary["num_epochs"]}
 
 
 def collect_folds(workspace: Workspace, trained: Sequence[int]) -> dict[int, float]:
@@ -312,16 +299,10 @@ def _write_history(folder: Path, history: Sequence[Epoch], *, metric: ValMetric,
     """Write history.csv, history.png and summary.json, and return the summary; without times, so that equal runs are equal."""
     rows = [{"epoch": epoch.epoch, **epoch.as_dict()} for epoch in history]
     columns = [name for name in rows[-1] if name != "seconds"]  # the last epoch has val scores
-    write_csv(folder / "history.csv", pd.DataFrame(rows, columns=columns))
+    table = pd.DataFrame(rows, columns=columns)
+    write_csv(folder / "history.csv", table)
     best = best_epoch(history, metric=metric)
-    draw_history(
-        folder / "history.png",
-        epochs=[epoch.epoch for epoch in history],
-        loss=[epoch.loss for epoch in history],
-        val_dice={epoch.epoch: epoch.val_dice for epoch in history if epoch.val_dice is not None},
-        kept=best.epoch,
-        title=title,
-    )
+    save_png(folder / "history.png", history_figure(table, kept=best.epoch, title=title))
     summary = {
         "val_dice": best.score("dice"),
         "val_iou": best.score("iou"),
