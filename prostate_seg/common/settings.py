@@ -5,7 +5,9 @@ only some numbers are allowed. Values come from YAML. Only the standard library 
 """
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -36,12 +38,8 @@ class Range:
 
     def contains(self, value: float) -> bool:
         """Return whether the value is in the range; NaN never is."""
-        return (
-            (self.ge is None or value >= self.ge)
-            and (self.gt is None or value > self.gt)
-            and (self.le is None or value <= self.le)
-            and (self.lt is None or value < self.lt)
-        )
+        bounds = ((self.ge, operator.ge), (self.gt, operator.gt), (self.le, operator.le), (self.lt, operator.lt))
+        return all(bound is None or holds(value, bound) for bound, holds in bounds)
 
     def __str__(self) -> str:
         if self.ge is not None and self.le is not None:
@@ -74,7 +72,7 @@ class Settings:
         for name, allowed in ranges_of(type(self)).items():
             value = getattr(self, name)
             if value is not None and not allowed.contains(value):
-                or_null = "null or " if accepts_null(setting_types(type(self))[name]) else ""
+                or_null = "null or " if accepts_null(get_type_hints(type(self))[name]) else ""
                 raise ConfigError(f"{name}: must be {or_null}{allowed}, is {_shown(value)}")
         for name, is_allowed, rule in self._rules():
             if not is_allowed:
@@ -85,49 +83,41 @@ class Settings:
         return []
 
 
-def parse_group(kind: type[Group], values: Mapping[str, Any], *, key: str = "") -> Group:
-    """Return a checked group from plain values.
+def parse_group(
+    kind: type[Group], values: Mapping[str, Any], *, key: str = "", known: Sequence[str] | None = None
+) -> Group:
+    """Return a checked group, a dataclass whose fields may be groups, from plain values as YAML or JSON holds them.
 
-    Args:
-        kind: A dataclass; its fields may be groups themselves.
-        values: Numbers, text, lists and mappings, as YAML or JSON holds them.
-        key: The group's own dotted key, for messages.
-
-    Raises:
-        ConfigError: For an unknown key, a wrong type, a missing or an impossible value.
+    A ConfigError names the key below `key` that is unknown or missing, or has a wrong type or an impossible value; `known` has
+    the keys to suggest, by default those of the group.
     """
-    prefix = f"{key}." if key else ""
-    return _parsed(kind, values, prefix, known=[prefix + name for name in setting_types(kind)])
-
-
-def present_names(values: Mapping[str, Any], *, key: str) -> dict[str, Any]:
-    """Return stored values of a group with the present names of settings that were renamed since."""
-    return {RENAMED.get(f"{key}.{name}", name).rpartition(".")[2]: value for name, value in values.items()}
-
-
-def _parsed(kind: type[Group], values: Mapping[str, Any], prefix: str, *, known: list[str]) -> Group:
-    hints = get_type_hints(kind)
+    prefix, hints = f"{key}." if key else "", get_type_hints(kind)
+    known = known or [prefix + name for name in setting_types(kind)]
     for name in map(str, values):
         if name not in hints:
             raise ConfigError(unknown_key_message(prefix + name, known))
     fields: dict[str, Any] = {}
     for name, hint in hints.items():
-        key, value = prefix + name, values.get(name, MISSING)
-        rule = type_in_words(hint)
-        inner = group_of(hint)
+        setting, value = prefix + name, values.get(name, MISSING)
+        rule, inner = type_in_words(hint), group_of(hint)
         if value == MISSING:
-            raise ConfigError(f"{key}: must be set to {rule}; add {key}=... to the command")
+            raise ConfigError(f"{setting}: must be set to {rule}; add {setting}=... to the command")
         if inner is not None and isinstance(value, Mapping):
-            fields[name] = _parsed(inner, value, f"{key}.", known=known)
+            fields[name] = parse_group(inner, value, key=setting, known=known)
             continue
         try:
             fields[name] = _converted(hint, value)
         except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{key}: must be {rule}, is {_shown(value)}") from error
+            raise ConfigError(f"{setting}: must be {rule}, is {_shown(value)}") from error
     try:
         return kind(**fields)
     except ConfigError as error:  # a rule of the group, which names the setting inside the group
         raise ConfigError(prefix + str(error)) from None
+
+
+def present_names(values: Mapping[str, Any], *, key: str) -> dict[str, Any]:
+    """Return stored values of a group with the present names of settings that were renamed since."""
+    return {RENAMED.get(f"{key}.{name}", name).rpartition(".")[2]: value for name, value in values.items()}
 
 
 def _converted(hint: Any, value: Any) -> Any:
@@ -159,6 +149,17 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as text by dotted key; lists and scalars that are no text as JSON."""
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return found
 
 
 def setting_types(kind: type) -> dict[str, Any]:

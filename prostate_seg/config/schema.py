@@ -49,18 +49,12 @@ class DataConfig(Settings):
 
     def _rules(self) -> list[Rule]:
         labels = self.whole_gland_labels
+        are_labels = labels is None or (len(labels) > 0 and min(labels) > 0)
+        is_phantom_alone = (self.phantom is not None) == (self.source == "phantom")
         return [
             ("patient_pattern", _has_a_group(self.patient_pattern), "must be a regular expression with a group"),
-            (
-                "whole_gland_labels",
-                labels is None or (len(labels) > 0 and min(labels) > 0),
-                "must be null or a list of labels above 0",
-            ),
-            (
-                "phantom",
-                (self.phantom is not None) == (self.source == "phantom"),
-                "must be set for data=phantom, and for no other data",
-            ),
+            ("whole_gland_labels", are_labels, "must be null or a list of labels above 0"),
+            ("phantom", is_phantom_alone, "must be set for data=phantom, and for no other data"),
         ]
 
 
@@ -331,11 +325,7 @@ STAGE_SETTINGS = {
 
 
 def parse(composed: DictConfig) -> Config:
-    """Return a composed config, with or without Hydra's own part, as checked dataclasses.
-
-    Raises:
-        ConfigError: For an unknown key, a wrong type, a missing or an impossible value.
-    """
+    """Return a composed config, with or without Hydra's own part, as checked dataclasses; see `parse_group`."""
     cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     if cfg.get("stage") == "export":
         _require_plain_science(cfg)
@@ -349,15 +339,10 @@ def parse(composed: DictConfig) -> Config:
 def _require_plain_science(cfg: DictConfig) -> None:
     """Refuse to export interpolations: values of this machine's environment do not belong in params.yaml, which is in git."""
     groups = [group for group in (*SCIENCE_GROUPS, "seed") if group in cfg]
-    for key, value in _leaves(OmegaConf.to_container(OmegaConf.masked_copy(cfg, groups), resolve=False)):
-        if isinstance(value, str) and "${" in value:
+    raw = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.masked_copy(cfg, groups), resolve=False))
+    for key, value in settings.flat(raw).items():
+        if "${" in value:
             raise ConfigError(f"{key}: must be a plain value to be exported, is {value}")
-
-
-def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        return [(prefix.removesuffix("."), tree)]
-    return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}{key}.")]
 
 
 @functools.cache

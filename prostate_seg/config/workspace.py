@@ -14,29 +14,35 @@ class FoldRecord(Protocol):
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Receive the metrics of an epoch, counted from 1."""
+        return
 
     def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
         """Receive the metrics and figures of the finished fold."""
+        return
 
 
 OpenFold = Callable[[int], AbstractContextManager[FoldRecord]]
 """Opens the record of a fold by its index; the context spans the training."""
 
 
-class NullFoldRecord:
+class NullFoldRecord(FoldRecord):
     """Records nothing."""
-
-    def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Ignore the metrics."""
-
-    def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
-        """Ignore the metrics and figures."""
 
 
 @contextmanager
 def null_fold_record(_index: int) -> Iterator[FoldRecord]:
     """Open a record that records nothing."""
     yield NullFoldRecord()
+
+
+class Below:
+    """A file or folder of a workspace, by its path below the root."""
+
+    def __init__(self, *parts: str) -> None:
+        self.parts = parts
+
+    def __get__(self, workspace: "Workspace", _: object = None) -> Path:
+        return workspace.root.joinpath(*self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,30 +62,28 @@ class Workspace:
     run_id: str | None = None
     """Id of the run that records the stage; None if none does."""
 
-    @property
-    def preprocess(self) -> Path:
-        """Folder of preprocessed images and masks, dataset.csv, thumbnails.npy, the log and contract.json."""
-        return self.root / "preprocess"
-
-    @property
-    def dataset_csv(self) -> Path:
-        """Table with one row per usable case."""
-        return self.preprocess / "dataset.csv"
-
-    @property
-    def thumbnails_npy(self) -> Path:
-        """Thumbnail of each case, in the order of dataset.csv, for the search for near-duplicates."""
-        return self.preprocess / "thumbnails.npy"
-
-    @property
-    def contract_json(self) -> Path:
-        """Preprocessing settings that train, evaluate and predict must repeat."""
-        return self.preprocess / "contract.json"
-
-    @property
-    def kfold_json(self) -> Path:
-        """Case ids of train, val and test per fold."""
-        return self.root / "prepared" / "kfold.json"
+    preprocess = Below("preprocess")
+    """Folder of preprocessed images and masks, dataset.csv, thumbnails.npy, the log and contract.json."""
+    dataset_csv = Below("preprocess", "dataset.csv")
+    """Table with one row per usable case."""
+    thumbnails_npy = Below("preprocess", "thumbnails.npy")
+    """Thumbnail of each case, in the order of dataset.csv, for the search for near-duplicates."""
+    contract_json = Below("preprocess", "contract.json")
+    """Preprocessing settings that train, evaluate and predict must repeat."""
+    kfold_json = Below("prepared", "kfold.json")
+    """Case ids of train, val and test per fold."""
+    evaluation = Below("evaluation")
+    """Folder of cases.csv, metrics.json, predicted masks and overlays."""
+    external_evaluation = Below("evaluation_external")
+    """Evaluation on an external data folder."""
+    inspection = Below("inspect")
+    """Summary of a data set: cases.csv, findings.csv, summary.json, contact_sheet.png."""
+    comparison = Below("comparison")
+    """Comparison of runs: comparison.csv, comparison.json, comparison.png."""
+    report = Below("report")
+    """Folder of report.html, model_card.md and the tables behind the plots."""
+    external_report = Below("report_external")
+    """Report of the evaluation on an external data folder."""
 
     @property
     def model(self) -> Path:
@@ -98,36 +102,6 @@ class Workspace:
     def unfinished_fold(self, fold_index: int) -> Path:
         """Folder of an unfinished fold; model/ holds finished folds only."""
         return self.training / f"fold{fold_index}"
-
-    @property
-    def evaluation(self) -> Path:
-        """Folder of cases.csv, metrics.json, predicted masks and overlays."""
-        return self.root / "evaluation"
-
-    @property
-    def external_evaluation(self) -> Path:
-        """Evaluation on an external data folder."""
-        return self.root / "evaluation_external"
-
-    @property
-    def inspection(self) -> Path:
-        """Summary of a data set: cases.csv, findings.csv, summary.json, contact_sheet.png."""
-        return self.root / "inspect"
-
-    @property
-    def comparison(self) -> Path:
-        """Comparison of runs: comparison.csv, comparison.json, comparison.png."""
-        return self.root / "comparison"
-
-    @property
-    def report(self) -> Path:
-        """Folder of report.html, model_card.md and the tables behind the plots."""
-        return self.root / "report"
-
-    @property
-    def external_report(self) -> Path:
-        """Report of the evaluation on an external data folder."""
-        return self.root / "report_external"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

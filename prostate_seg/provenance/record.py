@@ -4,11 +4,9 @@ Paths in it are relative to the workspace. The key `data` is the folder of image
 outside of the workspace are absolute. The lineage of a result are the runs whose outputs it read, and those upstream of them.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.hashing import Hashed, hash_paths
@@ -52,17 +50,6 @@ def path_of(key: str, workspace: Workspace) -> Path:
     if key == DATA or key.startswith(f"{DATA}/"):
         return workspace.data / key.removeprefix(DATA).lstrip("/")
     return workspace.root / key  # an absolute key replaces the root
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as text by dotted key; lists and scalars that are no text as JSON."""
-    found: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value if isinstance(value, str) else json.dumps(value)
-    return found
 
 
 def ancestors(

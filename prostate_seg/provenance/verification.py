@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from prostate_seg.common.settings import flat
 from prostate_seg.config.schema import STAGE_SETTINGS
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.code_digests import code_digests
 from prostate_seg.provenance.environment import packages
 from prostate_seg.provenance.hashing import hash_paths
-from prostate_seg.provenance.record import flat, path_of
+from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE
 
 KINDS = ("inputs", "outputs", "code", "packages", "config")

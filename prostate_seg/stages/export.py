@@ -8,10 +8,10 @@ import yaml
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import write_text
+from prostate_seg.common.settings import flat
 from prostate_seg.config.schema import Config, science_of
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.operations.job import command_line
-from prostate_seg.provenance.record import flat
 
 log = logging.getLogger(__name__)
 
@@ -22,22 +22,10 @@ PARAMS = Path("params.yaml")
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write params.yaml, or with export.check compare it with the composed settings."""
     settings = science_of(cfg)
-    if cfg.export.check:
-        _require_same(settings)
-        log.info("%s is what this command composes", PARAMS)
-    else:
+    if not cfg.export.check:
         write_text(PARAMS, params_text(settings, command=command_line()))
         log.info("wrote %s; run it with dvc repro", PARAMS)
-    return StageResult()
-
-
-def params_text(settings: dict[str, Any], *, command: str) -> str:
-    """Return the text of params.yaml: the command in a comment, then the settings, sorted."""
-    header = f"# The settings that decide results. Made by, and not to be edited but by:\n#   {command}\n"
-    return header + yaml.safe_dump(settings, sort_keys=True, default_flow_style=None, width=120)
-
-
-def _require_same(settings: dict[str, Any]) -> None:
+        return StageResult()
     if not PARAMS.is_file():
         raise InputError(f"{PARAMS} is absent: write it with stage=export and the same overrides")
     there, composed = flat(yaml.safe_load(PARAMS.read_text(encoding="utf-8")) or {}), flat(settings)
@@ -49,3 +37,11 @@ def _require_same(settings: dict[str, Any]) -> None:
     if different:
         listing = "\n".join(different)
         raise InputError(f"{PARAMS} is not what this command composes:\n{listing}\nWrite it again with stage=export.")
+    log.info("%s is what this command composes", PARAMS)
+    return StageResult()
+
+
+def params_text(settings: dict[str, Any], *, command: str) -> str:
+    """Return the text of params.yaml: the command in a comment, then the settings, sorted."""
+    header = f"# The settings that decide results. Made by, and not to be edited but by:\n#   {command}\n"
+    return header + yaml.safe_dump(settings, sort_keys=True, default_flow_style=None, width=120)

@@ -16,11 +16,11 @@ from optuna.trial import Trial, TrialState
 from prostate_seg.cli import typed_word
 from prostate_seg.common.errors import ConfigError, InputError, Pruned
 from prostate_seg.common.files import md5_of
+from prostate_seg.common.settings import flat
 from prostate_seg.config import schema as configuration
 from prostate_seg.config.schema import Config, as_container, science_of
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import command_of
-from prostate_seg.provenance.record import flat
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.cost_estimate import log_cost_estimate, num_folds_of
 from prostate_seg.sweeping.grid import job_error

@@ -18,6 +18,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from prostate_seg.common.address import resolved_uri, shown_address
 from prostate_seg.common.errors import InputError, Pruned, first_line
 from prostate_seg.common.files import md5_of_text
+from prostate_seg.common.settings import flat
 from prostate_seg.config.schema import Config, as_container, science_of
 from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace
 from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
@@ -25,7 +26,6 @@ from prostate_seg.operations.process import user_name
 from prostate_seg.provenance.code_digests import CODE_LISTING, code_listing
 from prostate_seg.provenance.ds_version import recording_workspace
 from prostate_seg.provenance.environment import GitState
-from prostate_seg.provenance.record import flat
 from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import ACKNOWLEDGED, Header, Journal, new_local_id, remove_replicated
 from prostate_seg.tracking.records import ALL, NONE, LogData, Record, metric_points, now_ms
