@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 refused input or failed stage; 2 invalid command line or c
 Nothing heavy is imported here; the module of a stage imports its libraries.
 """
 
-import importlib
 import io
 import math
 import os
@@ -12,7 +11,6 @@ import shlex
 import signal
 import sys
 from dataclasses import replace
-from types import ModuleType
 from typing import NoReturn, cast
 
 import hydra
@@ -22,20 +20,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from prostate_seg import stages
+from prostate_seg import cli, stages
 from prostate_seg.callback import JobFailed, StageTask
-from prostate_seg.cli import (
-    BAD_COMMAND,
-    FAILED,
-    composition_message,
-    config_folder,
-    hydra_words,
-    is_raised_by_hydra,
-    leave,
-    require_inputs,
-    require_one_training,
-    typed_word,
-)
+from prostate_seg.cli import BAD_COMMAND, FAILED, config_folder, leave
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.config import schema as config
@@ -74,13 +61,14 @@ class StageLauncher(StageTask):
         run = self.open_run()
         if isinstance(run, SkippedRun):
             if torchrun.world_size() > 1:
-                _training().release_workers()
+                from prostate_seg.stages.train import release_workers  # imports torch
+
+                release_workers()
             return run.result.objectives
         if str(HydraConfig.get().mode).endswith("MULTIRUN"):  # the values of a job of a multirun are known only here
             redactor = Redactor(settings=config.as_container(cfg))
-            require_inputs(
-                [str(cfg.stage)], cfg, [redactor.text(typed_word(word)) for word in HydraConfig.get().overrides.task]
-            )
+            typed = [redactor.text(cli.typed_word(word)) for word in HydraConfig.get().overrides.task]
+            cli.require_inputs([str(cfg.stage)], cfg, typed)
         open_fold = with_pruning(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
         workspace = replace(workspace_of(cfg), open_fold=open_fold, run_id=run.run_id)
         result = stages.load_stage(cfg.stage)(cfg, workspace)
@@ -94,15 +82,11 @@ def main() -> None:
     """Run the command line and exit with one of the codes above."""
     for sweeper in (GridSweeper, PairSweeper, StudySweeper):
         Plugins.instance().register(sweeper)
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # Hydra raises its exceptions, so that they get a message and an exit code here
-    )
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that they get a message and an exit code here
     signal.signal(signal.SIGTERM, terminate)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a name that the terminal cannot encode must not stop a stage
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot encode must not stop a stage
+            stream.reconfigure(errors="backslashreplace")
     try:
         if torchrun.rank() > 0:
             _follow()
@@ -110,20 +94,20 @@ def main() -> None:
     except KeyboardInterrupt as error:
         leave(error, "interrupted", INTERRUPTED)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        leave(error, composition_message(error), BAD_COMMAND)
+        leave(error, cli.composition_message(error), BAD_COMMAND)
     except (InputError, OSError) as error:
         leave(error, str(error), FAILED)
     except ValueError as error:
-        if not is_raised_by_hydra(error):
+        if not cli.is_raised_by_hydra(error):
             raise
         leave(error, str(error), BAD_COMMAND)
 
 
 def _run_command(typed: list[str]) -> None:
     """Run a command with Hydra, and close its run if a signal interrupts it."""
-    words = hydra_words(typed)
+    words = cli.hydra_words(typed)
     if torchrun.world_size() > 1:
-        require_one_training(typed)
+        cli.require_one_training(typed)
     os.environ[TYPED] = shlex.join(typed)
     sys.argv[1:] = words
     launcher = StageLauncher()
@@ -143,15 +127,12 @@ def _run_command(typed: list[str]) -> None:
 
 def _follow() -> NoReturn:
     """Train with rank 0 as another process of torchrun, and exit with it."""
+    from prostate_seg.stages.train import run_worker  # imports torch
+
     # It writes nothing and has no run to close; a Python signal handler would wait for as long as torch waits for rank 0.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _training().run_worker()
+    run_worker()
     sys.exit(0)
-
-
-def _training() -> ModuleType:
-    """Import what imports torch."""
-    return importlib.import_module("prostate_seg.stages.train")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,7 @@ def main() -> None:
             cfg = parse(compose("from_params"))
         workspace = workspace_of(cfg)
         if exists(workspace.data):
-            write_text(
-                CHECKED, "data/ was there\n"
-            )  # equal for all data: other data rerun preprocess by their own hash
+            write_text(CHECKED, "data/ was there\n")  # equal for all data: others rerun preprocess by their own hash
             return
         if Path(os.environ.get("DVC_ROOT", ".")).resolve() != Path.cwd():
             raise InputError(

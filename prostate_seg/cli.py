@@ -58,15 +58,11 @@ def config_folder() -> Path:
 
 
 def hydra_words(typed: Sequence[str]) -> list[str]:
-    """Return the arguments of the launcher with the quotes that Hydra needs.
-
-    Raises:
-        ConfigError: If they are no valid command; the message names the argument and a suggestion.
-    """
+    """Return the arguments of the launcher with the quotes that Hydra needs, or raise a ConfigError with a suggestion."""
     arguments = parsed_arguments(typed)
     if not (arguments.overrides or is_query(arguments) or arguments.experimental_rerun):
         require_stage(None)
-    is_multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    is_multirun = arguments.multirun
     read = {word: hydra_word(word, is_multirun=is_multirun) for word in arguments.overrides}
     overrides = [_parsed(word) for word in read.values()]
     for override in overrides:
@@ -85,11 +81,7 @@ def hydra_words(typed: Sequence[str]) -> list[str]:
 
 
 def parsed_arguments(typed: Sequence[str]) -> argparse.Namespace:
-    """Return flags and overrides as Hydra parses them.
-
-    Raises:
-        ConfigError: For an unknown flag.
-    """
+    """Return flags and overrides as Hydra parses them; raise a ConfigError for an unknown flag."""
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -99,7 +91,9 @@ def parsed_arguments(typed: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"{message}{hint}")
 
     parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_intermixed_args(typed)
+    arguments = parser.parse_intermixed_args(typed)
+    arguments.multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    return arguments
 
 
 def is_query(arguments: argparse.Namespace) -> bool:
@@ -108,14 +102,9 @@ def is_query(arguments: argparse.Namespace) -> bool:
 
 
 def require_one_training(typed: Sequence[str]) -> None:
-    """Check that the processes of torchrun can share a command.
-
-    Raises:
-        ConfigError: If it is another stage than train, a multirun, or a query.
-    """
+    """Refuse what the processes of torchrun cannot share: another stage than train, a multirun, or a query."""
     arguments = parsed_arguments(typed)
-    is_multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
-    if "stage=train" not in arguments.overrides or is_multirun or is_query(arguments):
+    if "stage=train" not in arguments.overrides or arguments.multirun or is_query(arguments):
         raise ConfigError(
             f"torchrun: its {torchrun.world_size()} processes share one stage=train, is {' '.join(typed)}\n"
             "Run every other command with python -m prostate_seg."
@@ -219,11 +208,7 @@ def _split(text: str) -> list[str]:
 
 
 def _parsed(word: str) -> Override:
-    """Parse one override.
-
-    Raises:
-        ConfigError: If Hydra cannot parse it; the message has the rule of the setting or the quotes that it needs.
-    """
+    """Parse one override, or raise a ConfigError with the rule of the setting or the quotes that it needs."""
     try:
         return OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
@@ -259,15 +244,10 @@ def require_inputs(stages: Sequence[str], cfg: Config, typed: Sequence[str]) -> 
     }
     width = max(map(len, shown.values()))
     lines = [f"  {path:<{width}}  from stage={stage}" for stage, path in shown.items()]
+    listing = "\n".join(lines)
     raise InputError(
-        "\n".join(
-            [
-                f"stage={','.join(stages)} needs files that do not exist yet:",
-                *lines,
-                "One command makes them and continues:",
-                f"  {_command_with(stages, list(missing), typed)}",
-            ]
-        )
+        f"stage={','.join(stages)} needs files that do not exist yet:\n{listing}\n"
+        f"One command makes them and continues:\n  {_command_with(stages, list(missing), typed)}"
     )
 
 

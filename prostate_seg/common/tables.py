@@ -23,11 +23,7 @@ def table_lines(
 ) -> list[str]:
     """Return the lines of a table, without colours.
 
-    Args:
-        columns: Headers.
-        rows: Cells, one per header.
-        numbers: Headers of right-aligned columns.
-        is_terminal: Whether lines wrap at the width of the terminal; None checks standard output.
+    `numbers` names the right-aligned columns. At a terminal lines wrap at its width; `is_terminal` None checks standard output.
     """
     at_terminal = sys.stdout.isatty() if is_terminal is None else is_terminal
     has_rules = at_terminal and (sys.stdout.encoding or "").lower().startswith("utf")
