@@ -49,20 +49,19 @@ def map_cases(
 
 
 @contextmanager
-def progress(label: str, *, total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each finished item."""
-    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda: bar.advance(task)
-    else:
-        done, last_line = 0, time.monotonic()
+def progress(label: str, *, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """Yield a function to call after each finished item, or with the numbers of finished and of all items once known."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    at_terminal = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    done, last_line = 0, time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not at_terminal) as bar:
+        task = bar.add_task(label, total=total)
 
-        def advance() -> None:
-            nonlocal done, last_line
-            done += 1
-            if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+        def advance(now_done: int | None = None, now_total: int | None = None) -> None:
+            nonlocal done, total, last_line
+            done, total = done + 1 if now_done is None else now_done, now_total or total
+            bar.update(task, completed=done, total=total)
+            if not at_terminal and time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
                 log.info("%s %d/%d", label, done, total)
 

@@ -5,7 +5,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,32 +41,15 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     workspace.cache.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(workspace.cache / "fetch.lock", timeout=0):
-            return _fetch(cfg, workspace)
+            return simulate(cfg, workspace) if cfg.data.source == "phantom" else fetch(cfg, workspace)
     except Timeout as error:
         raise InputError(
             f"another stage=fetch is at work in {workspace.root}; wait for it, or take another paths.root"
         ) from error
 
 
-def _fetch(cfg: Config, workspace: Workspace) -> StageResult:
-    if cfg.data.source == "phantom":
-        return _simulate_phantom(cfg, workspace)
-    about = PUBLIC_SETS[cfg.data.source]
-    for line in describe(about):
-        log.info("%s", line)
-    if about.archives:
-        _fetch_archives(cfg, workspace, about)
-    else:
-        _import_folder(cfg, workspace, about)
-    images, masks = _stems(workspace.data / "images"), _stems(workspace.data / "masks")
-    add_case_rows(workspace.data, images, masks_by=about.masks_by)
-    log.info("%d images and %d masks in %s; look at them with stage=inspect", len(images), len(masks), workspace.data)
-    return StageResult(
-        outputs=[workspace.data], metrics={"fetch/num_images": len(images), "fetch/num_masks": len(masks)}
-    )
-
-
-def _simulate_phantom(cfg: Config, workspace: Workspace) -> StageResult:
+def simulate(cfg: Config, workspace: Workspace) -> StageResult:
+    """Write the phantom data set."""
     settings = cfg.data.phantom
     assert settings is not None
     if (workspace.data / "images").exists() and not (workspace.data / "phantom.csv").is_file():
@@ -77,6 +60,20 @@ def _simulate_phantom(cfg: Config, workspace: Workspace) -> StageResult:
     images = write_phantom(workspace.data, settings=settings, seed=cfg.seed, num_workers=cfg.machine.num_workers)
     log.info("made %d phantom studies of %d patients in %s", len(images), settings.num_patients, workspace.data)
     return StageResult(outputs=[workspace.data])
+
+
+def fetch(cfg: Config, workspace: Workspace) -> StageResult:
+    """Write a public data set, from its archives or from a folder that the user has unpacked."""
+    about = PUBLIC_SETS[cfg.data.source]
+    for line in describe(about):
+        log.info("%s", line)
+    (_fetch_archives if about.archives else _import_folder)(cfg, workspace, about)
+    images, masks = _stems(workspace.data / "images"), _stems(workspace.data / "masks")
+    add_case_rows(workspace.data, images, masks_by=about.masks_by)
+    log.info("%d images and %d masks in %s; look at them with stage=inspect", len(images), len(masks), workspace.data)
+    return StageResult(
+        outputs=[workspace.data], metrics={"fetch/num_images": len(images), "fetch/num_masks": len(masks)}
+    )
 
 
 def _fetch_archives(cfg: Config, workspace: Workspace, about: PublicSet) -> None:
@@ -91,11 +88,20 @@ def _fetch_archives(cfg: Config, workspace: Workspace, about: PublicSet) -> None
             continue
         with _archive_file(cfg, workspace, archive) as path:
             fetched = _checked(path, archive, done)
-            with _file_progress(f"unpack {archive.name}") as on_file:
-                files = unpack(path, workspace.data, rules=archive.rules, on_file=on_file)
+            files = _unpacked(path, workspace.data, archive)
             note = replace(note, archives={**note.archives, archive.name: replace(fetched, files=files)})
             write_note(workspace.data, note, about)
         log.info("%s: %d files", archive.name, len(files))
+
+
+def _unpacked(path: Path, data: Path, archive: Archive) -> list[str]:
+    """Unpack the wanted files with a progress bar, whose total is known once the archive is open."""
+    with progress(f"unpack {archive.name}") as advance:
+
+        def on_file(total: int) -> None:
+            advance(0, total) if total else advance()
+
+        return unpack(path, data, rules=archive.rules, on_file=on_file)
 
 
 def _own_note(cfg: Config, data: Path) -> SourceNote:
@@ -190,36 +196,18 @@ def _checked(path: Path, archive: Archive, done: FetchedArchive | None) -> Fetch
 @contextmanager
 def _byte_progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
     """Yield a callback for the downloaded and the total bytes, shown in MiB once the total is known."""
-    with ExitStack() as stack:
-        advance: Callable[[], None] | None = None
-        shown = 0
+    is_logged = False
+    with progress(f"{name} (MiB)") as advance:
 
         def on_bytes(have: int, total: int | None) -> None:
-            nonlocal advance, shown
-            if advance is None and total is not None:
-                log.info("%s: %s of %s are here", name, gigabytes(have), gigabytes(total))
-                advance = stack.enter_context(progress(f"{name} (MiB)", total=-(-total // MEBIBYTE)))
-            while advance is not None and shown < have // MEBIBYTE:
-                shown += 1
-                advance()
+            nonlocal is_logged
+            if total is not None:
+                if not is_logged:
+                    log.info("%s: %s of %s are here", name, gigabytes(have), gigabytes(total))
+                    is_logged = True
+                advance(have // MEBIBYTE, -(-total // MEBIBYTE))
 
         yield on_bytes
-
-
-@contextmanager
-def _file_progress(label: str) -> Iterator[Callable[[int], None]]:
-    """Yield a callback for `unpack`: called with the number of files first, then with 0 for each file."""
-    with ExitStack() as stack:
-        advance: Callable[[], None] | None = None
-
-        def on_file(total: int) -> None:
-            nonlocal advance
-            if advance is None:
-                advance = stack.enter_context(progress(label, total=total))
-            else:
-                advance()
-
-        yield on_file
 
 
 def _import_folder(cfg: Config, workspace: Workspace, about: PublicSet) -> None:
@@ -233,24 +221,17 @@ def _import_folder(cfg: Config, workspace: Workspace, about: PublicSet) -> None:
     if cfg.fetch.parts is not None:
         raise InputError(f"fetch.parts: must be null, as data={cfg.data.source} has no parts")
     note = _own_note(cfg, workspace.data)
-    images, masks = {}, {}
-    for path in sorted(Path(origin).rglob("*.mhd")):
-        stem = path.stem.lower()
-        if stem.endswith("_segmentation"):
-            masks[stem.removesuffix("_segmentation")] = path
-        else:
-            images[stem] = path
-    pairs = [(images[key], masks[key]) for key in sorted(images.keys() & masks.keys())]
+    found = {path.stem.lower(): path for path in sorted(Path(origin).rglob("*.mhd"))}
+    pairs = {f"{name}_segmentation": name for name in sorted(found) if f"{name}_segmentation" in found}
     if not pairs:
         raise InputError(f"{origin}: has no CaseNN.mhd with a CaseNN_segmentation.mhd; unpack training_data.zip there")
-    unpaired = sorted(path.name for key, path in {**masks, **images}.items() if key not in images.keys() & masks.keys())
-    if unpaired:
+    if unpaired := sorted(found[name].name for name in found.keys() - pairs.keys() - set(pairs.values())):
         log.warning("warning: left out, as image or mask is missing: %s", ", ".join(unpaired))
     write_note(workspace.data, note, about)
     with progress("fetch", total=len(pairs)) as advance:
-        for image, mask in pairs:
-            for kind, path in (("images", image), ("masks", mask)):
-                target = workspace.data / kind / f"{image.stem}.mha"
+        for mask, image in pairs.items():
+            for kind, path in (("images", found[image]), ("masks", found[mask])):
+                target = workspace.data / kind / f"{found[image].stem}.mha"
                 if target.is_file():
                     continue
                 try:
