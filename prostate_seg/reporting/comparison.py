@@ -5,7 +5,7 @@ one better direction.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from io import StringIO
 from textwrap import wrap
 from typing import Any
@@ -17,7 +17,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.data.attributes import RESERVED
 from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
 from prostate_seg.reporting.report_tables import subgroups
-from prostate_seg.segmentation.statistics import PairedDifference, holm, paired_difference
+from prostate_seg.segmentation.statistics import holm, paired_difference
 
 SIGNED = ("volume_difference_ml", "volume_difference_percent")
 """Metrics whose best value is 0."""
@@ -54,6 +54,14 @@ FEW_PATIENTS = 20
 """Below this number percentile intervals are too narrow: in a simulation 92% coverage at 20 patients, 84% at 5."""
 
 
+Row = dict[str, Any]
+"""Row of comparison.csv: one metric in one group of cases.
+
+subgroup is the name of an attribute and group its value, both `ALL` over all cases; metric is one of `COMPARED`, better its
+better direction. Then the fields of `PairedDifference`, the numbers of patients that are better, equal and worse in the other
+run, and p_holm: p adjusted for all tests over all cases, None in subgroups, which are exploratory."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
     """cases.csv of one evaluation."""
@@ -64,48 +72,6 @@ class Results:
     """Run id or folder."""
     table: pd.DataFrame
     """Index case_id, sorted; columns of cases.csv, attributes as text."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """Comparison of one metric in one group of cases."""
-
-    subgroup: str
-    """Name of an attribute, or `ALL`."""
-    group: str
-    """Value of the attribute in these cases, or `ALL`."""
-    metric: str
-    """One of `COMPARED`."""
-    paired: PairedDifference
-    p_holm: float | None = None
-    """p adjusted for all tests over all cases; None in subgroups, which are exploratory."""
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether lower values of the metric are better."""
-        return self.metric in LOWER_IS_BETTER
-
-    @property
-    def patients(self) -> tuple[int, int, int]:
-        """Number of patients that are better, equal and worse in the other run."""
-        higher, lower = self.paired.num_patients_higher, self.paired.num_patients_lower
-        better, worse = (lower, higher) if self.lower_is_better else (higher, lower)
-        return better, self.paired.num_patients - higher - lower, worse
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return a row of comparison.csv."""
-        better, equal, worse = self.patients
-        return {
-            "subgroup": self.subgroup,
-            "group": self.group,
-            "metric": self.metric,
-            "better": "lower" if self.lower_is_better else "higher",
-            **asdict(self.paired),
-            "num_patients_better": better,
-            "num_patients_equal": equal,
-            "num_patients_worse": worse,
-            "p_holm": self.p_holm,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,24 +87,16 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Return an entry of comparison.json."""
-        return {
-            "baseline": {"name": self.baseline.name, "source": self.baseline.source},
-            "other": {"name": self.other.name, "source": self.other.source},
-            "notes": self.notes,
-            "rows": [row.as_dict() for row in self.rows],
-        }
+        both = {"baseline": self.baseline, "other": self.other}
+        sources = {key: {"name": one.name, "source": one.source} for key, one in both.items()}
+        return {**sources, "notes": self.notes, "rows": self.rows}
 
 
-def parse_results(text: str, *, name: str, source: str, may_lack: Sequence[str] = ()) -> Results:
-    """Parse the text of a cases.csv; a metric in `may_lack` becomes NaN if an older version wrote the table without it.
-
-    Raises:
-        InputError: If the table cannot be read, an older version wrote it, or a case has several rows.
-    """
+def parse_results(text: str, *, name: str, source: str) -> Results:
+    """Parse the text of a cases.csv; refuse one of an older version, or with several rows of a case."""
     numeric = [*SUMMARY_METRICS, "volume_reference_ml"]
     try:
         table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
-        table[[column for column in may_lack if column not in table]] = ""
         missing = [column for column in ("case_id", "fold", *EQUAL_COLUMNS, *numeric) if column not in table]
         if not missing:
             table[numeric] = table[numeric].replace("", "nan").astype(float)  # exact, unlike read_csv's own parser
@@ -167,13 +125,14 @@ def compare(baseline: Results, others: Sequence[Results], *, num_bootstrap: int,
         require_same_cases(baseline, other)
     if baseline.table["patient_id"].nunique() < 2:
         raise InputError(f"{baseline.name}: must have two patients or more to estimate the variation between patients")
-    rows = [_compare_pair(baseline, other, num_bootstrap=num_bootstrap, seed=seed) for other in others]
+    tables = [_compare_pair(baseline, other, num_bootstrap=num_bootstrap, seed=seed) for other in others]
     # Holm's adjustment covers the tests over all cases of all comparisons.
-    adjusted = iter(holm([row.paired.p_wilcoxon for part in rows for row in part if row.subgroup == ALL]))
-    rows = [[replace(row, p_holm=next(adjusted)) if row.subgroup == ALL else row for row in part] for part in rows]
+    tests = [row for rows in tables for row in rows if row["subgroup"] == ALL]
+    for row, p_holm in zip(tests, holm([row["p_wilcoxon"] for row in tests]), strict=True):
+        row["p_holm"] = p_holm
     return [
-        Comparison(baseline=baseline, other=other, rows=part, notes=_notes(baseline, other, part))
-        for other, part in zip(others, rows, strict=True)
+        Comparison(baseline=baseline, other=other, rows=rows, notes=_notes(baseline, other, rows))
+        for other, rows in zip(others, tables, strict=True)
     ]
 
 
@@ -222,7 +181,20 @@ def _compare_pair(baseline: Results, other: Results, *, num_bootstrap: int, seed
             num_bootstrap=num_bootstrap,
             seed=seed,
         )
-        return Row(subgroup=subgroup, group=group, metric=metric, paired=paired)
+        higher, lower, lower_is_better = (
+            paired.num_patients_higher,
+            paired.num_patients_lower,
+            metric in LOWER_IS_BETTER,
+        )
+        return {
+            **{"subgroup": subgroup, "group": group, "metric": metric},
+            "better": "lower" if lower_is_better else "higher",
+            **asdict(paired),
+            "num_patients_better": lower if lower_is_better else higher,
+            "num_patients_equal": paired.num_patients - higher - lower,
+            "num_patients_worse": higher if lower_is_better else lower,
+            "p_holm": None,
+        }
 
     rows = [row(ALL, ALL, metric, a.index) for metric in COMPARED]
     # Attributes that only the other table has are subgroups too.
@@ -246,12 +218,12 @@ def _notes(baseline: Results, other: Results, rows: Sequence[Row]) -> list[str]:
     for name in a.columns.intersection(b.columns).difference(sorted(RESERVED)):
         if (a[name] != b[name]).any():
             notes.append(f"{name} differs in {(a[name] != b[name]).sum()} of {len(a)} cases; the value of a is used")
-    main = [row for row in rows if row.subgroup == ALL]
+    main = [row for row in rows if row["subgroup"] == ALL]
     for row in main:
-        if row.paired.num_missing:
-            notes.append(f"cases without {row.metric} in a or b, left out: {row.paired.num_missing}")
-    for reason in sorted({row.paired.no_p for row in main if row.paired.no_p}):
-        notes.append(f"no p, {reason}: {', '.join(row.metric for row in main if row.paired.no_p == reason)}")
+        if row["num_missing"]:
+            notes.append(f"cases without {row['metric']} in a or b, left out: {row['num_missing']}")
+    for reason in sorted({row["no_p"] for row in main if row["no_p"]}):
+        notes.append(f"no p, {reason}: {', '.join(row['metric'] for row in main if row['no_p'] == reason)}")
     return notes
 
 
@@ -267,17 +239,15 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     ]
     heading = (ALL, ALL)
     for row in comparison.rows:
-        if (row.subgroup, row.group) != heading:
-            heading = (row.subgroup, row.group)
-            lines.append(f"{_end_of(row.subgroup, 40)} = {_end_of(row.group, 40)}; patients: {row.paired.num_patients}")
-        paired = row.paired
-        name = row.metric if row.subgroup == ALL else f"  {row.metric}"
-        numbers = _number(paired.mean_baseline) + _number(paired.mean_other) + _number(paired.difference, "+.3f")
-        interval = "-" if paired.ci95_low is None else f"{paired.ci95_low:+.3f} to {paired.ci95_high:+.3f}"
-        lines.append(
-            f"{name:<32}{'lower' if row.lower_is_better else 'higher':<6}{numbers}   {interval:<20}"
-            f"{'/'.join(map(str, row.patients)):>11}{_p_value(paired.p_wilcoxon)}{_p_value(row.p_holm)}"
-        )
+        if (row["subgroup"], row["group"]) != heading:
+            heading = (row["subgroup"], row["group"])
+            lines.append(f"{_end_of(heading[0], 40)} = {_end_of(heading[1], 40)}; patients: {row['num_patients']}")
+        name = row["metric"] if row["subgroup"] == ALL else f"  {row['metric']}"
+        numbers = _number(row["mean_baseline"]) + _number(row["mean_other"]) + _number(row["difference"], "+.3f")
+        interval = "-" if row["ci95_low"] is None else f"{row['ci95_low']:+.3f} to {row['ci95_high']:+.3f}"
+        patients = "/".join(str(row[f"num_patients_{what}"]) for what in ("better", "equal", "worse"))
+        tests = _p_value(row["p_wilcoxon"]) + _p_value(row["p_holm"])
+        lines.append(f"{name:<32}{row['better']:<6}{numbers}   {interval:<20}{patients:>11}{tests}")
     lines.append(
         "p: Wilcoxon signed-rank test over patients; p Holm: adjusted for all tests over all cases; subgroups are "
         "exploratory"

@@ -49,7 +49,7 @@ def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
 
 def _rows_of(comparison: Comparison, metric: str, *, in_subgroups: bool) -> list[Row]:
     """Return the row of a metric over all cases, or its rows in the subgroups."""
-    return [row for row in comparison.rows if row.metric == metric and (row.subgroup != ALL) == in_subgroups]
+    return [row for row in comparison.rows if row["metric"] == metric and (row["subgroup"] != ALL) == in_subgroups]
 
 
 def _draw_differences(
@@ -61,25 +61,26 @@ def _draw_differences(
     labels = {}
     ax.axvline(0, color="black", linewidth=0.8)
     for y, row in enumerate([*main, *parts], start=NUM_MAIN_LINES - len(main)):
-        low, difference, high = row.paired.ci95_low, row.paired.difference, row.paired.ci95_high
+        low, difference, high = row["ci95_low"], row["difference"], row["ci95_high"]
         # Grey unless the interval excludes 0 and there are enough patients for a test.
         colour = UNCLEAR_COLOUR
-        if low is not None and high is not None:
-            if row.paired.p_wilcoxon is not None and not low <= 0 <= high:
-                colour = BETTER_COLOUR if (high < 0) == row.lower_is_better else WORSE_COLOUR
+        if low is not None:
+            if row["p_wilcoxon"] is not None and not low <= 0 <= high:
+                colour = BETTER_COLOUR if (high < 0) == (row["better"] == "lower") else WORSE_COLOUR
             ax.plot([low, high], [y, y], color=colour, linewidth=1.8)
         if difference is not None:
             face = "white" if colour == UNCLEAR_COLOUR else colour
             ax.plot(difference, y, "o", color=colour, markerfacecolor=face, markersize=6)
-        if row.subgroup == ALL or name_subgroups:
-            name = _metric_label(row.metric) if row.subgroup == ALL else printable(f"{row.subgroup}: {row.group}")
+        is_main = row["subgroup"] == ALL
+        if is_main or name_subgroups:
+            name = _metric_label(row["metric"]) if is_main else printable(f"{row['subgroup']}: {row['group']}")
             name = name if len(name) <= LABEL_CHARACTERS else name[: LABEL_CHARACTERS - 3] + "..."
-            labels[y] = f"{name} ({row.paired.num_patients})"
+            labels[y] = f"{name} ({row['num_patients']})"
     ax.set_yticks(list(labels), list(labels.values()), parse_math=False)
     ax.set_ylim(NUM_MAIN_LINES + len(parts) - 0.4, -0.6)
     ax.axhline(NUM_MAIN_LINES - 0.5, color="black", linewidth=0.8, linestyle=":")
     ax.margins(x=0.1)
-    ax.set_xlabel(f"{label}\n{'← b better' if main[0].lower_is_better else 'b better →'}")
+    ax.set_xlabel(f"{label}\n{'← b better' if main[0]['better'] == 'lower' else 'b better →'}")
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.grid(axis="x", alpha=0.3)
 

@@ -174,7 +174,7 @@ def curves_figure(table: pd.DataFrame, column: str, *, label: str, kept_epochs: 
         colour = SERIES[number % len(SERIES)]
         draw_curve(axes, values, colour=colour, label=str(fold))
         kept = kept_epochs.get(str(fold))
-        if kept in values.index:
+        if kept is not None and kept in values.index:
             axes.plot([kept], [values[kept]], "o", markersize=9, markerfacecolor="none", color=colour)
     axes.legend(frameon=False, fontsize=8)
     return figure

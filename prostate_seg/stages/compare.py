@@ -31,16 +31,10 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     baseline, *others = load_results(cfg, workspace)
     num_bootstrap, seed = cfg.evaluate.num_bootstrap, cfg.seed
     comparisons = compare(baseline, others, num_bootstrap=num_bootstrap, seed=seed)
-    table = pd.DataFrame(
-        [
-            {"baseline": one.baseline.name, "other": one.other.name, **row.as_dict()}
-            for one in comparisons
-            for row in one.rows
-        ]
-    )
+    rows = [{"baseline": baseline.name, "other": one.other.name, **row} for one in comparisons for row in one.rows]
     summary = {"num_bootstrap": num_bootstrap, "seed": seed, "comparisons": [one.as_dict() for one in comparisons]}
     with atomic_folder(workspace.comparison) as folder:
-        write_csv(folder / "comparison.csv", table)
+        write_csv(folder / "comparison.csv", pd.DataFrame(rows))
         write_json(folder / "comparison.json", summary)
         save_png(folder / "comparison.png", comparisons_figure(comparisons))
     for comparison in comparisons:
@@ -51,11 +45,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 
 def load_results(cfg: Config, workspace: Workspace) -> list[Results]:
-    """Read cases.csv of each run or folder in compare.runs.
-
-    Raises:
-        InputError: If one is neither, has no cases.csv, or is listed twice.
-    """
+    """Read cases.csv of each run or folder in compare.runs; refuse what is neither, has none, or is listed twice."""
     tree: RunTree | None = None
     found: list[Results] = []
     for text in cfg.compare.runs:

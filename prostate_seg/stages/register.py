@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,9 @@ from prostate_seg.reporting.report_tables import subgroup_dice
 from prostate_seg.segmentation.networks.model_folder import ONNX, Model, Usage, load_model, network_folders, write_usage
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
 from prostate_seg.stages.report import load_report_data
+from prostate_seg.tracking import registry
 from prostate_seg.tracking.recorded_runs import open_tree
-from prostate_seg.tracking.registry import (
-    CHALLENGER,
-    CHAMPION,
-    NETWORKS,
-    Evaluated,
-    Version,
-    add_version,
-    evaluated_run,
-    fetched,
-    find_version,
-    is_what_was_recorded,
-    move_alias,
-    tested_networks,
-    training_runs,
-    version_of,
-)
+from prostate_seg.tracking.registry import CHALLENGER, CHAMPION, NETWORKS, Evaluated, Version
 from prostate_seg.tracking.store.run_tree import RunTree
 
 log = logging.getLogger(__name__)
@@ -57,64 +43,38 @@ AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Register the networks as challenger, unless they are registered already; with register.promote move champion."""
     tree = open_tree(cfg.mlflow, cache=workspace.cache)
-    evaluated = evaluated_run(tree, cfg.register.run, pipeline=cfg.mlflow.name)
+    evaluated = registry.evaluated_run(tree, cfg.register.run, pipeline=cfg.mlflow.name)
+    folders = (workspace.evaluation, workspace.external_evaluation)
+    unchanged = [path for path in folders if registry.is_what_was_recorded(path, evaluated, cache=workspace.cache)]
     with tempfile.TemporaryDirectory(prefix="prostate_seg-") as name:
-        tested = tested_networks(evaluated, workspace, otherwise=Path(name) / "model")
-        version = registered_version(cfg, workspace, tree, evaluated, tested, scratch=Path(name))
+        tested = registry.tested_networks(evaluated, workspace, otherwise=Path(name) / "model")
+        model = gather(cfg, workspace, evaluated, tested, unchanged, folder=Path(name) / NETWORKS)
+        version = registered_version(cfg, workspace, tree, evaluated, model, scratch=Path(name))
     if cfg.register.promote:
         promote(cfg, workspace, tree, version)
     log.info("predict with it: stage=predict predict.model=models:/%s/%s", version.name, version.number)
-    read = [tested, *_unchanged_evaluations(workspace, evaluated)]
     return StageResult(
-        inputs=[path for path in read if path.is_relative_to(workspace.root)],
+        inputs=[path for path in (tested, *unchanged) if path.is_relative_to(workspace.root)],
         tags={"registered_model": version.name, "registered_version": version.number},
     )
 
 
-def registered_version(
-    cfg: Config, workspace: Workspace, tree: RunTree, evaluated: Evaluated, tested: Path, *, scratch: Path
-) -> Version:
-    """Return the version of these networks with this evaluation: an existing one, or a new one as challenger."""
-    assert workspace.run_id is not None  # there is a store, and so a run
-    folder = scratch / NETWORKS
-    model = gather(cfg, workspace, evaluated, tested, folder)
-    digest = md5_of_text(f"{model.md5} {evaluated.run_id} {cfg.register.onnx}")
-    known = find_version(tree, cfg.register.name, digest=digest)
-    if known is not None:
-        log.info("%s is this already", known)
-        return known
-    if cfg.register.onnx:
-        _add_onnx(folder, model)
-    version = add_version(
-        tree,
-        cfg.mlflow,
-        cfg.register.name,
-        folder,
-        run_id=workspace.run_id,
-        example=example_file(scratch),
-        description=_description(evaluated, model),
-        tags={"digest": digest, **_tags(evaluated, model)},
-    )
-    log.info("registered as %s", version)
-    why = cfg.register.reason or f"registered from evaluation {evaluated.run_id}"
-    move_alias(tree, version.name, CHALLENGER, to=version.number, why=why)
-    return version
-
-
-def _unchanged_evaluations(workspace: Workspace, evaluated: Evaluated) -> list[Path]:
-    """Return the folder of the evaluation in the workspace, if it is unchanged."""
-    folders = (workspace.evaluation, workspace.external_evaluation)
-    return [path for path in folders if is_what_was_recorded(path, evaluated, cache=workspace.cache)]
-
-
-def gather(cfg: Config, workspace: Workspace, evaluated: Evaluated, tested: Path, folder: Path) -> Model:
+def gather(
+    cfg: Config, workspace: Workspace, evaluated: Evaluated, tested: Path, unchanged: Sequence[Path], *, folder: Path
+) -> Model:
     """Write the folder to register: the tested networks, their usage, the results of the evaluation, and a model card.
 
-    Raises:
-        InputError: If some networks were not tested, or they are no ensemble.
+    `unchanged` has the folders of this evaluation in the workspace, if they hold what was recorded.
     """
-    summary, settings = json.loads(evaluated.tables["metrics.json"]), evaluated.record["settings"]
-    for network in tested_folders(tested, summary, fold_index=cfg.fold.index):
+    folds, settings = json.loads(evaluated.tables["metrics.json"])["folds"], evaluated.record["settings"]
+    networks = network_folders(tested, fold_index=cfg.fold.index)
+    untested = [path.name for path in networks if "ensemble" not in folds and path.name not in folds]
+    if untested:  # an external test is one of the ensemble of all networks
+        raise InputError(
+            f"{', '.join(untested)} were trained but not tested by this evaluation, which has {', '.join(folds)}: "
+            "run stage=evaluate for all folds, or register one with fold.index"
+        )
+    for network in networks:
         (folder / network.name).mkdir(parents=True)
         for file in (WEIGHTS, RECIPE):
             shutil.copyfile(network / file, folder / network.name / file)
@@ -129,12 +89,45 @@ def gather(cfg: Config, workspace: Workspace, evaluated: Evaluated, tested: Path
     write_json(folder / "origin.json", {"evaluation_run": evaluated.run_id, "record": dict(evaluated.record)})
 
     # the card describes the whole workspace if it is unchanged since the evaluation, else the evaluation alone
-    unchanged = _unchanged_evaluations(workspace, evaluated)
     alone = replace(workspace, root=folder, trained=None)
     data = load_report_data(cfg, workspace if unchanged else alone, unchanged[0] if unchanged else folder / EVALUATION)
     data = replace(data, is_external="ensemble" in data.summary["folds"])
     write_text(folder / MODEL_CARD, render_model_card(data, subgroups=subgroup_dice(data)))
     return model
+
+
+def registered_version(
+    cfg: Config, workspace: Workspace, tree: RunTree, evaluated: Evaluated, model: Model, *, scratch: Path
+) -> Version:
+    """Return the version of these networks with this evaluation: an existing one, or a new one as challenger."""
+    assert workspace.run_id is not None  # there is a store, and so a run
+    digest = md5_of_text(f"{model.md5} {evaluated.run_id} {cfg.register.onnx}")
+    known = registry.find_version(tree, cfg.register.name, digest=digest)
+    if known is not None:
+        log.info("%s is this already", known)
+        return known
+    folder, predictor = scratch / NETWORKS, model.predictor
+    if cfg.register.onnx:
+        from prostate_seg.segmentation.networks.onnx_network import export_onnx  # an optional extra
+
+        size = predictor.preprocess.image_size
+        for path, network in zip(network_folders(folder, fold_index=None), predictor.networks, strict=True):
+            difference = export_onnx(path / ONNX, network, model=predictor.model, image_size=size)
+            log.info("%s as ONNX: at most %.1e from torch in probability", path.name, difference)
+    version = registry.add_version(
+        tree,
+        cfg.mlflow,
+        cfg.register.name,
+        folder,
+        run_id=workspace.run_id,
+        example=example_file(scratch),
+        description=_description(evaluated, model),
+        tags={"digest": digest, **_tags(evaluated, model)},
+    )
+    log.info("registered as %s", version)
+    why = cfg.register.reason or f"registered from evaluation {evaluated.run_id}"
+    registry.move_alias(tree, version.name, CHALLENGER, to=version.number, why=why)
+    return version
 
 
 def example_file(folder: Path) -> bytes:
@@ -149,48 +142,23 @@ def example_file(folder: Path) -> bytes:
     return (folder / "example.nii.gz").read_bytes()
 
 
-def tested_folders(tested: Path, summary: Mapping[str, Any], *, fold_index: int | None) -> list[Path]:
-    """Return the folders of the networks to register, all tested alone or in the ensemble of an external test.
-
-    Raises:
-        InputError: If one was not tested.
-    """
-    folders = network_folders(tested, fold_index=fold_index)
-    folds = summary["folds"]
-    untested = [path.name for path in folders if "ensemble" not in folds and path.name not in folds]
-    if untested:
-        raise InputError(
-            f"{', '.join(untested)} were trained but not tested by this evaluation, which has {', '.join(folds)}: "
-            "run stage=evaluate for all folds, or register one with fold.index"
-        )
-    return folders
-
-
 def promote(cfg: Config, workspace: Workspace, tree: RunTree, version: Version) -> None:
-    """Move the alias champion to a version that passes the gate, or is forced through it.
-
-    Raises:
-        InputError: If the gate refuses it.
-    """
+    """Move the alias champion to a version that passes the gate, or is forced through it."""
     with tree.store.lock:
-        champion = version_of(tree, version.name, CHAMPION)
+        champion = registry.version_of(tree, version.name, CHAMPION)
         if champion is not None and champion.number == version.number:
             log.info("%s is champion already", version)
             return
         why = pass_gate(cfg, workspace, tree, version, champion)
-        move_alias(tree, version.name, CHAMPION, to=version.number, why=why)
-        challenger = version_of(tree, version.name, CHALLENGER)
+        registry.move_alias(tree, version.name, CHAMPION, to=version.number, why=why)
+        challenger = registry.version_of(tree, version.name, CHALLENGER)
         if challenger is not None and challenger.number == version.number:
-            move_alias(tree, version.name, CHALLENGER, to=None, why="became champion")
+            registry.move_alias(tree, version.name, CHALLENGER, to=None, why="became champion")
     log.info("%s is %s now", version, CHAMPION)
 
 
 def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version, champion: Version | None) -> str:
-    """Apply the promotion rules to a version, and return the reason recorded with the alias.
-
-    Raises:
-        InputError: If a rule refuses it.
-    """
+    """Apply the promotion rules, refuse a version that breaks one, and return the reason recorded with the alias."""
     summary, results = _evaluation_of(cfg, workspace, tree, version)
     outcomes = check_promotion(
         summary,
@@ -218,21 +186,9 @@ def _evaluation_of(
     cfg: Config, workspace: Workspace, tree: RunTree, version: Version
 ) -> tuple[dict[str, Any], Results]:
     """Return metrics.json and cases.csv of a version's evaluation, from the files of the version."""
-    folder = fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION
+    folder = registry.fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION
     text = (folder / "cases.csv").read_text(encoding="utf-8")
-    results = parse_results(text, name=str(version), source=str(version), may_lack=("nsd_2mm",))  # Dice is compared
-    return read_json(folder / "metrics.json"), results
-
-
-def _add_onnx(folder: Path, model: Model) -> None:
-    from prostate_seg.segmentation.networks import onnx_network  # an optional extra
-
-    predictor = model.predictor
-    for path, network in zip(network_folders(folder, fold_index=None), predictor.networks, strict=True):
-        difference = onnx_network.export_onnx(
-            path / ONNX, network, model=predictor.model, image_size=predictor.preprocess.image_size
-        )
-        log.info("%s as ONNX: at most %.1e from torch in probability", path.name, difference)
+    return read_json(folder / "metrics.json"), parse_results(text, name=str(version), source=str(version))
 
 
 def _tags(evaluated: Evaluated, model: Model) -> dict[str, str]:
@@ -243,34 +199,28 @@ def _tags(evaluated: Evaluated, model: Model) -> dict[str, str]:
         "model_md5": model.md5,
         "num_networks": str(len(model.predictor.networks)),
         "evaluation_run_id": evaluated.run_id,
-        "training_run_ids": ",".join(training_runs(evaluated)) or "none",
+        "training_run_ids": ",".join(registry.training_runs(evaluated)) or "none",
         "pipeline": evaluated.pipeline,
         "git.commit": record["git"]["commit"] or "none",
         "data_md5": next((md5 for key, md5 in record["inputs"].items() if Path(key).name == "preprocess"), "none"),
         "leak_gate": summary.get("leak_gate", {}).get("verdict", "none"),
         "oracle_crop": str(summary["oracle_crop"]).lower(),
-        "test.num_cases": str(pooled["num_cases"]),
-        "test.num_patients": str(pooled["num_patients"]),
-        "test.num_failures": str(pooled["num_failures"]),
+        **{f"test.{name}": str(pooled[name]) for name in ("num_cases", "num_patients", "num_failures")},
         "test.dice": f"{pooled['dice']['mean']:.4f}",
     }
 
 
 def _description(evaluated: Evaluated, model: Model) -> str:
     """Return the description of a version on the MLflow page; model_card.md among its files has the details."""
-    summary = json.loads(evaluated.tables["metrics.json"])
+    summary, num = json.loads(evaluated.tables["metrics.json"]), len(model.predictor.networks)
     pooled = summary["pooled"]
-    num = len(model.predictor.networks)
     how = "together" if "ensemble" in summary["folds"] else "each on the test patients of its fold"
-    lines = [
+    oracle = "**ORACLE CROP**: the reference placed the windows of the test cases; the numbers are too good.\n\n"
+    return (
+        f"{oracle if summary['oracle_crop'] else ''}"
         f"{num} network{'s' if num > 1 else ''} ({model.predictor.model.name}), tested {how}: Dice "
         f"{pooled['dice']['mean']:.3f}, {pooled['num_cases']} cases of {pooled['num_patients']} patients, "
-        f"{pooled['num_failures']} failed.",
+        f"{pooled['num_failures']} failed.\n\n"
         f"Pipeline {evaluated.pipeline}, evaluation run {evaluated.run_id}. The model card is `{MODEL_CARD}` in "
-        "`data/networks`.",
-    ]
-    if summary["oracle_crop"]:
-        lines.insert(
-            0, "**ORACLE CROP**: the reference placed the windows of the test cases; the numbers are too good."
-        )
-    return "\n\n".join(lines)
+        "`data/networks`."
+    )
