@@ -7,6 +7,7 @@ outside of the workspace are absolute. The lineage of a result are the runs whos
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.hashing import Hashed, hash_paths

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,24 +47,20 @@ class CaseResult:
     counts: SliceCounts
     """Voxels per slice, from apex to base."""
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """First columns of cases.csv and slices.csv."""
+        return {"fold": self.fold, "case_id": self.case.case_id, "patient_id": self.case.patient_id}
+
 
 def cases_table(results: Sequence[CaseResult], *, oracle_crop: bool) -> pd.DataFrame:
     """Return cases.csv: one row per case with fold, ids, metrics, use of an oracle crop, file hashes and attributes."""
-    return pd.DataFrame(
-        [
-            {
-                "fold": result.fold,
-                "case_id": result.case.case_id,
-                "patient_id": result.case.patient_id,
-                **asdict(result.metrics),
-                "oracle_crop": oracle_crop,
-                "image_md5": result.image_md5,
-                "mask_md5": result.mask_md5,
-                **result.case.attributes,
-            }
-            for result in results
-        ]
-    )
+    rows = []
+    for result in results:
+        hashes = {"image_md5": result.image_md5, "mask_md5": result.mask_md5}
+        metrics = {**asdict(result.metrics), "oracle_crop": oracle_crop}
+        rows.append({**result.ids, **metrics, **hashes, **result.case.attributes})
+    return pd.DataFrame(rows)
 
 
 def slices_table(results: Sequence[CaseResult]) -> pd.DataFrame:
@@ -77,9 +74,7 @@ def slices_table(results: Sequence[CaseResult]) -> pd.DataFrame:
         counts, gland = result.counts, np.flatnonzero(result.counts.reference_vox)
         rows += [
             {
-                "fold": result.fold,
-                "case_id": result.case.case_id,
-                "patient_id": result.case.patient_id,
+                **result.ids,
                 "slice": int(z),
                 "position": float((z - gland[0] + 0.5) / (gland[-1] - gland[0] + 1)),
                 "reference_vox": int(counts.reference_vox[z]),
@@ -97,18 +92,17 @@ def summarise_folds(
     """Return metrics.json: the summary of each metric, pooled over all cases and per fold."""
 
     def summary_of(members: Sequence[CaseResult]) -> dict[str, Any]:
+        table = pd.DataFrame([asdict(result.metrics) for result in members])
         patients = [result.case.patient_id for result in members]
-        summary: dict[str, Any] = {
+        summarised = partial(summarise, patients=patients, num_bootstrap=num_bootstrap, seed=seed)
+        return {
             "num_cases": len(members),
             "num_patients": len(set(patients)),
-            "num_failures": num_failures(np.array([result.metrics.dice for result in members])),
-            "num_missed_glands": sum(result.metrics.missed_gland for result in members),
+            "num_failures": num_failures(table["dice"].to_numpy()),
+            "num_missed_glands": int(table["missed_gland"].sum()),
             "iou_gland_slices_pooled": pooled_iou(result.counts for result in members),
+            **{name: asdict(summarised(table[name].to_numpy(dtype=float))) for name in SUMMARY_METRICS},
         }
-        for name in SUMMARY_METRICS:
-            values = np.array([getattr(result.metrics, name) for result in members], dtype=float)
-            summary[name] = asdict(summarise(values, patients=patients, num_bootstrap=num_bootstrap, seed=seed))
-        return summary
 
     folds = dict.fromkeys(result.fold for result in results)
     return {

@@ -122,21 +122,15 @@ class ReportData:
 
 def all_tables(data: ReportData) -> dict[str, pd.DataFrame]:
     """Return every table by the name of its CSV file."""
+    groups = {"pooled": data.summary["pooled"], **data.summary["folds"]}
+    results = [{"group": group, "metric": name, **groups[group][name]} for group in groups for name in SUMMARY_METRICS]
     return {
-        "results": results_table(data),
+        "results": pd.DataFrame(results),
         "bland_altman": bland_altman(data.cases),
         "subgroups": subgroup_dice(data),
         "learning_curves": learning_curves(data.histories),
         "dice_along_gland": dice_along_gland(data),
     }
-
-
-def results_table(data: ReportData) -> pd.DataFrame:
-    """Return mean, spread and interval of each metric, pooled and per fold."""
-    groups = {"pooled": data.summary["pooled"], **data.summary["folds"]}
-    return pd.DataFrame(
-        [{"group": group, "metric": name, **groups[group][name]} for group in groups for name in SUMMARY_METRICS]
-    )
 
 
 def bland_altman(cases: pd.DataFrame) -> pd.DataFrame:

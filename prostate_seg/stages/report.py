@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
-from prostate_seg.common.errors import InputError, VolumeError
+from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder, read_json, write_csv, write_text
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
-from prostate_seg.data.loading import load_case
-from prostate_seg.imaging.geometry import Volume
+from prostate_seg.data.loading import LoadedCase, load_case
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.quality import whole_gland
 from prostate_seg.provenance.ds_version import read_entries
@@ -60,18 +58,13 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 
 def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> ReportData:
-    """Read an evaluation and, as far as the workspace has it, the provenance of its results.
-
-    Raises:
-        InputError: If there is no evaluation, or an older version wrote it.
-    """
+    """Read an evaluation of the present version and, as far as the workspace has it, the provenance of its results."""
     cases_csv, slices_csv, metrics_json = (evaluation / name for name in ("cases.csv", "slices.csv", "metrics.json"))
     for path in (cases_csv, slices_csv, metrics_json):
         if not path.is_file():
             raise InputError(f"{path} is absent: run stage=evaluate first, with the same evaluate.external_root")
     columns = pd.read_csv(cases_csv, nrows=0).columns
-    missing = ", ".join(name for name in CASE_METRICS if name not in columns)
-    if missing:
+    if missing := ", ".join(name for name in CASE_METRICS if name not in columns):
         raise InputError(f"{cases_csv} has no {missing}: an older version wrote it\nRun stage=evaluate again.")
     cases = _read_table(cases_csv, numeric=CASE_METRICS)
     dataset, quality = workspace.dataset_csv, workspace.preprocess / "reference_quality.csv"
@@ -79,7 +72,7 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
     preprocess_log = workspace.preprocess / "preprocess_log.json"
     trained = [path for path in workspace.model.glob("fold*") if path.is_dir()]
     trained.sort(key=lambda path: (len(path.name), path.name))  # fold10 after fold9
-    records = _read_records(workspace, evaluation)
+    records, settings = _read_records(workspace, evaluation, trained)
     return ReportData(
         cases=cases.assign(missed_gland=cases["missed_gland"] == "True"),
         slices=_read_table(slices_csv, numeric=("position", "dice")),
@@ -87,7 +80,7 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
         is_external=evaluation == workspace.external_evaluation,
         num_bootstrap=cfg.evaluate.num_bootstrap,
         seed=cfg.seed,
-        settings=_read_settings(records, trained),
+        settings=settings,
         records=records,
         folds=read_json(workspace.kfold_json)["folds"] if workspace.kfold_json.is_file() else (),
         histories={name: pd.read_csv(path) for name, path in _files(trained, "history.csv").items()},
@@ -98,6 +91,24 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
     )
 
 
+def _read_records(
+    workspace: Workspace, evaluation: Path, trained: Sequence[Path]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return the records of the pipeline's stages in order, and the settings that they recorded."""
+    known = read_entries(workspace)
+    if evaluation.name not in known.get("evaluate", {}).get("outputs", {}):
+        known.pop("evaluate", None)  # it recorded another evaluation
+    # A training of single folds has a record per fold, such as train.fold0.
+    order = ("fetch", *SETTINGS_OF_STAGE)
+    records = {name: known[name] for stage in order for name in sorted(known) if name.split(".")[0] == stage}
+    # Settings without a record are read from the first trained fold.
+    kept = list(_files(trained, "config.yaml").values())
+    settings: dict[str, Any] = yaml.safe_load(kept[0].read_text(encoding="utf-8")) if kept else {}
+    for name, record in records.items():
+        settings |= {group: record["settings"][group] for group in SETTINGS_OF_STAGE.get(name.split(".")[0], ())}
+    return records, settings
+
+
 def load_gallery(cfg: Config, cases: pd.DataFrame, *, originals: Path, masks: Path) -> list[GalleryCase]:
     """Return the worst, the median and the best case; without slices if the original files are missing or have changed."""
     try:
@@ -106,39 +117,27 @@ def load_gallery(cfg: Config, cases: pd.DataFrame, *, originals: Path, masks: Pa
         log.warning("the gallery has no pictures: %s", error)
         found = []
     files = {case.case_id: case for case in found}
-    rows = cases.to_dict("index")
-    gallery = []
+    rows, gallery = cases.to_dict("index"), []
     for rank, index in worst_median_best(cases).items():
         row = rows[index]
         case_id, metrics = str(row["case_id"]), {name: float(row[name]) for name in CASE_METRICS}
         try:
-            image, reference = _load_original(cfg, files.get(case_id), md5s=(row["image_md5"], row["mask_md5"]))
+            loaded = _load_original(cfg, files.get(case_id), md5s=(row["image_md5"], row["mask_md5"]))
+            reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
             predicted = read_volume(masks / str(row["fold"]) / f"{case_id}.nii.gz").array > 0
             if predicted.shape != reference.shape:
                 raise InputError("its predicted mask is on another grid.")
-        except (InputError, VolumeError) as error:
+        except InputError as error:
             gallery.append(GalleryCase(rank=rank, case_id=case_id, metrics=metrics, missing=str(error)))
             continue
-        gallery.append(
-            gallery_case(
-                rank,
-                case_id,
-                metrics,
-                image=image.array,
-                reference=reference,
-                predicted=predicted,
-                spacing_mm=image.geometry.spacing_mm,
-            )
-        )
+        image, spacing_mm = loaded.image.array, loaded.image.geometry.spacing_mm
+        pictures = {"image": image, "reference": reference, "predicted": predicted}
+        gallery.append(gallery_case(rank, case_id, metrics, **pictures, spacing_mm=spacing_mm))
     return gallery
 
 
-def _load_original(cfg: Config, case: Case | None, *, md5s: tuple[str, str]) -> tuple[Volume, np.ndarray]:
-    """Return the image and the reference mask of a case as they were evaluated.
-
-    Raises:
-        InputError: If they are missing, have changed or cannot be used.
-    """
+def _load_original(cfg: Config, case: Case | None, *, md5s: tuple[str, str]) -> LoadedCase:
+    """Return a case as it was evaluated; raise an InputError if its files are missing, have changed or cannot be used."""
     if case is None or case.mask is None:
         raise InputError("its original image or mask is missing.")
     if (content_md5(case.image), content_md5(case.mask)) != md5s:
@@ -146,30 +145,7 @@ def _load_original(cfg: Config, case: Case | None, *, md5s: tuple[str, str]) -> 
     loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
     if loaded is None:
         raise InputError("; ".join(finding.message for finding in quality.findings))
-    return loaded.image, whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
-
-
-def _read_records(workspace: Workspace, evaluation: Path) -> dict[str, dict[str, Any]]:
-    """Return the records of the pipeline's stages in order; of evaluate only if it wrote this evaluation."""
-    known = read_entries(workspace)
-    if evaluation.name not in known.get("evaluate", {}).get("outputs", {}):
-        known.pop("evaluate", None)
-    # A training of single folds has a record per fold, such as train.fold0.
-    return {
-        name: known[name]
-        for stage in ("fetch", *SETTINGS_OF_STAGE)
-        for name in sorted(known)
-        if name.split(".")[0] == stage
-    }
-
-
-def _read_settings(records: dict[str, dict[str, Any]], trained: Sequence[Path]) -> dict[str, Any]:
-    """Return the recorded settings; those without a record are read from config.yaml of the first trained fold."""
-    kept = list(_files(trained, "config.yaml").values())
-    settings: dict[str, Any] = yaml.safe_load(kept[0].read_text(encoding="utf-8")) if kept else {}
-    for name, record in records.items():
-        settings |= {group: record["settings"][group] for group in SETTINGS_OF_STAGE.get(name.split(".")[0], ())}
-    return settings
+    return loaded
 
 
 def _read_table(path: Path, *, numeric: Sequence[str] = ()) -> pd.DataFrame:
