@@ -45,22 +45,14 @@ Stage = Callable[[Config, Workspace], StageResult]
 
 
 def load_stage(name: str | None) -> Stage:
-    """Import and return the function of a stage.
-
-    Raises:
-        ConfigError: If there is no such stage; the message lists the stages.
-    """
+    """Import and return the function of a stage; raise a ConfigError that lists the stages if there is no such one."""
     require_stage(name)
     run: Stage = importlib.import_module(f"prostate_seg.stages.{name}").run
     return run
 
 
 def require_stage(name: str | None) -> None:
-    """Check that a stage exists, without importing it.
-
-    Raises:
-        ConfigError: If it does not; the message lists the stages.
-    """
+    """Check that a stage exists, without importing it; raise a ConfigError if it does not; the message lists the stages."""
     if name in STAGES:
         return
     meant = closest(name, list(STAGES)) if name else None

@@ -5,37 +5,28 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.data.cases import discover_cases
+from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import read_dataset
 from prostate_seg.data.folds import read_folds, read_splits
 from prostate_seg.data.layouts import has_images
 from prostate_seg.data.leak_gate import Check, Fingerprint, case_ids_of, find_leaks, listing, next_step
-from prostate_seg.stages.common import (
-    fingerprint_of_files,
-    not_duplicates,
-    overruled_lines,
-    with_originals,
-    with_own_intensities,
-)
+from prostate_seg.imaging.image_io import read_volume
+from prostate_seg.stages import common
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Log the outcome of each check.
-
-    Raises:
-        InputError: If there is a leak.
-    """
+    """Log the outcome of each check; raise an InputError if there is a leak."""
     folds = read_folds(workspace.kfold_json) if cfg.audit.splits is None else read_splits(Path(cfg.audit.splits))
     fingerprints, source = _fingerprints(cfg, workspace, case_ids_of(folds))
-    pairs = not_duplicates(cfg)
+    pairs = common.not_duplicates(cfg)
     verdict = find_leaks(folds, fingerprints=fingerprints, not_duplicates=pairs)
-    for line in overruled_lines(verdict, pairs, fingerprints):
+    for line in common.overruled_lines(verdict, pairs, fingerprints):
         log.warning("%s", line)
     num_patients = len({case.patient_id for case in fingerprints.values()})
     log.info("%d folds, %d cases of %d patients, known by %s", len(folds), verdict.num_cases, num_patients, source)
@@ -63,15 +54,23 @@ def _fingerprints(cfg: Config, workspace: Workspace, case_ids: Sequence[str]) ->
         by_name[case_id] = Fingerprint(patient_id=found.group(1))
     if workspace.dataset_csv.is_file():
         dataset = read_dataset(workspace.dataset_csv)
-        known = with_own_intensities(cfg, workspace, dataset, with_originals(workspace, dataset))
+        originals = common.with_originals(workspace, dataset)
+        known = common.with_own_intensities(cfg, workspace, dataset, originals)
         source = str(workspace.dataset_csv)
     elif has_images(workspace.data):
         cases, _ = discover_cases(workspace.data, patient_pattern=pattern, exclude=[], masks_required=False)
         listed = [case for case in cases if case.case_id in by_name]
-        read = map_cases(fingerprint_of_files, listed, num_workers=cfg.machine.num_workers, label="audit")
+        read = map_cases(_fingerprint_of_files, listed, num_workers=cfg.machine.num_workers, label="audit")
         known = {case.case_id: fingerprint for case, fingerprint in zip(listed, read, strict=True)}
         source = f"the files in {workspace.data}"
     else:
         return by_name, "their names alone"
     absent = len(set(case_ids) - set(known))
     return {**by_name, **known}, source + (f"; {absent} of them by their names alone" if absent else "")
+
+
+def _fingerprint_of_files(case: Case) -> Fingerprint:
+    try:
+        return common.fingerprint_of(case, read_volume(case.image))
+    except VolumeError:
+        return common.fingerprint_of(case, None)

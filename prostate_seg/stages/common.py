@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from prostate_seg.common.errors import VolumeError
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
@@ -25,7 +24,7 @@ from prostate_seg.data.loading import read_mask
 from prostate_seg.data.settings import NOT_DUPLICATES
 from prostate_seg.imaging import fingerprint
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
-from prostate_seg.imaging.geometry import Spacing
+from prostate_seg.imaging.geometry import Spacing, Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, check_slice_planes, check_zones
@@ -54,11 +53,7 @@ def checked_dataset(cfg: Config, workspace: Workspace) -> dict[str, CaseRecord]:
 def checked_folds(
     cfg: Config, workspace: Workspace, dataset: Mapping[str, CaseRecord]
 ) -> tuple[dict[int, Fold], dict[str, Any]]:
-    """Return the folds to work on, by index, and the verdict of the leak gate on all folds.
-
-    Raises:
-        InputError: If the folds leak.
-    """
+    """Return the folds to work on, by index, and the verdict of the leak gate on all folds; refuse folds that leak."""
     folds = read_folds(workspace.kfold_json)
     return chosen_folds(folds, index=cfg.fold.index), pass_leak_gate(cfg, workspace, folds, dataset)
 
@@ -66,19 +61,14 @@ def checked_folds(
 def pass_leak_gate(
     cfg: Config, workspace: Workspace, folds: Sequence[Fold], dataset: Mapping[str, CaseRecord]
 ) -> dict[str, Any]:
-    """Check folds for leaks; the windows of preprocess.crop=mask are recorded as a leak without an error.
+    """Return `Verdict.as_dict()` on folds, or raise an InputError if they leak.
 
-    The verdict on these folds, files and settings is kept in the cache, so that later stages do not compare all pairs again.
-
-    Returns:
-        `Verdict.as_dict()`.
-
-    Raises:
-        InputError: If the folds leak.
+    The windows of preprocess.crop=mask are recorded as a leak without an error. The verdict on these folds, files and settings
+    is kept in the cache, so that later stages do not compare all pairs again.
     """
-    sample = _repeated_sample(workspace, dataset)
-    stored = [_preprocessed(workspace, record) for record in sample]
-    read = [workspace.dataset_csv, workspace.thumbnails_npy, *stored]
+    present = with_originals(workspace, dataset)
+    sample = present[:: max(1, len(present) // NUM_REPEATED)][:NUM_REPEATED]  # spread over the data set
+    read = [workspace.dataset_csv, workspace.thumbnails_npy, *(_preprocessed(workspace, record) for record in sample)]
     code = [Path(str(module.__file__)) for module in (leak_gate, fingerprint)]
     settings = [cfg.fold.not_duplicates, preprocess_settings(cfg).as_dict(), [fold.subsets() for fold in folds]]
     key = md5_of_text(json.dumps([[md5_of(path) for path in [*read, *code] if path.is_file()], settings]))
@@ -89,11 +79,8 @@ def pass_leak_gate(
         allowed = [Check.oracle_crop] if cfg.preprocess.crop == "mask" else []
         pairs = not_duplicates(cfg)
         verdict = stop_on_leaks(folds, fingerprints=fingerprints, allowed=allowed, not_duplicates=pairs)
-        known = {
-            "key": key,
-            "verdict": verdict.as_dict(),
-            "warnings": overruled_lines(verdict, pairs, fingerprints),
-        }
+        warnings = overruled_lines(verdict, pairs, fingerprints)
+        known = {"key": key, "verdict": verdict.as_dict(), "warnings": warnings}
         write_json(record, known)
     for line in known["warnings"]:
         log.warning("%s", line)
@@ -134,12 +121,6 @@ def with_originals(workspace: Workspace, dataset: Mapping[str, CaseRecord]) -> l
     return [record for _, record in sorted(dataset.items()) if (workspace.data / record.image).exists()]
 
 
-def _repeated_sample(workspace: Workspace, dataset: Mapping[str, CaseRecord]) -> list[CaseRecord]:
-    """Return `NUM_REPEATED` cases with originals, spread over the data set."""
-    present = with_originals(workspace, dataset)
-    return present[:: max(1, len(present) // NUM_REPEATED)][:NUM_REPEATED]
-
-
 def _preprocessed(workspace: Workspace, record: CaseRecord) -> Path:
     return workspace.preprocess / "images" / f"{record.case_id}.nii.gz"
 
@@ -157,18 +138,15 @@ def _has_own_intensities(record: CaseRecord, *, settings: PreprocessSettings, wo
     return bool(np.abs(again - stored).mean() <= SAME_GREY * np.ptp(again))
 
 
-def fingerprint_of_files(case: Case) -> Fingerprint:
-    """Return the fingerprint of a case from its files; an image that cannot be read has its hash alone."""
-    known = Fingerprint(
+def fingerprint_of(case: Case, image: Volume | None) -> Fingerprint:
+    """Return the fingerprint of a case from its files; an image that cannot be read, None, has its hash alone."""
+    return Fingerprint(
         patient_id=case.patient_id,
         image_md5=content_md5(case.image),
         mask_md5=None if case.mask is None else content_md5(case.mask),
+        voxels_sha1=None if image is None else voxels_sha1(image),
+        thumbnail=None if image is None else thumbnail(image),
     )
-    try:
-        image = read_volume(case.image)
-    except VolumeError:
-        return known
-    return replace(known, voxels_sha1=voxels_sha1(image), thumbnail=thumbnail(image))
 
 
 def findings_of_data_set(

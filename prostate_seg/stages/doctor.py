@@ -15,11 +15,7 @@ MARKS = {Severity.good: "ok  ", Severity.note: "note", Severity.bad: "BAD "}
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Log the checks.
-
-    Raises:
-        InputError: If one of them found something that stops runs or makes their numbers doubtful.
-    """
+    """Log the checks; raise an InputError if one of them found something that stops runs or makes their numbers doubtful."""
     checks = [*check_all(cfg, workspace), check_journals(Path(cfg.paths.journal))]
     if cfg.mlflow.tracking_uri is not None:
         from prostate_seg.tracking.store.health import check_store  # imports mlflow, which mlflow=off does without

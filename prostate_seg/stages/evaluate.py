@@ -1,6 +1,7 @@
 """Stage evaluate: segment the original test images, and compare the masks with the references on the images' own grid.
 
-The stage returns no objective, so that no sweep selects a setting on test cases.
+The stage returns no objective, so that no sweep selects a setting on test cases. Each image is decoded and hashed once; those
+of an external folder are compared with the images of the trained folds before anything of the evaluation is kept.
 """
 
 import logging
@@ -19,18 +20,12 @@ from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import CaseRecord, read_thumbnails
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.label_names import require_gland_names
-from prostate_seg.data.leak_gate import OVERRULE, Check, find_leaks, fingerprints_of, listing
-from prostate_seg.data.loading import load_case, read_mask, refuse_or_exclude
+from prostate_seg.data.leak_gate import OVERRULE, Check, Fingerprint, find_leaks, fingerprints_of, listing
+from prostate_seg.data.loading import LoadedCase, load_case, read_mask, refuse_or_exclude
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
-from prostate_seg.reporting.evaluation_tables import (
-    CaseResult,
-    cases_table,
-    flat_summary,
-    slices_table,
-    summarise_folds,
-    summary_lines,
-)
+from prostate_seg.reporting import evaluation_tables as tables
+from prostate_seg.reporting.evaluation_tables import CaseResult
 from prostate_seg.reporting.overlays import overlay_figure, overlay_title
 from prostate_seg.reporting.plots import case_metrics_figure, save_png
 from prostate_seg.segmentation.devices import choose_device
@@ -38,62 +33,45 @@ from prostate_seg.segmentation.inference.inference import Predictor, segment
 from prostate_seg.segmentation.metrics import case_metrics
 from prostate_seg.segmentation.networks.storage import load_network, load_recipe
 from prostate_seg.segmentation.overlap import slice_counts
-from prostate_seg.stages.common import (
-    checked_dataset,
-    checked_folds,
-    fingerprint_of_files,
-    not_duplicates,
-    overruled_lines,
-    preprocess_settings,
-)
+from prostate_seg.stages import common
 
 log = logging.getLogger(__name__)
-
-Md5s = tuple[str, str]
-"""Hashes of image and mask."""
-Outcome = tuple[CaseResult | None, list[Finding]]
-"""Result of a case, None if it has errors, and the findings of its checks."""
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write evaluation/ (or evaluation_external/): cases.csv, slices.csv, metrics.json, summary.json, masks and overlays."""
-    dataset = checked_dataset(cfg, workspace)
-    folds, verdict = checked_folds(cfg, workspace, dataset)
-    external = cfg.evaluate.external_root
+    dataset = common.checked_dataset(cfg, workspace)
+    folds, verdict = common.checked_folds(cfg, workspace, dataset)
+    external = None if cfg.evaluate.external_root is None else Path(cfg.evaluate.external_root)
     target = workspace.evaluation if external is None else workspace.external_evaluation
-    oracle_crop = preprocess_settings(cfg).crop == "mask"
+    oracle_crop = cfg.preprocess.crop == "mask"
     with atomic_folder(target) as folder:
         if external is None:
             results = evaluate_test_cases(cfg, workspace, folder, folds, dataset)
         else:
-            results = evaluate_external_cases(cfg, workspace, folder, Path(external), folds, dataset)
-        summary = summarise_folds(
+            results = evaluate_external_cases(cfg, workspace, folder, external, folds, dataset)
+        summary = tables.summarise_folds(
             results, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
         )
         summary["leak_gate"] = verdict
-        table = cases_table(results, oracle_crop=oracle_crop)
+        flat, table = tables.flat_summary(summary), tables.cases_table(results, oracle_crop=oracle_crop)
         write_csv(folder / "cases.csv", table)
-        write_csv(folder / "slices.csv", slices_table(results), float_format="%.6g")
+        write_csv(folder / "slices.csv", tables.slices_table(results), float_format="%.6g")
         write_json(folder / "metrics.json", summary)
-        write_json(folder / "summary.json", flat_summary(summary))
+        write_json(folder / "summary.json", flat)
         save_png(folder / "cases.png", case_metrics_figure(table))
         ordered = sorted(results, key=lambda result: result.metrics.dice)
         for name, result in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
             draw_result(folder, name, result, labels=cfg.data.whole_gland_labels)
-    for line in summary_lines(summary):
+    for line in tables.summary_lines(summary):
         log.info("%s", line)
     log.info("tables, masks and overlays are in %s", target)
     return StageResult(
-        inputs=[
-            workspace.data if external is None else Path(external),
-            workspace.preprocess,
-            workspace.kfold_json,
-            workspace.model,
-        ],
+        inputs=[external or workspace.data, workspace.preprocess, workspace.kfold_json, workspace.model],
         outputs=[target],
-        metrics={f"test/{name}": mean for name, mean in flat_summary(summary)["test"].items()},
+        metrics={f"test/{name}": mean for name, mean in flat["test"].items()},
         figures=[target / "cases.png", *sorted((target / "overlays").glob("*.png"))],
-        tables=[target / "cases.csv", target / "slices.csv", target / "metrics.json"],
+        tables=[target / name for name in ("cases.csv", "slices.csv", "metrics.json")],
         tags={"leak_gate": verdict["verdict"]},
     )
 
@@ -111,18 +89,16 @@ def evaluate_test_cases(
     for index, fold in folds.items():
         predictor = load_predictor(cfg, workspace, {index: fold})
         evaluate = partial(evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold=f"fold{index}")
-        work = partial(evaluate_test_case, data=workspace.data, evaluate=evaluate)
+        work = partial(_evaluate_test_case, cfg=cfg, data=workspace.data, evaluate=evaluate)
         records = [dataset[case_id] for case_id in fold.test]
         results += map_cases(work, records, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
     return results
 
 
-def evaluate_test_case(record: CaseRecord, *, data: Path, evaluate: Callable[[Case, Md5s], Outcome]) -> CaseResult:
-    """Evaluate one case of the data set.
-
-    Raises:
-        InputError: If its files are not those that preprocessing and the leak gate read.
-    """
+def _evaluate_test_case(
+    record: CaseRecord, *, cfg: Config, data: Path, evaluate: Callable[..., CaseResult]
+) -> CaseResult:
+    """Evaluate one case of the data set, whose files must be those that preprocessing and the leak gate read."""
     image, mask = data / record.image, data / record.mask
     for path, md5 in ((image, record.image_md5), (mask, record.mask_md5)):
         if not path.exists():
@@ -137,42 +113,50 @@ def evaluate_test_case(record: CaseRecord, *, data: Path, evaluate: Callable[[Ca
         mask=mask,
         attributes=record.attributes,
     )
-    result, findings = evaluate(case, (record.image_md5, record.mask_md5))
-    assert result is not None, findings  # the same files passed the same checks in stage=preprocess
-    return result
+    loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
+    assert loaded is not None, quality.findings  # the same files passed the same checks in stage=preprocess
+    return evaluate(case, loaded, image_md5=record.image_md5, mask_md5=record.mask_md5)
 
 
 def evaluate_external_cases(
-    cfg: Config,
-    workspace: Workspace,
-    folder: Path,
-    root: Path,
-    folds: dict[int, Fold],
-    dataset: dict[str, CaseRecord],
+    cfg: Config, workspace: Workspace, folder: Path, root: Path, folds: dict[int, Fold], dataset: dict[str, CaseRecord]
 ) -> list[CaseResult]:
-    """Evaluate the ensemble of the folds on the cases of another data folder."""
+    """Evaluate the ensemble of the folds on the cases of another data folder; refuse cases of the folds' own data set."""
     cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
     require_gland_names(root, labels=cfg.data.whole_gland_labels)
-    md5s = hashes_of_unseen(cfg, workspace, cases, dataset)
     predictor = load_predictor(cfg, workspace, folds)
-    evaluate = partial(evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
-    outcomes = map_cases(
-        lambda case: evaluate(case, md5s[case.case_id]), cases, num_workers=cfg.machine.num_workers, label="evaluate"
-    )
+    fingerprints: dict[str, Fingerprint] = {}
+
+    def evaluate(case: Case) -> tuple[CaseResult | None, list[Finding]]:
+        loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
+        if loaded is None:
+            return None, quality.findings
+        found = fingerprints[case.case_id] = common.fingerprint_of(case, loaded.image)
+        md5s = {"image_md5": str(found.image_md5), "mask_md5": str(found.mask_md5)}
+        result = evaluate_case(case, loaded, **md5s, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
+        return result, quality.findings
+
+    outcomes = map_cases(evaluate, cases, num_workers=cfg.machine.num_workers, label="evaluate")
+    require_unseen(cfg, workspace, fingerprints, dataset)
     results = [result for result, _ in outcomes if result is not None]
     findings = [finding for finding in findings if finding.check != "unknown_exclude"]  # may name a training case
     findings += [finding for _, found in outcomes for finding in found]
-    exclude = cfg.data.on_bad_case == "exclude"
-    refuse_or_exclude(findings, num_usable=len(results), exclude=exclude)
+    refuse_or_exclude(findings, num_usable=len(results), exclude=cfg.data.on_bad_case == "exclude")
     return results
 
 
-def evaluate_case(case: Case, md5s: Md5s, *, cfg: Config, predictor: Predictor, folder: Path, fold: str) -> Outcome:
-    """Read, check and segment one original image, write the mask on its grid, and measure it against the reference."""
-    labels = cfg.data.whole_gland_labels
-    loaded, quality = load_case(case, labels=labels)
-    if loaded is None:
-        return None, quality.findings
+def evaluate_case(
+    case: Case,
+    loaded: LoadedCase,
+    *,
+    image_md5: str,
+    mask_md5: str,
+    cfg: Config,
+    predictor: Predictor,
+    folder: Path,
+    fold: str,
+) -> CaseResult:
+    """Segment one original image, write the mask on its grid, and measure it against the reference."""
     predicted = segment(
         loaded.image,
         loaded.mask if predictor.preprocess.crop == "mask" else None,
@@ -181,16 +165,15 @@ def evaluate_case(case: Case, md5s: Md5s, *, cfg: Config, predictor: Predictor, 
         largest_component=cfg.evaluate.largest_component,
     ).mask
     write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(predicted))
-    reference = whole_gland(loaded.mask.array, labels=labels)
-    result = CaseResult(
+    reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
+    return CaseResult(
         fold=fold,
         case=case,
-        image_md5=md5s[0],
-        mask_md5=md5s[1],
+        image_md5=image_md5,
+        mask_md5=mask_md5,
         metrics=case_metrics(reference, predicted, spacing_mm=loaded.image.geometry.spacing_mm),
         counts=slice_counts(reference, predicted),
     )
-    return result, quality.findings
 
 
 def draw_result(folder: Path, name: str, result: CaseResult, *, labels: Sequence[int] | None) -> None:
@@ -213,19 +196,14 @@ def _mask_path(folder: Path, fold: str, case_id: str) -> Path:
 
 
 def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) -> Predictor:
-    """Load the networks of some folds as an ensemble.
-
-    Raises:
-        InputError: If a fold is not trained, or was trained on other cases or other preprocessing.
-    """
-    device = choose_device(cfg.machine.device)
-    networks = []
+    """Load the networks of some folds, which must be trained on the present cases and preprocessing, as an ensemble."""
+    device, networks = choose_device(cfg.machine.device), []
     for index, fold in folds.items():
         path = workspace.fold(index)
         recipe = load_recipe(path)
         if (recipe.train_ids, recipe.val_ids) != (fold.train, fold.val):
             raise InputError(f"{path} was trained on other cases than kfold.json now lists: run stage=train again")
-        if recipe.preprocess != preprocess_settings(cfg):
+        if recipe.preprocess != common.preprocess_settings(cfg):
             raise InputError(f"{path} was trained on other preprocessing than this run asks for: run stage=train again")
         networks.append(load_network(path, recipe=recipe, device=device))
     return Predictor(
@@ -239,17 +217,11 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
     )
 
 
-def hashes_of_unseen(
-    cfg: Config, workspace: Workspace, cases: Sequence[Case], dataset: dict[str, CaseRecord]
-) -> dict[str, Md5s]:
-    """Compare external images with those of the trained folds, and return the hashes of the external files by case id.
-
-    Raises:
-        InputError: If an external image is a duplicate or near-duplicate of one of the data set.
-    """
+def require_unseen(
+    cfg: Config, workspace: Workspace, external: dict[str, Fingerprint], dataset: dict[str, CaseRecord]
+) -> None:
+    """Refuse external images that are duplicates or near-duplicates of images of the trained folds."""
     known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
-    read = map_cases(fingerprint_of_files, cases, num_workers=cfg.machine.num_workers, label="leak gate")
-    external = {case.case_id: fingerprint for case, fingerprint in zip(cases, read, strict=True)}
     shared = sorted({one.patient_id for one in known.values()} & {one.patient_id for one in external.values()})
     if shared:
         log.warning("patient ids of both data sets: %s; exclude them if they are the same people", ", ".join(shared))
@@ -262,17 +234,15 @@ def hashes_of_unseen(
     fold = Fold(train=sorted(known), val=[], test=sorted(set(compared) - set(known)))
     pairs = {
         frozenset((one, f"{other}{suffix}")): reason
-        for pair, reason in not_duplicates(cfg).items()
+        for pair, reason in common.not_duplicates(cfg).items()
         for one, other in permutations(pair, 2)
     }
     verdict = find_leaks([fold], fingerprints=compared, not_duplicates=pairs)
-    for line in overruled_lines(verdict, {}, compared):
+    for line in common.overruled_lines(verdict, {}, compared):
         log.warning("%s", line)
-    leaks = verdict.leaks
-    if leaks:
+    if leaks := verdict.leaks:
         raise InputError(
-            f"{len({leak.second for leak in leaks})} of {len(cases)} external images are in the data set of the trained folds:"
-            f"\n  {listing(leaks)}\nList them under data.exclude."
+            f"{len({leak.second for leak in leaks})} of {len(external)} external images are in the data set of the trained "
+            f"folds:\n  {listing(leaks)}\nList them under data.exclude."
             + (f"\n{OVERRULE}" if any(leak.check is Check.near_duplicate for leak in leaks) else "")
         )
-    return {case_id: (str(one.image_md5), str(one.mask_md5)) for case_id, one in external.items()}

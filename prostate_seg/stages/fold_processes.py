@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -33,17 +34,10 @@ POLL_SECONDS = 0.2
 def train_in_parallel(
     train_fold: TrainFold, indices: Sequence[int], *, num_parallel: int, open_fold: OpenFold, gpus: Sequence[int] = ()
 ) -> None:
-    """Train folds in processes of their own; the first that fails stops the others.
+    """Train folds in processes of their own; the first that fails stops the others, and its error is raised.
 
-    Args:
-        train_fold: Called in the fold's process with its index and its record; must be picklable.
-        indices: The folds.
-        num_parallel: Number of processes at once; each has this fraction of the cores.
-        open_fold: Opens the record of a fold, in this process.
-        gpus: CUDA indices of the GPUs to train on. Each fold gets a free one, or shares one when there are fewer.
-
-    Raises:
-        InputError: If a process is killed; or the error that a process raises.
+    `train_fold` must be picklable: it is called in the fold's process, one of `num_parallel` that share the cores. Each fold
+    gets a free one of the `gpus` (CUDA indices), or shares one when there are fewer. `open_fold` is called in this process.
     """
     stop = threading.Event()
     free_gpus: SimpleQueue[int | None] = SimpleQueue()  # one entry per process, so that they share the GPUs evenly
@@ -122,11 +116,11 @@ class _ProcessTraceback(Exception):  # noqa: N818 - the traceback of the fold's 
         return f"\n{self.args[0]}"
 
 
+@dataclass(frozen=True)
 class _PipeRecord:
     """The record of a fold in its process, which sends everything to the parent."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
+    pipe: Connection
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.pipe.send(("epoch", epoch, dict(metrics)))

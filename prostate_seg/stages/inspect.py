@@ -224,11 +224,7 @@ def _severity(finding: Finding) -> str:
 
 
 def _conclude(summary: dict[str, Any], errors: Sequence[str], *, exclude: bool) -> None:
-    """Log whether this data set can be trained on.
-
-    Raises:
-        InputError: If no image can be read, or a case cannot be used and bad cases are not to be excluded.
-    """
+    """Log whether this data set can be trained on; refuse one without a readable image, or with bad cases to keep."""
     num_bad = summary["num_bad"]
     if not summary["measures"]:
         raise InputError(f"none of {summary['num_cases']} cases can be read: {'; '.join(errors[:3])}")

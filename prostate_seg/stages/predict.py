@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.errors import InputError
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
@@ -48,19 +48,20 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     refused = [row for row in rows if row["error"]]
     for name, reason in sorted(scans.unreadable.items()):
         refused.append({"name": name, "error": reason, "model": model.name, "model_md5": model.md5})
-    names_refused = {row["name"] for row in refused}
-    segmented = [target for target in targets if target.scan.name not in names_refused]
+    errors = {row["name"]: row["error"] for row in refused}
+    segmented = [target for target in targets if target.scan.name not in errors]
     dicom_seg_errors = write_dicom_segs(segmented, model, cfg) if cfg.predict.dicom_seg else {}
     table = write_volumes(output, errors=refused)
-    names = {target.scan.name for target in targets} | names_refused
+    names = {target.scan.name for target in targets} | errors.keys()
     _log_table([row for row in table.to_dict("records") if row["name"] in names], output=output)
     failures = []
-    if refused:
-        listing = "\n".join(f"  {row['name']}: {row['error']}" for row in refused)
-        failures.append(f"{len(refused)} of {len(names)} studies cannot be segmented:\n{listing}\nThe others are done.")
+    if errors:
+        failures.append(
+            f"{len(refused)} of {len(names)} studies cannot be segmented:\n{_listing(errors)}\nThe others are done."
+        )
     if dicom_seg_errors:
-        listing = "\n".join(f"  {name}: {reason}" for name, reason in dicom_seg_errors.items())
         count = f"{len(dicom_seg_errors)} of {len(segmented)}"
+        listing = _listing(dicom_seg_errors)
         failures.append(f"{count} DICOM SEG could not be written:\n{listing}\nThe masks are written.")
     if failures:
         raise InputError("\n".join(failures))
@@ -68,14 +69,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 
 def requested_scans(cfg: Config) -> ScanList:
-    """Return the studies to segment.
-
-    Raises:
-        ConfigError: If predict.input is not set.
-        InputError: If there are none, predict.dicom_seg is set for files, or predict.output is a data set or a file.
-    """
-    if cfg.predict.input is None:
-        raise ConfigError("predict.input: must name an image file, a DICOM folder or a folder of either, is null")
+    """Return the studies to segment; refuse files for DICOM SEG, and an output that is a data set or a file."""
+    assert cfg.predict.input is not None  # see `prerequisites`
     output = Path(cfg.predict.output)
     scans = find_scans(Path(cfg.predict.input), pattern=cfg.predict.pattern, output=output)
     if has_images(output):
@@ -97,11 +92,7 @@ def requested_scans(cfg: Config) -> ScanList:
 
 
 def requested_model(cfg: Config, workspace: Workspace) -> Model:
-    """Load the ensemble of predict.model; a registered model keeps the inference settings of its evaluation.
-
-    Raises:
-        InputError: If there are no networks.
-    """
+    """Load the ensemble of predict.model; a registered model keeps the inference settings of its evaluation."""
     wanted, backend = cfg.predict.model, cfg.predict.backend
     if wanted is not None and wanted.startswith("models:/"):
         folder, name = fetch_networks(wanted, cfg.mlflow, cache=workspace.cache)
@@ -121,11 +112,7 @@ def requested_model(cfg: Config, workspace: Workspace) -> Model:
 
 
 def unsegmented(targets: Sequence[Target], model: Model, *, overwrite: bool) -> list[Target]:
-    """Return the studies that have no mask of this input and model yet.
-
-    Raises:
-        InputError: If masks of another input or model exist, and must not be overwritten.
-    """
+    """Return the studies without a mask of this input and model; refuse masks of others, unless they are overwritten."""
     waiting: list[Target] = []
     foreign: list[Path] = []
     for target in targets:
@@ -189,27 +176,29 @@ def segment_study(target: Target, *, model: Model) -> Mapping[str, Any]:
 
 
 def write_dicom_segs(targets: Sequence[Target], model: Model, cfg: Config) -> dict[str, str]:
-    """Write the missing DICOM SEG of masks, and return the errors by name of the study."""
+    """Write the missing DICOM SEG of masks; record and return the errors by name of the study, whose mask is kept."""
+
+    def write(target: Target) -> str | None:
+        error: str | None = None
+        mask, series = read_volume(target.mask), target.scan.path
+        try:
+            write_dicom_seg(target.dicom_seg, mask, series=series, model_name=model.name, model_md5=model.md5)
+        except InputError as failure:
+            error = str(failure)
+        note_dicom_seg(target, error=error)
+        return error
+
     missing = [target for target in targets if not target.dicom_seg.exists()]
-    work = partial(_write_dicom_seg, model=model)
-    errors = map_cases(work, missing, num_workers=cfg.machine.num_workers, label="DICOM SEG")
+    errors = map_cases(write, missing, num_workers=cfg.machine.num_workers, label="DICOM SEG")
     return {target.scan.name: error for target, error in zip(missing, errors, strict=True) if error}
-
-
-def _write_dicom_seg(target: Target, *, model: Model) -> str | None:
-    """Write the DICOM SEG of a mask; record and return the error if that fails, which keeps the mask."""
-    error: str | None = None
-    mask, series = read_volume(target.mask), target.scan.path
-    try:
-        write_dicom_seg(target.dicom_seg, mask, series=series, model_name=model.name, model_md5=model.md5)
-    except InputError as failure:
-        error = str(failure)
-    note_dicom_seg(target, error=error)
-    return error
 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
+
+
+def _listing(errors: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name}: {error}" for name, error in errors.items())
 
 
 def _log_table(rows: Sequence[Mapping[Any, Any]], *, output: Path) -> None:

@@ -11,11 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Log a line per output and the verdict.
-
-    Raises:
-        InputError: If outputs differ and a metric is out of tolerance.
-    """
+    """Log a line per output and the verdict; raise an InputError if outputs differ and a metric is out of tolerance."""
     if cfg.reproduce.run is None:
         raise ConfigError("reproduce.run: must be the id of a run; the MLflow page and stage=find show them")
     result = reproduce(cfg.reproduce.run, cfg.mlflow, workspace=workspace)

@@ -1,7 +1,6 @@
 """Stage verify: compare everything that a run recorded with the workspace."""
 
 import logging
-from typing import Any
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config, as_container
@@ -14,17 +13,17 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Log a table or JSON.
-
-    Raises:
-        InputError: If anything is changed or missing.
-    """
+    """Log a table or JSON; raise an InputError if anything is changed or missing."""
     whole = as_container(cfg)
     settings = Redactor(settings=whole).tree(whole)
+    if cfg.verify.run is not None:
+        from prostate_seg.tracking.recorded_runs import open_tree, recorded_stages  # imports mlflow
+
+        recorded = recorded_stages(open_tree(cfg.mlflow, cache=workspace.cache), cfg.verify.run)
+    elif not (recorded := list(read_entries(workspace).items())):
+        raise InputError(f"{file_of(workspace)} has no stage yet: run one, or name a run with verify.run=ID")
     items = [
-        item
-        for stage, record in _recorded(cfg, workspace)
-        for item in compare(stage, record, settings=settings, workspace=workspace)
+        item for stage, record in recorded for item in compare(stage, record, settings=settings, workspace=workspace)
     ]
     is_json = cfg.verify.format == "json"
     for line in [as_json(items)] if is_json else as_table(items):
@@ -36,14 +35,3 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             "Restore them, or run the stages again; settings are compared with those of this command."
         )
     return StageResult()
-
-
-def _recorded(cfg: Config, workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
-    if cfg.verify.run is not None:
-        from prostate_seg.tracking.recorded_runs import open_tree, recorded_stages  # imports mlflow; not needed below
-
-        return recorded_stages(open_tree(cfg.mlflow, cache=workspace.cache), cfg.verify.run)
-    entries = read_entries(workspace)
-    if not entries:
-        raise InputError(f"{file_of(workspace)} has no stage yet: run one, or name a run with verify.run=ID")
-    return list(entries.items())
