@@ -149,30 +149,28 @@ def _stems(folder: Path) -> set[str]:
 def _archive_file(cfg: Config, workspace: Workspace, archive: Archive) -> Iterator[Path]:
     """Yield the archive: from the folder fetch.origin, or downloaded and removed once it is unpacked."""
     origin = cfg.fetch.origin
-    if origin is not None and not re.match(r"https?://", origin):
-        path = Path(origin) / archive.name
-        if not path.is_file():
-            raise InputError(f"{path} is absent: download it from {archive.url}, or leave fetch.origin away")
-        if archive.checksum is not None:
-            require_checksum(path, archive.checksum)
-        yield path
-        return
-    target = workspace.cache / "downloads" / archive.name
-    if not target.is_file():
+    is_local = origin is not None and not re.match(r"https?://", origin)
+    folder = Path(origin) if origin is not None and is_local else workspace.cache / "downloads"
+    path = folder / archive.name
+    if is_local and not path.is_file():
+        raise InputError(f"{path} is absent: download it from {archive.url}, or leave fetch.origin away")
+    if not path.is_file():
         url = archive.url
         if origin is not None:  # in a mirror host and path follow its own address, as `wget -x` stores them
             url = f"{origin.rstrip('/')}/{archive.url.partition('://')[2].partition('?')[0]}"
         log.info("%s: from %s", archive.name, shown_url(url))
         with _byte_progress(archive.name) as on_bytes:
-            download(url, target, on_bytes=on_bytes)
+            download(url, path, on_bytes=on_bytes)
     try:
         if archive.checksum is not None:
-            require_checksum(target, archive.checksum)
+            require_checksum(path, archive.checksum)
     except InputError:
-        target.unlink()  # it would be refused again
+        if not is_local:
+            path.unlink()  # it would be refused again
         raise
-    yield target
-    target.unlink()
+    yield path
+    if not is_local:
+        path.unlink()
 
 
 def _checked(path: Path, archive: Archive, done: FetchedArchive | None) -> FetchedArchive:
