@@ -37,6 +37,9 @@ from prostate_seg.stages import common
 
 log = logging.getLogger(__name__)
 
+Md5s = tuple[str, str]
+"""Hashes of image and mask."""
+
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write evaluation/ (or evaluation_external/): cases.csv, slices.csv, metrics.json, summary.json, masks and overlays."""
@@ -96,7 +99,7 @@ def evaluate_test_cases(
 
 
 def _evaluate_test_case(
-    record: CaseRecord, *, cfg: Config, data: Path, evaluate: Callable[..., CaseResult]
+    record: CaseRecord, *, cfg: Config, data: Path, evaluate: Callable[[Case, LoadedCase, Md5s], CaseResult]
 ) -> CaseResult:
     """Evaluate one case of the data set, whose files must be those that preprocessing and the leak gate read."""
     image, mask = data / record.image, data / record.mask
@@ -115,7 +118,7 @@ def _evaluate_test_case(
     )
     loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
     assert loaded is not None, quality.findings  # the same files passed the same checks in stage=preprocess
-    return evaluate(case, loaded, image_md5=record.image_md5, mask_md5=record.mask_md5)
+    return evaluate(case, loaded, (record.image_md5, record.mask_md5))
 
 
 def evaluate_external_cases(
@@ -132,8 +135,8 @@ def evaluate_external_cases(
         if loaded is None:
             return None, quality.findings
         found = fingerprints[case.case_id] = common.fingerprint_of(case, loaded.image)
-        md5s = {"image_md5": str(found.image_md5), "mask_md5": str(found.mask_md5)}
-        result = evaluate_case(case, loaded, **md5s, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
+        md5s = str(found.image_md5), str(found.mask_md5)
+        result = evaluate_case(case, loaded, md5s, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
         return result, quality.findings
 
     outcomes = map_cases(evaluate, cases, num_workers=cfg.machine.num_workers, label="evaluate")
@@ -146,15 +149,7 @@ def evaluate_external_cases(
 
 
 def evaluate_case(
-    case: Case,
-    loaded: LoadedCase,
-    *,
-    image_md5: str,
-    mask_md5: str,
-    cfg: Config,
-    predictor: Predictor,
-    folder: Path,
-    fold: str,
+    case: Case, loaded: LoadedCase, md5s: Md5s, *, cfg: Config, predictor: Predictor, folder: Path, fold: str
 ) -> CaseResult:
     """Segment one original image, write the mask on its grid, and measure it against the reference."""
     predicted = segment(
@@ -169,8 +164,8 @@ def evaluate_case(
     return CaseResult(
         fold=fold,
         case=case,
-        image_md5=image_md5,
-        mask_md5=mask_md5,
+        image_md5=md5s[0],
+        mask_md5=md5s[1],
         metrics=case_metrics(reference, predicted, spacing_mm=loaded.image.geometry.spacing_mm),
         counts=slice_counts(reference, predicted),
     )
