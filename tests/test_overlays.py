@@ -46,10 +46,10 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).normal(100, 20, size=(16, 90, 100)).astype(np.float32)
 
 
-def write(path: Path, image: np.ndarray, reference: np.ndarray, predicted: np.ndarray, *, num_slices: int = 6) -> Path:
+def write(path: Path, image: np.ndarray, reference: np.ndarray, predicted: np.ndarray) -> Path:
     metrics = case_metrics(reference, predicted, spacing_mm=SPACING_MM)
     title = overlay_title(path.stem, metrics)
-    save_png(path, figure_of(image, reference, predicted, title=title, num_slices=num_slices))
+    save_png(path, figure_of(image, reference, predicted, title=title))
     return path
 
 
@@ -59,12 +59,9 @@ def figure_of(
     predicted: np.ndarray,
     *,
     title: str = "case",
-    num_slices: int = 6,
     spacing_mm: Spacing = SPACING_MM,
 ) -> Figure:
-    return overlay_figure(
-        image, predicted, reference=reference, spacing_mm=spacing_mm, title=title, num_slices=num_slices
-    )
+    return overlay_figure(image, predicted, reference=reference, spacing_mm=spacing_mm, title=title)
 
 
 def contour_colours(figure: Figure, panel: int) -> list[str]:
@@ -136,7 +133,7 @@ def test_a_mask_that_fills_the_image_and_a_constant_image_are_drawn(tmp_path: Pa
 def test_case_ids_in_any_script_and_with_dollars_are_drawn(
     tmp_path: Path, image: np.ndarray, reference: np.ndarray
 ) -> None:
-    path = write(tmp_path / "Ασθενής_Ö_病人_$x_1$.png", image, reference, reference, num_slices=1)
+    path = write(tmp_path / "Ασθενής_Ö_病人_$x_1$.png", image, reference, reference)
     assert path.exists()
     title = figure_of(image, reference, reference).texts[0]
     assert not title.get_parse_math()  # dollars are letters here, not the start of a formula
@@ -148,7 +145,7 @@ def test_characters_without_a_glyph_are_written_as_escapes() -> None:
 
 
 def test_a_long_title_stays_within_the_figure(image: np.ndarray, reference: np.ndarray) -> None:
-    figure = figure_of(image, reference, reference, title="1.2.840.113619." * 8, num_slices=1)
+    figure = figure_of(image, reference, reference, title="1.2.840.113619." * 8)
     figure.draw_without_rendering()
     title = figure.texts[0].get_window_extent()
     assert title.x0 >= 0
@@ -156,7 +153,7 @@ def test_a_long_title_stays_within_the_figure(image: np.ndarray, reference: np.n
 
 
 def test_pixels_keep_their_aspect_on_anisotropic_slices(image: np.ndarray, reference: np.ndarray) -> None:
-    figure = figure_of(image, reference, reference, spacing_mm=(3.0, 1.0, 0.5), num_slices=2)
+    figure = figure_of(image, reference, reference, spacing_mm=(3.0, 1.0, 0.5))
     assert figure.axes[0].get_aspect() == 2.0
 
 
@@ -175,7 +172,6 @@ def test_slices_are_evenly_spaced_and_stay_within_the_volume() -> None:
     mask = np.zeros((20, 4, 4), dtype=bool)
     mask[5:16] = True
     assert slice_indices(mask, num_slices=7) == [4, 6, 8, 10, 12, 14, 16]
-    assert slice_indices(mask, num_slices=1) == [10]
     assert slice_indices(mask[5:16], num_slices=3) == [0, 5, 10]
     assert slice_indices(mask[5:8], num_slices=6) == [0, 1, 2]
     assert slice_indices(np.zeros((5, 4, 4), dtype=bool), num_slices=5) == [0, 1, 2, 3, 4]
@@ -185,11 +181,6 @@ def test_the_crop_leaves_20_mm_around_the_mask_within_the_image() -> None:
     mask = np.zeros((3, 200, 200), dtype=bool)
     mask[1, 10:50, 100:120] = True
     assert crop_around(mask, spacing_mm=(3.0, 0.5, 0.8)) == (slice(0, 90), slice(75, 145))
-
-
-def test_no_slices_are_refused(reference: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        slice_indices(reference, num_slices=0)
 
 
 def test_an_image_of_another_shape_is_refused_with_both_shapes(

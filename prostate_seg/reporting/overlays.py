@@ -36,8 +36,11 @@ WINDOW_PERCENTILES = (1.0, 99.0)
 PANEL_INCH, SHEET_PANEL_INCH = 2.9, 1.75
 """Width of a panel of an overlay and of a contact sheet."""
 
+NUM_SLICES = 6
+"""Panels of an overlay: six slices are legible at the width of a page."""
+
 NUM_COLUMNS, NUM_SHEET_COLUMNS = 3, 6
-"""Panels per row: six slices are legible at the width of a page, a contact sheet is an overview."""
+"""Panels per row."""
 
 MAX_PANELS = 60
 """Panels of a contact sheet; more would be too small to recognise anything."""
@@ -59,27 +62,18 @@ def overlay_title(case_id: str, metrics: CaseMetrics) -> str:
 
 
 def overlay_figure(
-    image: np.ndarray,
-    predicted: np.ndarray,
-    *,
-    reference: np.ndarray | None,
-    spacing_mm: Spacing,
-    title: str,
-    num_slices: int = 6,
+    image: np.ndarray, predicted: np.ndarray, *, reference: np.ndarray | None, spacing_mm: Spacing, title: str
 ) -> Figure:
     """Draw axial slices from apex to base with the contour of the predicted mask and, if there is one, of the reference.
 
-    Image [Z, Y, X] and binary masks are on one grid; the predicted mask may be empty. A gland of fewer than `num_slices` slices
-    has fewer panels; see `slice_indices`.
-
-    Raises:
-        ValueError: If the shapes differ, a mask is not binary, or `num_slices` is below 1.
+    Image [Z, Y, X] and binary masks are on one grid; the predicted mask may be empty. A gland of fewer than `NUM_SLICES` slices
+    has fewer panels; see `slice_indices`. A ValueError says that the shapes differ or a mask is not binary.
     """
     masks = as_mask_pair(predicted if reference is None else reference, predicted)
     if image.shape != masks[0].shape:
         raise ValueError(f"image and mask must have one shape, got {image.shape} and {masks[0].shape}.")
     union = masks[0] | masks[1]
-    indices = slice_indices(union, num_slices=num_slices)
+    indices = slice_indices(union, num_slices=NUM_SLICES)
     rows, columns = crop_around(union, spacing_mm=spacing_mm)
     shown = image[indices][:, rows, columns]
     black, white = np.percentile(shown, WINDOW_PERCENTILES)
@@ -126,18 +120,10 @@ def slice_label(index: int, reference: np.ndarray, predicted: np.ndarray) -> str
 def slice_indices(mask: np.ndarray, *, num_slices: int) -> list[int]:
     """Return slice indices evenly spaced from one below to one above the extent of a mask [Z, Y, X], within the volume.
 
-    An empty mask stands for the whole volume. Fewer indices are returned when the extent has fewer slices, the middle one alone
-    when `num_slices` is 1.
-
-    Raises:
-        ValueError: If `num_slices` is below 1.
+    An empty mask stands for the whole volume. Fewer indices are returned when the extent has fewer slices.
     """
-    if num_slices < 1:
-        raise ValueError(f"num_slices must be at least 1, got {num_slices}.")
     extent = bounding_box(mask)[0] if mask.any() else slice(0, mask.shape[0])
     first, last = max(extent.start - 1, 0), min(extent.stop, mask.shape[0] - 1)
-    if num_slices == 1:
-        return [(first + last) // 2]
     return sorted({round(position) for position in np.linspace(first, last, num_slices)})
 
 
@@ -258,9 +244,8 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
     case_id = panel.case_id if len(panel.case_id) <= 26 else f"{panel.case_id[:12]}…{panel.case_id[-12:]}"
     ax.set_title(printable(case_id), fontsize=7.5, parse_math=False)
     ax.set_xlabel("\n".join(printable(line) for line in panel.caption), fontsize=6.5, parse_math=False)
-    for side in ax.spines.values():
-        side.set_color(ERROR_COLOUR if panel.is_error else WARNING_COLOUR if panel.is_warning else "black")
-        side.set_linewidth(2 if panel.is_error or panel.is_warning else 0.5)
+    ax.spines[:].set_color(ERROR_COLOUR if panel.is_error else WARNING_COLOUR if panel.is_warning else "black")
+    ax.spines[:].set_linewidth(2 if panel.is_error or panel.is_warning else 0.5)
     picture = panel.picture
     if picture is None:
         ax.set_facecolor("#eeeeee")

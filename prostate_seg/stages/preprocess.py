@@ -70,18 +70,11 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         }
         write_json(folder / "preprocess_log.json", facts)
 
-    volumes_ml = [row.gland_volume_ml for row in rows]
-    log.info(
-        "%d cases of %d patients, %d excluded; glands %d-%d mL",
-        len(rows),
-        len({row.patient_id for row in rows}),
-        len(excluded),
-        math.floor(min(volumes_ml)),
-        math.ceil(max(volumes_ml)),
-    )
-    log.info(
-        "the window keeps %.2f%% or more of every gland (least: %s)", 100 * lowest.gland_kept_fraction, lowest.case_id
-    )
+    patients, volumes_ml = {row.patient_id for row in rows}, [row.gland_volume_ml for row in rows]
+    glands = f"glands {math.floor(min(volumes_ml))}-{math.ceil(max(volumes_ml))} mL"
+    log.info("%d cases of %d patients, %d excluded; %s", len(rows), len(patients), len(excluded), glands)
+    kept = f"{100 * lowest.gland_kept_fraction:.2f}% or more of every gland"
+    log.info("the window keeps %s (least: %s)", kept, lowest.case_id)
     tables = ("dataset.csv", "reference_quality.csv", "preprocess_log.json")
     return StageResult(
         inputs=[workspace.data],
