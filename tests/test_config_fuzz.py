@@ -21,7 +21,7 @@ from tests.conftest import composed
 from tests.test_config import NEEDED, options
 
 GROUPS = sorted(name for name in Config.__dataclass_fields__)
-"""Groups, and the settings that stand alone: stage and seed."""
+"""Groups, and the settings without a group: stage and seed."""
 
 NUMBERS = st.one_of(
     st.integers(), st.integers(-2, 5), st.floats(), st.sampled_from([0, 1, -1, 0.5, 1e-9, 1e9, 2**31, 2**63, 1e308])

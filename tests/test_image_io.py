@@ -369,7 +369,7 @@ class TestDamage:
     def test_a_file_without_read_permission_is_refused(self, tmp_path: Path) -> None:
         path = write_image(tmp_path / "a.mhd", noise_image(), compressed=False)
         header = path.read_bytes()
-        for name in (b"a" * 5000, b" ", b"."):  # no file system takes the first
+        for name in (b"a" * 5000, b" ", b"."):  # file systems refuse the first
             path.write_bytes(header.replace(b"a.raw", name))
             assert refusal(path).check == "unreadable"
 

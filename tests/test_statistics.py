@@ -223,7 +223,7 @@ def test_exchanged_runs_give_the_negative_difference() -> None:
     [
         ([1, 2, 3, 4, 5, 6], 2 / 64),  # one of 64 sign patterns on each side
         ([1, 2, 3, 4, 5, -6], 28 / 64),  # 14 sets of the ranks 1 to 6 have a sum of 6 or less
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0, 0], 2 / 64),  # equal patients are left out
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0, 0], 2 / 64),  # patients without a difference are excluded
     ],
 )
 def test_signed_rank_p_by_hand(by_patient: list[float], p: float) -> None:
