@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.provenance import environment as provenance
-from prostate_seg.provenance.environment import current_environment, git_state, machine, packages
+from prostate_seg.provenance.environment import git_state, launcher_tags, machine, packages
 
 
 @pytest.fixture
@@ -85,4 +85,4 @@ def test_gpu_and_driver_are_read_from_the_driver(monkeypatch: pytest.MonkeyPatch
 def test_only_the_named_variables_of_the_environment_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "brave-otter")
     monkeypatch.setenv("SOMETHING_ELSE", "x")
-    assert current_environment(Path.cwd()).launched_by == {"dvc.experiment": "brave-otter"}
+    assert launcher_tags() == {"dvc.experiment": "brave-otter"}

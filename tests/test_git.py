@@ -132,7 +132,7 @@ def test_run_in_a_refused_repository_warns_and_records_no_git_tag(
     with caplog.at_level(logging.WARNING):
         run = stage_run.StageRun(cfg, workspace_of(cfg), job)
     assert "git config --global --add safe.directory" in caplog.text
-    assert git_tags(run.environment.git) == {}
+    assert git_tags(run.git) == {}
 
 
 def test_tags_of_a_clean_repository(project: Path) -> None:

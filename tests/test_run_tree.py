@@ -15,7 +15,7 @@ from mlflow.entities import Run, ViewType
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.operations.job import Outcome
-from prostate_seg.operations.process import this_process
+from prostate_seg.operations.process import process_tags
 from prostate_seg.tracking import sweeps
 from prostate_seg.tracking.records import BeginMultirun, Level, TreePosition, now_ms
 from prostate_seg.tracking.store import leader_election
@@ -231,7 +231,7 @@ def test_more_names_than_fit_into_one_call_are_all_logged(tree: RunTree) -> None
 
 def test_owner_tags_identify_this_process(tree: RunTree) -> None:
     run = stage(tree, tree.pipeline("p", fresh=False))
-    tags = this_process().as_tags()
+    tags = process_tags()
     assert {key: run.data.tags[key] for key in tags if key != "process.heartbeat"} == {
         key: value for key, value in tags.items() if key != "process.heartbeat"
     }

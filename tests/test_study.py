@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from prostate_seg.common.errors import ConfigError, InputError
-from prostate_seg.operations.process import this_process
+from prostate_seg.operations.process import process_tags
 from prostate_seg.sweeping import study as studies
 from prostate_seg.sweeping.study import MAX_ATTEMPTS, SharedStudy, open_study, original_number, pruning_check
 from tests.project_helpers import until
@@ -59,7 +59,7 @@ def complete(shared: SharedStudy, trial: optuna.Trial, value: float) -> None:
 
 def set_owner(trial: optuna.Trial, **owner: str) -> None:
     """Set the owner process of a trial, in the format of this version."""
-    tags = this_process().as_tags() | {f"process.{key}": value for key, value in owner.items()}
+    tags = process_tags() | {f"process.{key}": value for key, value in owner.items()}
     del tags["process.heartbeat"]
     trial.set_user_attr("owner", tags)
 

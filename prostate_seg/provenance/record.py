@@ -5,7 +5,6 @@ outside of the workspace are absolute. The lineage of a result are the runs whos
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,17 @@ from prostate_seg.provenance.source_files import code_key, source_files
 DATA = "data"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hashes:
-    """Hashes of the inputs, outputs and source files of a stage, by key."""
-
-    inputs: Mapping[str, Hashed]
-    outputs: Mapping[str, Hashed]
-    code: Mapping[str, Hashed]
-
-
-def hash_stage(stage: str, inputs: Iterable[Path], outputs: Iterable[Path], *, workspace: Workspace) -> Hashes:
-    """Hash what a stage read and wrote, and its source files."""
-    inputs, outputs, code = list(inputs), list(outputs), source_files(stage)
-    hashed = hash_paths([*inputs, *outputs, *code], cache=workspace.cache)
-    return Hashes(
-        inputs={key_of(path, workspace): hashed[path] for path in inputs},
-        outputs={key_of(path, workspace): hashed[path] for path in outputs},
-        code={code_key(path): hashed[path] for path in code},
-    )
+def hash_stage(
+    stage: str, inputs: Iterable[Path], outputs: Iterable[Path], *, workspace: Workspace
+) -> dict[str, dict[str, Hashed]]:
+    """Return the hashes of what a stage read (inputs) and wrote (outputs), and of its source files (code), each by key."""
+    paths = {
+        "inputs": {key_of(path, workspace): path for path in inputs},
+        "outputs": {key_of(path, workspace): path for path in outputs},
+        "code": {code_key(path): path for path in source_files(stage)},
+    }
+    hashed = hash_paths([path for some in paths.values() for path in some.values()], cache=workspace.cache)
+    return {kind: {key: hashed[path] for key, path in some.items()} for kind, some in paths.items()}
 
 
 def key_of(path: Path, workspace: Workspace) -> str:

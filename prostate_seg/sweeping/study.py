@@ -38,7 +38,7 @@ from prostate_seg.operations.process import (
     SILENT_AFTER,
     is_alive,
     now_text,
-    this_process,
+    process_tags,
 )
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class SharedStudy:
             num_queued = sum(one.state is TrialState.WAITING for one in attempts)
             num_claimed = min(at_most, num_queued + max(0, num_trials - len(attempts)))
             trials = [self.study.ask() for _ in range(num_claimed)]
-            owner = {key: value for key, value in this_process().as_tags().items() if key != "process.heartbeat"}
+            owner = {key: value for key, value in process_tags().items() if key != "process.heartbeat"}
             for trial in trials:
                 self._storage.record_heartbeat(trial._trial_id)
                 trial.set_user_attr(OWNER, owner)

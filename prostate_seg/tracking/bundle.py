@@ -105,7 +105,7 @@ def unpack(source: Path, settings: MlflowConfig, *, journal_root: Path, cache: P
 
 def _runs_of_pipeline(tree: RunTree, pipeline: Run) -> list[Run]:
     """Return a pipeline and all runs below it, each after its parent."""
-    if pipeline.data.tags.get("level") != Level.pipeline.value:
+    if pipeline.data.tags.get("level") != Level.pipeline:
         above = pipeline.data.tags.get("pipeline")
         raise InputError(
             f"run {pipeline.info.run_id} ({pipeline.info.run_name}) is a part of the pipeline {above}\n"
@@ -114,7 +114,7 @@ def _runs_of_pipeline(tree: RunTree, pipeline: Run) -> list[Run]:
     runs = [pipeline]
     for run in runs:  # grows while it is walked
         runs += tree.children(run.info.run_id)
-    running = [str(run.info.run_name) for run in runs if run.info.status not in [outcome.value for outcome in Outcome]]
+    running = [str(run.info.run_name) for run in runs if run.info.status not in list(Outcome)]
     if running:
         raise InputError(
             f"{', '.join(running)} of {pipeline.info.run_name} still runs: a bundle holds runs that have ended\n"

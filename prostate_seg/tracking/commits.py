@@ -116,7 +116,7 @@ def find_matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> lis
     def newest(stage: str, *, deleted: bool) -> Run | None:
         wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in outputs[stage].items()}
         for run in tree.search(filters=wanted, newest_first=True, deleted=deleted):
-            if REUSED_FROM not in run.data.tags and run.data.tags.get("level") != Level.fold.value:
+            if REUSED_FROM not in run.data.tags and run.data.tags.get("level") != Level.fold:
                 return run
         return None
 

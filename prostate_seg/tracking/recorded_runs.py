@@ -73,12 +73,12 @@ def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any
         run = find_run(tree, run_id)
         level = run.data.tags.get("level")
         stages = [run]
-        if level == Level.fold.value:
+        if level == Level.fold:
             parent = tree.get(run.data.tags["mlflow.parentRunId"])
             stages = [parent] if parent is not None else []
-        elif level in (Level.pipeline.value, Level.sweep.value):
+        elif level in (Level.pipeline, Level.sweep):
             finished = tree.children(run.info.run_id, status=Outcome.finished)
-            stages = [one for one in finished if one.data.tags["level"] != Level.sweep.value]
+            stages = [one for one in finished if one.data.tags["level"] != Level.sweep]
         texts = [(stage, artifact_text(tree, stage, "provenance.json")) for stage in stages]
     if not texts:
         raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
@@ -114,11 +114,11 @@ def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
 def _evaluation_of(tree: RunTree, run: Run) -> Run:
     """Return the run itself, or the finished evaluation of a pipeline."""
     level = run.data.tags.get("level")
-    if level == Level.sweep.value:
+    if level == Level.sweep:
         raise InputError(f"run {run.info.run_id} ({run.info.run_name}) is a sweep: name two of its trials")
-    if level != Level.pipeline.value:
+    if level != Level.pipeline:
         return run
-    finished = tree.children(run.info.run_id, status=Outcome.finished, stage="evaluate", level=Level.stage.value)
+    finished = tree.children(run.info.run_id, status=Outcome.finished, stage="evaluate", level=Level.stage)
     if len(finished) == 1:
         return finished[0]
     ids = ", ".join(child.info.run_id for child in finished)

@@ -5,7 +5,7 @@ Names in the file (`do`, `place`, `from`) are those of the first version, so tha
 
 import time
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -27,7 +27,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, ser_json_inf_nan="strings")
 
 
-class Level(Enum):
+class Level(StrEnum):
     """Level of a run in the tree."""
 
     pipeline = "pipeline"

@@ -126,7 +126,7 @@ def _named_pipeline(tree: RunTree, name: str) -> Run:
     for run in found:
         if any(one.data.tags.get("stage") != "register" for one in tree.children(run.info.run_id)):
             return run
-    deleted = tree.deleted_by_hand(pipeline=name, level=Level.pipeline.value)
+    deleted = tree.deleted_by_hand(pipeline=name, level=Level.pipeline)
     if deleted:
         raise InputError(f"pipeline {name}: {tree.how_to_restore(deleted[0])}")
     if not found:
@@ -137,13 +137,13 @@ def _named_pipeline(tree: RunTree, name: str) -> Run:
 def _evaluation(tree: RunTree, run: Run) -> Run:
     """Return the run itself, or the newest finished evaluation of a pipeline, training or fold."""
     tags = run.data.tags
-    is_fold = tags.get("level") == Level.fold.value
+    is_fold = tags.get("level") == Level.fold
     if tags.get("stage") == "evaluate":
-        if run.info.status != Outcome.finished.value:
+        if run.info.status != Outcome.finished:
             raise InputError(f"run {run.info.run_id} has not finished ({run.info.status}): run stage=evaluate again")
         return run
     training = None
-    if tags.get("level") == Level.pipeline.value:
+    if tags.get("level") == Level.pipeline:
         pipeline_id = run.info.run_id
     elif is_fold or tags.get("stage") == "train":
         training = find_run(tree, tags[PARENT]) if is_fold else run
@@ -158,7 +158,7 @@ def _evaluation(tree: RunTree, run: Run) -> Run:
         tested = {value for key, value in evaluation.data.tags.items() if key.startswith("previous_run_id.train")}
         return training is None or training.info.run_id in tested
 
-    finished = tree.children(pipeline_id, status=Outcome.finished, stage="evaluate", level=Level.stage.value)
+    finished = tree.children(pipeline_id, status=Outcome.finished, stage="evaluate", level=Level.stage)
     if evaluations := list(filter(is_wanted, finished)):
         return evaluations[-1]
     deleted = tree.deleted_by_hand(**{PARENT: pipeline_id, "stage": "evaluate"})

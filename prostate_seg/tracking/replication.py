@@ -141,7 +141,7 @@ class Replicator:
                 self._end(record)
             case records.EndCopy():
                 self.tree.client.set_tag(self.id_of(record.run), IS_COMPLETE, "true")
-                self.tree.client.set_terminated(self.id_of(record.run), record.status.value, record.end_ms)
+                self.tree.client.set_terminated(self.id_of(record.run), record.status, record.end_ms)
             case records.SettleRun():
                 self._settle(record)
             case records.BeginMultirun():
@@ -264,7 +264,7 @@ class Replicator:
 
     def _end(self, record: records.EndRun) -> None:
         run_id = self.id_of(record.run)
-        self.tree.client.set_terminated(run_id, record.status.value, record.end_ms)
+        self.tree.client.set_terminated(run_id, record.status, record.end_ms)
         if self._is_uncertain and CLOSED_BY in self.tree.client.get_run(run_id).data.tags:
             self.tree.client.delete_tag(run_id, CLOSED_BY)  # another process closed it for want of this record
 

@@ -19,7 +19,7 @@ from prostate_seg.operations.job import Job, NullRun, Outcome, command_line
 from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
 from prostate_seg.provenance.code_digests import code_digests
-from prostate_seg.provenance.environment import current_environment
+from prostate_seg.provenance.environment import git_state, machine, packages
 from prostate_seg.provenance.record import ancestors, hash_stage
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.provenance.verification import Verdict, compare
@@ -44,9 +44,9 @@ class StageRun(NullRun):
         assert cfg.stage is not None
         ds_version.read_entries(workspace)
         self.cfg, self.stage, self.workspace, self.job = cfg, cfg.stage, workspace, job
-        self.environment = current_environment(Path.cwd())
-        if problem := self.environment.git.problem:
-            log.warning("this run records no commit or no diff, because git refuses: %s", problem)
+        self.git, self.machine = git_state(Path.cwd()), machine()
+        if self.git.problem:
+            log.warning("this run records no commit or no diff, because git refuses: %s", self.git.problem)
         self.redactor = Redactor(settings={"overrides": job.overrides, **as_container(cfg)})
         self.result: StageResult | None = None
         self.started = time.time()
@@ -73,7 +73,7 @@ class StageRun(NullRun):
             InputError: If something can neither be sent nor kept; the stage's files are complete all the same.
         """
         shown = "" if self.run_id is None else f", run {self.run_id} of {self.cfg.mlflow.name}"
-        log.info("%s %s after %.1f s%s", self.stage, outcome.value, time.monotonic() - self._clock, shown)
+        log.info("%s %s after %.1f s%s", self.stage, outcome, time.monotonic() - self._clock, shown)
         recording = ds_version.recording_workspace(self.cfg, self.workspace)
         provenance: Provenance | None = None
         if outcome is Outcome.finished and self.result is not None:
@@ -92,11 +92,12 @@ class StageRun(NullRun):
     def _provenance(self, result: StageResult) -> Provenance:
         """Return the provenance of a finished stage, without secrets."""
         redact, hashes = self.redactor, hash_stage(self.stage, result.inputs, result.outputs, workspace=self.workspace)
+        md5 = {kind: {key: hashed.md5 for key, hashed in some.items()} for kind, some in hashes.items()}
         now = time.time()  # a time in the future, as after the clock was set back, is no evidence
-        changed = [key for key, hashed in hashes.inputs.items() if self.started < hashed.newest_mtime <= now]
+        changed = [key for key, hashed in hashes["inputs"].items() if self.started < hashed.newest_mtime <= now]
         for key in changed:
             log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.stage)
-        git = {name: value for name, value in asdict(self.environment.git).items() if name not in NOT_IN_RECORD}
+        git = {name: value for name, value in asdict(self.git).items() if name not in NOT_IN_RECORD}
         return {
             "run_id": self.run_id,
             "pipeline": self.cfg.mlflow.name,
@@ -109,16 +110,20 @@ class StageRun(NullRun):
             "settings": redact.tree(science_of(self.cfg)),
             "metrics": dict(result.metrics),
             "sought": result.objectives,
-            "inputs": {key: hashed.md5 for key, hashed in hashes.inputs.items()},
-            "outputs": {key: hashed.md5 for key, hashed in hashes.outputs.items()},
+            "inputs": md5["inputs"],
+            "outputs": md5["outputs"],
             "inputs_changed_while_running": changed,
-            "upstream": ancestors(hashes.inputs, self._upstream_entries(), workspace=self.workspace),
-            "code": {key: hashed.md5 for key, hashed in hashes.code.items()},
+            "upstream": ancestors(md5["inputs"], self._upstream_entries(), workspace=self.workspace),
+            "code": md5["code"],
             "code_digests": code_digests(self.stage),
             "git": redact.tree(git),
-            "packages": self.environment.packages,
-            "machine": self.environment.machine,
-            "files": {key: dict(one.files) for key, one in {**hashes.inputs, **hashes.outputs}.items() if one.files},
+            "packages": packages(),
+            "machine": self.machine,
+            "files": {
+                key: dict(hashed.files)
+                for key, hashed in {**hashes["inputs"], **hashes["outputs"]}.items()
+                if hashed.files
+            },
         }
 
     def _upstream_entries(self) -> Mapping[str, Mapping[str, Any]]:

@@ -147,7 +147,7 @@ def seconds_per_fold(cfg: Config) -> float | None:
     tree = _reachable_tree(cfg)
     if tree is None:
         return None
-    filters, finished = {"stage": "train"}, Outcome.finished.value
+    filters, finished = {"stage": "train"}, Outcome.finished
     past = tree.store.call(
         lambda: tree.search(level=Level.fold, filters=filters, status=finished, newest_first=True, limit=NUM_PAST_FOLDS)
     )
@@ -166,8 +166,8 @@ def sweep_key(folder: Path) -> str:
 
 def update_sweep(tree: RunTree, sweep_id: str) -> list[Run]:
     """Update the aggregates of a sweep: number of trials, and the best of them; return the trials. Call with the lock held."""
-    trials = tree.children(sweep_id, level=Level.trial.value)
-    num_finished = sum(run.info.status == Outcome.finished.value for run in trials)
+    trials = tree.children(sweep_id, level=Level.trial)
+    num_finished = sum(run.info.status == Outcome.finished for run in trials)
     metrics = {"sweep/num_trials": float(len(trials)), "sweep/num_finished": float(num_finished)}
     tags = {}
     if scored := _scored(trials):
@@ -179,7 +179,7 @@ def update_sweep(tree: RunTree, sweep_id: str) -> list[Run]:
 
 
 def _scored(trials: Sequence[Run]) -> list[Run]:
-    return [run for run in trials if run.info.status == Outcome.finished.value and "objective" in run.data.metrics]
+    return [run for run in trials if run.info.status == Outcome.finished and "objective" in run.data.metrics]
 
 
 def _objective(run: Run) -> float:
@@ -221,12 +221,12 @@ def _close(tree: RunTree, sweep: Run) -> list[Run]:
     tree.close_orphans()
     trials = update_sweep(tree, sweep.info.run_id)
     statuses = {run.info.status for run in trials}
-    if sweep.data.tags.get("sweep.complete") == "true" or statuses == {Outcome.finished.value}:
+    if sweep.data.tags.get("sweep.complete") == "true" or statuses == {Outcome.finished}:
         outcome = Outcome.finished
     else:
-        is_killed = bool(statuses & {Outcome.killed.value, "RUNNING"})
+        is_killed = bool(statuses & {Outcome.killed, "RUNNING"})
         outcome = Outcome.killed if is_killed else Outcome.failed  # a sweep without a trial has failed
-    tree.client.set_terminated(sweep.info.run_id, outcome.value)
+    tree.client.set_terminated(sweep.info.run_id, outcome)
     tree.settle(str(sweep.data.tags[PARENT]), outcome)
     return trials
 
@@ -250,7 +250,7 @@ def _compare(scored: Sequence[Run]) -> tuple[list[Row], Run, bool]:
 
 def _reuse(cfg: Config, job: Job, tree: RunTree, run_id: str) -> bool:
     source = tree.get(run_id)
-    if source is None or source.info.status != Outcome.finished.value:
+    if source is None or source.info.status != Outcome.finished:
         return False
     sweep = tree.sweep(sweep_key(job.sweep_folder)) if job.sweep_folder else None
     if sweep is not None and source.data.tags.get(PARENT) != sweep.info.run_id:

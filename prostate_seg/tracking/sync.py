@@ -5,6 +5,7 @@ A sync that is killed continues where it stopped: each record is acknowledged on
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from filelock import Timeout
@@ -45,12 +46,10 @@ def sync(
         InputError: If the store cannot be reached, or fails; a later sync continues there.
     """
     address = shown_address(resolved_uri(str(settings.tracking_uri)))
-    trees: dict[str, RunTree] = {}
 
+    @cache
     def tree_of(experiment: str) -> RunTree:
-        if experiment not in trees:
-            trees[experiment] = open_tree(replace(settings, experiment=experiment), cache=workspace.cache)
-        return trees[experiment]
+        return open_tree(replace(settings, experiment=experiment), cache=workspace.cache)
 
     synced = []
     for pending in pending_journals(journal_root):

@@ -25,7 +25,7 @@ from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
 from prostate_seg.operations.process import user_name
 from prostate_seg.provenance.code_digests import CODE_LISTING, code_listing
 from prostate_seg.provenance.ds_version import recording_workspace
-from prostate_seg.provenance.environment import GitState
+from prostate_seg.provenance.environment import GitState, launcher_tags, packages
 from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import ACKNOWLEDGED, Header, Journal, new_local_id, remove_replicated
 from prostate_seg.tracking.records import ALL, NONE, LogData, Record, metric_points, now_ms
@@ -248,7 +248,7 @@ class TrackedRun(StageRun):
             journal.remove()
             return
         journal.release()
-        where = f"{self.stage} has ended {outcome.value} and its files are in {self.workspace.root}"
+        where = f"{self.stage} has ended {outcome} and its files are in {self.workspace.root}"
         if is_lost:
             raise InputError(
                 f"{where}, but {num_left} records of its run can neither be sent nor kept: {journal.folder} is full"
@@ -263,17 +263,17 @@ class TrackedRun(StageRun):
 
     def _log_start(self) -> None:
         """Log settings, code, packages and machine."""
-        around = self.environment
+        versions = packages()
         tags = {
             "command": command_line(self.job),
             "overrides": " ".join(self.job.overrides),
-            **git_tags(around.git),
+            **git_tags(self.git),
             "mlflow.source.name": f"prostate_seg stage={self.stage}",
             "mlflow.source.type": "LOCAL",
             "mlflow.user": user_name(),
-            **{f"machine.{name}": value for name, value in around.machine.items()},
-            **{f"package.{name}": around.packages[name] for name in SHOWN_PACKAGES if name in around.packages},
-            **around.launched_by,
+            **{f"machine.{name}": value for name, value in self.machine.items()},
+            **{f"package.{name}": versions[name] for name in SHOWN_PACKAGES if name in versions},
+            **launcher_tags(),
         }
         shown = {key: _cut(self.redactor.text(value), MAX_TAG_LENGTH) for key, value in tags.items() if value}
         self.append(LogData(run=self.key, params=self._params(), tags=shown))
@@ -306,14 +306,14 @@ class TrackedRun(StageRun):
         self.append_files(write)
 
     def _write_start(self, folder: Path) -> None:
-        redact, around = self.redactor, self.environment
+        redact = self.redactor
         resolved = redact.tree(as_container(self.cfg))
         (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
         for path in (self.job.output_dir / self.job.hydra_dir).glob("*.yaml"):
             redact.copy_file(path, folder / "hydra" / path.name)
-        listing = "".join(f"{name}=={version}\n" for name, version in around.packages.items())
+        listing = "".join(f"{name}=={version}\n" for name, version in packages().items())
         (folder / "packages.txt").write_text(listing, encoding="utf-8")
-        for name, text in (("git.diff", around.git.diff), ("git_untracked.txt", "\n".join(around.git.untracked))):
+        for name, text in (("git.diff", self.git.diff), ("git_untracked.txt", "\n".join(self.git.untracked))):
             if text:
                 (folder / name).write_text(redact.text(text), encoding="utf-8")
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ DELETED_EXPERIMENT = "its experiment"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens MLflow's page with runs and curves rather than with traces of language models."""
 
-STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 """Errors of a failing store; a TimeoutError is an OSError."""
 
 Result = TypeVar("Result")
@@ -123,7 +123,7 @@ def explained_errors(address: str, *, note: str = "") -> Iterator[None]:
     """Raise errors of a store as InputErrors with the next step, and a note after it."""
     try:
         yield
-    except (*STORE_ERRORS, sqlite3.Error) as error:
+    except STORE_ERRORS as error:
         raise InputError(unusable(address, error) + note) from error
 
 
@@ -195,13 +195,9 @@ def _require_writable(file: Path) -> None:
     if not os.access(file.parent, os.W_OK):
         raise OSError(f"the folder {file.parent} cannot be written")
     if file.exists():
-        try:
-            connection = sqlite3.connect(file, timeout=SECONDS_TO_ANSWER / 2)
+        with closing(sqlite3.connect(file, timeout=SECONDS_TO_ANSWER / 2)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
-            connection.close()
-        except sqlite3.Error as error:
-            raise OSError(str(error)) from error
 
 
 def _with_timeout(function: Callable[[], Result], *, address: str, seconds: float) -> Result:
@@ -229,17 +225,13 @@ def _with_timeout(function: Callable[[], Result], *, address: str, seconds: floa
 def _is_healthy(address: str, *, timeout: float) -> bool:
     """Return whether a server's /health answers, or a file can be written: a busy store is not a failing one."""
     file = sqlite_file(address)
-    if file is not None:
-        try:
-            _require_writable(file)
-        except OSError:
-            return False
-        return True
-    if urlsplit(address).scheme not in {"http", "https"}:
-        return False
     try:
-        return requests.get(f"{address.rstrip('/')}/health", timeout=timeout).status_code < 500
-    except requests.RequestException:
+        if file is not None:
+            _require_writable(file)
+            return True
+        is_http = urlsplit(address).scheme in {"http", "https"}
+        return is_http and requests.get(f"{address.rstrip('/')}/health", timeout=timeout).status_code < 500
+    except (OSError, sqlite3.Error):  # an error of requests is an OSError
         return False
 
 

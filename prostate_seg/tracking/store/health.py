@@ -1,18 +1,14 @@
 """Checks of the tracking store for stage=doctor; opening it checks its tables, too."""
 
-import tempfile
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
-
 from prostate_seg.common.address import resolved_uri, sqlite_file
 from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
-from prostate_seg.operations.health import Check
+from prostate_seg.operations.health import Check, check_folder
 from prostate_seg.operations.process import is_alive, is_silent
 from prostate_seg.tracking.records import Level
 from prostate_seg.tracking.store.connection import Store, explained_errors, lock_of, open_store
-from prostate_seg.tracking.store.paths import fix_paths
+from prostate_seg.tracking.store.paths import fix_paths, local_path
 from prostate_seg.tracking.store.run_tree import SILENT_ON_ANOTHER_HOST, RunTree
 
 
@@ -42,9 +38,10 @@ def _fix_paths(cfg: Config) -> Check:
 
 
 def _checks(store: Store, *, close_silent: bool) -> list[Check]:
-    tree = RunTree(store)
+    tree, location = RunTree(store), store.client.get_experiment(store.experiment_id).artifact_location
+    artifacts = local_path(location)
     closed = tree.close_orphans(close_silent=close_silent)
-    running = [run for run in tree.search(status="RUNNING") if run.data.tags.get("level") != Level.pipeline.value]
+    running = [run for run in tree.search(status="RUNNING") if run.data.tags.get("level") != Level.pipeline]
     silent = [
         run
         for run in running
@@ -52,7 +49,7 @@ def _checks(store: Store, *, close_silent: bool) -> list[Check]:
     ]
     checks = [
         Check.good("tracking", f"{store.address} answers, its tables are current"),
-        _check_artifacts(store),
+        Check.good("artifacts", location) if artifacts is None else check_folder("artifacts", artifacts),
         Check.good("runs", f"{len(closed)} of killed processes closed, {len(running)} running"),
     ]
     if silent:
@@ -60,18 +57,3 @@ def _checks(store: Store, *, close_silent: bool) -> list[Check]:
         fix = "stage=doctor on those hosts, or here with doctor.close_silent=true"
         checks.append(Check.note("silent", text, fix=fix))
     return checks
-
-
-def _check_artifacts(store: Store) -> Check:
-    location = store.client.get_experiment(store.experiment_id).artifact_location
-    if urlsplit(location).scheme not in ("", "file"):
-        return Check.good("artifacts", location)
-    folder = Path(unquote(urlsplit(location).path))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        fix = "create it, or choose another mlflow.experiment"
-        return Check.bad("artifacts", f"{folder} cannot be written: {error.strerror}", fix=fix)
-    return Check.good("artifacts", str(folder))

@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from prostate_seg.operations.job import Outcome
-from prostate_seg.operations.process import is_alive, is_silent, this_process
+from prostate_seg.operations.process import is_alive, is_silent, process_tags
 from prostate_seg.provenance.ds_version import LOCAL_ID
 from prostate_seg.tracking.journal import new_local_id
 from prostate_seg.tracking.records import NONE, Level, TreePosition, now_ms
@@ -66,7 +66,7 @@ class RunTree:
         def create() -> Run:
             position = TreePosition(level=Level.pipeline, pipeline=name)
             run = self.create(name, position, parent_id=None, key=key, start_ms=start_ms)
-            self.client.set_terminated(run.info.run_id, Outcome.finished.value)  # RUNNING only while a stage is
+            self.client.set_terminated(run.info.run_id, Outcome.finished)  # RUNNING only while a stage is
             return run
 
         return self.find_or_create(search, create, fresh=fresh)
@@ -105,7 +105,7 @@ class RunTree:
         existing = None if key is None else self.find(key)
         if existing is not None:
             return existing
-        owner = {} if position.level is Level.pipeline else this_process().as_tags()
+        owner = {} if position.level is Level.pipeline else process_tags()
         parent = {} if parent_id is None else {PARENT: parent_id}
         return self.client.create_run(
             self.store.experiment_id,
@@ -171,13 +171,13 @@ class RunTree:
 
     def resume(self, run: Run, tags: Mapping[str, str] | None = None) -> None:
         """Continue a run that another process began. Call with the lock held."""
-        self.log(run.info.run_id, tags={**this_process().as_tags(), **(tags or {})})
+        self.log(run.info.run_id, tags={**process_tags(), **(tags or {})})
         self.reopen(run)
 
     def resume_cluster_job(self, cluster_key: str) -> Run | None:
         """Resume the run that a cluster job began when it was started before; None without one. Lock held."""
         runs = self.search(filters={CLUSTER_KEY: cluster_key}, newest_first=True)
-        begun = next((run for run in runs if run.info.status != Outcome.finished.value), None)
+        begun = next((run for run in runs if run.info.status != Outcome.finished), None)
         if begun is not None:
             self.resume(begun, {NUM_STARTS: str(int(begun.data.tags[NUM_STARTS]) + 1)})
             log.info("go on in run %s, that this job began when it was started before", begun.info.run_id)
@@ -195,11 +195,11 @@ class RunTree:
             last = max(ended, key=lambda run: run.info.end_time or 0, default=None)
             if last is not None and (last.info.end_time or 0) > ended_ms:
                 outcome, ended_ms = Outcome(last.info.status), last.info.end_time
-        self.client.set_terminated(run_id, outcome.value, ended_ms)
+        self.client.set_terminated(run_id, outcome, ended_ms)
 
     def children(self, run_id: str, *, status: Outcome | None = None, **tags: str) -> list[Run]:
         """Return the runs directly below one that have these tags, and ended so, oldest first."""
-        return self.search(filters={PARENT: run_id, **tags}, status=status.value if status else None)
+        return self.search(filters={PARENT: run_id, **tags}, status=status)
 
     def supersede(self, run: Run, *, folds: set[str]) -> None:
         """Delete the earlier runs that this one replaces: ended before it began, without a fold that this one lacks.
@@ -208,11 +208,11 @@ class RunTree:
         """
         tags, info = run.data.tags, run.info
         for other in self.children(tags[PARENT], stage=tags["stage"], level=tags["level"]):
-            is_same_trial = tags["level"] == Level.stage.value or other.info.run_name == info.run_name
+            is_same_trial = tags["level"] == Level.stage or other.info.run_name == info.run_name
             if other.info.run_id == info.run_id or not is_same_trial:
                 continue
             others_folds = set(other.data.tags.get("folds", NONE).split(",")) - {NONE}
-            is_finished = other.info.status == Outcome.finished.value and REUSED_FROM not in other.data.tags
+            is_finished = other.info.status == Outcome.finished and REUSED_FROM not in other.data.tags
             if _ended_before(other, run) and others_folds <= folds:
                 self.delete_with_folds(other, replaced_by=str(info.run_id))
             elif _ended_before(run, other) and is_finished and folds <= others_folds:
@@ -251,14 +251,14 @@ class RunTree:
             alive = is_alive(run.data.tags)
             if alive is None:  # of another host
                 alive = not (close_silent and is_silent(run.data.tags, since=SILENT_ON_ANOTHER_HOST))
-            if run.data.tags.get("level") != Level.pipeline.value and not alive:
+            if run.data.tags.get("level") != Level.pipeline and not alive:
                 self.client.set_tag(
                     run.info.run_id, CLOSED_BY, "a later start: its process had ended without closing it"
                 )
-                self.client.set_terminated(run.info.run_id, Outcome.killed.value)
+                self.client.set_terminated(run.info.run_id, Outcome.killed)
                 closed.append(run)
         for run in running:
-            if run.data.tags.get("level") == Level.pipeline.value:
+            if run.data.tags.get("level") == Level.pipeline:
                 self.settle(run.info.run_id, Outcome.killed)
         return closed
 
@@ -282,7 +282,7 @@ class RunTree:
         deleted: bool = False,
     ) -> list[Run]:
         """Return active runs, or only deleted ones, oldest first unless `newest_first`."""
-        wanted = {"level": level.value if level else None, "pipeline": pipeline, **(filters or {})}
+        wanted = {"level": level, "pipeline": pipeline, **(filters or {})}
         terms = [f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value is not None]
         terms += [f"attributes.status = '{status}'"] if status else []
         found: list[Run] = []
