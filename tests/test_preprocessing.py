@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.common.settings import parse_group
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, to_sitk, write_volume
 from prostate_seg.imaging.preprocessing import (
@@ -172,5 +173,5 @@ def test_rigidly_rotated_header_gives_the_same_voxels_on_the_rotated_grid(cube_v
 
 
 def test_settings_round_trip_and_every_change_changes_the_hash() -> None:
-    assert PreprocessSettings.from_dict(DEFAULT.as_dict()) == DEFAULT
+    assert parse_group(PreprocessSettings, DEFAULT.as_dict(), key="preprocess") == DEFAULT
     assert replace(DEFAULT, image_size=161).digest != DEFAULT.digest

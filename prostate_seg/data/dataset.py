@@ -96,11 +96,7 @@ def join_thumbnails(path: Path, folder: Path, *, case_ids: Collection[str]) -> N
 
 
 def read_thumbnails(path: Path, *, case_ids: Collection[str]) -> dict[str, np.ndarray]:
-    """Return the thumbnail of each case, mapped into memory.
-
-    Raises:
-        InputError: If the file is absent, no array, or of another number of cases.
-    """
+    """Return the thumbnail of each case, mapped into memory; InputError if the file is not the array of these cases."""
     try:
         rows = np.load(path, mmap_mode="r") if path.is_file() else []
     except (ValueError, EOFError) as error:  # pickles are refused: opening one can run any code
@@ -116,11 +112,7 @@ def write_contract(path: Path, settings: PreprocessSettings) -> None:
 
 
 def require_contract(path: Path, settings: PreprocessSettings) -> None:
-    """Check that the data set was preprocessed with these settings.
-
-    Raises:
-        InputError: If it was not; the text lists each difference.
-    """
+    """Raise InputError, with each difference, unless the data set was preprocessed with these settings."""
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=preprocess first")
     used, wanted = read_json(path)["preprocess"], settings.as_dict()

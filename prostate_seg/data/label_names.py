@@ -44,11 +44,7 @@ class _Meaning(IntEnum):
 
 
 def require_gland_names(root: Path, *, labels: Sequence[int] | None) -> None:
-    """Check that no label of a data folder which is taken as gland has the name of something else.
-
-    Raises:
-        InputError: If one has, or dataset.json cannot be read.
-    """
+    """Raise InputError if a label that is taken as gland has the name of something else, or dataset.json cannot be read."""
     for file, names in _label_names(root):
         meanings = {label: max(map(_meaning, of_label)) for label, of_label in sorted(names.items())}
         wrong = _not_gland([label for label in meanings if labels is None or label in labels], meanings)

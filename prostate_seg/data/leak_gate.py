@@ -154,10 +154,7 @@ class Verdict:
 
 
 def find_leaks(
-    folds: Sequence[Fold],
-    *,
-    fingerprints: Mapping[str, Fingerprint],
-    not_duplicates: NotDuplicates | None = None,
+    folds: Sequence[Fold], *, fingerprints: Mapping[str, Fingerprint], not_duplicates: NotDuplicates | None = None
 ) -> Verdict:
     """Compare the subsets of each fold, and check each case; a pair of a fold is reported by the first check that finds it.
 

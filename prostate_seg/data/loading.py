@@ -47,11 +47,7 @@ def check_files(case: Case, *, labels: Sequence[int] | None) -> tuple[Volume | N
 
 
 def read_mask(path: Path) -> Volume:
-    """Read a mask, with integer labels unless a value is no whole number, which `quality.check_case` refuses.
-
-    Raises:
-        VolumeError: As `read_volume`.
-    """
+    """Read a mask, with integer labels unless a value is no whole number, which `quality.check_case` refuses."""
     return as_labels(read_volume(path))
 
 

@@ -151,7 +151,7 @@ class _Search:
         if not mode:
             if image_suffix(path.name) is not None or not path.suffix:
                 why = f"broken link to {path.readlink()}" if path.is_symlink() else "it cannot be opened"
-                self.found.unreadable[self._place(path)] = f"{why}; restore or remove it"
+                self._unreadable(path, f"{why}; restore or remove it")
             return
         if real in self.visited or self.root.is_relative_to(real):
             self._leave_out("links to what is listed already, or back to predict.input", path)
@@ -166,8 +166,7 @@ class _Search:
         try:
             entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         except OSError as error:
-            reason = f"this folder cannot be read ({error.strerror}); check its permissions"
-            self.found.unreadable[self._place(folder)] = reason
+            self._unreadable(folder, f"this folder cannot be read ({error.strerror}); check its permissions")
             return
         self._take_series(folder, entries)
         writable = []
@@ -191,8 +190,7 @@ class _Search:
                 if S_ISREG(_mode(path)) and _is_dicom(path):
                     files.append(path)
             except OSError as error:
-                reason = f"this file cannot be read ({error.strerror}); check its permissions"
-                self.found.unreadable[self._place(path)] = reason
+                self._unreadable(path, f"this file cannot be read ({error.strerror}); check its permissions")
         is_root = folder == self.root
         if not files or not (is_root or fnmatch(folder.name, self.pattern)):
             return
@@ -257,6 +255,9 @@ class _Search:
 
     def _leave_out(self, reason: str, path: Path) -> None:
         self.found.left_out[reason].append(self._place(path))
+
+    def _unreadable(self, path: Path, reason: str) -> None:
+        self.found.unreadable[self._place(path)] = reason
 
     def _place(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

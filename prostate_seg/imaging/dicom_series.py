@@ -62,11 +62,7 @@ def read_series(folder: Path) -> Volume:
 
 
 def series_frames(folder: Path) -> list[Frame]:
-    """Return the headers of the one volume of a folder, checked and sorted by position along the normal.
-
-    Raises:
-        VolumeError: If the folder does not hold exactly one complete volume.
-    """
+    """Return the headers of the one volume of a folder, sorted by position along the normal; errors as `read_series`."""
     paths = sorted(folder.iterdir())
     # Hidden files and the index of a medium are no slices; a broken link may be one.
     named = [path for path in paths if not path.name.startswith(".") and path.name.lower() != "dicomdir"]
@@ -119,10 +115,12 @@ def _check_headers(frames: Sequence[Frame], *, unit: str) -> None:
 
     orientations: list[list[Frame]] = []
     for one in frames:
-        same = [group for group in orientations if np.abs(group[0].axes - one.axes).max() <= SAME_DIRECTION_TOLERANCE]
-        if not same:
-            orientations.append([])
-        (same or orientations)[-1].append(one)
+        same = (group for group in orientations if np.abs(group[0].axes - one.axes).max() <= SAME_DIRECTION_TOLERANCE)
+        group = next(same, None)
+        if group is None:
+            orientations.append([one])
+        else:
+            group.append(one)
     if len(orientations) > 1:
         counts = "; ".join(f"{len(group)} {_plane(group[0].normal)}" for group in orientations)
         raise VolumeError(

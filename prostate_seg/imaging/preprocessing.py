@@ -7,14 +7,14 @@ is separable, and only the window is resampled.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from scipy import ndimage
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of_text
-from prostate_seg.common.settings import parse_group, plain
+from prostate_seg.common.settings import plain
 from prostate_seg.imaging.geometry import Box, Geometry, Shape, Spacing, Volume, bounding_box
 from prostate_seg.imaging.quality import whole_gland
 from prostate_seg.imaging.settings import PreprocessConfig
@@ -33,11 +33,6 @@ class PreprocessSettings(PreprocessConfig):
 
     whole_gland_labels: tuple[int, ...] | None
     """None takes every label above 0."""
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `as_dict` wrote."""
-        return parse_group(cls, values, key="preprocess")
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""

@@ -55,11 +55,7 @@ def phantom_case_ids(settings: PhantomSettings) -> list[str]:
 
 
 def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> PhantomCase:
-    """Simulate one study; the result depends on the arguments alone.
-
-    Raises:
-        ValueError: If `phantom_case_ids(settings)` has no such case.
-    """
+    """Simulate one of `phantom_case_ids(settings)`, else ValueError; the result depends on the arguments alone."""
     case_ids = phantom_case_ids(settings)
     if case_id not in case_ids:
         raise ValueError(f"case_id must be from {case_ids[0]} to {case_ids[-1]}, is {case_id}")

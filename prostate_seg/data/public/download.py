@@ -91,11 +91,7 @@ def download(url: str, target: Path, *, on_bytes: OnBytes, retries: RetryPolicy 
 
 
 def require_checksum(path: Path, checksum: str) -> None:
-    """Check a file against a published checksum such as sha256:1c96....
-
-    Raises:
-        InputError: If it is another file.
-    """
+    """Raise InputError unless a file has a published checksum such as sha256:1c96...."""
     found = checksum_of(path, checksum.partition(":")[0])
     if found != checksum:
         raise InputError(
@@ -111,11 +107,7 @@ def checksum_of(path: Path, algorithm: str) -> str:
 
 
 def require_space(folder: Path, num_bytes: int, *, purpose: str, setting: str) -> None:
-    """Check that a disk has room.
-
-    Raises:
-        InputError: If it has not; nothing was written then.
-    """
+    """Raise InputError, before anything is written, unless a disk has room."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if free < num_bytes + MARGIN_BYTES:

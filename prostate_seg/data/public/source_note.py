@@ -41,11 +41,7 @@ class SourceNote:
 
 
 def read_note(data: Path) -> SourceNote | None:
-    """Return the SOURCE.json of an earlier fetch, if any.
-
-    Raises:
-        InputError: If the file was not written by this module.
-    """
+    """Return the SOURCE.json of an earlier fetch, if any; InputError if this module did not write it."""
     path = data / NOTE
     if not path.is_file():
         return None

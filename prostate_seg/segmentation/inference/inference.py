@@ -50,11 +50,7 @@ class BatchLimit:
         self._lock = threading.Lock()
 
     def halve(self, num_inputs: int, reason: str) -> None:
-        """Limit the batch size to half of one that did not fit.
-
-        Raises:
-            InputError: If a single input does not fit.
-        """
+        """Limit the batch size to half of one that did not fit; InputError if a single input does not fit."""
         if num_inputs == 1:
             raise InputError(
                 f"one input does not fit into the memory of the GPU: {reason}\n"
@@ -110,12 +106,8 @@ def segment(
 ) -> Segmentation:
     """Segment a study on its own grid.
 
-    Args:
-        image: Original study.
-        reference: Reference mask, which only centres the window of crop "mask"; None otherwise.
-        predictor: Networks and their preprocessing.
-        threshold: Probability from which a voxel is gland.
-        largest_component: Whether only the largest component is kept.
+    The reference only centres the window of crop "mask", and is None otherwise. Voxels with a probability from `threshold` on
+    are gland, all of them or only the largest connected component.
     """
     with threadpool_limits(1, user_api="blas"):  # the rounding of sums in resampling depends on the number of threads
         prepared = preprocess_study(image, reference, settings=predictor.preprocess).image

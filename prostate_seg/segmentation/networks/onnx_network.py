@@ -40,8 +40,7 @@ class OnnxNetwork(nn.Module):
 def export_onnx(path: Path, network: nn.Module, *, model: ModelConfig, image_size: int) -> float:
     """Export a network, in eval mode on the CPU, and return its largest difference in probability on random inputs.
 
-    Raises:
-        InputError: If packages are missing, the export fails, or the probabilities differ by more than `TOLERANCE`.
+    Missing packages, a failed export and a difference above `TOLERANCE` raise InputError.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _require(package)

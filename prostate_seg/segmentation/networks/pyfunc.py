@@ -57,11 +57,7 @@ class ServedModel:
 
 
 def suffix_of(content: bytes) -> str:
-    """Return the suffix of an image file from its first bytes.
-
-    Raises:
-        VolumeError: If it has none of the single-file formats.
-    """
+    """Return the suffix of an image file from its first bytes; VolumeError for anything but the single-file formats."""
     if content[:2] == b"\x1f\x8b":
         return ".nii.gz"
     if content[:4] == b"NRRD":

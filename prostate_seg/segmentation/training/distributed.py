@@ -77,11 +77,7 @@ class ProcessGroup:
             return DistributedDataParallel(convert_global_batch_norm_(network), broadcast_buffers=False)
 
     def local_device(self, device: torch.device) -> torch.device:
-        """Return the GPU of this rank, or `device` where no GPU is used.
-
-        Raises:
-            InputError: If this machine has more processes than GPUs.
-        """
+        """Return the GPU of this rank, or `device` where no GPU is used; InputError if GPUs are fewer than processes."""
         if self.world_size == 1 or device.type != "cuda":
             return device
         if torchrun.local_world_size() > torch.cuda.device_count():
@@ -99,10 +95,9 @@ SINGLE_PROCESS = ProcessGroup()
 
 @contextmanager
 def process_group() -> Iterator[ProcessGroup]:
-    """Initialise the process group of torchrun until the block ends; SINGLE_PROCESS without torchrun.
+    """Initialise the process group of torchrun until the block ends, or ProcessLostError if another process ends before.
 
-    Raises:
-        ProcessLostError: If another process ends before.
+    Yields SINGLE_PROCESS without torchrun.
     """
     if torchrun.world_size() == 1:
         yield SINGLE_PROCESS
