@@ -253,7 +253,7 @@ class TestFramesRefused:
 
 
 @pytest.mark.parametrize("write", KINDS)
-class TestPlaceOfASlice:
+class TestSlicePosition:
     @pytest.mark.parametrize(
         ("value", "found"), [([0.0, 0.5], "is 0.0\\0.5"), ([-0.5, 0.5], "is -0.5\\0.5"), ([0.5], "is 0.5;")]
     )

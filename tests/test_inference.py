@@ -34,14 +34,14 @@ from tests.imaging_helpers import DEFAULT, dice, real_study, rotate, rotation
 from tests.segmentation_helpers import model_2d, model_3d, predictor
 
 
-class Bright(nn.Module):
+class BrightVoxels(nn.Module):
     """A network that segments voxels brighter than the mean, in the middle slice of its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 20 * x if x.ndim == 5 else 20 * x[:, x.shape[1] // 2, None]
 
 
-class Always(nn.Module):
+class ConstantLogit(nn.Module):
     """A network that returns one logit everywhere."""
 
     def __init__(self, logit: float):
@@ -52,7 +52,7 @@ class Always(nn.Module):
         return torch.full_like(x[:, :1], self.logit)
 
 
-class Left(nn.Module):
+class LeftHalf(nn.Module):
     """A network that segments the left half of its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ class RunsOutOfMemory(nn.Module):
 
 
 def bright_mask(image: Volume) -> np.ndarray:
-    ready = replace(predictor(Bright()), preprocess=replace(DEFAULT, spacing_mm=(3.0, 0.45, 0.45)))
+    ready = replace(predictor(BrightVoxels()), preprocess=replace(DEFAULT, spacing_mm=(3.0, 0.45, 0.45)))
     return segment(image, None, predictor=ready, threshold=0.5, largest_component=True).mask
 
 
@@ -99,7 +99,7 @@ def bright_mask(image: Volume) -> np.ndarray:
 @pytest.mark.parametrize("num_slices", [3, 9, 40])
 def test_probabilities_belong_to_their_slices(model: ModelConfig, num_slices: int) -> None:
     image = torch.linspace(-1, 1, num_slices)[:, None, None].expand(num_slices, 8, 8)
-    probability = predict_probability(image, predictor=predictor(Bright(), model=model))
+    probability = predict_probability(image, predictor=predictor(BrightVoxels(), model=model))
     np.testing.assert_allclose(probability, torch.sigmoid(20 * image).numpy(), atol=1e-6)
 
 
@@ -153,15 +153,15 @@ def test_end_slices_are_their_own_outer_neighbours(channel: int, neighbours: lis
 
 
 def test_probabilities_of_an_ensemble_are_averaged() -> None:
-    networks = Always(0.0), Always(np.log(3.0))  # probabilities 0.5 and 0.75
+    networks = ConstantLogit(0.0), ConstantLogit(np.log(3.0))  # probabilities 0.5 and 0.75
     probability = predict_probability(torch.zeros(4, 8, 8), predictor=predictor(*networks))
     np.testing.assert_allclose(probability, 0.625, rtol=1e-6)
 
 
 def test_tta_averages_the_prediction_of_the_mirrored_study() -> None:
     image = torch.zeros(4, 8, 8)
-    np.testing.assert_allclose(predict_probability(image, predictor=predictor(Left(), tta=True)), 0.5, atol=1e-6)
-    symmetric = predict_probability(image + 1, predictor=predictor(Bright(), tta=True))
+    np.testing.assert_allclose(predict_probability(image, predictor=predictor(LeftHalf(), tta=True)), 0.5, atol=1e-6)
+    symmetric = predict_probability(image + 1, predictor=predictor(BrightVoxels(), tta=True))
     np.testing.assert_allclose(symmetric, 1.0, atol=1e-6)
 
 
@@ -309,7 +309,7 @@ def test_number_of_torch_threads_is_restored_after_a_prediction() -> None:
 
 
 def test_a_gpu_runs_one_batch_at_a_time_whatever_the_number_of_workers() -> None:
-    assert replace(predictor(Bright()), device=torch.device("cuda"), num_threads=8).pool is network_threads(1)
+    assert replace(predictor(BrightVoxels()), device=torch.device("cuda"), num_threads=8).pool is network_threads(1)
     running, most = 0, 0
     lock = threading.Lock()
 

@@ -106,7 +106,7 @@ def test_kept_weights_are_those_of_the_best_epoch(packed: PackedSet, tmp_path: P
     assert iou == pytest.approx(dice / (2 - dice), abs=1e-12)  # of one study
 
 
-class ShowsProbability(torch.nn.Module):
+class ProbabilityFromIntensity(torch.nn.Module):
     """A network whose probability is the intensity of its input."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_validation_thresholds_at_one_half_and_keeps_every_component(packed: Pac
     masks[:, 2:10, 2:10] = 1
     plain = Intensity(low=0.0, high=1.0, mean=0.0, sd=1.0)
     alone = PackedSet(images=images, masks=masks, cases={"d": replace(case, first_slice=0, intensity=plain)})
-    dice, iou = validate(alone, ["d"], predictor=predictor(ShowsProbability()))
+    dice, iou = validate(alone, ["d"], predictor=predictor(ProbabilityFromIntensity()))
     gland, extra = 8 * 8, 4 * 4
     assert dice == pytest.approx(2 * gland / (2 * gland + extra))
     assert iou == pytest.approx(gland / (gland + extra))
