@@ -6,10 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
@@ -17,7 +18,7 @@ from mlflow.entities import Run, ViewType
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.tracking.store.paths import fix_paths
 from tests.conftest import ROOT
-from tests.fork_server import IS_AVAILABLE, run_forked
+from tests.fork_server import IS_AVAILABLE, ForkedProcess, run_forked
 
 SMALL = [
     "data.phantom.num_patients=4",
@@ -36,6 +37,9 @@ SMALL = [
 LONGER_RECORDED = ["train.max_epochs=8", "train.steps_per_epoch=12"]
 """A training of a few seconds, for tests that stop it."""
 LONGER = [*LONGER_RECORDED, "mlflow=off"]
+HARD_USE = "HARD_USE" in os.environ
+"""Whether tests that repeat a thing do so as often as `make hard-use` wants, which takes an hour."""
+only_in_hard_use = pytest.mark.skipif(not HARD_USE, reason="a longer variant of another test; make hard-use runs it")
 LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LAUNCHER = "-m prostate_seg"
 FAULTY = Path(__file__).parent / "e2e" / "faulty.py"
@@ -50,15 +54,19 @@ class Project:
 
     def run(self, *arguments: str, program: str = LAUNCHER, **environment: str) -> subprocess.CompletedProcess[str]:
         command, env = self._command(arguments, program, environment)
-        starts_workers = any("joblib" in argument for argument in arguments)  # processes of loky hang in a fork
-        if program == LAUNCHER and IS_AVAILABLE and not starts_workers:
-            return run_forked(command[3:], folder=self.folder, environment=env, timeout=300)
+        if is_forked(program, arguments):
+            given = command[1 + len(program.split()) :]
+            return run_forked(program, given, folder=self.folder, environment=env, timeout=300)
         return subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False
         )
 
-    def start(self, *arguments: str, program: str = LAUNCHER, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, program: str = LAUNCHER, **environment: str
+    ) -> "subprocess.Popen[str] | ForkedProcess":
         command, env = self._command(arguments, program, environment)
+        if is_forked(program, arguments):
+            return ForkedProcess(program, command[1 + len(program.split()) :], folder=self.folder, environment=env)
         return subprocess.Popen(
             command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -103,6 +111,12 @@ class Project:
         for info in self.client.list_artifacts(run.info.run_id, folder or None):
             found |= self.artifacts(run, info.path) if info.is_dir else {info.path}
         return found
+
+
+def is_forked(program: str, arguments: Sequence[str]) -> bool:
+    """Return whether a program runs in a fork; processes of loky (joblib) hang in a fork."""
+    starts_workers = any("joblib" in argument for argument in arguments)
+    return IS_AVAILABLE and program in (LAUNCHER, str(FAULTY)) and not starts_workers
 
 
 def uses_stack() -> bool:

@@ -20,7 +20,8 @@ from mlflow.entities import Run
 
 from prostate_seg.tracking.store.paths import fix_paths
 from tests.conftest import ROOT
-from tests.project_helpers import free_port, until
+from tests.fork_server import python_folder
+from tests.project_helpers import free_port, only_in_hard_use, until
 
 EXPERIMENT = """# @package _global_
 # Choose in a test.
@@ -47,7 +48,7 @@ class Clone:
             if not key.startswith(("MLFLOW", "DVC", "PYTHONPATH", "GIT"))
         }
         env = kept | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{python_folder()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(self.folder / "site"),
             "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org",
@@ -288,6 +289,7 @@ def test_experiments_keep_files_params_and_runs_separate(clone: Clone) -> None:
 
 
 @pytest.mark.slow
+@only_in_hard_use
 def test_experiment_without_hydra_keeps_the_settings_of_params_yaml(clone: Clone) -> None:
     clone.run("dvc", "exp", "run", "--no-hydra", "-n", "kept", "-S", "fold.val_fraction=0.4", "prepare")
     settings = yaml.safe_load((clone.folder / "params.yaml").read_text())
@@ -297,6 +299,7 @@ def test_experiment_without_hydra_keeps_the_settings_of_params_yaml(clone: Clone
 
 
 @pytest.mark.slow
+@only_in_hard_use
 def test_queued_experiments_run_in_parallel(clone: Clone) -> None:
     small = ["-S", "experiment=small"]
     clone.run("dvc", "exp", "run", "--queue", "-n", "one", *small, "-S", "model=attention_unet")
