@@ -39,7 +39,17 @@ LIBRARIES = (
         "yaml",
         "rich.progress",
     ),
-    *("torch", "monai.losses", "monai.networks.nets", "monai.inferers", "mlflow", "mlflow.pyfunc", "hydra", "optuna"),
+    *(
+        "torch",
+        "torch._inductor",
+        "monai.losses",
+        "monai.networks.nets",
+        "monai.inferers",
+        "mlflow",
+        "mlflow.pyfunc",
+        "hydra",
+        "optuna",
+    ),
     *(
         "mlflow.store.tracking.sqlalchemy_store",
         "sklearn.model_selection",
