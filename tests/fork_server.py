@@ -250,8 +250,8 @@ def _become_command(request: dict[str, object], files: list[int]) -> None:
         os.dup2(file, number)
         os.close(file)
     # Streams remember whether their first file could be sought.
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", closefd=False, buffering=1)
     os.chdir(str(request["folder"]))
     os.environ.clear()
     os.environ.update(request["environment"])  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.project_helpers import LONGER_RECORDED, Project, copy_of, until, wait_for
+from tests.project_helpers import HARD_USE, LONGER_RECORDED, Project, copy_of, until, wait_for
 from tests.slurm_helpers import ask, slurm, why_no_slurm
 
 pytestmark = pytest.mark.slow
@@ -49,10 +49,12 @@ class SlurmJobs:
 
 @pytest.fixture(params=["local", "slurm"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[LocalJobs | SlurmJobs]:
+    reason = why_no_slurm()
     if request.param == "local":
+        if reason is None and not HARD_USE:
+            pytest.skip("the same is tested with Slurm; make hard-use runs both")
         yield LocalJobs()
         return
-    reason = why_no_slurm()
     if reason is not None:
         pytest.skip(f"no Slurm here: {reason}")
     with slurm() as environment:

@@ -111,7 +111,13 @@ def test_refusal_is_shown_once_with_its_exit_code(prepared: Project) -> None:
     ],
 )
 def test_unsupported_commands_are_refused(arguments: list[str], message: str, prepared: Project) -> None:
-    torchrun = {"TORCHELASTIC_RUN_ID": "one", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    torchrun = {
+        "TORCHELASTIC_RUN_ID": "one",
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+    }
     done = prepared.run(*arguments, "mlflow=off", **torchrun)
     assert done.returncode == 2
     assert message in done.stderr
