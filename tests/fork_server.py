@@ -252,6 +252,7 @@ def _become_command(request: dict[str, object], files: list[int]) -> None:
     # Streams remember whether their first file could be sought.
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", closefd=False, buffering=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background job of a shell
     os.chdir(str(request["folder"]))
     os.environ.clear()
     os.environ.update(request["environment"])  # type: ignore[arg-type]
