@@ -45,7 +45,6 @@ class Check:
     severity: Severity
     text: str
     fix: str = ""
-    """Command that fixes it."""
 
     @classmethod
     def good(cls, name: str, text: str) -> Self:

@@ -38,7 +38,6 @@ class Job:
     """One job of a command line."""
 
     overrides: tuple[str, ...]
-    """Overrides of the command line."""
     output_dir: Path
     """Hydra's output folder of the job, with its log."""
     hydra_dir: str
@@ -46,7 +45,6 @@ class Job:
     sweep_folder: Path | None
     """Folder of the multirun; None for a single run."""
     number: int | None
-    """Number of the job in the multirun."""
     cluster_key: str | None = None
     """Key of a cluster job, which may be stopped and started again; None elsewhere."""
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 
 HEARTBEAT_SECONDS = 30.0
-"""Interval of the heartbeats of a running stage."""
 SILENT_AFTER = timedelta(minutes=5)
 """A process that cannot be looked up counts as dead after this time without a heartbeat."""
 

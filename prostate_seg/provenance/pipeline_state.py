@@ -24,7 +24,6 @@ KEY_METRICS = {
     "train": "val/best_dice",
     "evaluate": "test/dice",
 }
-"""The metric that the table shows of each stage."""
 
 MAX_REASONS = 3
 """Reasons in the table; the JSON has all."""
@@ -46,7 +45,6 @@ class StageState:
     """Name of its entry in DS_VERSION.json: a stage, or train.fold0."""
     state: State
     reasons: Sequence[str] = ()
-    """Why it is stale."""
     finished_at: str = ""
     seconds: float | None = None
     run_id: str | None = None

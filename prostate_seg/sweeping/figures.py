@@ -1,7 +1,7 @@
 """Figures of a sweep by optuna.visualization: parallel coordinates of the trials, and the importance of each setting."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.visualization.matplotlib import plot_parallel_coordinate, plot_param_importances
 
-Row = tuple[Mapping[str, str], float]
-"""The settings of a trial, as JSON or plain text, and its objective."""
+from prostate_seg.tracking.sweeps import Row
 
 LOG_SCALE_RATIO = 20.0
 """Positive numbers that span more than this ratio have a logarithmic axis."""

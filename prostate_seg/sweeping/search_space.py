@@ -16,7 +16,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from prostate_seg.common.errors import ConfigError
 
 SearchSpace = Mapping[str, BaseDistribution]
-"""Distributions by setting."""
 
 
 def search_space(

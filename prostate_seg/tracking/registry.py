@@ -46,9 +46,6 @@ LOADER = "segmentation/networks/pyfunc.py"
 LONGEST_REASON = 2000
 """Characters of the reason for a move: the tag that holds it may have 5,000 in every database of MLflow."""
 TABLES = ("cases.csv", "slices.csv", "metrics.json")
-"""Tables of an evaluation that a version holds."""
-MOVE = "move"
-"""First word of the tags that record moves."""
 
 INPUTS = {"path": DataType.string, "content": DataType.binary}
 OUTPUTS = {
@@ -67,7 +64,6 @@ SIGNATURE = ModelSignature(
 """Inputs and outputs of `segmentation.networks.pyfunc`."""
 
 DESCRIPTION = "Whole prostate gland on T2-weighted MRI. champion passed the gate; challenger is newest."
-"""Description of a registered model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +301,7 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
             tree.client.delete_registered_model_alias(name, alias)
         else:
             tree.client.set_registered_model_alias(name, alias, to)
-        tag = f"{MOVE}.{now:%Y%m%dT%H%M%S.%f}Z.{alias}"
+        tag = f"move.{now:%Y%m%dT%H%M%S.%f}Z.{alias}"
         tree.client.set_registered_model_tag(name, tag, json.dumps(move, ensure_ascii=False))
 
 

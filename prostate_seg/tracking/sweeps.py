@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Row = tuple[Mapping[str, str], float]
-"""Settings of a trial that differ between trials, and its objective."""
+"""Settings of a trial that differ between trials, as JSON or plain text, and its objective."""
 Draw = Callable[[Path, Sequence[Row]], object]
 """Draws figures of the trials into a folder."""
 

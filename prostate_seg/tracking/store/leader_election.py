@@ -12,7 +12,6 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 CLAIM = "agreed"
-"""Param that holds the claim of a candidate."""
 YES, NO = "yes", "no"
 SECONDS_TO_ELECT = 1.0
 """Wait after a candidate was created: longer than another process takes from its search to its own candidate."""

@@ -23,7 +23,6 @@ PATHS = {
 }
 """Columns of MLflow's tables with artifact paths; that of a trace is its tag mlflow.artifactLocation."""
 ONLY = {"trace_tags": "key = 'mlflow.artifactLocation'"}
-"""Condition on the rows of a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
