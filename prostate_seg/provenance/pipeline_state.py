@@ -138,10 +138,6 @@ def _state_of(
         stage=name,
         state=State.stale if reasons else State.current,
         reasons=reasons,
-        finished_at=entry["finished_at"],
-        seconds=entry["seconds"],
-        run_id=entry["run_id"],
-        pipeline=entry["pipeline"],
-        metrics=entry["metrics"],
         other_settings=[item.name for item in other_settings],
+        **{name: entry[name] for name in ("finished_at", "seconds", "run_id", "pipeline", "metrics")},
     )

@@ -48,12 +48,9 @@ def path_of(key: str, workspace: Workspace) -> Path:
 def ancestors(
     inputs: Iterable[str], entries: Mapping[str, Mapping[str, Any]], *, workspace: Workspace
 ) -> dict[str, dict[str, Any]]:
-    """Return the upstream run of each stage, and whether its outputs are unchanged.
+    """Return the upstream run of each stage, and whether its outputs are unchanged, given the keys that a stage has read.
 
-    Args:
-        inputs: Keys of the paths that a stage has read.
-        entries: The other entries of DS_VERSION.json.
-        workspace: Folders of the files.
+    The entries are the others of DS_VERSION.json.
 
     Returns:
         `{"preprocess": {"run_id": ..., "unchanged": True}, ...}`; a stage further upstream counts as unchanged only if

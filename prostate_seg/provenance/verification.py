@@ -58,14 +58,11 @@ def compare(
     workspace: Workspace,
     deciding_only: bool = False,
 ) -> list[Item]:
-    """Compare one recorded stage with the workspace.
+    """Compare one recorded stage, or a fold trained alone (train.fold0), with the workspace.
 
-    Args:
-        stage: Name of its entry in DS_VERSION.json: a stage, or train.fold0.
-        record: provenance.json of its run, or its entry of DS_VERSION.json.
-        settings: The present settings, nested, redacted like the recorded ones.
-        workspace: Folders of the files.
-        deciding_only: Compare the digests of the code instead of its files (see `code_digests`), and no packages.
+    The record is provenance.json of its run, or its entry of DS_VERSION.json; the present settings are nested, and redacted
+    like the recorded ones. With `deciding_only`, digests of the code are compared instead of its files (see `code_digests`),
+    and packages are not.
     """
     paths = {(kind, key): path_of(key, workspace) for kind in ("inputs", "outputs") for key in record[kind]}
     use_digests = deciding_only and "code_digests" in record  # records of earlier versions have none

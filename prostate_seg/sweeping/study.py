@@ -123,10 +123,9 @@ class SharedStudy:
             num_queued = sum(one.state is TrialState.WAITING for one in attempts)
             num_claimed = min(at_most, num_queued + max(0, num_trials - len(attempts)))
             trials = [self.study.ask() for _ in range(num_claimed)]
-            owner = {key: value for key, value in process_tags().items() if key != "process.heartbeat"}
             for trial in trials:
                 self._storage.record_heartbeat(trial._trial_id)
-                trial.set_user_attr(OWNER, owner)
+                trial.set_user_attr(OWNER, process_tags())
             return {original_number(self._storage.get_trial(trial._trial_id)): trial for trial in trials}
 
     def _queue_orphans(self) -> None:
@@ -222,14 +221,9 @@ def latest_attempts(study: optuna.Study) -> dict[int, FrozenTrial]:
 def open_study(
     address: str, name: str, *, objectives: Mapping[str, str], sampler: BaseSampler, comparability: Mapping[str, str]
 ) -> SharedStudy:
-    """Create a study, or continue it.
+    """Create a study, or continue it, in sqlite (a relative file belongs to the project's root) or Postgres.
 
-    Args:
-        address: Storage: sqlite, where a relative file belongs to the project's root, or Postgres.
-        name: Name of the study in the storage.
-        objectives: Direction of each objective.
-        sampler: Proposes settings.
-        comparability: Comparability key: all settings and hashes that must be equal for trials to be compared.
+    The comparability key has all settings and hashes that must be equal for trials to be compared.
 
     Raises:
         ConfigError: If the study has another comparability key.
@@ -303,7 +297,7 @@ def pruning_check(address: str, name: str, *, number: int, pruner: BasePruner) -
 
 def _has_dead_owner(trial: FrozenTrial) -> bool:
     """Return whether the process of a running trial is known to be dead; heartbeats tell for those of other machines."""
-    owner = trial.user_attrs.get(OWNER)  # none if it was killed while it claimed
+    owner = trial.user_attrs.get(OWNER)  # none if it was killed while it claimed; newer heartbeats are in the storage
     return not owner or is_alive({**owner, "process.heartbeat": now_text()}) is False
 
 

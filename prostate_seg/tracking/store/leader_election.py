@@ -24,11 +24,8 @@ def elect(
 ) -> Run | None:
     """Return the run that all processes use: the one already claimed, else the first that was created.
 
-    Args:
-        client: Client of the server.
-        candidates: Existing runs, newest first.
-        own: Candidate of this process, created because there were none; it is deleted unless it is elected.
-        search: Searches the candidates again.
+    Candidates are newest first. `own` is that of this process, created because there were none, and deleted unless it is
+    elected; `search` finds the candidates again.
 
     Returns:
         None if each candidate has been deleted meanwhile.
