@@ -201,15 +201,7 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
         if recipe.preprocess != common.preprocess_settings(cfg):
             raise InputError(f"{path} was trained on other preprocessing than this run asks for: run stage=train again")
         networks.append(load_network(path, recipe=recipe, device=device))
-    return Predictor(
-        networks=networks,
-        model=recipe.model,
-        preprocess=recipe.preprocess,
-        zscore=recipe.zscore,
-        device=device,
-        precision=cfg.train.precision,
-        tta=cfg.evaluate.tta,
-    )
+    return recipe.predictor(networks, device=device, precision=cfg.train.precision, tta=cfg.evaluate.tta)
 
 
 def require_unseen(

@@ -26,7 +26,6 @@ from prostate_seg.data.folds import Fold, read_folds
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.plots import history_figure, save_png
 from prostate_seg.segmentation.devices import available_gpus, choose_device
-from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, property_ranges
 from prostate_seg.segmentation.networks.networks import build_network, require_legal_size
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
@@ -242,11 +241,8 @@ def fit_fold(
             train_ids=recipe.train_ids,
             val_ids=recipe.val_ids,
             settings=settings,
-            predictor=Predictor(
-                networks=[build_network(recipe.model)],
-                model=recipe.model,
-                preprocess=recipe.preprocess,
-                zscore=recipe.zscore,
+            predictor=recipe.predictor(
+                [build_network(recipe.model)],
                 device=group.local_device(choose_device(device)),
                 precision=settings.precision,
                 tta=False,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
@@ -112,31 +111,16 @@ def load_model(
     shared = [key for key in every[0] if all(key in ranges for ranges in every)]
     files = [path / file for path in folders for file in (RECIPE, WEIGHTS)]
     usage_text = str(plain(usage)).replace("'tta'", "'flips'")  # former name: masks of earlier versions stay valid
+    networks = [
+        OnnxNetwork(path / ONNX) if backend == "onnx" else load_network(path, recipe=recipe, device=device)
+        for path, recipe in zip(folders, recipes, strict=True)
+    ]
+    centred = replace(first, preprocess=replace(first.preprocess, crop="center"))  # no reference can place the window
     return Model(
         name=name or str(folder),
-        predictor=Predictor(
-            networks=[
-                _load_onnx(path) if backend == "onnx" else load_network(path, recipe=recipe, device=device)
-                for path, recipe in zip(folders, recipes, strict=True)
-            ],
-            model=first.model,
-            preprocess=replace(first.preprocess, crop="center"),  # at inference no reference can place the window
-            zscore=first.zscore,
-            device=device,
-            precision=usage.precision,
-            tta=usage.tta,
-        ),
+        predictor=centred.predictor(networks, device=device, precision=usage.precision, tta=usage.tta),
         usage=usage,
         ranges={key: (min(one[key][0] for one in every), max(one[key][1] for one in every)) for key in shared},
         notes=(note,) if first.preprocess.crop == "mask" else (),
         md5=md5_of_text(" ".join([usage_text, backend, *map(md5_of, files)])),
     )
-
-
-def _load_onnx(folder: Path) -> nn.Module:
-    if not (folder / ONNX).is_file():
-        raise InputError(
-            f"{folder} has no {ONNX}, which predict.backend=onnx runs: register the model with register.onnx=true, "
-            "or take predict.backend=torch"
-        )
-    return OnnxNetwork(folder / ONNX)

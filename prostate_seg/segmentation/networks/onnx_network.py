@@ -27,6 +27,11 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         runtime = _require("onnxruntime")
+        if not path.is_file():
+            raise InputError(
+                f"{path.parent} has no {path.name}, which predict.backend=onnx runs: register the model with "
+                "register.onnx=true, or take predict.backend=torch"
+            )
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1  # several batches run side by side, see `network_threads`
         self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
