@@ -7,7 +7,7 @@ import csv
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,11 @@ class _Meaning(IntEnum):
 
 def require_gland_names(root: Path, *, labels: Sequence[int] | None) -> None:
     """Raise InputError if a label that is taken as gland has the name of something else, or dataset.json cannot be read."""
-    for file, names in _label_names(root):
+    for file, pairs in _read_tables(root).items():
+        names: dict[int, list[str]] = defaultdict(list)
+        for label, name in pairs:
+            if label > 0:
+                names[label].append(name)
         meanings = {label: max(map(_meaning, of_label)) for label, of_label in sorted(names.items())}
         wrong = _not_gland([label for label in meanings if labels is None or label in labels], meanings)
         if not wrong:
@@ -91,24 +95,15 @@ def _meaning(name: str) -> _Meaning:
     return _Meaning.gland if any(re.fullmatch(GLAND_WORD, word) for word in words) else _Meaning.plain
 
 
-def _label_names(root: Path) -> Iterator[tuple[Path, dict[int, list[str]]]]:
-    tables: list[tuple[Path, list[tuple[int, str]]]] = []
+def _read_tables(root: Path) -> dict[Path, list[tuple[int, str]]]:
+    """Return label and name of every row, by file."""
     dataset_json = root / "dataset.json"
-    if dataset_json.is_file():
-        tables.append((dataset_json, _read_nnunet(dataset_json)))
+    tables = {dataset_json: _read_nnunet(dataset_json)} if dataset_json.is_file() else {}
     for path in sorted((root / "derivatives").rglob("*dseg.tsv")):
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        pairs = [
-            (int(row["index"]), row["name"]) for row in rows if (row.get("index") or "").isdigit() and row.get("name")
-        ]
-        tables.append((path, pairs))
-    for path, pairs in tables:
-        names: dict[int, list[str]] = defaultdict(list)
-        for label, name in pairs:
-            if label > 0:
-                names[label].append(name)
-        yield path, names
+            rows = [(row.get("index") or "", row.get("name")) for row in csv.DictReader(stream, delimiter="\t")]
+        tables[path] = [(int(index), name) for index, name in rows if index.isdigit() and name]
+    return tables
 
 
 def _read_nnunet(dataset_json: Path) -> list[tuple[int, str]]:
