@@ -6,7 +6,6 @@ Each file is written atomically, so that an interrupted extraction continues wit
 import re
 import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -100,24 +99,16 @@ def _wanted(members: Sequence[_Member], folder: Path, rules: Sequence[Rule]) -> 
 
 
 def _write(member: _Member, target: Path, *, channel: int | None) -> None:
-    if channel is None:
-        with atomic_path(target) as temporary:
-            _copy(member, temporary)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as name:
-        whole = Path(name) / PurePosixPath(member.name).name
-        _copy(member, whole)
-        try:
-            volume = read_volume(whole, channel=channel)
-        except VolumeError as error:
-            raise InputError(f"{member.name}: {error}") from error
-        write_volume(target, volume)
-
-
-def _copy(member: _Member, path: Path) -> None:
-    with member.open() as source, path.open("wb") as stream:
-        shutil.copyfileobj(source, stream, 1 << 20)
+    with atomic_path(target) as temporary:
+        stored = temporary if channel is None else temporary.with_name(f"whole_{PurePosixPath(member.name).name}")
+        with member.open() as source, stored.open("wb") as stream:
+            shutil.copyfileobj(source, stream, 1 << 20)
+        if channel is not None:
+            try:
+                volume = read_volume(stored, channel=channel)
+            except VolumeError as error:
+                raise InputError(f"{member.name}: {error}") from error
+            write_volume(temporary, volume)
 
 
 @contextmanager
