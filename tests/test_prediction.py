@@ -13,7 +13,7 @@ from prostate_seg.segmentation.inference.out_of_distribution import out_of_distr
 from prostate_seg.segmentation.inference.prediction import Prediction, predict
 from prostate_seg.segmentation.networks.model_folder import Model, Usage
 from tests.segmentation_helpers import SETTINGS, predictor
-from tests.test_inference import Always, Bright, Left
+from tests.test_inference import BrightVoxels, ConstantLogit, LeftHalf
 
 GEOMETRY = Geometry(
     shape_vox=(20, 60, 60), spacing_mm=(3.0, 1.0, 1.0), origin_mm=(0, 0, 0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
@@ -39,7 +39,7 @@ def found(*networks: torch.nn.Module, ranges: dict[str, tuple[float, float]] | N
 
 
 def test_a_clear_gland_has_its_volume_and_no_warning() -> None:
-    one = found(Bright())
+    one = found(BrightVoxels())
     assert one.mask.array.shape == GEOMETRY.shape_vox
     assert one.mask.stored_orientation == "RAS"
     assert one.volume_ml == pytest.approx(10 * 30 * 30 * 3 / 1000)
@@ -51,24 +51,24 @@ def test_a_clear_gland_has_its_volume_and_no_warning() -> None:
 
 def test_a_header_warning_is_a_warning_of_the_prediction() -> None:
     doubt = VolumeWarning(check="no_orientation", message="no orientation is stated")
-    one = predict(replace(study(), warnings=(doubt,)), model=model(Bright()))
+    one = predict(replace(study(), warnings=(doubt,)), model=model(BrightVoxels()))
     assert one.warnings == ["image: no orientation is stated"]
     assert one.mask.warnings == ()
 
 
 def test_low_inter_model_dice_is_a_warning() -> None:
-    assert found(Bright(), Bright()).inter_model_dice == pytest.approx(1.0)
-    apart = found(Bright(), Left())
+    assert found(BrightVoxels(), BrightVoxels()).inter_model_dice == pytest.approx(1.0)
+    apart = found(BrightVoxels(), LeftHalf())
     assert apart.inter_model_dice is not None
     assert apart.inter_model_dice < 0.85
     assert any(text.startswith("inter-model Dice 0.") for text in apart.warnings)
 
 
 def test_no_gland_and_a_gland_that_fills_the_window_are_warnings() -> None:
-    none = found(Always(-5.0))
+    none = found(ConstantLogit(-5.0))
     assert none.warnings == ["no gland was found"]
     assert (none.volume_ml, none.num_slices, none.mean_confidence) == (0.0, 0, None)
-    everywhere = " / ".join(found(Always(0.5)).warnings)
+    everywhere = " / ".join(found(ConstantLogit(0.5)).warnings)
     for words in (
         "first or last slice",
         "edge of the image or of the networks' window",
@@ -79,8 +79,10 @@ def test_no_gland_and_a_gland_that_fills_the_window_are_warnings() -> None:
 
 def test_an_out_of_distribution_study_has_a_warning_for_every_property() -> None:
     like = {"spacing_z_mm": (2.5, 3.6), "num_slices": (16.0, 24.0), "gland_volume_ml": (20.0, 90.0)}
-    assert found(Bright(), ranges=like).warnings == []
-    unlike = found(Bright(), ranges={"spacing_z_mm": (1.0, 1.5), "num_slices": (30.0, 40.0), "mean_grey": (0.9, 0.95)})
+    assert found(BrightVoxels(), ranges=like).warnings == []
+    unlike = found(
+        BrightVoxels(), ranges={"spacing_z_mm": (1.0, 1.5), "num_slices": (30.0, 40.0), "mean_grey": (0.9, 0.95)}
+    )
     assert unlike.warnings[0] == "slice spacing 3.00 mm, in training 1 to 1.5"
     assert unlike.warnings[1] == "20 slices, in training 30 to 40"
     assert unlike.warnings[2].startswith("mean grey 0.")
@@ -110,7 +112,7 @@ def test_properties_a_quarter_outside_of_the_training_ranges_are_tolerated() -> 
 )
 def test_an_unusable_image_is_refused_with_its_name(array: np.ndarray, check: str) -> None:
     with pytest.raises(VolumeError) as refusal:
-        predict(Volume(array=array, geometry=GEOMETRY), model=model(Bright()))
+        predict(Volume(array=array, geometry=GEOMETRY), model=model(BrightVoxels()))
     assert refusal.value.check == check
 
 

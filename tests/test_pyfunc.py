@@ -17,7 +17,7 @@ from prostate_seg.provenance.source_files import PACKAGE, files_behind
 from prostate_seg.segmentation.networks.model_folder import write_usage
 from prostate_seg.segmentation.networks.pyfunc import COLUMNS, ServedModel, suffix_of
 from prostate_seg.tracking.registry import LOADER
-from tests.test_inference import Bright
+from tests.test_inference import BrightVoxels
 from tests.test_model_folder import USAGE, save_fold
 from tests.test_prediction import model, study
 
@@ -26,7 +26,7 @@ SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 @pytest.fixture
 def served() -> ServedModel:
-    return ServedModel(model(Bright()))
+    return ServedModel(model(BrightVoxels()))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
