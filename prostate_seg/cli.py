@@ -23,6 +23,7 @@ from hydra.errors import HydraException, OverrideParseException
 
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.settings import type_in_words
 from prostate_seg.common.suggestions import closest, probably_meant, unknown_key_message
 from prostate_seg.config import schema as config
 from prostate_seg.config.schema import Config
@@ -72,7 +73,7 @@ def hydra_words(typed: Sequence[str]) -> list[str]:
             continue
         key = override.get_key_element()
         if override.is_sweep_override():  # without -m, Hydra would run one job, or refuse in more words
-            is_list = "list" in config.rule_of(key) if key in config.setting_types() else False
+            is_list = "list" in type_in_words(config.setting_types().get(key))
             hint = f", or write a list: {key}=[{override.get_value_string()}]" if is_list else ""
             raise ConfigError(f"{override.input_line}: several values are several jobs; add -m to the command{hint}")
         if key == "+sweep":
@@ -222,7 +223,7 @@ def _parsed(word: str) -> Override:
         if (config_folder() / key).is_dir():
             raise ConfigError(no_option_message(key, value)) from error
         if key in config.setting_types():
-            message = f"{key}: must be {config.rule_of(key)}, is {value}"
+            message = f"{key}: must be {type_in_words(config.setting_types()[key])}, is {value}"
         else:
             quoted = shlex.quote(f"{prefix}{key}={_quoted(value)}")
             message = f"{key}: {value} has characters of Hydra's own grammar; quote it: {quoted}"

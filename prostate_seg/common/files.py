@@ -1,4 +1,4 @@
-"""Atomic writes and file hashes.
+"""Atomic writes, file hashes, and the guard against archive members outside of their folder ("zip slip").
 
 A reader gets the old file or the new one, never a part of one.
 """
@@ -14,7 +14,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -122,3 +122,9 @@ def md5_of(path: Path) -> str:
 def md5_of_text(text: str) -> str:
     """Return the md5 of UTF-8 text."""
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def is_inside(name: str) -> bool:
+    """Return whether an archive's member stays below the folder it is unpacked to, by its name, on any system."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return not (path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name))

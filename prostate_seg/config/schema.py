@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg.common import settings
 from prostate_seg.common.errors import ConfigError, first_line
-from prostate_seg.common.settings import Range, Rule, Settings, parse_group, plain, type_in_words
+from prostate_seg.common.settings import Range, Rule, Settings, parse_group, plain
 from prostate_seg.data.settings import FoldConfig
 from prostate_seg.imaging.settings import PreprocessConfig
 from prostate_seg.phantom.settings import PhantomSettings
@@ -354,11 +354,6 @@ def setting_types() -> dict[str, Any]:
 def known_keys() -> list[str]:
     """Return every key of the config, dotted, groups included."""
     return list(setting_types())
-
-
-def rule_of(key: str) -> str:
-    """Return the values that a key accepts, for messages."""
-    return type_in_words(setting_types()[key])
 
 
 def science_of(cfg: Config) -> dict[str, Any]:

@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 EVALUATION = "evaluation"
 """Folder in the folder of networks with the results of their evaluation."""
 MODEL_CARD = "model_card.md"
-AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-"""Directions of a grid along the patient's axes."""
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
@@ -135,9 +133,7 @@ def example_file(folder: Path) -> bytes:
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, size) for size in (12, 48, 48)), indexing="ij")
     noise = np.random.default_rng(0).normal(60, 8, size=z.shape)
     image = noise + 80 * ((z / 0.7) ** 2 + (y / 0.4) ** 2 + (x / 0.5) ** 2 < 1)
-    geometry = Geometry(
-        shape_vox=(12, 48, 48), spacing_mm=(3.0, 2.0, 2.0), origin_mm=(-47.0, -47.0, -16.5), direction=AXES
-    )
+    geometry = Geometry.from_xyz((48, 48, 12), (2, 2, 3), origin_mm=(-47, -47, -16.5), direction=np.eye(3))
     write_volume(folder / "example.nii.gz", Volume(array=image.clip(0, 255).astype(np.uint8), geometry=geometry))
     return (folder / "example.nii.gz").read_bytes()
 

@@ -165,7 +165,9 @@ def train_fold(
     )
 
     def on_epoch_end(epoch: Epoch) -> None:
-        log.info("%s", epoch_line(index, epoch))
+        dice = "-" if epoch.val_dice is None else f"{epoch.val_dice:.4f}"
+        numbers = f"{index:4d} {epoch.epoch:6d} {epoch.loss:11.4f} {dice:>9} {epoch.learning_rate:14.2e}"
+        log.info("%s %3d:%02d", numbers, *divmod(round(epoch.seconds), 60))
         record.on_epoch_end(epoch.epoch, epoch.as_dict())
 
     with _only_training_of(workspace, index):
@@ -279,16 +281,6 @@ def collect_folds(workspace: Workspace, trained: Sequence[int]) -> dict[int, flo
         table = {index: read_json(path) for index, path in summaries.items() if path.is_file()}
         write_json(workspace.model / "folds.json", {f"fold{index}": row for index, row in table.items()})
     return {index: table[index]["val_dice"] for index in trained}
-
-
-def epoch_line(fold_index: int, epoch: Epoch) -> str:
-    """Return a row of the table that training logs."""
-    minutes, seconds = divmod(round(epoch.seconds), 60)
-    dice = "-" if epoch.val_dice is None else f"{epoch.val_dice:.4f}"
-    return (
-        f"{fold_index:4d} {epoch.epoch:6d} {epoch.loss:11.4f} {dice:>9} {epoch.learning_rate:14.2e} "
-        f"{minutes:3d}:{seconds:02d}"
-    )
 
 
 def _write_history(folder: Path, history: Sequence[Epoch], *, metric: ValMetric, title: str) -> dict[str, float]:

@@ -18,9 +18,8 @@ from pathlib import Path, PurePosixPath
 from mlflow.entities import Run
 from pydantic import ValidationError
 
-from prostate_seg.common.archives import is_inside
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import atomic_path
+from prostate_seg.common.files import atomic_path, is_inside
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.operations.job import Outcome
 from prostate_seg.provenance.redaction import Redactor

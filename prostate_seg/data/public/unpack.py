@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from prostate_seg.common.archives import is_inside
 from prostate_seg.common.errors import InputError, VolumeError
-from prostate_seg.common.files import atomic_path
+from prostate_seg.common.files import atomic_path, is_inside
 from prostate_seg.data.public.download import require_space
 from prostate_seg.imaging.image_io import read_volume, write_volume
 
