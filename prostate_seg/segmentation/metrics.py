@@ -51,19 +51,22 @@ class CaseMetrics:
     """Whether the prediction is empty although the reference is not."""
 
 
-def case_metrics(reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing) -> CaseMetrics:
+def case_metrics(
+    reference: np.ndarray, predicted: np.ndarray, *, spacing_mm: Spacing, counts: SliceCounts | None = None
+) -> CaseMetrics:
     """Return all metrics of one case; a missed gland has Dice 0, NSD 0 and the image diagonal as HD95 and ASSD.
 
     Args:
         reference: Binary mask, shape [Z, Y, X], z from apex to base.
         predicted: Binary mask on the same grid.
         spacing_mm: Voxel edge lengths along Z, Y, X.
+        counts: `slice_counts` of the masks; None counts them.
 
     Raises:
         ValueError: If a mask is not binary or not 3-D, if the shapes differ, or if the spacing is not positive.
     """
     reference, predicted = as_mask_pair(reference, predicted)
-    counts = slice_counts(reference, predicted)
+    counts = counts or slice_counts(reference, predicted)
     distances = surface_distances(reference, predicted, spacing_mm=spacing_mm)
     apex, mid, base = dice_by_thirds(counts)
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0

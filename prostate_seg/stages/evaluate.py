@@ -161,13 +161,14 @@ def evaluate_case(
     ).mask
     write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(predicted))
     reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
+    counts, spacing_mm = slice_counts(reference, predicted), loaded.image.geometry.spacing_mm
     return CaseResult(
         fold=fold,
         case=case,
         image_md5=md5s[0],
         mask_md5=md5s[1],
-        metrics=case_metrics(reference, predicted, spacing_mm=loaded.image.geometry.spacing_mm),
-        counts=slice_counts(reference, predicted),
+        metrics=case_metrics(reference, predicted, spacing_mm=spacing_mm, counts=counts),
+        counts=counts,
     )
 
 
