@@ -152,7 +152,8 @@ def fit(
     budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, group=group)
     scheduler = LambdaLR(step.optimizer, lambda _: budget.learning_rate_factor())
     stream = partial(seed_sequence, seed=seed, fold_index=fold_index)
-    while not (result.is_validated and budget.is_spent()):
+    is_over = result.is_validated and budget.is_spent()
+    while not is_over:
         # Random streams are seeded anew per epoch, so that a resumed training repeats an uninterrupted one bit for bit.
         index = len(result.history)
         torch.manual_seed(torch_seed(stream(Stream.dropout, index, group.rank)))
@@ -168,6 +169,7 @@ def fit(
         val_dice = val_iou = None
         if budget.is_spent() or (index + 1) % epochs_per_validation == 0:
             val_dice, val_iou = validate(packed, val_ids, predictor=ema_predictor, group=group)
+        is_over = val_dice is not None and budget.is_spent()  # before `seconds`, by which a resumed training decides
         first_step = step.num_steps - len(losses)
         epoch = Epoch(
             epoch=index + 1,
