@@ -28,6 +28,7 @@ class Case:
     study_id: str
     """Rest of the case id after the patient id and an underscore; may be empty."""
     image: Path
+    """Image file, or folder with a DICOM series."""
     mask: Path | None
     """None if there is no mask and none is required."""
     attributes: Mapping[str, str] = field(default_factory=dict)

@@ -31,13 +31,17 @@ class CaseRecord:
     image_md5: str
     mask_md5: str
     voxels_sha1: str
+    """Hash of the decoded image, independent of its file format."""
     num_slices: int
     spacing_z_mm: float
     spacing_y_mm: float
     spacing_x_mm: float
     orientation: str
+    """Axis code of the file, such as LPS."""
     gland_volume_ml: float
+    """Volume of the reference on its own grid."""
     gland_kept_fraction: float
+    """Fraction of the reference inside the network's window."""
     oracle_crop: bool
     """Whether the window was placed with the reference."""
     warnings: str

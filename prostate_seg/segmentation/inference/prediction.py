@@ -28,8 +28,11 @@ class Prediction:
     """Gland, uint8 0 or 1, on the study's own grid."""
     volume_ml: float
     num_slices: int
+    """Slices with gland."""
     mean_confidence: float | None
+    """Mean probability over the mask's voxels; None for an empty mask."""
     inter_model_dice: float | None
+    """Mean pairwise Dice of the networks' masks; None for one network, or if all masks are empty."""
     warnings: list[str]
     """Reasons to review the mask, as sentences."""
 
