@@ -27,7 +27,7 @@ BARE_SCRIPT = """
 import sys, tempfile, time
 from pathlib import Path
 import hydra, omegaconf, pandas, scipy.ndimage, scipy.stats, SimpleITK, filelock, psutil, yaml, rich.progress, numpy
-import prostate_seg.stages.prepare, dvc_data.hashfile.state, dvc_data.hashfile.tree
+import prostate_seg.stages.prepare, sklearn.model_selection, dvc_data.hashfile.state, dvc_data.hashfile.tree
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

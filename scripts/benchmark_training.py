@@ -5,7 +5,6 @@ They run on a GPU if there is one.
 
 import contextlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -200,11 +199,17 @@ def train_once(folder: Path) -> None:
     train(cfg, packed, num_steps=40, num_epochs=1, on_epoch_end=lambda _: None)
     parameters = sum(value.nbytes for value in build_network(cfg.model).state_dict().values())
     usage = {
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": _peak_bytes(),
         "packed": packed.images.nbytes + packed.masks.nbytes,
         "model": 4 * parameters,  # weights, gradients and the two moments of AdamW
     }
     (folder / "memory.json").write_text(json.dumps(usage))
+
+
+def _peak_bytes() -> int:
+    """Return the peak resident memory of this process; ru_maxrss has that of the parent before exec too."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 
 
 def benchmark_config(*overrides: str) -> Config:
