@@ -193,7 +193,9 @@ def along_gland_figure(table: pd.DataFrame) -> Figure:
         axes.fill_between((start, end), dice, whole, color=SERIES[1], alpha=0.3, linewidth=0, label=label)
         axes.text(start + 1 / 6, dice - 0.012, f"{dice:.2f}", ha="center", va="top", fontsize=7.5)
     axes.plot([0, 1], [whole, whole], color=SERIES[1], linewidth=1.2)
-    axes.text(0.5, whole + 0.012, f"readers, whole gland {whole:.2f}", ha="center", va="bottom", fontsize=7.5)
+    is_curve_above = inside["mean"][inside["position"].between(1 / 3, 2 / 3)].mean() > whole
+    y, va = (whole - 0.012, "top") if is_curve_above else (whole + 0.012, "bottom")
+    axes.text(0.5, y, f"readers, whole gland {whole:.2f}", ha="center", va=va, fontsize=7.5)
     for start, row in ((-OUTSIDE_WIDTH, table.iloc[0]), (1, table.iloc[-1])):
         axes.axvspan(start, start + OUTSIDE_WIDTH, color="black", alpha=0.06, linewidth=0)
         note = f"outside\nslices: {int(row['num_slices'])}\ncases: {int(row['num_cases'])}"
