@@ -78,7 +78,7 @@ def test_any_value_of_any_key_parses_or_is_refused_by_name(group: str, data: st.
         assert parse(DictConfig(config.as_container(outcome))) == outcome
         return
     named = re.split(r":|\[", outcome)[0]
-    assert named.partition(".")[0] == group, outcome
+    assert named.partition(".")[0].rstrip("0123456789") == group, outcome  # OmegaConf calls seed[0][""] seed0
     assert named in known_keys() or re.search("unknown key|[Ii]nterpolation", outcome), outcome
 
 

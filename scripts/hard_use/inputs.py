@@ -69,6 +69,8 @@ def try_here(action: Action, mutant: Mutant, out: Path) -> tuple[str, str]:
         action(mutant, out)
     except InputError as error:
         left = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
+        if "The others are done." in str(error):  # the input held another study, which is whole
+            return "refused", str(error)
         return ("left output", ", ".join(left)) if left else ("refused", str(error))
     except Exception:
         return "traceback", traceback.format_exc()
