@@ -143,7 +143,7 @@ def _text(key: str, value: str, *, is_multirun: bool) -> str:
     if value.lower() in ("", "null") or ((has_escapes or is_function) and _value(value) is not None):
         return value
     parts = [value]
-    if is_multirun and key not in WITH_COMMAS and not (key in PATHS and Path(value).expanduser().exists()):
+    if is_multirun and key not in WITH_COMMAS and not (key in PATHS and _expanded(value).exists()):
         choice = re.fullmatch(r"choice ?\((.*)\)", value, re.DOTALL)
         parts = _split(choice.group(1) if choice else value)
     return ",".join(_literal(key, part) for part in parts)
@@ -167,10 +167,18 @@ def _literal(key: str, text: str) -> str:
     """Return text as Hydra parses it unchanged; quoted only if necessary."""
     is_quoted = _is_quoted(text)
     meant = str(_value(text)) if is_quoted else text
-    expanded = str(Path(meant).expanduser()) if key in PATHS and meant.startswith("~") else meant
+    expanded = str(_expanded(meant)) if key in PATHS and meant.startswith("~") else meant
     if is_quoted:
         return text if expanded == meant else _quoted(expanded)
     return expanded if _value(expanded) == expanded else _quoted(expanded)
+
+
+def _expanded(text: str) -> Path:
+    """Return a path with the home folder in place of ~ or ~user; unchanged for an unknown user, so that it does not exist."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def _quoted(text: str) -> str:

@@ -163,6 +163,7 @@ def test_home_folder_is_expanded_without_a_shell(monkeypatch: pytest.MonkeyPatch
     assert values_of("data.root=~/a,~/b") == ["/home/ann/a", "/home/ann/b"]
     assert value_of("find.commit=~2") == "~2"
     assert value_of("predict.input=./~/x") == "./~/x"
+    assert value_of("predict.input=~nobody-of-this-name/x") == "~nobody-of-this-name/x"
 
 
 def test_each_item_of_a_text_list_is_text() -> None:
