@@ -146,7 +146,7 @@ def require_sound_record(one: Round) -> None:
 
 
 def main() -> None:
-    """Run rounds until the number of kills is reached."""
+    """Run rounds until the number of kills is reached or exceeded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
@@ -164,8 +164,8 @@ def main() -> None:
             recording, stages = kinds[kind]
             if kind not in whole:
                 whole[kind] = uninterrupted(folder / f"whole_{kind}", recording=recording, stages=stages)
-            num_kills = min(KILLS_PER_ROUND, arguments.kills - killed)
-            one = interrupted(folder / str(rounds), whole[kind], num_kills=num_kills, rng=rng, stages=stages)
+            # Always as many: on a machine that became faster some come after the end of the stage.
+            one = interrupted(folder / str(rounds), whole[kind], num_kills=KILLS_PER_ROUND, rng=rng, stages=stages)
             killed, rounds = killed + one.num_kills, rounds + 1
             print(f"round {rounds}, mlflow {kind}: {one.num_kills} killed, outputs equal", flush=True)
     took = time.monotonic() - started
