@@ -57,7 +57,9 @@ class Finding:
 
     case_id: str
     check: str
+    """Name of the check, such as grids_differ."""
     is_error: bool
+    """Whether the case cannot be used."""
     message: str
     """The rule, the value and the next step, without case and check."""
 
@@ -70,6 +72,7 @@ class ReferenceQuality:
     """Volume of every label above 0, also of those that are not gland."""
     gland_volume_ml: float
     num_slices: int
+    """Slices with gland."""
     components_ml: tuple[float, ...]
     """Volumes of the connected components, largest first."""
     holes_ml: tuple[float, ...]
@@ -79,6 +82,7 @@ class ReferenceQuality:
     """Slices without gland between slices with gland, counted from 0 at the inferior end."""
     disorder: float
     touched_sides: tuple[str, ...]
+    """Sides of the image that the gland reaches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
