@@ -29,15 +29,17 @@ class Summary:
     num_cases: int
     """Cases with a value."""
     num_patients: int
+    """Patients with a value."""
     num_missing: int
     """Cases excluded because their value is NaN."""
     mean: float | None
+    """Mean over cases, not over patients."""
     sd: float | None
     """Sample standard deviation over cases (n - 1)."""
     median: float | None
     ci95_low: float | None
     ci95_high: float | None
-    """Ends of the bootstrap interval of the mean."""
+    """Ends of the bootstrap interval of the mean, which draws patients; None below two patients."""
 
 
 def summarise(values: np.ndarray, *, patients: Sequence[str], num_bootstrap: int, seed: int) -> Summary:
@@ -124,7 +126,7 @@ class PairedDifference:
     difference: float | None
     ci95_low: float | None
     ci95_high: float | None
-    """Ends of the paired bootstrap interval of the difference."""
+    """Ends of the paired bootstrap interval of the difference, which draws patients; None below two patients."""
     num_patients_higher: int
     num_patients_lower: int
     """Patients whose mean is higher, or lower, in the other run; the rest are equal."""
