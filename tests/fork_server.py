@@ -120,7 +120,9 @@ class ForkedProcess:
         reader = threading.Thread(target=lambda: texts.append(self.stdout.read() if self.stdout else ""), daemon=True)
         reader.start()
         reader.join(timeout)
-        self.wait(1 if reader.is_alive() else 30)
+        if reader.is_alive():
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(30)
         return texts[0], None
 
     def send_signal(self, number: int) -> None:
@@ -159,7 +161,9 @@ def run_forked(
 
 @cache
 def python_folder() -> Path:
-    """Return a folder with a `python` that forks `python -m prostate_seg`, to stand first in a PATH."""
+    """Return a folder, for a PATH, with a `python` that forks `python -m prostate_seg`; the interpreter's own without fork."""
+    if not IS_AVAILABLE:
+        return Path(sys.executable).parent
     folder = Path(_address()).parent / "bin"
     folder.mkdir()
     python = folder / "python"
