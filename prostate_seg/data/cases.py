@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prostate_seg.data.attributes import FILE_NAME, read_attributes
-from prostate_seg.data.layouts import Stems, list_files, nfc
+from prostate_seg.data.layouts import Stems, Unread, list_files, nfc
 from prostate_seg.imaging.quality import Finding
 
 ROLE = "t2w?|ax|tra|mask|seg|segmentation|labels?|gt|roi|prostate|gland|whole[ _-]?gland|zones?|0000"
@@ -77,20 +77,10 @@ def discover_cases(
         report(case_id, "unknown_exclude", f"data.exclude names a case that does not exist; {hint}")
 
     for case_id in sorted(known - excluded):
-        of_case = {kind: stems.get(case_id, []) for kind, stems in (("image", images), ("mask", masks))}
-        several = [kind for kind, paths in of_case.items() if len(paths) > 1]
         patient = re.search(patient_pattern, case_id)
-        if several:
-            names = _names(of_case[several[0]])
-            report(case_id, "duplicate_stem", f"a case has one {several[0]}, and there are {names}; keep one of them")
-        elif case_id not in images:
-            step = _near_name(case_id, masks, images)
-            if case_id in unread:
-                step = f"{_names([unread[case_id].path])} is not read: {unread[case_id].reason}"
-            report(case_id, "mask_without_image", f"{_names(masks[case_id])} has no image of its name; {step}")
-        elif masks_required and case_id not in masks:
-            step = _near_name(case_id, images, masks)
-            report(case_id, "image_without_mask", f"{_names(images[case_id])} has no mask of its name; {step}")
+        problem = _pairing_problem(case_id, images, masks, unread, masks_required=masks_required)
+        if problem is not None:
+            report(case_id, *problem)
         elif patient is None or not patient.group(1):
             rule = f"the name does not match data.patient_pattern {patient_pattern!r}"
             report(case_id, "no_patient_id", f"{rule}; rename the files or correct the pattern")
@@ -109,6 +99,24 @@ def discover_cases(
                 message = f"{FILE_NAME} has no row for it, so that its attributes are unknown; add one"
                 report(case_id, "no_attributes", message, is_error=False)
     return cases, findings
+
+
+def _pairing_problem(
+    case_id: str, images: Stems, masks: Stems, unread: Mapping[str, Unread], *, masks_required: bool
+) -> tuple[str, str] | None:
+    """Return check and message if a case is not one image and one mask."""
+    for kind, paths in (("image", images.get(case_id, [])), ("mask", masks.get(case_id, []))):
+        if len(paths) > 1:
+            return "duplicate_stem", f"a case has one {kind}, and there are {_names(paths)}; keep one of them"
+    if case_id not in images:
+        step = _near_name(case_id, masks, images)
+        if case_id in unread:
+            step = f"{_names([unread[case_id].path])} is not read: {unread[case_id].reason}"
+        return "mask_without_image", f"{_names(masks[case_id])} has no image of its name; {step}"
+    if masks_required and case_id not in masks:
+        step = _near_name(case_id, images, masks)
+        return "image_without_mask", f"{_names(images[case_id])} has no mask of its name; {step}"
+    return None
 
 
 def _near_name(case_id: str, own: Stems, others: Stems) -> str:
