@@ -73,6 +73,7 @@ def test_phantom_patients_are_no_near_duplicates() -> None:
         num_slices_range=(18, 24),
         gland_volume_range_ml=(25.0, 90.0),
         difficulty=0.3,
+        scanners=("standard",),
     )
     images = [
         thumbnail(make_phantom_case(case_id, settings=settings, seed=12345).image)

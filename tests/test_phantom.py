@@ -15,8 +15,9 @@ from prostate_seg.imaging.geometry import Volume
 from prostate_seg.phantom import gland as phantom_gland
 from prostate_seg.phantom import settings as phantom_settings
 from prostate_seg.phantom import study as phantom_study
+from prostate_seg.phantom.scanner import SCANNERS
 from prostate_seg.phantom.settings import PhantomSettings
-from prostate_seg.phantom.studies import PhantomCase, make_phantom_case, phantom_case_ids, write_phantom
+from prostate_seg.phantom.studies import PhantomCase, make_phantom_case, phantom_case_ids, scanner_of, write_phantom
 from prostate_seg.phantom.study import CENTRAL_GLAND, PERIPHERAL_ZONE
 
 SMALL = PhantomSettings(
@@ -26,6 +27,7 @@ SMALL = PhantomSettings(
     num_slices_range=(14, 18),
     gland_volume_range_ml=(20.0, 60.0),
     difficulty=0.3,
+    scanners=("standard",),
 )
 CASE_IDS = ["ph001_1", "ph001_2", "ph002_1", "ph002_2", "ph003_1", "ph004_1"]
 
@@ -127,7 +129,10 @@ def test_image_and_mask_share_a_grid_with_the_configured_properties(case_id: str
 def geometries_of(num_studies: int) -> list[tuple[float, str]]:
     """Return the tilt in degrees and the stored orientation of many studies, without rendering their images."""
     gland = phantom_gland.draw_gland(np.random.default_rng(0), volume_ml=40.0)
-    studies = [phantom_study.draw_study(np.random.default_rng(s), gland, settings=SMALL) for s in range(num_studies)]
+    studies = [
+        phantom_study.draw_study(np.random.default_rng(s), gland, settings=SMALL, scanner=SCANNERS["standard"])
+        for s in range(num_studies)
+    ]
     return [(math.degrees(math.acos(s.geometry.direction[8])), s.stored_orientation) for s in studies]
 
 
@@ -213,9 +218,48 @@ def test_difficulty_changes_neither_shape_nor_grid() -> None:
     assert md5_of_volume(easy.mask) == md5_of_volume(hard.mask)
 
 
+MULTI_SCANNER = replace(SMALL, num_patients=3, scanners=("fine", "coarse", "coil"))
+
+
+def test_patients_take_turns_on_the_scanners_whose_grids_they_have() -> None:
+    assert [scanner_of(case_id, settings=MULTI_SCANNER) for case_id in phantom_case_ids(MULTI_SCANNER)] == [
+        "fine",
+        "fine",
+        "coarse",
+        "coarse",
+        "coil",
+    ]
+    for case_id in ("ph001_1", "ph002_1", "ph003_1"):
+        scanner = SCANNERS[scanner_of(case_id, settings=MULTI_SCANNER)]
+        spacing_mm = make_phantom_case(case_id, settings=MULTI_SCANNER, seed=1).image.geometry.spacing_mm
+        assert scanner.pixel_spacing_range_mm[0] <= spacing_mm[1] <= scanner.pixel_spacing_range_mm[1]
+        assert scanner.slice_spacing_range_mm[0] <= spacing_mm[0] <= scanner.slice_spacing_range_mm[1]
+
+
+def test_scanner_changes_the_image_but_not_the_patient() -> None:
+    noisy = make_phantom_case("ph003_1", settings=replace(SMALL, scanners=("noisy",)), seed=1)
+    standard = case_of("ph003_1")
+    assert noisy.true_volume_ml == standard.true_volume_ml
+    corner = np.s_[:, :12, :12]
+
+    def noise(case: PhantomCase) -> float:
+        return float(
+            np.median(np.abs(np.diff(case.image.array[corner].astype(float), axis=2))) / case.image.array.mean()
+        )
+
+    assert noise(noisy) > 1.5 * noise(standard)
+
+
+def test_cases_of_several_scanners_have_their_scanner_as_an_attribute(tmp_path: Path) -> None:
+    write_phantom(tmp_path, settings=replace(MULTI_SCANNER, num_second_studies=0), seed=1)
+    rows = list(csv.DictReader((tmp_path / "cases.csv").read_text().splitlines()))
+    assert [row["scanner"] for row in rows] == ["fine", "coarse", "coil"]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
+        ("scanners", (), r"scanners: must name at least one scanner, is \[\]"),
         ("num_patients", 0, "num_patients: must be from 1 to 9999, is 0"),
         ("num_second_studies", 5, r"num_second_studies: must be from 0 to data.phantom.num_patients \(4\), is 5"),
         ("num_second_studies", -1, "num_second_studies: must be at least 0"),

@@ -365,6 +365,7 @@ def phantom(seed: int, difficulty: float) -> PhantomCase:
         num_slices_range=(18, 24),
         gland_volume_range_ml=(25.0, 90.0),
         difficulty=difficulty,
+        scanners=("standard",),
     )
     return make_phantom_case("ph001_1", settings=settings, seed=seed)
 

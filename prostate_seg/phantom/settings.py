@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from prostate_seg.common.settings import Range, RisingPair, Rule, Settings
+
+ScannerName = Literal["standard", "fine", "coarse", "noisy", "dark", "coil", "off_centre"]
 
 HEIGHT_RATIO_RANGE = (0.68, 0.8)
 """Front-to-back half axis of the gland over the left-to-right one."""
@@ -32,6 +34,8 @@ class PhantomSettings(Settings):
     """Minimum and maximum gland volume; a smaller gland would span too few slices for its mask to keep its volume."""
     difficulty: Annotated[float, Range(ge=0, le=1)]
     """From 0 (clean, high contrast) to 1 (strong noise and bias field, weak edges)."""
+    scanners: tuple[ScannerName, ...]
+    """Scanners of the patients, by turns; several imitate a multi-centre data set."""
 
     def _rules(self) -> list[Rule]:
         largest_ml = self.gland_volume_range_ml[1]
@@ -42,6 +46,7 @@ class PhantomSettings(Settings):
         seconds_rule = f"must be from 0 to data.phantom.num_patients ({self.num_patients})"
         view_rule = f"must be from {needed_mm} to 400 for glands of up to {largest_ml:g} mL"
         return [
+            ("scanners", len(self.scanners) > 0, "must name at least one scanner"),
             ("num_second_studies", self.num_second_studies <= self.num_patients, seconds_rule),
             ("field_of_view_mm", self.field_of_view_mm >= needed_mm, view_rule),
         ]

@@ -18,12 +18,11 @@ from prostate_seg.data.attributes import FILE_NAME
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.phantom.patient import Patient, draw_patient, generator_for
-from prostate_seg.phantom.settings import PhantomSettings
+from prostate_seg.phantom.scanner import SCANNERS
+from prostate_seg.phantom.settings import PhantomSettings, ScannerName
 from prostate_seg.phantom.study import Study, draw_study, rasterise
 from prostate_seg.phantom.tissues import render_slice
 
-ACQUIRED_PIXEL_MM = 0.7
-"""Pixels are simulated at this size and interpolated to the stored size, as scanners do."""
 FINE_PIXEL_MM = 0.45
 """Middle of the pixel spacings, by which cases.csv has two groups of studies."""
 MAX_WORKERS = 8
@@ -62,8 +61,11 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
     patient_id = case_id.partition("_")[0]
     patient = draw_patient(generator_for(seed, patient_id), settings=settings)
     generator = generator_for(seed, case_id)
-    study = draw_study(generator, patient.gland, settings=settings)
-    image = _acquire(patient, study, generator=generator, difficulty=settings.difficulty)
+    scanner = SCANNERS[scanner_of(case_id, settings=settings)]
+    study = draw_study(generator, patient.gland, settings=settings, scanner=scanner)
+    image = _acquire(
+        patient, study, generator=generator, pixel_mm=scanner.acquired_pixel_mm, difficulty=settings.difficulty
+    )
     volume = partial(Volume, geometry=study.geometry, stored_orientation=study.stored_orientation)
     return PhantomCase(
         case_id=case_id,
@@ -74,12 +76,20 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
     )
 
 
-def _acquire(patient: Patient, study: Study, *, generator: np.random.Generator, difficulty: float) -> np.ndarray:
+def scanner_of(case_id: str, *, settings: PhantomSettings) -> ScannerName:
+    """Return the scanner of a case; the patients take turns."""
+    number = int(case_id.partition("_")[0].removeprefix("ph"))
+    return settings.scanners[(number - 1) % len(settings.scanners)]
+
+
+def _acquire(
+    patient: Patient, study: Study, *, generator: np.random.Generator, pixel_mm: float, difficulty: float
+) -> np.ndarray:
     """Return the image, [Z, Y, X], int16: thick slices with bias field, Rician noise and gamma on the stored grid."""
     stored = study.geometry
-    # The acquired grid has the same outer edges as the stored one, and pixels of about ACQUIRED_PIXEL_MM.
+    # The acquired grid has the same outer edges as the stored one, and pixels of about `pixel_mm`.
     extent_mm = stored.shape_vox[1] * stored.spacing_mm[1]
-    num_pixels = round(extent_mm / ACQUIRED_PIXEL_MM)
+    num_pixels = round(extent_mm / pixel_mm)
     pixel_mm = extent_mm / num_pixels
     first = (pixel_mm / stored.spacing_mm[1] - 1) / 2
     placed = stored.window((0, first, first), (stored.shape_vox[0], num_pixels, num_pixels))
@@ -131,7 +141,10 @@ def write_phantom(folder: Path, *, settings: PhantomSettings, seed: int, num_wor
     write_csv(folder / "phantom.csv", table)
     is_fine = table["spacing_y_mm"].astype(float) < FINE_PIXEL_MM
     pixels = is_fine.map({True: f"below {FINE_PIXEL_MM} mm", False: f"from {FINE_PIXEL_MM} mm"})
-    write_csv(folder / FILE_NAME, pd.DataFrame({"case_id": case_ids, "pixels": pixels}))
+    attributes = {"case_id": case_ids, "pixels": pixels}
+    if len(set(settings.scanners)) > 1:
+        attributes["scanner"] = [scanner_of(case_id, settings=settings) for case_id in case_ids]
+    write_csv(folder / FILE_NAME, pd.DataFrame(attributes))
     return [folder / "images" / f"{case_id}.nii.gz" for case_id in case_ids]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from prostate_seg.imaging.geometry import Geometry
 from prostate_seg.phantom.gland import Gland, Points, in_central_gland, surface_mm, unit_points
+from prostate_seg.phantom.scanner import Scanner
 from prostate_seg.phantom.settings import IN_PLANE_MARGIN_MM, PhantomSettings
 
 CENTRAL_GLAND = 1
@@ -16,14 +17,8 @@ PERIPHERAL_ZONE = 2
 """Mask label of the peripheral zone."""
 SUB_SLICES = 3
 """Thin slices whose mean is one slice, which blurs edges through the plane."""
-MAX_OFF_CENTRE_MM = 10.0
-"""Maximum distance of the gland's centre from the middle of the image along each image axis."""
 END_MARGIN_SLICES = 2
 """Minimum number of slices without gland below the apex and above the base."""
-PIXEL_SPACING_RANGE_MM = (0.3, 0.6)
-"""In-plane spacing of stored studies, as in PI-CAI."""
-SLICE_SPACING_RANGE_MM = (3.0, 3.6)
-"""Slice spacing, as in PI-CAI."""
 MAX_TILT_DEGREES = 20.0
 """Maximum tilt of axial-oblique stacks, which follow the back of the gland."""
 STORED_ORIENTATIONS = ("LPS", "LPS", "LPS", "RAS", "LAS")
@@ -51,31 +46,36 @@ class Study:
     scale: float
 
 
-def draw_study(generator: np.random.Generator, gland: Gland, *, settings: PhantomSettings) -> Study:
+def draw_study(generator: np.random.Generator, gland: Gland, *, settings: PhantomSettings, scanner: Scanner) -> Study:
     """Sample grid, filling, bias and noise of one study."""
     gland_centre_mm = generator.uniform((-15, -40, -60), (15, 20, 60))
     difficulty = settings.difficulty
     return Study(
-        geometry=_draw_geometry(generator, gland, gland_centre_mm=gland_centre_mm, settings=settings),
+        geometry=_draw_geometry(generator, gland, gland_centre_mm=gland_centre_mm, settings=settings, scanner=scanner),
         gland_centre_mm=gland_centre_mm,
         stored_orientation=str(generator.choice(STORED_ORIENTATIONS)),
         bladder_radius_mm=generator.uniform(20, 34),
         rectum_radius_mm=generator.uniform(11, 16),
         rectum_signal=float(generator.choice((0.02, 0.15, 0.32))),  # gas, or more or less stool
-        bias=generator.normal(0, 0.04 + 0.14 * difficulty, (2, 3)),
-        coil_gain=generator.uniform(0, 1.5 * difficulty),
-        noise=(0.01 + 0.07 * difficulty) * generator.uniform(0.8, 1.2),
-        gamma=generator.uniform(0.9, 1.15),
+        bias=generator.normal(0, scanner.bias_factor * (0.04 + 0.14 * difficulty), (2, 3)),
+        coil_gain=generator.uniform(*(scanner.coil_gain_range or (0, 1.5 * difficulty))),
+        noise=scanner.noise_factor * (0.01 + 0.07 * difficulty) * generator.uniform(0.8, 1.2),
+        gamma=generator.uniform(*scanner.gamma_range),
         scale=generator.uniform(650, 1200),
     )
 
 
 def _draw_geometry(
-    generator: np.random.Generator, gland: Gland, *, gland_centre_mm: np.ndarray, settings: PhantomSettings
+    generator: np.random.Generator,
+    gland: Gland,
+    *,
+    gland_centre_mm: np.ndarray,
+    settings: PhantomSettings,
+    scanner: Scanner,
 ) -> Geometry:
     """Sample a grid that contains the gland, off centre in plane and with free slices at both ends."""
-    pixel_mm = round(generator.uniform(*PIXEL_SPACING_RANGE_MM), 3)
-    slice_mm = round(generator.uniform(*SLICE_SPACING_RANGE_MM), 1)
+    pixel_mm = round(generator.uniform(*scanner.pixel_spacing_range_mm), 3)
+    slice_mm = round(generator.uniform(*scanner.slice_spacing_range_mm), 1)
     rotation = _draw_rotation(generator)
     along_axes_mm = surface_mm(gland) @ rotation
     num_pixels = round(settings.field_of_view_mm / pixel_mm)
@@ -86,8 +86,8 @@ def _draw_geometry(
     margin_mm = np.array((IN_PLANE_MARGIN_MM, IN_PLANE_MARGIN_MM, END_MARGIN_SLICES * slice_mm))
     # The grid's middle along its own axes (x, y, z) from the gland's centre, such that the gland fits.
     free_mm = extent_mm / 2 - margin_mm
-    lowest = np.maximum(along_axes_mm.max(axis=0) - free_mm, -MAX_OFF_CENTRE_MM)
-    highest = np.minimum(along_axes_mm.min(axis=0) + free_mm, MAX_OFF_CENTRE_MM)
+    lowest = np.maximum(along_axes_mm.max(axis=0) - free_mm, -scanner.max_off_centre_mm)
+    highest = np.minimum(along_axes_mm.min(axis=0) + free_mm, scanner.max_off_centre_mm)
     middle_mm = generator.uniform(lowest, highest)
     origin_mm = gland_centre_mm + rotation @ (middle_mm - extent_mm / 2 + edges_mm / 2)
     return Geometry.from_xyz((num_pixels, num_pixels, num_slices), edges_mm, origin_mm=origin_mm, direction=rotation)
