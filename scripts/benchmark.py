@@ -24,6 +24,7 @@ from benchmark_training import (
     benchmark_config,
     deterministic_seconds,
     pack_noise,
+    preprocess_settings,
     seconds_to_dice,
     step_seconds,
     train,
@@ -31,7 +32,6 @@ from benchmark_training import (
 )
 
 from prostate_seg.segmentation.settings import Precision
-from prostate_seg.stages.common import preprocess_settings
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_training import benchmark_config
+from benchmark_training import benchmark_config, preprocess_settings
 
 from prostate_seg.config.schema import Config
 from prostate_seg.data.predictions import Target
@@ -23,7 +23,6 @@ from prostate_seg.segmentation.networks.model_folder import Usage, load_model
 from prostate_seg.segmentation.networks.networks import build_network, is_3d
 from prostate_seg.segmentation.networks.onnx_network import OnnxNetwork, export_onnx
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
-from prostate_seg.stages.common import preprocess_settings
 from prostate_seg.stages.predict import segment_study
 
 NUM_FOLDS = 5

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from prostate_seg.config.schema import Config
+from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.settings import Precision
 from prostate_seg.segmentation.training.packing import PackedSet
 from prostate_seg.segmentation.training.training import Epoch
-from prostate_seg.stages.common import preprocess_settings
 
 NUM_STEPS = 15
 """Steps of a short epoch."""
@@ -221,6 +221,11 @@ def benchmark_config(*overrides: str) -> Config:
 
     with initialize_config_dir(config_dir=str(config_folder())):
         return parse(compose("config", overrides=["paths.root=.", *overrides]))
+
+
+def preprocess_settings(cfg: Config) -> PreprocessSettings:
+    """Return the settings of the network's input, whose grid is given in numbers."""
+    return PreprocessSettings.of(cfg.preprocess, whole_gland_labels=cfg.data.whole_gland_labels, chosen={})
 
 
 def pack_noise(folder: Path, *, num_cases: int) -> PackedSet:

@@ -23,6 +23,8 @@ def case_record(
         spacing_x_mm=0.5,
         orientation="LPS",
         gland_volume_ml=gland_volume_ml,
+        gland_reach_mm=30.0,
+        gland_edge_mm=50.0,
         gland_kept_fraction=1.0,
         oracle_crop=False,
         warnings="",

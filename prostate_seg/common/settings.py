@@ -8,9 +8,10 @@ import dataclasses
 import json
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from prostate_seg.common.errors import ConfigError
 from prostate_seg.common.suggestions import RENAMED, unknown_key_message
@@ -71,7 +72,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, allowed in ranges_of(type(self)).items():
             value = getattr(self, name)
-            if value is not None and not allowed.contains(value):
+            if value is not None and not isinstance(value, str) and not allowed.contains(value):
                 or_null = "null or " if accepts_null(get_type_hints(type(self))[name]) else ""
                 raise ConfigError(f"{name}: must be {or_null}{allowed}, is {_shown(value)}")
         for name, is_allowed, rule in self._rules():
@@ -123,8 +124,10 @@ def present_names(values: Mapping[str, Any], *, key: str) -> dict[str, Any]:
 def _converted(hint: Any, value: Any) -> Any:
     """Return a plain value as a type of a field; text is read as a number or a truth value where one is needed."""
     options = get_args(hint)
-    if NoneType in options:
-        return None if value is None else _converted(options[0], value)
+    if get_origin(hint) in (Union, UnionType):
+        return _converted_to_one_of(options, value)
+    if hint is NoneType and value is None:
+        return None
     if get_origin(hint) is Literal:
         return options[options.index(value)]
     if options:
@@ -141,6 +144,14 @@ def _converted(hint: Any, value: Any) -> Any:
         return value
     if hint in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
         return hint(value)
+    raise TypeError(value)
+
+
+def _converted_to_one_of(options: Sequence[Any], value: Any) -> Any:
+    """Return a plain value as the first of several types that accepts it."""
+    for hint in options:
+        with suppress(ArithmeticError, KeyError, TypeError, ValueError):
+            return _converted(hint, value)
     raise TypeError(value)
 
 
@@ -191,10 +202,11 @@ def accepts_null(hint: Any) -> bool:
 def type_in_words(hint: Any) -> str:
     """Return the values that a type accepts, for messages and documentation."""
     options = get_args(hint)
-    if accepts_null(hint):
-        return f"null or {type_in_words(options[0])}"
+    if get_origin(hint) in (Union, UnionType):
+        others = " or ".join(type_in_words(one) for one in reversed(options) if one is not NoneType)
+        return f"null or {others}" if accepts_null(hint) else others
     if get_origin(hint) is Literal:
-        return "one of " + ", ".join(options)
+        return ("one of " if len(options) > 1 else "") + ", ".join(options)
     if options:
         return f"a list, each {type_in_words(options[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, A_GROUP)

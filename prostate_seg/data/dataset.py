@@ -15,6 +15,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_csv, write_json
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
 from prostate_seg.imaging.preprocessing import PreprocessSettings
+from prostate_seg.imaging.target_grid import StudyExtent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,9 @@ class CaseRecord:
     """Axis code of the file, such as LPS."""
     gland_volume_ml: float
     """Volume of the reference on its own grid."""
+    gland_reach_mm: float
+    gland_edge_mm: float
+    """As in `target_grid.StudyExtent`."""
     gland_kept_fraction: float
     """Fraction of the reference inside the network's window."""
     oracle_crop: bool
@@ -48,6 +52,12 @@ class CaseRecord:
     """Names of the checks that gave a warning, joined by semicolons."""
     attributes: Mapping[str, str] = field(default_factory=dict)
     """Row of cases.csv of the data folder; its columns follow the others."""
+
+    @property
+    def extent(self) -> StudyExtent:
+        """Size and position of the gland, from which a grid is chosen."""
+        spacing_mm = (self.spacing_z_mm, self.spacing_y_mm, self.spacing_x_mm)
+        return StudyExtent(spacing_mm=spacing_mm, gland_reach_mm=self.gland_reach_mm, gland_edge_mm=self.gland_edge_mm)
 
 
 OWN_COLUMNS = tuple(one.name for one in fields(CaseRecord) if one.name != "attributes")
@@ -110,22 +120,42 @@ def read_thumbnails(path: Path, *, case_ids: Collection[str]) -> dict[str, np.nd
     return dict(zip(sorted(case_ids), rows, strict=True))
 
 
-def write_contract(path: Path, settings: PreprocessSettings) -> None:
-    """Write the settings and their hash."""
-    write_json(path, {"preprocess": settings.as_dict(), "hash": settings.digest})
+def write_contract(path: Path, settings: PreprocessSettings, *, auto: Sequence[str] = ()) -> None:
+    """Write the settings, the names of those that were chosen from the data set, and their hash."""
+    write_json(path, {"preprocess": settings.as_dict(), "auto": list(auto), "hash": settings.digest})
+
+
+def chosen_settings(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Return the values that stage=preprocess chose for settings that are auto; InputError if it was given values instead."""
+    if not names:
+        return {}
+    contract = _read_contract(path)
+    used = {name: contract["preprocess"][name] for name in names}
+    if given := [name for name in names if name not in contract.get("auto", [])]:
+        raise _other_preprocessing(path, [f"{name}: is {used[name]}, wanted auto" for name in given])
+    return used
+
+
+def _read_contract(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path} is absent: run stage=preprocess first")
+    contract: dict[str, Any] = read_json(path)
+    return contract
 
 
 def require_contract(path: Path, settings: PreprocessSettings) -> None:
     """Raise InputError, with each difference, unless the data set was preprocessed with these settings."""
-    if not path.is_file():
-        raise InputError(f"{path} is absent: run stage=preprocess first")
-    used, wanted = read_json(path)["preprocess"], settings.as_dict()
+    used, wanted = _read_contract(path)["preprocess"], settings.as_dict()
     differences = [
         f"{name}: is {used.get(name)}, wanted {value}" for name, value in wanted.items() if used.get(name) != value
     ]
     if differences:
-        raise InputError(
-            f"{path} was written with other preprocessing than this run asks for:\n  "
-            + "\n  ".join(differences)
-            + "\nRun the pipeline again from stage=preprocess, or take those overrides back."
-        )
+        raise _other_preprocessing(path, differences)
+
+
+def _other_preprocessing(path: Path, differences: Sequence[str]) -> InputError:
+    return InputError(
+        f"{path} was written with other preprocessing than this run asks for:\n  "
+        + "\n  ".join(differences)
+        + "\nRun the pipeline again from stage=preprocess, or take those overrides back."
+    )

@@ -5,7 +5,8 @@ a square of every slice, padded where it extends beyond the study. It has the ax
 is separable, and only the window is resampled.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -14,15 +15,18 @@ from scipy import ndimage
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of_text
-from prostate_seg.common.settings import plain
+from prostate_seg.common.settings import parse_group, plain
 from prostate_seg.imaging.geometry import Box, Geometry, Shape, Spacing, Volume, bounding_box
 from prostate_seg.imaging.quality import whole_gland
 from prostate_seg.imaging.settings import PreprocessConfig
+from prostate_seg.imaging.target_grid import spacing_in_words
 
 SAME_SPACING_TOLERANCE = 1e-5
 """Relative difference up to which two spacings are equal; over 1,000 voxels it shifts by a hundredth of a voxel."""
 SPLINE_MARGIN_VOX = 12
 """Source voxels kept around a window; the prefilter of a cubic B-spline decays by 0.27 a voxel, so that 1e-7 of it is lost."""
+FILTER_POINTS_PER_VOX = 4
+"""Points per source voxel whose mean is the anti-aliasing filter."""
 EDGE_VOX = 1e-6
 """A voxel centre exactly on the edge of a grid counts as outside, as in ITK, whatever the rounding."""
 
@@ -31,8 +35,23 @@ EDGE_VOX = 1e-6
 class PreprocessSettings(PreprocessConfig):
     """All settings that decide the input of the network; inference repeats them."""
 
+    spacing_mm: tuple[float, float, float] | None
+    image_size: int
+    """As numbers, which `target_grid` chose where the config has auto."""
     whole_gland_labels: tuple[int, ...] | None
     """None takes every label above 0."""
+
+    @classmethod
+    def of(
+        cls, config: PreprocessConfig, *, whole_gland_labels: tuple[int, ...] | None, chosen: Mapping[str, Any]
+    ) -> "PreprocessSettings":
+        """Return the settings of a config, with the values chosen for those that are auto."""
+        return parse_group(cls, plain(config) | chosen | {"whole_gland_labels": plain(whole_gland_labels)})
+
+    @property
+    def grid(self) -> str:
+        """The network's grid in words."""
+        return f"{spacing_in_words(self.spacing_mm)}, {self.image_size} x {self.image_size} voxels a slice"
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""
@@ -122,27 +141,46 @@ def _sub_geometry(geometry: Geometry, box: Box) -> Geometry:
     return geometry.window([part.start for part in box], [part.stop - part.start for part in box])
 
 
-def interpolate(array: np.ndarray, index: Sequence[np.ndarray], *, order: Literal[1, 3]) -> np.ndarray:
-    """Interpolate between voxels, axis by axis; float32.
+def interpolate(
+    array: np.ndarray, index: Sequence[np.ndarray], *, order: Literal[1, 3], step: Sequence[float] = (1.0, 1.0, 1.0)
+) -> np.ndarray:
+    """Interpolate between voxels, axis by axis, with an anti-aliasing filter where the result is coarser; float32.
 
     Args:
         array: Any numeric dtype, [Z, Y, X].
         index: Continuous indices into `array` along z, y and x; the result has their lengths as its shape.
         order: 1 for linear, 3 for the cubic B-spline that passes through the voxels (Unser 1999), mirrored at the ends.
+        step: Voxel edge of the result along z, y and x, in voxels of `array`; up to 1 nothing is filtered.
     """
-    z, y, x = (_weights(axis, size=size, order=order) for axis, size in zip(index, array.shape, strict=True))
+    z, y, x = (
+        _weights(axis, size=size, order=order, step=float(width))
+        for axis, size, width in zip(index, array.shape, step, strict=True)
+    )
     in_plane = y @ (array.astype(np.float32) @ x.T)
     return np.tensordot(z, in_plane, axes=1)
 
 
-def _weights(index: np.ndarray, *, size: int, order: Literal[1, 3]) -> np.ndarray:
+def _weights(index: np.ndarray, *, size: int, order: Literal[1, 3], step: float) -> np.ndarray:
     """Return the weight of each of `size` samples at each continuous index, float32 [len(index), size].
 
     Interpolating the identity matrix along its first axis gives the weights; along the second it is read at its samples.
     """
-    positions = np.stack(np.meshgrid(index, np.arange(size), indexing="ij"))
     mode: Literal["mirror", "nearest"] = "mirror" if order == 3 else "nearest"
-    return ndimage.map_coordinates(np.eye(size), positions, order=order, mode=mode).astype(np.float32)
+    points = index[:, None] + _filter_offsets(step)
+    positions = np.stack(np.meshgrid(points, np.arange(size), indexing="ij"))
+    weights: np.ndarray = ndimage.map_coordinates(np.eye(size), positions, order=order, mode=mode)
+    return weights.reshape(*points.shape, size).mean(axis=1).astype(np.float32)
+
+
+def _filter_offsets(step: float) -> np.ndarray:
+    """Return the offsets, in source voxels, over whose values the mean is a coarser voxel `step` source voxels wide.
+
+    A source voxel already is a mean over its own width. Variances of boxes add under convolution, so that a box of width
+    sqrt(step^2 - 1) gives the mean over the wider voxel, and no filter at step 1.
+    """
+    width = math.sqrt(max(0.0, step**2 - 1))
+    num_points = 1 + math.ceil(FILTER_POINTS_PER_VOX * width)
+    return ((np.arange(num_points) + 0.5) / num_points - 0.5) * width
 
 
 def _window(
@@ -164,18 +202,23 @@ def _window(
 
 
 def _resample_image(image: Volume, target: Geometry) -> np.ndarray:
-    """Return float32 intensities on a part of the resampled study by cubic B-spline, or copied where the spacing is equal."""
+    """Return float32 intensities on a part of the resampled study.
+
+    They are interpolated by cubic B-spline, filtered along axes that become coarser, or copied where the spacing is equal.
+    """
     index = axis_index(target, image.geometry)
     if np.allclose(target.spacing_mm, image.geometry.spacing_mm, rtol=SAME_SPACING_TOLERANCE, atol=0):
         starts = [round(float(axis[0])) for axis in index]
         box = _slices((start, start + len(axis)) for start, axis in zip(starts, index, strict=True))
         return image.array[box].astype(np.float32)
+    step = np.array(target.spacing_mm) / np.array(image.geometry.spacing_mm)
+    margins = [SPLINE_MARGIN_VOX + math.ceil(width / 2) for width in step]
     box = _slices(
-        (max(0, int(axis[0]) - SPLINE_MARGIN_VOX), min(size, int(axis[-1]) + SPLINE_MARGIN_VOX + 2))
-        for axis, size in zip(index, image.array.shape, strict=True)
+        (max(0, int(axis[0]) - margin), min(size, int(axis[-1]) + margin + 2))
+        for axis, size, margin in zip(index, image.array.shape, margins, strict=True)
     )
     within = [axis - part.start for axis, part in zip(index, box, strict=True)]
-    return interpolate(image.array[box], within, order=3)
+    return interpolate(image.array[box], within, order=3, step=step)
 
 
 def _scaled(pixels: np.ndarray, *, settings: PreprocessSettings) -> np.ndarray:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.data import leak_gate
 from prostate_seg.data.cases import Case
-from prostate_seg.data.dataset import CaseRecord, read_dataset, read_thumbnails, require_contract
+from prostate_seg.data.dataset import CaseRecord, chosen_settings, read_dataset, read_thumbnails, require_contract
 from prostate_seg.data.folds import Fold, chosen_folds, read_folds
 from prostate_seg.data.layouts import nfc
 from prostate_seg.data.leak_gate import Check, Fingerprint, Verdict, fingerprints_of, stop_on_leaks, unused_pairs
@@ -28,6 +28,7 @@ from prostate_seg.imaging.geometry import Spacing, Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, check_slice_planes, check_zones
+from prostate_seg.imaging.target_grid import auto_names
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +39,15 @@ SAME_GREY = 0.005
 """Mean difference of two preprocessed images, as a fraction of their range, that rounding on another machine explains."""
 
 
-def preprocess_settings(cfg: Config) -> PreprocessSettings:
-    """Return the settings that decide the network's input."""
-    values = {field.name: getattr(cfg.preprocess, field.name) for field in fields(cfg.preprocess)}
-    return PreprocessSettings(**values, whole_gland_labels=cfg.data.whole_gland_labels)
+def preprocess_settings(cfg: Config, workspace: Workspace) -> PreprocessSettings:
+    """Return the settings that decide the network's input; stage=preprocess has chosen the values of those that are auto."""
+    chosen = chosen_settings(workspace.contract_json, auto_names(cfg.preprocess))
+    return PreprocessSettings.of(cfg.preprocess, whole_gland_labels=cfg.data.whole_gland_labels, chosen=chosen)
 
 
 def checked_dataset(cfg: Config, workspace: Workspace) -> dict[str, CaseRecord]:
     """Return dataset.csv after checking that it was made with this config's preprocessing."""
-    require_contract(workspace.contract_json, preprocess_settings(cfg))
+    require_contract(workspace.contract_json, preprocess_settings(cfg, workspace))
     return read_dataset(workspace.dataset_csv)
 
 
@@ -70,7 +71,11 @@ def pass_leak_gate(
     sample = present[:: max(1, len(present) // NUM_REPEATED)][:NUM_REPEATED]  # spread over the data set
     read = [workspace.dataset_csv, workspace.thumbnails_npy, *(_preprocessed(workspace, record) for record in sample)]
     code = [Path(str(module.__file__)) for module in (leak_gate, fingerprint)]
-    settings = [cfg.fold.not_duplicates, preprocess_settings(cfg).as_dict(), [fold.subsets() for fold in folds]]
+    settings = [
+        cfg.fold.not_duplicates,
+        preprocess_settings(cfg, workspace).as_dict(),
+        [fold.subsets() for fold in folds],
+    ]
     key = md5_of_text(json.dumps([[md5_of(path) for path in [*read, *code] if path.is_file()], settings]))
     record = workspace.cache / "leak_gate.json"
     known = read_json(record) if record.is_file() else {}
@@ -109,7 +114,7 @@ def with_own_intensities(
 ) -> dict[str, Fingerprint]:
     """Return the fingerprints of a preprocessed data set, with `own_intensities` for the chosen cases."""
     fingerprints = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
-    repeat = partial(_has_own_intensities, settings=preprocess_settings(cfg), workspace=workspace)
+    repeat = partial(_has_own_intensities, settings=preprocess_settings(cfg, workspace), workspace=workspace)
     outcomes = map_cases(repeat, chosen, num_workers=cfg.machine.num_workers, label="leak gate")
     for record, own_intensities in zip(chosen, outcomes, strict=True):
         fingerprints[record.case_id] = replace(fingerprints[record.case_id], own_intensities=own_intensities)

@@ -199,7 +199,7 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
         recipe = load_recipe(path)
         if (recipe.train_ids, recipe.val_ids) != (fold.train, fold.val):
             raise InputError(f"{path} was trained on other cases than kfold.json now lists: run stage=train again")
-        if recipe.preprocess != common.preprocess_settings(cfg):
+        if recipe.preprocess != common.preprocess_settings(cfg, workspace):
             raise InputError(f"{path} was trained on other preprocessing than this run asks for: run stage=train again")
         networks.append(load_network(path, recipe=recipe, device=device))
     return recipe.predictor(networks, device=device, precision=cfg.train.precision, tta=cfg.evaluate.tta)

@@ -22,6 +22,15 @@ from prostate_seg.data.loading import bad_case, check_files
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5
 from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
+from prostate_seg.imaging.target_grid import (
+    StudyExtent,
+    auto3dseg_spacing_mm,
+    auto_image_size,
+    auto_spacing_mm,
+    nnunet_spacing_mm,
+    spacing_in_words,
+    study_extent,
+)
 from prostate_seg.reporting.overlays import Panel, Picture, choose_panels, contact_sheet_figure, picture_of
 from prostate_seg.reporting.plots import save_png
 from prostate_seg.stages.common import findings_of_data_set
@@ -51,6 +60,8 @@ class Inspection:
     """With all findings on the case."""
     image: Volume | None
     """Image without its voxels; None if it cannot be read."""
+    extent: StudyExtent | None
+    """None without a gland on the image's grid."""
     picture: Picture | None
     md5s: dict[str, str]
     """Hashes of image and mask, where they can be read."""
@@ -81,6 +92,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     findings_of = {case_id: [finding for finding in findings if finding.case_id == case_id] for case_id in by_id}
     table = pd.DataFrame([_row(one, findings_of[case_id]) for case_id, one in by_id.items()])
     summary = summarise(table, findings, num_without_mask=sum(case.mask is None for case in cases))
+    summary["grids"] = grids(inspections)
     panels = [_panel(one, findings_of[case_id]) for case_id, one in by_id.items()]
     with atomic_folder(workspace.inspection) as folder:
         write_csv(folder / "cases.csv", table, float_format="%.6g")
@@ -105,15 +117,35 @@ def inspect_case(case: Case, *, labels: Sequence[int] | None) -> Inspection:
     for kind, volume, path in (("image", image, case.image), ("mask", mask, case.mask)):
         if volume is not None and path is not None:
             md5s[kind] = content_md5(path)
-    picture = None
-    if image is not None and np.isfinite(image.array).all():
+    gland, picture, extent = None, None, None
+    if image is not None and mask is not None and mask.geometry.is_same_grid(image.geometry):
+        gland = whole_gland(mask.array, labels=labels)
+    if gland is not None and not gland.any():
         gland = None
-        if mask is not None and mask.geometry.is_same_grid(image.geometry):
-            gland = whole_gland(mask.array, labels=labels)
-        picture = picture_of(image, gland if gland is not None and gland.any() else None)
+    if image is not None and gland is not None:
+        extent = study_extent(gland, image.geometry)
+    if image is not None and np.isfinite(image.array).all():
+        picture = picture_of(image, gland)
     if image is not None:
         image = replace(image, array=np.empty(0))
-    return Inspection(case=case, quality=quality, image=image, picture=picture, md5s=md5s)
+    return Inspection(case=case, quality=quality, image=image, extent=extent, picture=picture, md5s=md5s)
+
+
+def grids(inspections: Sequence[Inspection]) -> dict[str, str]:
+    """Return the grid of `auto` and the spacings that nnU-Net and Auto3DSeg derive from the same studies, in words."""
+    studies = [one.extent for one in inspections if one.extent is not None]
+    geometries = [one.image.geometry for one in inspections if one.image is not None]
+    found = {}
+    if studies:
+        spacing_mm = auto_spacing_mm(studies)
+        size = auto_image_size(studies, spacing_mm=spacing_mm, crop="center")
+        found["auto"] = f"{spacing_in_words(spacing_mm)}, {size} x {size} voxels a slice"
+    if geometries:
+        spacings_mm = [grid.spacing_mm for grid in geometries]
+        shapes_vox = [grid.shape_vox for grid in geometries]
+        found["nnU-Net"] = spacing_in_words(nnunet_spacing_mm(spacings_mm, shapes_vox=shapes_vox))
+        found["Auto3DSeg"] = spacing_in_words(auto3dseg_spacing_mm(spacings_mm))
+    return found
 
 
 def _row(one: Inspection, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -185,6 +217,7 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
         f"{summary['num_patients_with_several_studies']} with several studies; {summary['num_without_mask']} without mask; "
         f"orientation {orientations}",
         *table_lines(["", *heads], rows, numbers=heads),
+        *(f"grid of {name}: {grid}" for name, grid in summary["grids"].items()),
     ]
 
 

@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.dataset import CaseRecord
 from prostate_seg.data.folds import Fold, all_train, imported, kfold, write_folds
-from prostate_seg.stages.common import checked_dataset, pass_leak_gate
+from prostate_seg.imaging.target_grid import choose_grid
+from prostate_seg.stages.common import checked_dataset, pass_leak_gate, preprocess_settings
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     else:
         folds = kfold(cases, num_folds=cfg.fold.num_folds, val_fraction=val_fraction, seed=seed)
     verdict = pass_leak_gate(cfg, workspace, folds, dataset)
+    depends = grids_of_training_studies(cfg, workspace, folds, dataset)
+    for line in depends:
+        log.warning("%s", line)
     how = {"strategy": cfg.fold.strategy, "seed": seed, "val_fraction": val_fraction}
     write_folds(workspace.kfold_json, folds, how=how)
     for line in describe(folds, dataset):
@@ -34,8 +39,24 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         outputs=[workspace.kfold_json],
         metrics={"prepare/num_folds": len(folds), "prepare/num_cases": len(cases)},
         tables=[workspace.kfold_json],
-        tags={"leak_gate": verdict["verdict"]},
+        tags={"leak_gate": verdict["verdict"]} | ({"grid_depends_on_test": "; ".join(depends)} if depends else {}),
     )
+
+
+def grids_of_training_studies(
+    cfg: Config, workspace: Workspace, folds: Sequence[Fold], dataset: dict[str, CaseRecord]
+) -> list[str]:
+    """Return a line for each fold whose training studies alone would give another grid than all studies did."""
+    used, lines = preprocess_settings(cfg, workspace), []
+    for index, fold in enumerate(folds):
+        studies = [dataset[case_id].extent for case_id in [*fold.train, *fold.val]]
+        alone = replace(used, **choose_grid(cfg.preprocess, studies))
+        if alone != used:
+            lines.append(
+                f"fold {index}: the grid depends on test studies: auto is {used.grid}, and from the training studies alone "
+                f"{alone.grid}; set preprocess.spacing_mm and preprocess.image_size to numbers"
+            )
+    return lines
 
 
 def describe(folds: Sequence[Fold], dataset: dict[str, CaseRecord]) -> list[str]:

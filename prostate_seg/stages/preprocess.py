@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,14 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import CaseRecord, join_thumbnails, write_contract, write_dataset
 from prostate_seg.data.label_names import require_gland_names
-from prostate_seg.data.loading import bad_case, load_case, refuse_or_exclude
+from prostate_seg.data.loading import bad_case, load_case, read_mask, refuse_or_exclude
 from prostate_seg.data.quality_table import write_quality_table
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
-from prostate_seg.stages.common import findings_of_data_set, preprocess_settings
+from prostate_seg.imaging.target_grid import StudyExtent, auto_names, choose_grid, study_extent
+from prostate_seg.stages.common import findings_of_data_set
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +38,13 @@ THUMBNAILS = "thumbnails"
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write preprocess/: images, masks, dataset.csv, reference_quality.csv, thumbnails.npy, the log and contract.json."""
-    settings = preprocess_settings(cfg)
     cases, findings = discover_cases(workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
-    require_gland_names(workspace.data, labels=settings.whole_gland_labels)
+    labels, auto = cfg.data.whole_gland_labels, auto_names(cfg.preprocess)
+    require_gland_names(workspace.data, labels=labels)
+    chosen = choose_grid(cfg.preprocess, study_extents(cfg, cases)) if auto else {}
+    settings = PreprocessSettings.of(cfg.preprocess, whole_gland_labels=labels, chosen=chosen)
+    if auto:
+        log.info("grid chosen from the data set: %s", settings.grid)
     log.info("preprocess %d cases of %s", len(cases), workspace.data)
     with atomic_folder(workspace.preprocess) as folder:
         work = partial(preprocess_case, data=workspace.data, folder=folder, settings=settings)
@@ -49,7 +55,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             qualities,
             md5s={kind: {row.case_id: getattr(row, f"{kind}_md5") for row in rows} for kind in ("image", "mask")},
             spacings_mm={row.case_id: (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm) for row in rows},
-            labels=settings.whole_gland_labels,
+            labels=labels,
         )
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=cfg.data.on_bad_case == "exclude")
         case_ids = [row.case_id for row in rows]
@@ -59,7 +65,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         join_thumbnails(folder / "thumbnails.npy", folder / THUMBNAILS, case_ids=case_ids)
         shutil.rmtree(folder / THUMBNAILS)
         write_quality_table(folder / "reference_quality.csv", qualities, findings=findings, used=set(case_ids))
-        write_contract(folder / "contract.json", settings)
+        write_contract(folder / "contract.json", settings, auto=auto)
         facts = {
             "num_cases": len(rows),
             "settings": settings.as_dict(),
@@ -86,7 +92,31 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             "preprocess/lowest_gland_kept_fraction": lowest.gland_kept_fraction,
         },
         tables=[workspace.preprocess / name for name in tables],
+        tags={"grid": settings.grid},
     )
+
+
+def study_extents(cfg: Config, cases: Sequence[Case]) -> list[StudyExtent]:
+    """Measure the studies whose mask can be read; the checks of preprocessing come later and give the reasons of the others."""
+    measure = partial(_extent_of_mask, labels=cfg.data.whole_gland_labels)
+    measured = map_cases(measure, cases, num_workers=cfg.machine.num_workers, label="choose the grid")
+    extents = [extent for extent in measured if extent is not None]
+    if not extents:
+        raise InputError(
+            f"preprocess.{auto_names(cfg.preprocess)[0]}=auto chooses the grid from the masks, and none of {len(cases)} has a "
+            "gland that can be read\nstage=inspect lists the reasons; or set spacing_mm and image_size to numbers."
+        )
+    return extents
+
+
+def _extent_of_mask(case: Case, *, labels: Sequence[int] | None) -> StudyExtent | None:
+    try:
+        assert case.mask is not None
+        mask = read_mask(case.mask)
+    except InputError:
+        return None
+    gland = whole_gland(mask.array, labels=labels)
+    return study_extent(gland, mask.geometry) if gland.any() else None
 
 
 def preprocess_case(
@@ -121,6 +151,7 @@ def preprocess_case(
 
     grid, gland = loaded.image.geometry, whole_gland(loaded.mask.array, labels=settings.whole_gland_labels)
     spacing_z_mm, spacing_y_mm, spacing_x_mm = grid.spacing_mm
+    extent = study_extent(gland, grid)
     row = CaseRecord(
         case_id=case.case_id,
         patient_id=case.patient_id,
@@ -136,6 +167,8 @@ def preprocess_case(
         spacing_x_mm=spacing_x_mm,
         orientation=loaded.image.stored_orientation,
         gland_volume_ml=int(gland.sum()) * grid.voxel_volume_ml,
+        gland_reach_mm=extent.gland_reach_mm,
+        gland_edge_mm=extent.gland_edge_mm,
         gland_kept_fraction=result.gland_kept_fraction,
         oracle_crop=settings.crop == "mask",
         warnings=";".join(sorted({finding.check for finding in quality.findings if not finding.is_error})),

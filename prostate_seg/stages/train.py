@@ -54,7 +54,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         for split in ("train", "val"):  # kfold.json may have been edited
             if not fold.subsets()[split]:
                 raise InputError(f"fold {index}: kfold.json lists no {split} studies\nRun stage=prepare again.")
-    require_legal_size(cfg.model, image_size=cfg.preprocess.image_size)
+    require_legal_size(cfg.model, image_size=preprocess_settings(cfg, workspace).image_size)
     pack_studies(cfg, workspace, dataset)
 
     log.info("fold  epoch  train loss  val Dice  learning rate   time")
@@ -152,7 +152,7 @@ def train_fold(
     data, mark = packed_folder(cfg, workspace), _finished_mark(workspace, index)
     recipe = Recipe(
         model=cfg.model,
-        preprocess=preprocess_settings(cfg),
+        preprocess=preprocess_settings(cfg, workspace),
         zscore=cfg.train.zscore,
         train_ids=fold.train,
         val_ids=fold.val,
