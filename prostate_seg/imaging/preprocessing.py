@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from scipy import ndimage
+from scipy.interpolate import BSpline
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of_text
@@ -25,8 +26,6 @@ SAME_SPACING_TOLERANCE = 1e-5
 """Relative difference up to which two spacings are equal; over 1,000 voxels it shifts by a hundredth of a voxel."""
 SPLINE_MARGIN_VOX = 12
 """Source voxels kept around a window; the prefilter of a cubic B-spline decays by 0.27 a voxel, so that 1e-7 of it is lost."""
-FILTER_POINTS_PER_VOX = 4
-"""Points per source voxel whose mean is the anti-aliasing filter."""
 EDGE_VOX = 1e-6
 """A voxel centre exactly on the edge of a grid counts as outside, as in ITK, whatever the rounding."""
 
@@ -163,24 +162,30 @@ def interpolate(
 def _weights(index: np.ndarray, *, size: int, order: Literal[1, 3], step: float) -> np.ndarray:
     """Return the weight of each of `size` samples at each continuous index, float32 [len(index), size].
 
-    Interpolating the identity matrix along its first axis gives the weights; along the second it is read at its samples.
-    """
-    mode: Literal["mirror", "nearest"] = "mirror" if order == 3 else "nearest"
-    points = index[:, None] + _filter_offsets(step)
-    positions = np.stack(np.meshgrid(points, np.arange(size), indexing="ij"))
-    weights: np.ndarray = ndimage.map_coordinates(np.eye(size), positions, order=order, mode=mode)
-    return weights.reshape(*points.shape, size).mean(axis=1).astype(np.float32)
-
-
-def _filter_offsets(step: float) -> np.ndarray:
-    """Return the offsets, in source voxels, over whose values the mean is a coarser voxel `step` source voxels wide.
-
     A source voxel already is a mean over its own width. Variances of boxes add under convolution, so that a box of width
-    sqrt(step^2 - 1) gives the mean over the wider voxel, and no filter at step 1.
+    sqrt(step^2 - 1) makes it the mean over a voxel `step` source voxels wide, and nothing is filtered up to step 1.
     """
     width = math.sqrt(max(0.0, step**2 - 1))
-    num_points = 1 + math.ceil(FILTER_POINTS_PER_VOX * width)
-    return ((np.arange(num_points) + 0.5) / num_points - 0.5) * width
+    margin = order + math.ceil(width / 2)
+    knots = np.arange(-margin, size + margin)
+    spread = _mean_of_b_spline(index[:, None] - knots, width=width, order=order)
+    # Beyond the ends the samples are mirrored for the cubic, and repeated for the linear spline.
+    extended = np.pad(np.eye(size), ((margin, margin), (0, 0)), mode="reflect" if order == 3 else "edge")
+    if order == 3:  # the spline passes through the samples only with these coefficients
+        extended = extended @ ndimage.spline_filter1d(np.eye(size), axis=0, mode="mirror")
+    weights: np.ndarray = (spread @ extended).astype(np.float32)
+    return weights
+
+
+def _mean_of_b_spline(position: np.ndarray, *, width: float, order: Literal[1, 3]) -> np.ndarray:
+    """Return the mean of the central B-spline over an interval around each position; its value for width 0."""
+    reach = (order + 1) / 2
+    spline = BSpline.basis_element(np.arange(order + 2) - reach)
+    if width == 0:
+        return np.where(abs(position) < reach, spline(position), 0.0)
+    integral = spline.antiderivative()
+    above, below = (integral(np.clip(position + sign * width / 2, -reach, reach)) for sign in (1, -1))
+    return (above - below) / width
 
 
 def _window(
