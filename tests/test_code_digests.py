@@ -1,11 +1,14 @@
 """Digests of source code change with code that decides numbers, and with nothing else."""
 
+import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from prostate_seg.provenance import code_digests
+from prostate_seg.provenance import code_digests, source_files
 from prostate_seg.provenance.code_digests import code_listing, digest_of_source, is_neutral
 from prostate_seg.provenance.source_files import PACKAGE
 
@@ -115,3 +118,70 @@ def test_unchanged_listings_are_not_rewritten(tmp_path: Path, monkeypatch: pytes
     written = path.stat().st_mtime_ns
     code_digests.main()
     assert path.stat().st_mtime_ns == written
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the package, whose digests the functions under test compute."""
+    copy = tmp_path / "project" / PACKAGE.name
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code_digests, "PACKAGE", copy)
+    monkeypatch.setattr(source_files, "PACKAGE", copy)
+    return copy
+
+
+def test_digests_of_an_unchanged_package_come_from_the_cache(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = code_digests.stage_code("prepare", cache_folder=tmp_path)
+    assert first.digests == code_digests.code_digests("prepare")
+    assert [package.parent / key for key in first.files] == source_files.source_files("prepare")
+    monkeypatch.setattr(code_digests, "code_digests", lambda _: pytest.fail("computed again"))
+    assert code_digests.stage_code("prepare", cache_folder=tmp_path) == first
+
+
+def test_an_edit_that_keeps_size_and_time_changes_the_cached_digest(package: Path, tmp_path: Path) -> None:
+    file = package / "data" / "folds.py"
+    before = code_digests.stage_code("prepare", cache_folder=tmp_path)
+    old = file.stat()
+    file.write_text(file.read_text().replace("len(patients) < needed", "len(patients) > needed"))
+    os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+    after = code_digests.stage_code("prepare", cache_folder=tmp_path)
+    changed = {key for key, digest in after.digests.items() if before.digests[key] != digest}
+    assert changed == {"prostate_seg/data/folds.py"}
+
+
+def test_a_new_import_adds_its_module_to_the_cached_code(package: Path, tmp_path: Path) -> None:
+    before = code_digests.stage_code("prepare", cache_folder=tmp_path)
+    with (package / "data" / "folds.py").open("a") as stream:
+        stream.write("from prostate_seg.segmentation import metrics\n")
+    after = code_digests.stage_code("prepare", cache_folder=tmp_path)
+    assert "prostate_seg/segmentation/metrics.py" in set(after.digests) - set(before.digests)
+    assert "prostate_seg/segmentation/metrics.py" in set(after.files) - set(before.files)
+
+
+def test_an_edit_while_digests_are_computed_is_not_cached(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, file = code_digests.code_digests, package / "data" / "folds.py"
+    text = file.read_text()
+
+    def edited_first(stage: str) -> dict[str, str]:
+        file.write_text(text + "LIMIT = 3\n")
+        return compute(stage)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(code_digests, "code_digests", edited_first)
+        code_digests.stage_code("prepare", cache_folder=tmp_path)
+    file.write_text(text)
+    assert code_digests.stage_code("prepare", cache_folder=tmp_path).digests == compute("prepare")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"package_md5": "0"}'])
+def test_damaged_cache_is_computed_again(package: Path, tmp_path: Path, text: str) -> None:
+    first = code_digests.stage_code("prepare", cache_folder=tmp_path)
+    path = tmp_path / "stage_code" / "prepare.json"
+    path.write_text(text)
+    assert code_digests.stage_code("prepare", cache_folder=tmp_path) == first
+    assert json.loads(path.read_text())["digests"] == first.digests

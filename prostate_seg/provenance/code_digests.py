@@ -10,11 +10,13 @@ import ast
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from prostate_seg.common.files import md5_of, md5_of_text, write_text
-from prostate_seg.provenance.source_files import PACKAGE, code_key, files_behind, imported_names
+from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json, write_text
+from prostate_seg.provenance.source_files import PACKAGE, code_key, files_behind, imported_names, source_files
 
 CODE_LISTING = "code.txt"
 """Artifact of a run with the listing of its stage; the tag md5.code is the md5 of this file, as in dvc.lock."""
@@ -33,6 +35,39 @@ LABELS = frozenset({"label", "message"})
 WORD = re.compile(r"(?<!\S)[(\"']?[A-Za-z']{2,}[)\"'.,:;]*(?!\S)")
 FEWEST_WORDS = 4
 """Strings with as many are sentences. Names of columns, headers and options, which code compares, have at most two words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCode:
+    """Code of one stage; files are named by their path below the project."""
+
+    package_md5: str
+    """Hash of all files of the package, from which the two others follow."""
+    files: list[str]
+    """All source files, sorted."""
+    digests: dict[str, str]
+    """Digest of each file that decides numbers."""
+
+
+def stage_code(stage: str, *, cache_folder: Path) -> StageCode:
+    """Return the code of a stage, from the cache if no file of the package has changed since it was written there."""
+    path, package_md5 = cache_folder / "stage_code" / f"{stage}.json", package_hash()
+    with suppress(OSError, ValueError, TypeError):  # absent, cut off, or of another version
+        kept = StageCode(**read_json(path))
+        if kept.package_md5 == package_md5:
+            return kept
+    files = [code_key(file) for file in source_files(stage)]
+    code = StageCode(package_md5=package_md5, files=files, digests=code_digests(stage))
+    if package_hash() == package_md5:  # nobody edited the code meanwhile
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            write_json(path, asdict(code))
+    return code
+
+
+def package_hash() -> str:
+    """Return the md5 of the names and contents of the package's files, compiled ones aside."""
+    files = sorted(path for path in PACKAGE.rglob("*") if path.suffix != ".pyc" and path.is_file())
+    return md5_of_text("".join(f"{md5_of(path)}  {code_key(path)}\n" for path in files))
 
 
 def code_digests(stage: str) -> dict[str, str]:

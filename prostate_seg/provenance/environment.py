@@ -89,7 +89,8 @@ def git_state(folder: Path) -> GitState:
 @cache  # every trial of a sweep records the same
 def packages() -> dict[str, str]:
     """Return the version of every installed package by its normalised name, sorted."""
-    found = ((dist.metadata["Name"], dist.version) for dist in importlib.metadata.distributions())
+    read = (dist.metadata for dist in importlib.metadata.distributions())  # parsed at each access
+    found = ((metadata["Name"], metadata["Version"]) for metadata in read)
     return dict(sorted((name.lower().replace("_", "-"), version) for name, version in found if name))
 
 

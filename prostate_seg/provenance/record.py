@@ -10,19 +10,19 @@ from typing import Any
 
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.hashing import Hashed, hash_paths
-from prostate_seg.provenance.source_files import code_key, source_files
+from prostate_seg.provenance.source_files import PACKAGE
 
 DATA = "data"
 
 
 def hash_stage(
-    stage: str, inputs: Iterable[Path], outputs: Iterable[Path], *, workspace: Workspace
+    inputs: Iterable[Path], outputs: Iterable[Path], *, code: Iterable[str], workspace: Workspace
 ) -> dict[str, dict[str, Hashed]]:
     """Return the hashes of what a stage read (inputs) and wrote (outputs), and of its source files (code), each by key."""
     paths = {
         "inputs": {key_of(path, workspace): path for path in inputs},
         "outputs": {key_of(path, workspace): path for path in outputs},
-        "code": {code_key(path): path for path in source_files(stage)},
+        "code": {key: PACKAGE.parent / key for key in code},
     }
     hashed = hash_paths([path for some in paths.values() for path in some.values()], cache=workspace.cache)
     return {kind: {key: hashed[path] for key, path in some.items()} for kind, some in paths.items()}

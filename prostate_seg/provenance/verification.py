@@ -9,7 +9,7 @@ from typing import Any
 from prostate_seg.common.settings import flat
 from prostate_seg.config.schema import STAGE_SETTINGS
 from prostate_seg.config.workspace import Workspace
-from prostate_seg.provenance.code_digests import code_digests
+from prostate_seg.provenance.code_digests import stage_code
 from prostate_seg.provenance.environment import packages
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.record import path_of
@@ -61,7 +61,7 @@ def compare(
     """Compare one recorded stage, or a fold trained alone (train.fold0), with the workspace.
 
     The record is provenance.json of its run, or its entry of DS_VERSION.json; the present settings are nested, and redacted
-    like the recorded ones. With `deciding_only`, digests of the code are compared instead of its files (see `code_digests`),
+    like the recorded ones. With `deciding_only`, digests of the code are compared instead of its files (see code_digests.py),
     and packages are not.
     """
     paths = {(kind, key): path_of(key, workspace) for kind in ("inputs", "outputs") for key in record[kind]}
@@ -87,7 +87,8 @@ def compare(
     stage_name = stage.split(".")[0]
     others: list[tuple[str, Mapping[str, str], Mapping[str, str]]] = []
     if use_digests:
-        others.append(("code", record["code_digests"], code_digests(stage_name)))
+        code = stage_code(stage_name, cache_folder=workspace.cache)
+        others.append(("code", record["code_digests"], code.digests))
     if record["packages"] and not deciding_only:
         others.append(("packages", record["packages"], packages()))
     deciding = tuple(f"{name}." for name in STAGE_SETTINGS[stage_name])

@@ -18,7 +18,7 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.operations.job import Job, NullRun, Outcome, command_line
 from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
-from prostate_seg.provenance.code_digests import code_digests
+from prostate_seg.provenance.code_digests import stage_code
 from prostate_seg.provenance.environment import git_state, machine, packages
 from prostate_seg.provenance.record import ancestors, hash_stage
 from prostate_seg.provenance.redaction import Redactor
@@ -91,7 +91,8 @@ class StageRun(NullRun):
 
     def _provenance(self, result: StageResult) -> Provenance:
         """Return the provenance of a finished stage, without secrets."""
-        redact, hashes = self.redactor, hash_stage(self.stage, result.inputs, result.outputs, workspace=self.workspace)
+        redact, code = self.redactor, stage_code(self.stage, cache_folder=self.workspace.cache)
+        hashes = hash_stage(result.inputs, result.outputs, code=code.files, workspace=self.workspace)
         md5 = {kind: {key: hashed.md5 for key, hashed in some.items()} for kind, some in hashes.items()}
         now = time.time()  # a time in the future, as after the clock was set back, is no evidence
         changed = [key for key, hashed in hashes["inputs"].items() if self.started < hashed.newest_mtime <= now]
@@ -115,7 +116,7 @@ class StageRun(NullRun):
             "inputs_changed_while_running": changed,
             "upstream": ancestors(md5["inputs"], self._upstream_entries(), workspace=self.workspace),
             "code": md5["code"],
-            "code_digests": code_digests(self.stage),
+            "code_digests": code.digests,
             "git": redact.tree(git),
             "packages": packages(),
             "machine": self.machine,
