@@ -73,7 +73,7 @@ def hydra_words(typed: Sequence[str]) -> list[str]:
             continue
         key = override.get_key_element()
         if override.is_sweep_override():  # without -m, Hydra would run one job, or refuse in more words
-            is_list = "list" in type_in_words(config.setting_types().get(key))
+            is_list = "list" in _words_of(key)
             hint = f", or write a list: {key}=[{override.get_value_string()}]" if is_list else ""
             raise ConfigError(f"{override.input_line}: several values are several jobs; add -m to the command{hint}")
         if key == "+sweep":
@@ -119,11 +119,17 @@ def hydra_word(word: str, *, is_multirun: bool) -> str:
         return word
     prefix, key, value = match.groups()
     kind = config.setting_types().get(key)
+    if not prefix and any("names, each" in _words_of(name) for name in (key, key.rpartition(".")[0])):
+        return f"++{word}"  # names may be added
     if kind in LISTS:
         return f"{prefix}{key}={_list(key, value, is_multirun=is_multirun)}"
     if key != "stage" and (kind in (str, str | None) or key in PATHS | TEXT_OF_HYDRA):
         return f"{prefix}{key}={_text(key, value, is_multirun=is_multirun)}"
     return word
+
+
+def _words_of(key: str) -> str:
+    return type_in_words(config.setting_types().get(key))
 
 
 def typed_word(word: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from prostate_seg.config.schema import Config
 from prostate_seg.imaging.preprocessing import PreprocessSettings
+from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.settings import Precision
 from prostate_seg.segmentation.training.packing import PackedSet
 from prostate_seg.segmentation.training.training import Epoch
@@ -225,7 +226,7 @@ def benchmark_config(*overrides: str) -> Config:
 
 def preprocess_settings(cfg: Config) -> PreprocessSettings:
     """Return the settings of the network's input, whose grid is given in numbers."""
-    return PreprocessSettings.of(cfg.preprocess, whole_gland_labels=cfg.data.whole_gland_labels, chosen={})
+    return PreprocessSettings.of(cfg.preprocess, regions={WHOLE_GLAND: cfg.data.whole_gland_labels}, chosen={})
 
 
 def pack_noise(folder: Path, *, num_cases: int) -> PackedSet:

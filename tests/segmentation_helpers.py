@@ -23,6 +23,7 @@ SETTINGS = PreprocessSettings(
     to_8bit=True,
     intensity_percentiles=(0.5, 99.5),
     whole_gland_labels=None,
+    zones={},
 )
 
 

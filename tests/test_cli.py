@@ -171,6 +171,10 @@ def test_each_item_of_a_text_list_is_text() -> None:
     assert value_of("data.exclude=['a,b',c]") == ["a,b", "c"]
     assert value_of("data.exclude=[]") == []
     assert value_of("fetch.parts=null") is None
+    words = ["data.labels={lesion: 3}", "target.regions.lesion=[lesion]", "target.regions={apex: [lesion]}"]
+    cfg = config.parse(composed(*(hydra_word(word, is_multirun=False) for word in words)))
+    assert cfg.data.labels == {"transition_zone": 1, "peripheral_zone": 2, "lesion": 3}
+    assert cfg.target.regions == {"whole_gland": None, "lesion": ["lesion"], "apex": ["lesion"]}
     assert config.parse(composed(hydra_word("data.exclude=[10005_1000005]", is_multirun=False))).data.exclude == [
         "10005_1000005"
     ]

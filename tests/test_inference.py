@@ -23,6 +23,7 @@ from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.segmentation.inference.inference import (
     Predictor,
     keep_largest_component,
+    network_probabilities,
     predict_probability,
     segment,
 )
@@ -92,26 +93,28 @@ class RunsOutOfMemory(nn.Module):
 
 def bright_mask(image: Volume) -> np.ndarray:
     ready = replace(predictor(BrightVoxels()), preprocess=replace(DEFAULT, spacing_mm=(3.0, 0.45, 0.45)))
-    return segment(image, None, predictor=ready, threshold=0.5, largest_component=True).mask
+    return segment(image, None, predictor=ready, threshold=0.5, largest_component=True).label_map > 0
 
 
 @pytest.mark.parametrize("model", [model_2d(), model_2d(num_slices=3), model_3d(), model_3d(num_slices=16)])
 @pytest.mark.parametrize("num_slices", [3, 9, 40])
 def test_probabilities_belong_to_their_slices(model: ModelConfig, num_slices: int) -> None:
     image = torch.linspace(-1, 1, num_slices)[:, None, None].expand(num_slices, 8, 8)
-    probability = predict_probability(image, predictor=predictor(BrightVoxels(), model=model))
+    probability = predict_probability(image, predictor=predictor(BrightVoxels(), model=model))[0]
     np.testing.assert_allclose(probability, torch.sigmoid(20 * image).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("num_slices", [1, 15, 16])
 def test_padding_of_a_study_shorter_than_the_patch_is_dropped(num_slices: int) -> None:
     image = torch.zeros(num_slices, 4, 4)
-    probability = predict_probability(image, predictor=predictor(Ramp(), model=model_3d(num_slices=16)))
+    probability = predict_probability(image, predictor=predictor(Ramp(), model=model_3d(num_slices=16)))[0]
     np.testing.assert_allclose(probability[:, 0, 0], np.arange(1, num_slices + 1) / 16, atol=2e-6)
 
 
 def test_two_patches_of_a_study_just_deeper_than_the_patch_are_averaged_where_they_overlap() -> None:
-    probability = predict_probability(torch.zeros(5, 4, 4), predictor=predictor(Ramp(), model=model_3d(num_slices=4)))
+    probability = predict_probability(torch.zeros(5, 4, 4), predictor=predictor(Ramp(), model=model_3d(num_slices=4)))[
+        0
+    ]
     expected = [1 / 4, (2 + 1) / 8, (3 + 2) / 8, (4 + 3) / 8, 1]
     np.testing.assert_allclose(probability[:, 0, 0], expected, atol=2e-6)
 
@@ -137,7 +140,7 @@ def test_padding_of_a_short_study_repeats_its_last_slice_as_in_training() -> Non
 
     image = torch.tensor([-1.0, -1.0, 1.0])[:, None, None].expand(3, 4, 4)
     np.testing.assert_allclose(
-        predict_probability(image, predictor=predictor(DeepestSlice(), model=model_3d())), 1.0, atol=1e-6
+        predict_probability(image, predictor=predictor(DeepestSlice(), model=model_3d()))[0], 1.0, atol=1e-6
     )
 
 
@@ -148,13 +151,48 @@ def test_end_slices_are_their_own_outer_neighbours(channel: int, neighbours: lis
             return x[:, channel, None]
 
     image = torch.arange(4.0)[:, None, None].expand(4, 4, 4)
-    probability = predict_probability(image, predictor=predictor(Channel(), model=model_2d(num_slices=3)))
+    probability = predict_probability(image, predictor=predictor(Channel(), model=model_2d(num_slices=3)))[0]
     np.testing.assert_allclose(probability, torch.sigmoid(image[neighbours]).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [model_2d(), model_3d()], ids=["2-D", "3-D"])
+def test_each_network_gives_a_probability_per_region(model: ModelConfig) -> None:
+    class Regions(nn.Module):
+        """Two regions, whose logits are the input and its negative."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x, -x], dim=1)
+
+    image = torch.arange(6.0)[:, None, None].expand(6, 4, 4)
+    networks = Regions(), nn.Sequential(Regions(), nn.Tanh())
+    probability = network_probabilities(image, predictor=predictor(*networks, model=model))
+    assert probability.shape == (2, 2, 6, 4, 4)
+    for network, logit in enumerate((image, torch.tanh(image))):
+        for region, sign in enumerate((1, -1)):
+            np.testing.assert_allclose(probability[network, region], torch.sigmoid(sign * logit), atol=1e-6)
+
+
+def test_zones_of_a_study_are_inside_its_gland(cube_volume: Volume) -> None:
+    class Noise(nn.Module):
+        """The gland where the input is bright, and random zones everywhere."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            noise = torch.randn(len(x), 2, *x.shape[2:], generator=torch.Generator().manual_seed(0))
+            return torch.cat([20 * x[:, :1], noise], dim=1)
+
+    zones = {"peripheral_zone": (5,), "transition_zone": (3,)}
+    settings = replace(DEFAULT, image_size=64, whole_gland_labels=(3, 5), zones=zones)
+    ready = replace(predictor(Noise()), preprocess=settings)
+    found = segment(cube_volume, None, predictor=ready, threshold=0.5, largest_component=True).label_map
+    alone = replace(ready, networks=[BrightVoxels()], preprocess=replace(settings, zones={}))
+    gland = segment(cube_volume, None, predictor=alone, threshold=0.5, largest_component=True).label_map
+    np.testing.assert_array_equal(found > 0, gland == 1)
+    assert set(np.unique(found)) == {0, 3, 5}
 
 
 def test_probabilities_of_an_ensemble_are_averaged() -> None:
     networks = ConstantLogit(0.0), ConstantLogit(np.log(3.0))  # probabilities 0.5 and 0.75
-    probability = predict_probability(torch.zeros(4, 8, 8), predictor=predictor(*networks))
+    probability = predict_probability(torch.zeros(4, 8, 8), predictor=predictor(*networks))[0]
     np.testing.assert_allclose(probability, 0.625, rtol=1e-6)
 
 
@@ -333,7 +371,7 @@ def test_batch_that_does_not_fit_is_split_and_logged_once(caplog: pytest.LogCapt
     ready = replace(predictor(RunsOutOfMemory(2)), num_threads=1)
     for seed in range(2):
         expected = torch.sigmoid(20 * noise(seed)).numpy()
-        np.testing.assert_allclose(predict_probability(noise(seed), predictor=ready), expected, atol=1e-6)
+        np.testing.assert_allclose(predict_probability(noise(seed), predictor=ready)[0], expected, atol=1e-6)
     logged = [record.getMessage() for record in caplog.records]
     assert logged == ["the GPU is out of memory: the batch size of inference is 2 from here on"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.data.label_names import require_gland_names
+from prostate_seg.data.label_names import label_names, region_labels, require_gland_names
 
 
 def data_set(root: Path, labels: Any) -> Path:
@@ -95,3 +95,75 @@ def test_a_data_set_without_label_names_passes_and_invalid_names_are_an_error(tm
     for wrong in ({"one": "prostate"}, {"prostate": None}, {"prostate": {"a": 1}}):
         with pytest.raises(InputError, match=r"dataset\.json: the labels cannot be read"):
             require_gland_names(data_set(tmp_path, wrong), labels=None)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"background": 0, "PZ": 1, "TZ": 2},
+        {"0": "background", "1": "peripheral zone", "2": "CentralGland"},
+        {"background": 0, "whole prostate": [1, 2], "peripheral_zone": 1, "transitional-zone": [2]},
+    ],
+)
+def test_zones_are_found_by_their_usual_names(tmp_path: Path, names: dict[str, Any]) -> None:
+    assert label_names(data_set(tmp_path, names), given=None) == {"peripheral_zone": 1, "transition_zone": 2}
+
+
+def test_names_are_those_of_bids_and_other_structures_keep_theirs(tmp_path: Path) -> None:
+    folder = tmp_path / "derivatives/manual"
+    folder.mkdir(parents=True)
+    (folder / "dseg.tsv").write_text("index\tname\n0\tbackground\n1\tTZ\n2\tcentral gland\n3\tIndex Lesion 2\n")
+    assert label_names(tmp_path, given=None) == {"transition_zone": 1, "central_gland": 2, "index_lesion_2": 3}
+    assert label_names(tmp_path / "nothing", given=None) is None
+
+
+def test_names_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    root = data_set(tmp_path, {"1": "PZ", "2": "peripheral zone"})
+    with pytest.raises(InputError, match=r"peripheral_zone: must be one label, is 1 in .*dataset\.json, 2 in "):
+        label_names(root, given=None)
+    root = data_set(tmp_path, {"PZ": 1, "TZ": 2})
+    swapped = {"transition_zone": 1, "peripheral_zone": 2}
+    with pytest.raises(
+        InputError, match=r"data.labels: (transition|peripheral)_zone must be \d, as in .*dataset\.json, is"
+    ):
+        label_names(root, given=swapped)
+    assert label_names(root, given={"peripheral_zone": 1, "lesion": 3}) == {"peripheral_zone": 1, "lesion": 3}
+
+
+REGIONS = {"whole_gland": None, "transition_zone": ["transition_zone"], "peripheral_zone": ["peripheral_zone"]}
+
+
+def test_the_same_regions_have_the_labels_of_each_data_set() -> None:
+    for names in ({"peripheral_zone": 1, "transition_zone": 2}, {"transition_zone": 1, "peripheral_zone": 2}):
+        found = region_labels(REGIONS, names=names, whole_gland_labels=None)
+        assert list(found) == [
+            "whole_gland",
+            "peripheral_zone",
+            "transition_zone",
+        ]  # by name, whatever the order of the YAML
+        assert found["whole_gland"] == (1, 2)
+        assert {name: found[name] for name in names} == {name: (label,) for name, label in names.items()}
+    assert region_labels({"whole_gland": None}, names=None, whole_gland_labels=None) == {"whole_gland": None}
+    assert region_labels({"whole_gland": None}, names=None, whole_gland_labels=(3,)) == {"whole_gland": (3,)}
+
+
+def test_a_region_unites_labels() -> None:
+    names = {"pz_left": 3, "pz_right": 1, "rest": 2}
+    found = region_labels({"whole_gland": None, "pz": ["pz_left", "pz_right"]}, names=names, whole_gland_labels=None)
+    assert found == {"whole_gland": (1, 2, 3), "pz": (1, 3)}
+
+
+def test_a_region_without_a_label_or_outside_the_gland_is_refused() -> None:
+    with pytest.raises(InputError, match=r"none of peripheral_zone, transition_zone; the data set has: prostate 1\n"):
+        region_labels(REGIONS, names={"prostate": 1}, whole_gland_labels=None)
+    with pytest.raises(InputError, match=r"the data set has: none\nGive the value of each label by its name"):
+        region_labels(REGIONS, names=None, whole_gland_labels=None)
+    with pytest.raises(InputError, match=r"label 2 of peripheral_zone is not in data.whole_gland_labels=\[1\]"):
+        region_labels(REGIONS, names={"transition_zone": 1, "peripheral_zone": 2}, whole_gland_labels=(1,))
+
+
+def test_names_in_the_config_are_checked_as_those_of_files_are(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"data.labels: label 3 is 'bladder'(.|\n)*set data.whole_gland_labels=\[1,2\]"
+    ):
+        require_gland_names(tmp_path, labels=None, given={"PZ": 1, "TZ": 2, "bladder": 3})

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+from monai.losses.dice import DiceCELoss
 
 from prostate_seg.segmentation.training.losses import build_loss
 from prostate_seg.segmentation.training.settings import Loss
@@ -24,6 +25,22 @@ def test_loss_is_near_zero_only_for_the_correct_mask(name: Loss, shape: tuple[in
     logits = 40 * mask - 20
     assert loss(logits, mask) < 0.01
     assert loss(-logits, mask) > 0.5
+
+
+@pytest.mark.parametrize("name", get_args(Loss))
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 3, 4, 16, 16)], ids=["2-D", "3-D"])
+def test_loss_of_several_regions_is_the_mean_of_theirs(name: Loss, shape: tuple[int, ...]) -> None:
+    loss, masks = build_loss(name), target(*shape)
+    masks[:, 1, ..., 8:] = 0
+    masks[:, 2] = 0
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    each = [loss(logits[:, part], masks[:, part]) for part in (slice(0, 1), slice(1, 2), slice(2, 3))]
+    torch.testing.assert_close(loss(logits, masks), torch.stack(each).mean())
+
+
+def test_dice_ce_of_one_region_has_the_bits_of_monai() -> None:
+    logits, mask = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)), target(2, 1, 16, 16)
+    assert torch.equal(build_loss("dice_ce")(logits, mask), DiceCELoss(sigmoid=True, batch=True)(logits, mask))
 
 
 @pytest.mark.parametrize("volumetric", [False, True], ids=["2-D", "3-D"])

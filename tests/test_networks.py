@@ -1,4 +1,4 @@
-"""Every network maps its input to one logit per voxel; sizes that do not halve evenly are refused."""
+"""Every network maps its input to a logit per region and voxel; sizes that do not halve evenly are refused."""
 
 import re
 from dataclasses import replace
@@ -32,10 +32,10 @@ def test_logits_have_the_shape_of_the_mask(model: config.ModelConfig, shape: tup
 def test_every_parameter_has_a_gradient(name: ModelName) -> None:
     """A branch without influence on the output would never be trained."""
     model = small_model(name)
-    network = build_network(model)
+    network = build_network(model, num_regions=3)
     inputs = torch.randn((2, 1, 4, 32, 32) if is_3d(model) else (2, model.num_slices, 32, 32))
     logits = network(inputs)
-    assert logits.shape == (2, 1, *inputs.shape[2:])
+    assert logits.shape == (2, 3, *inputs.shape[2:])
     logits.square().mean().backward()
     idle = [name for name, value in network.named_parameters() if value.grad is None]
     assert idle == []

@@ -15,11 +15,14 @@ import torch
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import STAGE_SETTINGS, parse
-from prostate_seg.segmentation.inference.intensity import Intensity
+from prostate_seg.segmentation import overlap
+from prostate_seg.segmentation.inference.inference import predict_probability
+from prostate_seg.segmentation.inference.intensity import Intensity, normalise
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 from prostate_seg.segmentation.networks.storage import Recipe, load_network, load_recipe, save_recipe, save_weights
 from prostate_seg.segmentation.training import training
+from prostate_seg.segmentation.training.augmentation import augment
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
 from prostate_seg.segmentation.training.packing import Batches, PackedSet
 from prostate_seg.segmentation.training.settings import Augmentation, Optimizer, TrainConfig, ValMetric
@@ -368,6 +371,54 @@ def test_batch_is_standardised_and_neighbours_are_of_the_same_study(packed: Pack
     intensity = packed.cases["b"].intensity
     expected = (packed.images[first].astype(np.float32) - intensity.mean) / intensity.sd
     np.testing.assert_allclose(images[0, 1].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet3d"])
+def test_batches_have_a_mask_per_region_that_augmentation_moves_with_the_image(
+    packed: PackedSet, name: ModelName
+) -> None:
+    model = small_model(name)
+    packed.masks[:] = packed.masks | (packed.masks > 0) * np.uint8(0b100)  # gland, an empty region, and the gland again
+    batches = Batches(packed, TRAIN, model=model, device=torch.device("cpu"), num_regions=3)
+    images, masks = batches.load(packed.slices_of(["a"])[2:4])
+    depth = model.num_slices if name == "unet3d" else 1
+    assert masks.shape == (2, 3 * depth, SIZE, SIZE)
+    _, moved = augment(images, masks, rng=torch.Generator().manual_seed(0))
+    for one in (masks, moved):
+        gland, empty, again = one.unflatten(1, (3, depth)).unbind(1)
+        assert gland.any()
+        assert not empty.any()
+        assert torch.equal(gland, again)
+    assert not torch.equal(moved, masks)
+
+
+@pytest.mark.parametrize("name", get_args(ModelName))
+def test_every_network_learns_the_regions_and_validation_is_their_mean(packed: PackedSet, name: ModelName) -> None:
+    left = np.arange(SIZE) < SIZE // 2
+    packed.masks[:] = packed.masks | (packed.masks > 0) * left * np.uint8(0b10)
+    model = small_model(name)
+    settings = replace(SETTINGS, whole_gland_labels=(1, 2), zones={"left": (2,)})
+    both = replace(predictor(build_network(model, num_regions=2), model=model), preprocess=settings)
+    result = fit(
+        packed,
+        train_ids=TRAIN,
+        val_ids=VAL,
+        settings=train_settings(max_epochs=3, augmentation="none"),
+        predictor=both,
+        seed=1,
+        on_epoch_end=lambda _: None,
+    )
+    assert result.history[-1].loss < result.history[0].loss
+    case = packed.cases["d"]
+    part = slice(case.first_slice, case.last_slice + 1)
+    network = build_network(model, num_regions=2)
+    network.load_state_dict(result.weights)
+    ready = replace(both, networks=[network.eval()])
+    image = torch.from_numpy(normalise(packed.images[part], intensity=case.intensity))
+    probability = predict_probability(image, predictor=ready)
+    bits = packed.masks[part]
+    expected = [overlap.dice(bits & bit > 0, one >= 0.5) for bit, one in zip((1, 2), probability, strict=True)]
+    assert validate(packed, VAL, predictor=ready)[0] == pytest.approx(np.mean(expected), abs=1e-9)
 
 
 def test_loss_that_is_not_finite_stops_with_the_next_step(packed: PackedSet) -> None:

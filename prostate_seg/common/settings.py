@@ -126,6 +126,8 @@ def _converted(hint: Any, value: Any) -> Any:
     options = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return _converted_to_one_of(options, value)
+    if get_origin(hint) is dict:
+        return {str(key): _converted(options[1], one) for key, one in dict(value).items()}
     if hint is NoneType and value is None:
         return None
     if get_origin(hint) is Literal:
@@ -159,6 +161,8 @@ def plain(value: Any) -> Any:
     """Return groups of settings as plain JSON and YAML types."""
     if dataclasses.is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
@@ -207,6 +211,8 @@ def type_in_words(hint: Any) -> str:
         return f"null or {others}" if accepts_null(hint) else others
     if get_origin(hint) is Literal:
         return ("one of " if len(options) > 1 else "") + ", ".join(options)
+    if get_origin(hint) is dict:
+        return f"names, each with {type_in_words(options[1])}"
     if options:
         return f"a list, each {type_in_words(options[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, A_GROUP)

@@ -16,7 +16,7 @@ from prostate_seg.common import settings
 from prostate_seg.common.errors import ConfigError, first_line
 from prostate_seg.common.settings import Range, Rule, Settings, parse_group, plain
 from prostate_seg.data.settings import FoldConfig
-from prostate_seg.imaging.settings import PreprocessConfig
+from prostate_seg.imaging.settings import PreprocessConfig, TargetConfig
 from prostate_seg.phantom.settings import PhantomSettings
 from prostate_seg.reporting.settings import PromotionRules
 from prostate_seg.segmentation.inference.settings import EvaluateConfig
@@ -39,7 +39,9 @@ class DataConfig(Settings):
     patient_pattern: str
     """Regular expression whose first group, searched in a case id, is the patient."""
     whole_gland_labels: tuple[int, ...] | None
-    """Mask labels of the whole gland; null takes every label above 0."""
+    """Mask labels of the whole gland; null takes every label above 0, or with zones every label that has a name."""
+    labels: dict[str, int] | None
+    """Value of each named mask label, which zones need; null takes the names in dataset.json (nnU-Net) or dseg.tsv (BIDS)."""
     exclude: list[str]
     """Case ids to leave out."""
     on_bad_case: Literal["fail", "exclude"]
@@ -54,6 +56,7 @@ class DataConfig(Settings):
         return [
             ("patient_pattern", _has_a_group(self.patient_pattern), "must be a regular expression with a group"),
             ("whole_gland_labels", are_labels, "must be null or a list of labels above 0"),
+            ("labels", not self.labels or min(self.labels.values()) > 0, "must be null or names of labels above 0"),
             ("phantom", is_phantom_alone, "must be set for data=phantom, and for no other data"),
         ]
 
@@ -284,6 +287,7 @@ class Config(Settings):
     seed: Annotated[int, Range(ge=0, le=2**32 - 1)]
     """Seed of all random number generators."""
     data: DataConfig
+    target: TargetConfig
     preprocess: PreprocessConfig
     fold: FoldConfig
     model: ModelConfig
@@ -308,17 +312,26 @@ class Config(Settings):
     bundle: BundleConfig
 
 
-SCIENCE_GROUPS = ("data", "preprocess", "fold", "model", "train", "evaluate")
+SCIENCE_GROUPS = ("data", "target", "preprocess", "fold", "model", "train", "evaluate")
 """Groups that decide a result; the others describe the machine."""
 
 
 STAGE_SETTINGS = {
     "fetch": ("data", "seed"),
-    "preprocess": ("data", "preprocess"),
+    "preprocess": ("data", "target", "preprocess"),
     "prepare": ("fold", "seed"),
     "train": ("model", "train", "fold.index", "seed"),
     "evaluate": ("evaluate", "train.precision", "fold.index", "fold.not_duplicates", "seed"),
-    "report": ("data.whole_gland_labels", "evaluate.external_root", "evaluate.num_bootstrap", "seed"),
+    "report": (
+        *(
+            "data.labels",
+            "data.whole_gland_labels",
+            "target",
+            "evaluate.external_root",
+            "evaluate.num_bootstrap",
+            "seed",
+        ),
+    ),
     "register": ("fold.index",),
 }
 """Science settings that decide the result of a stage for given inputs; dvc.yaml has the same under `params`."""

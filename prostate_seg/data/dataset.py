@@ -120,9 +120,18 @@ def read_thumbnails(path: Path, *, case_ids: Collection[str]) -> dict[str, np.nd
     return dict(zip(sorted(case_ids), rows, strict=True))
 
 
-def write_contract(path: Path, settings: PreprocessSettings, *, auto: Sequence[str] = ()) -> None:
-    """Write the settings, the names of those that were chosen from the data set, and their hash."""
-    write_json(path, {"preprocess": settings.as_dict(), "auto": list(auto), "hash": settings.digest})
+def write_contract(
+    path: Path, settings: PreprocessSettings, *, labels: Mapping[str, int] | None, auto: Sequence[str] = ()
+) -> None:
+    """Write the settings, the label of each name, the settings that were chosen from the data set, and the settings' hash."""
+    names = None if labels is None else dict(labels)
+    write_json(path, {"preprocess": settings.as_dict(), "labels": names, "auto": list(auto), "hash": settings.digest})
+
+
+def recorded_labels(path: Path) -> dict[str, int] | None:
+    """Return the label of each name in the data set, as stage=preprocess found them."""
+    labels: dict[str, int] | None = _read_contract(path).get("labels")
+    return labels
 
 
 def chosen_settings(path: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -140,7 +149,7 @@ def _read_contract(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=preprocess first")
     contract: dict[str, Any] = read_json(path)
-    return contract
+    return {**contract, "preprocess": {"zones": {}, **contract["preprocess"]}}  # older versions had no zones
 
 
 def require_contract(path: Path, settings: PreprocessSettings) -> None:

@@ -1,4 +1,4 @@
-"""Names of mask labels in nnU-Net's dataset.json and BIDS' dseg.tsv, and whether they name the gland.
+"""Names of mask labels in data.labels, nnU-Net's dataset.json and BIDS' dseg.tsv: which are gland, and which are of a region.
 
 Names are English, as both formats are; words without anatomical meaning (mask, left, expert) are ignored.
 """
@@ -6,7 +6,7 @@ Names are English, as both formats are; words without anatomical meaning (mask, 
 import csv
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -14,6 +14,9 @@ from typing import Any
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json
+from prostate_seg.imaging.labels import listed
+from prostate_seg.imaging.regions import Regions
+from prostate_seg.imaging.settings import WHOLE_GLAND
 
 GLAND_WORD = (
     r"prostat\w*|prostaat|gland|wholegland|wg|wp|central|peripheral|transition|transitional|pz|tz|cz|cg|"
@@ -34,6 +37,14 @@ PLAIN_WORD = (
 """Words without anatomical meaning."""
 
 
+ZONE_NAMES = {
+    "peripheral_zone": r"(prostate_)?(pz|peripheral(_?(zone|gland))?)",
+    "transition_zone": r"(prostate_)?(tz|transition(al)?(_?(zone|gland))?)",
+    "central_gland": r"(prostate_)?(cg|central_?gland|inner_gland)",
+}
+"""Names of zones in files, in lower case with underscores, by their names here."""
+
+
 class _Meaning(IntEnum):
     """Meaning of a name; of several names of a label the largest counts."""
 
@@ -43,9 +54,73 @@ class _Meaning(IntEnum):
     gland = 3
 
 
-def require_gland_names(root: Path, *, labels: Sequence[int] | None) -> None:
-    """Raise InputError if a label that is taken as gland has the name of something else, or dataset.json cannot be read."""
+def label_names(root: Path, *, given: Mapping[str, int] | None) -> dict[str, int] | None:
+    """Return the label of each name: `given` as data.labels, or else from the files of a data folder; None without either.
+
+    Raises:
+        InputError: If a name has several labels, or the files disagree with `given`.
+    """
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
     for file, pairs in _read_tables(root).items():
+        of_names = Counter(name for _, name in pairs)
+        for label, name in pairs:
+            if label > 0 and of_names[name] == 1:  # nnU-Net's unions have several labels
+                found[_standard_name(name)].setdefault(label, file)
+    if "transition_zone" not in found and "central_gland" in found:
+        found["transition_zone"] = found.pop("central_gland")
+    for name, places in found.items():
+        if len(places) > 1:
+            listing = ", ".join(f"{label} in {file}" for label, file in places.items())
+            raise InputError(f"{name}: must be one label, is {listing}\nCorrect the names.")
+        (label, file), wanted = next(iter(places.items())), (given or {}).get(name)
+        if wanted not in (None, label):
+            raise InputError(f"data.labels: {name} must be {label}, as in {file}, is {wanted}\nCorrect one of the two.")
+    if given is not None:
+        return dict(given)
+    return {name: next(iter(places)) for name, places in found.items()} or None
+
+
+def region_labels(
+    regions: Mapping[str, Sequence[str] | None],
+    *,
+    names: Mapping[str, int] | None,
+    whole_gland_labels: tuple[int, ...] | None,
+) -> Regions:
+    """Return the labels of `target.regions`, the whole gland first and then the zones by name; `names` as of `label_names`.
+
+    Raises:
+        InputError: If there is no label of a name, or a zone has labels that are not gland.
+    """
+    zones = {name: labels for name, labels in sorted(regions.items()) if labels is not None}
+    if not zones:
+        return {WHOLE_GLAND: whole_gland_labels}
+    known = names or {}
+    if absent := sorted({label for labels in zones.values() for label in labels} - known.keys()):
+        has = ", ".join(f"{name} {label}" for name, label in known.items()) or "none"
+        raise InputError(
+            f"target.regions: there must be a label of each name, and there is none of {', '.join(absent)}; the data set has: "
+            f"{has}\nGive the value of each label by its name, as in 'data.labels={{transition_zone: 1, peripheral_zone: 2}}', "
+            "or take target=whole_gland."
+        )
+    gland = whole_gland_labels or tuple(sorted(set(known.values())))
+    found = {name: tuple(sorted(known[label] for label in labels)) for name, labels in zones.items()}
+    for name, of_zone in found.items():
+        if outside := set(of_zone) - set(gland):
+            raise InputError(
+                f"target.regions: a zone must be a part of the gland, and label {listed(sorted(outside))} of {name} is not in "
+                f"data.whole_gland_labels={_list(gland)}\nAdd it there, or use null."
+            )
+    return {WHOLE_GLAND: gland, **found}
+
+
+def require_gland_names(root: Path, *, labels: Sequence[int] | None, given: Mapping[str, int] | None = None) -> None:
+    """Raise InputError if a label that is taken as gland has the name of something else, or dataset.json cannot be read.
+
+    `given` are the names in data.labels, which are checked as those of the files are.
+    """
+    configured = {"data.labels": [(label, name) for name, label in (given or {}).items()]}
+    tables: Mapping[Any, list[tuple[int, str]]] = {**configured, **_read_tables(root)}
+    for file, pairs in tables.items():
         names: dict[int, list[str]] = defaultdict(list)
         for label, name in pairs:
             if label > 0:
@@ -93,6 +168,13 @@ def _meaning(name: str) -> _Meaning:
     if any(re.fullmatch(INSIDE_WORD, word) for word in words):
         return _Meaning.inside
     return _Meaning.gland if any(re.fullmatch(GLAND_WORD, word) for word in words) else _Meaning.plain
+
+
+def _standard_name(name: str) -> str:
+    """Return a name in lower case with underscores, and a zone by its name here: PZ is peripheral_zone."""
+    words = re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    plain = "_".join(words).lower()
+    return next((zone for zone, pattern in ZONE_NAMES.items() if re.fullmatch(pattern, plain)), plain)
 
 
 def _read_tables(root: Path) -> dict[Path, list[tuple[int, str]]]:

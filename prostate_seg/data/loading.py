@@ -23,15 +23,19 @@ class LoadedCase:
     mask: Volume
 
 
-def load_case(case: Case, *, labels: Sequence[int] | None) -> tuple[LoadedCase | None, CaseQuality]:
-    """Read and check image and mask; a bad case gives None and the findings, never an exception."""
-    image, mask, quality = check_files(case, labels=labels)
+def load_case(
+    case: Case, *, labels: Sequence[int] | None, allow_others: bool = True
+) -> tuple[LoadedCase | None, CaseQuality]:
+    """Read and check image and mask; a bad case gives None and the findings, never an exception; labels as `check_case`."""
+    image, mask, quality = check_files(case, labels=labels, allow_others=allow_others)
     if image is None or mask is None or any(finding.is_error for finding in quality.findings):
         return None, quality
     return LoadedCase(image=image, mask=mask), quality
 
 
-def check_files(case: Case, *, labels: Sequence[int] | None) -> tuple[Volume | None, Volume | None, CaseQuality]:
+def check_files(
+    case: Case, *, labels: Sequence[int] | None, allow_others: bool = True
+) -> tuple[Volume | None, Volume | None, CaseQuality]:
     """Return image and mask, None where absent or unreadable, and all findings on them."""
     volumes: dict[str, Volume] = {}
     unreadable = []
@@ -42,7 +46,7 @@ def check_files(case: Case, *, labels: Sequence[int] | None) -> tuple[Volume | N
             except VolumeError as error:
                 unreadable.append(bad_case(case.case_id, error.check, f"{path.name}: {error}"))
     image, mask = volumes.get("image"), volumes.get("mask")
-    checked = check_case(case.case_id, image, mask, labels=labels)
+    checked = check_case(case.case_id, image, mask, labels=labels, allow_others=allow_others)
     return image, mask, replace(checked, findings=[*unreadable, *checked.findings])
 
 

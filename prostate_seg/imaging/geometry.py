@@ -143,8 +143,8 @@ class Volume:
     """Warnings about the file's header; `quality.check_case` turns them into findings."""
 
     def with_mask(self, mask: np.ndarray) -> "Volume":
-        """Return a mask [Z, Y, X] on this grid as uint8, with the stored orientation and form of this volume."""
-        return replace(self, array=mask.astype(np.uint8), warnings=())
+        """Return a mask [Z, Y, X] on this grid, uint8 or uint16, with the stored orientation and form of this volume."""
+        return replace(self, array=mask if mask.dtype == np.uint16 else mask.astype(np.uint8), warnings=())
 
 
 def bounding_box(mask: np.ndarray) -> Box:

@@ -31,10 +31,13 @@ def as_labels(mask: Volume) -> Volume:
     return replace(mask, array=rounded.astype(np.int32))
 
 
-def label_problem(array: np.ndarray, *, labels: Sequence[int] | None) -> tuple[str, str] | None:
+def label_problem(
+    array: np.ndarray, *, labels: Sequence[int] | None, allow_others: bool = True
+) -> tuple[str, str] | None:
     """Return the check that a mask fails and the message, or None when it marks gland.
 
-    The array is finite, with labels as `as_labels` returns them; `labels` are gland, or with None every label above 0.
+    The array is finite, with labels as `as_labels` returns them; `labels` are gland, or with None every label above 0. Other
+    labels are background if they are allowed.
     """
     if array.dtype.kind == "f" and (array != np.rint(array)).any():
         off = np.abs(array - np.rint(array))
@@ -65,6 +68,11 @@ def label_problem(array: np.ndarray, *, labels: Sequence[int] | None) -> tuple[s
         return "wanted_label_absent", (
             f"data.whole_gland_labels is {listed(labels)}, and the mask has {listed(np.unique(array))}; "
             "correct the setting, or list the case under data.exclude"
+        )
+    if labels is not None and not allow_others and (unnamed := found[~np.isin(found, labels)]).size:
+        return "unnamed_label", (
+            f"zones need a name for every label, and the mask has {listed(unnamed)} beside {listed(labels)}; name it in "
+            "data.labels, or set data.whole_gland_labels to those of the gland"
         )
     return None
 

@@ -19,7 +19,8 @@ from prostate_seg.common.files import md5_of_text
 from prostate_seg.common.settings import parse_group, plain
 from prostate_seg.imaging.geometry import Box, Geometry, Shape, Spacing, Volume, bounding_box
 from prostate_seg.imaging.quality import whole_gland
-from prostate_seg.imaging.settings import PreprocessConfig
+from prostate_seg.imaging.regions import Regions, region_bits
+from prostate_seg.imaging.settings import WHOLE_GLAND, PreprocessConfig
 from prostate_seg.imaging.target_grid import spacing_in_words
 
 SAME_SPACING_TOLERANCE = 1e-5
@@ -39,13 +40,25 @@ class PreprocessSettings(PreprocessConfig):
     """As numbers, which `target_grid` chose where the config has auto."""
     whole_gland_labels: tuple[int, ...] | None
     """None takes every label above 0."""
+    zones: dict[str, tuple[int, ...]]
+    """Labels of each zone, by name; empty for the whole gland alone."""
 
     @classmethod
-    def of(
-        cls, config: PreprocessConfig, *, whole_gland_labels: tuple[int, ...] | None, chosen: Mapping[str, Any]
-    ) -> "PreprocessSettings":
+    def of(cls, config: PreprocessConfig, *, regions: Regions, chosen: Mapping[str, Any]) -> "PreprocessSettings":
         """Return the settings of a config, with the values chosen for those that are auto."""
-        return parse_group(cls, plain(config) | chosen | {"whole_gland_labels": plain(whole_gland_labels)})
+        zones = {name: labels for name, labels in regions.items() if name != WHOLE_GLAND}
+        own = {"whole_gland_labels": regions[WHOLE_GLAND], "zones": zones}
+        return parse_group(cls, plain(config) | chosen | own)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PreprocessSettings":
+        """Read what `as_dict` returned, also in a version without zones."""
+        return parse_group(cls, {"zones": {}, **values}, key="preprocess")
+
+    @property
+    def regions(self) -> Regions:
+        """Labels of each region, the whole gland first and then the zones by name."""
+        return {WHOLE_GLAND: self.whole_gland_labels, **{name: self.zones[name] for name in sorted(self.zones)}}
 
     @property
     def grid(self) -> str:
@@ -69,7 +82,7 @@ class Preprocessed:
     image: Volume
     """Intensities, [Z, image_size, image_size], uint8 or float32."""
     mask: Volume | None
-    """Gland, same grid, uint8 0 or 1; None without a reference."""
+    """Regions as bits (`regions.region_bits`), same grid, uint8, so the whole gland alone 0 or 1; None without a reference."""
     gland_kept_fraction: float
     """Fraction of the reference's voxels that lie in the window; NaN without a reference."""
 
@@ -90,16 +103,16 @@ def preprocess_study(image: Volume, mask: Volume | None, *, settings: Preprocess
     array = np.full(window.shape_vox, pixels.min(), dtype=pixels.dtype)  # voxels outside the study get its lowest value
     array[inside] = pixels
     preprocessed = Volume(array=array, geometry=window)
-    if gland is None:
+    if mask is None or gland is None:
         return Preprocessed(image=preprocessed, mask=None, gland_kept_fraction=float("nan"))
 
-    # The gland by nearest neighbour, and the fraction of its own voxels whose centres lie in the window.
+    # The regions by nearest neighbour, and the fraction of the gland's own voxels whose centres lie in the window.
     reference = np.zeros(window.shape_vox, dtype=np.uint8)
     index = axis_index(_sub_geometry(window, inside), image.geometry)
     nearest = [
         np.clip(np.floor(axis + 0.5).astype(int), 0, size - 1) for axis, size in zip(index, gland.shape, strict=True)
     ]
-    reference[inside] = gland[np.ix_(*nearest)]
+    reference[inside] = region_bits(mask.array[np.ix_(*nearest)], settings.regions)
     kept = gland[_box(axis_index(image.geometry, window), window.shape_vox)]
     return Preprocessed(
         image=preprocessed,

@@ -96,12 +96,19 @@ class CaseQuality:
     """None for a mask that cannot be used."""
 
 
-def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, labels: Sequence[int] | None) -> CaseQuality:
+def check_case(
+    case_id: str,
+    image: Volume | None,
+    mask: Volume | None,
+    *,
+    labels: Sequence[int] | None,
+    allow_others: bool = True,
+) -> CaseQuality:
     """Measure a case once, and return the measurements with all findings.
 
     Errors are `few_slices`, `nan`, `constant_image`, `grids_differ`, `mask_is_image`, `label_not_integer`,
-    `label_out_of_range`, `too_many_labels`, `empty_mask`, `wanted_label_absent` and, for a mask that has leaked,
-    `not_compact`; warnings are `not_axial`, `label_255`, `slices_out_of_order`, `several_components`, `holes`, `gap`,
+    `label_out_of_range`, `too_many_labels`, `empty_mask`, `wanted_label_absent`, `unnamed_label` and, for a mask that has
+    leaked, `not_compact`; warnings are `not_axial`, `label_255`, `slices_out_of_order`, `several_components`, `holes`, `gap`,
     `implausible_volume`, `mask_touches_border`, a milder `not_compact` and those of reading (`Volume.warnings`).
 
     Args:
@@ -109,6 +116,7 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
         image: T2-weighted volume; None when it could not be read.
         mask: Its reference, with integer labels as `loading.read_mask` returns them; None when it could not be read.
         labels: Mask labels that are gland; None takes every label above 0.
+        allow_others: Whether a mask may have other labels than these.
     """
     findings: list[Finding] = []
 
@@ -144,7 +152,7 @@ def check_case(case_id: str, image: Volume | None, mask: Volume | None, *, label
         )
         report(("grids_differ", message), is_error=True)
     if mask is not None:
-        error = _not_finite("mask", mask.array) or label_problem(mask.array, labels=labels)
+        error = _not_finite("mask", mask.array) or label_problem(mask.array, labels=labels, allow_others=allow_others)
         if image is not None and np.array_equal(image.array, mask.array):
             message = "the mask has the voxels of its image; replace it, or list the case under data.exclude"
             error = "mask_is_image", message

@@ -16,8 +16,16 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.data import leak_gate
 from prostate_seg.data.cases import Case
-from prostate_seg.data.dataset import CaseRecord, chosen_settings, read_dataset, read_thumbnails, require_contract
+from prostate_seg.data.dataset import (
+    CaseRecord,
+    chosen_settings,
+    read_dataset,
+    read_thumbnails,
+    recorded_labels,
+    require_contract,
+)
 from prostate_seg.data.folds import Fold, chosen_folds, read_folds
+from prostate_seg.data.label_names import region_labels
 from prostate_seg.data.layouts import nfc
 from prostate_seg.data.leak_gate import Check, Fingerprint, Verdict, fingerprints_of, stop_on_leaks, unused_pairs
 from prostate_seg.data.loading import read_mask
@@ -41,8 +49,13 @@ SAME_GREY = 0.005
 
 def preprocess_settings(cfg: Config, workspace: Workspace) -> PreprocessSettings:
     """Return the settings that decide the network's input; stage=preprocess has chosen the values of those that are auto."""
-    chosen = chosen_settings(workspace.contract_json, auto_names(cfg.preprocess))
-    return PreprocessSettings.of(cfg.preprocess, whole_gland_labels=cfg.data.whole_gland_labels, chosen=chosen)
+    contract = workspace.contract_json
+    is_recorded = len(cfg.target.regions) > 1 and cfg.data.labels is None
+    names = recorded_labels(contract) if is_recorded else cfg.data.labels
+    regions = region_labels(cfg.target.regions, names=names, whole_gland_labels=cfg.data.whole_gland_labels)
+    return PreprocessSettings.of(
+        cfg.preprocess, regions=regions, chosen=chosen_settings(contract, auto_names(cfg.preprocess))
+    )
 
 
 def checked_dataset(cfg: Config, workspace: Workspace) -> dict[str, CaseRecord]:

@@ -43,6 +43,8 @@ Md5s = tuple[str, str]
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write evaluation/ (or evaluation_external/): cases.csv, slices.csv, metrics.json, summary.json, masks and overlays."""
+    if len(cfg.target.regions) > 1:
+        raise InputError("target: stage=evaluate takes the whole gland alone so far; use target=whole_gland")
     dataset = common.checked_dataset(cfg, workspace)
     folds, verdict = common.checked_folds(cfg, workspace, dataset)
     external = None if cfg.evaluate.external_root is None else Path(cfg.evaluate.external_root)
@@ -158,16 +160,16 @@ def evaluate_case(
         predictor=predictor,
         threshold=cfg.evaluate.threshold,
         largest_component=cfg.evaluate.largest_component,
-    ).mask
+    ).label_map
     write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(predicted))
     reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
-    counts, spacing_mm = slice_counts(reference, predicted), loaded.image.geometry.spacing_mm
+    counts, spacing_mm = slice_counts(reference, predicted > 0), loaded.image.geometry.spacing_mm
     return CaseResult(
         fold=fold,
         case=case,
         image_md5=md5s[0],
         mask_md5=md5s[1],
-        metrics=case_metrics(reference, predicted, spacing_mm=spacing_mm, counts=counts),
+        metrics=case_metrics(reference, predicted > 0, spacing_mm=spacing_mm, counts=counts),
         counts=counts,
     )
 

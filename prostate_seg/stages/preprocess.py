@@ -17,11 +17,12 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import CaseRecord, join_thumbnails, write_contract, write_dataset
-from prostate_seg.data.label_names import require_gland_names
+from prostate_seg.data.label_names import label_names, region_labels, require_gland_names
 from prostate_seg.data.loading import bad_case, load_case, read_mask, refuse_or_exclude
 from prostate_seg.data.quality_table import write_quality_table
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, write_volume
+from prostate_seg.imaging.labels import listed
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
 from prostate_seg.imaging.target_grid import StudyExtent, auto_names, choose_grid, study_extent
@@ -40,14 +41,23 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write preprocess/: images, masks, dataset.csv, reference_quality.csv, thumbnails.npy, the log and contract.json."""
     cases, findings = discover_cases(workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
     labels, auto = cfg.data.whole_gland_labels, auto_names(cfg.preprocess)
-    require_gland_names(workspace.data, labels=labels)
+    require_gland_names(workspace.data, labels=labels, given=cfg.data.labels)
+    names = label_names(workspace.data, given=cfg.data.labels) if len(cfg.target.regions) > 1 else None
+    regions = region_labels(cfg.target.regions, names=names, whole_gland_labels=labels)
     chosen = choose_grid(cfg.preprocess, study_extents(cfg, cases)) if auto else {}
-    settings = PreprocessSettings.of(cfg.preprocess, whole_gland_labels=labels, chosen=chosen)
+    settings = PreprocessSettings.of(cfg.preprocess, regions=regions, chosen=chosen)
+    if settings.zones:
+        log.info(
+            "zones: %s", ", ".join(f"{name} is label {listed(of_zone)}" for name, of_zone in settings.zones.items())
+        )
     if auto:
         log.info("grid chosen from the data set: %s", settings.grid)
     log.info("preprocess %d cases of %s", len(cases), workspace.data)
     with atomic_folder(workspace.preprocess) as folder:
-        work = partial(preprocess_case, data=workspace.data, folder=folder, settings=settings)
+        allow_others = labels is not None or not settings.zones
+        work = partial(
+            preprocess_case, data=workspace.data, folder=folder, settings=settings, allow_others=allow_others
+        )
         results = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="preprocess")
         rows = [row for row, _ in results if row is not None]
         qualities = {case.case_id: quality for case, (_, quality) in zip(cases, results, strict=True)}
@@ -55,9 +65,10 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             qualities,
             md5s={kind: {row.case_id: getattr(row, f"{kind}_md5") for row in rows} for kind in ("image", "mask")},
             spacings_mm={row.case_id: (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm) for row in rows},
-            labels=labels,
+            labels=settings.whole_gland_labels,
         )
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=cfg.data.on_bad_case == "exclude")
+        require_every_zone(settings, [qualities[row.case_id] for row in rows])
         case_ids = [row.case_id for row in rows]
         lowest = min(rows, key=lambda row: row.gland_kept_fraction)
 
@@ -65,7 +76,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         join_thumbnails(folder / "thumbnails.npy", folder / THUMBNAILS, case_ids=case_ids)
         shutil.rmtree(folder / THUMBNAILS)
         write_quality_table(folder / "reference_quality.csv", qualities, findings=findings, used=set(case_ids))
-        write_contract(folder / "contract.json", settings, auto=auto)
+        write_contract(folder / "contract.json", settings, labels=names, auto=auto)
         facts = {
             "num_cases": len(rows),
             "settings": settings.as_dict(),
@@ -119,15 +130,26 @@ def _extent_of_mask(case: Case, *, labels: Sequence[int] | None) -> StudyExtent 
     return study_extent(gland, mask.geometry) if gland.any() else None
 
 
+def require_every_zone(settings: PreprocessSettings, qualities: Sequence[CaseQuality]) -> None:
+    """Raise InputError if no mask has a zone: a network cannot learn it."""
+    found = {label for one in qualities if one.reference is not None for label in one.reference.labels_ml}
+    for name, labels in settings.zones.items():
+        if not found.intersection(labels):
+            raise InputError(
+                f"target.regions: some mask must have {name}, label {listed(labels)}, and all {len(qualities)} masks together "
+                f"have {listed(sorted(found))}\nCorrect data.labels, or leave the zone out."
+            )
+
+
 def preprocess_case(
-    case: Case, *, data: Path, folder: Path, settings: PreprocessSettings
+    case: Case, *, data: Path, folder: Path, settings: PreprocessSettings, allow_others: bool
 ) -> tuple[CaseRecord | None, CaseQuality]:
     """Read, check, preprocess and write one case.
 
     Returns:
         The row of dataset.csv, None for a case that cannot be used, and the measurements with all findings.
     """
-    loaded, quality = load_case(case, labels=settings.whole_gland_labels)
+    loaded, quality = load_case(case, labels=settings.whole_gland_labels, allow_others=allow_others)
     if loaded is None:
         return None, quality
     try:

@@ -244,7 +244,7 @@ def fit_fold(
             val_ids=recipe.val_ids,
             settings=settings,
             predictor=recipe.predictor(
-                [build_network(recipe.model)],
+                [build_network(recipe.model, num_regions=len(recipe.preprocess.regions))],
                 device=group.local_device(choose_device(device)),
                 precision=settings.precision,
                 tta=False,

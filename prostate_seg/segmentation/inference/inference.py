@@ -24,6 +24,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.progress import num_cores
 from prostate_seg.imaging.geometry import Geometry, Volume, bounding_box
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study, restore_probability
+from prostate_seg.imaging.regions import label_map_of
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity, normalise
 from prostate_seg.segmentation.inference.network_threads import network_threads, one_torch_thread
@@ -89,14 +90,14 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segmentation:
-    """Mask of one study with its uncertainty measures."""
+    """Label map of one study with its uncertainty measures, which are those of the gland."""
 
-    mask: np.ndarray
-    """Gland, bool on the study's own grid, [Z, Y, X]."""
+    label_map: np.ndarray
+    """On the study's own grid, [Z, Y, X], as `regions.label_map_of` returns it; every label above 0 is gland."""
     confidence: float | None
-    """Mean probability over the mask's voxels; None for an empty mask."""
+    """Mean probability over the gland's voxels; None for an empty mask."""
     inter_model_dice: float | None
-    """Of the networks' masks on the preprocessed grid; None for one network, or if all masks are empty."""
+    """Of the networks' glands on the preprocessed grid; None for one network, or if all masks are empty."""
     intensity: Intensity
     window: Geometry
 
@@ -107,35 +108,37 @@ def segment(
     """Segment a study on its own grid.
 
     The reference only centres the window of crop "mask", and is None otherwise. Voxels with a probability from `threshold` on
-    are gland, all of them or only the largest connected component.
+    are gland, all of them or only the largest connected component; each gets the most probable of the gland's labels.
     """
     with threadpool_limits(1, user_api="blas"):  # the rounding of sums in resampling depends on the number of threads
         prepared = preprocess_study(image, reference, settings=predictor.preprocess).image
         intensity = measure_intensity(prepared.array, clip=predictor.zscore)
         standardised = torch.from_numpy(normalise(prepared.array, intensity=intensity))
         per_network = network_probabilities(standardised, predictor=predictor)
-        probability = restore_probability(per_network.mean(axis=0), window=prepared.geometry, original=image.geometry)
-    mask = probability >= threshold
-    mask = keep_largest_component(mask) if largest_component else mask
+        restore = partial(restore_probability, window=prepared.geometry, original=image.geometry)
+        probability = np.stack([restore(one) for one in per_network.mean(axis=0)])
+    gland = probability[0] >= threshold
+    gland = keep_largest_component(gland) if largest_component else gland
     return Segmentation(
-        mask=mask,
-        confidence=float(probability[mask].mean()) if mask.any() else None,
-        inter_model_dice=inter_model_dice(per_network >= threshold),
+        label_map=label_map_of(gland, probability, predictor.preprocess.regions),
+        confidence=float(probability[0][gland].mean()) if gland.any() else None,
+        inter_model_dice=inter_model_dice(per_network[:, 0] >= threshold),
         intensity=intensity,
         window=prepared.geometry,
     )
 
 
 def predict_probability(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
-    """Return the mean probability over all networks, float32 [Z, Y, X]; arguments as `network_probabilities`."""
+    """Return the mean probability over all networks, float32 [regions, Z, Y, X]; arguments as `network_probabilities`."""
     return network_probabilities(image, predictor=predictor).mean(axis=0)
 
 
 @torch.inference_mode()
 def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
-    """Return the probability of gland from each network, float32 [networks, Z, Y, X], averaged over TTA and windows.
+    """Return the probability of each region from each network, averaged over TTA and windows.
 
-    `image` is the standardised study on the preprocessed grid, float32 [Z, Y, X].
+    `image` is the standardised study on the preprocessed grid, float32 [Z, Y, X]. The result is float32
+    [networks, regions, Z, Y, X].
     """
     forward = partial(_forward, predictor=predictor, pool=predictor.pool)
     image = image.to(predictor.device)  # in this thread, because the current GPU is a property of each thread
@@ -155,12 +158,12 @@ def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> np.nd
         else:
             rows = neighbours(np.arange(num_slices), num_slices=depth, first=0, last=num_slices - 1)
             probability = forward(image[torch.from_numpy(rows)]).transpose(0, 1)
-        array: np.ndarray = probability.contiguous().cpu().numpy()
+        array: np.ndarray = probability.unflatten(0, (len(predictor.networks), -1)).contiguous().cpu().numpy()
     return array
 
 
 def _forward(inputs: torch.Tensor, *, predictor: Predictor, pool: ThreadPoolExecutor) -> torch.Tensor:
-    """Return probabilities [N, networks, (D,) Y, X] of inputs [N, slices, Y, X] or [N, 1, D, Y, X]."""
+    """Return probabilities [N, networks * regions, (D,) Y, X] of inputs [N, slices, Y, X] or [N, 1, D, Y, X]."""
     # Batches have a fixed size: the last bits of a convolution depend on the size of its batch.
     batch_size = max(1, SLICES_PER_BATCH[inputs.device.type] // (inputs.shape[2] if is_3d(predictor.model) else 1))
     batches = inputs.split(batch_size)

@@ -55,7 +55,8 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         threshold=model.usage.threshold,
         largest_component=model.usage.largest_component,
     )
-    volume_ml = int(found.mask.sum()) * image.geometry.voxel_volume_ml
+    gland = found.label_map > 0
+    volume_ml = int(gland.sum()) * image.geometry.voxel_volume_ml
     spacing_z_mm, spacing_y_mm, _ = image.geometry.spacing_mm
     study = {
         "spacing_y_mm": spacing_y_mm,
@@ -69,16 +70,16 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         *model.notes,
         *(finding.message for finding in findings),
         *out_of_distribution(study, ranges=model.ranges),
-        *_mask_warnings(found.mask, image.geometry, found.window, volume_ml=volume_ml),
+        *_mask_warnings(gland, image.geometry, found.window, volume_ml=volume_ml),
     ]
     if found.confidence is not None and found.confidence < LOW_CONFIDENCE:
         warnings.append(f"mean probability {found.confidence:.2f}, below {LOW_CONFIDENCE:g}")
     if found.inter_model_dice is not None and found.inter_model_dice < LOW_INTER_MODEL_DICE:
         warnings.append(f"inter-model Dice {found.inter_model_dice:.2f}, below {LOW_INTER_MODEL_DICE:g}")
     return Prediction(
-        mask=image.with_mask(found.mask),
+        mask=image.with_mask(found.label_map),
         volume_ml=volume_ml,
-        num_slices=int(found.mask.any(axis=(1, 2)).sum()),
+        num_slices=int(gland.any(axis=(1, 2)).sum()),
         mean_confidence=found.confidence,
         inter_model_dice=found.inter_model_dice,
         warnings=warnings,

@@ -100,6 +100,8 @@ def load_model(
     folders = network_folders(folder, fold_index=fold_index)
     recipes = [load_recipe(path) for path in folders]
     first = recipes[0]
+    if first.preprocess.zones:
+        raise InputError(f"{folder}: networks of zones can be trained, but not used so far; use target=whole_gland")
     for path, recipe in zip(folders, recipes, strict=True):
         if (recipe.model, recipe.preprocess, recipe.zscore) != (first.model, first.preprocess, first.zscore):
             raise InputError(

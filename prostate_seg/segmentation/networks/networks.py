@@ -1,7 +1,7 @@
 """Network architectures by name, from MONAI or built from its blocks.
 
-A 2-D network takes [B, num_slices, Y, X] and a 3-D network [B, 1, Z, Y, X]; both return one logit per voxel of the gland,
-[B, 1, Y, X] or [B, 1, Z, Y, X].
+A 2-D network takes [B, num_slices, Y, X] and a 3-D network [B, 1, Z, Y, X]; both return a logit per region and voxel,
+[B, regions, Y, X] or [B, regions, Z, Y, X].
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def is_3d(settings: ModelConfig) -> bool:
     return len(settings.strides[0]) == 3
 
 
-def build_network(settings: ModelConfig) -> nn.Module:
+def build_network(settings: ModelConfig, *, num_regions: int = 1) -> nn.Module:
     """Return a new network with random weights."""
     volumetric = is_3d(settings)
     num_dims, channels, strides = (
@@ -35,7 +35,8 @@ def build_network(settings: ModelConfig) -> nn.Module:
         [tuple(level) for level in settings.strides],
     )
     norm, dropout, num_res_units = settings.norm, settings.dropout, settings.num_res_units
-    dims = {"spatial_dims": num_dims, "in_channels": 1 if volumetric else settings.num_slices, "out_channels": 1}
+    in_channels = 1 if volumetric else settings.num_slices
+    dims = {"spatial_dims": num_dims, "in_channels": in_channels, "out_channels": num_regions}
     levels: dict[str, Any] = {**dims, "channels": channels, "strides": strides, "dropout": dropout}
     layers: dict[str, Any] = {"act": settings.activation, "norm": norm}
     match settings.name:

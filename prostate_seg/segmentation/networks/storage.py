@@ -65,7 +65,7 @@ class Recipe:
         """Read what `as_dict` returned."""
         return cls(
             model=parse_group(ModelConfig, values["model"], key="model"),
-            preprocess=parse_group(PreprocessSettings, values["preprocess"], key="preprocess"),
+            preprocess=PreprocessSettings.from_dict(values["preprocess"]),
             zscore=values["zscore"],
             train_ids=values["train_ids"],
             val_ids=values["val_ids"],
@@ -93,7 +93,7 @@ def load_recipe(folder: Path) -> Recipe:
 
 def load_network(folder: Path, *, recipe: Recipe, device: torch.device) -> nn.Module:
     """Build the network of a recipe in eval mode and load its weights; InputError if they are absent or damaged."""
-    network = build_network(recipe.model)
+    network = build_network(recipe.model, num_regions=len(recipe.preprocess.regions))
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:

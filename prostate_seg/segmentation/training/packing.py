@@ -20,7 +20,7 @@ from prostate_seg.segmentation.networks.settings import ModelConfig
 from prostate_seg.segmentation.training.settings import TrainingSlices
 
 ReadCase = Callable[[str], tuple[np.ndarray, np.ndarray]]
-"""Returns image and 0/1 mask of a case, both [Z, Y, X]."""
+"""Returns image and mask of a case, both [Z, Y, X]; regions are the bits of the mask (`imaging.regions`)."""
 GPU_FRACTION_FOR_DATA = 0.5
 """Fraction of a GPU's free memory that the packed set may fill; a larger set stays on the host."""
 
@@ -47,7 +47,7 @@ class PackedSet:
     images: np.ndarray
     """[slices, Y, X], uint8 or float32."""
     masks: np.ndarray
-    """[slices, Y, X], uint8 0 or 1."""
+    """[slices, Y, X], uint8; regions are bits."""
     cases: dict[str, PackedCase]
     """By case id, in packed order."""
 
@@ -102,8 +102,10 @@ class Batches:
         model: ModelConfig,
         device: torch.device,
         kind: TrainingSlices = "all",
+        num_regions: int = 1,
     ):
         self.model, self.device = model, device
+        self.bits = torch.tensor([1 << number for number in range(num_regions)], device=device).to(torch.uint8)
         self.images, self.masks = torch.from_numpy(packed.images), torch.from_numpy(packed.masks)
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -127,7 +129,7 @@ class Batches:
         return order[: num_batches * batch_size].reshape(num_batches, batch_size)
 
     def load(self, slices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return standardised images [B, C, Y, X] and 0/1 masks [B, D, Y, X] around some slices, on the device."""
+        """Return standardised images [B, C, Y, X] and 0/1 masks [B, regions * D, Y, X] around some slices, on the device."""
         first, last, depth = self.first[slices], self.last[slices], self.model.num_slices
         if is_3d(self.model):
             rows = target_rows = patches(slices - depth // 2, depth=depth, first=first, last=last)
@@ -135,5 +137,6 @@ class Batches:
             rows, target_rows = neighbours(slices, num_slices=depth, first=first, last=last), slices[:, None]
         low, high, mean, sd = self.intensity[:, torch.from_numpy(slices), None, None, None].to(self.device)
         images = self.images[torch.from_numpy(rows)].to(self.device, torch.float32)
-        masks = self.masks[torch.from_numpy(target_rows)].to(self.device, torch.float32)
+        bits = self.masks[torch.from_numpy(target_rows)].to(self.device)
+        masks = (bits[:, None] & self.bits.view(-1, 1, 1, 1)).flatten(1, 2).ne(0).to(torch.float32)
         return images.clamp_(low, high).sub_(mean).div_(sd), masks

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
+from prostate_seg.imaging.regions import masks_of_bits
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.inference import Predictor, predict_probability
 from prostate_seg.segmentation.inference.intensity import normalise
@@ -133,7 +134,14 @@ def fit(
         InputError: If the loss is no longer finite.
     """
     device, volumetric = predictor.device, is_3d(predictor.model)
-    batches = Batches(packed, train_ids, model=predictor.model, device=device, kind=settings.slices)
+    batches = Batches(
+        packed,
+        train_ids,
+        model=predictor.model,
+        device=device,
+        kind=settings.slices,
+        num_regions=len(predictor.preprocess.regions),
+    )
     step = TrainingStep(predictor.networks[0], settings=settings, device=device, volumetric=volumetric, group=group)
     ema_predictor = replace(predictor, networks=[step.ema.module], num_threads=torch.get_num_threads())
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
@@ -268,7 +276,7 @@ class TrainingStep:
         Each process passes the whole micro-batch and runs the network on its shard.
         """
         if self.volumetric:  # slices are an axis of a 3-D input, and the channels of a 2.5-D input
-            images, masks = images[:, None], masks[:, None]
+            images, masks = images[:, None], masks.unflatten(1, (-1, images.shape[1]))
         with autocast(self.device, precision=self.settings.precision):
             logits = self.replica(images[self.group.shard(len(images))])
         # In float32 and on the logits of all processes: the Dice loss is pooled over the batch, not a mean over inputs.
@@ -399,7 +407,7 @@ class Budget:
 def validate(
     packed: PackedSet, case_ids: Sequence[str], *, predictor: Predictor, group: ProcessGroup = SINGLE_PROCESS
 ) -> tuple[float, float]:
-    """Return the mean Dice and the mean IoU of some studies, on the network's grid.
+    """Return the mean Dice and the mean IoU over studies and regions, on the network's grid.
 
     Evaluation measures otherwise: on the original grid, at evaluate.threshold, with the largest component and test-time
     augmentation if asked for. Here the threshold is fixed and every voxel counts: training depends on no setting of evaluation.
@@ -417,8 +425,9 @@ def _dice_and_iou(packed: PackedSet, case_id: str, *, predictor: Predictor) -> t
     slices = slice(case.first_slice, case.last_slice + 1)
     image = torch.from_numpy(normalise(packed.images[slices], intensity=case.intensity))
     predicted = predict_probability(image, predictor=predictor) >= VAL_THRESHOLD
-    counts = slice_counts(packed.masks[slices] > 0, predicted)
-    return counts.dice(), counts.iou()
+    references = masks_of_bits(packed.masks[slices], num_regions=len(predicted))
+    counts = [slice_counts(*pair) for pair in zip(references, predicted, strict=True)]
+    return float(np.mean([one.dice() for one in counts])), float(np.mean([one.iou() for one in counts]))
 
 
 @contextmanager
