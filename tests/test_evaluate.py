@@ -1,9 +1,12 @@
 """Stage evaluate in process: the same bits for any number of workers, no objective, and tables of older versions."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,7 +14,9 @@ import torch
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import StageResult, Workspace, workspace_of
-from prostate_seg.imaging.image_io import content_md5
+from prostate_seg.data.cases import Case
+from prostate_seg.data.loading import load_case
+from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.stages import evaluate, load_stage
 from prostate_seg.stages.report import load_report_data
 from tests.conftest import composed
@@ -73,6 +78,78 @@ def test_every_file_is_hashed_once_and_a_changed_one_is_refused(root: Path, monk
     monkeypatch.setattr(evaluate, "content_md5", lambda _: "another")
     with pytest.raises(InputError, match="has changed since stage=preprocess: run the pipeline again"):
         evaluated(root, num_workers=1, num_threads=1)
+
+
+def external_copies(root: Path, folder: Path, *, noise: float) -> Path:
+    """Return a data folder with the four images, which `noise` changes, and their masks, under other patients' names."""
+    for image in sorted((root / "data" / "images").iterdir()):
+        mask, name = root / "data" / "masks" / image.name, image.name.replace("ph", "other")
+        volume = read_volume(image)
+        values = volume.array + np.random.default_rng(0).normal(0, noise, volume.array.shape)
+        if noise:
+            write_volume(folder / "images" / name, replace(volume, array=np.rint(values).astype(np.int16)))
+            labels = read_volume(mask)
+            labels.array[labels.array.shape[0] // 2, 0, 0] = 1  # another mask file
+            write_volume(folder / "masks" / name, labels)
+        else:
+            for kind, path in (("images", image), ("masks", mask)):
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, folder / kind / name)
+    return folder
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    pytest.fail("must not be called")
+
+
+def test_copied_external_files_are_refused_before_an_image_is_read(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    external = external_copies(root, tmp_path, noise=0)
+    for name in ("load_case", "load_predictor", "segment"):
+        monkeypatch.setattr(evaluate, name, refuse)
+    with pytest.raises(InputError, match="4 of 4 external images are in the data set of the trained folds") as caught:
+        load_stage("evaluate")(*configured(root, f"evaluate.external_root={external}"))
+    assert str(caught.value).count("identical image files") == 4
+    assert not (root / "evaluation_external").exists()
+
+
+def test_all_near_duplicates_in_an_external_folder_are_named_without_segmenting_one(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    external, read = external_copies(root, tmp_path, noise=20), []
+    monkeypatch.setattr(evaluate, "segment", refuse)
+    monkeypatch.setattr(
+        evaluate, "load_case", lambda case, **how: (read.append(case.case_id), load_case(case, **how))[1]
+    )
+    with pytest.raises(InputError, match="4 of 4 external images are in the data set of the trained folds") as caught:
+        load_stage("evaluate")(*configured(root, f"evaluate.external_root={external}", "machine.num_workers=1"))
+    assert str(caught.value).count("near-identical images") == 4
+    assert "fold.not_duplicates" in str(caught.value)
+    assert sorted(read) == sorted(set(read))  # each image was decoded once
+    assert len(read) == 4
+
+
+def test_overruled_near_duplicates_in_an_external_folder_are_segmented(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    external = external_copies(root, tmp_path, noise=20)
+    names = [path.name.split(".")[0] for path in sorted((root / "data" / "images").iterdir())]
+    pairs = ",".join(f'"{name}/{name.replace("ph", "other")}: two patients"' for name in names)
+    result = load_stage("evaluate")(
+        *configured(root, f"evaluate.external_root={external}", f"fold.not_duplicates=[{pairs}]")
+    )
+    assert 0 <= result.metrics["test/dice"] <= 1
+    assert caplog.text.count("fold.not_duplicates lets near-identical images pass") == 4
+
+
+def test_external_case_whose_files_cannot_be_hashed_has_no_hashes(tmp_path: Path) -> None:
+    (tmp_path / "gone_1.nii.gz").symlink_to(tmp_path / "absent.nii.gz")
+    case = Case(
+        case_id="gone_1", patient_id="gone", study_id="1", image=tmp_path / "gone_1.nii.gz", mask=None, attributes={}
+    )
+    fingerprint = evaluate.hash_files(case)
+    assert (fingerprint.patient_id, fingerprint.image_md5, fingerprint.mask_md5) == ("gone", None, None)
 
 
 def test_evaluation_returns_metrics_but_no_objective(result: StageResult) -> None:

@@ -119,6 +119,9 @@ def test_every_pair_is_compared_for_any_block_size(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(fingerprint, "BLOCK", blocks[0])
         monkeypatch.setattr(fingerprint, "WIDE_BLOCK", blocks[1])
         assert near_duplicates(thumbnails).keys() == copies
+        for new in (["05"], ["00", "04", "10"], ["absent", "07"], []):
+            found = near_duplicates(thumbnails, new=new)
+            assert found.keys() == {pair for pair in copies if not set(new).isdisjoint(pair)}
 
 
 def test_padding_of_small_studies_does_not_make_them_near_duplicates() -> None:

@@ -20,6 +20,7 @@ import pytest
 import SimpleITK as sitk
 
 from prostate_seg.common.errors import InputError, VolumeError
+from prostate_seg.common.files import md5_of
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume, to_sitk, write_volume
 from prostate_seg.imaging.sitk_reader import geometry_of
@@ -640,3 +641,8 @@ def test_md5_of_an_mhd_depends_on_its_voxel_file(tmp_path: Path) -> None:
     first, second = (tmp_path / name / "a.mhd" for name in ("1", "2"))
     assert first.read_bytes() == second.read_bytes()
     assert content_md5(first) != content_md5(second)
+
+
+def test_md5_of_an_mhd_whose_header_cannot_be_used_is_that_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.mhd").write_text("NDims = 9\nElementDataFile = a.raw\n")
+    assert content_md5(tmp_path / "a.mhd") == md5_of(tmp_path / "a.mhd")

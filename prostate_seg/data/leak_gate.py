@@ -154,17 +154,22 @@ class Verdict:
 
 
 def find_leaks(
-    folds: Sequence[Fold], *, fingerprints: Mapping[str, Fingerprint], not_duplicates: NotDuplicates | None = None
+    folds: Sequence[Fold],
+    *,
+    fingerprints: Mapping[str, Fingerprint],
+    not_duplicates: NotDuplicates | None = None,
+    new: Collection[str] | None = None,
 ) -> Verdict:
     """Compare the subsets of each fold, and check each case; a pair of a fold is reported by the first check that finds it.
 
-    Near-duplicate pairs in `not_duplicates` are no leak unless they share another value as well.
+    Near-duplicate pairs in `not_duplicates` are no leak unless they share another value as well. With `new`, near-duplicates
+    are searched only among the pairs that one of these cases is in.
     """
     reasons = not_duplicates or {}
     cases = {case_id: fingerprints[case_id] for case_id in case_ids_of(folds)}
     thumbnails = {case_id: case.thumbnail for case_id, case in cases.items() if case.thumbnail is not None}
     near, overruled = {}, {}
-    for pair, correlation in near_duplicates(thumbnails).items():
+    for pair, correlation in near_duplicates(thumbnails, new=new).items():
         reason = reasons.get(frozenset(pair))
         if reason is None or cases[pair[0]].shared_with(cases[pair[1]]):
             near[pair] = correlation

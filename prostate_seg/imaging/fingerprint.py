@@ -5,7 +5,7 @@ that bias fields, noise, intensity scales and pixel sizes hardly change it.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import product
 
@@ -77,17 +77,22 @@ def similarity(first: np.ndarray, second: np.ndarray) -> float:
     return float(nearby[tuple(slice(2 * shift + 1) for shift in MAX_SHIFT_VOX)].max())
 
 
-def near_duplicates(thumbnails: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
-    """Return the pairs of near-duplicates, with their similarity.
+def near_duplicates(
+    thumbnails: Mapping[str, np.ndarray], *, new: Collection[str] | None = None
+) -> dict[tuple[str, str], float]:
+    """Return the pairs of near-duplicates, with their similarity; with `new`, only those pairs that one of these names is in.
 
-    All pairs are compared on coarse thumbnails by matrix products (1,500 studies in 7 s), and similar ones at full resolution.
+    All pairs are compared on coarse thumbnails by matrix products (1,500 studies in 7 s, one with 1,500 others in 0.4 s), and
+    similar ones at full resolution.
     """
-    names = sorted(thumbnails)
+    first = sorted(thumbnails if new is None else set(new) & set(thumbnails))
+    names = [*first, *sorted(set(thumbnails) - set(first))]
     found = {}
-    for i, j in _similar_pairs([thumbnails[name] for name in names]):
+    for i, j in _similar_pairs([thumbnails[name] for name in names], num_first=len(first)):
         value = similarity(thumbnails[names[i]], thumbnails[names[j]])
         if value >= NEAR_DUPLICATE_SIMILARITY:
-            found[names[i], names[j]] = value
+            one, other = sorted((names[i], names[j]))
+            found[one, other] = value
     return found
 
 
@@ -99,12 +104,13 @@ def _mean_weights(geometry: Geometry, axis: int, *, num_vox: int, edge_mm: float
     return (np.clip(shared_mm, 0, None) / edge_mm).astype(np.float32)
 
 
-def _similar_pairs(thumbnails: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs i < j whose coarse thumbnails correlate within the shifts of `similarity`."""
+def _similar_pairs(thumbnails: Sequence[np.ndarray], *, num_first: int) -> Iterator[tuple[int, int]]:
+    """Yield the pairs i < j, i < num_first, whose coarse thumbnails correlate within the shifts of `similarity`."""
     shifts = list(product(*(range(-most // COARSE, most // COARSE + 1) for most in MAX_SHIFT_VOX)))
     total = len(thumbnails)
-    for start, other in ((i, j) for i in range(0, total, BLOCK) for j in range(i, total, WIDE_BLOCK)):
-        block, wide = _coarse(thumbnails[start : start + BLOCK]), _coarse(thumbnails[other : other + WIDE_BLOCK])
+    for start, other in ((i, j) for i in range(0, num_first, BLOCK) for j in range(i, total, WIDE_BLOCK)):
+        block = _coarse(thumbnails[start : min(start + BLOCK, num_first)])
+        wide = _coarse(thumbnails[other : other + WIDE_BLOCK])
         flat = wide.reshape(len(wide), -1).T
         best = np.full((len(block), len(wide)), -1.0, dtype=np.float32)
         for shift in shifts:

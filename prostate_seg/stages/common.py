@@ -157,14 +157,18 @@ def _has_own_intensities(record: CaseRecord, *, settings: PreprocessSettings, wo
 
 
 def fingerprint_of(case: Case, image: Volume | None) -> Fingerprint:
-    """Return the fingerprint of a case from its files; an image that cannot be read, None, has its hash alone."""
-    return Fingerprint(
+    """Return the fingerprint of a case from its files; an image that is not read, None, has its hash alone."""
+    hashed = Fingerprint(
         patient_id=case.patient_id,
         image_md5=content_md5(case.image),
         mask_md5=None if case.mask is None else content_md5(case.mask),
-        voxels_sha1=None if image is None else voxels_sha1(image),
-        thumbnail=None if image is None else thumbnail(image),
     )
+    return hashed if image is None else with_voxels(hashed, image)
+
+
+def with_voxels(hashed: Fingerprint, image: Volume) -> Fingerprint:
+    """Return a fingerprint with the values that come from the decoded image."""
+    return replace(hashed, voxels_sha1=voxels_sha1(image), thumbnail=thumbnail(image))
 
 
 def findings_of_data_set(

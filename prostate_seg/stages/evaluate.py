@@ -1,11 +1,11 @@
 """Stage evaluate: segment the original test images, and compare the masks with the references on the images' own grid.
 
 The stage returns no objective, so that no sweep selects a setting on test cases. Each image is decoded and hashed once; those
-of an external folder are compared with the images of the trained folds before anything of the evaluation is kept.
+of an external folder are compared with the images of the trained folds before a network segments them.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -20,7 +20,7 @@ from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import CaseRecord, read_thumbnails
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.label_names import require_gland_names
-from prostate_seg.data.leak_gate import OVERRULE, Check, Fingerprint, find_leaks, fingerprints_of, listing
+from prostate_seg.data.leak_gate import OVERRULE, Check, Fingerprint, Leak, find_leaks, fingerprints_of, listing
 from prostate_seg.data.loading import LoadedCase, load_case, read_mask, refuse_or_exclude
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
@@ -126,23 +126,36 @@ def _evaluate_test_case(
 def evaluate_external_cases(
     cfg: Config, workspace: Workspace, folder: Path, root: Path, folds: dict[int, Fold], dataset: dict[str, CaseRecord]
 ) -> list[CaseResult]:
-    """Evaluate the ensemble of the folds on the cases of another data folder; refuse cases of the folds' own data set."""
+    """Evaluate the ensemble of the folds on the cases of another data folder; refuse cases of the folds' own data set.
+
+    Copied files are refused before an image is read. Near-duplicates are known only once the image is decoded: from the first
+    one on, no network runs, and the remaining images are compared only, so that the error lists all of them.
+    """
     cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
     require_gland_names(root, labels=cfg.data.whole_gland_labels)
+    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
+    warn_of_shared_patients(cases, known)
+    compare = partial(leaks_of_external, cfg=cfg, known=known)
+    hashed = map_cases(hash_files, cases, num_workers=cfg.machine.num_workers, label="hash")
+    external = {case.case_id: fingerprint for case, fingerprint in zip(cases, hashed, strict=True)}
+    refuse_leaks(compare(external), num_cases=len(cases))
     predictor = load_predictor(cfg, workspace, folds)
-    fingerprints: dict[str, Fingerprint] = {}
+    leaks: list[Leak] = []
 
     def evaluate(case: Case) -> tuple[CaseResult | None, list[Finding]]:
         loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
         if loaded is None:
             return None, quality.findings
-        found = fingerprints[case.case_id] = common.fingerprint_of(case, loaded.image)
-        md5s = str(found.image_md5), str(found.mask_md5)
+        fingerprint = common.with_voxels(external[case.case_id], loaded.image)
+        leaks.extend(compare({case.case_id: fingerprint}))
+        if leaks:
+            return None, quality.findings
+        md5s = str(fingerprint.image_md5), str(fingerprint.mask_md5)
         result = evaluate_case(case, loaded, md5s, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
         return result, quality.findings
 
     outcomes = map_cases(evaluate, cases, num_workers=cfg.machine.num_workers, label="evaluate")
-    require_unseen(cfg, workspace, fingerprints, dataset)
+    refuse_leaks(leaks, num_cases=len(cases))
     results = [result for result, _ in outcomes if result is not None]
     findings = [finding for finding in findings if finding.check != "unknown_exclude"]  # may name a training case
     findings += [finding for _, found in outcomes for finding in found]
@@ -207,14 +220,25 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
     return recipe.predictor(networks, device=device, precision=cfg.train.precision, tta=cfg.evaluate.tta)
 
 
-def require_unseen(
-    cfg: Config, workspace: Workspace, external: dict[str, Fingerprint], dataset: dict[str, CaseRecord]
-) -> None:
-    """Refuse external images that are duplicates or near-duplicates of images of the trained folds."""
-    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
-    shared = sorted({one.patient_id for one in known.values()} & {one.patient_id for one in external.values()})
+def hash_files(case: Case) -> Fingerprint:
+    """Return the hashes of a case's files; none if a file cannot be read, which `load_case` reports."""
+    try:
+        return common.fingerprint_of(case, None)
+    except OSError:
+        return Fingerprint(patient_id=case.patient_id)
+
+
+def warn_of_shared_patients(cases: Sequence[Case], known: Mapping[str, Fingerprint]) -> None:
+    """Log the patient ids that external cases share with the data set; patients of two data sets can have equal ids."""
+    shared = sorted({one.patient_id for one in known.values()} & {case.patient_id for case in cases})
     if shared:
         log.warning("patient ids of both data sets: %s; exclude them if they are the same people", ", ".join(shared))
+
+
+def leaks_of_external(
+    external: Mapping[str, Fingerprint], *, cfg: Config, known: Mapping[str, Fingerprint]
+) -> list[Leak]:
+    """Return the duplicates and near-duplicates between external cases and those of the trained folds; log overruled pairs."""
     # Patients of two data sets can have equal ids, so the ids of external cases get a suffix. The oracle crop is reported by
     # the gate of the folds.
     suffix = f" of {cfg.evaluate.external_root}"
@@ -227,12 +251,18 @@ def require_unseen(
         for pair, reason in common.not_duplicates(cfg).items()
         for one, other in permutations(pair, 2)
     }
-    verdict = find_leaks([fold], fingerprints=compared, not_duplicates=pairs)
+    verdict = find_leaks([fold], fingerprints=compared, not_duplicates=pairs, new=fold.test)
     for line in common.overruled_lines(verdict, {}, compared):
         log.warning("%s", line)
-    if leaks := verdict.leaks:
+    return verdict.leaks
+
+
+def refuse_leaks(leaks: Sequence[Leak], *, num_cases: int) -> None:
+    """Refuse external images of which some are images of the trained folds."""
+    if leaks:
+        ordered = sorted(leaks, key=str)  # threads found them
         raise InputError(
-            f"{len({leak.second for leak in leaks})} of {len(external)} external images are in the data set of the trained "
-            f"folds:\n  {listing(leaks)}\nList them under data.exclude."
+            f"{len({leak.second for leak in leaks})} of {num_cases} external images are in the data set of the trained "
+            f"folds:\n  {listing(ordered)}\nList them under data.exclude."
             + (f"\n{OVERRULE}" if any(leak.check is Check.near_duplicate for leak in leaks) else "")
         )
