@@ -110,7 +110,11 @@ def join_thumbnails(path: Path, folder: Path, *, case_ids: Collection[str]) -> N
 
 
 def read_thumbnails(path: Path, *, case_ids: Collection[str]) -> dict[str, np.ndarray]:
-    """Return the thumbnail of each case, mapped into memory; InputError if the file is not the array of these cases."""
+    """Return the thumbnail of each case, int8 of `fingerprint.THUMBNAIL_SHAPE`, mapped into memory.
+
+    Raises:
+        InputError: If the file is not the array of these cases.
+    """
     try:
         rows = np.load(path, mmap_mode="r") if path.is_file() else []
     except (ValueError, EOFError) as error:  # pickles are refused: opening one can run any code
@@ -135,7 +139,11 @@ def recorded_labels(path: Path) -> dict[str, int] | None:
 
 
 def chosen_settings(path: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Return the values that stage=preprocess chose for settings that are auto; InputError if it was given values instead."""
+    """Return the values that stage=preprocess chose for settings that are auto.
+
+    Raises:
+        InputError: If contract.json is absent, or stage=preprocess was given values instead.
+    """
     if not names:
         return {}
     contract = _read_contract(path)

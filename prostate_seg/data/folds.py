@@ -46,7 +46,10 @@ class Fold:
 def kfold(cases: Sequence[CaseRecord], *, num_folds: int, val_fraction: float, seed: int) -> list[Fold]:
     """Divide the patients for cross-validation, so that every patient is in the test subset of exactly one fold.
 
-    Test subsets differ by one patient at most and have similar gland volumes. Too few patients raise InputError.
+    Test subsets differ by one patient at most and have similar gland volumes.
+
+    Raises:
+        InputError: If there are too few patients.
     """
     from sklearn.model_selection import StratifiedKFold  # takes a second to import; most stages only read folds
 
@@ -65,7 +68,11 @@ def kfold(cases: Sequence[CaseRecord], *, num_folds: int, val_fraction: float, s
 
 
 def all_train(cases: Sequence[CaseRecord], *, val_fraction: float, seed: int) -> list[Fold]:
-    """Return one fold without a test subset; InputError if there are fewer than two patients."""
+    """Return one fold without a test subset.
+
+    Raises:
+        InputError: If there are fewer than two patients.
+    """
     _require_patients(patient_volumes(cases), needed=2, purpose="fold=all with a val subset")
     return _with_val(cases, [set()], val_fraction=val_fraction, seed=seed)
 
@@ -153,14 +160,22 @@ def write_folds(path: Path, folds: Sequence[Fold], *, how: Mapping[str, Any]) ->
 
 
 def read_folds(path: Path) -> list[Fold]:
-    """Read kfold.json; InputError if it is absent."""
+    """Read kfold.json.
+
+    Raises:
+        InputError: If it is absent.
+    """
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=prepare first")
     return [Fold(**subsets) for subsets in read_json(path)["folds"]]
 
 
 def chosen_folds(folds: Sequence[Fold], *, index: int | None) -> dict[int, Fold]:
-    """Return the fold of one index, or all, by index; InputError if there is none of that index."""
+    """Return the fold of one index, or all folds if it is None, by index.
+
+    Raises:
+        InputError: If there is no fold of that index.
+    """
     if index is not None and index >= len(folds):
         raise InputError(f"fold.index: must be below {len(folds)}, the number of folds in kfold.json, is {index}")
     return {number: fold for number, fold in enumerate(folds) if index is None or number == index}

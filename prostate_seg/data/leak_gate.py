@@ -68,6 +68,7 @@ class Fingerprint:
     mask_md5: str | None = None
     voxels_sha1: str | None = None
     thumbnail: np.ndarray | None = None
+    """See `fingerprint.thumbnail`."""
     oracle_crop: bool | None = None
     """Whether the network's window was placed with the reference."""
     own_intensities: bool | None = None

@@ -45,6 +45,7 @@ class Scan:
     """Path below the input folder without suffix, with / between folders; unique."""
     path: Path
     description: str = ""
+    """Series Description of a DICOM series; empty where it has none, and for image files."""
 
     @property
     def is_dicom(self) -> bool:

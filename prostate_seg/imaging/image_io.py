@@ -55,8 +55,10 @@ def read_volume(path: Path, *, channel: int | None = None) -> Volume:
 def write_volume(path: Path, volume: Volume) -> None:
     """Write a volume atomically, compressed where the format can, with the axes of `volume.stored_orientation`.
 
-    Equal volumes give equal bytes; bool is stored as uint8, float16 as float32. Other formats than `SINGLE_FILE_SUFFIXES` raise
-    InputError.
+    Equal volumes give equal bytes; bool is stored as uint8, float16 as float32.
+
+    Raises:
+        InputError: If the suffix is none of `SINGLE_FILE_SUFFIXES`.
     """
     suffix = image_suffix(path.name)
     if suffix not in SINGLE_FILE_SUFFIXES:

@@ -9,7 +9,11 @@ from prostate_seg.segmentation.settings import Device, Precision
 
 
 def choose_device(device: Device) -> torch.device:
-    """Return the torch device; InputError if a GPU is asked for and there is none."""
+    """Return the torch device.
+
+    Raises:
+        InputError: If a GPU is asked for and there is none.
+    """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise InputError(

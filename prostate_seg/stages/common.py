@@ -75,10 +75,13 @@ def checked_folds(
 def pass_leak_gate(
     cfg: Config, workspace: Workspace, folds: Sequence[Fold], dataset: Mapping[str, CaseRecord]
 ) -> dict[str, Any]:
-    """Return `Verdict.as_dict()` on folds, or raise an InputError if they leak.
+    """Return `Verdict.as_dict()` on folds.
 
     The windows of preprocess.crop=mask are recorded as a leak without an error. The verdict on these folds, files and settings
     is kept in the cache, so that later stages do not compare all pairs again.
+
+    Raises:
+        InputError: If the folds leak.
     """
     present = with_originals(workspace, dataset)
     sample = present[:: max(1, len(present) // NUM_REPEATED)][:NUM_REPEATED]  # spread over the data set

@@ -41,7 +41,11 @@ class SourceNote:
 
 
 def read_note(data: Path) -> SourceNote | None:
-    """Return the SOURCE.json of an earlier fetch, if any; InputError if this module did not write it."""
+    """Return the SOURCE.json of an earlier fetch; None if there is none.
+
+    Raises:
+        InputError: If this module did not write it.
+    """
     path = data / NOTE
     if not path.is_file():
         return None

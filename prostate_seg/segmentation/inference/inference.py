@@ -51,7 +51,11 @@ class BatchLimit:
         self._lock = threading.Lock()
 
     def halve(self, num_inputs: int, reason: str) -> None:
-        """Limit the batch size to half of one that did not fit; InputError if a single input does not fit."""
+        """Limit the batch size to half of one that did not fit, of `num_inputs` inputs.
+
+        Raises:
+            InputError: If a single input does not fit; the message has `reason`, that of the GPU's library.
+        """
         if num_inputs == 1:
             raise InputError(
                 f"one input does not fit into the memory of the GPU: {reason}\n"

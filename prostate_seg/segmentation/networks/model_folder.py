@@ -69,7 +69,11 @@ def read_usage(folder: Path) -> Usage | None:
 
 
 def network_folders(folder: Path, *, fold_index: int | None) -> list[Path]:
-    """Return the folders of the networks by fold, or only that of `fold_index`; InputError if there is none."""
+    """Return the folders of the networks, sorted by fold; only that of `fold_index` unless it is None.
+
+    Raises:
+        InputError: If there is none.
+    """
     found = {int(path.name[4:]): path for path in folder.glob("fold*") if path.name[4:].isdigit() and path.is_dir()}
     if not found:
         raise InputError(

@@ -45,7 +45,8 @@ class OnnxNetwork(nn.Module):
 def export_onnx(path: Path, network: nn.Module, *, model: ModelConfig, image_size: int) -> float:
     """Export a network, in eval mode on the CPU, and return its largest difference in probability on random inputs.
 
-    Missing packages, a failed export and a difference above `TOLERANCE` raise InputError.
+    Raises:
+        InputError: If a package is missing, the export fails, or the difference is above `TOLERANCE`.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _require(package)

@@ -30,7 +30,11 @@ class ServedModel:
         self.model = model
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return one row with `COLUMNS` per row with a `path` or a `content`; InputError if there is neither column."""
+        """Return one row with `COLUMNS` per row with a `path` or a `content`.
+
+        Raises:
+            InputError: If there is neither column.
+        """
         del params  # MLflow passes them to every model
         if not {"path", "content"} & set(model_input.columns):
             raise InputError("a request has rows with a path or the content of an image file, and this has neither")
@@ -57,7 +61,11 @@ class ServedModel:
 
 
 def suffix_of(content: bytes) -> str:
-    """Return the suffix of an image file from its first bytes; VolumeError for anything but the single-file formats."""
+    """Return the suffix of an image file from its first bytes.
+
+    Raises:
+        VolumeError: If it is of none of the single-file formats.
+    """
     if content[:2] == b"\x1f\x8b":
         return ".nii.gz"
     if content[:4] == b"NRRD":

@@ -85,14 +85,22 @@ def save_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def load_recipe(folder: Path) -> Recipe:
-    """Read the recipe of a trained network; InputError if the folder has none."""
+    """Read the recipe of a trained network.
+
+    Raises:
+        InputError: If the folder has none.
+    """
     if not (folder / RECIPE).is_file():
         raise InputError(f"{folder} has no trained network: run stage=train first")
     return Recipe.from_dict(read_json(folder / RECIPE))
 
 
 def load_network(folder: Path, *, recipe: Recipe, device: torch.device) -> nn.Module:
-    """Build the network of a recipe in eval mode and load its weights; InputError if they are absent or damaged."""
+    """Build the network of a recipe in eval mode, on `device`, and load its weights.
+
+    Raises:
+        InputError: If the weights are absent or damaged.
+    """
     network = build_network(recipe.model, num_regions=len(recipe.preprocess.regions))
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))

@@ -50,7 +50,8 @@ class Checkpoints:
     def save(self, state: TrainingState, *, epoch: int) -> None:
         """Write the state after an epoch, and remove all but the newest checkpoints.
 
-        InputError if the file cannot be written, as on a full disk; the previous checkpoint stays intact.
+        Raises:
+            InputError: If the file cannot be written, as on a full disk; the previous checkpoint stays intact.
         """
         # clone: DynUNet registers some layers under two names, and safetensors refuses tensors that share memory.
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.tensors.items()}

@@ -77,7 +77,11 @@ class ProcessGroup:
             return DistributedDataParallel(convert_global_batch_norm_(network), broadcast_buffers=False)
 
     def local_device(self, device: torch.device) -> torch.device:
-        """Return the GPU of this rank, or `device` where no GPU is used; InputError if GPUs are fewer than processes."""
+        """Return the GPU of this rank, or `device` where no GPU is used.
+
+        Raises:
+            InputError: If there are fewer GPUs than processes.
+        """
         if self.world_size == 1 or device.type != "cuda":
             return device
         if torchrun.local_world_size() > torch.cuda.device_count():
