@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
@@ -39,7 +38,6 @@ LONGER_RECORDED = ["train.max_epochs=8", "train.steps_per_epoch=12"]
 LONGER = [*LONGER_RECORDED, "mlflow=off"]
 HARD_USE = "HARD_USE" in os.environ
 """Whether tests that repeat a thing do so as often as `make hard-use` wants, which takes an hour."""
-only_in_hard_use = pytest.mark.skipif(not HARD_USE, reason="a longer variant of another test; make hard-use runs it")
 LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LAUNCHER = "-m prostate_seg"
 FAULTY = Path(__file__).parent / "e2e" / "faulty.py"

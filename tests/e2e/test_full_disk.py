@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project_helpers import LONGER, Project, copy_of, model_hash, only_in_hard_use, wait_for
+from tests.project_helpers import LONGER, Project, copy_of, model_hash, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,6 @@ def fill(file: Path) -> None:
             stream.flush()
 
 
-@only_in_hard_use
 def test_training_resumes_after_a_full_disk(
     prepared: Project,
     small_disk: Path,

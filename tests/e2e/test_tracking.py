@@ -29,7 +29,6 @@ from tests.project_helpers import (
     clean_environment,
     copy_of,
     dvc_md5,
-    only_in_hard_use,
     wait_for,
 )
 from tests.server_helpers import mlflow_server
@@ -232,7 +231,7 @@ def test_verify_of_an_unknown_run_is_refused(finished: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=only_in_hard_use)])
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_sweep_is_a_parent_run_of_its_trials(project: Project, launcher: str) -> None:
     extra = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     grid = ["model=unet,attention_unet", "fold.index=0,1"]
