@@ -54,7 +54,7 @@ def bare_steps(cfg: Config, packed: PackedSet, *, num_steps: int) -> Callable[[]
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(network, cfg.train)
     batches = Batches(packed, list(packed.cases), model=cfg.model, device=device)
-    images, masks = batches.load(batches.slices[: cfg.train.batch_size])
+    images, masks = batches.load(torch.from_numpy(batches.slices[: cfg.train.batch_size]).to(batches.images.device))
 
     def steps() -> None:
         for _ in range(num_steps):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
 from prostate_seg.segmentation.inference.windows import neighbours, patches
@@ -59,10 +60,10 @@ def test_constant_study_does_not_divide_by_zero() -> None:
 
 
 def test_neighbours_repeat_the_ends_of_the_study() -> None:
-    rows = neighbours(np.array([4, 6, 7]), num_slices=3, first=4, last=7)
+    rows = neighbours(torch.tensor([4, 6, 7]), num_slices=3, first=4, last=7)
     assert rows.tolist() == [[4, 4, 5], [5, 6, 7], [6, 7, 7]]
 
 
 def test_patches_repeat_the_ends_of_the_study() -> None:
-    rows = patches(np.array([3, 5, 6]), depth=4, first=4, last=8)
+    rows = patches(torch.tensor([3, 5, 6]), depth=4, first=torch.full((3,), 4), last=torch.full((3,), 8))
     assert rows.tolist() == [[4, 4, 5, 6], [5, 6, 7, 8], [6, 7, 8, 8]]

@@ -364,7 +364,7 @@ def test_gland_slices_only_excludes_the_others(packed: PackedSet) -> None:
 def test_batch_is_standardised_and_neighbours_are_of_the_same_study(packed: PackedSet) -> None:
     batches = Batches(packed, TRAIN, model=model_2d(num_slices=3), device=torch.device("cpu"))
     first = packed.cases["b"].first_slice
-    images, masks = batches.load(np.array([first]))
+    images, masks = batches.load(torch.tensor([first]))
     assert images.shape == (1, 3, SIZE, SIZE)
     assert masks.shape == (1, 1, SIZE, SIZE)
     assert torch.equal(images[:, 0], images[:, 1])  # the neighbour below the first slice is the first slice
@@ -380,7 +380,7 @@ def test_batches_have_a_mask_per_region_that_augmentation_moves_with_the_image(
     model = small_model(name)
     packed.masks[:] = packed.masks | (packed.masks > 0) * np.uint8(0b100)  # gland, an empty region, and the gland again
     batches = Batches(packed, TRAIN, model=model, device=torch.device("cpu"), num_regions=3)
-    images, masks = batches.load(packed.slices_of(["a"])[2:4])
+    images, masks = batches.load(torch.from_numpy(packed.slices_of(["a"])[2:4]))
     depth = model.num_slices if name == "unet3d" else 1
     assert masks.shape == (2, 3 * depth, SIZE, SIZE)
     _, moved = augment(images, masks, rng=torch.Generator().manual_seed(0))

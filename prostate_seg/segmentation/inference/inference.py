@@ -160,8 +160,9 @@ def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> np.nd
                 overlap=WINDOW_OVERLAP,
             )[0, :, :num_slices]
         else:
-            rows = neighbours(np.arange(num_slices), num_slices=depth, first=0, last=num_slices - 1)
-            probability = forward(image[torch.from_numpy(rows)]).transpose(0, 1)
+            centers = torch.arange(num_slices, device=image.device)
+            rows = neighbours(centers, num_slices=depth, first=0, last=num_slices - 1)
+            probability = forward(image[rows]).transpose(0, 1)
         array: np.ndarray = probability.unflatten(0, (len(predictor.networks), -1)).contiguous().cpu().numpy()
     return array
 

@@ -1,17 +1,20 @@
 """Slice indices of network inputs: neighbours as channels in 2-D and 2.5-D, patches in 3-D.
 
-A row of indices is one input. Indices beyond a study repeat its first or last slice.
+A row of indices is one input. Indices beyond a study repeat its first or last slice. All are int64 tensors on one device.
 """
 
-import numpy as np
+import torch
 
 
-def neighbours(centers: np.ndarray, *, num_slices: int, first: np.ndarray | int, last: np.ndarray | int) -> np.ndarray:
+def neighbours(
+    centers: torch.Tensor, *, num_slices: int, first: torch.Tensor | int, last: torch.Tensor | int
+) -> torch.Tensor:
     """Return [N, num_slices] slice indices around each center, clipped to first..last."""
-    return patches(np.asarray(centers) - (num_slices - 1) // 2, depth=num_slices, first=first, last=last)
+    return patches(centers - (num_slices - 1) // 2, depth=num_slices, first=first, last=last)
 
 
-def patches(starts: np.ndarray, *, depth: int, first: np.ndarray | int, last: np.ndarray | int) -> np.ndarray:
+def patches(starts: torch.Tensor, *, depth: int, first: torch.Tensor | int, last: torch.Tensor | int) -> torch.Tensor:
     """Return [N, depth] slice indices from each start on, clipped to first..last."""
-    rows = np.asarray(starts)[:, None] + np.arange(depth)
-    return np.clip(rows, np.reshape(first, (-1, 1)), np.reshape(last, (-1, 1)))
+    rows = starts[:, None] + torch.arange(depth, device=starts.device)
+    low, high = (torch.as_tensor(end, device=starts.device).reshape(-1, 1) for end in (first, last))
+    return torch.minimum(torch.maximum(rows, low), high)

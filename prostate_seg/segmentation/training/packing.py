@@ -113,11 +113,12 @@ class Batches:
                 self.images, self.masks = self.images.to(device), self.masks.to(device)
         # For every slice of the set: first and last slice of its study, and [4, slices] low, high, mean and SD.
         cases = list(packed.cases.values())
-        repeats = [case.num_slices for case in cases]
-        self.first = np.repeat([case.first_slice for case in cases], repeats)
-        self.last = np.repeat([case.last_slice for case in cases], repeats)
+        rows = [(c.first_slice, c.last_slice) for c in cases]
         values = [(c.intensity.low, c.intensity.high, c.intensity.mean, c.intensity.sd) for c in cases]
-        self.intensity = torch.tensor(np.repeat(values, repeats, axis=0).T, dtype=torch.float32)
+        repeats = [case.num_slices for case in cases]
+        self.ends = torch.from_numpy(np.repeat(rows, repeats, axis=0).T).to(self.images.device)
+        intensity = torch.tensor(np.repeat(values, repeats, axis=0).T, dtype=torch.float32)
+        self.intensity = intensity.to(self.images.device)
         self.slices = packed.slices_of(case_ids)
         if kind == "gland":
             self.slices = self.slices[packed.masks[self.slices].any(axis=(1, 2))]
@@ -128,15 +129,18 @@ class Batches:
         order = np.concatenate([rng.permutation(self.slices) for _ in range(num_passes)])
         return order[: num_batches * batch_size].reshape(num_batches, batch_size)
 
-    def load(self, slices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return standardised images [B, C, Y, X] and 0/1 masks [B, regions * D, Y, X] around some slices, on the device."""
-        first, last, depth = self.first[slices], self.last[slices], self.model.num_slices
+    def load(self, slices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return standardised images [B, C, Y, X] and 0/1 masks [B, regions * D, Y, X] on the device.
+
+        `slices` are the indices of the central slices, int64 [B], where the packed set is.
+        """
+        (first, last), depth = self.ends[:, slices], self.model.num_slices
         if is_3d(self.model):
             rows = target_rows = patches(slices - depth // 2, depth=depth, first=first, last=last)
         else:
             rows, target_rows = neighbours(slices, num_slices=depth, first=first, last=last), slices[:, None]
-        low, high, mean, sd = self.intensity[:, torch.from_numpy(slices), None, None, None].to(self.device)
-        images = self.images[torch.from_numpy(rows)].to(self.device, torch.float32)
-        bits = self.masks[torch.from_numpy(target_rows)].to(self.device)
+        low, high, mean, sd = self.intensity[:, slices, None, None, None].to(self.device)
+        images = self.images[rows].to(self.device, torch.float32)
+        bits = self.masks[target_rows].to(self.device)
         masks = (bits[:, None] & self.bits.view(-1, 1, 1, 1)).flatten(1, 2).ne(0).to(torch.float32)
         return images.clamp_(low, high).sub_(mean).div_(sd), masks

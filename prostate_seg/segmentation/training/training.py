@@ -29,6 +29,7 @@ from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.overlap import slice_counts
 from prostate_seg.segmentation.training.augmentation import augment
 from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
+from prostate_seg.segmentation.training.cuda_graph import GraphedStep, Step, can_capture
 from prostate_seg.segmentation.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prostate_seg.segmentation.training.losses import LossFunction, build_loss
 from prostate_seg.segmentation.training.packing import Batches, PackedSet
@@ -160,30 +161,28 @@ def fit(
     budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, group=group)
     scheduler = LambdaLR(step.optimizer, lambda _: budget.learning_rate_factor())
     stream = partial(seed_sequence, seed=seed, fold_index=fold_index)
+    augmentation_rng = torch.Generator(device)
+    take_step = _step_function(batches, step, augmentation_rng)
     is_over = result.is_validated and budget.is_spent()
     while not is_over:
         # Random streams are seeded anew per epoch, so that a resumed training repeats an uninterrupted one bit for bit.
         index = len(result.history)
         torch.manual_seed(torch_seed(stream(Stream.dropout, index, group.rank)))
-        losses = _train_epoch(
-            batches,
-            step,
-            budget,
-            scheduler,
-            num_steps=steps_per_epoch,
-            order_rng=np.random.default_rng(stream(Stream.batch_order, index)),
-            augmentation_rng=torch.Generator(device).manual_seed(torch_seed(stream(Stream.augmentation, index))),
-        )
+        augmentation_rng.manual_seed(torch_seed(stream(Stream.augmentation, index)))
+        order_rng = np.random.default_rng(stream(Stream.batch_order, index))
+        order = batches.order(settings.batch_size, num_batches=steps_per_epoch, rng=order_rng)
+        order_on_device = torch.from_numpy(order).to(batches.images.device)
+        losses = _train_epoch(take_step, step, budget, scheduler, order=order_on_device)
         val_dice = val_iou = None
         if budget.is_spent() or (index + 1) % epochs_per_validation == 0:
             val_dice, val_iou = validate(packed, val_ids, predictor=ema_predictor, group=group)
         is_over = val_dice is not None and budget.is_spent()  # before `seconds`, by which a resumed training decides
-        first_step = step.num_steps - len(losses)
+        mean_loss = partial(
+            _mean_loss, losses, order, packed=packed, first_step=step.num_steps - len(losses), epoch=index + 1
+        )
         epoch = Epoch(
             epoch=index + 1,
-            loss=group.broadcast_from_rank0(
-                partial(_mean_loss, losses, packed=packed, first_step=first_step, epoch=index + 1)
-            ),
+            loss=group.broadcast_from_rank0(mean_loss),
             val_dice=val_dice,
             val_iou=val_iou,
             learning_rate=float(scheduler.get_last_lr()[0]),
@@ -204,20 +203,28 @@ def fit(
     return result
 
 
+def _step_function(batches: Batches, step: "TrainingStep", augmentation_rng: torch.Generator) -> Step:
+    """Return the function that takes a step on slices, as a CUDA graph where that is possible."""
+    take_step: Step = partial(_train_batch, batches, step, augmentation_rng=augmentation_rng)
+    if not can_capture(step.device):
+        return take_step
+    if step.group.world_size > 1:
+        log.info("the training step is not captured as a CUDA graph: the processes wait for each other within a step")
+        return take_step
+    if batches.images.device.type != step.device.type:
+        log.info("the training step is not captured as a CUDA graph: the training set does not fit on the GPU")
+        return take_step
+    return GraphedStep(take_step, batch_size=step.settings.batch_size, rng=augmentation_rng)
+
+
 def _train_epoch(
-    batches: Batches,
-    step: "TrainingStep",
-    budget: "Budget",
-    scheduler: LambdaLR,
-    *,
-    num_steps: int,
-    order_rng: np.random.Generator,
-    augmentation_rng: torch.Generator,
-) -> list[tuple[torch.Tensor, np.ndarray]]:
-    """Take the steps of an epoch, at least one and fewer when the budget ends before; return their losses and slices."""
+    take_step: Step, step: "TrainingStep", budget: "Budget", scheduler: LambdaLR, *, order: torch.Tensor
+) -> list[torch.Tensor]:
+    """Take the steps of an epoch, at least one and fewer when the budget ends before, and return their losses."""
     losses = []
-    for slices in batches.order(step.settings.batch_size, num_batches=num_steps, rng=order_rng):
-        losses.append((_train_batch(batches, step, slices, augmentation_rng=augmentation_rng), slices))
+    for slices in order:
+        step.num_steps += 1
+        losses.append(_with_fitting_micro_batches(take_step, step, slices))
         budget.num_steps += 1
         is_over = budget.is_spent()
         scheduler.step()
@@ -226,24 +233,30 @@ def _train_epoch(
     return losses
 
 
-def _train_batch(
-    batches: Batches, step: "TrainingStep", slices: np.ndarray, *, augmentation_rng: torch.Generator
-) -> torch.Tensor:
+def _with_fitting_micro_batches(take_step: Step, step: "TrainingStep", slices: torch.Tensor) -> torch.Tensor:
     """Take one step and return its loss, with smaller micro-batches from here on if the GPU runs out of memory."""
-    augmentation = step.settings.augmentation
     while True:
         try:
-            losses = []
-            for micro_batch in np.array_split(slices, math.ceil(len(slices) / step.micro_batch_size)):
-                images, masks = batches.load(micro_batch)
-                if augmentation != "none":
-                    images, masks = augment(images, masks, rng=augmentation_rng, coil=augmentation == "coil")
-                losses.append(step.backward(images, masks, fraction=len(micro_batch) / len(slices)))
-            step.update()
-            return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            return take_step(slices)
         except torch.OutOfMemoryError as error:
             reason = str(error)  # not the error itself: its traceback keeps the tensors of the step alive
         step.halve_micro_batch(reason)
+
+
+def _train_batch(
+    batches: Batches, step: "TrainingStep", slices: torch.Tensor, *, augmentation_rng: torch.Generator
+) -> torch.Tensor:
+    """Load, augment, and take one step of gradient descent; return its loss. Nothing here waits for the device."""
+    augmentation = step.settings.augmentation
+    step.optimizer.zero_grad(set_to_none=True)
+    losses = []
+    for micro_batch in slices.tensor_split(math.ceil(len(slices) / step.micro_batch_size)):
+        images, masks = batches.load(micro_batch)
+        if augmentation != "none":
+            images, masks = augment(images, masks, rng=augmentation_rng, coil=augmentation == "coil")
+        losses.append(step.backward(images, masks, fraction=len(micro_batch) / len(slices)))
+    step.update()
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 class TrainingStep:
@@ -267,6 +280,7 @@ class TrainingStep:
         # Buffers are averaged too: the running statistics of batch norms belong to the weights they were measured with.
         self.ema = AveragedModel(network, use_buffers=True).eval()
         self.num_steps = 0
+        """Steps that were begun."""
         self.micro_batch_size = settings.batch_size
         """Inputs per forward pass."""
 
@@ -288,13 +302,17 @@ class TrainingStep:
     def update(self) -> None:
         """Apply the accumulated gradient, and update the EMA weights."""
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.num_steps += 1
         # EMA of the weights (Tarvainen and Valpola 2017). The decay ramps up with the steps: at once at its full value, the
         # untrained weights would dominate the average for the first 1 / (1 - decay) steps.
-        decay = min(self.settings.ema_decay, self.num_steps / (EMA_WARMUP_STEPS + self.num_steps))
-        self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        self.ema.update_parameters(self.network)
+        if can_capture(self.device):
+            num_steps = next(iter(self.optimizer.state.values()))["step"]  # a tensor, unlike self.num_steps
+            decay = (num_steps / (EMA_WARMUP_STEPS + num_steps)).clamp_(max=self.settings.ema_decay)
+            decay.mul_(num_steps > 1)  # as in AveragedModel, the first average is a copy
+            update_ema_(self.ema.module, self.network, weight=1 - decay)
+        else:
+            decay = min(self.settings.ema_decay, self.num_steps / (EMA_WARMUP_STEPS + self.num_steps))
+            self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)
+            self.ema.update_parameters(self.network)
 
     def halve_micro_batch(self, reason: str) -> None:
         """Halve the inputs per forward pass; gradients are still accumulated over the whole batch.
@@ -321,7 +339,7 @@ class TrainingStep:
             "the GPU is out of memory: batches of train.batch_size=%d are split into micro-batches of %d from step %d on",
             self.settings.batch_size,
             self.micro_batch_size,
-            self.num_steps + 1,
+            self.num_steps,
         )
 
     def state(self, result: TrainingResult) -> TrainingState:
@@ -362,7 +380,29 @@ def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Op
     decaying = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in network.parameters() if parameter.ndim < 2]
     groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return kind(groups, lr=settings.learning_rate, fused=True)
+    device = decaying[0].device
+    is_captured = can_capture(device)
+    learning_rate = torch.tensor(settings.learning_rate, device=device) if is_captured else settings.learning_rate
+    return kind(groups, lr=learning_rate, fused=True, capturable=is_captured)
+
+
+@torch.no_grad()
+def update_ema_(averaged: nn.Module, network: nn.Module, *, weight: torch.Tensor) -> None:
+    """Move averaged weights and buffers towards those of the network by a fraction, which is a tensor of their device.
+
+    Counts of batches, the only integers, are copied. AveragedModel would wait for the device.
+    """
+    pairs = [
+        (one.detach(), other.detach())
+        for part in (nn.Module.parameters, nn.Module.buffers)
+        for one, other in zip(part(averaged), part(network), strict=True)
+    ]
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    difference = torch._foreach_sub([value for _, value in floats], [average for average, _ in floats])
+    torch._foreach_mul_(difference, weight)
+    torch._foreach_add_([average for average, _ in floats], difference)
+    if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:
+        torch._foreach_copy_([average for average, _ in counts], [value for _, value in counts])
 
 
 class Budget:
@@ -446,16 +486,18 @@ def reproducible(seed: int, *, deterministic: bool) -> Iterator[None]:
 
 
 def _mean_loss(
-    losses: Sequence[tuple[torch.Tensor, np.ndarray]], *, packed: PackedSet, first_step: int, epoch: int
+    losses: Sequence[torch.Tensor], order: np.ndarray, *, packed: PackedSet, first_step: int, epoch: int
 ) -> float:
-    """Return the mean loss of an epoch; the first that is not finite is an error with its step and studies."""
-    values = torch.stack([loss for loss, _ in losses]).float().cpu()
+    """Return the mean loss of an epoch; the first that is not finite is an error with its step and studies.
+
+    `order` has the slices of each step, int64 [steps, B].
+    """
+    values = torch.stack(list(losses)).float().cpu()
     finite = torch.isfinite(values)
     if bool(finite.all()):
         return float(values.mean())
     bad = int((~finite).nonzero()[0])
-    slices = losses[bad][1]
-    studies = [case_id for case_id in packed.cases if np.isin(packed.slices_of([case_id]), slices).any()]
+    studies = [case_id for case_id in packed.cases if np.isin(packed.slices_of([case_id]), order[bad]).any()]
     raise InputError(
         f"the training loss is {float(values[bad])} in step {first_step + bad + 1} (epoch {epoch}), "
         f"on slices of {', '.join(studies)}; the state after epoch {epoch - 1} is kept\n"
