@@ -6,12 +6,13 @@ A finding that is an error excludes the case; a warning is reported. Arrays are 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from prostate_seg.imaging.geometry import Spacing, Volume, bounding_box
+from prostate_seg.imaging.geometry import Geometry, Spacing, Volume, bounding_box
 from prostate_seg.imaging.labels import label_problem, listed
 
 MIN_SLICES = 3
@@ -62,6 +63,14 @@ class Finding:
     """Whether the case cannot be used."""
     message: str
     """The rule, the value and the next step, without case and check."""
+
+
+class _Problem(NamedTuple):
+    """A finding about a case whose id is added by `check_case`."""
+
+    check: str
+    message: str
+    is_error: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,57 +127,82 @@ def check_case(
         labels: Mask labels that are gland; None takes every label above 0.
         allow_others: Whether a mask may have other labels than these.
     """
-    findings: list[Finding] = []
-
-    def report(*problems: tuple[str, str], is_error: bool = False) -> None:
-        for check, message in problems:
-            findings.append(Finding(case_id=case_id, check=check, is_error=is_error, message=message))
-
-    for kind, volume in (("image", image), ("mask", mask)):
-        report(*((doubt.check, f"{kind}: {doubt.message}") for doubt in (volume.warnings if volume else ())))
+    problems = [
+        _Problem(doubt.check, f"{kind}: {doubt.message}")
+        for kind, volume in (("image", image), ("mask", mask))
+        for doubt in (volume.warnings if volume else ())
+    ]
     disorder, reference = None, None
     if image is not None:
-        errors = _image_errors(image.array)
-        report(*errors, is_error=True)
-        plane = slice_plane(image.geometry.spacing_mm)
-        if plane != PLANES[0]:
-            spacing = " x ".join(f"{edge_mm:.3g}" for edge_mm in image.geometry.spacing_mm)
-            message = f"its slices are {plane} (spacing z, y, x {spacing} mm), not axial; use the axial series"
-            report(("not_axial", message))
-        if not errors:
-            disorder = image_disorder(np.moveaxis(image.array, PLANES.index(plane), 0))
-            if disorder > MAX_IMAGE_DISORDER:
-                message = (
-                    f"the image gets smoother by {disorder:.1f} mean steps between slices when a run of slices is reversed, "
-                    f"and {MAX_IMAGE_DISORDER:g} is the most for ordered slices; sort the slices by position, not by name, and "
-                    "convert again"
-                )
-                report(("slices_out_of_order", message))
-    if image is not None and mask is not None and not image.geometry.is_same_grid(mask.geometry):
-        message = (
-            "image and mask are on different grids\n"
-            f"  image {image.geometry}\n  mask  {mask.geometry}\n"
-            "Re-export the mask on the T2 grid, or list the case under data.exclude."
-        )
-        report(("grids_differ", message), is_error=True)
+        found, disorder = _check_image(image)
+        problems += found
+    if image is not None and mask is not None:
+        problems += _check_grids(image.geometry, mask.geometry)
     if mask is not None:
-        error = _not_finite("mask", mask.array) or label_problem(mask.array, labels=labels, allow_others=allow_others)
-        if image is not None and np.array_equal(image.array, mask.array):
-            message = "the mask has the voxels of its image; replace it, or list the case under data.exclude"
-            error = "mask_is_image", message
-        if error is not None:
-            report(error, is_error=True)
-        else:
-            reference = measure_reference(mask, labels=labels)
-            report(*_reference_warnings(reference, are_labels_named=labels is not None))
-            if reference.solid_fraction < SOLID_FRACTION:
-                message = (
-                    f"the mask fills {reference.solid_fraction:.0%} of its convex outline in axial slices, and glands fill "
-                    f"{SOLID_FRACTION:.0%} or more; it may have leaked into other tissue: check it, fix it, or list the case "
-                    "under data.exclude"
-                )
-                report(("not_compact", message), is_error=reference.solid_fraction < LEAKED_FRACTION)
+        found, reference = _check_mask(mask, image, labels=labels, allow_others=allow_others)
+        problems += found
+    findings = [
+        Finding(case_id=case_id, check=check, is_error=is_error, message=message)
+        for check, message, is_error in problems
+    ]
     return CaseQuality(findings=findings, image_disorder=disorder, reference=reference)
+
+
+def _check_image(image: Volume) -> tuple[list[_Problem], float | None]:
+    """Return the problems of an image and its `image_disorder`; None for an image that cannot be used."""
+    errors = _image_errors(image.array)
+    problems = [_Problem(check, message, is_error=True) for check, message in errors]
+    plane = slice_plane(image.geometry.spacing_mm)
+    if plane != PLANES[0]:
+        spacing = " x ".join(f"{edge_mm:.3g}" for edge_mm in image.geometry.spacing_mm)
+        message = f"its slices are {plane} (spacing z, y, x {spacing} mm), not axial; use the axial series"
+        problems.append(_Problem("not_axial", message))
+    if errors:
+        return problems, None
+    disorder = image_disorder(np.moveaxis(image.array, PLANES.index(plane), 0))
+    if disorder > MAX_IMAGE_DISORDER:
+        message = (
+            f"the image gets smoother by {disorder:.1f} mean steps between slices when a run of slices is reversed, "
+            f"and {MAX_IMAGE_DISORDER:g} is the most for ordered slices; sort the slices by position, not by name, and "
+            "convert again"
+        )
+        problems.append(_Problem("slices_out_of_order", message))
+    return problems, disorder
+
+
+def _check_grids(image: Geometry, mask: Geometry) -> list[_Problem]:
+    if image.is_same_grid(mask):
+        return []
+    message = (
+        "image and mask are on different grids\n"
+        f"  image {image}\n  mask  {mask}\n"
+        "Re-export the mask on the T2 grid, or list the case under data.exclude."
+    )
+    return [_Problem("grids_differ", message, is_error=True)]
+
+
+def _check_mask(
+    mask: Volume, image: Volume | None, *, labels: Sequence[int] | None, allow_others: bool
+) -> tuple[list[_Problem], ReferenceQuality | None]:
+    """Return the problems of a mask and its measurements; None for a mask that cannot be used."""
+    error = _not_finite("mask", mask.array) or label_problem(mask.array, labels=labels, allow_others=allow_others)
+    if image is not None and np.array_equal(image.array, mask.array):
+        message = "the mask has the voxels of its image; replace it, or list the case under data.exclude"
+        error = "mask_is_image", message
+    if error is not None:
+        return [_Problem(*error, is_error=True)], None
+    reference = measure_reference(mask, labels=labels)
+    warnings = _reference_warnings(reference, are_labels_named=labels is not None)
+    problems = [_Problem(check, message) for check, message in warnings]
+    if reference.solid_fraction < SOLID_FRACTION:
+        message = (
+            f"the mask fills {reference.solid_fraction:.0%} of its convex outline in axial slices, and glands fill "
+            f"{SOLID_FRACTION:.0%} or more; it may have leaked into other tissue: check it, fix it, or list the case "
+            "under data.exclude"
+        )
+        has_leaked = reference.solid_fraction < LEAKED_FRACTION
+        problems.append(_Problem("not_compact", message, is_error=has_leaked))
+    return problems, reference
 
 
 def _image_errors(array: np.ndarray) -> list[tuple[str, str]]:

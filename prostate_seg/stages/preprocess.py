@@ -3,7 +3,7 @@
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,12 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import CaseRecord, join_thumbnails, write_contract, write_dataset
 from prostate_seg.data.label_names import label_names, region_labels, require_gland_names
-from prostate_seg.data.loading import bad_case, load_case, read_mask, refuse_or_exclude
+from prostate_seg.data.loading import LoadedCase, bad_case, load_case, read_mask, refuse_or_exclude
 from prostate_seg.data.quality_table import write_quality_table
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.labels import listed
-from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
+from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
 from prostate_seg.imaging.target_grid import StudyExtent, auto_names, choose_grid, study_extent
 from prostate_seg.stages.common import findings_of_data_set
@@ -40,27 +40,10 @@ THUMBNAILS = "thumbnails"
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write preprocess/: images, masks, dataset.csv, reference_quality.csv, thumbnails.npy, the log and contract.json."""
     cases, findings = discover_cases(workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
-    labels, auto = cfg.data.whole_gland_labels, auto_names(cfg.preprocess)
-    require_gland_names(workspace.data, labels=labels, given=cfg.data.labels)
-    names = label_names(workspace.data, given=cfg.data.labels) if len(cfg.target.regions) > 1 else None
-    regions = region_labels(cfg.target.regions, names=names, whole_gland_labels=labels)
-    chosen = choose_grid(cfg.preprocess, study_extents(cfg, cases)) if auto else {}
-    settings = PreprocessSettings.of(cfg.preprocess, regions=regions, chosen=chosen)
-    if settings.zones:
-        log.info(
-            "zones: %s", ", ".join(f"{name} is label {listed(of_zone)}" for name, of_zone in settings.zones.items())
-        )
-    if auto:
-        log.info("grid chosen from the data set: %s", settings.grid)
+    settings, names = choose_settings(cfg, workspace, cases)
     log.info("preprocess %d cases of %s", len(cases), workspace.data)
     with atomic_folder(workspace.preprocess) as folder:
-        allow_others = labels is not None or not settings.zones
-        work = partial(
-            preprocess_case, data=workspace.data, folder=folder, settings=settings, allow_others=allow_others
-        )
-        results = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="preprocess")
-        rows = [row for row, _ in results if row is not None]
-        qualities = {case.case_id: quality for case, (_, quality) in zip(cases, results, strict=True)}
+        rows, qualities = preprocess_cases(cfg, workspace, cases, folder=folder, settings=settings)
         findings += findings_of_data_set(
             qualities,
             md5s={kind: {row.case_id: getattr(row, f"{kind}_md5") for row in rows} for kind in ("image", "mask")},
@@ -69,14 +52,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         )
         excluded = refuse_or_exclude(findings, num_usable=len(rows), exclude=cfg.data.on_bad_case == "exclude")
         require_every_zone(settings, [qualities[row.case_id] for row in rows])
-        case_ids = [row.case_id for row in rows]
+        write_tables(folder, rows, qualities, findings)
+        write_contract(folder / "contract.json", settings, labels=names, auto=auto_names(cfg.preprocess))
         lowest = min(rows, key=lambda row: row.gland_kept_fraction)
-
-        write_dataset(folder / "dataset.csv", rows)
-        join_thumbnails(folder / "thumbnails.npy", folder / THUMBNAILS, case_ids=case_ids)
-        shutil.rmtree(folder / THUMBNAILS)
-        write_quality_table(folder / "reference_quality.csv", qualities, findings=findings, used=set(case_ids))
-        write_contract(folder / "contract.json", settings, labels=names, auto=auto)
         facts = {
             "num_cases": len(rows),
             "settings": settings.as_dict(),
@@ -86,12 +64,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             "findings": [asdict(finding) for finding in findings],
         }
         write_json(folder / "preprocess_log.json", facts)
-
-    patients, volumes_ml = {row.patient_id for row in rows}, [row.gland_volume_ml for row in rows]
-    glands = f"glands {math.floor(min(volumes_ml))}-{math.ceil(max(volumes_ml))} mL"
-    log.info("%d cases of %d patients, %d excluded; %s", len(rows), len(patients), len(excluded), glands)
-    kept = f"{100 * lowest.gland_kept_fraction:.2f}% or more of every gland"
-    log.info("the window keeps %s (least: %s)", kept, lowest.case_id)
+    log_summary(rows, num_excluded=len(excluded), lowest=lowest)
     tables = ("dataset.csv", "reference_quality.csv", "preprocess_log.json")
     return StageResult(
         inputs=[workspace.data],
@@ -105,6 +78,60 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         tables=[workspace.preprocess / name for name in tables],
         tags={"grid": settings.grid},
     )
+
+
+def choose_settings(
+    cfg: Config, workspace: Workspace, cases: Sequence[Case]
+) -> tuple[PreprocessSettings, dict[str, int] | None]:
+    """Return the settings, with the values that the data set decides, and the label of each name; None without names.
+
+    Raises:
+        InputError: If the labels do not fit the regions, or a grid is to be chosen and no mask can be read.
+    """
+    labels, auto = cfg.data.whole_gland_labels, auto_names(cfg.preprocess)
+    require_gland_names(workspace.data, labels=labels, given=cfg.data.labels)
+    names = label_names(workspace.data, given=cfg.data.labels) if len(cfg.target.regions) > 1 else None
+    regions = region_labels(cfg.target.regions, names=names, whole_gland_labels=labels)
+    chosen = choose_grid(cfg.preprocess, study_extents(cfg, cases)) if auto else {}
+    settings = PreprocessSettings.of(cfg.preprocess, regions=regions, chosen=chosen)
+    if settings.zones:
+        log.info(
+            "zones: %s", ", ".join(f"{name} is label {listed(of_zone)}" for name, of_zone in settings.zones.items())
+        )
+    if auto:
+        log.info("grid chosen from the data set: %s", settings.grid)
+    return settings, names
+
+
+def preprocess_cases(
+    cfg: Config, workspace: Workspace, cases: Sequence[Case], *, folder: Path, settings: PreprocessSettings
+) -> tuple[list[CaseRecord], dict[str, CaseQuality]]:
+    """Write the images, masks and thumbnails; return the rows of the usable cases, and the checks of all by case id."""
+    allow_others = cfg.data.whole_gland_labels is not None or not settings.zones
+    work = partial(preprocess_case, data=workspace.data, folder=folder, settings=settings, allow_others=allow_others)
+    results = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="preprocess")
+    rows = [row for row, _ in results if row is not None]
+    return rows, {case.case_id: quality for case, (_, quality) in zip(cases, results, strict=True)}
+
+
+def write_tables(
+    folder: Path, rows: Sequence[CaseRecord], qualities: Mapping[str, CaseQuality], findings: Sequence[Finding]
+) -> None:
+    """Write dataset.csv, thumbnails.npy and reference_quality.csv."""
+    case_ids = [row.case_id for row in rows]
+    write_dataset(folder / "dataset.csv", rows)
+    join_thumbnails(folder / "thumbnails.npy", folder / THUMBNAILS, case_ids=case_ids)
+    shutil.rmtree(folder / THUMBNAILS)
+    write_quality_table(folder / "reference_quality.csv", qualities, findings=findings, used=set(case_ids))
+
+
+def log_summary(rows: Sequence[CaseRecord], *, num_excluded: int, lowest: CaseRecord) -> None:
+    """Log the number of cases, the range of gland volumes, and the gland that the window cuts most."""
+    patients, volumes_ml = {row.patient_id for row in rows}, [row.gland_volume_ml for row in rows]
+    glands = f"glands {math.floor(min(volumes_ml))}-{math.ceil(max(volumes_ml))} mL"
+    log.info("%d cases of %d patients, %d excluded; %s", len(rows), len(patients), num_excluded, glands)
+    kept = f"{100 * lowest.gland_kept_fraction:.2f}% or more of every gland"
+    log.info("the window keeps %s (least: %s)", kept, lowest.case_id)
 
 
 def study_extents(cfg: Config, cases: Sequence[Case]) -> list[StudyExtent]:
@@ -164,17 +191,30 @@ def preprocess_case(
         )
         quality.findings.append(Finding(case_id=case.case_id, check="gland_cut", is_error=False, message=message))
 
-    assert case.mask is not None
     assert result.mask is not None
     write_volume(folder / "images" / f"{case.case_id}.nii.gz", result.image)
     write_volume(folder / "masks" / f"{case.case_id}.nii.gz", result.mask)
     (folder / THUMBNAILS).mkdir(exist_ok=True)
     np.save(folder / THUMBNAILS / f"{case.case_id}.npy", thumbnail(loaded.image))
 
+    return _record(case, loaded, result, quality, data=data, settings=settings), quality
+
+
+def _record(
+    case: Case,
+    loaded: LoadedCase,
+    result: Preprocessed,
+    quality: CaseQuality,
+    *,
+    data: Path,
+    settings: PreprocessSettings,
+) -> CaseRecord:
+    """Return the row of dataset.csv of a preprocessed case."""
+    assert case.mask is not None
     grid, gland = loaded.image.geometry, whole_gland(loaded.mask.array, labels=settings.whole_gland_labels)
     spacing_z_mm, spacing_y_mm, spacing_x_mm = grid.spacing_mm
     extent = study_extent(gland, grid)
-    row = CaseRecord(
+    return CaseRecord(
         case_id=case.case_id,
         patient_id=case.patient_id,
         study_id=case.study_id,
@@ -196,4 +236,3 @@ def preprocess_case(
         warnings=";".join(sorted({finding.check for finding in quality.findings if not finding.is_error})),
         attributes=case.attributes,
     )
-    return row, quality
