@@ -1,10 +1,13 @@
 """Spatial transforms apply to image and mask alike, masks stay binary, and the rng determines the result."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from prostate_seg.segmentation.training import augmentation
 from prostate_seg.segmentation.training.augmentation import augment
+from prostate_seg.segmentation.training.settings import Augmentation
 
 
 def batch(num: int = 32, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -17,10 +20,10 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("coil", [False, True])
-def test_shapes_stay_and_masks_stay_binary(coil: bool) -> None:
+@pytest.mark.parametrize("kind", list(augmentation.INTENSITIES))
+def test_shapes_stay_and_masks_stay_binary(kind: Augmentation) -> None:
     images, masks = batch(channels=3)
-    moved, moved_masks = augment(images, masks, rng=rng(), coil=coil)
+    moved, moved_masks = augment(images, masks, rng=rng(), kind=kind)
     assert moved.shape == images.shape
     assert moved_masks.shape == masks.shape
     assert set(moved_masks.unique().tolist()) == {0.0, 1.0}
@@ -50,6 +53,20 @@ def test_same_generator_same_bits_other_seed_other_bits() -> None:
     first, again, other = (augment(*batch(), rng=rng(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_strong_changes_intensities_more_and_positions_as_standard() -> None:
+    (standard, masks), (strong, moved_masks) = (
+        augment(*batch(num=64), rng=rng(), kind=k) for k in ("standard", "strong")
+    )
+    assert torch.equal(masks, moved_masks)
+    inside = [image[mask > 0.5].mean() for image, mask in zip(standard, masks, strict=True)]
+    stronger = [image[mask > 0.5].mean() for image, mask in zip(strong, masks, strict=True)]
+    assert torch.stack(stronger).std() > 1.5 * torch.stack(inside).std()
+
+
+def test_every_option_of_the_setting_has_intensities_but_none() -> None:
+    assert {*augmentation.INTENSITIES, "none"} == set(get_args(Augmentation))
 
 
 def test_areas_change_by_at_most_the_scale_range() -> None:

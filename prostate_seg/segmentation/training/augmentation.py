@@ -7,10 +7,14 @@ y axis points to the back of the patient, where an endorectal coil is placed.
 """
 
 import math
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch.nn import functional
+
+from prostate_seg.segmentation.training.settings import Augmentation
 
 ROTATION_DEGREES = 15.0
 SCALE_RANGE = (0.8, 1.25)
@@ -21,25 +25,47 @@ DEFORMATION_FRACTION = 0.02
 NUM_DEFORMATION_KNOTS = 5
 """Control points of the elastic deformation along each axis."""
 NUM_BIAS_KNOTS = 4
-BIAS_STRENGTH = 0.3
-"""SD of the logarithm of the multiplicative bias field."""
 COIL_GAIN = 4.0
 """Largest brightening beside an endorectal coil, relative to the unchanged far side."""
 COIL_WIDTH_RANGE = (0.25, 0.8)
 """SD of the bright region, as a fraction of half the image's edge."""
-GAMMA_RANGE = (0.7, 1.5)
-CONTRAST_RANGE = (0.75, 1.3)
-BRIGHTNESS_SD = 0.15
-NOISE_SD = 0.15
-INTENSITY_PROBABILITY = 0.3
-"""Of each intensity transform without a probability of its own."""
 DEFORMATION_PROBABILITY = 0.5
 BLUR_PROBABILITY = 0.2
 COIL_PROBABILITY = 0.15
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensities:
+    """Strength of the intensity transforms of an option of `train.augmentation`."""
+
+    probability: float = 0.3
+    """Of each transform without a probability of its own."""
+    gamma_range: tuple[float, float] = (0.7, 1.5)
+    contrast_range: tuple[float, float] = (0.75, 1.3)
+    brightness_sd: float = 0.15
+    noise_sd: float = 0.15
+    bias_sd: float = 0.3
+    """Of the logarithm of the multiplicative bias field."""
+    coil: bool = False
+    """Whether to simulate an endorectal coil in some of the images."""
+
+
+INTENSITIES: dict[Augmentation, Intensities] = {
+    "standard": Intensities(),
+    "coil": Intensities(coil=True),
+    "strong": Intensities(
+        probability=0.5,
+        gamma_range=(0.5, 2.0),
+        contrast_range=(0.65, 1.5),
+        brightness_sd=0.3,
+        noise_sd=0.3,
+        bias_sd=0.45,
+    ),
+}
+
+
 def augment(
-    images: torch.Tensor, masks: torch.Tensor, *, rng: torch.Generator, coil: bool = False
+    images: torch.Tensor, masks: torch.Tensor, *, rng: torch.Generator, kind: Augmentation = "standard"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply random affine, elastic, flip and intensity transforms to a batch; shapes stay, and masks stay 0 or 1.
 
@@ -47,14 +73,14 @@ def augment(
         images: float [B, C, Y, X], mean 0 and SD 1.
         masks: float 0 or 1, [B, D, Y, X]; D may differ from C.
         rng: Random number generator on the device of the images.
-        coil: Whether to simulate an endorectal coil in some of the images.
+        kind: A key of `INTENSITIES`.
     """
     grid = _sampling_grid(images, rng=rng)
     both = torch.cat([images, masks], dim=1)
     moved = functional.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=False)
     num_slices = images.shape[1]
     moved_images, moved_masks = moved[:, :num_slices].contiguous(), moved[:, num_slices:] > 0.5
-    return _transform_intensity_(moved_images, rng=rng, coil=coil), moved_masks.to(masks.dtype)
+    return _transform_intensity_(moved_images, INTENSITIES[kind], rng=rng), moved_masks.to(masks.dtype)
 
 
 def _sampling_grid(images: torch.Tensor, *, rng: torch.Generator) -> torch.Tensor:
@@ -102,21 +128,26 @@ def _bumps(size: int, num_knots: int, device: torch.device) -> torch.Tensor:
     return lines[0, :, :, 0].T.contiguous()
 
 
-def _transform_intensity_(images: torch.Tensor, *, rng: torch.Generator, coil: bool) -> torch.Tensor:
+def _transform_intensity_(images: torch.Tensor, kind: Intensities, *, rng: torch.Generator) -> torch.Tensor:
     """Apply the intensity transforms in place: allocating memory costs more than the arithmetic."""
     num, _, height, width = images.shape
     # Cheap: contrast, brightness and a smooth multiplicative bias field, all about the lowest intensity of each input.
     low = images.amin(dim=(1, 2, 3), keepdim=True)
-    is_contrast = _chosen(num, INTENSITY_PROBABILITY, rng)
-    contrast = (is_contrast * _uniform(num, math.log(CONTRAST_RANGE[0]), math.log(CONTRAST_RANGE[1]), rng)).exp()
-    brightness = _chosen(num, INTENSITY_PROBABILITY, rng) * BRIGHTNESS_SD * _normal((num,), rng)
-    knots = _normal((num, 1, NUM_BIAS_KNOTS, NUM_BIAS_KNOTS), rng) * BIAS_STRENGTH
-    knots = knots * _per_input(_chosen(num, INTENSITY_PROBABILITY, rng))
+    is_contrast = _chosen(num, kind.probability, rng)
+    contrast = (is_contrast * _log_uniform(num, kind.contrast_range, rng)).exp()
+    brightness = _chosen(num, kind.probability, rng) * kind.brightness_sd * _normal((num,), rng)
+    knots = _normal((num, 1, NUM_BIAS_KNOTS, NUM_BIAS_KNOTS), rng) * kind.bias_sd
+    knots = knots * _per_input(_chosen(num, kind.probability, rng))
     bumps_y, bumps_x = (_bumps(size, NUM_BIAS_KNOTS, images.device) for size in (height, width))
     bias = (bumps_y @ knots @ bumps_x.T).exp()
     images.sub_(low).mul_(bias * _per_input(contrast)).add_(low + _per_input(brightness))
-    expensive = [(_gamma, INTENSITY_PROBABILITY), (_blur, BLUR_PROBABILITY), (_noise, INTENSITY_PROBABILITY)]
-    for transform, probability in [(_coil, COIL_PROBABILITY), *expensive] if coil else expensive:
+    expensive: list[tuple[Callable[..., torch.Tensor], float]] = [
+        (_coil, COIL_PROBABILITY),
+        (partial(_gamma, gamma_range=kind.gamma_range), kind.probability),
+        (_blur, BLUR_PROBABILITY),
+        (partial(_noise, noise_sd=kind.noise_sd), kind.probability),
+    ]
+    for transform, probability in expensive if kind.coil else expensive[1:]:
         chosen = torch.randperm(num, generator=rng, device=images.device)[: max(1, round(probability * num))]
         images[chosen] = transform(images[chosen], rng=rng)
     return images
@@ -137,11 +168,11 @@ def _coil(images: torch.Tensor, *, rng: torch.Generator) -> torch.Tensor:
     return brightened.sub_(new_mean).mul_(sd / new_sd.clamp_min(1e-6)).add_(mean)
 
 
-def _gamma(images: torch.Tensor, *, rng: torch.Generator) -> torch.Tensor:
+def _gamma(images: torch.Tensor, *, rng: torch.Generator, gamma_range: tuple[float, float]) -> torch.Tensor:
     """Apply a gamma curve between the lowest and the highest intensity of each input."""
     low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
     span = (high - low).clamp_min(1e-6)
-    gamma = _uniform(len(images), math.log(GAMMA_RANGE[0]), math.log(GAMMA_RANGE[1]), rng).exp()
+    gamma = _log_uniform(len(images), gamma_range, rng).exp()
     return images.sub_(low).div_(span).clamp_(1e-6, 1.0).pow_(_per_input(gamma)).mul_(span).add_(low)
 
 
@@ -158,8 +189,8 @@ def _blur(images: torch.Tensor, *, rng: torch.Generator) -> torch.Tensor:
     return blurred
 
 
-def _noise(images: torch.Tensor, *, rng: torch.Generator) -> torch.Tensor:
-    sd = _uniform(len(images), 0.0, NOISE_SD, rng)
+def _noise(images: torch.Tensor, *, rng: torch.Generator, noise_sd: float) -> torch.Tensor:
+    sd = _uniform(len(images), 0.0, noise_sd, rng)
     return images.addcmul_(_normal(tuple(images.shape), rng), _per_input(sd))
 
 
@@ -169,6 +200,11 @@ def _chosen(num: int, probability: float, rng: torch.Generator) -> torch.Tensor:
 
 def _uniform(num: int, low: float, high: float, rng: torch.Generator) -> torch.Tensor:
     return low + (high - low) * torch.rand(num, generator=rng, device=rng.device)
+
+
+def _log_uniform(num: int, bounds: tuple[float, float], rng: torch.Generator) -> torch.Tensor:
+    """Return logarithms of factors between two bounds."""
+    return _uniform(num, math.log(bounds[0]), math.log(bounds[1]), rng)
 
 
 def _normal(shape: tuple[int, ...], rng: torch.Generator) -> torch.Tensor:

@@ -10,7 +10,7 @@ Loss = Literal["bce", "dice", "dice_ce", "iou", "focal_dice"]
 ValMetric = Literal["dice", "iou"]
 TrainingSlices = Literal["all", "gland"]
 Optimizer = Literal["adamw", "adam"]
-Augmentation = Literal["none", "standard", "coil"]
+Augmentation = Literal["none", "standard", "coil", "strong"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,7 @@ class TrainConfig(Settings):
     slices: TrainingSlices
     """Training slices of a 2-D network: all, or those with gland."""
     augmentation: Augmentation
-    """Random transforms of training images; coil adds a simulated endorectal coil to one input in eight."""
+    """Random transforms of training images; coil adds simulated endorectal coils, strong varies intensities more."""
     ema_decay: Annotated[float, Range(ge=0, lt=1)]
     """Decay per step of the EMA weights, which are validated and saved; smaller in the first steps; 0 disables EMA."""
     zscore: bool

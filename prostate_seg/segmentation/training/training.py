@@ -253,7 +253,7 @@ def _train_batch(
     for micro_batch in slices.tensor_split(math.ceil(len(slices) / step.micro_batch_size)):
         images, masks = batches.load(micro_batch)
         if augmentation != "none":
-            images, masks = augment(images, masks, rng=augmentation_rng, coil=augmentation == "coil")
+            images, masks = augment(images, masks, rng=augmentation_rng, kind=augmentation)
         losses.append(step.backward(images, masks, fraction=len(micro_batch) / len(slices)))
     step.update()
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
