@@ -17,7 +17,8 @@ REFERENCE_BY = "reference_by"
 RESERVED = frozenset(
     (
         *("case_id", "patient_id", "study_id", "image", "mask", "image_md5", "mask_md5", "voxels_sha1", "num_slices"),
-        *("spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "orientation", "gland_volume_ml", "gland_kept_fraction"),
+        *("spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "orientation"),
+        *("gland_volume_ml", "gland_reach_mm", "gland_edge_mm", "gland_kept_fraction"),
         *("oracle_crop", "warnings", "fold", "dice", "iou", "hd95_mm", "assd_mm", "nsd_2mm"),
         *("volume_reference_ml", "volume_predicted_ml", "volume_difference_ml", "volume_difference_percent"),
         *("dice_apex", "dice_mid", "dice_base", "missed_gland", "volume_tertile"),
