@@ -94,6 +94,12 @@ def test_imported_file_that_splits_a_patient_is_refused(tmp_path: Path) -> None:
         imported(cases(4, second_studies=1), file=file, val_fraction=0.3, seed=0)
 
 
+def test_refusal_of_a_split_file_names_ten_cases_and_counts_the_rest(tmp_path: Path) -> None:
+    file = split_file(tmp_path / "s.json", ["p000_0"], ["p001_0"])
+    with pytest.raises(InputError, match="13 of 15 cases are in no fold: p002_0, .*, p011_0 and 3 more"):
+        imported(cases(15), file=file, val_fraction=0.3, seed=0)
+
+
 def test_imported_file_that_lacks_a_case_or_a_fold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 of 4 cases are in no fold: p003_0"):
         imported(cases(4), file=split_file(tmp_path / "a", ["p000_0", "p001_0"], ["p002_0"]), val_fraction=0.3, seed=0)

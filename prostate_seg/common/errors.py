@@ -3,6 +3,8 @@
 `__main__` prints the message without a traceback. Every other exception is a defect of the program and keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """An input or a workspace cannot be used; the message has the case, the rule and the next step (exit code 1)."""
@@ -28,3 +30,9 @@ class ConfigError(ValueError):
 def first_line(error: object) -> str:
     """Return the first line of an error's text; empty if it has no text."""
     return next(iter(str(error).strip().splitlines()), "")
+
+
+def listed(values: Sequence[object], *, most: int = 5) -> str:
+    """Return the first values and the number of the others, for a message."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(str(value) for value in values[:most]) + more

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 
 FILE_NAME = "cases.csv"
 REFERENCE_BY = "reference_by"
@@ -47,7 +47,7 @@ def read_attributes(root: Path) -> Attributes:
         raise InputError(f"{path}: must have a column case_id, has {', '.join(map(str, table.columns))}")
     repeated = sorted(set(table["case_id"][table["case_id"].duplicated()]))
     if repeated:
-        raise InputError(f"{path}: must have one row per case, has several of {', '.join(repeated[:10])}")
+        raise InputError(f"{path}: must have one row per case, has several of {listed(repeated, most=10)}")
     taken = [column for column in table.columns if column != "case_id" and column in RESERVED]
     if taken:
         raise InputError(f"{path}: {', '.join(taken)}: columns of the project's own tables; name them otherwise")

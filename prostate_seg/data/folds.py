@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.files import read_json, write_json
 from prostate_seg.common.seeds import Stream, integer_seed, seed_sequence
 from prostate_seg.data.dataset import CaseRecord
@@ -85,21 +85,21 @@ def imported(cases: Sequence[CaseRecord], *, file: Path, val_fraction: float, se
     Raises:
         InputError: If the file is not of that form, lacks a case of the data set, or leaves a fold without a subset.
     """
-    listed = [subsets.get("val") for subsets in _read_subsets(file)]
+    named = [subsets.get("val") for subsets in _read_subsets(file)]
     patient_of = {case.case_id: case.patient_id for case in cases}
-    absent = sorted(set(patient_of) - {case_id for fold in listed for case_id in fold or []})
-    if None in listed:
+    absent = sorted(set(patient_of) - {case_id for fold in named for case_id in fold or []})
+    if None in named:
         raise InputError(f"{file}: every fold must list its test cases as val; a split file is {FORMS}")
     if absent:
         raise InputError(
-            f"{file}: {len(absent)} of {len(patient_of)} cases are in no fold: {', '.join(absent[:10])}\n"
+            f"{file}: {len(absent)} of {len(patient_of)} cases are in no fold: {listed(absent, most=10)}\n"
             "List them under data.exclude, or use fold=kfold."
         )
-    tests = [{patient_of[case_id] for case_id in fold or [] if case_id in patient_of} for fold in listed]
+    tests = [{patient_of[case_id] for case_id in fold or [] if case_id in patient_of} for fold in named]
     for (first, one), (second, other) in combinations(enumerate(tests), 2):
         if shared := sorted(one & other):
             raise InputError(
-                f"{file}: patient overlap: {', '.join(shared[:10])} in the test subsets of folds {first} and {second}\n"
+                f"{file}: patient overlap: {listed(shared, most=10)} in the test subsets of folds {first} and {second}\n"
                 "Keep all studies of a patient in one fold."
             )
     if empty := [index for index, test in enumerate(tests) if not test]:
@@ -148,7 +148,7 @@ def _volume_strata(volumes: Sequence[float], *, num_strata: int) -> np.ndarray:
 def _require_patients(patients: Collection[str], *, needed: int, purpose: str) -> None:
     if len(patients) < needed:
         raise InputError(
-            f"{purpose} needs at least {needed} patients, there are {len(patients)}: {', '.join(sorted(patients)[:10])}\n"
+            f"{purpose} needs at least {needed} patients, there are {len(patients)}: {listed(sorted(patients), most=10)}\n"
             "Add patients or lower fold.num_folds. If these are several patients, set data.patient_pattern so that its "
             "first group tells them apart, such as '(.+)' for one study per patient, and run stage=preprocess again."
         )

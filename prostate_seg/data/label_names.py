@@ -12,9 +12,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.files import read_json
-from prostate_seg.imaging.labels import listed
 from prostate_seg.imaging.regions import Regions
 from prostate_seg.imaging.settings import WHOLE_GLAND
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 from prostate_seg.data.dataset import CaseRecord
 from prostate_seg.data.folds import Fold
 from prostate_seg.imaging.fingerprint import near_duplicates
@@ -255,7 +255,7 @@ def stop_on_leaks(
     unknown = [case_id for case_id in case_ids_of(folds) if case_id not in fingerprints]
     if unknown:
         raise InputError(
-            f"kfold.json names {len(unknown)} cases that dataset.csv does not have: {', '.join(unknown[:10])}\n"
+            f"kfold.json names {len(unknown)} cases that dataset.csv does not have: {listed(unknown, most=10)}\n"
             "Run stage=prepare again."
         )
     verdict = find_leaks(folds, fingerprints=fingerprints, not_duplicates=not_duplicates)

@@ -15,11 +15,10 @@ from stat import S_ISDIR, S_ISREG
 
 import pydicom
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 from prostate_seg.data.layouts import is_bids
 from prostate_seg.data.scan_names import CHANNEL, kind_of, kind_of_folder, other_channels, words_of
 from prostate_seg.imaging.dicom_frames import MAGIC, MAGIC_OFFSET
-from prostate_seg.imaging.labels import listed
 from prostate_seg.imaging.sitk_reader import image_stem, image_suffix
 
 DICOM_SUFFIXES = (".dcm", ".ima")

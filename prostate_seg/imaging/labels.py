@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from prostate_seg.common.errors import listed
 from prostate_seg.imaging.geometry import Volume
 
 LABEL_TOLERANCE = 1e-3
@@ -15,8 +16,6 @@ MAX_LABEL = 65535
 """Largest label of a 16-bit file. Only whether a label is gland is kept, so that labels need not fit into 8 bits."""
 SAME_NEIGHBOUR_FRACTION = 0.5
 """Fraction of a label's voxels whose neighbour along x has the same label: more in a structure, less in an intensity image."""
-MAX_LISTED = 5
-"""Numbers that a message lists before it counts the others."""
 
 
 def as_labels(mask: Volume) -> Volume:
@@ -66,21 +65,15 @@ def label_problem(
         )
     if labels is not None and not np.isin(found, labels).any():
         return "wanted_label_absent", (
-            f"data.whole_gland_labels is {listed(labels)}, and the mask has {listed(np.unique(array))}; "
+            f"data.whole_gland_labels is {listed(labels)}, and the mask has {listed(np.unique(array).tolist())}; "
             "correct the setting, or list the case under data.exclude"
         )
     if labels is not None and not allow_others and (unnamed := found[~np.isin(found, labels)]).size:
         return "unnamed_label", (
-            f"zones need a name for every label, and the mask has {listed(unnamed)} beside {listed(labels)}; name it in "
-            "data.labels, or set data.whole_gland_labels to those of the gland"
+            f"zones need a name for every label, and the mask has {listed(unnamed.tolist())} beside {listed(labels)}; name it "
+            "in data.labels, or set data.whole_gland_labels to those of the gland"
         )
     return None
-
-
-def listed(values: Sequence[object] | np.ndarray) -> str:
-    """Return the first values and the number of the others."""
-    more = f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else ""
-    return ", ".join(str(value) for value in values[:MAX_LISTED]) + more
 
 
 def _is_intensity(array: np.ndarray) -> bool:

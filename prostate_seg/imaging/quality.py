@@ -12,8 +12,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
+from prostate_seg.common.errors import listed
 from prostate_seg.imaging.geometry import Geometry, Spacing, Volume, bounding_box
-from prostate_seg.imaging.labels import label_problem, listed
+from prostate_seg.imaging.labels import label_problem
 
 MIN_SLICES = 3
 """A volume with fewer slices has no apex, mid-gland and base."""

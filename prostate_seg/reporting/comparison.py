@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 from prostate_seg.data.attributes import RESERVED
 from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
 from prostate_seg.reporting.report_tables import subgroups
@@ -111,7 +111,7 @@ def parse_results(text: str, *, name: str, source: str) -> Results:
         )
     repeated = table["case_id"][table["case_id"].duplicated()].unique().tolist()
     if repeated:
-        raise InputError(f"{name}: must have one row per case, has several of {_listed(repeated)}")
+        raise InputError(f"{name}: must have one row per case, has several of {listed(repeated, most=MAX_NUM_NAMED)}")
     return Results(name=name, source=source, table=table.set_index("case_id").sort_index())
 
 
@@ -150,17 +150,12 @@ def require_same_cases(baseline: Results, other: Results) -> None:
     found["another volume of the same reference (other data.whole_gland_labels?)"] = shared[
         volumes_differ & (a["mask_md5"] == b["mask_md5"])
     ].tolist()
-    lines = [f"  {words}, {len(cases)}: {_listed(cases)}" for words, cases in found.items() if cases]
+    lines = [f"  {words}, {len(cases)}: {listed(cases, most=MAX_NUM_NAMED)}" for words, cases in found.items() if cases]
     if lines:
         raise InputError(
             "\n".join([f"{other.name} and {baseline.name} were not evaluated on the same data:", *lines])
             + "\nEvaluate both with the same data, fold and preprocess.crop settings."
         )
-
-
-def _listed(cases: Sequence[str]) -> str:
-    more = len(cases) - MAX_NUM_NAMED
-    return ", ".join(cases[:MAX_NUM_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _compare_pair(baseline: Results, other: Results, *, num_bootstrap: int, seed: int) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
@@ -86,7 +86,7 @@ def requested_scans(cfg: Config) -> ScanList:
         if files:
             raise InputError(
                 f"predict.dicom_seg refers to the images of a DICOM series, and {len(files)} studies are files: "
-                f"{', '.join(files[:5])}\nChoose the series with predict.pattern, or segment the files by themselves."
+                f"{listed(files)}\nChoose the series with predict.pattern, or segment the files by themselves."
             )
     return scans
 

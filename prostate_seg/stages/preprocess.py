@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.files import atomic_folder, write_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
@@ -22,7 +22,6 @@ from prostate_seg.data.loading import LoadedCase, bad_case, load_case, read_mask
 from prostate_seg.data.quality_table import write_quality_table
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.image_io import content_md5, write_volume
-from prostate_seg.imaging.labels import listed
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
 from prostate_seg.imaging.target_grid import StudyExtent, auto_names, choose_grid, study_extent

@@ -15,7 +15,7 @@ import yaml
 from mlflow.entities import Run
 
 from prostate_seg.common.address import project_root
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.files import read_json
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.config.workspace import Workspace
@@ -113,9 +113,9 @@ def _code(
     different_here = _different_code(record["code"], PACKAGE.parent, workspace)
     if different_here:
         different = different or different_here
-        listing = ", ".join(different[:5]) + (" ..." if len(different) > 5 else "")
         raise InputError(
-            f"the code of run {run.info.run_id} cannot be restored from its commit: {len(different)} files differ ({listing})\n"
+            f"the code of run {run.info.run_id} cannot be restored from its commit: {len(different)} files differ: "
+            f"{listed(different)}\n"
             "It ran on changes that were in no commit and in no git.diff."
         )
     here = folder / "here"
