@@ -1,5 +1,6 @@
 """metrics.json and the summary at the terminal, for cases with known metrics."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from prostate_seg.data.cases import Case
 from prostate_seg.reporting.evaluation_tables import (
     CaseResult,
+    by_region,
     cases_table,
     flat_summary,
+    slices_table,
     summarise_folds,
     summary_lines,
 )
@@ -54,6 +57,42 @@ def test_folds_and_pool_count_cases_patients_failures_and_missed_glands() -> Non
     assert summary["folds"]["fold1"]["hd95_mm"]["mean"] == pytest.approx(diagonal)
     # Pooled IoU of fold 0: (400 + 200) pixels shared of (400 + 600).
     assert summary["folds"]["fold0"]["iou_gland_slices_pooled"] == pytest.approx(0.6)
+
+
+def test_empty_zone_counts_as_a_missed_gland_does_and_its_slices_have_no_position() -> None:
+    empty, block = np.zeros((8, 40, 40), dtype=bool), np.zeros((8, 40, 40), dtype=bool)
+    block[2:6, 10:20, 10:20] = True
+    pairs = {"a_1": (block, empty), "b_1": (empty, block), "c_1": (empty, empty)}
+    zones = [
+        replace(
+            case_result(case_id, fold="fold0", shift_vox=0),
+            region="peripheral_zone",
+            metrics=case_metrics(reference, predicted, spacing_mm=SPACING_MM),
+            counts=slice_counts(reference, predicted),
+        )
+        for case_id, (reference, predicted) in pairs.items()
+    ]
+    glands = [case_result(case_id, fold="fold0", shift_vox=0) for case_id in pairs]
+    results = [*glands, *zones]
+    summary = summarise_folds(results, oracle_crop=False, num_bootstrap=100, seed=0)
+    assert summary["pooled"]["dice"]["mean"] == 1
+    zone = summary["zones"]["peripheral_zone"]["pooled"]
+    assert (zone["num_failures"], zone["num_missed_glands"]) == (2, 1)
+    assert zone["dice"]["mean"] == pytest.approx(1 / 3)
+    diagonal = float(np.linalg.norm((8 * 3, 40, 40)))
+    assert zone["hd95_mm"]["mean"] == pytest.approx(2 / 3 * diagonal)
+    slices = slices_table(results)
+    assert slices[slices["case_id"] == "b_1"].set_index("region")["position"].isna().to_dict() == {
+        "whole_gland": False,
+        "peripheral_zone": True,
+    }
+    regions = by_region(cases_table(results, oracle_crop=False))
+    assert list(regions) == ["whole_gland", "peripheral_zone"]
+    assert regions["peripheral_zone"]["dice"].tolist() == [0, 0, 1]
+    assert "region" not in cases_table(glands, oracle_crop=False)
+    flat = flat_summary(summary)["test"]
+    assert flat["peripheral_zone/dice"] == pytest.approx(1 / 3)
+    assert "peripheral_zone: 2 failed, 1 missed" in summary_lines(summary)
 
 
 def test_flat_means_have_their_intervals_where_one_exists() -> None:

@@ -323,14 +323,8 @@ STAGE_SETTINGS = {
     "train": ("model", "train", "fold.index", "seed"),
     "evaluate": ("evaluate", "train.precision", "fold.index", "fold.not_duplicates", "seed"),
     "report": (
-        *(
-            "data.labels",
-            "data.whole_gland_labels",
-            "target",
-            "evaluate.external_root",
-            "evaluate.num_bootstrap",
-            "seed",
-        ),
+        *("data.labels", "data.whole_gland_labels", "target"),
+        *("evaluate.external_root", "evaluate.external_labels", "evaluate.num_bootstrap", "seed"),
     ),
     "register": ("fold.index",),
 }

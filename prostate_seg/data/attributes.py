@@ -21,7 +21,7 @@ RESERVED = frozenset(
         *("gland_volume_ml", "gland_reach_mm", "gland_edge_mm", "gland_kept_fraction"),
         *("oracle_crop", "warnings", "fold", "dice", "iou", "hd95_mm", "assd_mm", "nsd_2mm"),
         *("volume_reference_ml", "volume_predicted_ml", "volume_difference_ml", "volume_difference_percent"),
-        *("dice_apex", "dice_mid", "dice_base", "missed_gland", "volume_tertile"),
+        *("dice_apex", "dice_mid", "dice_base", "missed_gland", "volume_tertile", "region"),
     )
 )
 """Columns of the project's own tables."""

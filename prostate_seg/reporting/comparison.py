@@ -4,8 +4,8 @@ A difference is other minus baseline. Signed volume differences are compared by 
 one better direction.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from io import StringIO
 from textwrap import wrap
 from typing import Any
@@ -15,7 +15,8 @@ import pandas as pd
 
 from prostate_seg.common.errors import InputError, listed
 from prostate_seg.data.attributes import RESERVED
-from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
+from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS, by_region
 from prostate_seg.reporting.report_tables import subgroups
 from prostate_seg.segmentation.statistics import holm, paired_difference
 
@@ -55,11 +56,12 @@ FEW_PATIENTS = 20
 
 
 Row = dict[str, Any]
-"""Row of comparison.csv: one metric in one group of cases.
+"""Row of comparison.csv: one metric of a region in one group of cases.
 
-subgroup is the name of an attribute and group its value, both `ALL` over all cases; metric is one of `COMPARED`, better its
-better direction. Then the fields of `PairedDifference`, the numbers of patients that are better, equal and worse in the other
-run, and p_holm: p adjusted for all tests over all cases, None in subgroups, which are exploratory."""
+region is there only if both have zones. subgroup is the name of an attribute and group its value, both `ALL` over all cases;
+metric is one of `COMPARED`, better its better direction. Then the fields of `PairedDifference`, the numbers of patients that
+are better, equal and worse in the other run, and p_holm: p adjusted for all tests over all cases, None in subgroups, which are
+exploratory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,14 @@ class Results:
     source: str
     """Run id or folder."""
     table: pd.DataFrame
-    """Index case_id, sorted; columns of cases.csv, attributes as text."""
+    """Whole gland: index case_id, sorted; columns of cases.csv, attributes as text."""
+    zones: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """The same table of each zone, by name."""
+
+    @property
+    def regions(self) -> dict[str, pd.DataFrame]:
+        """Table of each region, the whole gland first."""
+        return {WHOLE_GLAND: self.table, **self.zones}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +90,7 @@ class Comparison:
     baseline: Results
     other: Results
     rows: list[Row]
-    """All cases first, then the subgroups."""
+    """By region, the whole gland first: all cases, then the subgroups."""
     notes: list[str]
     """Limitations of the numbers."""
 
@@ -93,7 +102,7 @@ class Comparison:
 
 
 def parse_results(text: str, *, name: str, source: str) -> Results:
-    """Parse the text of a cases.csv; refuse one of an older version, or with several rows of a case."""
+    """Parse the text of a cases.csv; refuse one of an older version, or with several rows of a case and region."""
     numeric = [*SUMMARY_METRICS, "volume_reference_ml"]
     try:
         table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
@@ -109,10 +118,12 @@ def parse_results(text: str, *, name: str, source: str) -> Results:
             f"{name}: its cases.csv has no {', '.join(missing)}: an older version wrote it\n"
             "Run stage=evaluate again: both results need the same columns."
         )
-    repeated = table["case_id"][table["case_id"].duplicated()].unique().tolist()
-    if repeated:
-        raise InputError(f"{name}: must have one row per case, has several of {listed(repeated, most=MAX_NUM_NAMED)}")
-    return Results(name=name, source=source, table=table.set_index("case_id").sort_index())
+    regions = by_region(table)
+    for rows in regions.values():
+        if repeated := rows["case_id"][rows["case_id"].duplicated()].unique().tolist():
+            raise InputError(f"{name}: must have one row per case, has several of {listed(repeated, most=MAX_NUM_NAMED)}")
+    indexed = {region: rows.set_index("case_id").sort_index() for region, rows in regions.items()}
+    return Results(name=name, source=source, table=indexed.pop(WHOLE_GLAND), zones=indexed)
 
 
 def compare(baseline: Results, others: Sequence[Results], *, num_bootstrap: int, seed: int) -> list[Comparison]:
@@ -146,10 +157,13 @@ def require_same_cases(baseline: Results, other: Results) -> None:
     }
     a, b = a.loc[shared], b.loc[shared]
     found |= {words: shared[a[column] != b[column]].tolist() for column, words in EQUAL_COLUMNS.items()}
-    volumes_differ = ~np.isclose(a["volume_reference_ml"], b["volume_reference_ml"], rtol=VOLUME_TOLERANCE, atol=0)
-    found["another volume of the same reference (other data.whole_gland_labels?)"] = shared[
-        volumes_differ & (a["mask_md5"] == b["mask_md5"])
-    ].tolist()
+    for region in shared_regions(baseline, other):
+        a_ml, b_ml = (one.regions[region].loc[shared, "volume_reference_ml"] for one in (baseline, other))
+        volumes_differ = ~np.isclose(a_ml, b_ml, rtol=VOLUME_TOLERANCE, atol=0)
+        setting = "data.whole_gland_labels" if region == WHOLE_GLAND else f"labels of {region}"
+        found[f"another volume of the same reference (other {setting}?)"] = shared[
+            volumes_differ & (a["mask_md5"] == b["mask_md5"])
+        ].tolist()
     lines = [f"  {words}, {len(cases)}: {listed(cases, most=MAX_NUM_NAMED)}" for words, cases in found.items() if cases]
     if lines:
         raise InputError(
@@ -158,15 +172,30 @@ def require_same_cases(baseline: Results, other: Results) -> None:
         )
 
 
+def shared_regions(baseline: Results, other: Results) -> list[str]:
+    """Return the regions that both have, the whole gland first."""
+    return [region for region in baseline.regions if region in other.regions]
+
+
 def _compare_pair(baseline: Results, other: Results, *, num_bootstrap: int, seed: int) -> list[Row]:
+    """Return the rows of every region that both have."""
+    regions, rows = shared_regions(baseline, other), []
+    for region in regions:
+        tables = baseline.regions[region], other.regions[region]
+        column = {"region": region} if len(regions) > 1 else {}
+        rows += [column | row for row in _compare_tables(*tables, num_bootstrap=num_bootstrap, seed=seed)]
+    return rows
+
+
+def _compare_tables(baseline: pd.DataFrame, other: pd.DataFrame, *, num_bootstrap: int, seed: int) -> list[Row]:
     """Return a row per metric over all cases, then a row per metric and group of cases."""
     values = []
-    for results in (baseline, other):
-        metrics = results.table[list(SUMMARY_METRICS)].copy()
+    for table in (baseline, other):
+        metrics = table[list(SUMMARY_METRICS)].copy()
         metrics[list(SIGNED)] = metrics[list(SIGNED)].abs()
         values.append(metrics.set_axis(list(COMPARED), axis="columns"))
     a, b = values
-    patients = baseline.table["patient_id"]
+    patients = baseline["patient_id"]
 
     def row(subgroup: str, group: str, metric: str, cases: pd.Index) -> Row:
         paired = paired_difference(
@@ -193,8 +222,8 @@ def _compare_pair(baseline: Results, other: Results, *, num_bootstrap: int, seed
 
     rows = [row(ALL, ALL, metric, a.index) for metric in COMPARED]
     # Attributes that only the other table has are subgroups too.
-    added = other.table.columns.difference(baseline.table.columns, sort=False)
-    for name, groups in subgroups(baseline.table.join(other.table[added])).items():
+    added = other.columns.difference(baseline.columns, sort=False)
+    for name, groups in subgroups(baseline.join(other[added])).items():
         for group, cases in sorted(groups.groupby(groups).groups.items()):
             rows += [row(name, str(group), metric, cases) for metric in SUBGROUP_METRICS]
     return rows
@@ -216,10 +245,18 @@ def _notes(baseline: Results, other: Results, rows: Sequence[Row]) -> list[str]:
     main = [row for row in rows if row["subgroup"] == ALL]
     for row in main:
         if row["num_missing"]:
-            notes.append(f"cases without {row['metric']} in a or b, left out: {row['num_missing']}")
+            notes.append(f"cases without {_name_of(row)} in a or b, left out: {row['num_missing']}")
     for reason in sorted({row["no_p"] for row in main if row["no_p"]}):
-        notes.append(f"no p, {reason}: {', '.join(row['metric'] for row in main if row['no_p'] == reason)}")
+        notes.append(f"no p, {reason}: {', '.join(_name_of(row) for row in main if row['no_p'] == reason)}")
+    if alone := sorted(baseline.zones.keys() ^ other.zones.keys()):
+        notes.append(f"in one of the two only, and not compared: {', '.join(alone)}")
     return notes
+
+
+def _name_of(row: Row) -> str:
+    """Return the metric of a row, with its zone as in the names of metrics."""
+    region = row.get("region", WHOLE_GLAND)
+    return str(row["metric"]) if region == WHOLE_GLAND else f"{region}/{row['metric']}"
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
@@ -232,11 +269,14 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         "equal, better in a",
         f"{'':<32}{'better':<6}{'a':>9}{'b':>9}{'b - a':>9}   {'95% CI of b - a':<20}{'b/=/a':>11}{'p':>9}{'p Holm':>9}",
     ]
-    heading = (ALL, ALL)
+    heading = (WHOLE_GLAND, ALL, ALL)
     for row in comparison.rows:
-        if (row["subgroup"], row["group"]) != heading:
-            heading = (row["subgroup"], row["group"])
-            lines.append(f"{_end_of(heading[0], 40)} = {_end_of(heading[1], 40)}; patients: {row['num_patients']}")
+        region, *group = row.get("region", WHOLE_GLAND), row["subgroup"], row["group"]
+        if region != heading[0]:
+            lines.append(f"{region}:")
+        if (region, *group) != heading and group != [ALL, ALL]:
+            lines.append(f"{_end_of(group[0], 40)} = {_end_of(group[1], 40)}; patients: {row['num_patients']}")
+        heading = (region, *group)
         name = row["metric"] if row["subgroup"] == ALL else f"  {row['metric']}"
         numbers = _number(row["mean_baseline"]) + _number(row["mean_other"]) + _number(row["difference"], "+.3f")
         interval = "-" if row["ci95_low"] is None else f"{row['ci95_low']:+.3f} to {row['ci95_high']:+.3f}"

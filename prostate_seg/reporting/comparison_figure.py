@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison import ALL, Comparison, Row
 from prostate_seg.reporting.evaluation_tables import METRIC_LABELS
 from prostate_seg.reporting.overlays import printable
@@ -48,19 +49,25 @@ def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
 
 
 def _rows_of(comparison: Comparison, metric: str, *, in_subgroups: bool) -> list[Row]:
-    """Return the row of a metric over all cases, or its rows in the subgroups."""
-    return [row for row in comparison.rows if row["metric"] == metric and (row["subgroup"] != ALL) == in_subgroups]
+    """Return the row of a metric over all cases, or its rows in the zones and in the subgroups of the whole gland."""
+    rows = [row for row in comparison.rows if row["metric"] == metric]
+    gland = [row for row in rows if row.get("region", WHOLE_GLAND) == WHOLE_GLAND]
+    if not in_subgroups:
+        return [row for row in gland if row["subgroup"] == ALL]
+    zones = [row for row in rows if row not in gland and row["subgroup"] == ALL]
+    return [*zones, *(row for row in gland if row["subgroup"] != ALL)]
 
 
 def _draw_differences(
     ax: Axes, comparison: Comparison, metrics: Sequence[str], *, label: str, name_subgroups: bool
 ) -> None:
-    """Draw a point and an interval per row: all cases above the dotted line, subgroups below, aligned between panels."""
+    """Draw a point and an interval per row: all cases above the dotted line, zones and subgroups below, aligned."""
     main = [row for metric in metrics for row in _rows_of(comparison, metric, in_subgroups=False)]
     parts = _rows_of(comparison, metrics[0], in_subgroups=True)
     labels = {}
     ax.axvline(0, color="black", linewidth=0.8)
     for y, row in enumerate([*main, *parts], start=NUM_MAIN_LINES - len(main)):
+        is_main = y < NUM_MAIN_LINES
         low, difference, high = row["ci95_low"], row["difference"], row["ci95_high"]
         # Grey unless the interval excludes 0 and there are enough patients for a test.
         colour = UNCLEAR_COLOUR
@@ -71,9 +78,9 @@ def _draw_differences(
         if difference is not None:
             face = "white" if colour == UNCLEAR_COLOUR else colour
             ax.plot(difference, y, "o", color=colour, markerfacecolor=face, markersize=6)
-        is_main = row["subgroup"] == ALL
         if is_main or name_subgroups:
-            name = _metric_label(row["metric"]) if is_main else printable(f"{row['subgroup']}: {row['group']}")
+            part = row["region"] if row["subgroup"] == ALL and not is_main else f"{row['subgroup']}: {row['group']}"
+            name = _metric_label(row["metric"]) if is_main else printable(part)
             name = name if len(name) <= LABEL_CHARACTERS else name[: LABEL_CHARACTERS - 3] + "..."
             labels[y] = f"{name} ({row['num_patients']})"
     ax.set_yticks(list(labels), list(labels.values()), parse_math=False)

@@ -1,6 +1,6 @@
 """Tables of one evaluation: cases.csv, slices.csv, metrics.json, and the summary that the terminal shows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from prostate_seg.data.cases import Case
+from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.metrics import CaseMetrics, pooled_iou
 from prostate_seg.segmentation.overlap import SliceCounts
 from prostate_seg.segmentation.statistics import num_failures, summarise
@@ -35,7 +36,7 @@ CASE_METRICS = tuple(field.name for field in fields(CaseMetrics) if field.type i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """Metrics of one segmented case."""
+    """Metrics of one region of a segmented case."""
 
     fold: str
     """Such as fold0; `ensemble` for external cases."""
@@ -46,6 +47,7 @@ class CaseResult:
     metrics: CaseMetrics
     counts: SliceCounts
     """Voxels per slice, from apex to base."""
+    region: str = WHOLE_GLAND
 
     @property
     def ids(self) -> dict[str, str]:
@@ -54,29 +56,41 @@ class CaseResult:
 
 
 def cases_table(results: Sequence[CaseResult], *, oracle_crop: bool) -> pd.DataFrame:
-    """Return cases.csv: one row per case with fold, ids, metrics, use of an oracle crop, file hashes and attributes."""
-    rows = []
+    """Return cases.csv: a row per case and region with fold, ids, metrics, use of an oracle crop, file hashes and attributes.
+
+    The column `region` is there only if there are several regions, as in slices.csv.
+    """
+    rows, region = [], _region_column(results)
     for result in results:
         hashes = {"image_md5": result.image_md5, "mask_md5": result.mask_md5}
         metrics = {**asdict(result.metrics), "oracle_crop": oracle_crop}
-        rows.append({**result.ids, **metrics, **hashes, **result.case.attributes})
+        rows.append({**result.ids, **region(result), **metrics, **hashes, **result.case.attributes})
     return pd.DataFrame(rows)
 
 
+def by_region(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of each region in cases.csv or slices.csv, without the column `region`, which may be absent."""
+    if "region" not in table or WHOLE_GLAND not in set(table["region"]):  # once an attribute could have this name
+        return {WHOLE_GLAND: table}
+    rows = {str(name): rows for name, rows in table.groupby("region", sort=False)}
+    return {name: one.drop(columns="region").reset_index(drop=True) for name, one in rows.items()}
+
+
 def slices_table(results: Sequence[CaseResult]) -> pd.DataFrame:
-    """Return slices.csv: one row per slice with reference or predicted gland, from apex to base.
+    """Return slices.csv: a row per region and slice where reference or prediction have it, from apex to base.
 
     `position` is the centre of the slice relative to the reference's extent, 0 at the apex and 1 at the base; predicted slices
-    beyond the reference have positions below 0 or above 1.
+    beyond the reference have positions below 0 or above 1. It is NaN if the reference is empty.
     """
-    rows = []
+    rows, region = [], _region_column(results)
     for result in results:
-        counts, gland = result.counts, np.flatnonzero(result.counts.reference_vox)
+        counts, extent = result.counts, np.flatnonzero(result.counts.reference_vox)
         rows += [
             {
                 **result.ids,
+                **region(result),
                 "slice": int(z),
-                "position": float((z - gland[0] + 0.5) / (gland[-1] - gland[0] + 1)),
+                "position": float((z - extent[0] + 0.5) / (extent[-1] - extent[0] + 1)) if extent.size else np.nan,
                 "reference_vox": int(counts.reference_vox[z]),
                 "predicted_vox": int(counts.predicted_vox[z]),
                 "dice": counts.of(slice(z, z + 1)).dice(),
@@ -86,38 +100,63 @@ def slices_table(results: Sequence[CaseResult]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _region_column(results: Sequence[CaseResult]) -> Callable[[CaseResult], dict[str, str]]:
+    has_several = len({result.region for result in results}) > 1
+    return lambda result: {"region": result.region} if has_several else {}
+
+
 def summarise_folds(
     results: Sequence[CaseResult], *, oracle_crop: bool, num_bootstrap: int, seed: int
 ) -> dict[str, Any]:
-    """Return metrics.json: the summary of each metric, pooled over all cases and per fold."""
+    """Return metrics.json: the summary of each metric, pooled over all cases and per fold; that of each zone under `zones`."""
+    regions = dict.fromkeys(result.region for result in results)
+    summarised = partial(_summarise_region, num_bootstrap=num_bootstrap, seed=seed)
+    of = {region: summarised([result for result in results if result.region == region]) for region in regions}
+    gland = of.pop(WHOLE_GLAND)
+    return {"oracle_crop": oracle_crop, **gland, **({"zones": of} if of else {})}
+
+
+def _summarise_region(results: Sequence[CaseResult], *, num_bootstrap: int, seed: int) -> dict[str, Any]:
+    """Return the summary of each metric of one region, pooled over all cases and per fold."""
 
     def summary_of(members: Sequence[CaseResult]) -> dict[str, Any]:
         table = pd.DataFrame([asdict(result.metrics) for result in members])
         patients = [result.case.patient_id for result in members]
         summarised = partial(summarise, patients=patients, num_bootstrap=num_bootstrap, seed=seed)
+        has_reference = any(result.counts.reference_vox.any() for result in members)
         return {
             "num_cases": len(members),
             "num_patients": len(set(patients)),
             "num_failures": num_failures(table["dice"].to_numpy()),
             "num_missed_glands": int(table["missed_gland"].sum()),
-            "iou_gland_slices_pooled": pooled_iou(result.counts for result in members),
+            "iou_gland_slices_pooled": pooled_iou(result.counts for result in members) if has_reference else None,
             **{name: asdict(summarised(table[name].to_numpy(dtype=float))) for name in SUMMARY_METRICS},
         }
 
     folds = dict.fromkeys(result.fold for result in results)
     return {
-        "oracle_crop": oracle_crop,
         "pooled": summary_of(results),
         "folds": {fold: summary_of([result for result in results if result.fold == fold]) for fold in folds},
     }
 
 
 def flat_summary(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return summary.json: the pooled means and the bounds of their confidence intervals, where they exist."""
-    pooled = summary["pooled"]
-    means = {name: pooled[name]["mean"] for name in SUMMARY_METRICS}
-    bounds = {f"{name}_{end}": pooled[name][end] for name in SUMMARY_METRICS for end in ("ci95_low", "ci95_high")}
-    return {"test": {name: value for name, value in (means | bounds).items() if value is not None}}
+    """Return summary.json: the pooled means and the bounds of their confidence intervals, where they exist.
+
+    Those of a zone are named after it, such as peripheral_zone/dice.
+    """
+    found: dict[str, float] = {}
+    for prefix, pooled in {"": summary["pooled"], **zones_of(summary)}.items():
+        start = f"{prefix}/" if prefix else ""
+        means = {name: pooled[name]["mean"] for name in SUMMARY_METRICS}
+        bounds = {f"{name}_{end}": pooled[name][end] for name in SUMMARY_METRICS for end in ("ci95_low", "ci95_high")}
+        found |= {start + name: value for name, value in (means | bounds).items() if value is not None}
+    return {"test": found}
+
+
+def zones_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pooled results of each zone in metrics.json, by name; empty for the whole gland alone."""
+    return {name: zone["pooled"] for name, zone in summary.get("zones", {}).items()}
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -128,13 +167,22 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         f"{pooled['num_failures']} failed, {pooled['num_missed_glands']} glands missed"
         + (", ORACLE CROP: windows were centred on the reference masks" if summary["oracle_crop"] else ""),
         f"{'metric':<26}{'mean':>8}{'SD':>8}{'median':>8}   95% CI of the mean",
+        *_metric_lines(pooled),
     ]
+    demo_iou = _number(pooled["iou_gland_slices_pooled"])
+    lines.append(f"{'iou_gland_slices_pooled':<26}{demo_iou}   (the public demo's metric)")
+    for name, zone in zones_of(summary).items():
+        lines += [f"{name}: {zone['num_failures']} failed, {zone['num_missed_glands']} missed", *_metric_lines(zone)]
+    return lines
+
+
+def _metric_lines(pooled: Mapping[str, Any]) -> list[str]:
+    lines = []
     for name in SUMMARY_METRICS:
         row = pooled[name]
         interval = f"{_number(row['ci95_low'])} to {_number(row['ci95_high'])}"
         lines.append(f"{name:<26}{_number(row['mean'])}{_number(row['sd'])}{_number(row['median'])}  {interval}")
-    demo_iou = _number(pooled["iou_gland_slices_pooled"])
-    return [*lines, f"{'iou_gland_slices_pooled':<26}{demo_iou}   (the public demo's metric)"]
+    return lines
 
 
 def _number(value: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
@@ -25,7 +26,7 @@ from prostate_seg.data.dataset import (
     require_contract,
 )
 from prostate_seg.data.folds import Fold, chosen_folds, read_folds
-from prostate_seg.data.label_names import region_labels
+from prostate_seg.data.label_names import label_names, region_labels
 from prostate_seg.data.layouts import nfc
 from prostate_seg.data.leak_gate import Check, Fingerprint, Verdict, fingerprints_of, stop_on_leaks, unused_pairs
 from prostate_seg.data.loading import read_mask
@@ -36,6 +37,7 @@ from prostate_seg.imaging.geometry import Spacing, Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, check_slice_planes, check_zones
+from prostate_seg.imaging.regions import Regions
 from prostate_seg.imaging.target_grid import auto_names
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,19 @@ def preprocess_settings(cfg: Config, workspace: Workspace) -> PreprocessSettings
     return PreprocessSettings.of(
         cfg.preprocess, regions=regions, chosen=chosen_settings(contract, auto_names(cfg.preprocess))
     )
+
+
+def reference_regions(cfg: Config, workspace: Workspace) -> Regions:
+    """Return the labels of each region in the masks that are evaluated: those of the data set, or of evaluate.external_root."""
+    if cfg.evaluate.external_root is None:
+        return preprocess_settings(cfg, workspace).regions
+    root = Path(cfg.evaluate.external_root)
+    names = label_names(root, given=cfg.evaluate.external_labels) if len(cfg.target.regions) > 1 else None
+    try:
+        return region_labels(cfg.target.regions, names=names, whole_gland_labels=cfg.data.whole_gland_labels)
+    except InputError as error:
+        text = str(error).replace("data.labels=", "evaluate.external_labels=")
+        raise InputError(f"{root}: {text}") from error
 
 
 def checked_dataset(cfg: Config, workspace: Workspace) -> dict[str, CaseRecord]:

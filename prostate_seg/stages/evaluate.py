@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import permutations
+from itertools import chain, permutations
 from pathlib import Path
 
 from prostate_seg.common.errors import InputError
@@ -24,6 +24,8 @@ from prostate_seg.data.leak_gate import OVERRULE, Check, Fingerprint, Leak, find
 from prostate_seg.data.loading import LoadedCase, load_case, read_mask, refuse_or_exclude
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding, whole_gland
+from prostate_seg.imaging.regions import Regions, predicted_labels, region_masks
+from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting import evaluation_tables as tables
 from prostate_seg.reporting.evaluation_tables import CaseResult
 from prostate_seg.reporting.overlays import overlay_figure, overlay_title
@@ -43,31 +45,32 @@ Md5s = tuple[str, str]
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write evaluation/ (or evaluation_external/): cases.csv, slices.csv, metrics.json, summary.json, masks and overlays."""
-    if len(cfg.target.regions) > 1:
-        raise InputError("target: stage=evaluate takes the whole gland alone so far; use target=whole_gland")
     dataset = common.checked_dataset(cfg, workspace)
     folds, verdict = common.checked_folds(cfg, workspace, dataset)
     external = None if cfg.evaluate.external_root is None else Path(cfg.evaluate.external_root)
     target = workspace.evaluation if external is None else workspace.external_evaluation
-    oracle_crop = cfg.preprocess.crop == "mask"
+    oracle_crop, regions = cfg.preprocess.crop == "mask", common.reference_regions(cfg, workspace)
     with atomic_folder(target) as folder:
         if external is None:
-            results = evaluate_test_cases(cfg, workspace, folder, folds, dataset)
+            results = evaluate_test_cases(cfg, workspace, folder, folds, dataset, regions=regions)
         else:
-            results = evaluate_external_cases(cfg, workspace, folder, external, folds, dataset)
+            results = evaluate_external_cases(cfg, workspace, folder, external, folds, dataset, regions=regions)
         summary = tables.summarise_folds(
             results, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
         )
         summary["leak_gate"] = verdict
+        if zones := common.preprocess_settings(cfg, workspace).zones:
+            summary["labels"] = {name: list(labels) for name, labels in zones.items()}
         flat, table = tables.flat_summary(summary), tables.cases_table(results, oracle_crop=oracle_crop)
         write_csv(folder / "cases.csv", table)
         write_csv(folder / "slices.csv", tables.slices_table(results), float_format="%.6g")
         write_json(folder / "metrics.json", summary)
         write_json(folder / "summary.json", flat)
-        save_png(folder / "cases.png", case_metrics_figure(table))
-        ordered = sorted(results, key=lambda result: result.metrics.dice)
+        glands = [result for result in results if result.region == WHOLE_GLAND]
+        save_png(folder / "cases.png", case_metrics_figure(tables.cases_table(glands, oracle_crop=oracle_crop)))
+        ordered = sorted(glands, key=lambda result: result.metrics.dice)
         for name, result in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
-            draw_result(folder, name, result, labels=cfg.data.whole_gland_labels)
+            draw_result(folder, name, result, labels=regions[WHOLE_GLAND])
     for line in tables.summary_lines(summary):
         log.info("%s", line)
     log.info("tables, masks and overlays are in %s", target)
@@ -82,9 +85,15 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 
 def evaluate_test_cases(
-    cfg: Config, workspace: Workspace, folder: Path, folds: dict[int, Fold], dataset: dict[str, CaseRecord]
+    cfg: Config,
+    workspace: Workspace,
+    folder: Path,
+    folds: dict[int, Fold],
+    dataset: dict[str, CaseRecord],
+    *,
+    regions: Regions,
 ) -> list[CaseResult]:
-    """Evaluate the network of each fold on the fold's own test cases."""
+    """Evaluate the network of each fold on the fold's own test cases; the results of a case have the order of the regions."""
     if not any(fold.test for fold in folds.values()):
         raise InputError(
             "there are no test cases: fold=all trains on all but val\n"
@@ -93,16 +102,23 @@ def evaluate_test_cases(
     results: list[CaseResult] = []
     for index, fold in folds.items():
         predictor = load_predictor(cfg, workspace, {index: fold})
-        evaluate = partial(evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold=f"fold{index}")
-        work = partial(_evaluate_test_case, cfg=cfg, data=workspace.data, evaluate=evaluate)
+        evaluate = partial(
+            evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold=f"fold{index}", regions=regions
+        )
+        work = partial(_evaluate_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, evaluate=evaluate)
         records = [dataset[case_id] for case_id in fold.test]
-        results += map_cases(work, records, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
+        found = map_cases(work, records, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
+        results += chain.from_iterable(found)
     return results
 
 
 def _evaluate_test_case(
-    record: CaseRecord, *, cfg: Config, data: Path, evaluate: Callable[[Case, LoadedCase, Md5s], CaseResult]
-) -> CaseResult:
+    record: CaseRecord,
+    *,
+    labels: Sequence[int] | None,
+    data: Path,
+    evaluate: Callable[[Case, LoadedCase, Md5s], list[CaseResult]],
+) -> list[CaseResult]:
     """Evaluate one case of the data set, whose files must be those that preprocessing and the leak gate read."""
     image, mask = data / record.image, data / record.mask
     for path, md5 in ((image, record.image_md5), (mask, record.mask_md5)):
@@ -118,13 +134,20 @@ def _evaluate_test_case(
         mask=mask,
         attributes=record.attributes,
     )
-    loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
+    loaded, quality = load_case(case, labels=labels)
     assert loaded is not None, quality.findings  # the same files passed the same checks in stage=preprocess
     return evaluate(case, loaded, (record.image_md5, record.mask_md5))
 
 
 def evaluate_external_cases(
-    cfg: Config, workspace: Workspace, folder: Path, root: Path, folds: dict[int, Fold], dataset: dict[str, CaseRecord]
+    cfg: Config,
+    workspace: Workspace,
+    folder: Path,
+    root: Path,
+    folds: dict[int, Fold],
+    dataset: dict[str, CaseRecord],
+    *,
+    regions: Regions,
 ) -> list[CaseResult]:
     """Evaluate the ensemble of the folds on the cases of another data folder; refuse cases of the folds' own data set.
 
@@ -132,7 +155,7 @@ def evaluate_external_cases(
     one on, no network runs, and the remaining images are compared only, so that the error lists all of them.
     """
     cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
-    require_gland_names(root, labels=cfg.data.whole_gland_labels)
+    require_gland_names(root, labels=cfg.data.whole_gland_labels, given=cfg.evaluate.external_labels)
     known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
     warn_of_shared_patients(cases, known)
     compare = partial(leaks_of_external, cfg=cfg, known=known)
@@ -141,32 +164,46 @@ def evaluate_external_cases(
     refuse_leaks(compare(external), num_cases=len(cases))
     predictor = load_predictor(cfg, workspace, folds)
     leaks: list[Leak] = []
+    allow_others = len(regions) == 1 or cfg.data.whole_gland_labels is not None
 
-    def evaluate(case: Case) -> tuple[CaseResult | None, list[Finding]]:
-        loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
+    def evaluate(case: Case) -> tuple[list[CaseResult], list[Finding]]:
+        loaded, quality = load_case(case, labels=regions[WHOLE_GLAND], allow_others=allow_others)
         if loaded is None:
-            return None, quality.findings
+            return [], quality.findings
         fingerprint = common.with_voxels(external[case.case_id], loaded.image)
         leaks.extend(compare({case.case_id: fingerprint}))
         if leaks:
-            return None, quality.findings
+            return [], quality.findings
         md5s = str(fingerprint.image_md5), str(fingerprint.mask_md5)
-        result = evaluate_case(case, loaded, md5s, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble")
-        return result, quality.findings
+        measure = partial(evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble", regions=regions)
+        return measure(case, loaded, md5s), quality.findings
 
     outcomes = map_cases(evaluate, cases, num_workers=cfg.machine.num_workers, label="evaluate")
     refuse_leaks(leaks, num_cases=len(cases))
-    results = [result for result, _ in outcomes if result is not None]
+    results = [result for of_case, _ in outcomes for result in of_case]
     findings = [finding for finding in findings if finding.check != "unknown_exclude"]  # may name a training case
     findings += [finding for _, found in outcomes for finding in found]
-    refuse_or_exclude(findings, num_usable=len(results), exclude=cfg.data.on_bad_case == "exclude")
+    refuse_or_exclude(
+        findings, num_usable=sum(bool(of_case) for of_case, _ in outcomes), exclude=cfg.data.on_bad_case == "exclude"
+    )
     return results
 
 
 def evaluate_case(
-    case: Case, loaded: LoadedCase, md5s: Md5s, *, cfg: Config, predictor: Predictor, folder: Path, fold: str
-) -> CaseResult:
-    """Segment one original image, write the mask on its grid, and measure it against the reference."""
+    case: Case,
+    loaded: LoadedCase,
+    md5s: Md5s,
+    *,
+    cfg: Config,
+    predictor: Predictor,
+    folder: Path,
+    fold: str,
+    regions: Regions,
+) -> list[CaseResult]:
+    """Segment one original image, write the label map on its grid, and measure each region against the reference.
+
+    The label map has the values of the data set that the networks were trained on, the reference those in `regions`.
+    """
     predicted = segment(
         loaded.image,
         loaded.mask if predictor.preprocess.crop == "mask" else None,
@@ -175,16 +212,21 @@ def evaluate_case(
         largest_component=cfg.evaluate.largest_component,
     ).label_map
     write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(predicted))
-    reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
-    counts, spacing_mm = slice_counts(reference, predicted > 0), loaded.image.geometry.spacing_mm
-    return CaseResult(
-        fold=fold,
-        case=case,
-        image_md5=md5s[0],
-        mask_md5=md5s[1],
-        metrics=case_metrics(reference, predicted > 0, spacing_mm=spacing_mm, counts=counts),
-        counts=counts,
-    )
+    predictions = region_masks(predicted, predicted_labels(predictor.preprocess.regions))
+    results = []
+    for region, mask, reference in zip(regions, predictions, region_masks(loaded.mask.array, regions), strict=True):
+        counts, spacing_mm = slice_counts(reference, mask), loaded.image.geometry.spacing_mm
+        result = CaseResult(
+            fold=fold,
+            case=case,
+            image_md5=md5s[0],
+            mask_md5=md5s[1],
+            metrics=case_metrics(reference, mask, spacing_mm=spacing_mm, counts=counts),
+            counts=counts,
+            region=region,
+        )
+        results.append(result)
+    return results
 
 
 def draw_result(folder: Path, name: str, result: CaseResult, *, labels: Sequence[int] | None) -> None:

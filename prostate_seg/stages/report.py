@@ -16,8 +16,9 @@ from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.loading import LoadedCase, load_case
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.quality import whole_gland
+from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.provenance.ds_version import read_entries
-from prostate_seg.reporting.evaluation_tables import CASE_METRICS
+from prostate_seg.reporting.evaluation_tables import CASE_METRICS, by_region
 from prostate_seg.reporting.gallery import GalleryCase, gallery_case, worst_median_best
 from prostate_seg.reporting.model_card import render_model_card
 from prostate_seg.reporting.report_page import render_report
@@ -73,9 +74,10 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
     trained = [path for path in workspace.model.glob("fold*") if path.is_dir()]
     trained.sort(key=lambda path: (len(path.name), path.name))  # fold10 after fold9
     records, settings = _read_records(workspace, evaluation, trained)
+    cases_of = by_region(cases.assign(missed_gland=cases["missed_gland"] == "True"))
     return ReportData(
-        cases=cases.assign(missed_gland=cases["missed_gland"] == "True"),
-        slices=_read_table(slices_csv, numeric=("position", "dice")),
+        cases=cases_of.pop(WHOLE_GLAND),
+        slices=by_region(_read_table(slices_csv, numeric=("position", "dice")))[WHOLE_GLAND],
         summary=read_json(metrics_json),
         is_external=evaluation == workspace.external_evaluation,
         num_bootstrap=cfg.evaluate.num_bootstrap,

@@ -26,3 +26,5 @@ class EvaluateConfig(InferenceSettings):
     """Bootstrap samples per confidence interval."""
     external_root: str | None
     """Data folder, laid out as data.root may be, for evaluating the ensemble of all folds instead of the test cases."""
+    external_labels: dict[str, int] | None
+    """Value of each named mask label in external_root, which zones need; null takes the names in its files."""
