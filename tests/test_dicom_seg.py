@@ -16,6 +16,7 @@ from prostate_seg.imaging.dicom_seg import MAY_BE_EMPTY, write_dicom_seg
 from prostate_seg.imaging.dicom_series import series_frames
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, stored_array, write_volume
+from prostate_seg.imaging.regions import Regions
 
 highdicom = pytest.importorskip("highdicom")
 
@@ -34,8 +35,15 @@ def block_mask(series: Path) -> Volume:
     return replace(image, array=array)
 
 
-def write(path: Path, mask: Volume, series: Path) -> None:
-    write_dicom_seg(path, mask, series=series, model_name="prostate_seg version 3", model_md5="0123456789abcdef")
+def write(path: Path, mask: Volume, series: Path, regions: Regions | None = None) -> None:
+    write_dicom_seg(
+        path,
+        mask,
+        regions=regions or {"whole_gland": None},
+        series=series,
+        model_name="prostate_seg version 3",
+        model_md5="0123456789abcdef",
+    )
 
 
 def test_frames_are_the_slices_of_the_files_that_they_refer_to(series: Path, tmp_path: Path) -> None:
@@ -48,6 +56,27 @@ def test_frames_are_the_slices_of_the_files_that_they_refer_to(series: Path, tmp
     np.testing.assert_array_equal(frames, stored_array(mask))
     assert seg.number_of_segments == 1
     assert seg.get_segment_description(1).segmented_property_type.meaning == "Prostate"
+
+
+def test_zones_are_segments_with_codes_of_dicom(series: Path, tmp_path: Path) -> None:
+    mask = block_mask(series)
+    mask.array[:, :, 200:][mask.array[:, :, 200:] > 0] = 5
+    mask.array[8, 100:110, 220:260] = 7
+    regions: Regions = {"whole_gland": None, "peripheral_zone": (5,), "stroma": (7,), "transition_zone": (1,)}
+    write(tmp_path / "mask.dcm", mask, series, regions)
+    seg = highdicom.seg.segread(tmp_path / "mask.dcm")
+    uids = [pydicom.dcmread(frame.path, stop_before_pixels=True).SOPInstanceUID for frame in series_frames(series)]
+    frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+    stored = stored_array(mask)
+    expected = np.stack([stored > 0, stored == 5, stored == 7, stored == 1], axis=-1)
+    np.testing.assert_array_equal(frames, expected)
+    found = [seg.get_segment_description(number) for number in (1, 2, 3, 4)]
+    assert [one.segment_label for one in found] == [
+        *("whole prostate gland", "peripheral zone", "stroma", "transition zone"),
+    ]
+    types = [one.segmented_property_type for one in found]
+    assert [one.value for one in types] == ["41216001", "279706003", "41216001", "399384005"]
+    assert {one.scheme_designator for one in types} == {"SCT"}
 
 
 def test_object_has_the_world_position_of_the_series(series: Path, tmp_path: Path) -> None:

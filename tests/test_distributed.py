@@ -14,6 +14,8 @@ from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError
 from prostate_seg.segmentation.training.distributed import ProcessGroup
 from prostate_seg.segmentation.training.global_batch_norm import convert_global_batch_norm_
+from prostate_seg.segmentation.training.training import TrainingStep
+from tests.segmentation_helpers import train_settings
 
 
 def in_two_processes(work: Callable[[ProcessGroup], object], folder: Path) -> list[object]:
@@ -114,3 +116,25 @@ def test_commands_that_several_processes_cannot_run_are_refused(monkeypatch: pyt
     for words in (["stage=evaluate"], ["-m", "stage=train"], ["stage=train", "--cfg=job"], ["stage=train", "--help"]):
         with pytest.raises(ConfigError, match="torchrun: its 4 processes share one stage=train"):
             require_one_training(words)
+
+
+def _regions_step(group: ProcessGroup) -> dict[str, torch.Tensor]:
+    """Return loss and gradients of a step with three regions, whose Dice is pooled over the batch of all processes."""
+    torch.manual_seed(0)
+    network = nn.Conv2d(1, 3, 3, padding=1)
+    step = TrainingStep(network, settings=train_settings(), device=torch.device("cpu"), volumetric=False, group=group)
+    images = torch.randn(5, 1, 8, 8)
+    masks = (torch.randn(5, 3, 8, 8) > torch.tensor([0.0, 1.0, 3.0])[:, None, None]).float()
+    loss = step.backward(images, masks)
+    return {
+        "loss": loss,
+        **{name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None},
+    }
+
+
+def test_loss_of_several_regions_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    alone = _regions_step(ProcessGroup())
+    for found in in_two_processes(_regions_step, tmp_path):
+        assert isinstance(found, dict)
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name], value)

@@ -55,7 +55,11 @@ def outcomes(
         *candidate,
         None if champion is None else champion[1],
         rules=PromotionRules(
-            min_test_patients=5, min_dice=0.8, max_failure_fraction=max_failure_fraction, min_gain=min_gain
+            min_test_patients=5,
+            min_dice=0.8,
+            min_zone_dice={},
+            max_failure_fraction=max_failure_fraction,
+            min_gain=min_gain,
         ),
         num_bootstrap=200,
         seed=1,

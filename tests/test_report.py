@@ -231,7 +231,7 @@ def test_plots_have_text_page_colours_and_ids_of_their_own(data: ReportData) -> 
     history = pd.DataFrame({"epoch": [1, 2], "train/loss": [1.0, 0.5], "val/dice": [np.nan, 0.8]})
     tables = all_tables(replace(data, histories={"fold0": history}))
     limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
-    plots = page_plots(data.cases, tables, limits_ml=limits_ml, kept_epochs={"fold0": 2})
+    plots = page_plots(data.cases, tables, zones={}, limits_ml=limits_ml, kept_epochs={"fold0": 2})
     assert set(plots) >= {"box_dice", "bland_altman", "train_loss", "val_dice", "dice_along_gland"}
     for svg in plots.values():
         ElementTree.fromstring(re.sub(r"<svg ", '<svg xmlns:xlink="x" ', svg, count=1))
@@ -241,7 +241,7 @@ def test_plots_have_text_page_colours_and_ids_of_their_own(data: ReportData) -> 
     ids = [name for svg in plots.values() for name in re.findall(r' id="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
     assert {name for svg in plots.values() for name in re.findall(r'(?:href="|url\()#([^")]+)', svg)} == set(ids)
-    again = page_plots(data.cases, tables, limits_ml=limits_ml, kept_epochs={"fold0": 2})
+    again = page_plots(data.cases, tables, zones={}, limits_ml=limits_ml, kept_epochs={"fold0": 2})
     assert plots == again  # the same bytes for the same numbers
 
 

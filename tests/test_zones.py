@@ -1,17 +1,32 @@
 """target=zones in every stage, on data sets whose labels have different numbers."""
 
+import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from prostate_seg.common.errors import ConfigError
 from prostate_seg.common.files import read_json, write_json
+from prostate_seg.config.schema import parse
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
+from prostate_seg.phantom.studies import write_phantom
+from prostate_seg.reporting.comparison import Results, parse_results
+from prostate_seg.reporting.overlays import Panel, ZoneMasks, contact_sheet_figure, overlay_figure, picture_of
+from prostate_seg.reporting.promotion import check_promotion
+from prostate_seg.segmentation.inference import prediction
+from prostate_seg.segmentation.inference.inference import Segmentation
+from prostate_seg.segmentation.networks.model_folder import Usage, load_model
+from prostate_seg.segmentation.networks.pyfunc import ServedModel
 from prostate_seg.segmentation.networks.storage import load_recipe
+from tests.conftest import composed
 from tests.stage_helpers import run_stages
 
 DECATHLON, PROSTATE158 = {"peripheral": 1, "transition": 2}, {"transition": 1, "peripheral": 2}
@@ -154,7 +169,7 @@ def test_an_external_data_set_is_measured_with_its_own_numbers(evaluated: Path, 
     assert min(dice[1]) > 0.5
     assert dice[2][0] == dice[1][0]
     assert max(dice[2][1:]) < 0.2  # with the wrong numbers, each zone is compared with the other
-    write_json(other / "dataset.json", {"labels": {"background": 0, "PZ": 1, "TZ": 2}})
+    write_json(other / "SOURCE.json", {"labels": {"peripheral_zone": 1, "transition_zone": 2}})  # of stage=fetch
     assert run_stages(evaluated, "stage=evaluate", *wanted).returncode == 0
     again = read_json(evaluated / "evaluation_external" / "summary.json")["test"]
     assert again["peripheral_zone/dice"] == dice[1][1]
@@ -188,3 +203,167 @@ def test_zones_of_two_evaluations_are_compared_by_region(evaluated: Path, tmp_pa
     dice = rows[(rows["metric"] == "dice") & (rows["subgroup"] == "all")].set_index("region")["difference"]
     assert dice.to_dict() == {"whole_gland": 0, "peripheral_zone": pytest.approx(0.1), "transition_zone": 0}
     assert "peripheral_zone:" in result.stdout
+
+
+def test_prediction_writes_labels_volumes_and_overlays_of_the_zones(evaluated: Path, tmp_path: Path) -> None:
+    arguments = ["predict.input=data/images", f"predict.output={tmp_path}", "data=prostate158", *TINY]
+    result = run_stages(evaluated, "stage=predict", *arguments)
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "volumes.csv")
+    assert list(table.columns)[:4] == ["name", "volume_ml", "peripheral_zone_ml", "transition_zone_ml"]
+    total = table["peripheral_zone_ml"] + table["transition_zone_ml"]
+    np.testing.assert_allclose(table["volume_ml"], total, atol=2e-3)
+    for row in table.to_dict("records"):
+        found, record = read_volume(tmp_path / row["mask"]), read_json(tmp_path / "records" / f"{row['name']}.json")
+        volume_ml = (found.array == PROSTATE158["peripheral"]).sum() * found.geometry.voxel_volume_ml
+        assert row["peripheral_zone_ml"] == pytest.approx(volume_ml, abs=1e-3)
+        assert record["zones"]["peripheral_zone"] == {"labels": [2], "volume_ml": pytest.approx(volume_ml, abs=1e-3)}
+        assert (tmp_path / "overlays" / f"{row['name']}.png").is_file()
+
+
+def test_served_model_gives_label_map_and_zones(evaluated: Path) -> None:
+    usage = Usage(threshold=0.5, largest_component=True, tta=False, precision="fp32")
+    model = load_model(evaluated / "model", fold_index=None, usage=usage, device=torch.device("cpu"))
+    answer = ServedModel(model).predict(pd.DataFrame({"path": [str(evaluated / "data" / "images" / "p0_1.nii.gz")]}))
+    (row,) = answer.to_dict("records")
+    zones = json.loads(row["zones"])
+    assert row["error"] is None
+    assert zones["peripheral_zone"]["labels"] == [2]
+    assert sum(zone["volume_ml"] for zone in zones.values()) == pytest.approx(row["volume_ml"], abs=2e-3)
+
+
+def test_networks_of_a_version_without_zones_are_those_of_the_gland(evaluated: Path, tmp_path: Path) -> None:
+    arguments = ["data=prostate158", *TINY, "target=whole_gland", "train.max_epochs=1"]
+    shutil.copytree(evaluated / "data", tmp_path / "data")
+    assert run_stages(tmp_path, "stage=preprocess,prepare,train", *arguments).returncode == 0
+    for path in (tmp_path / "model").rglob("recipe.json"):
+        recipe = read_json(path)
+        del recipe["preprocess"]["zones"]
+        write_json(path, recipe)
+    contract = read_json(tmp_path / "preprocess" / "contract.json")
+    del contract["preprocess"]["zones"], contract["labels"]
+    write_json(tmp_path / "preprocess" / "contract.json", contract)
+    result = run_stages(tmp_path, "stage=evaluate", *arguments)
+    assert result.returncode == 0, result.stderr
+    wanted = [f"predict.input={tmp_path}/data/images/p0_1.nii.gz", "predict.output=out", *arguments]
+    assert run_stages(tmp_path, "stage=predict", *wanted).returncode == 0
+    table = pd.read_csv(tmp_path / "out" / "volumes.csv")
+    assert not [name for name in table if name.endswith("zone_ml")]
+    assert set(np.unique(read_volume(tmp_path / "out" / "masks" / "p0_1.nii.gz").array)) <= {0, 1}
+
+
+def test_zone_that_is_not_found_is_a_warning(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = Usage(threshold=0.5, largest_component=True, tta=False, precision="fp32")
+    model = load_model(evaluated / "model", fold_index=None, usage=usage, device=torch.device("cpu"))
+    assert list(model.regions) == ["whole_gland", "peripheral_zone", "transition_zone"]
+    whole = prediction.segment
+
+    def without_peripheral_zone(*args: Any, **kwargs: Any) -> Segmentation:
+        found = whole(*args, **kwargs)
+        return replace(found, label_map=(found.label_map > 0).astype(np.uint8))
+
+    monkeypatch.setattr(prediction, "segment", without_peripheral_zone)
+    found = prediction.predict(read_volume(evaluated / "data" / "images" / "p0_1.nii.gz"), model=model)
+    assert found.zones_ml["peripheral_zone"] == 0
+    assert "no peripheral zone was found" in found.warnings
+    assert "no transition zone was found" not in found.warnings
+
+
+def test_report_and_model_card_show_every_region(evaluated: Path) -> None:
+    result = run_stages(evaluated, "stage=report", "data=prostate158", *TINY)
+    assert result.returncode == 0, result.stderr
+    page = (evaluated / "report" / "report.html").read_text()
+    card = (evaluated / "report" / "model_card.md").read_text()
+    metrics = read_json(evaluated / "evaluation" / "metrics.json")
+    assert "Segmentation of the prostate and its zones" in page
+    for zone, readers in (("peripheral_zone", "0.71 of a junior reader"), ("transition_zone", "0.88 between readers")):
+        dice = f"{metrics['zones'][zone]['pooled']['dice']['mean']:.3f}"
+        name = zone.replace("_", " ")
+        assert re.search(f'<tr><th scope="row">{name}</th><td class="r">{dice}</td>.*{readers}', page)
+        assert f"| {name} | {dice} |" in card
+        assert f"- type: {zone}/dice" in card
+    for initials, style in (("PZ", "zone-0"), ("TZ", "zone-1")):  # two cues: letters and colour
+        assert re.search(f'<text class="side {style}"[^>]*>{initials}</text>', page)
+        assert re.search(f'<path class="predicted {style}" d="M', page)
+    assert "peripheral zone 2; transition zone 1; the whole gland is every label above 0" in card
+    volumes = pd.read_csv(evaluated / "report" / "bland_altman.csv")
+    assert volumes["region"].value_counts().to_dict() == dict.fromkeys(metrics["zones"], 4) | {"whole_gland": 4}
+    results = pd.read_csv(evaluated / "report" / "results.csv").set_index(["region", "group", "metric"])
+    expected = metrics["zones"]["peripheral_zone"]["folds"]["fold1"]["hd95_mm"]["mean"]
+    assert results.loc[("peripheral_zone", "fold1", "hd95_mm"), "mean"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_gate_has_a_minimum_per_zone_and_keeps_the_zones_of_the_champion(evaluated: Path) -> None:
+    summary = read_json(evaluated / "evaluation" / "metrics.json")
+    results = parse_results((evaluated / "evaluation" / "cases.csv").read_text(), name="a", source="a")
+    rules = parse(composed("++register.min_zone_dice={peripheral_zone: 0.999, transition_zone: 0.1}")).register
+
+    def refused(summary: dict[str, Any], champion: Results | None = None) -> set[str]:
+        outcomes = check_promotion(summary, results, champion, rules=rules, num_bootstrap=100, seed=0)
+        return {outcome.rule for outcome in outcomes if not outcome.is_passed}
+
+    assert "peripheral_zone" in refused(summary)
+    assert "transition_zone" not in refused(summary)
+    alone = {name: value for name, value in summary.items() if name != "zones"}
+    assert "zones" in refused(alone, results)
+    assert not {"zones", "peripheral_zone", "transition_zone"} & refused(alone)
+    assert "zones" not in refused(alone, replace(results, zones={}))
+
+
+def test_overlay_names_zones_by_initials_and_distinguishes_reference_and_prediction() -> None:
+    masks = np.zeros((2, 6, 40, 40), dtype=bool)
+    masks[0, 1:5, 10:20, 10:30] = masks[1, 1:5, 20:30, 10:30] = True
+    gland, image = masks.any(axis=0), np.random.default_rng(0).normal(100, 10, (6, 40, 40))
+    zones = [
+        ZoneMasks(name=name, predicted=mask, reference=np.roll(mask, 1, axis=2))
+        for name, mask in zip(("peripheral_zone", "transition_zone"), masks, strict=True)
+    ]
+    drawn = {"reference": gland, "spacing_mm": (3.0, 1.0, 1.0), "title": "a"}
+    plain, figure = overlay_figure(image, gland, **drawn), overlay_figure(image, gland, zones=zones, **drawn)
+    assert len(figure.axes) == 2 * len(plain.axes)
+    below = figure.axes[3]
+    assert {text.get_text() for text in below.texts} == {"PZ", "TZ"}
+    styles = {(str(line.get_edgecolor()), str(line.get_linestyle())) for line in below.collections}
+    assert len(styles) == 4  # two colours, each solid and dashed
+    (legend,) = figure.legends
+    assert {"PZ peripheral zone", "TZ transition zone"} <= {text.get_text() for text in legend.get_texts()}
+
+
+def test_two_studies_of_prostate158_go_through_every_stage(shared_data: Path, tmp_path: Path) -> None:
+    settings = parse(composed("data.phantom.num_patients=2", "data.phantom.num_second_studies=0")).data.phantom
+    assert settings is not None
+    write_phantom(tmp_path / "data", settings=replace(settings, field_of_view_mm=110.0), seed=1)
+    (tmp_path / "data" / "cases.csv").unlink()
+    for kind in ("images", "masks"):
+        for path in (shared_data / "t2w" / kind).glob("p158*"):
+            shutil.copyfile(path, tmp_path / "data" / kind / path.name)
+    small = [*TINY, "preprocess.spacing_mm=[3,1.6,1.6]", "preprocess.image_size=64", "data=prostate158"]
+    small += ["data.on_bad_case=fail", "train.max_epochs=2", "train.steps_per_epoch=10"]
+    result = run_stages(tmp_path, "stage=inspect,preprocess,prepare,train,evaluate,report", *small)
+    assert result.returncode == 0, result.stderr
+    cases = pd.read_csv(tmp_path / "evaluation" / "cases.csv").set_index(["case_id", "region"])
+    for case_id in ("p158020_1", "p158021_1"):
+        labels = read_volume(shared_data / "t2w" / "masks" / f"{case_id}.nii.gz")
+        for region, value in (("transition_zone", 1), ("peripheral_zone", 2)):
+            expected_ml = (labels.array == value).sum() * labels.geometry.voxel_volume_ml
+            assert cases.loc[(case_id, region), "volume_reference_ml"] == pytest.approx(expected_ml)
+    arguments = [f"predict.input={shared_data}/t2w/images/p158020_1.nii.gz", "predict.output=out", *small]
+    assert run_stages(tmp_path, "stage=predict", *arguments).returncode == 0
+    assert set(np.unique(read_volume(tmp_path / "out" / "masks" / "p158020_1.nii.gz").array)) <= {0, 1, 2}
+
+
+def test_contact_sheet_shows_the_zones(tmp_path: Path, cube_volume: Volume) -> None:
+    gland = np.zeros(cube_volume.array.shape, dtype=bool)
+    gland[5:15, 10:40, 10:50] = True
+    zones = [gland & (np.arange(60) < 30), gland & (np.arange(60) >= 30)]
+    panel = Panel(
+        case_id="a", caption=[], picture=picture_of(cube_volume, gland, zones), is_error=False, is_warning=False
+    )
+    figure = contact_sheet_figure([panel], title="a", zones=["peripheral_zone", "transition_zone"])
+    assert len(figure.axes[0].collections) == 3
+    assert len({str(line.get_linestyle()) for line in figure.axes[0].collections}) == 3
+    assert "purple dashes: peripheral zone; green dots: transition zone" in figure.get_suptitle()
+    write_zones(tmp_path / "data", DECATHLON)
+    result = run_stages(tmp_path, "stage=inspect", "data=decathlon", *TINY)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "inspect" / "contact_sheet.png").is_file()

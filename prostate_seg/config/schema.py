@@ -219,6 +219,7 @@ class RegisterConfig(PromotionRules):
         is_name = bool(re.fullmatch(r"[\w\-. ]{1,100}", self.name))
         has_reason = bool((self.reason or "").strip())
         return [
+            *PromotionRules._rules(self),
             ("name", is_name, "must be 1 to 100 letters, digits, spaces or any of _ - ."),
             ("force", self.promote or not self.force, "goes with register.promote=true"),
             ("reason", has_reason or not self.force, "must give the reason, for register.force=true"),

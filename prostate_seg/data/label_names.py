@@ -1,4 +1,4 @@
-"""Names of mask labels in data.labels, nnU-Net's dataset.json and BIDS' dseg.tsv: which are gland, and which are of a region.
+"""Names of mask labels in data.labels, nnU-Net's dataset.json, BIDS' dseg.tsv and SOURCE.json.
 
 Names are English, as both formats are; words without anatomical meaning (mask, left, expert) are ignored.
 """
@@ -180,11 +180,22 @@ def _read_tables(root: Path) -> dict[Path, list[tuple[int, str]]]:
     """Return label and name of every row, by file."""
     dataset_json = root / "dataset.json"
     tables = {dataset_json: _read_nnunet(dataset_json)} if dataset_json.is_file() else {}
+    source_json = root / "SOURCE.json"  # written by stage=fetch
+    if source_json.is_file():
+        tables[source_json] = _read_source(source_json)
     for path in sorted((root / "derivatives").rglob("*dseg.tsv")):
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = [(row.get("index") or "", row.get("name")) for row in csv.DictReader(stream, delimiter="\t")]
         tables[path] = [(int(index), name) for index, name in rows if index.isdigit() and name]
     return tables
+
+
+def _read_source(source_json: Path) -> list[tuple[int, str]]:
+    try:
+        labels: Any = read_json(source_json).get("labels") or {}  # older versions wrote none
+        return [(int(label), name) for name, label in labels.items()]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{source_json}: cannot be read ({error}); it is written by stage=fetch only") from error
 
 
 def _read_nnunet(dataset_json: Path) -> list[tuple[int, str]]:

@@ -89,7 +89,10 @@ def note_dicom_seg(target: Target, *, error: str | None) -> None:
 
 
 def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Write volumes.csv: a row for every record with a mask, and for every study that was refused now."""
+    """Write volumes.csv: a row for every record with a mask, and for every study that was refused now.
+
+    The volume of each zone has a column after that of the gland, such as peripheral_zone_ml.
+    """
     rows = {}
     for path in (output / "records").rglob("*.json"):
         record = read_json(path)
@@ -98,6 +101,10 @@ def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.Da
     rows |= {row["name"]: dict(row) for row in errors}
     for row in rows.values():
         row["warnings"] = "; ".join(filter(None, [row.get("warnings"), row.get("dicom_seg_error")]))
-    table = pd.DataFrame([rows[name] for name in sorted(rows)], columns=list(COLUMNS)).astype({"num_slices": "Int64"})
+    zones = {name for row in rows.values() for name in row.get("zones", {})}
+    for row in rows.values():
+        row |= {f"{name}_ml": zone["volume_ml"] for name, zone in row.get("zones", {}).items()}
+    columns = [*COLUMNS[:2], *(f"{name}_ml" for name in sorted(zones)), *COLUMNS[2:]]
+    table = pd.DataFrame([rows[name] for name in sorted(rows)], columns=columns).astype({"num_slices": "Int64"})
     write_csv(output / "volumes.csv", table)
     return table

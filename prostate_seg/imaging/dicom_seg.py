@@ -19,6 +19,8 @@ from prostate_seg.common.files import atomic_path
 from prostate_seg.imaging.dicom_series import series_frames
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import stored_array
+from prostate_seg.imaging.regions import Regions, region_masks
+from prostate_seg.imaging.settings import WHOLE_GLAND
 
 SERIES_NUMBER = 900
 """High enough to be listed after the scanner's own series."""
@@ -27,6 +29,15 @@ MAY_BE_EMPTY = (
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
 """Attributes of type 2 (PS3.3, C.7.1.1 and C.7.2.1) that the object repeats: an empty value is allowed where none is known."""
+
+
+LABELS = {WHOLE_GLAND: "whole prostate gland"}
+"""Label of a segment that is not the name of its region."""
+CODES = {
+    "peripheral_zone": codes.SCT.PeripheralZoneOfTheProstate,
+    "transition_zone": codes.SCT.TransitionZoneOfTheProstate,
+}
+"""Codes of zones in SNOMED CT, from DICOM's context group CID 6300."""
 
 
 def require_dicom_packages() -> None:
@@ -40,12 +51,15 @@ def require_dicom_packages() -> None:
         ) from error
 
 
-def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, model_md5: str) -> None:
-    """Write the whole gland as one binary segment that refers to the images of a series.
+def write_dicom_seg(
+    path: Path, mask: Volume, *, regions: Regions, series: Path, model_name: str, model_md5: str
+) -> None:
+    """Write a binary segment per region that refers to the images of a series.
 
     Args:
         path: File to write; equal masks of equal series by one model get equal UIDs.
-        mask: 0 or 1 on the grid of the series; may be empty.
+        mask: Labels on the grid of the series; may be empty.
+        regions: Labels of each region, the whole gland first. Those without a code of DICOM have that of the prostate.
         series: Folder that the mask's image was read from.
         model_name: Written to the object.
         model_md5: Part of the UIDs.
@@ -58,7 +72,9 @@ def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, 
     warnings.filterwarnings("ignore", module="highdicom")  # names of patients are as the scanner wrote them
     try:
         with atomic_path(path) as temporary:
-            _segmentation(mask, series=series, model_name=model_name, model_md5=model_md5).save_as(temporary)
+            _segmentation(mask, regions=regions, series=series, model_name=model_name, model_md5=model_md5).save_as(
+                temporary
+            )
     except VolumeError:
         raise
     except Exception as error:  # pydicom and highdicom raise any class, depending on the header
@@ -70,7 +86,7 @@ def write_dicom_seg(path: Path, mask: Volume, *, series: Path, model_name: str, 
         ) from error
 
 
-def _segmentation(mask: Volume, *, series: Path, model_name: str, model_md5: str) -> pydicom.Dataset:
+def _segmentation(mask: Volume, *, regions: Regions, series: Path, model_name: str, model_md5: str) -> pydicom.Dataset:
     """Return the object; arguments as in `write_dicom_seg`."""
     import highdicom
 
@@ -84,24 +100,28 @@ def _segmentation(mask: Volume, *, series: Path, model_name: str, model_md5: str
         voxels = voxels[np.argsort([frame.index for frame in frames])]
     # A Long String (LO) of the default repertoire has at most 64 characters of ASCII.
     short_name = model_name.encode("ascii", "replace").decode().replace("\\", "/")[-50:]
-    segment = highdicom.seg.SegmentDescription(
-        segment_number=1,
-        segment_label="whole prostate gland",
-        segmented_property_category=codes.cid7150.AnatomicalStructure,
-        segmented_property_type=codes.SCT.Prostate,
-        algorithm_type="AUTOMATIC",
-        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            name=f"prostate_seg {short_name}",
-            family=codes.cid7162.ArtificialIntelligence,
-            version=prostate_seg.__version__,
-        ),
-    )
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=LABELS.get(name, name.replace("_", " ")),
+            segmented_property_category=codes.cid7150.AnatomicalStructure,
+            segmented_property_type=CODES.get(name, codes.SCT.Prostate),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+                name=f"prostate_seg {short_name}",
+                family=codes.cid7162.ArtificialIntelligence,
+                version=prostate_seg.__version__,
+            ),
+        )
+        for number, name in enumerate(regions, start=1)
+    ]
+    content = "whole prostate gland" if len(regions) == 1 else "prostate gland and its zones"
     unique = [sources[0].SeriesInstanceUID, model_md5, hashlib.sha256(voxels.tobytes()).hexdigest()]
     return highdicom.seg.Segmentation(
         source_images=sources,
-        pixel_array=voxels.astype("uint8"),
+        pixel_array=np.moveaxis(region_masks(voxels, regions), 0, -1).astype("uint8"),
         segmentation_type="BINARY",
-        segment_descriptions=[segment],
+        segment_descriptions=segments,
         series_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["series", *unique]),
         series_number=SERIES_NUMBER,
         sop_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["instance", *unique]),
@@ -111,6 +131,6 @@ def _segmentation(mask: Volume, *, series: Path, model_name: str, model_md5: str
         software_versions=prostate_seg.__version__,
         device_serial_number=model_md5[:16],
         content_label="PROSTATE",
-        content_description="whole prostate gland, by a network",
-        series_description="prostate_seg whole gland",
+        content_description=f"{content}, by a network",
+        series_description="prostate_seg whole gland" if len(regions) == 1 else "prostate_seg zones",
     )

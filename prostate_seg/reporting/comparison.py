@@ -121,7 +121,9 @@ def parse_results(text: str, *, name: str, source: str) -> Results:
     regions = by_region(table)
     for rows in regions.values():
         if repeated := rows["case_id"][rows["case_id"].duplicated()].unique().tolist():
-            raise InputError(f"{name}: must have one row per case, has several of {listed(repeated, most=MAX_NUM_NAMED)}")
+            raise InputError(
+                f"{name}: must have one row per case, has several of {listed(repeated, most=MAX_NUM_NAMED)}"
+            )
     indexed = {region: rows.set_index("case_id").sort_index() for region, rows in regions.items()}
     return Results(name=name, source=source, table=indexed.pop(WHOLE_GLAND), zones=indexed)
 

@@ -14,13 +14,31 @@ from contourpy import contour_generator
 from PIL import Image
 
 from prostate_seg.imaging.geometry import Spacing
-from prostate_seg.reporting.overlays import crop_around, slice_indices, slice_label, to_uint8
+from prostate_seg.reporting.overlays import (
+    ZoneMasks,
+    crop_around,
+    deepest_point,
+    slice_indices,
+    slice_label,
+    to_uint8,
+)
 
 WEBP_QUALITY = 80
 """No visible difference at the sizes shown; a quarter smaller than JPEG."""
 
 STRIP_LENGTH = 6
 """Slices shown side by side; the slider has all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZoneContours:
+    """Contours of one zone in a slice, as those of the gland."""
+
+    initials: str
+    reference_path: str
+    predicted_path: str
+    place_mm: tuple[float, float] | None
+    """Position of the initials along x and y; None where the slice has neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +51,7 @@ class GallerySlice:
     reference_path: str
     """Contour as SVG path data, in half voxels; empty without gland."""
     predicted_path: str
+    zones: Sequence[ZoneContours] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +95,7 @@ def gallery_case(
     image: np.ndarray,
     reference: np.ndarray,
     predicted: np.ndarray,
+    zones: Sequence[ZoneMasks] = (),
     spacing_mm: Spacing,
 ) -> GalleryCase:
     """Return the slices of a case, cropped around both masks, which are boolean and on the grid of the image."""
@@ -94,6 +114,7 @@ def gallery_case(
                 image_uri=f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}",
                 reference_path=svg_contour(reference[index]),
                 predicted_path=svg_contour(predicted[index]),
+                zones=[_zone_contours(zone, (index, rows, columns), spacing_mm=spacing_mm) for zone in zones],
             )
         )
     return GalleryCase(
@@ -104,6 +125,17 @@ def gallery_case(
         shape_vox=(image.shape[1], image.shape[2]),
         spacing_mm=spacing_mm[1:],
     )
+
+
+def _zone_contours(zone: ZoneMasks, part: tuple[int, slice, slice], *, spacing_mm: Spacing) -> ZoneContours:
+    predicted = zone.predicted[part]
+    reference = np.zeros_like(predicted) if zone.reference is None else zone.reference[part]
+    mask, place_mm = predicted if predicted.any() else reference, None
+    if mask.any():
+        y, x = deepest_point(mask)
+        place_mm = ((x + 0.5) * spacing_mm[2], (y + 0.5) * spacing_mm[1])
+    paths = {"reference_path": svg_contour(reference), "predicted_path": svg_contour(predicted)}
+    return ZoneContours(initials=zone.initials, place_mm=place_mm, **paths)
 
 
 def svg_contour(mask: np.ndarray) -> str:

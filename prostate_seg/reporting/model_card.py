@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from prostate_seg.data.attributes import REFERENCE_BY
 from prostate_seg.data.dataset import OWN_COLUMNS
-from prostate_seg.reporting.evaluation_tables import METRIC_LABELS
+from prostate_seg.reporting.evaluation_tables import METRIC_LABELS, zones_of
 from prostate_seg.reporting.report_tables import MAX_NUM_GROUPS, UNKNOWN, ReportData
 from prostate_seg.reporting.templates import render_markdown
 from prostate_seg.segmentation.statistics import FAILURE_DICE
@@ -27,6 +27,7 @@ def render_model_card(data: ReportData, *, subgroups: pd.DataFrame) -> str:
         front_matter=Markup(yaml.safe_dump(front_matter(data), sort_keys=False, allow_unicode=True)),
         data=data,
         pooled=data.summary["pooled"],
+        zones=zones_of(data.summary),
         metric_labels=METRIC_LABELS,
         failure_dice=FAILURE_DICE,
         reference_by=REFERENCE_BY,
@@ -44,6 +45,11 @@ def front_matter(data: ReportData) -> dict[str, Any]:
         for name, (label, _) in METRIC_LABELS.items()
         if data.summary["pooled"][name]["mean"] is not None
     ]
+    results += [
+        {"type": f"{zone}/dice", "name": f"Dice, {zone.replace('_', ' ')}", "value": round(pooled["dice"]["mean"], 4)}
+        for zone, pooled in zones_of(data.summary).items()
+    ]
+    what = "gland and zones" if data.zones else "whole gland"
     dataset = {"name": "external cases" if data.is_external else "cross-validation", "type": "private"}
     return {
         "library_name": "prostate_seg",
@@ -53,7 +59,7 @@ def front_matter(data: ReportData) -> dict[str, Any]:
         "license_name": "fill-in",
         "model-index": [
             {
-                "name": f"prostate whole gland, {data.settings.get('model', {}).get('name', 'unknown network')}",
+                "name": f"prostate {what}, {data.settings.get('model', {}).get('name', 'unknown network')}",
                 "results": [{"task": {"type": TASK}, "dataset": dataset, "metrics": results}],
             }
         ],

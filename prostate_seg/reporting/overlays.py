@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import font_manager, patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy import ndimage
 
 from prostate_seg.imaging.geometry import Spacing, Volume, bounding_box
 from prostate_seg.segmentation.metrics import CaseMetrics
@@ -23,6 +24,12 @@ REFERENCE_COLOUR = "#56B4E9"
 
 PREDICTED_COLOUR = "#E69F00"
 """Orange of Okabe and Ito's palette."""
+
+ZONE_COLOURS = ("#CC79A7", "#009E73", "#F0E442")
+"""Purple, green and yellow of the same palette, one per zone and repeated; initials name the zones too."""
+
+SHEET_ZONES = (("purple dashes", "--"), ("green dots", ":"), ("yellow dashes and dots", "-."))
+"""Words and line styles of the same zones on a contact sheet, where initials would hide the picture."""
 
 WARNING_COLOUR, ERROR_COLOUR = "#E69F00", "#D55E00"
 """Orange and vermilion of the same palette, for the frames of a contact sheet."""
@@ -52,6 +59,20 @@ SHEET_MAX_PIXELS = 200
 """Pixels kept along an edge: a panel of a contact sheet has no more."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZoneMasks:
+    """Masks of one zone, bool and on the grid of the image."""
+
+    name: str
+    predicted: np.ndarray
+    reference: np.ndarray | None = None
+
+    @property
+    def initials(self) -> str:
+        """PZ for peripheral_zone."""
+        return "".join(word[0] for word in self.name.split("_") if word).upper()
+
+
 # --- overlay of one case -------------------------------------------------------------------------------------------
 
 
@@ -62,9 +83,17 @@ def overlay_title(case_id: str, metrics: CaseMetrics) -> str:
 
 
 def overlay_figure(
-    image: np.ndarray, predicted: np.ndarray, *, reference: np.ndarray | None, spacing_mm: Spacing, title: str
+    image: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    reference: np.ndarray | None,
+    zones: Sequence[ZoneMasks] = (),
+    spacing_mm: Spacing,
+    title: str,
 ) -> Figure:
     """Draw axial slices from apex to base with the contour of the predicted mask and, if there is one, of the reference.
+
+    Zones are drawn on the same slices again, below.
 
     Image [Z, Y, X] and binary masks are on one grid; the predicted mask may be empty. A gland of fewer than `NUM_SLICES` slices
     has fewer panels; see `slice_indices`. A ValueError says that the shapes differ or a mask is not binary.
@@ -80,13 +109,21 @@ def overlay_figure(
 
     num_rows = math.ceil(len(indices) / NUM_COLUMNS)
     num_columns = math.ceil(len(indices) / num_rows)
+    num_all_rows = num_rows * (2 if zones else 1)
     height_over_width = (shown.shape[1] * spacing_mm[1]) / (shown.shape[2] * spacing_mm[2])
     row_inch = PANEL_INCH * height_over_width + 0.3  # one line of text below each panel
-    size_inch = (PANEL_INCH * max(num_columns, 2), row_inch * num_rows + 0.8)
+    size_inch = (PANEL_INCH * max(num_columns, 2), row_inch * num_all_rows + 0.8)
     figure = Figure(figsize=size_inch, dpi=130, layout="constrained")
     for number, (grey, index) in enumerate(zip(shown, indices, strict=True)):
-        ax = figure.add_subplot(num_rows, num_columns, number + 1, xticks=[], yticks=[])
-        ax.imshow(grey, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
+        ax, *below = (
+            figure.add_subplot(num_all_rows, num_columns, first + number + 1, xticks=[], yticks=[])
+            for first in ((0, num_rows * num_columns) if zones else (0,))
+        )
+        for one in (ax, *below):
+            one.imshow(grey, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
+        for one in below:
+            one.set_xlabel(f"z = {index}")
+            _draw_zones(one, zones, np.s_[index, rows, columns])
         true, found = (mask[index, rows, columns] for mask in masks)
         if reference is not None:
             _draw_contour(ax, true, colour=REFERENCE_COLOUR)
@@ -106,8 +143,36 @@ def overlay_figure(
     handles = [Line2D([], [], color=PREDICTED_COLOUR, linestyle="-" if reference is None else "--", label=label)]
     if reference is not None:
         handles.insert(0, Line2D([], [], color=REFERENCE_COLOUR, label="reference"))
+    for number, zone in enumerate(zones):
+        label = f"{zone.initials} {zone.name.replace('_', ' ')}"
+        handles.append(Line2D([], [], color=ZONE_COLOURS[number % len(ZONE_COLOURS)], label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _draw_zones(ax: Axes, zones: Sequence[ZoneMasks], part: tuple[int, slice, slice]) -> None:
+    """Draw the contours of zones in a slice, and their initials at the voxel deepest inside."""
+    for number, zone in enumerate(zones):
+        colour, predicted = ZONE_COLOURS[number % len(ZONE_COLOURS)], zone.predicted[part]
+        reference = None if zone.reference is None else zone.reference[part]
+        if reference is not None:
+            _draw_contour(ax, reference, colour=colour)
+        _draw_contour(ax, predicted, colour=colour, style="-" if reference is None else "--")
+        mask = predicted if reference is None or predicted.any() else reference
+        if mask.any():
+            y, x = deepest_point(mask)
+            outlined = [patheffects.withStroke(linewidth=2, foreground="black")]
+            text = ax.text(
+                x, y, zone.initials, color=colour, ha="center", va="center", fontsize=8, path_effects=outlined
+            )
+            text.set_fontweight("bold")
+
+
+def deepest_point(mask: np.ndarray) -> tuple[int, int]:
+    """Return the index (y, x) of the voxel of a mask [Y, X], not empty, that is farthest from its contour."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = divmod(int(depth.argmax()), mask.shape[1])
+    return y, x
 
 
 def slice_label(index: int, reference: np.ndarray, predicted: np.ndarray) -> str:
@@ -175,6 +240,8 @@ class Picture:
     """uint8 [Y, X], 0 black to 255 white; the pictures of thousands of cases fit into memory."""
     gland: np.ndarray | None
     """bool [Y, X]; None without a usable mask."""
+    zones: Sequence[np.ndarray] = ()
+    """Masks of the zones, the same shape."""
     spacing_mm: tuple[float, float]
     """Height and width of a pixel."""
 
@@ -193,10 +260,10 @@ class Panel:
     is_warning: bool
 
 
-def picture_of(image: Volume, gland: np.ndarray | None) -> Picture:
+def picture_of(image: Volume, gland: np.ndarray | None, zones: Sequence[np.ndarray] = ()) -> Picture:
     """Return the slice that represents a case, cropped to `SHEET_FIELD_MM` around the gland.
 
-    The mask is bool [Z, Y, X] on the grid of the image, which has finite values; None without a mask or with an empty one.
+    The masks are bool [Z, Y, X] on the grid of the image, which has finite values; None without a gland or with an empty one.
     """
     index = len(image.array) // 2 if gland is None else int(gland.sum(axis=(1, 2)).argmax())
     shape = image.array.shape[1:]
@@ -212,6 +279,7 @@ def picture_of(image: Volume, gland: np.ndarray | None) -> Picture:
     return Picture(
         grey=to_uint8(shown, shown=shown),
         gland=None if gland is None else gland[index, rows, columns],
+        zones=[zone[index, rows, columns] for zone in zones],
         spacing_mm=(spacing_mm[0] * rows.step, spacing_mm[1] * columns.step),
     )
 
@@ -228,14 +296,16 @@ def choose_panels(panels: Sequence[Panel]) -> list[Panel]:
     return [panels[number] for number in sorted(chosen)]
 
 
-def contact_sheet_figure(panels: Sequence[Panel], *, title: str) -> Figure:
-    """Draw one panel per case, row by row."""
+def contact_sheet_figure(panels: Sequence[Panel], *, title: str, zones: Sequence[str] = ()) -> Figure:
+    """Draw one panel per case, row by row; `zones` has the names of those in the pictures."""
     num_rows = math.ceil(len(panels) / NUM_SHEET_COLUMNS)
     size_inch = (SHEET_PANEL_INCH * NUM_SHEET_COLUMNS, (SHEET_PANEL_INCH + 0.45) * num_rows + 0.5)
     figure = Figure(figsize=size_inch, dpi=110, layout="constrained")
     for number, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(num_rows, NUM_SHEET_COLUMNS, number + 1, xticks=[], yticks=[]), panel)
-    legend = "blue: mask; orange frame: warning; red frame: cannot be used"
+    styles = [SHEET_ZONES[number % len(SHEET_ZONES)][0] for number in range(len(zones))]
+    drawn = "".join(f"; {words}: {zone.replace('_', ' ')}" for words, zone in zip(styles, zones, strict=True))
+    legend = f"blue: mask{drawn}; orange frame: warning; red frame: cannot be used"
     figure.suptitle(f"{printable(title)}\n{legend}", fontsize=10, parse_math=False)
     return figure
 
@@ -255,3 +325,6 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
     ax.imshow(picture.grey, cmap="gray", vmin=0, vmax=255, aspect=picture.spacing_mm[0] / picture.spacing_mm[1])
     if picture.gland is not None:
         _draw_contour(ax, picture.gland, colour=REFERENCE_COLOUR, width=1.0)
+    for number, zone in enumerate(picture.zones):
+        colour, style = ZONE_COLOURS[number % len(ZONE_COLOURS)], SHEET_ZONES[number % len(SHEET_ZONES)][1]
+        _draw_contour(ax, zone, colour=colour, style=style, width=1.0)

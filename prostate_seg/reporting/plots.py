@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prostate_seg.common.files import atomic_path
-from prostate_seg.reporting.evaluation_tables import METRIC_LABELS
+from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.reporting.evaluation_tables import METRIC_LABELS, by_region
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's palette, one colour per fold, repeated from the seventh fold on."""
@@ -45,6 +46,13 @@ MAX_MARKED_EPOCHS = 40
 
 READERS_DICE = {"dice": 0.92, "dice_apex": 0.90, "dice_base": 0.87}
 """Mean inter-reader Dice of whole gland, apex and base (Insights into Imaging 2021, doi 10.1186/s13244-021-01010-9)."""
+
+READERS_OF_REGIONS = {
+    "whole_gland": (0.92, "between readers"),
+    "transition_zone": (0.88, "between readers"),
+    "peripheral_zone": (0.71, "of a junior reader"),
+}
+"""Mean Dice and its kind, by region: the same source, and Insights into Imaging 2023, doi 10.1186/s13244-023-01394-w."""
 
 OUTSIDE_WIDTH = 0.17
 """Width of the area for slices predicted outside the reference's extent, in units of the gland's length."""
@@ -124,21 +132,40 @@ def page_plots(
     cases: pd.DataFrame,
     tables: Mapping[str, pd.DataFrame],
     *,
+    zones: Mapping[str, pd.DataFrame],
     limits_ml: tuple[float, float, float],
     kept_epochs: Mapping[str, int],
 ) -> dict[str, str]:
     """Return the plots of the report page as SVG by name, from the cases and the tables of `report_tables.all_tables`.
 
-    `limits_ml` has bias, lower and upper limit of agreement of the volumes, `kept_epochs` the epoch of the weights by fold.
+    `zones` has the cases of each zone, `limits_ml` bias, lower and upper limit of agreement of the volumes, `kept_epochs` the
+    epoch of the weights by fold.
     """
     figures = {f"box_{name}": box_figure(cases, name) for name in PLOTTED_METRICS}
-    figures["bland_altman"] = bland_altman_figure(tables["bland_altman"], limits_ml=limits_ml)
+    figures["bland_altman"] = bland_altman_figure(by_region(tables["bland_altman"])[WHOLE_GLAND], limits_ml=limits_ml)
+    if zones:
+        figures["regions"] = regions_figure({WHOLE_GLAND: cases, **zones})
     figures["dice_along_gland"] = along_gland_figure(tables["dice_along_gland"])
     curves = tables["learning_curves"]
     if not curves.empty:
         figures["train_loss"] = curves_figure(curves, "train_loss", label="training loss", kept_epochs={})
         figures["val_dice"] = curves_figure(curves, "val_dice", label="val Dice", kept_epochs=kept_epochs)
     return {name: to_svg(figure, name=name) for name, figure in figures.items()}
+
+
+def regions_figure(cases_of: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw the Dice of the cases by region as boxes and points, beside the Dice of human readers."""
+    figure, axes = _panel(ylabel="Dice", width_inch=5.4)
+    names = {region: region.replace("_", " ") for region in cases_of}
+    table = pd.concat([cases.assign(fold=names[region]) for region, cases in cases_of.items()])
+    draw_metric(axes, table, "dice")
+    axes.set_xlabel("")
+    for position, (_, region) in enumerate(sorted((name, region) for region, name in names.items())):
+        if region in READERS_OF_REGIONS:
+            dice, kind = READERS_OF_REGIONS[region]
+            axes.plot([position - 0.4, position + 0.4], [dice, dice], color=SERIES[1], linewidth=1.6, linestyle="--")
+            axes.text(position, 0.02, f"{dice:.2f}\n{kind}", ha="center", va="bottom", fontsize=7.5)
+    return figure
 
 
 def box_figure(cases: pd.DataFrame, name: str) -> Figure:

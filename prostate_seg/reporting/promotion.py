@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.leak_gate import Check
 from prostate_seg.reporting.comparison import ALL, Results, compare
+from prostate_seg.reporting.evaluation_tables import zones_of
 from prostate_seg.reporting.settings import PromotionRules
 
 PASSED_OUTCOMES = ("passed", "not run")
@@ -51,9 +52,24 @@ def check_promotion(
         RuleResult("oracle crop", not summary["oracle_crop"], oracle if summary["oracle_crop"] else no_oracle),
         RuleResult("test patients", num_patients >= rules.min_test_patients, patients),
         RuleResult("Dice", mean >= rules.min_dice, dice),
+        *_check_zones(summary, champion, min_dice=rules.min_zone_dice),
         RuleResult("failures", num_failures / num_cases <= rules.max_failure_fraction, failures),
         _check_gain(results, champion, min_gain=rules.min_gain, num_bootstrap=num_bootstrap, seed=seed),
     ]
+
+
+def _check_zones(
+    summary: Mapping[str, Any], champion: Results | None, *, min_dice: Mapping[str, float]
+) -> list[RuleResult]:
+    """Check the Dice of each zone, and that no zone of the champion is lost; no rule applies to the whole gland alone."""
+    zones, outcomes = zones_of(summary), []
+    for name, zone in zones.items():
+        mean, least = zone["dice"]["mean"], min_dice.get(name, 0.0)
+        outcomes.append(RuleResult(name, mean >= least, f"mean Dice {mean:.3f}, at least {least:g}"))
+    if lost := sorted((champion.zones.keys() if champion else set()) - zones.keys()):
+        message = f"the champion has {', '.join(lost)}, and this has not; train with the same target.regions"
+        outcomes.append(RuleResult("zones", False, message))
+    return outcomes
 
 
 def _check_leaks(leak_gate: Mapping[str, Any]) -> RuleResult:

@@ -1,20 +1,22 @@
 """report.html: one self-contained page with text, plots and pictures."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from prostate_seg.reporting.evaluation_tables import METRIC_LABELS
+from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.reporting.evaluation_tables import METRIC_LABELS, by_region, zones_of
 from prostate_seg.reporting.gallery import GalleryCase
-from prostate_seg.reporting.plots import READERS_DICE, page_plots
-from prostate_seg.reporting.report_tables import ReportData, limits_of_agreement
+from prostate_seg.reporting.plots import READERS_DICE, READERS_OF_REGIONS, page_plots
+from prostate_seg.reporting.report_tables import ReportData, failures_of, limits_of_agreement
 from prostate_seg.reporting.templates import render_html
 from prostate_seg.segmentation.statistics import FAILURE_DICE
 
-REGIONS = {"dice": "whole gland", "dice_apex": "apex", "dice_mid": "mid-gland", "dice_base": "base"}
-"""Regions of the gland that are compared with human readers."""
+THIRDS = {"dice": "whole gland", "dice_apex": "apex", "dice_mid": "mid-gland", "dice_base": "base"}
+"""The gland and its thirds that are compared with human readers."""
 
 MAX_ROWS = 200
 """Rows of a list of cases on the page; the CSV files have all."""
@@ -26,7 +28,7 @@ CORE_PACKAGES = ("torch", "monai", "numpy", "scipy", "pandas", "SimpleITK", "mlf
 def render_report(data: ReportData, *, tables: Mapping[str, pd.DataFrame], gallery: Sequence[GalleryCase]) -> str:
     """Return the page, with the tables of `report_tables.all_tables`."""
     limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
-    plots = page_plots(data.cases, tables, limits_ml=limits_ml, kept_epochs=data.kept_epochs)
+    plots = page_plots(data.cases, tables, zones=data.zones, limits_ml=limits_ml, kept_epochs=data.kept_epochs)
     quality = data.reference_quality
     packages = [data.records[stage]["packages"] for stage in ("evaluate", "train") if stage in data.records]
     pooled = data.summary["pooled"]
@@ -40,9 +42,12 @@ def render_report(data: ReportData, *, tables: Mapping[str, pd.DataFrame], galle
         leak_gate=data.summary.get("leak_gate"),
         limits=limits_ml,
         subgroups={
-            name: rows.to_dict("records") for name, rows in tables["subgroups"].groupby("attribute", sort=False)
+            name if region == WHOLE_GLAND else f"{name}, {region}": rows.to_dict("records")
+            for region, table in by_region(tables["subgroups"]).items()
+            for name, rows in table.groupby("attribute", sort=False)
         },
-        regions=[(label, pooled[name], READERS_DICE.get(name)) for name, label in REGIONS.items()],
+        anatomy=anatomy(data),
+        thirds=[(label, pooled[name], READERS_DICE.get(name)) for name, label in THIRDS.items()],
         plots={name: Markup(svg) for name, svg in plots.items()},
         gallery=gallery,
         settings_text=yaml.safe_dump(dict(data.settings), sort_keys=False, allow_unicode=True),
@@ -51,3 +56,17 @@ def render_report(data: ReportData, *, tables: Mapping[str, pd.DataFrame], galle
         max_rows=MAX_ROWS,
         quality=[] if quality is None else quality[quality["findings"] != ""].to_dict("records"),
     )
+
+
+def anatomy(data: ReportData) -> list[dict[str, Any]]:
+    """Return name, pooled results, failed cases and the Dice of human readers of each region; empty without zones."""
+    pooled = {WHOLE_GLAND: data.summary["pooled"], **zones_of(data.summary)}
+    return [
+        {
+            "name": region.replace("_", " "),
+            "pooled": pooled[region],
+            "failed": failures_of(cases)["case_id"].tolist(),
+            "readers": READERS_OF_REGIONS.get(region),
+        }
+        for region, cases in (data.regions.items() if data.zones else ())
+    ]

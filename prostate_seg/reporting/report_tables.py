@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from prostate_seg.data.attributes import REFERENCE_BY, RESERVED
+from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
 from prostate_seg.segmentation.statistics import FAILURE_DICE, summarise
 
@@ -38,7 +39,7 @@ class ReportData:
     """One evaluation with its provenance; what has a default may be missing from the workspace."""
 
     cases: pd.DataFrame
-    """evaluation/cases.csv: one row per test case."""
+    """evaluation/cases.csv: one row per test case, for the whole gland."""
     slices: pd.DataFrame
     """evaluation/slices.csv: one row per slice with gland."""
     summary: Mapping[str, Any]
@@ -48,6 +49,8 @@ class ReportData:
     num_bootstrap: int
     seed: int
     """Seed of the bootstrap."""
+    zones: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """The same columns as `cases` for each zone, by name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings that decide a result, as recorded with the networks."""
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -71,9 +74,14 @@ class ReportData:
         return bool(self.settings.get("data", {}).get("source") == "phantom")
 
     @property
+    def regions(self) -> dict[str, pd.DataFrame]:
+        """Cases of each region, the whole gland first."""
+        return {WHOLE_GLAND: self.cases, **self.zones}
+
+    @property
     def failures(self) -> pd.DataFrame:
         """Cases with a Dice below `FAILURE_DICE`, worst first."""
-        return self.cases[~(self.cases["dice"] >= FAILURE_DICE)].sort_values(["dice", "case_id"])
+        return failures_of(self.cases)
 
     @property
     def findings(self) -> list[Mapping[str, Any]]:
@@ -120,17 +128,35 @@ class ReportData:
         return found
 
 
+def failures_of(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases with a Dice below `FAILURE_DICE`, worst first."""
+    return cases[~(cases["dice"] >= FAILURE_DICE)].sort_values(["dice", "case_id"])
+
+
 def all_tables(data: ReportData) -> dict[str, pd.DataFrame]:
-    """Return every table by the name of its CSV file."""
-    groups = {"pooled": data.summary["pooled"], **data.summary["folds"]}
-    results = [{"group": group, "metric": name, **groups[group][name]} for group in groups for name in SUMMARY_METRICS]
+    """Return every table by the name of its CSV file; with zones, those of several regions have a column `region`."""
+    of_regions = {WHOLE_GLAND: data.summary, **data.summary.get("zones", {})}
+    volumes = {region: bland_altman(cases) for region, cases in data.regions.items()}
     return {
-        "results": pd.DataFrame(results),
-        "bland_altman": bland_altman(data.cases),
+        "results": _long({region: _results(summary) for region, summary in of_regions.items()}),
+        "bland_altman": _long(volumes),
         "subgroups": subgroup_dice(data),
         "learning_curves": learning_curves(data.histories),
         "dice_along_gland": dice_along_gland(data),
     }
+
+
+def _long(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables of several regions below each other with a column `region`; one table as it is."""
+    if len(tables) == 1:
+        return tables[WHOLE_GLAND]
+    return pd.concat([table.assign(region=region) for region, table in tables.items()], ignore_index=True)
+
+
+def _results(summary: Mapping[str, Any]) -> pd.DataFrame:
+    groups = {"pooled": summary["pooled"], **summary["folds"]}
+    rows = [{"group": group, "metric": name, **groups[group][name]} for group in groups for name in SUMMARY_METRICS]
+    return pd.DataFrame(rows)
 
 
 def bland_altman(cases: pd.DataFrame) -> pd.DataFrame:
@@ -146,13 +172,16 @@ def limits_of_agreement(differences_ml: pd.Series) -> tuple[float, float, float]
 
 
 def subgroup_dice(data: ReportData) -> pd.DataFrame:
-    """Return mean Dice and interval of each group of each attribute, volume tertiles first."""
-    rows = [
-        {"attribute": attribute, "group": group, **_dice_summary(data, data.cases[groups == group])}
-        for attribute, groups in subgroups(data.cases).items()
-        for group in sorted(set(groups))
-    ]
-    return pd.DataFrame(rows, columns=["attribute", "group", *DICE_COLUMNS])
+    """Return mean Dice and interval of each group of each attribute, tertiles of gland volume first, for each region."""
+    tables, grouped = {}, subgroups(data.cases)
+    for region, cases in data.regions.items():
+        rows = [
+            {"attribute": attribute, "group": group, **_dice_summary(data, cases[groups == group])}
+            for attribute, groups in grouped.items()
+            for group in sorted(set(groups))
+        ]
+        tables[region] = pd.DataFrame(rows, columns=["attribute", "group", *DICE_COLUMNS])
+    return _long(tables)
 
 
 def learning_curves(histories: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -51,19 +51,21 @@ SAME_GREY = 0.005
 
 def preprocess_settings(cfg: Config, workspace: Workspace) -> PreprocessSettings:
     """Return the settings that decide the network's input; stage=preprocess has chosen the values of those that are auto."""
-    contract = workspace.contract_json
+    chosen = chosen_settings(workspace.contract_json, auto_names(cfg.preprocess))
+    return PreprocessSettings.of(cfg.preprocess, regions=_regions_of_data(cfg, workspace), chosen=chosen)
+
+
+def _regions_of_data(cfg: Config, workspace: Workspace) -> Regions:
+    """Return the labels of each region in the data set; stage=preprocess has recorded the names in its files."""
     is_recorded = len(cfg.target.regions) > 1 and cfg.data.labels is None
-    names = recorded_labels(contract) if is_recorded else cfg.data.labels
-    regions = region_labels(cfg.target.regions, names=names, whole_gland_labels=cfg.data.whole_gland_labels)
-    return PreprocessSettings.of(
-        cfg.preprocess, regions=regions, chosen=chosen_settings(contract, auto_names(cfg.preprocess))
-    )
+    names = recorded_labels(workspace.contract_json) if is_recorded else cfg.data.labels
+    return region_labels(cfg.target.regions, names=names, whole_gland_labels=cfg.data.whole_gland_labels)
 
 
 def reference_regions(cfg: Config, workspace: Workspace) -> Regions:
     """Return the labels of each region in the masks that are evaluated: those of the data set, or of evaluate.external_root."""
     if cfg.evaluate.external_root is None:
-        return preprocess_settings(cfg, workspace).regions
+        return _regions_of_data(cfg, workspace)
     root = Path(cfg.evaluate.external_root)
     names = label_names(root, given=cfg.evaluate.external_labels) if len(cfg.target.regions) > 1 else None
     try:

@@ -23,12 +23,12 @@ from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.leak_gate import OVERRULE, Check, Fingerprint, Leak, find_leaks, fingerprints_of, listing
 from prostate_seg.data.loading import LoadedCase, load_case, read_mask, refuse_or_exclude
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
-from prostate_seg.imaging.quality import Finding, whole_gland
+from prostate_seg.imaging.quality import Finding
 from prostate_seg.imaging.regions import Regions, predicted_labels, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting import evaluation_tables as tables
 from prostate_seg.reporting.evaluation_tables import CaseResult
-from prostate_seg.reporting.overlays import overlay_figure, overlay_title
+from prostate_seg.reporting.overlays import ZoneMasks, overlay_figure, overlay_title
 from prostate_seg.reporting.plots import case_metrics_figure, save_png
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.inference import Predictor, segment
@@ -66,11 +66,12 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         write_csv(folder / "slices.csv", tables.slices_table(results), float_format="%.6g")
         write_json(folder / "metrics.json", summary)
         write_json(folder / "summary.json", flat)
+        predicted = predicted_labels(common.preprocess_settings(cfg, workspace).regions)
         glands = [result for result in results if result.region == WHOLE_GLAND]
         save_png(folder / "cases.png", case_metrics_figure(tables.cases_table(glands, oracle_crop=oracle_crop)))
         ordered = sorted(glands, key=lambda result: result.metrics.dice)
         for name, result in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
-            draw_result(folder, name, result, labels=regions[WHOLE_GLAND])
+            draw_result(folder, name, result, regions=regions, predicted_regions=predicted)
     for line in tables.summary_lines(summary):
         log.info("%s", line)
     log.info("tables, masks and overlays are in %s", target)
@@ -229,15 +230,22 @@ def evaluate_case(
     return results
 
 
-def draw_result(folder: Path, name: str, result: CaseResult, *, labels: Sequence[int] | None) -> None:
-    """Draw the overlay of a case; its files are read again, because the median case is known only after the last one."""
+def draw_result(folder: Path, name: str, result: CaseResult, *, regions: Regions, predicted_regions: Regions) -> None:
+    """Draw the overlay of a case; its files are read again, because the median case is known only after the last one.
+
+    The labels of the regions are those of the reference and of the predicted label map.
+    """
     case = result.case
     assert case.mask is not None
-    image = read_volume(case.image)
+    image, label_map = read_volume(case.image), read_volume(_mask_path(folder, result.fold, case.case_id))
+    references = region_masks(read_mask(case.mask).array, regions)
+    pairs = zip(regions, region_masks(label_map.array, predicted_regions), references, strict=True)
+    gland, *zones = (ZoneMasks(name=name, predicted=mask, reference=reference) for name, mask, reference in pairs)
     figure = overlay_figure(
         image.array,
-        read_volume(_mask_path(folder, result.fold, case.case_id)).array > 0,
-        reference=whole_gland(read_mask(case.mask).array, labels=labels),
+        gland.predicted,
+        reference=gland.reference,
+        zones=zones,
         spacing_mm=image.geometry.spacing_mm,
         title=f"{name}: {overlay_title(case.case_id, result.metrics)}",
     )

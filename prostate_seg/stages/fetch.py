@@ -80,7 +80,9 @@ def _fetch_archives(cfg: Config, workspace: Workspace, about: PublicSet) -> None
     """Fetch and unpack archive after archive; those that SOURCE.json already lists in full are skipped."""
     note = _own_note(cfg, workspace.data)
     wanted = _wanted(cfg, about, note)
-    write_note(workspace.data, note, about)  # first, so that a stopped fetch recognises its own images
+    write_note(
+        workspace.data, note, about, labels=cfg.data.labels
+    )  # first, so that a stopped fetch recognises its own images
     for archive in wanted:
         done = note.archives.get(archive.name)
         if done is not None and _is_complete(workspace.data, archive, done):
@@ -90,7 +92,7 @@ def _fetch_archives(cfg: Config, workspace: Workspace, about: PublicSet) -> None
             fetched = _checked(path, archive, done)
             files = _unpacked(path, workspace.data, archive)
             note = replace(note, archives={**note.archives, archive.name: replace(fetched, files=files)})
-            write_note(workspace.data, note, about)
+            write_note(workspace.data, note, about, labels=cfg.data.labels)
         log.info("%s: %d files", archive.name, len(files))
 
 
@@ -225,7 +227,7 @@ def _import_folder(cfg: Config, workspace: Workspace, about: PublicSet) -> None:
         raise InputError(f"{origin}: has no CaseNN.mhd with a CaseNN_segmentation.mhd; unpack training_data.zip there")
     if unpaired := sorted(found[name].name for name in found.keys() - pairs.keys() - set(pairs.values())):
         log.warning("warning: left out, as image or mask is missing: %s", ", ".join(unpaired))
-    write_note(workspace.data, note, about)
+    write_note(workspace.data, note, about, labels=cfg.data.labels)
     with progress("fetch", total=len(pairs)) as advance:
         for mask, image in pairs.items():
             for kind, path in (("images", found[image]), ("masks", found[mask])):

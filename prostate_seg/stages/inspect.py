@@ -17,11 +17,13 @@ from prostate_seg.common.tables import table_lines
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
-from prostate_seg.data.label_names import require_gland_names
+from prostate_seg.data.label_names import label_names, region_labels, require_gland_names
 from prostate_seg.data.loading import bad_case, check_files
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5
-from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
+from prostate_seg.imaging.quality import CaseQuality, Finding
+from prostate_seg.imaging.regions import Regions, region_masks
+from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.imaging.target_grid import (
     StudyExtent,
     auto3dseg_spacing_mm,
@@ -69,14 +71,17 @@ class Inspection:
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write inspect/: cases.csv, findings.csv, summary.json and contact_sheet.png; log the same in short."""
-    labels, exclude = cfg.data.whole_gland_labels, cfg.data.on_bad_case == "exclude"
+    names = label_names(workspace.data, given=cfg.data.labels) if len(cfg.target.regions) > 1 else None
+    regions = region_labels(cfg.target.regions, names=names, whole_gland_labels=cfg.data.whole_gland_labels)
+    labels, exclude = regions[WHOLE_GLAND], cfg.data.on_bad_case == "exclude"
+    allow_others = len(regions) == 1 or cfg.data.whole_gland_labels is not None
     cases, findings = discover_cases(
         workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude, masks_required=False
     )
     if any(case.mask for case in cases):
         message = "other images have a mask and this has none; add it, or list it under data.exclude"
         findings += [bad_case(case.case_id, "image_without_mask", message) for case in cases if case.mask is None]
-    work = partial(inspect_case, labels=labels)
+    work = partial(inspect_case, regions=regions, allow_others=allow_others)
     inspections = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="inspect")
     by_id = {one.case.case_id: one for one in inspections}
     findings += findings_of_data_set(
@@ -100,32 +105,32 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         write_json(folder / "summary.json", summary)
         if shown := choose_panels(panels):
             title = f"{workspace.data}: {len(shown)} of {len(panels)} cases"
-            save_png(folder / "contact_sheet.png", contact_sheet_figure(shown, title=title))
+            save_png(folder / "contact_sheet.png", contact_sheet_figure(shown, title=title, zones=list(regions)[1:]))
     logged = [one for one in findings if exclude or not one.is_error]  # errors end the stage
     for line in [*_summary_lines(summary), *_case_lines(table), *_finding_lines(logged)]:
         log.info("%s", line)
     log.info("tables and contact_sheet.png are in %s", workspace.inspection)
-    require_gland_names(workspace.data, labels=labels)
+    require_gland_names(workspace.data, labels=cfg.data.whole_gland_labels, given=cfg.data.labels)
     _conclude(summary, _finding_lines([one for one in findings if one.is_error]), exclude=exclude)
     return StageResult()
 
 
-def inspect_case(case: Case, *, labels: Sequence[int] | None) -> Inspection:
-    """Read and check one case; problems become findings, never an exception."""
-    image, mask, quality = check_files(case, labels=labels)
+def inspect_case(case: Case, *, regions: Regions, allow_others: bool) -> Inspection:
+    """Read and check one case; problems become findings, never an exception. `allow_others` as in `check_case`."""
+    image, mask, quality = check_files(case, labels=regions[WHOLE_GLAND], allow_others=allow_others)
     md5s = {}
     for kind, volume, path in (("image", image, case.image), ("mask", mask, case.mask)):
         if volume is not None and path is not None:
             md5s[kind] = content_md5(path)
-    gland, picture, extent = None, None, None
+    gland, zones, picture, extent = None, [], None, None
     if image is not None and mask is not None and mask.geometry.is_same_grid(image.geometry):
-        gland = whole_gland(mask.array, labels=labels)
+        gland, *zones = region_masks(mask.array, regions)
     if gland is not None and not gland.any():
         gland = None
     if image is not None and gland is not None:
         extent = study_extent(gland, image.geometry)
     if image is not None and np.isfinite(image.array).all():
-        picture = picture_of(image, gland)
+        picture = picture_of(image, gland, zones)
     if image is not None:
         image = replace(image, array=np.empty(0))
     return Inspection(case=case, quality=quality, image=image, extent=extent, picture=picture, md5s=md5s)

@@ -20,10 +20,12 @@ from prostate_seg.data.scan_names import kind_of
 from prostate_seg.data.scans import ScanList, find_scans
 from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_seg
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
-from prostate_seg.reporting.overlays import overlay_figure
+from prostate_seg.imaging.regions import region_masks
+from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.reporting.overlays import ZoneMasks, overlay_figure
 from prostate_seg.reporting.plots import save_png
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference.prediction import predict
+from prostate_seg.segmentation.inference.prediction import predict, zones_of
 from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage
 from prostate_seg.tracking.registry import fetch_networks
 
@@ -157,14 +159,20 @@ def segment_study(target: Target, *, model: Model) -> Mapping[str, Any]:
     mark = "    see the warnings" if prediction.warnings else ""
     figure = overlay_figure(
         image.array,
-        prediction.mask.array,
+        prediction.mask.array > 0,
         reference=None,
+        zones=[
+            ZoneMasks(name=name, predicted=mask)
+            for name, mask in zip(model.regions, region_masks(prediction.mask.array, model.regions), strict=True)
+            if name != WHOLE_GLAND
+        ],
         spacing_mm=image.geometry.spacing_mm,
         title=f"{scan.name}    {prediction.volume_ml:.1f} mL{mark}",
     )
     save_png(target.overlay, figure)
     row |= {
         "volume_ml": round(prediction.volume_ml, 3),
+        **({"zones": zones_of(prediction, model=model)} if prediction.zones_ml else {}),
         "num_slices": prediction.num_slices,
         "mean_confidence": _rounded(prediction.mean_confidence),
         "fold_agreement": _rounded(prediction.inter_model_dice),
@@ -182,7 +190,14 @@ def write_dicom_segs(targets: Sequence[Target], model: Model, cfg: Config) -> di
         error: str | None = None
         mask, series = read_volume(target.mask), target.scan.path
         try:
-            write_dicom_seg(target.dicom_seg, mask, series=series, model_name=model.name, model_md5=model.md5)
+            write_dicom_seg(
+                target.dicom_seg,
+                mask,
+                regions=model.regions,
+                series=series,
+                model_name=model.name,
+                model_md5=model.md5,
+            )
         except InputError as failure:
             error = str(failure)
         note_dicom_seg(target, error=error)

@@ -20,6 +20,7 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.reporting.comparison import Results, parse_results
+from prostate_seg.reporting.evaluation_tables import zones_of
 from prostate_seg.reporting.model_card import render_model_card
 from prostate_seg.reporting.promotion import check_promotion
 from prostate_seg.reporting.report_tables import subgroup_dice
@@ -203,6 +204,7 @@ def _tags(evaluated: Evaluated, model: Model) -> dict[str, str]:
         "oracle_crop": str(summary["oracle_crop"]).lower(),
         **{f"test.{name}": str(pooled[name]) for name in ("num_cases", "num_patients", "num_failures")},
         "test.dice": f"{pooled['dice']['mean']:.4f}",
+        **{f"test.{name}.dice": f"{zone['dice']['mean']:.4f}" for name, zone in zones_of(summary).items()},
     }
 
 
@@ -212,10 +214,11 @@ def _description(evaluated: Evaluated, model: Model) -> str:
     pooled = summary["pooled"]
     how = "together" if "ensemble" in summary["folds"] else "each on the test patients of its fold"
     oracle = "**ORACLE CROP**: the reference placed the windows of the test cases; the numbers are too good.\n\n"
+    zones = "".join(f"; {name} {zone['dice']['mean']:.3f}" for name, zone in zones_of(summary).items())
     return (
         f"{oracle if summary['oracle_crop'] else ''}"
         f"{num} network{'s' if num > 1 else ''} ({model.predictor.model.name}), tested {how}: Dice "
-        f"{pooled['dice']['mean']:.3f}, {pooled['num_cases']} cases of {pooled['num_patients']} patients, "
+        f"{pooled['dice']['mean']:.3f}{zones}, {pooled['num_cases']} cases of {pooled['num_patients']} patients, "
         f"{pooled['num_failures']} failed.\n\n"
         f"Pipeline {evaluated.pipeline}, evaluation run {evaluated.run_id}. The model card is `{MODEL_CARD}` in "
         "`data/networks`."

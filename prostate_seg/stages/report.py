@@ -1,7 +1,7 @@
 """Stage report: report.html, model_card.md and the tables behind the plots, from an evaluation and its provenance."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.loading import LoadedCase, load_case
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.quality import whole_gland
+from prostate_seg.imaging.regions import Regions
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.provenance.ds_version import read_entries
 from prostate_seg.reporting.evaluation_tables import CASE_METRICS, by_region
 from prostate_seg.reporting.gallery import GalleryCase, gallery_case, worst_median_best
 from prostate_seg.reporting.model_card import render_model_card
+from prostate_seg.reporting.overlays import ZoneMasks
 from prostate_seg.reporting.report_page import render_report
 from prostate_seg.reporting.report_tables import ReportData, all_tables
+from prostate_seg.stages.common import reference_regions
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,13 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     originals = workspace.data if external is None else Path(external)
     data = load_report_data(cfg, workspace, evaluation)
     tables = all_tables(data)
-    gallery = load_gallery(cfg, data.cases, originals=originals, masks=evaluation / "masks")
+    labels = data.summary.get("labels", {})
+    regions: Regions = {WHOLE_GLAND: cfg.data.whole_gland_labels}
+    if labels and len(cfg.target.regions) > 1:
+        regions = reference_regions(cfg, workspace)
+    gallery = load_gallery(
+        cfg, data.cases, originals=originals, masks=evaluation / "masks", regions=regions, labels=labels
+    )
     with atomic_folder(target) as folder:
         write_text(folder / "report.html", render_report(data, tables=tables, gallery=gallery))
         write_text(folder / "model_card.md", render_model_card(data, subgroups=tables["subgroups"]))
@@ -77,6 +86,7 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
     cases_of = by_region(cases.assign(missed_gland=cases["missed_gland"] == "True"))
     return ReportData(
         cases=cases_of.pop(WHOLE_GLAND),
+        zones=cases_of,
         slices=by_region(_read_table(slices_csv, numeric=("position", "dice")))[WHOLE_GLAND],
         summary=read_json(metrics_json),
         is_external=evaluation == workspace.external_evaluation,
@@ -111,8 +121,19 @@ def _read_records(
     return records, settings
 
 
-def load_gallery(cfg: Config, cases: pd.DataFrame, *, originals: Path, masks: Path) -> list[GalleryCase]:
-    """Return the worst, the median and the best case; without slices if the original files are missing or have changed."""
+def load_gallery(
+    cfg: Config,
+    cases: pd.DataFrame,
+    *,
+    originals: Path,
+    masks: Path,
+    regions: Regions,
+    labels: Mapping[str, Sequence[int]],
+) -> list[GalleryCase]:
+    """Return the worst, the median and the best case; without slices if the original files are missing or have changed.
+
+    `regions` has the labels of each region in the reference masks, `labels` those of the zones in the predicted ones.
+    """
     try:
         found, _ = discover_cases(originals, patient_pattern=cfg.data.patient_pattern, exclude=())
     except InputError as error:
@@ -124,9 +145,12 @@ def load_gallery(cfg: Config, cases: pd.DataFrame, *, originals: Path, masks: Pa
         row = rows[index]
         case_id, metrics = str(row["case_id"]), {name: float(row[name]) for name in CASE_METRICS}
         try:
-            loaded = _load_original(cfg, files.get(case_id), md5s=(row["image_md5"], row["mask_md5"]))
-            reference = whole_gland(loaded.mask.array, labels=cfg.data.whole_gland_labels)
-            predicted = read_volume(masks / str(row["fold"]) / f"{case_id}.nii.gz").array > 0
+            loaded = _load_original(
+                files.get(case_id), md5s=(row["image_md5"], row["mask_md5"]), labels=regions[WHOLE_GLAND]
+            )
+            reference = whole_gland(loaded.mask.array, labels=regions[WHOLE_GLAND])
+            label_map = read_volume(masks / str(row["fold"]) / f"{case_id}.nii.gz").array
+            predicted = label_map > 0
             if predicted.shape != reference.shape:
                 raise InputError("its predicted mask is on another grid.")
         except InputError as error:
@@ -134,17 +158,26 @@ def load_gallery(cfg: Config, cases: pd.DataFrame, *, originals: Path, masks: Pa
             continue
         image, spacing_mm = loaded.image.array, loaded.image.geometry.spacing_mm
         pictures = {"image": image, "reference": reference, "predicted": predicted}
-        gallery.append(gallery_case(rank, case_id, metrics, **pictures, spacing_mm=spacing_mm))
+        zones = [
+            ZoneMasks(
+                name=name,
+                predicted=whole_gland(label_map, labels=labels[name]),
+                reference=whole_gland(loaded.mask.array, labels=of_zone),
+            )
+            for name, of_zone in regions.items()
+            if name in labels
+        ]
+        gallery.append(gallery_case(rank, case_id, metrics, **pictures, zones=zones, spacing_mm=spacing_mm))
     return gallery
 
 
-def _load_original(cfg: Config, case: Case | None, *, md5s: tuple[str, str]) -> LoadedCase:
+def _load_original(case: Case | None, *, md5s: tuple[str, str], labels: Sequence[int] | None) -> LoadedCase:
     """Return a case as it was evaluated; raise an InputError if its files are missing, have changed or cannot be used."""
     if case is None or case.mask is None:
         raise InputError("its original image or mask is missing.")
     if (content_md5(case.image), content_md5(case.mask)) != md5s:
         raise InputError("its image or mask has changed since the evaluation.")
-    loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
+    loaded, quality = load_case(case, labels=labels)
     if loaded is None:
         raise InputError("; ".join(finding.message for finding in quality.findings))
     return loaded

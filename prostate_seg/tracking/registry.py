@@ -56,6 +56,7 @@ OUTPUTS = {
     "fold_agreement": DataType.double,
     "warnings": DataType.string,
     "error": DataType.string,
+    "zones": DataType.string,
 }
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(kind, name, required=False) for name, kind in INPUTS.items()]),
@@ -63,7 +64,7 @@ SIGNATURE = ModelSignature(
 )
 """Inputs and outputs of `segmentation.networks.pyfunc`."""
 
-DESCRIPTION = "Whole prostate gland on T2-weighted MRI. champion passed the gate; challenger is newest."
+DESCRIPTION = "Prostate gland on T2-weighted MRI, whole or with zones. champion passed the gate; challenger is newest."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

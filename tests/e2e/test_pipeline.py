@@ -353,6 +353,25 @@ def test_dicom_series_in_place_of_an_image_gives_the_same_preprocessing(shared_d
 
 @pytest.mark.slow
 @pytest.mark.alone
+def test_zones_reach_their_dice_and_are_registered_and_predicted(tmp_path: Path) -> None:
+    common = ("experiment=zones", "paths.root=zones", "mlflow.name=zones")
+    text = on_command_line(tmp_path, "-m", "stage=fetch,preprocess,prepare,train,evaluate,report", *common)
+    metrics = json.loads((tmp_path / "zones/evaluation/metrics.json").read_text())
+    dice = {name: zone["pooled"]["dice"]["mean"] for name, zone in metrics["zones"].items()}
+    assert metrics["pooled"]["dice"]["mean"] >= 0.93, text
+    assert dice["transition_zone"] >= 0.88, text
+    assert dice["peripheral_zone"] >= 0.80, text
+    promoted = ("register.promote=true", "register.min_test_patients=8")
+    text = on_command_line(tmp_path, "stage=register", *promoted, *common)
+    assert "passed   peripheral_zone" in text
+    model = ("predict.model=models:/prostate_seg@champion", "predict.input=zones/data/images/ph001_1.nii.gz")
+    on_command_line(tmp_path, "stage=predict", *model, *common)
+    header = (tmp_path / "predictions/volumes.csv").read_text().splitlines()[0]
+    assert header.startswith("name,volume_ml,peripheral_zone_ml,transition_zone_ml")
+
+
+@pytest.mark.slow
+@pytest.mark.alone
 def test_quickstart_reaches_dice_093_in_native_space(tmp_path: Path) -> None:
     text = on_command_line(
         tmp_path, "-m", "stage=fetch,preprocess,prepare,train,evaluate", "experiment=quickstart", "paths.root=demo"

@@ -59,10 +59,10 @@ def read_note(data: Path) -> SourceNote | None:
         ) from error
 
 
-def write_note(data: Path, note: SourceNote, about: PublicSet) -> None:
-    """Write SOURCE.json and LICENCE.txt."""
+def write_note(data: Path, note: SourceNote, about: PublicSet, *, labels: Mapping[str, int] | None) -> None:
+    """Write SOURCE.json, with the label of each name in the masks, and LICENCE.txt."""
     known = {"title": about.title, "page": about.page, "licence": about.licence, "cite": list(about.cite)}
-    write_json(data / NOTE, {**asdict(note), **known, "masks_by": about.masks_by})
+    write_json(data / NOTE, {**asdict(note), **known, "masks_by": about.masks_by, "labels": labels})
     write_text(data / "LICENCE.txt", "\n".join(describe(about)) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Prediction for a study without a reference: mask, volume, uncertainty, and warnings that call for review."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +9,8 @@ from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.preprocessing import axis_index
 from prostate_seg.imaging.quality import PLAUSIBLE_VOLUME_ML, check_case
+from prostate_seg.imaging.regions import region_masks
+from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.inference.inference import segment
 from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, out_of_distribution
 from prostate_seg.segmentation.networks.model_folder import Model
@@ -22,11 +25,14 @@ MAX_LABELS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A mask with its volume, uncertainty and warnings."""
+    """A label map with its volumes, uncertainty and warnings."""
 
     mask: Volume
-    """Gland, uint8 0 or 1, on the study's own grid."""
+    """Label map on the study's own grid: the gland alone is 0 or 1, zones have the labels of the networks' data set."""
     volume_ml: float
+    """Volume of the gland."""
+    zones_ml: dict[str, float]
+    """Volume of each zone, by name; empty for networks of the gland alone."""
     num_slices: int
     """Slices with gland."""
     mean_confidence: float | None
@@ -72,6 +78,12 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         *out_of_distribution(study, ranges=model.ranges),
         *_mask_warnings(gland, image.geometry, found.window, volume_ml=volume_ml),
     ]
+    masks = dict(zip(model.regions, region_masks(found.label_map, model.regions), strict=True))
+    zones_ml = {
+        name: int(mask.sum()) * image.geometry.voxel_volume_ml for name, mask in masks.items() if name != WHOLE_GLAND
+    }
+    if gland.any():
+        warnings += [f"no {name.replace('_', ' ')} was found" for name, ml in zones_ml.items() if not ml]
     if found.confidence is not None and found.confidence < LOW_CONFIDENCE:
         warnings.append(f"mean probability {found.confidence:.2f}, below {LOW_CONFIDENCE:g}")
     if found.inter_model_dice is not None and found.inter_model_dice < LOW_INTER_MODEL_DICE:
@@ -79,11 +91,20 @@ def predict(image: Volume, *, model: Model) -> Prediction:
     return Prediction(
         mask=image.with_mask(found.label_map),
         volume_ml=volume_ml,
+        zones_ml=zones_ml,
         num_slices=int(gland.any(axis=(1, 2)).sum()),
         mean_confidence=found.confidence,
         inter_model_dice=found.inter_model_dice,
         warnings=warnings,
     )
+
+
+def zones_of(prediction: Prediction, *, model: Model) -> dict[str, dict[str, Any]]:
+    """Return labels and volume_ml of each zone, by name, as records have them."""
+    return {
+        name: {"labels": list(model.regions[name] or ()), "volume_ml": round(volume_ml, 3)}
+        for name, volume_ml in prediction.zones_ml.items()
+    }
 
 
 def _require_no_label_map(array: np.ndarray) -> None:

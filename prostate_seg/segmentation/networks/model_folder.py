@@ -12,6 +12,7 @@ import torch
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
 from prostate_seg.common.settings import parse_group, plain, present_names
+from prostate_seg.imaging.regions import Regions, predicted_labels
 from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges
 from prostate_seg.segmentation.inference.settings import InferenceSettings
@@ -56,6 +57,11 @@ class Model:
     """Warnings that apply to every prediction of the model."""
     md5: str
     """Hash of weights, recipes, usage and backend: equal models give equal masks."""
+
+    @property
+    def regions(self) -> Regions:
+        """Labels of each region in predicted label maps, the whole gland first."""
+        return predicted_labels(self.predictor.preprocess.regions)
 
 
 def write_usage(folder: Path, usage: Usage) -> None:
@@ -104,8 +110,6 @@ def load_model(
     folders = network_folders(folder, fold_index=fold_index)
     recipes = [load_recipe(path) for path in folders]
     first = recipes[0]
-    if first.preprocess.zones:
-        raise InputError(f"{folder}: networks of zones can be trained, but not used so far; use target=whole_gland")
     for path, recipe in zip(folders, recipes, strict=True):
         if (recipe.model, recipe.preprocess, recipe.zscore) != (first.model, first.preprocess, first.zscore):
             raise InputError(

@@ -6,6 +6,7 @@ segmented has the reason in `error`; the other rows are unaffected.
 """
 
 import base64
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference.prediction import predict
+from prostate_seg.segmentation.inference.prediction import predict, zones_of
 from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage
 
-COLUMNS = ("mask", "volume_ml", "num_slices", "mean_confidence", "fold_agreement", "warnings", "error")
-"""Of a response; `mask` is a .nii.gz file in base64 on the grid of the volume, `fold_agreement` the inter-model Dice."""
+COLUMNS = ("mask", "volume_ml", "num_slices", "mean_confidence", "fold_agreement", "warnings", "error", "zones")
+"""Of a response; `mask` is a .nii.gz file in base64 on the grid of the volume, `fold_agreement` the inter-model Dice.
+
+`zones` is JSON text with the labels and the volume of each zone: {"peripheral_zone": {"labels": [2], "volume_ml": 17.2}}.
+"""
 
 
 class ServedModel:
@@ -57,6 +61,7 @@ class ServedModel:
                 "fold_agreement": prediction.inter_model_dice,
                 "warnings": "; ".join(prediction.warnings),
                 "error": None,
+                "zones": json.dumps(zones_of(prediction, model=self.model)),
             }
 
 
