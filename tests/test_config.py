@@ -13,7 +13,12 @@ from prostate_seg.common.errors import ConfigError
 from prostate_seg.config import schema as config
 from tests.conftest import composed
 
-NEEDED = {"data=folder": ["data.root=x"], "fold=picai": ["fold.file=x"], "model=unet3d": []}
+NEEDED = {
+    "data=folder": ["data.root=x"],
+    "fold=picai": ["fold.file=x"],
+    "fold=groups": ["fold.column=x"],
+    "model=unet3d": [],
+}
 
 
 def options() -> list[str]:
@@ -78,6 +83,7 @@ def test_every_option_states_in_its_first_line_when_to_choose_it(path: Path) -> 
         (["fold.not_duplicates=['a_1: b_1 is another']"], "fold.not_duplicates: must be pairs with a reason"),
         (["fold.index=-1"], "fold.index: must be null or at least 0, is -1"),
         (["fold.file=x"], "fold.file: must name a file for fold=picai, and be null otherwise, is x"),
+        (["fold.column=centre"], "fold.column: must name a column of cases.csv for fold=groups, and be null otherwise"),
         (["model.num_slices=2"], "model.num_slices: must be odd"),
         (["model.num_slices=0"], "model.num_slices: must be at least 1, is 0"),
         (["model.channels=[16]"], "model.channels: must be two or more numbers above 0"),

@@ -21,7 +21,11 @@ OPTIONS = [
     for group in (*SCIENCE_GROUPS, "experiment")
     for path in sorted((ROOT / "configs" / group).glob("*.yaml"))
 ]
-NEEDED = {"data=folder": ["data.root=/data"], "fold=picai": ["fold.file=folds.json"]}
+NEEDED = {
+    "data=folder": ["data.root=/data"],
+    "fold=picai": ["fold.file=folds.json"],
+    "fold=groups": ["fold.column=centre"],
+}
 
 
 def parsed(*overrides: str) -> Config:

@@ -1,6 +1,7 @@
 """Splits: patients are not divided, every patient is tested once, volumes are balanced, impossible splits are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,17 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.dataset import CaseRecord
-from prostate_seg.data.folds import Fold, all_train, chosen_folds, imported, kfold, read_folds, write_folds
+from prostate_seg.data.folds import (
+    Fold,
+    all_train,
+    chosen_folds,
+    group_names,
+    groups,
+    imported,
+    kfold,
+    read_folds,
+    write_folds,
+)
 from tests.data_helpers import case_record
 
 
@@ -118,6 +129,37 @@ def test_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
 def test_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         imported(cases(4), file=tmp_path / "s.json", val_fraction=0.3, seed=0)
+
+
+def grouped(values: dict[str, str]) -> list[CaseRecord]:
+    return [replace(case_record(case_id), attributes={"centre": centre}) for case_id, centre in values.items()]
+
+
+def test_each_group_is_tested_once_by_folds_that_contain_none_of_it() -> None:
+    everyone = grouped({"a_1": "north", "a_2": "north", "b_1": "south", "c_1": "north", "d_1": "east", "e_1": "east"})
+    folds = groups(everyone, column="centre", val_fraction=0.3, seed=0)
+    assert group_names(everyone, column="centre") == ["east", "north", "south"]
+    assert [fold.test for fold in folds] == [["d_1", "e_1"], ["a_1", "a_2", "c_1"], ["b_1"]]
+    for fold in folds:
+        assert fold.train
+        assert fold.val
+        assert sorted(fold.train + fold.val + fold.test) == sorted(case.case_id for case in everyone)
+        assert not patients(fold.val) & patients(fold.train)
+
+
+@pytest.mark.parametrize(
+    ("values", "column", "message"),
+    [
+        ({"a_1": "x", "b_1": "y"}, "site", "fold.column=site: .* has no such column; it has centre\nName one"),
+        ({"a_1": "x", "b_1": ""}, "centre", "1 of 2 cases have no value: b_1\nAdd the values"),
+        ({"a_1": "x", "b_1": "x"}, "centre", "must have at least two values, has x alone; use fold=kfold"),
+        ({"a_1": "x", "a_2": "y", "b_1": "y"}, "centre", "patient overlap: a in the groups x and y"),
+        ({"a_1": "x", "b_1": "y", "c_1": "y"}, "centre", "the fold that tests centre y needs at least 2 patients"),
+    ],
+)
+def test_groups_that_cannot_be_tested_are_refused(values: dict[str, str], column: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        groups(grouped(values), column=column, val_fraction=0.2, seed=0)
 
 
 def test_official_picai_folds_keep_the_patients_of_1500_studies_together(shared_data: Path) -> None:

@@ -109,6 +109,51 @@ def imported(cases: Sequence[CaseRecord], *, file: Path, val_fraction: float, se
     return _with_val(cases, tests, val_fraction=val_fraction, seed=seed)
 
 
+def groups(cases: Sequence[CaseRecord], *, column: str, val_fraction: float, seed: int) -> list[Fold]:
+    """Test each value of a column of cases.csv, such as a centre, in a fold of its own, by the order of `group_names`.
+
+    Raises:
+        InputError: If there is no such column, a case has no value, a patient has several, or groups or patients are too few.
+    """
+    names = group_names(cases, column=column)
+    patients_of = {name: {case.patient_id for case in cases if case.attributes[column] == name} for name in names}
+    for (first, one), (second, other) in combinations(patients_of.items(), 2):
+        if shared := sorted(one & other):
+            raise InputError(
+                f"fold.column={column}: patient overlap: {listed(shared, most=10)} in the groups {first} and {second}\n"
+                "A network tested on one of them would have seen the patient: give all studies of a patient one group."
+            )
+    everyone = set().union(*patients_of.values())
+    for name, test in patients_of.items():
+        purpose = f"train and val of the fold that tests {column} {name}"
+        _require_patients(everyone - test, needed=2, purpose=purpose)
+    return _with_val(cases, list(patients_of.values()), val_fraction=val_fraction, seed=seed)
+
+
+def group_names(cases: Sequence[CaseRecord], *, column: str) -> list[str]:
+    """Return the values of a column of cases.csv, sorted.
+
+    Raises:
+        InputError: If there is no such column, a case has no value, or there is a single value.
+    """
+    columns = sorted({name for case in cases for name in case.attributes})
+    if column not in columns:
+        raise InputError(
+            f"fold.column={column}: cases.csv of the data folder has no such column; it has {', '.join(columns) or 'none'}\n"
+            "Name one of them, or add the column and run stage=preprocess again."
+        )
+    unknown = sorted(case.case_id for case in cases if not case.attributes.get(column))
+    if unknown:
+        raise InputError(
+            f"fold.column={column}: {len(unknown)} of {len(cases)} cases have no value: {listed(unknown, most=10)}\n"
+            "Add the values to cases.csv, or list the cases under data.exclude, and run stage=preprocess again."
+        )
+    names = sorted({case.attributes[column] for case in cases})
+    if len(names) < 2:
+        raise InputError(f"fold.column={column}: must have at least two values, has {names[0]} alone; use fold=kfold")
+    return names
+
+
 def patient_volumes(cases: Sequence[CaseRecord]) -> dict[str, float]:
     """Return each patient's mean gland volume in mL."""
     volumes: dict[str, list[float]] = defaultdict(list)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from prostate_seg.common.settings import Range, Rule, Settings
 
-SplitStrategy = Literal["kfold", "all", "picai"]
+SplitStrategy = Literal["kfold", "all", "picai", "groups"]
 
 NOT_DUPLICATES = re.compile(
     r"\s*(?P<first>[^/]*[^/\s])\s*/\s*(?P<second>[^/\s][^/]*?)\s*:\s+(?P<reason>\S.*)", re.DOTALL
@@ -19,13 +19,15 @@ class FoldConfig(Settings):
     """Patients for training, validation and testing."""
 
     strategy: SplitStrategy
-    """How patients are split: in num_folds folds, all for training, or by the official folds of PI-CAI."""
+    """How patients are split: in num_folds folds, all for training, by the official folds of PI-CAI, or by groups."""
     num_folds: Annotated[int, Range(ge=1, le=100)]
     """Number of folds of kfold."""
     val_fraction: Annotated[float, Range(gt=0, lt=1)]
     """Fraction of the training patients of a fold that is held out for validation."""
     file: str | None
     """Split file of fold=picai: JSON whose folds[i].val lists the test case ids of fold i."""
+    column: str | None
+    """Column of cases.csv for fold=groups, such as centre; each of its values is tested by networks that have not seen it."""
     index: Annotated[int | None, Range(ge=0)]
     """The only fold to train and evaluate; null takes all folds."""
     not_duplicates: list[str]
@@ -42,6 +44,11 @@ class FoldConfig(Settings):
                 "file",
                 (self.file is not None) == (self.strategy == "picai"),
                 "must name a file for fold=picai, and be null otherwise",
+            ),
+            (
+                "column",
+                (self.column is not None) == (self.strategy == "groups"),
+                "must name a column of cases.csv for fold=groups, and be null otherwise",
             ),
             (
                 "not_duplicates",

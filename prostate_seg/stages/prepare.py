@@ -4,11 +4,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.dataset import CaseRecord
-from prostate_seg.data.folds import Fold, all_train, imported, kfold, write_folds
+from prostate_seg.data.folds import Fold, all_train, group_names, groups, imported, kfold, write_folds
 from prostate_seg.imaging.target_grid import choose_grid
 from prostate_seg.stages.common import checked_dataset, pass_leak_gate, preprocess_settings
 
@@ -24,13 +25,21 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     elif cfg.fold.strategy == "picai":
         assert cfg.fold.file is not None
         folds = imported(cases, file=Path(cfg.fold.file), val_fraction=val_fraction, seed=seed)
+    elif cfg.fold.strategy == "groups":
+        assert cfg.fold.column is not None
+        folds = groups(cases, column=cfg.fold.column, val_fraction=val_fraction, seed=seed)
     else:
         folds = kfold(cases, num_folds=cfg.fold.num_folds, val_fraction=val_fraction, seed=seed)
     verdict = pass_leak_gate(cfg, workspace, folds, dataset)
     depends = grids_of_training_studies(cfg, workspace, folds, dataset)
     for line in depends:
         log.warning("%s", line)
-    how = {"strategy": cfg.fold.strategy, "seed": seed, "val_fraction": val_fraction}
+    how: dict[str, Any] = {"strategy": cfg.fold.strategy, "seed": seed, "val_fraction": val_fraction}
+    if cfg.fold.column is not None:
+        how |= {"column": cfg.fold.column, "groups": group_names(cases, column=cfg.fold.column)}
+        log.info(
+            "%s tested by fold: %s", cfg.fold.column, ", ".join(f"{i} {name}" for i, name in enumerate(how["groups"]))
+        )
     write_folds(workspace.kfold_json, folds, how=how)
     for line in describe(folds, dataset):
         log.info("%s", line)

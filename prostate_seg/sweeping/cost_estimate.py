@@ -5,14 +5,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prostate_seg.common.files import read_json
 from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import workspace_of
 
 log = logging.getLogger(__name__)
 
 
 def num_folds_of(cfg: Config) -> int:
-    """Return the number of folds of one training."""
-    return 1 if cfg.fold.index is not None or cfg.fold.strategy == "all" else cfg.fold.num_folds
+    """Return the number of folds of one training: those in kfold.json, or of the settings before stage=prepare."""
+    if cfg.fold.index is not None or cfg.fold.strategy == "all":
+        return 1
+    prepared = workspace_of(cfg).kfold_json
+    return len(read_json(prepared)["folds"]) if prepared.is_file() else cfg.fold.num_folds
 
 
 def log_cost_estimate(cfg: Config, *, num_trials: int, num_folds: int) -> None:
