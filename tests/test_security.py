@@ -123,7 +123,8 @@ def test_pickles_in_place_of_arrays_and_weights_are_not_opened(tmp_path: Path) -
         read_thumbnails(tmp_path / "thumbnails.npy", case_ids=[])
     (tmp_path / "weights.safetensors").write_bytes(pickle.dumps(Bomb(gone_off)))
     recipe = SimpleNamespace(
-        model=parse(composed("stage=train", "model.channels=[8,16]", "model.strides=[[2,2]]")).model
+        model=parse(composed("stage=train", "model.channels=[8,16]", "model.strides=[[2,2]]")).model,
+        preprocess=SimpleNamespace(regions=["whole_gland"]),
     )
     with pytest.raises(InputError, match="cannot be loaded"):
         load_network(tmp_path, recipe=recipe, device=torch.device("cpu"))

@@ -1,5 +1,6 @@
 """All random streams of a training differ: between seeds, folds, epochs, processes and purposes."""
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from prostate_seg.data.folds import kfold
 from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.training import training
 from prostate_seg.segmentation.training.distributed import ProcessGroup
+from prostate_seg.segmentation.training.packing import Batches
 from prostate_seg.stages.train import fit_fold
 from tests.data_helpers import case_record
 from tests.segmentation_helpers import SETTINGS, model_2d, packed_discs, train_settings
@@ -44,19 +46,20 @@ def seeds_of_training(monkeypatch: pytest.MonkeyPatch, data: Path, *, seed: int,
     """Return the seeds of initial weights, dropout, batch order and augmentation of the first epoch."""
     found: list[int] = []
 
-    def build_network(_model: object) -> torch.nn.Module:
+    def build_network(_model: object, **_: object) -> torch.nn.Module:
         found.append(torch.initial_seed())
         return torch.nn.Conv2d(1, 1, 1)
 
-    def train_epoch(
-        *_: object, order_rng: np.random.Generator, augmentation_rng: torch.Generator, **__: object
-    ) -> None:
-        found.extend(
-            [torch.initial_seed(), order_rng.bit_generator.state["state"]["state"], augmentation_rng.initial_seed()]
-        )
+    def order(_: Batches, batch_size: int, *, num_batches: int, rng: np.random.Generator) -> np.ndarray:
+        found.append(rng.bit_generator.state["state"]["state"])  # type: ignore[index, call-overload]
+        return np.zeros((num_batches, batch_size), dtype=np.int64)
+
+    def train_epoch(take_step: partial[torch.Tensor], *_: object, **__: object) -> None:
+        found.extend([torch.initial_seed(), take_step.keywords["augmentation_rng"].initial_seed()])
         raise Recorded
 
     monkeypatch.setattr("prostate_seg.stages.train.build_network", build_network)
+    monkeypatch.setattr(Batches, "order", order)
     monkeypatch.setattr(training, "_train_epoch", train_epoch)
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=False, train_ids=["a"], val_ids=["b"])
     with pytest.raises(Recorded):
