@@ -3,6 +3,7 @@
 CI has no GPU: `capture_helpers` records and replays on the CPU, and tensors without values show that no step reads one.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +17,8 @@ import torch
 
 from prostate_seg.segmentation.networks.networks import build_network, is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
-from prostate_seg.segmentation.training import cuda_graph, training
+from prostate_seg.segmentation.settings import Precision
+from prostate_seg.segmentation.training import cuda_graph, precision, training
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
 from prostate_seg.segmentation.training.packing import Batches, PackedSet
 from prostate_seg.segmentation.training.settings import Loss, TrainConfig
@@ -65,7 +67,9 @@ def run(
             train_ids=TRAIN,
             val_ids=VAL,
             settings=settings,
-            predictor=predictor(network() if network else build_network(model), model=model),
+            predictor=replace(
+                predictor(network() if network else build_network(model), model=model), precision=settings.precision
+            ),
             seed=0,
             on_epoch_end=stop,
             checkpoints=checkpoints,
@@ -114,6 +118,7 @@ def test_resumed_training_equals_an_uninterrupted_one(
     packed: PackedSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stop_after: int
 ) -> None:
     use_tape(monkeypatch)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     settings = train_settings(max_epochs=4, augmentation="standard")
     whole = run(packed, settings)
     checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
@@ -216,3 +221,72 @@ def test_no_step_waits_for_the_device(
 def test_copy_from_the_host_is_detected() -> None:
     with OneDevice(), pytest.raises(AssertionError, match=r"_to_copy"):
         torch.ones(2).to("meta")
+
+
+def test_checkpoints_on_a_gpu_are_written_at_intervals_and_at_the_end(
+    packed: PackedSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_tape(monkeypatch)
+    checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
+    with pytest.raises(KeyboardInterrupt):
+        run(packed, train_settings(), checkpoints=checkpoints, stop_after=2)
+    assert not checkpoints.folder.exists()
+    run(packed, train_settings(), checkpoints=checkpoints)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["epoch000003_x.safetensors"]
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "faster"), [(3e-3, 1e-3, "bf16"), (1e-3, 3e-3, "fp32"), (2e-3, 2e-3, "fp32")])
+def test_auto_is_the_faster_precision(
+    monkeypatch: pytest.MonkeyPatch, fp32: float, bf16: float, faster: Precision
+) -> None:
+    clock = count_seconds(monkeypatch)
+
+    def step_in(format_: Precision) -> Callable[[torch.Tensor], torch.Tensor]:
+        def step(slices: torch.Tensor) -> torch.Tensor:
+            clock["now"] += {"fp32": fp32, "bf16": bf16}[format_]
+            return slices.sum()
+
+        return step
+
+    assert precision.faster_precision(step_in, torch.zeros(2)) == faster
+
+
+def count_seconds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    clock = {"now": 0.0}
+    monkeypatch.setattr(precision, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    return clock
+
+
+def test_gpu_without_bfloat16_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "computes_bf16", lambda device: False)
+    assert precision.faster_precision(lambda _: pytest.fail("nothing is measured"), torch.zeros(2)) == "fp32"
+
+
+def test_measured_precision_is_that_of_the_training_and_of_its_continuation(
+    packed: PackedSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The measurement trains copies: the network starts from the same weights as with a given precision."""
+    use_tape(monkeypatch)
+    count_seconds(monkeypatch)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    expected = run(packed, train_settings(precision="bf16"))
+    monkeypatch.setattr(precision, "MAX_BF16_TIME", math.inf)
+    monkeypatch.setattr(precision, "_seconds", with_seconds(precision._seconds))
+    checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
+    with pytest.raises(KeyboardInterrupt):
+        run(packed, train_settings(precision="auto"), checkpoints=checkpoints, stop_after=2)
+    monkeypatch.setattr(training, "faster_precision", lambda *_: pytest.fail("it is measured once"))
+    resumed = run(packed, train_settings(precision="auto"), checkpoints=checkpoints)
+    assert resumed.measured_precision == "bf16"
+    assert_equal(resumed, expected)
+
+
+def with_seconds(measure: Callable[..., float]) -> Callable[..., float]:
+    """Return a measurement that takes the steps and returns a number that does not depend on the clock."""
+
+    def seconds(*args: object) -> float:
+        measure(*args)
+        return 1.0
+
+    return seconds

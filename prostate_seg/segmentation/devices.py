@@ -27,7 +27,8 @@ def available_gpus(device: Device) -> range:
     return range(torch.cuda.device_count() if choose_device(device).type == "cuda" else 0)
 
 
-def _computes_bf16(device: torch.device) -> bool:
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether a device has instructions for bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
@@ -36,5 +37,5 @@ def _computes_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, *, precision: Precision) -> AbstractContextManager[None]:
     """Return the autocast context of a forward pass; `auto` enables bfloat16 if the device computes natively in it."""
-    enabled = precision == "bf16" or (precision == "auto" and _computes_bf16(device))
+    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

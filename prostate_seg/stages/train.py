@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,7 +84,11 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         outputs=[workspace.model] if cfg.fold.index is None else [workspace.fold(cfg.fold.index)],
         metrics={"val/best_dice": mean, **{f"val/best_dice_fold{index}": dice for index, dice in best_dice.items()}},
         tables=[workspace.model / "folds.json"],
-        tags={"leak_gate": verdict["verdict"], "num_processes": str(torchrun.world_size())},
+        tags={
+            "leak_gate": verdict["verdict"],
+            "num_processes": str(torchrun.world_size()),
+            **_precision_tag(workspace, list(folds)),
+        },
         objective=mean,
         seconds=seconds,
     )
@@ -187,7 +192,7 @@ def train_fold(
             save_recipe(folder, recipe)
             save_weights(folder, result.weights)
             write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
-            summary = _write_history(folder, result.history, metric=cfg.train.metric, title=title)
+            summary = _write_history(folder, result, metric=cfg.train.metric, title=title)
         seconds = result.history[-1].seconds
         write_json(mark, {"identity": identity, "md5": md5_of(target), "seconds": seconds})
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -268,7 +273,7 @@ def _finished_mark(workspace: Workspace, index: int) -> Path:
     return workspace.training / f"fold{index}.finished.json"
 
 
-def _fold_metrics(summary: Mapping[str, float]) -> dict[str, float]:
+def _fold_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     best = {f"val/best_{name}": summary[key] for name, key in (("dice", "val_dice"), ("iou", "val_iou"))}
     return {**best, "val/best_epoch": summary["best_epoch"], "train/num_epochs": summary["num_epochs"]}
 
@@ -283,19 +288,29 @@ def collect_folds(workspace: Workspace, trained: Sequence[int]) -> dict[int, flo
     return {index: table[index]["val_dice"] for index in trained}
 
 
-def _write_history(folder: Path, history: Sequence[Epoch], *, metric: ValMetric, title: str) -> dict[str, float]:
+def _precision_tag(workspace: Workspace, trained: Sequence[int]) -> dict[str, str]:
+    """Return what train.precision=auto was on the GPUs of the folds, as a tag; empty if it was not measured."""
+    summaries = [read_json(workspace.fold(index) / "summary.json") for index in trained]
+    measured = sorted({summary["precision"] for summary in summaries if "precision" in summary})
+    return {"precision": ",".join(measured)} if measured else {}
+
+
+def _write_history(folder: Path, result: TrainingResult, *, metric: ValMetric, title: str) -> dict[str, Any]:
     """Write history.csv, history.png and summary.json, and return the summary; without times, so that equal runs are equal."""
+    history = result.history
     rows = [{"epoch": epoch.epoch, **epoch.as_dict()} for epoch in history]
     columns = [name for name in rows[-1] if name != "seconds"]  # the last epoch has val scores
     table = pd.DataFrame(rows, columns=columns)
     write_csv(folder / "history.csv", table)
     best = best_epoch(history, metric=metric)
     save_png(folder / "history.png", history_figure(table, kept=best.epoch, title=title))
-    summary = {
+    summary: dict[str, Any] = {
         "val_dice": best.score("dice"),
         "val_iou": best.score("iou"),
         "best_epoch": best.epoch,
         "num_epochs": len(history),
     }
+    if result.measured_precision is not None:
+        summary["precision"] = result.measured_precision
     write_json(folder / "summary.json", summary)
     return summary

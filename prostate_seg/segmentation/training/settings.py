@@ -48,6 +48,6 @@ class TrainConfig(Settings):
     zscore: bool
     """Whether each image is clipped to its 5th to 95th percentile and standardised to mean 0 and SD 1."""
     precision: Precision
-    """Number format of the forward pass; auto takes bfloat16 if the processor computes in it."""
+    """Number format; auto takes bfloat16 if the CPU computes in it, and what is measured to be faster on a GPU."""
     deterministic: bool
     """Whether two runs on one machine give the same bits; slower."""

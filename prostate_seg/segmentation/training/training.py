@@ -4,6 +4,7 @@ The loop moves tensors only: slices come from the packed set, are standardised a
 step waits for a number from it. The EMA weights are what is validated and kept.
 """
 
+import copy
 import logging
 import math
 import os
@@ -27,12 +28,14 @@ from prostate_seg.segmentation.inference.inference import Predictor, predict_pro
 from prostate_seg.segmentation.inference.intensity import normalise
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.overlap import slice_counts
+from prostate_seg.segmentation.settings import Precision
 from prostate_seg.segmentation.training.augmentation import augment
 from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
 from prostate_seg.segmentation.training.cuda_graph import GraphedStep, Step, can_capture
 from prostate_seg.segmentation.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prostate_seg.segmentation.training.losses import LossFunction, build_loss
 from prostate_seg.segmentation.training.packing import Batches, PackedSet
+from prostate_seg.segmentation.training.precision import faster_precision
 from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ VAL_SLICES_FRACTION = 0.5
 """Most val slices per validation, as a fraction of the training slices since the last one: about a sixth of the time."""
 VAL_THRESHOLD = 0.5
 """Probability from which a voxel is gland in validation."""
+SECONDS_BETWEEN_CHECKPOINTS = 10.0
+"""On a GPU, where writing one can take longer than an epoch; on a CPU each epoch has one."""
 EMA_WARMUP_STEPS = 10
 """The EMA spans about a tenth of the steps so far until its full decay is reached."""
 
@@ -84,6 +89,8 @@ class TrainingResult:
 
     history: list[Epoch] = field(default_factory=list)
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    measured_precision: Precision | None = None
+    """What train.precision=auto was on this GPU; None if it was not measured."""
 
     @property
     def is_validated(self) -> bool:
@@ -128,7 +135,7 @@ def fit(
         seed: Seed of batch order, augmentation and dropout.
         fold_index: The folds of one seed have independent random streams.
         on_epoch_end: Called after each epoch; when training resumes, first with the epochs before the interruption.
-        checkpoints: Where the state is saved after each epoch, and loaded from; rank 0 alone needs it.
+        checkpoints: Where the state is saved after epochs, and loaded from; rank 0 alone needs it.
         group: The processes that train this network; each calls this function.
 
     Raises:
@@ -143,16 +150,23 @@ def fit(
         kind=settings.slices,
         num_regions=len(predictor.preprocess.regions),
     )
+    state = group.broadcast_from_rank0(lambda: None if checkpoints is None else checkpoints.newest())
+    measured = None
+    if settings.precision == "auto" and can_capture(device):
+        measured = group.broadcast_from_rank0(
+            partial(_measured_precision, state, batches, predictor.networks[0], settings, device, volumetric)
+        )
+        settings = replace(settings, precision=measured)
+        predictor = replace(predictor, precision=measured)
     step = TrainingStep(predictor.networks[0], settings=settings, device=device, volumetric=volumetric, group=group)
     ema_predictor = replace(predictor, networks=[step.ema.module], num_threads=torch.get_num_threads())
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
     val_slices_per_epoch = VAL_SLICES_FRACTION * steps_per_epoch * settings.batch_size
     epochs_per_validation = max(1, math.ceil(len(packed.slices_of(val_ids)) / val_slices_per_epoch))
 
-    result = TrainingResult()
-    state = group.broadcast_from_rank0(lambda: None if checkpoints is None else checkpoints.newest())
+    result, saved_at = TrainingResult(measured_precision=measured), 0.0
     if state is not None:
-        result = step.restore(state)
+        result = replace(step.restore(state), measured_precision=measured)
         log.info("go on after epoch %d, where training was stopped", len(result.history))
     for epoch in result.history:
         on_epoch_end(epoch)
@@ -190,8 +204,10 @@ def fit(
             seconds=time.perf_counter() - start,
         )
         result.add(epoch, step.ema.module.state_dict(), metric=settings.metric)
-        if checkpoints is not None:
+        is_due = not can_capture(device) or epoch.seconds - saved_at >= SECONDS_BETWEEN_CHECKPOINTS
+        if checkpoints is not None and (is_due or is_over):
             checkpoints.save(step.state(result), epoch=epoch.epoch)
+            saved_at = epoch.seconds
         on_epoch_end(epoch)
     if step.num_steps < steps_per_epoch:
         log.warning(
@@ -201,6 +217,28 @@ def fit(
             steps_per_epoch,
         )
     return result
+
+
+def _measured_precision(
+    state: TrainingState | None,
+    batches: Batches,
+    network: nn.Module,
+    settings: TrainConfig,
+    device: torch.device,
+    volumetric: bool,
+) -> Precision:
+    """Return the precision of the training that is resumed, or the one in which copies of the network train faster."""
+    if state is not None and (resumed := state.facts.get("precision")):
+        precision: Precision = resumed
+        return precision
+
+    def step_in(precision: Precision) -> Step:
+        changed = replace(settings, precision=precision)
+        step = TrainingStep(copy.deepcopy(network), settings=changed, device=device, volumetric=volumetric)
+        return partial(_with_fitting_micro_batches, _step_function(batches, step, torch.Generator(device)), step)
+
+    order = batches.order(settings.batch_size, num_batches=1, rng=np.random.default_rng(0))
+    return faster_precision(step_in, torch.from_numpy(order[0]).to(batches.images.device))
 
 
 def _step_function(batches: Batches, step: "TrainingStep", augmentation_rng: torch.Generator) -> Step:
@@ -352,7 +390,12 @@ class TrainingStep:
             **{f"best.{name}": value for name, value in result.weights.items()},
         }
         history = [asdict(epoch) for epoch in result.history]
-        facts = {"history": history, "num_steps": self.num_steps, "batch_size": self.micro_batch_size}
+        facts = {
+            "history": history,
+            "num_steps": self.num_steps,
+            "batch_size": self.micro_batch_size,
+            "precision": result.measured_precision,
+        }
         return TrainingState(tensors=tensors, facts=facts)
 
     def restore(self, state: TrainingState) -> TrainingResult:
