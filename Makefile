@@ -78,4 +78,4 @@ lock: setup  ## write the installed versions to requirements.lock
 	$(RUN) -m pip freeze --exclude-editable | sed -E 's/\+(cpu|cu[0-9]+)$$//' > requirements.lock
 
 clean:  ## remove environment, caches and the demo's files; your data, models and logs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist demo bench.json
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist demo bench.json bench_gpu.json

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.settings import Precision
 from prostate_seg.segmentation.training.packing import PackedSet
 from prostate_seg.segmentation.training.training import Epoch
+
+if TYPE_CHECKING:
+    import torch
 
 NUM_STEPS = 15
 """Steps of a short epoch."""
@@ -38,32 +42,44 @@ def step_seconds(*, precision: Precision) -> tuple[float, float]:
     return whole / NUM_STEPS, alone / NUM_STEPS
 
 
-def bare_steps(cfg: Config, packed: PackedSet, *, num_steps: int) -> Callable[[], None]:
-    """Return a function that takes steps on one batch in memory: forward, loss, backward, optimiser."""
+def bare_step(cfg: Config, packed: PackedSet) -> "Callable[[], torch.Tensor]":
+    """Return a function that takes a step on one batch in memory and returns its loss: forward, loss, backward, optimiser."""
     import torch
 
     from prostate_seg.segmentation.devices import autocast, choose_device
-    from prostate_seg.segmentation.networks.networks import build_network
+    from prostate_seg.segmentation.networks.networks import build_network, is_3d
     from prostate_seg.segmentation.training.losses import build_loss
     from prostate_seg.segmentation.training.packing import Batches
     from prostate_seg.segmentation.training.training import build_optimizer
 
-    device = choose_device(cfg.machine.device)
+    device, volumetric = choose_device(cfg.machine.device), is_3d(cfg.model)
     network, loss = build_network(cfg.model).to(device), build_loss(cfg.train.loss)
-    if device.type == "cuda":
+    if device.type == "cuda" and not volumetric:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(network, cfg.train)
     batches = Batches(packed, list(packed.cases), model=cfg.model, device=device)
-    images, masks = batches.load(torch.from_numpy(batches.slices[: cfg.train.batch_size]).to(batches.images.device))
+    slices = torch.from_numpy(batches.slices[: cfg.train.batch_size]).to(batches.images.device)
+    images, masks = (batch[:, None] if volumetric else batch for batch in batches.load(slices))
+
+    def step() -> torch.Tensor:
+        with autocast(device, precision=cfg.train.precision):
+            logits = network(images)
+        value = loss(logits.float(), masks)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return step
+
+
+def bare_steps(cfg: Config, packed: PackedSet, *, num_steps: int) -> Callable[[], None]:
+    """Return a function that takes steps as `bare_step` and waits for the last one."""
+    step = bare_step(cfg, packed)
 
     def steps() -> None:
         for _ in range(num_steps):
-            with autocast(device, precision=cfg.train.precision):
-                logits = network(images)
-            value = loss(logits.float(), masks)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            optimizer.step()
+            value = step()
         value.item()  # waits for the device
 
     return steps
@@ -229,14 +245,14 @@ def preprocess_settings(cfg: Config) -> PreprocessSettings:
     return PreprocessSettings.of(cfg.preprocess, regions={WHOLE_GLAND: cfg.data.whole_gland_labels}, chosen={})
 
 
-def pack_noise(folder: Path, *, num_cases: int) -> PackedSet:
-    """Pack synthetic studies of 22 slices of 160x160."""
+def pack_noise(folder: Path, *, num_cases: int, size: int = 160) -> PackedSet:
+    """Pack synthetic studies of 22 slices of 160x160, or of another size."""
     from prostate_seg.segmentation.training.packing import pack
 
     def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
-        image = np.random.default_rng(int(case_id)).integers(0, 255, size=(22, 160, 160), dtype=np.uint8)
+        image = np.random.default_rng(int(case_id)).integers(0, 255, size=(22, size, size), dtype=np.uint8)
         mask = np.zeros_like(image)
-        mask[5:17, 50:110, 45:115] = 1
+        mask[5:17, size // 3 : 2 * size // 3, size // 4 : 3 * size // 4] = 1
         return image, mask
 
     return pack(folder, [str(number) for number in range(num_cases)], read_case=read_case, zscore=False)
