@@ -30,6 +30,7 @@ from prostate_seg.data.cases import discover_cases
 from prostate_seg.data.loading import load_case
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.imaging.preprocessing import preprocess_study
+from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.inference import Predictor, network_probabilities
 from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
@@ -291,7 +292,8 @@ def evaluation_rows(machine: Machine) -> list[Row]:
         def evaluate(case: Any, predictor: Predictor) -> None:
             loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
             assert loaded is not None, quality.findings
-            evaluate_case(case, loaded, ("", ""), cfg=cfg, predictor=predictor, folder=folder / "out", fold="fold0")
+            where = {"folder": folder / "out", "fold": "fold0", "regions": {WHOLE_GLAND: cfg.data.whole_gland_labels}}
+            evaluate_case(case, loaded, ("", ""), cfg=cfg, predictor=predictor, **where)
 
         def alone() -> None:
             image = preprocess_study(read_volume(cases[0].image), None, settings=predictor.preprocess).image.array

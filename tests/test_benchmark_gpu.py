@@ -26,12 +26,14 @@ def test_part_that_fails_is_a_row_with_its_error(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(benchmark_gpu, "evaluate_case", fail)
+    monkeypatch.setattr(benchmark_gpu, "memory_rows", fail)
     output = tmp_path / "bench.json"
-    arguments = ["--device", "cpu", "--tiny", "--parts", "evaluation", "memory", "--output", str(output)]
+    arguments = ["--device", "cpu", "--tiny", "--parts", "memory", "evaluation", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["benchmark_gpu.py", *arguments])
     benchmark_gpu.main()
     parts = json.loads(output.read_text())["parts"]
-    assert parts["evaluation"]["rows"] == [{"row": "evaluation", "error": "RuntimeError: no memory"}]
-    assert parts["memory"]["rows"] == [{"row": "out of memory", "skipped": "needs a GPU"}]
-    assert "| out of memory | skipped needs a GPU |" in capsys.readouterr().out
+    assert parts["memory"]["rows"] == [{"row": "memory", "error": "RuntimeError: no memory"}]
+    study, studies = parts["evaluation"]["rows"]
+    assert study["ratio"] == pytest.approx(study["seconds"] / study["reading_resampling_network_s"])
+    assert studies["two_cores_without_gpu_s"] > 0
+    assert "| memory | error RuntimeError: no memory |" in capsys.readouterr().out
