@@ -23,6 +23,7 @@ from benchmark_tracking import hashing_seconds, recording_seconds, tracked_prepa
 from benchmark_training import (
     benchmark_config,
     deterministic_seconds,
+    grid_seconds,
     pack_noise,
     preprocess_settings,
     seconds_to_dice,
@@ -57,6 +58,7 @@ def main() -> None:
         "preprocess": preprocess_row,
         "training_step": training_step_row,
         "step_fp32": training_step_fp32_row,
+        "grid": grid_row,
         "deterministic": deterministic_row,
         "time_to_dice": time_to_dice_row,
         "metrics": metrics_row,
@@ -243,6 +245,19 @@ def _step_row(name: str, precision: Precision) -> Row:
         ratio=alone / whole,
         target="at least 0.85",
         is_met=alone / whole >= 0.85,
+    )
+
+
+def grid_row() -> Row:
+    """Time a step of the default grid against one of the finest grid that was compared (docs/decisions.md)."""
+    seconds, fine_seconds = grid_seconds(in_turn)
+    return Row(
+        name="grid",
+        ours=f"forward, loss, backward and optimiser with slices of 128x128, 0.8 mm, {1000 * seconds:.1f} ms",
+        against=f"with slices of 160x160, 0.625 mm, {1000 * fine_seconds:.1f} ms",
+        ratio=seconds / fine_seconds,
+        target="at most 0.75",
+        is_met=seconds / fine_seconds <= 0.75,
     )
 
 

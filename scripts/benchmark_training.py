@@ -85,6 +85,18 @@ def bare_steps(cfg: Config, packed: PackedSet, *, num_steps: int) -> Callable[[]
     return steps
 
 
+def grid_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[float, float]:
+    """Return the seconds of a step with slices of the default grid, and of 0.625 mm: 128 and 160 pixels for 100 mm."""
+    cfg = benchmark_config()
+    with tempfile.TemporaryDirectory() as folder:
+        coarse, fine = (
+            bare_steps(cfg, pack_noise(Path(folder) / str(size), num_cases=2, size=size), num_steps=NUM_STEPS)
+            for size in (128, 160)
+        )
+        seconds, fine_seconds = in_turn(coarse, fine, repeats=5)
+    return seconds / NUM_STEPS, fine_seconds / NUM_STEPS
+
+
 def deterministic_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[float, float]:
     """Return the seconds of 30 steps of training with and without deterministic operations."""
     cfg = benchmark_config()
@@ -245,8 +257,8 @@ def preprocess_settings(cfg: Config) -> PreprocessSettings:
     return PreprocessSettings.of(cfg.preprocess, regions={WHOLE_GLAND: cfg.data.whole_gland_labels}, chosen={})
 
 
-def pack_noise(folder: Path, *, num_cases: int, size: int = 160) -> PackedSet:
-    """Pack synthetic studies of 22 slices of 160x160, or of another size."""
+def pack_noise(folder: Path, *, num_cases: int, size: int = 128) -> PackedSet:
+    """Pack synthetic studies of 22 slices, by default of 128x128 as on the default grid."""
     from prostate_seg.segmentation.training.packing import pack
 
     def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
