@@ -260,9 +260,11 @@ def test_search_without_a_finished_trial_ends_with_1_and_the_reason(project: Pro
 
 SMALLER = {
     "demo": [],
+    "gpu": [],
     "quickstart": [],
     "tiny": [],
     "volumetric": ["model.strides=[[1,2,2]]", "model.num_slices=4", "train.batch_size=2"],
+    "zones": [],
 }
 
 
