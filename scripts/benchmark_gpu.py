@@ -36,8 +36,8 @@ from prostate_seg.segmentation.inference.inference import Predictor, network_pro
 from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.training.cuda_graph import NUM_STEPS_BEFORE, capture, new_stream, run_on
+from prostate_seg.segmentation.training.history import Epoch
 from prostate_seg.segmentation.training.packing import PackedSet
-from prostate_seg.segmentation.training.training import Epoch
 from prostate_seg.stages.evaluate import evaluate_case
 
 Row = dict[str, Any]

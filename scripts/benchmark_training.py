@@ -21,8 +21,8 @@ from prostate_seg.config.schema import Config
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.settings import Precision
+from prostate_seg.segmentation.training.history import Epoch
 from prostate_seg.segmentation.training.packing import PackedSet
-from prostate_seg.segmentation.training.training import Epoch
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def bare_step(cfg: Config, packed: PackedSet) -> "Callable[[], torch.Tensor]":
     from prostate_seg.segmentation.networks.networks import build_network, is_3d
     from prostate_seg.segmentation.training.losses import build_loss
     from prostate_seg.segmentation.training.packing import Batches
-    from prostate_seg.segmentation.training.training import build_optimizer
+    from prostate_seg.segmentation.training.training_step import build_optimizer
 
     device, volumetric = choose_device(cfg.machine.device), is_3d(cfg.model)
     network, loss = build_network(cfg.model).to(device), build_loss(cfg.train.loss)

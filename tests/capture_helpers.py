@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from prostate_seg.segmentation.training import cuda_graph, training
+from prostate_seg.segmentation.training import cuda_graph, training, training_step
 
 aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.unique_dim, aten._unique2, aten.is_nonzero}
@@ -108,7 +108,8 @@ def use_tape(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return replay
 
-    monkeypatch.setattr(training, "can_capture", lambda device: True)
+    for module in (training, training_step):
+        monkeypatch.setattr(module, "can_capture", lambda device: True)
     monkeypatch.setattr(cuda_graph, "new_stream", lambda device: None)
     monkeypatch.setattr(cuda_graph, "run_on", lambda stream, function: function())
     monkeypatch.setattr(cuda_graph, "capture", capture)

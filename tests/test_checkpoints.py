@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from prostate_seg.segmentation.networks.settings import ModelName
 from prostate_seg.segmentation.networks.storage import save_weights
 from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
+from prostate_seg.segmentation.training.history import Epoch
 from prostate_seg.segmentation.training.packing import PackedSet
-from prostate_seg.segmentation.training.training import Epoch
 from tests.segmentation_helpers import model_2d, packed_discs, small_model, train_settings
 from tests.test_training import TRAIN, VAL, run_fit
 

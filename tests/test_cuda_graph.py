@@ -18,18 +18,13 @@ import torch
 from prostate_seg.segmentation.networks.networks import build_network, is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 from prostate_seg.segmentation.settings import Precision
-from prostate_seg.segmentation.training import cuda_graph, precision, training
+from prostate_seg.segmentation.training import cuda_graph, precision, training, training_step
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
+from prostate_seg.segmentation.training.history import Epoch, TrainingResult
 from prostate_seg.segmentation.training.packing import Batches, PackedSet
 from prostate_seg.segmentation.training.settings import Loss, TrainConfig
-from prostate_seg.segmentation.training.training import (
-    Epoch,
-    TrainingResult,
-    TrainingStep,
-    _train_batch,
-    fit,
-    reproducible,
-)
+from prostate_seg.segmentation.training.training import _train_batch, fit, reproducible
+from prostate_seg.segmentation.training.training_step import TrainingStep
 from tests.capture_helpers import OneDevice, use_tape
 from tests.segmentation_helpers import model_2d, packed_discs, predictor, small_model, train_settings
 
@@ -205,8 +200,9 @@ def test_no_step_waits_for_the_device(
     step = TrainingStep(build_network(model), settings=settings, device=device, volumetric=is_3d(model))
     monkeypatch.setattr(step.optimizer, "step", lambda: None)  # torch's fused kernel has no meta version
     step.optimizer.state[next(step.network.parameters())] = {"step": torch.zeros((), device=device)}
-    monkeypatch.setattr(training, "can_capture", lambda device: True)
-    monkeypatch.setattr(training, "autocast", lambda device, precision: nullcontext())
+    for module in (training, training_step):
+        monkeypatch.setattr(module, "can_capture", lambda device: True)
+    monkeypatch.setattr(training_step, "autocast", lambda device, precision: nullcontext())
     for function in ("rand", "randn", "randperm"):  # there is no generator of the meta device
         plain = getattr(torch, function)
         monkeypatch.setattr(torch, function, lambda *args, plain=plain, generator, **kw: plain(*args, **kw))

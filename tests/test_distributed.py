@@ -14,7 +14,7 @@ from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError
 from prostate_seg.segmentation.training.distributed import ProcessGroup
 from prostate_seg.segmentation.training.global_batch_norm import convert_global_batch_norm_
-from prostate_seg.segmentation.training.training import TrainingStep
+from prostate_seg.segmentation.training.training_step import TrainingStep
 from tests.segmentation_helpers import train_settings
 
 

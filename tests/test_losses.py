@@ -8,7 +8,7 @@ from monai.losses.dice import DiceCELoss
 
 from prostate_seg.segmentation.training.losses import build_loss
 from prostate_seg.segmentation.training.settings import Loss
-from prostate_seg.segmentation.training.training import TrainingStep
+from prostate_seg.segmentation.training.training_step import TrainingStep
 from tests.segmentation_helpers import train_settings
 
 

@@ -8,7 +8,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.data.folds import Fold
-from prostate_seg.segmentation.training.training import Epoch, TrainingResult
+from prostate_seg.segmentation.training.history import Epoch, TrainingResult
 from prostate_seg.stages import train
 from tests.conftest import composed
 

@@ -24,19 +24,11 @@ from prostate_seg.segmentation.networks.storage import Recipe, load_network, loa
 from prostate_seg.segmentation.training import training
 from prostate_seg.segmentation.training.augmentation import augment
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
+from prostate_seg.segmentation.training.history import Epoch, TrainingResult, best_epoch
 from prostate_seg.segmentation.training.packing import Batches, PackedSet
 from prostate_seg.segmentation.training.settings import Augmentation, Optimizer, TrainConfig, ValMetric
-from prostate_seg.segmentation.training.training import (
-    Budget,
-    Epoch,
-    TrainingResult,
-    TrainingStep,
-    best_epoch,
-    build_optimizer,
-    fit,
-    reproducible,
-    validate,
-)
+from prostate_seg.segmentation.training.training import Budget, fit, reproducible, validate
+from prostate_seg.segmentation.training.training_step import TrainingStep, build_optimizer
 from prostate_seg.stages.train import training_identity
 from tests.conftest import composed
 from tests.segmentation_helpers import (

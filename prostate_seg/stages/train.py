@@ -34,9 +34,10 @@ from prostate_seg.segmentation.settings import Device
 from prostate_seg.segmentation.training import distributed
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
 from prostate_seg.segmentation.training.distributed import ProcessGroup, ProcessLostError, process_group
+from prostate_seg.segmentation.training.history import Epoch, TrainingResult, best_epoch
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
-from prostate_seg.segmentation.training.training import Epoch, TrainingResult, best_epoch, fit, reproducible
+from prostate_seg.segmentation.training.training import fit, reproducible
 from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
 from prostate_seg.stages.fold_processes import train_in_parallel
 
