@@ -65,21 +65,30 @@ INTENSITIES: dict[Augmentation, Intensities] = {
 
 
 def augment(
-    images: torch.Tensor, masks: torch.Tensor, *, rng: torch.Generator, kind: Augmentation = "standard"
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    *,
+    rng: torch.Generator,
+    kind: Augmentation = "standard",
+    are_bits: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply random affine, elastic, flip and intensity transforms to a batch; shapes stay, and masks stay 0 or 1.
+    """Apply random affine, elastic, flip and intensity transforms to a batch; shapes stay, and masks stay 0 or 1, or bits.
 
     Args:
         images: float [B, C, Y, X], mean 0 and SD 1.
         masks: float 0 or 1, [B, D, Y, X]; D may differ from C.
         rng: Random number generator on the device of the images.
         kind: A key of `INTENSITIES`.
+        are_bits: Whether the masks have several regions as bits; they are moved by nearest neighbour, in one pass for all.
     """
     grid = _sampling_grid(images, rng=rng)
-    both = torch.cat([images, masks], dim=1)
-    moved = functional.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    num_slices = images.shape[1]
-    moved_images, moved_masks = moved[:, :num_slices].contiguous(), moved[:, num_slices:] > 0.5
+    sample = partial(functional.grid_sample, grid=grid, padding_mode="border", align_corners=False)
+    if are_bits:
+        moved_images, moved_masks = sample(images, mode="bilinear"), sample(masks, mode="nearest")
+    else:
+        moved = sample(torch.cat([images, masks], dim=1), mode="bilinear")
+        num_slices = images.shape[1]
+        moved_images, moved_masks = moved[:, :num_slices].contiguous(), moved[:, num_slices:] > 0.5
     return _transform_intensity_(moved_images, INTENSITIES[kind], rng=rng), moved_masks.to(masks.dtype)
 
 

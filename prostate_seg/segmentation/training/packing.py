@@ -130,7 +130,7 @@ class Batches:
         return order[: num_batches * batch_size].reshape(num_batches, batch_size)
 
     def load(self, slices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return standardised images [B, C, Y, X] and 0/1 masks [B, regions * D, Y, X] on the device.
+        """Return standardised images [B, C, Y, X] and masks [B, D, Y, X] with regions as bits, both float, on the device.
 
         `slices` are the indices of the central slices, int64 [B], where the packed set is.
         """
@@ -141,6 +141,12 @@ class Batches:
             rows, target_rows = neighbours(slices, num_slices=depth, first=first, last=last), slices[:, None]
         low, high, mean, sd = self.intensity[:, slices, None, None, None].to(self.device)
         images = self.images[rows].to(self.device, torch.float32)
-        bits = self.masks[target_rows].to(self.device)
-        masks = (bits[:, None] & self.bits.view(-1, 1, 1, 1)).flatten(1, 2).ne(0).to(torch.float32)
+        masks = self.masks[target_rows].to(self.device, torch.float32)
         return images.clamp_(low, high).sub_(mean).div_(sd), masks
+
+    def regions_of(self, masks: torch.Tensor) -> torch.Tensor:
+        """Return 0/1 masks [B, regions * D, Y, X] of those of `load`."""
+        if len(self.bits) == 1:
+            return masks
+        bits = masks.to(torch.uint8)[:, None] & self.bits.view(-1, 1, 1, 1)
+        return bits.flatten(1, 2).ne(0).to(torch.float32)

@@ -229,8 +229,9 @@ def _train_batch(
     for micro_batch in slices.tensor_split(math.ceil(len(slices) / step.micro_batch_size)):
         images, masks = batches.load(micro_batch)
         if augmentation != "none":
-            images, masks = augment(images, masks, rng=augmentation_rng, kind=augmentation)
-        losses.append(step.backward(images, masks, fraction=len(micro_batch) / len(slices)))
+            are_bits = len(batches.bits) > 1
+            images, masks = augment(images, masks, rng=augmentation_rng, kind=augmentation, are_bits=are_bits)
+        losses.append(step.backward(images, batches.regions_of(masks), fraction=len(micro_batch) / len(slices)))
     step.update()
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
