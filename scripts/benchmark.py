@@ -30,6 +30,7 @@ from benchmark_training import (
     step_seconds,
     train,
     train_once,
+    zones_seconds,
 )
 
 from prostate_seg.imaging.preprocessing import PreprocessSettings
@@ -59,6 +60,7 @@ def main() -> None:
         "training_step": training_step_row,
         "step_fp32": training_step_fp32_row,
         "grid": grid_row,
+        "zones": zones_row,
         "deterministic": deterministic_row,
         "time_to_dice": time_to_dice_row,
         "metrics": metrics_row,
@@ -258,6 +260,19 @@ def grid_row() -> Row:
         ratio=seconds / fine_seconds,
         target="at most 0.75",
         is_met=seconds / fine_seconds <= 0.75,
+    )
+
+
+def zones_row() -> Row:
+    """Time training with three regions against training with the whole gland alone."""
+    zones, gland = zones_seconds(in_turn)
+    return Row(
+        name="zones",
+        ours=f"30 steps with target=zones {zones:.2f} s",
+        against=f"with target=whole_gland {gland:.2f} s",
+        ratio=zones / gland,
+        target="at most 1.05",
+        is_met=zones / gland <= 1.05,
     )
 
 

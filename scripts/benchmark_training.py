@@ -97,6 +97,18 @@ def grid_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[float, fl
     return seconds / NUM_STEPS, fine_seconds / NUM_STEPS
 
 
+def zones_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[float, float]:
+    """Return the seconds of 30 steps of training with the whole gland and two zones, and with the whole gland alone."""
+    zones, gland = benchmark_config("target=zones"), benchmark_config()
+    with tempfile.TemporaryDirectory() as folder:
+        packed = pack_noise(Path(folder) / "packed", num_cases=20)
+
+        def run(cfg: Config) -> None:
+            train(cfg, packed, num_steps=30, num_epochs=1, on_epoch_end=lambda _: None)
+
+        return in_turn(lambda: run(zones), lambda: run(gland), repeats=7)
+
+
 def deterministic_seconds(in_turn: Callable[..., tuple[float, float]]) -> tuple[float, float]:
     """Return the seconds of 30 steps of training with and without deterministic operations."""
     cfg = benchmark_config()
@@ -206,7 +218,7 @@ def train(
             val_ids=val_ids,
             settings=replace(cfg.train, steps_per_epoch=num_steps, max_epochs=num_epochs),
             predictor=Predictor(
-                networks=[build_network(cfg.model)],
+                networks=[build_network(cfg.model, num_regions=len(cfg.target.regions))],
                 model=cfg.model,
                 preprocess=preprocess_settings(cfg),
                 zscore=False,
@@ -254,7 +266,10 @@ def benchmark_config(*overrides: str) -> Config:
 
 def preprocess_settings(cfg: Config) -> PreprocessSettings:
     """Return the settings of the network's input, whose grid is given in numbers."""
-    return PreprocessSettings.of(cfg.preprocess, regions={WHOLE_GLAND: cfg.data.whole_gland_labels}, chosen={})
+    zones = [name for name in sorted(cfg.target.regions) if name != WHOLE_GLAND]
+    labels = {name: (number,) for number, name in enumerate(zones, start=1)}
+    regions = {WHOLE_GLAND: tuple(range(1, 1 + len(zones))) if zones else cfg.data.whole_gland_labels, **labels}
+    return PreprocessSettings.of(cfg.preprocess, regions=regions, chosen={})
 
 
 def pack_noise(folder: Path, *, num_cases: int, size: int = 128) -> PackedSet:
@@ -264,7 +279,8 @@ def pack_noise(folder: Path, *, num_cases: int, size: int = 128) -> PackedSet:
     def read_case(case_id: str) -> tuple[np.ndarray, np.ndarray]:
         image = np.random.default_rng(int(case_id)).integers(0, 255, size=(22, size, size), dtype=np.uint8)
         mask = np.zeros_like(image)
-        mask[5:17, size // 3 : 2 * size // 3, size // 4 : 3 * size // 4] = 1
+        mask[5:17, size // 3 : 2 * size // 3, size // 4 : 3 * size // 4] = 0b011  # bits: the gland and two zones in it
+        mask[5:17, size // 2 : 2 * size // 3, size // 4 : 3 * size // 4] = 0b101
         return image, mask
 
     return pack(folder, [str(number) for number in range(num_cases)], read_case=read_case, zscore=False)

@@ -214,7 +214,7 @@ def test_recorded_command_is_the_typed_one(name: str) -> None:
         (["model.channels=8,16"], "add -m to the command, or write a list: model.channels=[8,16]"),
         (["+sweep=optuna"], "+sweep=optuna: a sweep is many jobs; add -m to the command"),
         (["seed=["], "seed: must be a whole number, is [\nno viable alternative at input '['"),
-        (["fold=0"], "fold: no option '0'; known are all, kfold, picai; did you mean fold.index=0?"),
+        (["fold=0"], "fold: no option '0'; known are all, groups, kfold, picai; did you mean fold.index=0?"),
         (["model=un(et"], "model: no option 'un(et'; known are"),
         (["+hydra.job.env_set.X=a(b"], """quote it: '+hydra.job.env_set.X='"'"'a(b'"'"''"""),
         (["--lr=0.1"], "unrecognized arguments: --lr=0.1\nSettings are written key=value: train.learning_rate=0.1"),

@@ -323,6 +323,7 @@ def test_pipeline_runs_on_real_studies_with_two_studies_per_patient(
         f"data.root={shared_data / 't2w'}",
         "fold.num_folds=2",
         f"preprocess.spacing_mm={spacing}",
+        "preprocess.image_size=auto",
     ]
     fast = ["model.channels=[8,16,32]", "model.strides=[[2,2],[2,2]]", "train.steps_per_epoch=10", "train.max_epochs=2"]
     text = succeed(tmp_path, "stage=preprocess,prepare,train,evaluate", *settings, *fast)

@@ -55,8 +55,9 @@ class GraphedStep:
         try:
             return capture(self._call, stream=self.stream, generators=[self.rng])
         except RuntimeError as error:  # torch.OutOfMemoryError and torch.AcceleratorError are derived from it
-            first_error = error.__context__ or error  # the end of a failed capture raises another
-            reason = str(first_error).splitlines()[0]
+            # The end of a failed capture raises another error; the context can also be that of a caller.
+            first_error = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            reason = (str(first_error).splitlines() or [type(first_error).__name__])[0]
             log.warning("the training step is not captured as a CUDA graph, and is slower: %s", reason)
             return None
 
