@@ -38,7 +38,7 @@ def require_same(project: Project, alone: Project) -> None:
     """Check that two trainings have the same result up to rounding.
 
     The gradient of a bias before a batch norm is rounding error, which Adam scales to full steps; the norm cancels it, and
-    the EMA weights nearly cancel it.
+    the EMA weights nearly cancel it. A running variance is a mean of squared activations: its rounding grows with its size.
     """
     ours, theirs = history(project), history(alone)
     assert ours.keys() == theirs.keys()
@@ -48,7 +48,8 @@ def require_same(project: Project, alone: Project) -> None:
     weights, expected = (load_file(one.folder / "model/fold0/weights.safetensors") for one in (project, alone))
     for name, value in weights.items():
         tolerance = 0.05 if name.endswith(("conv.bias", "running_mean")) else 2e-4
-        np.testing.assert_allclose(value, expected[name], rtol=0, atol=tolerance, err_msg=name)
+        relative = 2e-3 if name.endswith("running_var") else 0
+        np.testing.assert_allclose(value, expected[name], rtol=relative, atol=tolerance, err_msg=name)
 
 
 def test_two_processes_give_the_result_of_one_and_one_record(prepared: Project, alone: Project, tmp_path: Path) -> None:
