@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
@@ -42,6 +43,7 @@ LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LAUNCHER = "-m prostate_seg"
 FAULTY = Path(__file__).parent / "e2e" / "faulty.py"
 """Program that runs the launcher with an injected fault."""
+only_in_hard_use = pytest.mark.skipif(not HARD_USE, reason="a longer variant, run by make hard-use")
 
 
 @dataclass(frozen=True)

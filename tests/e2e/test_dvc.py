@@ -21,7 +21,7 @@ from mlflow.entities import Run
 from prostate_seg.tracking.store.paths import fix_paths
 from tests.conftest import ROOT
 from tests.fork_server import python_folder
-from tests.project_helpers import free_port, until
+from tests.project_helpers import free_port, only_in_hard_use, until
 
 EXPERIMENT = """# @package _global_
 # Choose in a test.
@@ -298,6 +298,7 @@ def test_experiment_without_hydra_keeps_the_settings_of_params_yaml(clone: Clone
 
 
 @pytest.mark.slow
+@only_in_hard_use
 def test_queued_experiments_run_in_parallel(clone: Clone) -> None:
     small = ["-S", "experiment=small"]
     clone.run("dvc", "exp", "run", "--queue", "-n", "one", *small, "-S", "model=attention_unet")

@@ -24,7 +24,7 @@ from tests.fault_helpers import (
     small_disk,
     stop_restarted_postgres,
 )
-from tests.project_helpers import FAULTY, Project, copy_of, until
+from tests.project_helpers import FAULTY, Project, copy_of, only_in_hard_use, until
 from tests.server_helpers import postgres_server, why_no_postgres
 from tests.stack_helpers import bucket_of, empty_stack, new_user, running_server, why_no_stack
 
@@ -163,6 +163,7 @@ def test_training_continues_while_its_sqlite_file_is_locked_or_the_disk_is_full(
 
 
 @pytest.mark.skipif(why_no_stack() is not None, reason=f"no stack: {why_no_stack()}")
+@only_in_hard_use
 def test_records_of_a_stopped_stack_are_replicated_later_also_after_bucket_errors(
     project: Project, tmp_path: Path
 ) -> None:

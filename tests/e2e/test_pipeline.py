@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from tests.conftest import ROOT
+from tests.project_helpers import only_in_hard_use
 from tests.stage_helpers import run_stages
 
 SMALL = [
@@ -354,6 +355,7 @@ def test_dicom_series_in_place_of_an_image_gives_the_same_preprocessing(shared_d
 
 @pytest.mark.slow
 @pytest.mark.alone
+@only_in_hard_use
 def test_zones_reach_their_dice_and_are_registered_and_predicted(tmp_path: Path) -> None:
     common = ("experiment=zones", "paths.root=zones", "mlflow.name=zones")
     text = on_command_line(tmp_path, "-m", "stage=fetch,preprocess,prepare,train,evaluate,report", *common)
