@@ -221,7 +221,7 @@ def test_difficulty_changes_neither_shape_nor_grid() -> None:
 MULTI_SCANNER = replace(SMALL, num_patients=3, scanners=("fine", "coarse", "coil"))
 
 
-def test_patients_take_turns_on_the_scanners_whose_grids_they_have() -> None:
+def test_scanners_are_assigned_cyclically_and_determine_the_grids() -> None:
     assert [scanner_of(case_id, settings=MULTI_SCANNER) for case_id in phantom_case_ids(MULTI_SCANNER)] == [
         "fine",
         "fine",

@@ -27,7 +27,7 @@ class FoldConfig(Settings):
     file: str | None
     """Split file of fold=picai: JSON whose folds[i].val lists the test case ids of fold i."""
     column: str | None
-    """Column of cases.csv for fold=groups, such as centre; each of its values is tested by networks that have not seen it."""
+    """Column of cases.csv for fold=groups, such as centre; each of its values is tested by networks trained without it."""
     index: Annotated[int | None, Range(ge=0)]
     """The only fold to train and evaluate; null takes all folds."""
     not_duplicates: list[str]

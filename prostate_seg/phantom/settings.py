@@ -35,7 +35,7 @@ class PhantomSettings(Settings):
     difficulty: Annotated[float, Range(ge=0, le=1)]
     """From 0 (clean, high contrast) to 1 (strong noise and bias field, weak edges)."""
     scanners: tuple[ScannerName, ...]
-    """Scanners of the patients, by turns; several imitate a multi-centre data set."""
+    """Simulated scanners, assigned to the patients cyclically; several simulate a multi-centre data set."""
 
     def _rules(self) -> list[Rule]:
         largest_ml = self.gland_volume_range_ml[1]

@@ -77,7 +77,7 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
 
 
 def scanner_of(case_id: str, *, settings: PhantomSettings) -> ScannerName:
-    """Return the scanner of a case; the patients take turns."""
+    """Return the scanner of a case; scanners are assigned to the patients cyclically."""
     number = int(case_id.partition("_")[0].removeprefix("ph"))
     return settings.scanners[(number - 1) % len(settings.scanners)]
 
