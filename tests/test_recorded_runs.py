@@ -5,7 +5,7 @@ from mlflow.entities import Run
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
-from prostate_seg.tracking.recorded_runs import open_tree, recorded_cases
+from prostate_seg.tracking.recorded_runs import RecordedTrial, open_tree, recorded_cases, recorded_trials
 from prostate_seg.tracking.records import Level, TreePosition
 from prostate_seg.tracking.store.run_tree import RunTree
 
@@ -89,3 +89,40 @@ def test_training_and_an_unknown_run_are_refused(tree: RunTree) -> None:
     assert f"run {training.info.run_id} (train, FINISHED) has no per-case results" in refusal(tree, training)
     with pytest.raises(InputError, match="there is no run 12e45678 in sqlite:///"):
         recorded_cases(tree, "12e45678")
+
+
+def add_trial(tree: RunTree, sweep: Run, *, text: str | None = "x", stage: str = "evaluate", **params: str) -> Run:
+    """Add a finished trial of a sweep."""
+    tested = {"md5.inputs/models/a/model": f"networks of {params['seed']}"} if stage == "evaluate" else {}
+    run = add(tree, sweep, stage=stage, level=Level.trial, cases=text, **tested)
+    tree.log(run.info.run_id, params={"model.name": "unet", "fold.index": "null", **params})
+    return run
+
+
+def test_trials_of_a_sweep_have_their_varied_settings_and_seeds(tree: RunTree) -> None:
+    sweep = add(tree, tree.pipeline("p", fresh=True), level=Level.sweep)
+    add_trial(tree, sweep, stage="train", text=None, seed="1")
+    trials = [add_trial(tree, sweep, text=n, seed=s, **{"model.name": n}) for n in "ab" for s in ("1", "2")]
+    failed = add_trial(tree, sweep, seed="3")
+    tree.client.set_terminated(failed.info.run_id, "FAILED")
+    found = recorded_trials(tree, sweep.info.run_id)
+    assert [one.run_id for one in found] == [run.info.run_id for run in trials]
+    assert [(one.settings, one.seed, one.text) for one in found] == [
+        ({"model.name": n}, s, n) for n in "ab" for s in (1, 2)
+    ]
+    assert found[0].networks_md5 == "networks of 1"
+
+
+def test_seed_and_fold_index_are_no_settings_of_a_trial(tree: RunTree) -> None:
+    sweep = add(tree, tree.pipeline("p", fresh=True), level=Level.sweep)
+    run = add_trial(tree, sweep, seed="1", **{"fold.index": "0"})
+    add_trial(tree, sweep, seed="2", **{"fold.index": "1"})
+    expected = RecordedTrial(run_id=run.info.run_id, settings={}, seed=1, networks_md5="networks of 1", text="x")
+    assert recorded_trials(tree, sweep.info.run_id)[0] == expected
+
+
+def test_sweep_without_an_evaluation_is_refused(tree: RunTree) -> None:
+    sweep = add(tree, tree.pipeline("p", fresh=True), level=Level.sweep)
+    add_trial(tree, sweep, stage="train", text=None, seed="1")
+    with pytest.raises(InputError, match="has no trial with per-case results\nTrain and evaluate in one sweep"):
+        recorded_trials(tree, sweep.info.run_id)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,25 @@ class RecordedCases:
     """Run of the evaluation that wrote them."""
     name: str
     """Its pipeline, its name and the start of its id."""
+    text: str
+    """Its cases.csv."""
+
+
+SEED, FOLD = "seed", "fold.index"
+"""Settings whose values repeat a training instead of changing it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedTrial:
+    """Per-case results of one trial of a sweep."""
+
+    run_id: str
+    """Run of the evaluation that wrote them."""
+    settings: Mapping[str, str]
+    """Settings that differ between the trials, except for seed and fold.index, as plain text or JSON."""
+    seed: int
+    networks_md5: str
+    """Hash of the networks that were tested."""
     text: str
     """Its cases.csv."""
 
@@ -109,6 +129,44 @@ def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
         )
     source = source_of(run)
     return RecordedCases(run_id=source, name=f"{run.data.tags['pipeline']} {run.info.run_name} {source[:8]}", text=text)
+
+
+def recorded_trials(tree: RunTree, sweep_id: str) -> list[RecordedTrial]:
+    """Return the per-case results of the trials of a sweep that finished an evaluation, oldest first.
+
+    Raises:
+        InputError: If there is no such sweep, no trial of it has results, or the store cannot be used.
+    """
+    with tree.store.explained_errors():
+        sweep = find_run(tree, sweep_id)
+        finished = tree.children(sweep_id, status=Outcome.finished, level=Level.trial)
+        texts = [(run, artifact_text(tree, run, "tables/cases.csv")) for run in finished if _tested_md5(run)]
+    found = [(run, text) for run, text in texts if text is not None]
+    if not found:
+        raise InputError(
+            f"sweep {sweep_id} ({sweep.info.run_name}) has no trial with per-case results\n"
+            "Train and evaluate in one sweep: -m stage=train,evaluate seed=1,2,3"
+        )
+    params = [run.data.params for run, _ in found]
+    names = sorted({name for one in params for name in one} - {SEED, FOLD})
+    varied = [name for name in names if len({one.get(name) for one in params}) > 1]
+    return [
+        RecordedTrial(
+            run_id=source_of(run),
+            settings={name: run.data.params.get(name, "") for name in varied},
+            seed=int(run.data.params[SEED]),
+            networks_md5=_tested_md5(run),
+            text=text,
+        )
+        for run, text in found
+    ]
+
+
+def _tested_md5(run: Run) -> str:
+    """Return the hash of the networks that an evaluation read; empty for another run."""
+    tags = run.data.tags if run.data.tags.get("stage") == "evaluate" else {}
+    hashes = (md5 for key, md5 in tags.items() if key.startswith("md5.inputs/") and Path(key).name == "model")
+    return next(hashes, "")
 
 
 def _evaluation_of(tree: RunTree, run: Run) -> Run:
