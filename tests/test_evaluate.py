@@ -15,6 +15,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import StageResult, Workspace, workspace_of
 from prostate_seg.data.cases import Case
+from prostate_seg.data.folds import read_folds
 from prostate_seg.data.loading import load_case
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.stages import evaluate, load_stage
@@ -150,6 +151,15 @@ def test_external_case_whose_files_cannot_be_hashed_has_no_hashes(tmp_path: Path
     )
     fingerprint = evaluate.hash_files(case)
     assert (fingerprint.patient_id, fingerprint.image_md5, fingerprint.mask_md5) == ("gone", None, None)
+
+
+def test_network_of_some_training_cases_is_evaluated_and_one_of_other_cases_refused(root: Path) -> None:
+    cfg, workspace = configured(root)
+    fold = read_folds(workspace.kfold_json)[0]
+    evaluate.load_predictor(cfg, workspace, {0: replace(fold, train=[*fold.train, "more_1"])})
+    for other in (replace(fold, train=["other_1"]), replace(fold, val=["other_1"])):
+        with pytest.raises(InputError, match="was trained on other cases than kfold.json now lists"):
+            evaluate.load_predictor(cfg, workspace, {0: other})
 
 
 def test_evaluation_returns_metrics_but_no_objective(result: StageResult) -> None:

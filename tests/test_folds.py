@@ -18,6 +18,7 @@ from prostate_seg.data.folds import (
     imported,
     kfold,
     read_folds,
+    with_max_train_cases,
     write_folds,
 )
 from tests.data_helpers import case_record
@@ -182,3 +183,19 @@ def test_absent_kfold_and_fold_index_are_refused_with_the_next_step(tmp_path: Pa
         read_folds(tmp_path / "kfold.json")
     with pytest.raises(InputError, match="must be below 1, the number of folds in kfold.json, is 3"):
         chosen_folds([Fold(train=["a"], val=["b"], test=["c"])], index=3)
+
+
+def test_fewer_training_cases_are_among_more_of_them_and_other_subsets_stay() -> None:
+    fold = kfold(cases(20), num_folds=4, val_fraction=0.2, seed=0)[1]
+
+    def limited(max_cases: int | None, *, seed: int = 0, fold_index: int = 1) -> Fold:
+        return with_max_train_cases(fold, max_cases=max_cases, seed=seed, fold_index=fold_index)
+
+    sizes = [2, 4, 8]
+    chosen = [limited(size) for size in sizes]
+    assert [len(one.train) for one in chosen] == sizes
+    assert set(chosen[0].train) < set(chosen[1].train) < set(chosen[2].train) < set(fold.train)
+    assert all((one.val, one.test) == (fold.val, fold.test) for one in chosen)
+    assert limited(None) == limited(len(fold.train)) == limited(1000) == fold
+    assert limited(4) == limited(4)
+    assert limited(4).train not in (limited(4, seed=1).train, limited(4, fold_index=0).train)

@@ -19,6 +19,7 @@ class Stream(IntEnum):
     dropout = 4
     bootstrap = 5
     test_subset = 6
+    train_subset = 7
 
 
 def seed_sequence(stream: Stream, *counters: int, seed: int, fold_index: int = 0) -> np.random.SeedSequence:

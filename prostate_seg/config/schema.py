@@ -321,7 +321,7 @@ STAGE_SETTINGS = {
     "fetch": ("data", "seed"),
     "preprocess": ("data", "target", "preprocess"),
     "prepare": ("fold", "seed"),
-    "train": ("model", "train", "fold.index", "seed"),
+    "train": ("model", "train", "fold.max_train_cases", "fold.index", "seed"),
     "evaluate": ("evaluate", "train.precision", "fold.index", "fold.not_duplicates", "seed"),
     "report": (
         *("data.labels", "data.whole_gland_labels", "target"),

@@ -5,7 +5,7 @@ All studies of a patient are in one subset. Subsets are sorted lists of case ids
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,15 @@ def group_names(cases: Sequence[CaseRecord], *, column: str) -> list[str]:
     if len(names) < 2:
         raise InputError(f"fold.column={column}: must have at least two values, has {names[0]} alone; use fold=kfold")
     return names
+
+
+def with_max_train_cases(fold: Fold, *, max_cases: int | None, seed: int, fold_index: int) -> Fold:
+    """Return a fold with at most a number of its training cases; those of a smaller number are among those of a larger one."""
+    if max_cases is None or max_cases >= len(fold.train):
+        return fold
+    order = np.random.default_rng(seed_sequence(Stream.train_subset, seed=seed, fold_index=fold_index))
+    chosen = order.permutation(sorted(fold.train))[:max_cases]
+    return replace(fold, train=sorted(map(str, chosen)))
 
 
 def patient_volumes(cases: Sequence[CaseRecord]) -> dict[str, float]:

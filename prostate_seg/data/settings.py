@@ -28,6 +28,8 @@ class FoldConfig(Settings):
     """Split file of fold=picai: JSON whose folds[i].val lists the test case ids of fold i."""
     column: str | None
     """Column of cases.csv for fold=groups, such as centre; each of its values is tested by networks trained without it."""
+    max_train_cases: Annotated[int | None, Range(ge=1)]
+    """Training cases of each fold, drawn by seed so that a larger number contains a smaller one's; null takes all. Not val."""
     index: Annotated[int | None, Range(ge=0)]
     """The only fold to train and evaluate; null takes all folds."""
     not_duplicates: list[str]

@@ -262,7 +262,8 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
     for index, fold in folds.items():
         path = workspace.fold(index)
         recipe = load_recipe(path)
-        if (recipe.train_ids, recipe.val_ids) != (fold.train, fold.val):
+        # A training may have taken some of the training cases only (fold.max_train_cases).
+        if recipe.val_ids != fold.val or not set(recipe.train_ids) <= set(fold.train):
             raise InputError(f"{path} was trained on other cases than kfold.json now lists: run stage=train again")
         if recipe.preprocess != common.preprocess_settings(cfg, workspace):
             raise InputError(f"{path} was trained on other preprocessing than this run asks for: run stage=train again")

@@ -23,7 +23,7 @@ from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.config.schema import Config, portable_science_of
 from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, null_fold_record
 from prostate_seg.data.dataset import CaseRecord, read_dataset
-from prostate_seg.data.folds import Fold, read_folds
+from prostate_seg.data.folds import Fold, read_folds, with_max_train_cases
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.plots import history_figure, save_png
 from prostate_seg.segmentation.devices import available_gpus, choose_device
@@ -56,6 +56,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         for split in ("train", "val"):  # kfold.json may have been edited
             if not fold.subsets()[split]:
                 raise InputError(f"fold {index}: kfold.json lists no {split} studies\nRun stage=prepare again.")
+    if (max_cases := cfg.fold.max_train_cases) is not None:
+        limited = partial(with_max_train_cases, max_cases=max_cases, seed=cfg.seed)
+        folds = {index: limited(fold, fold_index=index) for index, fold in folds.items()}
     require_legal_size(cfg.model, image_size=preprocess_settings(cfg, workspace).image_size)
     pack_studies(cfg, workspace, dataset)
 
