@@ -20,7 +20,7 @@ from tests.project_helpers import Project, clean_environment, free_port, until
 from tests.server_helpers import answers
 
 MEBIBYTE = 2**20
-SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
 """Environment with short timeouts: by default MLflow waits three times for half a minute. One thread suffices."""
 
 
