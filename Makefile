@@ -1,12 +1,13 @@
 # Each target installs what it needs into .venv, from requirements.lock.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 RUN := $(VENV)/bin/python
 STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
 STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file docker/compose.yaml run --rm --build backup
 
-.PHONY: help setup demo ui test test-slow lint types bench hard-use stack stack-check stack-backup stack-restore audit reference hooks lock clean
+.PHONY: help setup demo ui test test-slow docs lint types bench hard-use stack stack-check stack-backup stack-restore audit reference hooks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -39,6 +40,14 @@ lint: setup  ## check style and format
 
 types: setup  ## check types
 	$(RUN) -m mypy
+
+docs: $(DOCS_VENV)/.installed  ## build the documentation site, build/site/index.html; a broken link or an orphan page is an error
+	$(DOCS_VENV)/bin/sphinx-build -n -W --keep-going -q -c docs . build/site
+
+$(DOCS_VENV)/.installed: docs/requirements.lock
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.lock
+	touch $@
 
 bench: setup  ## measure speed and memory as ratios, into bench.json
 	$(RUN) scripts/benchmark.py --output bench.json
@@ -78,4 +87,4 @@ lock: setup  ## write the installed versions to requirements.lock
 	$(RUN) -m pip freeze --exclude-editable | sed -E 's/\+(cpu|cu[0-9]+)$$//' > requirements.lock
 
 clean:  ## remove environment, caches and the demo's files; your data, models and logs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist demo bench.json bench_gpu.json
+	rm -rf $(VENV) $(DOCS_VENV) .pytest_cache .mypy_cache .ruff_cache build dist demo bench.json bench_gpu.json

@@ -1,8 +1,11 @@
 """Documentation: links exist, commands compose and parse, the reference is current."""
 
+import hashlib
 import re
+import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import mlflow.cli
@@ -131,6 +134,10 @@ def test_every_torchrun_command_in_the_docs_parses(page: str, line: str) -> None
     assert (parsed.module, parsed.training_script) == (True, "prostate_seg")
 
 
+def site_settings() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "docs" / "conf.py"))
+
+
 def anchors(page: Path) -> set[str]:
     """Return GitHub's anchors of the headings of a page."""
     headings = re.findall(r"(?m)^#+ +(.+?)\s*$", without_code(page))
@@ -158,6 +165,19 @@ def test_every_page_is_linked_from_the_readme() -> None:
         links = [page.parent / link for link in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text(encoding="utf-8"))]
         waiting += [link.resolve() for link in links if link.exists() and link.resolve() not in reached]
     assert reached == set(PAGES)
+
+
+def test_navigation_of_the_site_has_every_page_once() -> None:
+    listed = [page for pages in site_settings()["NAVIGATION"].values() for page in pages]
+    pages = {str(page.relative_to(ROOT).with_suffix("")) for page in [*PAGES, ROOT / "docs" / "demo.ipynb"]}
+    assert sorted(listed) == sorted(pages - {"README"})
+
+
+def test_pictures_of_diagrams_on_the_site_are_current() -> None:
+    for page in PAGES:
+        for diagram in re.findall(r"(?s)```mermaid\n(.*?)```", page.read_text(encoding="utf-8")):
+            picture = (page.parent / "figures" / f"{page.stem}.svg").read_text(encoding="utf-8")
+            assert hashlib.sha256(diagram.encode()).hexdigest() in picture, f"draw {page.name}'s diagram again"
 
 
 def test_paths_in_the_docs_exist() -> None:
