@@ -35,7 +35,15 @@ FAILED, BAD_COMMAND = 1, 2
 
 PATHS = frozenset(
     {"data.root", "fold.file", "evaluate.external_root", "paths.root", "paths.cache", "paths.journal", "paths.trained"}
-    | {"fetch.origin", "audit.splits", "compare.runs", "predict.model", "predict.input", "predict.output"}
+    | {
+        "fetch.origin",
+        "audit.splits",
+        "compare.runs",
+        "report.mixed_folds",
+        "predict.model",
+        "predict.input",
+        "predict.output",
+    }
     | {"bundle.input", "bundle.output", "hydra.run.dir", "hydra.sweep.dir"}
 )
 """Settings with ~ for the home folder: a shell expands it only at the beginning of a word."""

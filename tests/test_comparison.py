@@ -27,6 +27,7 @@ from prostate_seg.reporting.comparison_figure import (
     WORSE_COLOUR,
     comparisons_figure,
 )
+from prostate_seg.reporting.elsewhere import expected_elsewhere, new_group_interval
 from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
 from prostate_seg.reporting.plots import save_png
 
@@ -284,3 +285,33 @@ def test_figure_has_filled_markers_for_significant_differences(tmp_path: Path) -
     }  # five patients
     save_png(tmp_path / "comparison.png", figure)
     assert imread(tmp_path / "comparison.png").std() > 0.05
+
+
+# --- groups that no network had seen -------------------------------------------------------------------------------
+
+
+def test_unseen_groups_are_set_beside_mixed_folds_of_the_same_cases() -> None:
+    centre = np.repeat(["A", "B", "C"], NUM_CASES // 3)
+    unseen = cases(centre=centre, dice=np.repeat([0.9, 0.8, 0.4], NUM_CASES // 3))
+    mixed = cases(centre=centre, dice=np.repeat([0.9, 0.85, 0.8], NUM_CASES // 3))
+    found = expected_elsewhere(
+        results("unseen", unseen), column="centre", mixed=results("mixed", mixed), num_bootstrap=100, seed=0
+    )
+    rows = found.rows.set_index("group")
+    assert rows.index.tolist() == ["A", "B", "C", ALL]
+    assert rows["mean"].tolist() == pytest.approx([0.9, 0.8, 0.4, 0.7])
+    assert rows["difference"].tolist() == pytest.approx([0, -0.05, -0.4, -0.15])
+    assert rows["num_failures"].tolist() == [0, 0, 8, 8]
+    assert (rows.loc["C", "difference_low"], rows.loc["C", "difference_high"]) == pytest.approx((-0.4, -0.4))
+    assert found.mean == pytest.approx(0.7)
+    with pytest.raises(InputError, match="were not evaluated on the same data"):
+        fewer = results("mixed", mixed.iloc[1:])
+        expected_elsewhere(results("unseen", unseen), column="centre", mixed=fewer, num_bootstrap=100, seed=0)
+
+
+def test_interval_of_a_new_group_needs_three_groups_and_contains_95_percent_of_new_ones() -> None:
+    assert new_group_interval(np.array([0.8, 0.9])) is None
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0.5, 0.02, size=(2000, 5))
+    inside = [low <= one[4] <= high for one in drawn for low, high in [new_group_interval(one[:4]) or (1, 0)]]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)  # three standard errors

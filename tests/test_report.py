@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from prostate_seg.data.cases import Case
+from prostate_seg.reporting.elsewhere import Elsewhere
 from prostate_seg.reporting.evaluation_tables import CaseResult, cases_table, slices_table, summarise_folds
 from prostate_seg.reporting.gallery import GalleryCase, gallery_case, svg_contour, worst_median_best
 from prostate_seg.reporting.model_card import render_model_card
@@ -81,6 +82,19 @@ def card(data: ReportData) -> str:
 
 def words(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def test_page_shows_what_to_expect_in_groups_that_no_network_had_seen(data: ReportData) -> None:
+    rows = pd.DataFrame(
+        [{"group": name, "num_cases": 1, "num_patients": 1, "num_failures": 0} for name in ("A", "all")]
+    )
+    intervals = dict.fromkeys(("ci95_low", "ci95_high", "difference_low", "difference_high"), 0.25)
+    rows = rows.assign(mean=0.75, mean_mixed=0.875, difference=-0.125, **intervals)
+    elsewhere = Elsewhere(column="centre", rows=rows, mean=0.75, new_group=(0.5, 1.0), has_mixed=True)
+    shown = words(render_report(data, tables=all_tables(data), gallery=(), elsewhere=elsewhere))
+    assert "for a new centre like these, expect 0.500 to 1.000 (95% prediction interval of its mean)" in shown
+    assert "A 1 1 0 0.750 0.250 to 0.250 0.875 \N{MINUS SIGN}0.125 0.250 to 0.250" in shown
+    assert "What to expect elsewhere" not in words(page(data))
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------

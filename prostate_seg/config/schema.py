@@ -199,6 +199,14 @@ class CompareConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig(Settings):
+    """Arguments of stage=report."""
+
+    mixed_folds: str | None
+    """For fold=groups: evaluation of the same cases with mixed folds, a run id or a folder, to set beside unseen groups."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RegisterConfig(PromotionRules):
     """Arguments of stage=register, and the requirements of a champion."""
 
@@ -306,6 +314,7 @@ class Config(Settings):
     link: LinkConfig
     reproduce: ReproduceConfig
     compare: CompareConfig
+    report: ReportConfig
     register: RegisterConfig
     predict: PredictConfig
     doctor: DoctorConfig

@@ -8,6 +8,7 @@ import yaml
 from markupsafe import Markup
 
 from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.reporting.elsewhere import Elsewhere
 from prostate_seg.reporting.evaluation_tables import METRIC_LABELS, by_region, zones_of
 from prostate_seg.reporting.gallery import GalleryCase
 from prostate_seg.reporting.plots import READERS_DICE, READERS_OF_REGIONS, page_plots
@@ -25,8 +26,14 @@ CORE_PACKAGES = ("torch", "monai", "numpy", "scipy", "pandas", "SimpleITK", "mlf
 """Packages whose versions are shown at once; the others are in the folded list."""
 
 
-def render_report(data: ReportData, *, tables: Mapping[str, pd.DataFrame], gallery: Sequence[GalleryCase]) -> str:
-    """Return the page, with the tables of `report_tables.all_tables`."""
+def render_report(
+    data: ReportData,
+    *,
+    tables: Mapping[str, pd.DataFrame],
+    gallery: Sequence[GalleryCase],
+    elsewhere: Elsewhere | None = None,
+) -> str:
+    """Return the page, with the tables of `report_tables.all_tables`, and the results of unseen groups if there are some."""
     limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
     plots = page_plots(data.cases, tables, zones=data.zones, limits_ml=limits_ml, kept_epochs=data.kept_epochs)
     quality = data.reference_quality
@@ -47,6 +54,8 @@ def render_report(data: ReportData, *, tables: Mapping[str, pd.DataFrame], galle
             for name, rows in table.groupby("attribute", sort=False)
         },
         anatomy=anatomy(data),
+        elsewhere=elsewhere,
+        unseen=[] if elsewhere is None else elsewhere.rows.to_dict("records"),
         thirds=[(label, pooled[name], READERS_DICE.get(name)) for name, label in THIRDS.items()],
         plots={name: Markup(svg) for name, svg in plots.items()},
         gallery=gallery,

@@ -3,7 +3,6 @@
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -14,9 +13,6 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.reporting.comparison import Results, compare, comparison_lines, parse_results
 from prostate_seg.reporting.comparison_figure import comparisons_figure
 from prostate_seg.reporting.plots import save_png
-
-if TYPE_CHECKING:
-    from prostate_seg.tracking.store.run_tree import RunTree
 
 log = logging.getLogger(__name__)
 
@@ -46,29 +42,29 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def load_results(cfg: Config, workspace: Workspace) -> list[Results]:
     """Read cases.csv of each run or folder in compare.runs; refuse what is neither, has none, or is listed twice."""
-    tree: RunTree | None = None
     found: list[Results] = []
     for text in cfg.compare.runs:
-        folder = Path(text)
-        if folder.is_dir():
-            if not (folder / "cases.csv").is_file():
-                raise InputError(
-                    f"{folder} has no cases.csv: name a folder that stage=evaluate wrote, such as evaluation"
-                )
-            content = (folder / "cases.csv").read_text(encoding="utf-8")
-            results = parse_results(content, name=text, source=str(folder.resolve()))
-        elif re.fullmatch("[0-9a-f]{32}", text):
-            from prostate_seg.tracking import recorded_runs  # imports mlflow, which folders do not need
-
-            tree = tree or recorded_runs.open_tree(cfg.mlflow, cache=workspace.cache)
-            cases = recorded_runs.recorded_cases(tree, text)
-            results = parse_results(cases.text, name=cases.name, source=cases.run_id)
-        else:
-            raise InputError(
-                f"compare.runs: {text} is neither a folder here nor the id of a run (32 digits and letters a to f)\n"
-                "MLflow's page and stage=find show the ids of runs."
-            )
+        results = load_result(text, setting="compare.runs", cfg=cfg, workspace=workspace)
         if results.source in {other.source for other in found}:
             raise InputError(f"compare.runs: {text} is {results.source}, which is listed already; name another run")
         found.append(results)
     return found
+
+
+def load_result(text: str, *, setting: str, cfg: Config, workspace: Workspace) -> Results:
+    """Read cases.csv of a run or folder that a setting names; refuse what is neither or has none."""
+    folder = Path(text)
+    if folder.is_dir():
+        if not (folder / "cases.csv").is_file():
+            raise InputError(f"{folder} has no cases.csv: name a folder that stage=evaluate wrote, such as evaluation")
+        content = (folder / "cases.csv").read_text(encoding="utf-8")
+        return parse_results(content, name=text, source=str(folder.resolve()))
+    if re.fullmatch("[0-9a-f]{32}", text):
+        from prostate_seg.tracking import recorded_runs  # imports mlflow, which folders do not need
+
+        cases = recorded_runs.recorded_cases(recorded_runs.open_tree(cfg.mlflow, cache=workspace.cache), text)
+        return parse_results(cases.text, name=cases.name, source=cases.run_id)
+    raise InputError(
+        f"{setting}: {text} is neither a folder here nor the id of a run (32 digits and letters a to f)\n"
+        "MLflow's page and stage=find show the ids of runs."
+    )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prostate_seg.imaging.quality import whole_gland
 from prostate_seg.imaging.regions import Regions
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.provenance.ds_version import read_entries
+from prostate_seg.reporting.elsewhere import Elsewhere, expected_elsewhere
 from prostate_seg.reporting.evaluation_tables import CASE_METRICS, by_region
 from prostate_seg.reporting.gallery import GalleryCase, gallery_case, worst_median_best
 from prostate_seg.reporting.model_card import render_model_card
@@ -26,6 +28,7 @@ from prostate_seg.reporting.overlays import ZoneMasks
 from prostate_seg.reporting.report_page import render_report
 from prostate_seg.reporting.report_tables import ReportData, all_tables
 from prostate_seg.stages.common import reference_regions
+from prostate_seg.stages.compare import load_result
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +56,12 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     gallery = load_gallery(
         cfg, data.cases, originals=originals, masks=evaluation / "masks", regions=regions, labels=labels
     )
+    elsewhere = load_elsewhere(cfg, workspace, data)
+    if elsewhere is not None:
+        tables["expected_elsewhere"] = elsewhere.rows
     with atomic_folder(target) as folder:
-        write_text(folder / "report.html", render_report(data, tables=tables, gallery=gallery))
+        page = render_report(data, tables=tables, gallery=gallery, elsewhere=elsewhere)
+        write_text(folder / "report.html", page)
         write_text(folder / "model_card.md", render_model_card(data, subgroups=tables["subgroups"]))
         for name, table in tables.items():
             write_csv(folder / f"{name}.csv", table, float_format="%.6g")
@@ -100,6 +107,27 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
         dataset=_read_table(dataset, numeric=sizes) if dataset.is_file() else None,
         reference_quality=_read_table(quality) if quality.is_file() else None,
         preprocess_log=read_json(preprocess_log) if preprocess_log.is_file() else {},
+    )
+
+
+def load_elsewhere(cfg: Config, workspace: Workspace, data: ReportData) -> Elsewhere | None:
+    """Return the results of unseen groups if the folds are groups, beside those of report.mixed_folds."""
+    how = read_json(workspace.kfold_json)["how"] if workspace.kfold_json.is_file() else {}
+    is_by_group = how.get("strategy") == "groups" and not data.is_external
+    if not is_by_group:
+        if cfg.report.mixed_folds is not None:
+            raise InputError(
+                "report.mixed_folds: goes with an evaluation of fold=groups, and kfold.json has other folds\n"
+                "Leave it out, or run prepare, train and evaluate with fold=groups fold.column=COLUMN first."
+            )
+        return None
+    load = partial(load_result, setting="report.mixed_folds", cfg=cfg, workspace=workspace)
+    return expected_elsewhere(
+        load(str(workspace.evaluation)),
+        column=how["column"],
+        mixed=None if cfg.report.mixed_folds is None else load(cfg.report.mixed_folds),
+        num_bootstrap=data.num_bootstrap,
+        seed=data.seed,
     )
 
 
