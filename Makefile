@@ -7,7 +7,7 @@ STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
 STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file docker/compose.yaml run --rm --build backup
 
-.PHONY: help setup demo ui test test-slow docs lint types bench hard-use stack stack-check stack-backup stack-restore audit reference hooks lock clean
+.PHONY: help setup demo ui test test-slow docs lint types bench hard-use stack stack-check stack-backup stack-restore audit reference gallery hooks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -42,7 +42,7 @@ types: setup  ## check types
 	$(RUN) -m mypy
 
 docs: $(DOCS_VENV)/.installed  ## build the documentation site, build/site/index.html; a broken link or an orphan page is an error
-	$(DOCS_VENV)/bin/sphinx-build -n -W --keep-going -q -c docs . build/site
+	$(DOCS_VENV)/bin/sphinx-build -E -n -W --keep-going -q -c docs . build/site
 
 $(DOCS_VENV)/.installed: docs/requirements.lock
 	$(PYTHON) -m venv $(DOCS_VENV)
@@ -79,6 +79,9 @@ hard-use: setup  ## corrupted inputs, settings fuzzing, kill -9 and 2,000 studie
 
 reference: setup  ## write docs/reference.md from the settings classes and their values
 	$(RUN) scripts/update_reference.py
+
+gallery: setup  ## draw docs/gallery.md, docs/quality_checks.md and their pictures from phantoms
+	$(RUN) -m scripts.gallery
 
 hooks: setup  ## install a git hook that tags the runs whose results a commit contains
 	scripts/install_hooks.sh $(abspath $(RUN))

@@ -139,17 +139,8 @@ def _bumps(size: int, num_knots: int, device: torch.device) -> torch.Tensor:
 
 def _transform_intensity_(images: torch.Tensor, kind: Intensities, *, rng: torch.Generator) -> torch.Tensor:
     """Apply the intensity transforms in place: allocating memory costs more than the arithmetic."""
-    num, _, height, width = images.shape
-    # Cheap: contrast, brightness and a smooth multiplicative bias field, all about the lowest intensity of each input.
-    low = images.amin(dim=(1, 2, 3), keepdim=True)
-    is_contrast = _chosen(num, kind.probability, rng)
-    contrast = (is_contrast * _log_uniform(num, kind.contrast_range, rng)).exp()
-    brightness = _chosen(num, kind.probability, rng) * kind.brightness_sd * _normal((num,), rng)
-    knots = _normal((num, 1, NUM_BIAS_KNOTS, NUM_BIAS_KNOTS), rng) * kind.bias_sd
-    knots = knots * _per_input(_chosen(num, kind.probability, rng))
-    bumps_y, bumps_x = (_bumps(size, NUM_BIAS_KNOTS, images.device) for size in (height, width))
-    bias = (bumps_y @ knots @ bumps_x.T).exp()
-    images.sub_(low).mul_(bias * _per_input(contrast)).add_(low + _per_input(brightness))
+    _scale_intensity_(images, kind, rng=rng)
+    num = len(images)
     expensive: list[tuple[Callable[..., torch.Tensor], float]] = [
         (_coil, COIL_PROBABILITY),
         (partial(_gamma, gamma_range=kind.gamma_range), kind.probability),
@@ -160,6 +151,20 @@ def _transform_intensity_(images: torch.Tensor, kind: Intensities, *, rng: torch
         chosen = torch.randperm(num, generator=rng, device=images.device)[: max(1, round(probability * num))]
         images[chosen] = transform(images[chosen], rng=rng)
     return images
+
+
+def _scale_intensity_(images: torch.Tensor, kind: Intensities, *, rng: torch.Generator) -> torch.Tensor:
+    """Apply contrast, brightness and a smooth multiplicative bias field about the lowest intensity of each input; cheap."""
+    num, _, height, width = images.shape
+    low = images.amin(dim=(1, 2, 3), keepdim=True)
+    is_contrast = _chosen(num, kind.probability, rng)
+    contrast = (is_contrast * _log_uniform(num, kind.contrast_range, rng)).exp()
+    brightness = _chosen(num, kind.probability, rng) * kind.brightness_sd * _normal((num,), rng)
+    knots = _normal((num, 1, NUM_BIAS_KNOTS, NUM_BIAS_KNOTS), rng) * kind.bias_sd
+    knots = knots * _per_input(_chosen(num, kind.probability, rng))
+    bumps_y, bumps_x = (_bumps(size, NUM_BIAS_KNOTS, images.device) for size in (height, width))
+    bias = (bumps_y @ knots @ bumps_x.T).exp()
+    return images.sub_(low).mul_(bias * _per_input(contrast)).add_(low + _per_input(brightness))
 
 
 def _coil(images: torch.Tensor, *, rng: torch.Generator) -> torch.Tensor:
