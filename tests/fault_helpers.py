@@ -17,7 +17,7 @@ import psutil
 
 from prostate_seg.tracking.journal import journal_folders, read_lines
 from tests.project_helpers import Project, clean_environment, free_port, until
-from tests.server_helpers import answers
+from tests.server_helpers import FIRST_CALL, answers
 
 MEBIBYTE = 2**20
 SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
@@ -44,7 +44,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True
             )
-        until(lambda: answers(f"{self.address}/health"), 90)
+        until(lambda: answers(f"{self.address}/{FIRST_CALL}"), 90)
 
     def kill(self) -> None:
         if self.process is not None:

@@ -14,6 +14,9 @@ from urllib.parse import quote
 
 from tests.project_helpers import clean_environment, free_port, until, uses_stack
 
+FIRST_CALL = "api/2.0/mlflow/experiments/search?max_results=1"
+"""Path of a call of the store: a server that answers it has opened its database, unlike one that answers /health."""
+
 
 @contextmanager
 def mlflow_server(folder: Path, *, store: str | None = None, num_workers: int = 1) -> Iterator[str]:
@@ -40,7 +43,7 @@ def mlflow_server(folder: Path, *, store: str | None = None, num_workers: int = 
             command, stdout=log, stderr=log, cwd=folder, env=clean_environment(), start_new_session=True
         )
     try:
-        until(lambda: answers(f"{address}/health"), 90)
+        until(lambda: answers(f"{address}/{FIRST_CALL}"), 90)
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)

@@ -29,6 +29,7 @@ from tests.project_helpers import (
     clean_environment,
     copy_of,
     dvc_md5,
+    until,
     wait_for,
 )
 from tests.server_helpers import mlflow_server
@@ -273,13 +274,14 @@ ENDS = [
 @pytest.mark.parametrize(("place", "stage"), [("preprocess", "preprocess"), ("fold1", "train")])
 def test_status_after_every_kind_of_end(project: Project, place: str, stage: str) -> None:
     shown = []
+    level, num_runs = ("fold", 2) if place == "fold1" else ("stage", 1)
     for fault, sent, code, at_once, later in ENDS:
         name = f"{fault} {sent.name if sent else ''}".strip()
         arguments = (f"stage={stage}", f"mlflow.name={name}", "machine.resume=never")
         process = project.start(fault, place, *arguments, program=str(FAULTY))
         if sent is not None:
             wait_for(project.folder / "hanging")
-            time.sleep(0.5)
+            until(lambda name=name: len(project.runs(pipeline=name, level=level)) == num_runs, 60)  # the store has it
             process.send_signal(sent)
         out, _ = process.communicate(timeout=120)
         (project.folder / "hanging").unlink(missing_ok=True)
@@ -457,7 +459,7 @@ def test_password_in_an_override_is_in_no_file_and_no_message(project: Project) 
 @pytest.mark.slow
 @pytest.mark.file_store
 def test_leader_election_of_eight_processes_on_a_new_store_each_time(tmp_path: Path) -> None:
-    num_times = 20 if HARD_USE else 4
+    num_times = 20 if HARD_USE else 2
     program = Path(__file__).with_name("start_together.py")
     composed = Project(tmp_path).run("stage=prepare", "--cfg", "job", "--resolve")
     (tmp_path / "config.yaml").write_text(composed.stdout)
