@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prostate_seg.common.address import resolved_uri, sqlite_file
+from prostate_seg.common.address import REGISTRY, RUN_ID, resolved_uri, sqlite_file
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace, workspace_of
@@ -16,8 +16,6 @@ from prostate_seg.stages import STAGES
 
 RECIPE = "recipe.json"
 """File in the folder of each trained network."""
-REGISTRY = "models:/"
-"""Prefix of the address of a registered model."""
 
 
 def missing_inputs(stages: Sequence[str], cfg: Config) -> dict[str, list[Path]]:
@@ -107,6 +105,7 @@ def _require_users_inputs(stage: str, cfg: Config) -> None:
         "report": external,
         "prepare": {"fold.file": cfg.fold.file},
         "audit": {"audit.splits": cfg.audit.splits},
+        "train": {"train.init": None if RUN_ID.fullmatch(cfg.train.init or "") else cfg.train.init},
         "predict": {"predict.input": cfg.predict.input, "predict.model": cfg.predict.model},
     }
     for key, path in named.get(stage, {}).items():

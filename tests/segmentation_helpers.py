@@ -71,6 +71,8 @@ def model_3d(*, num_slices: int = 4) -> ModelConfig:
 
 def train_settings(**changes: object) -> TrainConfig:
     values: dict[str, object] = {
+        "init": None,
+        "freeze": None,
         "loss": "dice_ce",
         "metric": "dice",
         "optimizer": "adamw",

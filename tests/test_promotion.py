@@ -89,6 +89,7 @@ def test_pairs_listed_as_not_duplicates_are_listed_with_the_verdict() -> None:
     ("candidate", "rule", "words"),
     [
         (evaluation(*GOOD, leaks={"patient overlap": "3 pairs"}), "leaks", "patient overlap: 3 pairs"),
+        (evaluation(*GOOD, leaks={"studies of ancestors": "unknown: those of A"}), "leaks", "unknown: those of A"),
         (evaluation(*GOOD, leaks={}), "leaks", "there is no verdict"),
         (evaluation(*GOOD, oracle_crop=True), "oracle crop", "preprocess.crop=center"),
         (evaluation(*GOOD[:4]), "test patients", "4 test patients, at least 5"),

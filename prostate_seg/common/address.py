@@ -1,4 +1,4 @@
-"""URIs of tracking stores. Nothing here connects to one."""
+"""Addresses of tracking stores, runs and registered models. Nothing here connects to one."""
 
 import os
 import re
@@ -6,6 +6,10 @@ from pathlib import Path
 
 DRIVE = r"[A-Za-z]:[/\\]"
 """Start of an absolute path on Windows."""
+REGISTRY = "models:/"
+"""Prefix of the address of a registered model."""
+RUN_ID = re.compile("[0-9a-f]{32}")
+"""Id of a run in MLflow."""
 
 
 def resolved_uri(uri: str) -> str:

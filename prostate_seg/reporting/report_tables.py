@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from prostate_seg.data.attributes import REFERENCE_BY, RESERVED
+from prostate_seg.data.lineage import Ancestor
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
 from prostate_seg.segmentation.statistics import FAILURE_DICE, summarise
@@ -67,6 +68,8 @@ class ReportData:
     """preprocess/reference_quality.csv, as text."""
     preprocess_log: Mapping[str, Any] = field(default_factory=dict)
     """preprocess_log.json: findings and exclusions."""
+    ancestors: Mapping[str, Sequence[Ancestor]] = field(default_factory=dict)
+    """Networks that the network of each fold started from, the nearest first; empty for random weights."""
 
     @property
     def is_phantom(self) -> bool:

@@ -125,9 +125,9 @@ def pass_leak_gate(
     return dict(known["verdict"])
 
 
-def not_duplicates(cfg: Config) -> dict[frozenset[str], str]:
-    """Return the reason of each pair in fold.not_duplicates, by its case ids."""
-    found = [NOT_DUPLICATES.fullmatch(pair) for pair in cfg.fold.not_duplicates]
+def not_duplicates(cfg: Config, *, recorded: Sequence[str] = ()) -> dict[frozenset[str], str]:
+    """Return the reason of each pair in fold.not_duplicates, of this run and of a recorded one, by its case ids."""
+    found = [NOT_DUPLICATES.fullmatch(pair) for pair in (*recorded, *cfg.fold.not_duplicates)]
     return {frozenset((nfc(one["first"]), nfc(one["second"]))): one["reason"] for one in found if one}
 
 

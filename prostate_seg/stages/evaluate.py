@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, permutations
 from pathlib import Path
+from typing import Any
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder, write_csv, write_json
@@ -21,6 +22,7 @@ from prostate_seg.data.dataset import CaseRecord, read_thumbnails
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.leak_gate import OVERRULE, Check, Fingerprint, Leak, find_leaks, fingerprints_of, listing
+from prostate_seg.data.lineage import Ancestor, owners, studies_by_name
 from prostate_seg.data.loading import LoadedCase, load_case, read_mask, refuse_or_exclude
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding
@@ -36,6 +38,7 @@ from prostate_seg.segmentation.metrics import case_metrics
 from prostate_seg.segmentation.networks.storage import load_network, load_recipe
 from prostate_seg.segmentation.overlap import slice_counts
 from prostate_seg.stages import common
+from prostate_seg.stages.ancestor_gate import ancestors_in, pass_ancestor_gate, with_ancestors
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +50,20 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write evaluation/ (or evaluation_external/): cases.csv, slices.csv, metrics.json, summary.json, masks and overlays."""
     dataset = common.checked_dataset(cfg, workspace)
     folds, verdict = common.checked_folds(cfg, workspace, dataset)
+    ancestors = {index: ancestors_in(workspace.fold(index)) for index in folds}
     external = None if cfg.evaluate.external_root is None else Path(cfg.evaluate.external_root)
     target = workspace.evaluation if external is None else workspace.external_evaluation
     oracle_crop, regions = cfg.preprocess.crop == "mask", common.reference_regions(cfg, workspace)
     with atomic_folder(target) as folder:
         if external is None:
+            verdict = check_test_cases(cfg, workspace, folds, dataset, ancestors, verdict)
             results = evaluate_test_cases(cfg, workspace, folder, folds, dataset, regions=regions)
         else:
-            results = evaluate_external_cases(cfg, workspace, folder, external, folds, dataset, regions=regions)
+            everyone = list(chain.from_iterable(ancestors.values()))
+            results = evaluate_external_cases(
+                cfg, workspace, folder, external, folds, dataset, everyone, regions=regions
+            )
+            verdict = with_ancestors(verdict, everyone)
         summary = tables.summarise_folds(
             results, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
         )
@@ -83,6 +92,20 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         tables=[target / name for name in ("cases.csv", "slices.csv", "metrics.json")],
         tags={"leak_gate": verdict["verdict"]},
     )
+
+
+def check_test_cases(
+    cfg: Config,
+    workspace: Workspace,
+    folds: Mapping[int, Fold],
+    dataset: Mapping[str, CaseRecord],
+    ancestors: Mapping[int, Sequence[Ancestor]],
+    verdict: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the verdict of the leak gate with that on the ancestors of the networks; refuse test cases they have seen."""
+    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
+    tested = {f"fold {index}": (replace(fold, val=[]), ancestors[index]) for index, fold in folds.items()}
+    return pass_ancestor_gate(tested, verdict, fingerprints=known, not_duplicates=common.not_duplicates(cfg))
 
 
 def evaluate_test_cases(
@@ -147,10 +170,11 @@ def evaluate_external_cases(
     root: Path,
     folds: dict[int, Fold],
     dataset: dict[str, CaseRecord],
+    ancestors: Sequence[Ancestor],
     *,
     regions: Regions,
 ) -> list[CaseResult]:
-    """Evaluate the ensemble of the folds on the cases of another data folder; refuse cases of the folds' own data set.
+    """Evaluate the ensemble of the folds on the cases of another data folder; refuse cases that it or its ancestors have seen.
 
     Copied files are refused before an image is read. Near-duplicates are known only once the image is decoded: from the first
     one on, no network runs, and the remaining images are compared only, so that the error lists all of them.
@@ -159,10 +183,11 @@ def evaluate_external_cases(
     require_gland_names(root, labels=cfg.data.whole_gland_labels, given=cfg.evaluate.external_labels)
     known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
     warn_of_shared_patients(cases, known)
+    known |= studies_by_name(study for ancestor in ancestors for study in ancestor.studies)
     compare = partial(leaks_of_external, cfg=cfg, known=known)
     hashed = map_cases(hash_files, cases, num_workers=cfg.machine.num_workers, label="hash")
     external = {case.case_id: fingerprint for case, fingerprint in zip(cases, hashed, strict=True)}
-    refuse_leaks(compare(external), num_cases=len(cases))
+    refuse_leaks(compare(external), ancestors, num_cases=len(cases))
     predictor = load_predictor(cfg, workspace, folds)
     leaks: list[Leak] = []
     allow_others = len(regions) == 1 or cfg.data.whole_gland_labels is not None
@@ -180,7 +205,7 @@ def evaluate_external_cases(
         return measure(case, loaded, md5s), quality.findings
 
     outcomes = map_cases(evaluate, cases, num_workers=cfg.machine.num_workers, label="evaluate")
-    refuse_leaks(leaks, num_cases=len(cases))
+    refuse_leaks(leaks, ancestors, num_cases=len(cases))
     results = [result for of_case, _ in outcomes for result in of_case]
     findings = [finding for finding in findings if finding.check != "unknown_exclude"]  # may name a training case
     findings += [finding for _, found in outcomes for finding in found]
@@ -308,12 +333,14 @@ def leaks_of_external(
     return verdict.leaks
 
 
-def refuse_leaks(leaks: Sequence[Leak], *, num_cases: int) -> None:
-    """Refuse external images of which some are images of the trained folds."""
+def refuse_leaks(leaks: Sequence[Leak], ancestors: Sequence[Ancestor], *, num_cases: int) -> None:
+    """Refuse external images of which some are images of the trained folds, or of the ancestors of their networks."""
     if leaks:
         ordered = sorted(leaks, key=str)  # threads found them
         raise InputError(
             f"{len({leak.second for leak in leaks})} of {num_cases} external images are in the data set of the trained "
-            f"folds:\n  {listing(ordered)}\nList them under data.exclude."
+            "folds or of the weights that they started from:\n  "
+            + "\n  ".join([listing(ordered), *owners(leaks, ancestors)])
+            + "\nList them under data.exclude."
             + (f"\n{OVERRULE}" if any(leak.check is Check.near_duplicate for leak in leaks) else "")
         )

@@ -6,17 +6,23 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.files import md5_of_text, read_json, write_json, write_text
 from prostate_seg.common.settings import present_names
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.data.dataset import read_dataset, read_thumbnails
+from prostate_seg.data.folds import Fold
+from prostate_seg.data.leak_gate import Fingerprint, fingerprints_of
+from prostate_seg.data.lineage import CHECK, LINEAGE, THUMBNAILS
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.reporting.comparison import Results, parse_results
@@ -26,6 +32,8 @@ from prostate_seg.reporting.promotion import check_promotion
 from prostate_seg.reporting.report_tables import subgroup_dice
 from prostate_seg.segmentation.networks.model_folder import ONNX, Model, Usage, load_model, network_folders, write_usage
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
+from prostate_seg.stages.ancestor_gate import ancestors_in, pass_ancestor_gate
+from prostate_seg.stages.common import not_duplicates
 from prostate_seg.stages.report import load_report_data
 from prostate_seg.tracking import registry
 from prostate_seg.tracking.recorded_runs import open_tree
@@ -37,6 +45,8 @@ log = logging.getLogger(__name__)
 EVALUATION = "evaluation"
 """Folder in the folder of networks with the results of their evaluation."""
 MODEL_CARD = "model_card.md"
+MAX_ANCESTORS = 20
+"""Ancestors in the tag of a version; the model card has all."""
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
@@ -73,10 +83,12 @@ def gather(
             f"{', '.join(untested)} were trained but not tested by this evaluation, which has {', '.join(folds)}: "
             "run stage=evaluate for all folds, or register one with fold.index"
         )
+    refuse_seen_cases(cfg, workspace, evaluated, networks)
     for network in networks:
         (folder / network.name).mkdir(parents=True)
-        for file in (WEIGHTS, RECIPE):
-            shutil.copyfile(network / file, folder / network.name / file)
+        for file in (WEIGHTS, RECIPE, LINEAGE, THUMBNAILS):
+            if (network / file).is_file() or file in (WEIGHTS, RECIPE):  # earlier versions wrote no lineage
+                shutil.copyfile(network / file, folder / network.name / file)
     # prediction uses the networks as the evaluation did
     evaluate = present_names(settings["evaluate"], key="evaluate")
     values = {name: evaluate[name] for name in ("threshold", "largest_component", "tta")}
@@ -90,9 +102,39 @@ def gather(
     # the card describes the whole workspace if it is unchanged since the evaluation, else the evaluation alone
     alone = replace(workspace, root=folder, trained=None)
     data = load_report_data(cfg, workspace if unchanged else alone, unchanged[0] if unchanged else folder / EVALUATION)
-    data = replace(data, is_external="ensemble" in data.summary["folds"])
+    ancestors = {network.name: ancestors_in(network) for network in networks}
+    data = replace(data, is_external="ensemble" in data.summary["folds"], ancestors=ancestors)
     write_text(folder / MODEL_CARD, render_model_card(data, subgroups=subgroup_dice(data)))
     return model
+
+
+def refuse_seen_cases(cfg: Config, workspace: Workspace, evaluated: Evaluated, networks: Sequence[Path]) -> None:
+    """Refuse networks that were tested on cases which their ancestors have seen, or were not compared with.
+
+    Voxels and thumbnails are compared as far as the workspace has the test cases.
+    """
+    ancestors = {network.name: ancestors_in(network) for network in networks}
+    if not any(ancestors.values()):
+        return
+    verdict = json.loads(evaluated.tables["metrics.json"]).get("leak_gate", {})
+    if CHECK not in verdict.get("checks", {}):
+        raise InputError(
+            f"evaluation {evaluated.run_id} did not compare its test cases with the {CHECK} of its networks, which train.init "
+            "gave them\nRun stage=evaluate again, then stage=register."
+        )
+    table = pd.read_csv(StringIO(evaluated.tables["cases.csv"]), dtype=str, keep_default_na=False)
+    dataset = read_dataset(workspace.dataset_csv) if workspace.dataset_csv.is_file() else {}
+    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset)) if dataset else {}
+    fingerprints = {}
+    for row in table.to_dict("records"):
+        named = known.get(row["case_id"])
+        hashed = Fingerprint(patient_id=row["patient_id"], image_md5=row["image_md5"], mask_md5=row["mask_md5"])
+        is_same = named is not None and named.image_md5 == hashed.image_md5
+        fingerprints[str(row["case_id"])] = named if named is not None and is_same else hashed
+    tested = {name: sorted(set(table["case_id"][table["fold"].isin([name, "ensemble"])])) for name in ancestors}
+    folds = {name: (Fold(train=[], val=[], test=case_ids), ancestors[name]) for name, case_ids in tested.items()}
+    pairs = not_duplicates(cfg, recorded=evaluated.record["settings"]["fold"].get("not_duplicates", ()))
+    pass_ancestor_gate(folds, verdict, fingerprints=fingerprints, not_duplicates=pairs)
 
 
 def registered_version(
@@ -121,7 +163,7 @@ def registered_version(
         run_id=workspace.run_id,
         example=example_file(scratch),
         description=_description(evaluated, model),
-        tags={"digest": digest, **_tags(evaluated, model)},
+        tags={"digest": digest, **_tags(evaluated, model), **_ancestor_tags(folder)},
     )
     log.info("registered as %s", version)
     why = cfg.register.reason or f"registered from evaluation {evaluated.run_id}"
@@ -206,6 +248,12 @@ def _tags(evaluated: Evaluated, model: Model) -> dict[str, str]:
         "test.dice": f"{pooled['dice']['mean']:.4f}",
         **{f"test.{name}.dice": f"{zone['dice']['mean']:.4f}" for name, zone in zones_of(summary).items()},
     }
+
+
+def _ancestor_tags(folder: Path) -> dict[str, str]:
+    """Return the ancestors of registered networks as a tag, the nearest first; empty if all began with random weights."""
+    every = [str(one) for path in network_folders(folder, fold_index=None) for one in ancestors_in(path)]
+    return {"ancestors": listed(list(dict.fromkeys(every)), most=MAX_ANCESTORS)} if every else {}
 
 
 def _description(evaluated: Evaluated, model: Model) -> str:

@@ -27,6 +27,7 @@ from prostate_seg.reporting.model_card import render_model_card
 from prostate_seg.reporting.overlays import ZoneMasks
 from prostate_seg.reporting.report_page import render_report
 from prostate_seg.reporting.report_tables import ReportData, all_tables
+from prostate_seg.stages.ancestor_gate import ancestors_in
 from prostate_seg.stages.common import reference_regions
 from prostate_seg.stages.compare import load_result
 
@@ -107,6 +108,7 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
         dataset=_read_table(dataset, numeric=sizes) if dataset.is_file() else None,
         reference_quality=_read_table(quality) if quality.is_file() else None,
         preprocess_log=read_json(preprocess_log) if preprocess_log.is_file() else {},
+        ancestors={path.name: ancestors_in(path) for path in trained},
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -22,14 +23,17 @@ from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_j
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.config.schema import Config, portable_science_of
 from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, null_fold_record
-from prostate_seg.data.dataset import CaseRecord, read_dataset
+from prostate_seg.data.dataset import CaseRecord, read_dataset, read_thumbnails
 from prostate_seg.data.folds import Fold, read_folds, with_max_train_cases
+from prostate_seg.data.leak_gate import fingerprints_of
+from prostate_seg.data.lineage import Ancestor, Lineage, write_lineage
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.plots import history_figure, save_png
 from prostate_seg.segmentation.devices import available_gpus, choose_device
 from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, property_ranges
+from prostate_seg.segmentation.networks.initial_weights import start_from
 from prostate_seg.segmentation.networks.networks import build_network, require_legal_size
-from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
+from prostate_seg.segmentation.networks.storage import Recipe, load_weights, save_recipe, save_weights
 from prostate_seg.segmentation.settings import Device
 from prostate_seg.segmentation.training import distributed
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
@@ -38,8 +42,10 @@ from prostate_seg.segmentation.training.history import Epoch, TrainingResult, be
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
 from prostate_seg.segmentation.training.training import fit, reproducible
-from prostate_seg.stages.common import checked_dataset, checked_folds, preprocess_settings
+from prostate_seg.stages.ancestor_gate import pass_ancestor_gate
+from prostate_seg.stages.common import checked_dataset, checked_folds, not_duplicates, preprocess_settings
 from prostate_seg.stages.fold_processes import train_in_parallel
+from prostate_seg.stages.initial_weights import InitialWeights, check_initial_weights, find_initial_weights
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +58,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     _require_distributable(cfg, torchrun.world_size())
     dataset = checked_dataset(cfg, workspace)
     folds, verdict = checked_folds(cfg, workspace, dataset)
+    initial = find_initial_weights(cfg, workspace)
     for index, fold in folds.items():
         for split in ("train", "val"):  # kfold.json may have been edited
             if not fold.subsets()[split]:
@@ -60,10 +67,12 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         limited = partial(with_max_train_cases, max_cases=max_cases, seed=cfg.seed)
         folds = {index: limited(fold, fold_index=index) for index, fold in folds.items()}
     require_legal_size(cfg.model, image_size=preprocess_settings(cfg, workspace).image_size)
+    if initial is not None:
+        verdict = accept_initial_weights(cfg, workspace, initial, folds, dataset, verdict)
     pack_studies(cfg, workspace, dataset)
 
     log.info("fold  epoch  train loss  val Dice  learning rate   time")
-    train = partial(train_fold, cfg, replace(workspace, open_fold=null_fold_record), folds)
+    train = partial(train_fold, cfg, replace(workspace, open_fold=null_fold_record), folds, initial)
     num_parallel = min(cfg.machine.num_parallel_folds, len(folds))
     if num_parallel > 1:
         gpus = available_gpus(cfg.machine.device)
@@ -84,7 +93,11 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     shown = ", ".join(f"fold {index} {dice:.3f}" for index, dice in best_dice.items())
     log.info("best val Dice: %s, mean %.3f; the weights are in %s", shown, mean, workspace.model)
     return StageResult(
-        inputs=[workspace.preprocess, workspace.kfold_json],
+        inputs=[
+            workspace.preprocess,
+            workspace.kfold_json,
+            *([] if initial is None else initial.folders_of(list(folds))),
+        ],
         outputs=[workspace.model] if cfg.fold.index is None else [workspace.fold(cfg.fold.index)],
         metrics={"val/best_dice": mean, **{f"val/best_dice_fold{index}": dice for index, dice in best_dice.items()}},
         tables=[workspace.model / "folds.json"],
@@ -92,10 +105,28 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             "leak_gate": verdict["verdict"],
             "num_processes": str(torchrun.world_size()),
             **_precision_tag(workspace, list(folds)),
+            **({} if initial is None else initial.tags(list(folds))),
         },
         objective=mean,
         seconds=seconds,
     )
+
+
+def accept_initial_weights(
+    cfg: Config,
+    workspace: Workspace,
+    initial: InitialWeights,
+    folds: Mapping[int, Fold],
+    dataset: Mapping[str, CaseRecord],
+    verdict: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the verdict of the leak gate with that on the initial weights' studies; refuse weights that do not fit."""
+    preprocess = preprocess_settings(cfg, workspace)
+    wanted = Recipe(model=cfg.model, preprocess=preprocess, zscore=cfg.train.zscore, train_ids=[], val_ids=[])
+    check_initial_weights(initial, wanted, fold_indices=folds)
+    fingerprints = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
+    of_folds = {f"fold {index}": (fold, initial.ancestors_of(index)) for index, fold in folds.items()}
+    return pass_ancestor_gate(of_folds, verdict, fingerprints=fingerprints, not_duplicates=not_duplicates(cfg))
 
 
 def _require_distributable(cfg: Config, num_processes: int) -> None:
@@ -152,6 +183,7 @@ def train_fold(
     cfg: Config,
     workspace: Workspace,
     folds: Mapping[int, Fold],
+    initial: InitialWeights | None,
     index: int,
     record: FoldRecord,
     group: ProcessGroup = distributed.SINGLE_PROCESS,
@@ -159,18 +191,29 @@ def train_fold(
     """Train one fold with checkpoints in .training/, and replace the fold's folder with the result at the end."""
     fold, unfinished, target = folds[index], workspace.unfinished_fold(index), workspace.fold(index)
     data, mark = packed_folder(cfg, workspace), _finished_mark(workspace, index)
+    dataset = read_dataset(workspace.dataset_csv)
     recipe = Recipe(
         model=cfg.model,
         preprocess=preprocess_settings(cfg, workspace),
         zscore=cfg.train.zscore,
         train_ids=fold.train,
         val_ids=fold.val,
-        ranges=training_ranges(read_dataset(workspace.dataset_csv), fold, data),
+        ranges=training_ranges(dataset, fold, data),
     )
-    identity = training_identity(cfg, recipe, data=data.name)
+    ancestors = () if initial is None else initial.ancestors_of(index)
+    identity = training_identity(
+        cfg, recipe, data=data.name, initial_md5=ancestors[0].weights_md5 if ancestors else None
+    )
     checkpoints = Checkpoints(folder=unfinished / "checkpoints", identity=identity)
     work = partial(
-        fit_fold, recipe, data, settings=cfg.train, device=cfg.machine.device, seed=cfg.seed, fold_index=index
+        fit_fold,
+        recipe,
+        data,
+        settings=cfg.train,
+        device=cfg.machine.device,
+        seed=cfg.seed,
+        fold_index=index,
+        initial=None if initial is None else load_weights(initial.folder_of(index)),
     )
 
     def on_epoch_end(epoch: Epoch) -> None:
@@ -195,6 +238,7 @@ def train_fold(
         with atomic_folder(target) as folder:
             save_recipe(folder, recipe)
             save_weights(folder, result.weights)
+            write_lineage(folder, lineage_of(workspace, dataset, fold, ancestors=ancestors))
             write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
             summary = _write_history(folder, result, metric=cfg.train.metric, title=title)
         seconds = result.history[-1].seconds
@@ -215,6 +259,15 @@ def _only_training_of(workspace: Workspace, index: int) -> Iterator[None]:
         lock.acquire()
     with lock:
         yield
+
+
+def lineage_of(
+    workspace: Workspace, dataset: Mapping[str, CaseRecord], fold: Fold, *, ancestors: tuple[Ancestor, ...]
+) -> Lineage:
+    """Return the lineage of a network that is trained on a fold."""
+    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
+    train, val = (tuple(known[case_id] for case_id in case_ids) for case_ids in (fold.train, fold.val))
+    return Lineage(train=train, val=val, ancestors=ancestors)
 
 
 def training_ranges(dataset: Mapping[str, CaseRecord], fold: Fold, data: Path) -> dict[str, tuple[float, float]]:
@@ -241,19 +294,25 @@ def fit_fold(
     seed: int,
     fold_index: int,
     group: ProcessGroup,
+    initial: Mapping[str, torch.Tensor] | None = None,
     on_epoch_end: Callable[[Epoch], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainingResult:
-    """Train a new network on a fold of the packed set in `data`; every rank calls this."""
-    initial = seed_sequence(Stream.initial_weights, seed=seed, fold_index=fold_index)
-    with reproducible(torch_seed(initial), deterministic=settings.deterministic):
+    """Train a network on a fold of the packed set in `data`, from random or from given weights; every rank calls this."""
+    stream = seed_sequence(Stream.initial_weights, seed=seed, fold_index=fold_index)
+    with reproducible(torch_seed(stream), deterministic=settings.deterministic):
+        network = build_network(recipe.model, num_regions=len(recipe.preprocess.regions))
+        if initial is not None:
+            lines = start_from(network, initial, name=recipe.model.name, freeze=settings.freeze)
+            for line in lines if group.rank == 0 else ():
+                log.info("fold %d: %s", fold_index, line)
         return fit(
             open_packed(data),
             train_ids=recipe.train_ids,
             val_ids=recipe.val_ids,
             settings=settings,
             predictor=recipe.predictor(
-                [build_network(recipe.model, num_regions=len(recipe.preprocess.regions))],
+                [network],
                 device=group.local_device(choose_device(device)),
                 precision=settings.precision,
                 tta=False,
@@ -266,10 +325,18 @@ def fit_fold(
         )
 
 
-def training_identity(cfg: Config, recipe: Recipe, *, data: str) -> str:
-    """Return a hash of everything that determines a fold's weights; only the same training resumes."""
+def training_identity(cfg: Config, recipe: Recipe, *, data: str, initial_md5: str | None) -> str:
+    """Return a hash of everything that determines a fold's weights; only the same training resumes.
+
+    Initial weights count by their content: an alias can move to another version.
+    """
     settings = portable_science_of(cfg)["train"]
-    return md5_of_text(json.dumps([TRAINING_VERSION, recipe.as_dict(), settings, cfg.seed, data], sort_keys=True))
+    del settings["init"]
+    start = [] if initial_md5 is None else [initial_md5]
+    if settings["freeze"] is None:
+        del settings["freeze"]  # as in versions without it, whose trainings go on
+    facts = [TRAINING_VERSION, recipe.as_dict(), settings, cfg.seed, data, *start]
+    return md5_of_text(json.dumps(facts, sort_keys=True))
 
 
 def _finished_mark(workspace: Workspace, index: int) -> Path:

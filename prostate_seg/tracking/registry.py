@@ -6,6 +6,7 @@ that cannot be used is an InputError in every function.
 """
 
 import json
+import re
 import shutil
 import socket
 import tempfile
@@ -97,6 +98,11 @@ class Version:
 
     def __str__(self) -> str:
         return f"{self.name} version {self.number}"
+
+    @property
+    def trained_by(self) -> str:
+        """Ids of the runs that trained its networks, joined by commas; none if they are not known."""
+        return self.tags.get("training_run_ids", "none")
 
 
 def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evaluated:
@@ -306,16 +312,93 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
         tree.client.set_registered_model_tag(name, tag, json.dumps(move, ensure_ascii=False))
 
 
-def fetch_networks(uri: str, settings: MlflowConfig, *, cache: Path) -> tuple[Path, str]:
-    """Return the folder of networks of models:/NAME@ALIAS or models:/NAME/VERSION, and the name of the version.
+def fetch_networks(
+    uri: str, settings: MlflowConfig, *, cache: Path, setting: str = "predict.model"
+) -> tuple[Path, Version]:
+    """Return the folder of networks of models:/NAME@ALIAS or models:/NAME/VERSION, which a setting names, and the version.
 
     Raises:
         InputError: If there is no such version.
     """
     tree = open_tree(settings, cache=cache)
     with tree.store.explained_errors():
-        found = _version(tree, uri)
-    return fetched(tree, settings, found, cache=cache), str(found)
+        found = _version(tree, uri, setting=setting)
+    return fetched(tree, settings, found, cache=cache), found
+
+
+def fetch_networks_of_run(
+    run_id: str, settings: MlflowConfig, workspace: Workspace
+) -> tuple[Path, Version | None, str]:
+    """Return the folder of the networks of a run, their version if it is registered, and the run that trained them.
+
+    Networks of this workspace are copied into its cache, because a training can replace them while they are used.
+
+    Args:
+        run_id: A training or one of its folds, a registration, or a pipeline, whose newest finished training it stands for.
+        settings: The tracking store.
+        workspace: Where the networks are looked for first, then in the registry and in DVC.
+
+    Raises:
+        InputError: If there is no such run, or its networks are in none of these places.
+    """
+    tree = open_tree(settings, cache=workspace.cache)
+    with tree.store.explained_errors():
+        named = find_run(tree, run_id)
+        run = _training_or_registration(tree, named)
+        if run.data.tags["stage"] == "register":
+            name, number = (run.data.tags[f"registered_{what}"] for what in ("model", "version"))
+            version = _version(tree, f"models:/{name}/{number}", setting="train.init")
+            return fetched(tree, settings, version, cache=workspace.cache), version, version.trained_by
+        ((_, record),) = recorded_stages(tree, run.info.run_id)
+        every = map(Version.of, tree.client.search_model_versions())
+        registered = next((one for one in every if source_of(run) in one.trained_by.split(",")), None)
+    key, md5 = next(iter(record["outputs"].items()))
+    folder = workspace.cache / "networks" / re.sub(r"\W", "", md5)
+    if not folder.is_dir() and not _is_copied(path_of(key, workspace), folder, md5=md5, cache=workspace.cache):
+        if registered is not None:
+            folder = fetched(tree, settings, registered, cache=workspace.cache)
+        else:
+            _restore(md5, folder, run_id=run_id)
+    of_fold = folder / f"fold{named.data.tags.get('fold')}"
+    is_one = named.data.tags.get("level") == Level.fold and of_fold.is_dir()
+    return of_fold if is_one else folder, registered, source_of(run)
+
+
+def _training_or_registration(tree: RunTree, run: Run) -> Run:
+    """Return the run itself, the training of a fold, or the newest finished training of a pipeline, else its registration."""
+    tags = run.data.tags
+    if tags.get("level") == Level.fold:
+        run = find_run(tree, tags[PARENT])
+    elif tags.get("level") == Level.pipeline:
+        finished = tree.children(run.info.run_id, status=Outcome.finished, level=Level.stage)
+        known = {one.data.tags.get("stage"): one for one in finished}  # the newest is the last
+        run = known.get("train") or known.get("register") or run
+    if run.data.tags.get("stage") not in ("train", "register") or run.info.status != Outcome.finished:
+        raise InputError(
+            f"train.init: run {run.info.run_id} ({run.info.run_name}, {run.info.status}) must be a finished training or "
+            "registration, or a pipeline that has one\nThe MLflow page and stage=find show the ids of runs."
+        )
+    return run
+
+
+def _is_copied(path: Path, copy: Path, *, md5: str, cache: Path) -> bool:
+    """Copy a folder if it has this hash; a training can replace it while it is used."""
+    if not path.is_dir() or hash_paths([path], cache=cache)[path].md5 != md5:
+        return False
+    with atomic_folder(copy) as fresh:
+        shutil.copytree(path, fresh, dirs_exist_ok=True)
+    return True
+
+
+def _restore(md5: str, target: Path, *, run_id: str) -> None:
+    """Restore the networks of a run from DVC."""
+    try:
+        dvc_cache.restore(md5, target)
+    except InputError as error:
+        raise InputError(
+            f"train.init: the networks of run {run_id} (md5 {md5}) are not in this workspace, not registered, and DVC does not "
+            "have them\nRegister them with stage=register, or name the folder that has them."
+        ) from error
 
 
 def fetched(tree: RunTree, settings: MlflowConfig, version: Version, *, cache: Path) -> Path:
@@ -335,7 +418,7 @@ def fetched(tree: RunTree, settings: MlflowConfig, version: Version, *, cache: P
     return networks
 
 
-def _version(tree: RunTree, uri: str) -> Version:
+def _version(tree: RunTree, uri: str, *, setting: str) -> Version:
     name, _, alias = uri.removeprefix("models:/").partition("@")
     numbered, _, number = name.rpartition("/")
     found = None
@@ -347,7 +430,7 @@ def _version(tree: RunTree, uri: str) -> Version:
         models = tree.client.search_registered_models()
         known = sorted(f"models:/{model.name}@{alias}" for model in models for alias in model.aliases)
         raise InputError(
-            f"predict.model: there is no {uri} in {tree.store.address}; expected is models:/NAME@ALIAS or "
+            f"{setting}: there is no {uri} in {tree.store.address}; expected is models:/NAME@ALIAS or "
             f"models:/NAME/VERSION\nKnown are: {', '.join(known) or 'none; register one with stage=register'}"
         )
     return found

@@ -71,6 +71,8 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
             _restore_input(key, md5, folder, _places(key, record, workspace), cache=workspace.cache)
         # the inputs are in the workspace now, also those of a data folder that the run named
         recorded = {**record["settings"], "data": {**record["settings"]["data"], "root": None}}
+        if stage == "train" and recorded["train"].get("init") is not None:
+            recorded["train"] = {**recorded["train"], "init": str(_initial_weights(record, folder))}
         (folder / "params.yaml").write_text(yaml.safe_dump(recorded), encoding="utf-8")
         _run(stage, folder)
         made = read_json(folder / "DS_VERSION.json")["stages"]
@@ -164,6 +166,12 @@ def _restore_input(key: str, md5: str, folder: Path, places: Sequence[Path], *, 
     except OSError:  # Windows often allows no links
         copy = shutil.copytree if source.is_dir() else shutil.copy2
         copy(source, target)
+
+
+def _initial_weights(record: Mapping[str, Any], folder: Path) -> Path:
+    """Return the folder of the networks that a training started from, among its restored inputs; an alias can have moved."""
+    found = [folder / key for key in record["inputs"] if key.split("/")[0] not in ("preprocess", "prepared")]
+    return found[0] if len(found) == 1 else found[0].parent
 
 
 def _run(stage: str, folder: Path) -> None:

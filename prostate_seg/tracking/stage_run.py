@@ -7,7 +7,7 @@ the same can be skipped (mlflow.skip_finished). Nothing here imports MLflow.
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
 from prostate_seg.provenance.code_digests import stage_code
 from prostate_seg.provenance.environment import git_state, machine, packages
-from prostate_seg.provenance.record import ancestors, hash_stage
+from prostate_seg.provenance.record import ancestors, hash_stage, path_of
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.provenance.verification import Verdict, compare
 
@@ -156,6 +156,9 @@ def finished_before(cfg: Config, workspace: Workspace, job: Job) -> StageResult 
     if different is not None:
         log.info("%s runs again: %s %s is %s", name, different.kind, different.name, different.verdict.value)
         return None
+    if cfg.stage == "train" and "@" in (cfg.train.init or "") and not _starts_from(cfg, workspace, entry["inputs"]):
+        log.info("%s runs again: %s is another version by now", name, cfg.train.init)
+        return None
     run_id = entry["run_id"]
     if cfg.mlflow.tracking_uri is not None and run_id is not None:
         from prostate_seg.tracking.sweeps import reuse_finished_run  # imports mlflow, which mlflow=off does without
@@ -171,3 +174,11 @@ def finished_before(cfg: Config, workspace: Workspace, job: Job) -> StageResult 
         entry["finished_at"],
     )
     return StageResult(metrics=entry["metrics"], **entry["sought"])
+
+
+def _starts_from(cfg: Config, workspace: Workspace, inputs: Iterable[str]) -> bool:
+    """Return whether a training with these inputs started from the version that train.init, an alias, names now."""
+    from prostate_seg.tracking.registry import fetch_networks  # imports mlflow
+
+    folder, _ = fetch_networks(str(cfg.train.init), cfg.mlflow, cache=workspace.cache, setting="train.init")
+    return any(path_of(key, workspace).absolute().is_relative_to(folder.absolute()) for key in inputs)

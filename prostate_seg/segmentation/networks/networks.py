@@ -4,6 +4,7 @@ A 2-D network takes [B, num_slices, Y, X] and a 3-D network [B, 1, Z, Y, X]; bot
 [B, regions, Y, X] or [B, regions, Z, Y, X].
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,21 @@ from torch import nn
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.segmentation.networks.resunet_a import ResUNetA
-from prostate_seg.segmentation.networks.settings import ModelConfig
+from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 
 MIN_COARSE_EDGE = 2
 """Smallest edge of the coarsest level in voxels: instance norm of a single voxel has no variance."""
+
+
+DECODER: dict[ModelName, str] = {
+    "unet": r"model(\.1\.submodule)*\.2\.",
+    "unet3d": r"model(\.1\.submodule)*\.2\.",
+    "attention_unet": r"model\.2\.|model\.(.*\.)?(attention|upconv|merge)\.",
+    "resunet_a": r"(up|join|end)\.",
+    "dynunet": r"(upsamples|output_block)\.",
+    "segresnet": r"(up_layers|up_samples|conv_final)\.",
+}
+"""Start of the names of the decoder's parameters; all others, down to the coarsest level, are the encoder's."""
 
 
 def is_3d(settings: ModelConfig) -> bool:
@@ -68,6 +80,12 @@ def build_network(settings: ModelConfig, *, num_regions: int = 1) -> nn.Module:
                 blocks_up=[1] * len(strides),
                 dropout_prob=dropout or None,
             )
+
+
+def encoder_parameters(network: nn.Module, *, name: ModelName) -> dict[str, nn.Parameter]:
+    """Return the parameters of a network's encoder, by name."""
+    decoder = re.compile(DECODER[name])
+    return {key: value for key, value in network.named_parameters() if not decoder.match(key)}
 
 
 def require_legal_size(settings: ModelConfig, *, image_size: int) -> None:

@@ -103,9 +103,23 @@ def load_network(folder: Path, *, recipe: Recipe, device: torch.device) -> nn.Mo
     """
     network = build_network(recipe.model, num_regions=len(recipe.preprocess.regions))
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{folder / WEIGHTS} cannot be loaded: {error}\nRun stage=train again for this fold."
-        ) from error
+        network.load_state_dict(load_weights(folder))
+    except RuntimeError as error:
+        raise _not_loaded(folder, error) from error
     return network.to(device).eval()
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a network.
+
+    Raises:
+        InputError: If they are absent or damaged.
+    """
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise _not_loaded(folder, error) from error
+
+
+def _not_loaded(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder / WEIGHTS} cannot be loaded: {error}\nRun stage=train again for this fold.")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from prostate_seg.common.settings import Range, Settings
+from prostate_seg.common.settings import Range, Rule, Settings
 from prostate_seg.segmentation.settings import Precision
 
 Loss = Literal["bce", "dice", "dice_ce", "iou", "focal_dice"]
@@ -11,12 +11,17 @@ ValMetric = Literal["dice", "iou"]
 TrainingSlices = Literal["all", "gland"]
 Optimizer = Literal["adamw", "adam"]
 Augmentation = Literal["none", "standard", "coil", "strong"]
+Frozen = Literal["encoder"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(Settings):
     """Optimisation of the network's weights."""
 
+    init: str | None
+    """Weights to start from: models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, or a folder; null for random ones."""
+    freeze: Frozen | None
+    """Part of the network that keeps its initial weights and running statistics; null trains all of it."""
     loss: Loss
     """Loss function."""
     metric: ValMetric
@@ -51,3 +56,11 @@ class TrainConfig(Settings):
     """Number format; auto takes bfloat16 if the CPU computes in it, and what is measured to be faster on a GPU."""
     deterministic: bool
     """Whether two runs on one machine give the same bits; slower."""
+
+    def _rules(self) -> list[Rule]:
+        init_rule = "must be null, models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, or a folder"
+        freeze_rule = "must be null without train.init: random weights are trained"
+        return [
+            ("init", self.init is None or bool(self.init.strip()), init_rule),
+            ("freeze", self.freeze is None or self.init is not None, freeze_rule),
+        ]

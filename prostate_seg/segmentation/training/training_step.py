@@ -37,6 +37,9 @@ class TrainingStep:
     ):
         memory_format = torch.channels_last if device.type == "cuda" and not volumetric else torch.contiguous_format
         self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
+        for layer in self.network.modules():
+            if is_frozen(layer):
+                layer.eval()  # a norm keeps its running statistics, too
         self.replica = group.data_parallel(self.network)
         self.settings, self.device, self.volumetric, self.group = settings, device, volumetric, group
         self.loss: LossFunction = build_loss(settings.loss)
@@ -139,6 +142,12 @@ class TrainingStep:
         return TrainingResult(history=[Epoch(**row) for row in state.facts["history"]], weights=state.part("best"))
 
 
+def is_frozen(layer: nn.Module) -> bool:
+    """Return whether a layer has parameters of its own, and none of them is trained."""
+    own = list(layer.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
 def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimiser of a network; only weights of convolutions and linear layers decay.
 
@@ -146,8 +155,9 @@ def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Op
     making the network simpler.
     """
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer]
-    decaying = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in network.parameters() if parameter.ndim < 2]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    decaying = [parameter for parameter in trained if parameter.ndim >= 2]
+    others = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     device = decaying[0].device
     is_captured = can_capture(device)
