@@ -22,6 +22,7 @@ NAVIGATION = {
         "docs/dvc": "Version results with DVC",
         "docs/scaling": "Sweeps, GPUs, clusters",
         "docs/server": "A server for a group",
+        "docs/how-to/fine_tune": "Start from other weights",
         "docs/how-to/own_model": "Add a network",
         "docs/how-to/reproduce_a_number": "Reproduce a number",
         "CONTRIBUTING": "Contribute",
