@@ -7,7 +7,7 @@ STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
 STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file docker/compose.yaml run --rm --build backup
 
-.PHONY: help setup demo ui test test-slow docs lint types bench hard-use stack stack-check stack-backup stack-restore audit reference gallery hooks lock clean
+.PHONY: help setup demo ui test test-slow docs lint types bench hard-use stack stack-check stack-backup stack-restore audit reference gallery release hooks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -82,6 +82,9 @@ reference: setup  ## write docs/reference.md from the settings classes and their
 
 gallery: setup  ## draw docs/gallery.md, docs/quality_checks.md and their pictures from phantoms
 	$(RUN) -m scripts.gallery
+
+release: setup  ## build wheel and sdist into dist/, and run the demo from the wheel in an empty environment
+	scripts/release.sh $(abspath $(RUN))
 
 hooks: setup  ## install a git hook that tags the runs whose results a commit contains
 	scripts/install_hooks.sh $(abspath $(RUN))

@@ -26,6 +26,7 @@ NAVIGATION = {
         "docs/how-to/own_model": "Add a network",
         "docs/how-to/reproduce_a_number": "Reproduce a number",
         "CONTRIBUTING": "Contribute",
+        "SECURITY": "Report a vulnerability",
     },
     "Reference": {
         "docs/commands": "Commands, stages, exit codes",
@@ -55,7 +56,7 @@ version = re.search(r'__version__ = "(.*)"', (ROOT / "prostate_seg" / "__init__.
 
 extensions = ["myst_nb"]
 root_doc = "README"
-include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/**"]
 exclude_patterns = ["docs/conf.py", "docs/requirements.lock", "docs/_static", ".*", "build", "data", "demo", "logs"]
 nb_execution_mode = "off"  # tests/e2e runs the notebook; its outputs are in the file
 myst_heading_anchors = 4

@@ -22,7 +22,10 @@ from prostate_seg.config import schema as config
 from scripts.update_reference import REFERENCE, reference_text
 from tests.conftest import ROOT, composed
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
+]
 COMMAND = re.compile(r"(?:python|torchrun)[^`\n]* -m prostate_seg\b([^`\n]*)")
 NO_COMMAND = ("stage=NAME",)
 """Placeholders."""

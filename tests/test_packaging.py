@@ -6,13 +6,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import prostate_seg
 from prostate_seg.provenance.source_files import source_files
 from tests.conftest import ROOT, Launch
 
@@ -81,6 +84,45 @@ def test_wheel_contains_the_configs_and_runs_outside_the_checkout(tmp_path: Path
     )
     assert result.returncode == 0, result.stderr
     assert "num_folds: 5" in result.stdout
+
+
+def test_sdist_has_every_file_of_the_repository(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("no git repository here")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(listed.stdout.split()) <= packed
+
+
+def test_version_of_the_citation_is_that_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == prostate_seg.__version__
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("citation-file-format", ["CITATION.cff"]),
+        ("github-issue-forms", [".github/ISSUE_TEMPLATE/bug.yml", ".github/ISSUE_TEMPLATE/question.yml"]),
+        ("github-issue-config", [".github/ISSUE_TEMPLATE/config.yml"]),
+        ("github-workflows", [".github/workflows/ci.yml"]),
+    ],
+)
+def test_files_of_the_code_host_have_their_schema(schema: str, files: list[str]) -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *files]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_hooks_run_the_checks_of_ci() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for hook in hooks[:3]:
+        assert hook["entry"].replace(".venv/bin/python", "$(RUN)") in makefile
 
 
 def test_console_script_is_installed_with_the_project(tmp_path: Path) -> None:
