@@ -15,6 +15,7 @@ from typing import cast, get_args
 import pytest
 import torch
 
+from prostate_seg.segmentation.networks.initial_weights import start_from
 from prostate_seg.segmentation.networks.networks import build_network, is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 from prostate_seg.segmentation.settings import Precision
@@ -91,6 +92,26 @@ def test_replayed_steps_equal_executed_steps(
     monkeypatch.setattr(cuda_graph, "NUM_STEPS_BEFORE", 1000)
     assert_equal(replayed, run(packed, settings, model=model))
     assert "capture" not in events[1:]
+
+
+def test_replayed_steps_keep_a_frozen_encoder_to_the_bit(packed: PackedSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings = small_model("unet"), train_settings(init="x", freeze="encoder", max_epochs=3, ema_decay=0.9)
+    torch.manual_seed(1)
+    initial = build_network(model).state_dict()
+
+    def frozen() -> torch.nn.Module:
+        network = build_network(model)
+        start_from(network, initial, name="unet", freeze="encoder")
+        return network
+
+    events = use_tape(monkeypatch)
+    replayed = run(packed, settings, model=model, network=frozen)
+    assert events.count("replay") > 5
+    changed = {name for name, value in initial.items() if not torch.equal(value, replayed.weights[name])}
+    assert changed
+    assert all(name.startswith("model.2.") for name in changed)
+    monkeypatch.setattr(cuda_graph, "NUM_STEPS_BEFORE", 1000)
+    assert_equal(replayed, run(packed, settings, model=model, network=frozen))
 
 
 def test_training_on_the_device_equals_that_on_the_cpu_up_to_rounding(

@@ -164,14 +164,14 @@ def test_unknown_studies_of_an_ancestor_never_pass(caplog: pytest.LogCaptureFixt
     )
     assert oracle["verdict"] == "leaks: oracle crop; unknown: studies of ancestors"
     known = pass_ancestor_gate({"fold 0": (fold, (ancestor(),))}, PASSED, fingerprints=cases, not_duplicates={})
-    assert (known["verdict"], known["checks"]["studies of ancestors"]) == ("passed", "passed (3 studies of 1 networks)")
+    assert (known["verdict"], known["checks"]["studies of ancestors"]) == ("passed", "passed (3 studies of 1 network)")
     assert pass_ancestor_gate({"fold 0": (fold, ())}, PASSED, fingerprints=cases, not_duplicates={}) == PASSED
 
 
 def test_studies_known_by_hashes_alone_are_counted() -> None:
     bare = ancestor()
     bare = replace(bare, train=tuple(replace(one, thumbnail=None) for one in bare.train or ()))
-    assert outcome([bare]) == "passed (3 studies of 1 networks, 2 of them by hashes alone)"
+    assert outcome([bare]) == "passed (3 studies of 1 network, 2 of them by hashes alone)"
 
 
 def test_network_with_initial_weights_and_without_lineage_has_unknown_ancestors(tmp_path: Path) -> None:

@@ -176,7 +176,8 @@ def outcome(ancestors: Sequence[Ancestor], *, num_overruled: int = 0) -> str:
         return f"{UNKNOWN}: the studies of {listed(unknown)} are not recorded"
     studies = studies_by_name(chain.from_iterable(one.studies for one in ancestors))
     without = sum(study.thumbnail is None for study in studies.values())
-    parts = [f"{len(studies)} studies of {len({one.weights_md5 for one in ancestors})} networks"]
+    num_networks = len({one.weights_md5 for one in ancestors})
+    parts = [f"{len(studies)} studies of {num_networks} network{'' if num_networks == 1 else 's'}"]
     parts += [f"{without} of them by hashes alone"] if without else []
     parts += [f"{num_overruled} pairs overruled"] if num_overruled else []
     return f"passed ({', '.join(parts)})"

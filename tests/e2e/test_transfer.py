@@ -76,7 +76,7 @@ def test_trained_network_carries_the_lineage_and_its_descendants_test_cases_are_
     assert f"fold 0 starts from network 1 of 1 of {source}" in text
     assert "fold 0: train.freeze=encoder: " in text
     summary = read_json(project.folder / "evaluation/metrics.json")["leak_gate"]
-    assert summary["checks"][CHECK] == "passed (3 studies of 1 networks)"
+    assert summary["checks"][CHECK] == "passed (3 studies of 1 network)"
     lineage = read_json(project.folder / "model/fold0/lineage.json")
     (parent,) = lineage["ancestors"]
     assert (parent["source"], parent["train"], parent["val"]) == (str(source), [0, 1], [2])
