@@ -111,4 +111,5 @@ def test_long_value_is_replaced_by_where_it_is_recorded() -> None:
 def test_tag_keys_are_legal_and_distinct() -> None:
     assert _tag_key("md5.inputs/data/a b-1_2.nii.gz") == "md5.inputs/data/a b-1_2.nii.gz"
     assert _tag_key("md5.inputs/ü+(1)") == "md5.inputs/:fc::2b::28:1:29:"
+    assert _tag_key("md5.inputs//site_a/model") == "md5.inputs/site_a/model"
     assert len(_tag_key("x" * 400)) <= 250

@@ -355,9 +355,13 @@ def git_tags(state: GitState) -> dict[str, str]:
 
 
 def _tag_key(key: str) -> str:
-    """Return a key that MLflow takes: other characters become their code between colons; at most 250 characters."""
+    """Return a key that MLflow takes: other characters become their code between colons; at most 250 characters.
+
+    A path outside of the workspace is absolute, and MLflow refuses two slashes in sequence.
+    """
     legal = "".join(
-        char if (char.isalnum() and char.isascii()) or char in "_-. :/" else f":{ord(char):x}:" for char in key
+        char if (char.isalnum() and char.isascii()) or char in "_-. :/" else f":{ord(char):x}:"
+        for char in key.replace("//", "/")
     )
     return legal if len(legal) <= 250 else f"{legal[:240]}..."
 
