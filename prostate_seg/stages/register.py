@@ -109,10 +109,7 @@ def gather(
 
 
 def refuse_seen_cases(cfg: Config, workspace: Workspace, evaluated: Evaluated, networks: Sequence[Path]) -> None:
-    """Refuse networks that were tested on cases which their ancestors have seen, or were not compared with.
-
-    Voxels and thumbnails are compared as far as the workspace has the test cases.
-    """
+    """Refuse networks that were tested on cases which their ancestors have seen, or were not compared with."""
     ancestors = {network.name: ancestors_in(network) for network in networks}
     if not any(ancestors.values()):
         return
@@ -123,18 +120,22 @@ def refuse_seen_cases(cfg: Config, workspace: Workspace, evaluated: Evaluated, n
             "gave them\nRun stage=evaluate again, then stage=register."
         )
     table = pd.read_csv(StringIO(evaluated.tables["cases.csv"]), dtype=str, keep_default_na=False)
-    dataset = read_dataset(workspace.dataset_csv) if workspace.dataset_csv.is_file() else {}
-    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset)) if dataset else {}
-    fingerprints = {}
-    for row in table.to_dict("records"):
-        named = known.get(row["case_id"])
-        hashed = Fingerprint(patient_id=row["patient_id"], image_md5=row["image_md5"], mask_md5=row["mask_md5"])
-        is_same = named is not None and named.image_md5 == hashed.image_md5
-        fingerprints[str(row["case_id"])] = named if named is not None and is_same else hashed
     tested = {name: sorted(set(table["case_id"][table["fold"].isin([name, "ensemble"])])) for name in ancestors}
     folds = {name: (Fold(train=[], val=[], test=case_ids), ancestors[name]) for name, case_ids in tested.items()}
     pairs = not_duplicates(cfg, recorded=evaluated.record["settings"]["fold"].get("not_duplicates", ()))
-    pass_ancestor_gate(folds, verdict, fingerprints=fingerprints, not_duplicates=pairs)
+    pass_ancestor_gate(folds, verdict, fingerprints=tested_fingerprints(table, workspace), not_duplicates=pairs)
+
+
+def tested_fingerprints(table: pd.DataFrame, workspace: Workspace) -> dict[str, Fingerprint]:
+    """Return the fingerprints of the cases in a cases.csv, with voxels and thumbnails where the workspace has the same image."""
+    dataset = read_dataset(workspace.dataset_csv) if workspace.dataset_csv.is_file() else {}
+    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset)) if dataset else {}
+    found = {}
+    for row in table.to_dict("records"):
+        hashed = Fingerprint(patient_id=row["patient_id"], image_md5=row["image_md5"], mask_md5=row["mask_md5"])
+        here = known.get(row["case_id"], hashed)
+        found[str(row["case_id"])] = here if here.image_md5 == hashed.image_md5 else hashed
+    return found
 
 
 def registered_version(
