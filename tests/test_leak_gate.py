@@ -116,6 +116,7 @@ def test_pair_that_shares_more_than_near_identical_images_is_not_accepted(change
 def test_pair_without_effect_is_reported_with_the_cause() -> None:
     verdict = find_leaks(FOLDS, fingerprints=fingerprints(), not_duplicates=REASON)
     pairs = REASON | {frozenset(("a_1", "c_l")): "typing error", frozenset(("a_1",)): "one"}
+    pairs |= {frozenset(("a_1", "ancestor-0123456789ab")): "two patients"}  # for the gate on ancestors
     assert verdict.as_dict()["verdict"] == "passed"
     assert unused_pairs(pairs, fingerprints=fingerprints(), verdict=verdict) == [
         "a_1/c_1: their images are not near-identical; remove the pair",

@@ -127,7 +127,7 @@ def refuse_seen_cases(cfg: Config, workspace: Workspace, evaluated: Evaluated, n
 
 
 def tested_fingerprints(table: pd.DataFrame, workspace: Workspace) -> dict[str, Fingerprint]:
-    """Return the fingerprints of the cases in a cases.csv, with voxels and thumbnails where the workspace has the same image."""
+    """Return the fingerprints of the cases in a cases.csv, with voxels and thumbnails where the workspace has the image."""
     dataset = read_dataset(workspace.dataset_csv) if workspace.dataset_csv.is_file() else {}
     known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset)) if dataset else {}
     found = {}
