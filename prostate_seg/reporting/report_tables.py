@@ -70,6 +70,10 @@ class ReportData:
     """preprocess_log.json: findings and exclusions."""
     ancestors: Mapping[str, Sequence[Ancestor]] = field(default_factory=dict)
     """Networks that the network of each fold started from, the nearest first; empty for random weights."""
+    stress: Mapping[str, Any] | None = None
+    """stress.json of these networks."""
+    stress_curves: pd.DataFrame | None = None
+    """stress/curves.csv, with `stress`."""
 
     @property
     def is_phantom(self) -> bool:

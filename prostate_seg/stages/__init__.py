@@ -18,6 +18,7 @@ STAGES = {
     "prepare": "split the patients into train, val and test per fold, and check the folds for leaks",
     "train": "train the network of each fold, and keep the weights with the best val metric",
     "evaluate": "segment the original test images and compute metrics on their own grid",
+    "stress": "segment the test cases under graded perturbations: noise, coil, blur, field of view and others",
     "report": "write report/report.html, one self-contained page, and the model card",
     "register": "register evaluated networks, and promote a version that passes the gate to champion",
     "predict": "segment files, folders or DICOM series with a registered model or a folder of networks",
@@ -36,7 +37,7 @@ STAGES = {
 """Name and summary of each stage: those of the pipeline in order, then the others."""
 
 UNTRACKED_STAGES = frozenset(
-    {"inspect", "predict", "export", "audit", "status", "compare", "verify", "find", "link", "reproduce"}
+    {"inspect", "stress", "predict", "export", "audit", "status", "compare", "verify", "find", "link", "reproduce"}
     | {"sync", "bundle", "doctor"}
 )
 """Stages that record no run."""

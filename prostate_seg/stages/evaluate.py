@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder, write_csv, write_json
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 Md5s = tuple[str, str]
 """Hashes of image and mask."""
+Result = TypeVar("Result")
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
@@ -129,21 +130,21 @@ def evaluate_test_cases(
         evaluate = partial(
             evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold=f"fold{index}", regions=regions
         )
-        work = partial(_evaluate_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, evaluate=evaluate)
+        work = partial(apply_to_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=evaluate)
         records = [dataset[case_id] for case_id in fold.test]
         found = map_cases(work, records, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
         results += chain.from_iterable(found)
     return results
 
 
-def _evaluate_test_case(
+def apply_to_test_case(
     record: CaseRecord,
     *,
     labels: Sequence[int] | None,
     data: Path,
-    evaluate: Callable[[Case, LoadedCase, Md5s], list[CaseResult]],
-) -> list[CaseResult]:
-    """Evaluate one case of the data set, whose files must be those that preprocessing and the leak gate read."""
+    function: Callable[[Case, LoadedCase, Md5s], Result],
+) -> Result:
+    """Apply a function to one case of the data set, whose files must be those that preprocessing and the leak gate read."""
     image, mask = data / record.image, data / record.mask
     for path, md5 in ((image, record.image_md5), (mask, record.mask_md5)):
         if not path.exists():
@@ -160,7 +161,7 @@ def _evaluate_test_case(
     )
     loaded, quality = load_case(case, labels=labels)
     assert loaded is not None, quality.findings  # the same files passed the same checks in stage=preprocess
-    return evaluate(case, loaded, (record.image_md5, record.mask_md5))
+    return function(case, loaded, (record.image_md5, record.mask_md5))
 
 
 def evaluate_external_cases(
