@@ -218,18 +218,19 @@ def _listing(errors: Mapping[str, str]) -> str:
 
 
 def _log_table(rows: Sequence[Mapping[Any, Any]], *, output: Path) -> None:
-    """Log a table of the studies with their warnings."""
-    log.info("%-40s %9s %7s %11s %16s", "study", "mL", "slices", "confidence", "inter-model Dice")
+    """Log a table of the studies, for 80 columns, with their warnings."""
+    line = "%-32s %8s %7s  %10s  %16s"
+    log.info(line, "study", "mL", "slices", "confidence", "inter-model Dice")
     for row in rows[:MAX_LOGGED_ROWS]:
-        name = row["name"] if len(row["name"]) <= 40 else f"...{row['name'][-37:]}"
+        name = row["name"] if len(row["name"]) <= 32 else f"...{row['name'][-29:]}"
         if isinstance(row["error"], str):
-            log.info("%-40s refused", name)
+            log.info("%-32s refused", name)
             continue
         numbers = [
             "-" if pd.isna(row[column]) else f"{row[column]:.{digits}f}"
             for column, digits in (("volume_ml", 1), ("num_slices", 0), ("mean_confidence", 2), ("fold_agreement", 2))
         ]
-        log.info("%-40s %9s %7s %11s %16s", name, *numbers)
+        log.info(line, name, *numbers)
         for warning in str(row["warnings"] or "").split("; "):
             if warning:
                 log.info("    %s", warning)
