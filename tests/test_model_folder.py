@@ -15,6 +15,7 @@ from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_m
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
 from tests.segmentation_helpers import SETTINGS, SIZE, model_2d
+from tests.test_expected_dice import fitted, simulated
 
 USAGE = Usage(threshold=0.5, largest_component=True, tta=False, precision="fp32")
 CPU = torch.device("cpu")
@@ -97,3 +98,16 @@ def test_folders_without_an_ensemble_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(InputError, match=r"has no network.onnx.*register.onnx=true"):
         load_model(tmp_path, fold_index=0, usage=USAGE, device=CPU, backend="onnx")
+
+
+def test_a_calibration_on_the_ensemble_is_not_used_for_one_of_its_networks(tmp_path: Path) -> None:
+    for number in (0, 1):
+        save_fold(tmp_path, number)
+    rows, dice = simulated(20, rng=np.random.default_rng(0))
+    calibration = fitted([{**row, "inter_model": row["tta"]} for row in rows], dice)
+    write_json(tmp_path / "trust.json", {"expected_dice": calibration.as_dict(), "temperature": {}})
+    assert load(tmp_path).expected_dice == calibration
+    alone = load(tmp_path, fold_index=0)
+    assert alone.expected_dice is None
+    assert alone.no_expected_dice == "it is calibrated on the ensemble, and fold.index chooses one network"
+    assert load(tmp_path).md5 != alone.md5

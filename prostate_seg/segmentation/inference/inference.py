@@ -26,6 +26,7 @@ from prostate_seg.imaging.geometry import Geometry, Volume, bounding_box
 from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study, restore_probability
 from prostate_seg.imaging.regions import label_map_of
 from prostate_seg.segmentation.devices import autocast
+from prostate_seg.segmentation.inference.expected_dice import mask_features
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity, normalise
 from prostate_seg.segmentation.inference.network_threads import network_threads, one_torch_thread
 from prostate_seg.segmentation.inference.windows import neighbours
@@ -98,10 +99,14 @@ class Segmentation:
 
     label_map: np.ndarray
     """On the study's own grid, [Z, Y, X], as `regions.label_map_of` returns it; every label above 0 is gland."""
+    probability: np.ndarray
+    """Of each region on the same grid, float32 [regions, Z, Y, X]."""
     confidence: float | None
     """Mean probability over the gland's voxels; None for an empty mask."""
     inter_model_dice: float | None
     """Of the networks' glands on the preprocessed grid; None for one network, or if all masks are empty."""
+    features: dict[str, float]
+    """Features, as `expected_dice.mask_features` returns them."""
     intensity: Intensity
     window: Geometry
 
@@ -118,15 +123,24 @@ def segment(
         prepared = preprocess_study(image, reference, settings=predictor.preprocess).image
         intensity = measure_intensity(prepared.array, clip=predictor.zscore)
         standardised = torch.from_numpy(normalise(prepared.array, intensity=intensity))
-        per_network = network_probabilities(standardised, predictor=predictor)
+        per_network, plain = _probabilities(standardised, predictor=predictor)
         restore = partial(restore_probability, window=prepared.geometry, original=image.geometry)
         probability = np.stack([restore(one) for one in per_network.mean(axis=0)])
     gland = probability[0] >= threshold
     gland = keep_largest_component(gland) if largest_component else gland
+    agreement = inter_model_dice(per_network[:, 0] >= threshold)
     return Segmentation(
         label_map=label_map_of(gland, probability, predictor.preprocess.regions),
+        probability=probability,
         confidence=float(probability[0][gland].mean()) if gland.any() else None,
-        inter_model_dice=inter_model_dice(per_network[:, 0] >= threshold),
+        inter_model_dice=agreement,
+        features=mask_features(
+            per_network[:, 0],
+            plain,
+            threshold=threshold,
+            inter_model_dice=agreement,
+            spacing_mm=prepared.geometry.spacing_mm,
+        ),
         intensity=intensity,
         window=prepared.geometry,
     )
@@ -137,13 +151,18 @@ def predict_probability(image: torch.Tensor, *, predictor: Predictor) -> np.ndar
     return network_probabilities(image, predictor=predictor).mean(axis=0)
 
 
-@torch.inference_mode()
 def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
     """Return the probability of each region from each network, averaged over TTA and windows.
 
     `image` is the standardised study on the preprocessed grid, float32 [Z, Y, X]. The result is float32
     [networks, regions, Z, Y, X].
     """
+    return _probabilities(image, predictor=predictor)[0]
+
+
+@torch.inference_mode()
+def _probabilities(image: torch.Tensor, *, predictor: Predictor) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return `network_probabilities` and, with TTA, those of the gland without TTA, [networks, Z, Y, X]."""
     forward = partial(_forward, predictor=predictor, pool=predictor.pool)
     image = image.to(predictor.device)  # in this thread, because the current GPU is a property of each thread
     num_slices, depth = len(image), predictor.model.num_slices
@@ -164,11 +183,14 @@ def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> np.nd
             rows = neighbours(centers, num_slices=depth, first=0, last=num_slices - 1)
             probability = forward(image[rows]).transpose(0, 1)
         array: np.ndarray = probability.unflatten(0, (len(predictor.networks), -1)).contiguous().cpu().numpy()
-    return array
+    return (array[:, :-1], array[:, -1]) if predictor.tta else (array, None)
 
 
 def _forward(inputs: torch.Tensor, *, predictor: Predictor, pool: ThreadPoolExecutor) -> torch.Tensor:
-    """Return probabilities [N, networks * regions, (D,) Y, X] of inputs [N, slices, Y, X] or [N, 1, D, Y, X]."""
+    """Return probabilities [N, networks * channels, (D,) Y, X] of inputs [N, slices, Y, X] or [N, 1, D, Y, X].
+
+    The channels are those of `_probability`.
+    """
     # Batches have a fixed size: the last bits of a convolution depend on the size of its batch.
     batch_size = max(1, SLICES_PER_BATCH[inputs.device.type] // (inputs.shape[2] if is_3d(predictor.model) else 1))
     batches = inputs.split(batch_size)
@@ -195,14 +217,18 @@ def _forward_batch(inputs: torch.Tensor, *, network: nn.Module, predictor: Predi
 
 @torch.inference_mode()
 def _probability(inputs: torch.Tensor, *, network: nn.Module, predictor: Predictor) -> torch.Tensor:
-    """Return the float32 probabilities of one forward pass, or the mean with that of the mirrored inputs."""
+    """Return float32 probabilities of the regions; with TTA their mean with those of the mirrored inputs.
+
+    With TTA one more channel has the probability of the gland from the inputs as they are.
+    """
     views = []
     for mirrored in (False, True) if predictor.tta else (False,):
         with autocast(inputs.device, precision=predictor.precision):
             logits = network(inputs.flip(-1) if mirrored else inputs)
         probability = torch.sigmoid(logits.float())
         views.append(probability.flip(-1) if mirrored else probability)
-    return torch.stack(views).mean(dim=0)
+    mean = torch.stack(views).mean(dim=0)
+    return torch.cat([mean, views[0][:, :1]], dim=1) if predictor.tta else mean
 
 
 def inter_model_dice(masks: np.ndarray) -> float | None:

@@ -1,6 +1,7 @@
 """Out-of-distribution check: a few properties of a study against their ranges over the training studies."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from prostate_seg.segmentation.inference.intensity import Intensity
 
@@ -33,6 +34,25 @@ def property_ranges(studies: Iterable[Mapping[str, float]]) -> dict[str, tuple[f
         name: (float(f"{min(row[name] for row in rows):.6g}"), float(f"{max(row[name] for row in rows):.6g}"))
         for name in (FORMATS if rows else ())
     }
+
+
+def merged_ranges(every: Sequence[TrainingRanges]) -> dict[str, tuple[float, float]]:
+    """Return the ranges over the training studies of several networks, of the properties that all of them have."""
+    shared = [name for name in every[0] if all(name in ranges for ranges in every)]
+    return {name: (min(one[name][0] for one in every), max(one[name][1] for one in every)) for name in shared}
+
+
+def distance_from_training(study: Mapping[str, float], *, ranges: TrainingRanges) -> float:
+    """Return how far the properties of a study lie outside their training ranges, summed; 1 is what is tolerated of one."""
+    distance = 0.0
+    for name, (low, high) in ranges.items():
+        if name not in study:
+            continue
+        if name == "mean_grey":
+            distance += max(0.0, low - study[name], study[name] - high) / TOLERATED_GREY
+        else:
+            distance += max(0.0, math.log(low / study[name]), math.log(study[name] / high)) / math.log(TOLERATED_FACTOR)
+    return distance
 
 
 def out_of_distribution(study: Mapping[str, float], *, ranges: TrainingRanges) -> list[str]:

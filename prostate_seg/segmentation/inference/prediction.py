@@ -1,5 +1,6 @@
 """Prediction for a study without a reference: mask, volume, uncertainty, and warnings that call for review."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,14 @@ from prostate_seg.imaging.preprocessing import axis_index
 from prostate_seg.imaging.quality import PLAUSIBLE_VOLUME_ML, check_case
 from prostate_seg.imaging.regions import region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.segmentation.inference.inference import segment
-from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, out_of_distribution
+from prostate_seg.segmentation.inference.expected_dice import Estimate
+from prostate_seg.segmentation.inference.inference import Segmentation, segment
+from prostate_seg.segmentation.inference.out_of_distribution import (
+    TrainingRanges,
+    distance_from_training,
+    mean_grey,
+    out_of_distribution,
+)
 from prostate_seg.segmentation.networks.model_folder import Model
 
 LOW_CONFIDENCE = 0.8
@@ -39,6 +46,8 @@ class Prediction:
     """Mean probability over the mask's voxels; None for an empty mask."""
     inter_model_dice: float | None
     """Mean pairwise Dice of the networks' masks; None for one network, or if all masks are empty."""
+    estimate: Estimate | None
+    """Expected Dice and its lower bound; None for a model that has no calibration for them."""
     warnings: list[str]
     """Reasons to review the mask, as sentences."""
 
@@ -63,15 +72,7 @@ def predict(image: Volume, *, model: Model) -> Prediction:
     )
     gland = found.label_map > 0
     volume_ml = int(gland.sum()) * image.geometry.voxel_volume_ml
-    spacing_z_mm, spacing_y_mm, _ = image.geometry.spacing_mm
-    study = {
-        "spacing_y_mm": spacing_y_mm,
-        "spacing_z_mm": spacing_z_mm,
-        "num_slices": float(len(image.array)),
-        "mean_grey": mean_grey(found.intensity),
-    }
-    if volume_ml:
-        study["gland_volume_ml"] = volume_ml
+    study = study_properties(image, found)
     warnings = [
         *model.notes,
         *(finding.message for finding in findings),
@@ -88,6 +89,7 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         warnings.append(f"mean probability {found.confidence:.2f}, below {LOW_CONFIDENCE:g}")
     if found.inter_model_dice is not None and found.inter_model_dice < LOW_INTER_MODEL_DICE:
         warnings.append(f"inter-model Dice {found.inter_model_dice:.2f}, below {LOW_INTER_MODEL_DICE:g}")
+    calibration = model.expected_dice
     return Prediction(
         mask=image.with_mask(found.label_map),
         volume_ml=volume_ml,
@@ -95,8 +97,30 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         num_slices=int(gland.any(axis=(1, 2)).sum()),
         mean_confidence=found.confidence,
         inter_model_dice=found.inter_model_dice,
+        estimate=calibration.estimate(features_of(found, study, ranges=model.ranges)) if calibration else None,
         warnings=warnings,
     )
+
+
+def study_properties(image: Volume, found: Segmentation) -> dict[str, float]:
+    """Return the properties of a segmented study that have training ranges; an empty mask has no volume."""
+    spacing_z_mm, spacing_y_mm, _ = image.geometry.spacing_mm
+    study = {
+        "spacing_y_mm": spacing_y_mm,
+        "spacing_z_mm": spacing_z_mm,
+        "num_slices": float(len(image.array)),
+        "mean_grey": mean_grey(found.intensity),
+    }
+    if found.label_map.any():
+        study["gland_volume_ml"] = np.count_nonzero(found.label_map) * image.geometry.voxel_volume_ml
+    return study
+
+
+def features_of(found: Segmentation, study: Mapping[str, float], *, ranges: TrainingRanges) -> dict[str, float]:
+    """Return all features of a mask, those of the study included; empty for an empty mask."""
+    if not found.label_map.any():
+        return {}
+    return {**found.features, "outside_training": distance_from_training(study, ranges=ranges)}
 
 
 def zones_of(prediction: Prediction, *, model: Model) -> dict[str, dict[str, Any]]:

@@ -13,8 +13,9 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
 from prostate_seg.common.settings import parse_group, plain, present_names
 from prostate_seg.imaging.regions import Regions, predicted_labels
+from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
 from prostate_seg.segmentation.inference.inference import Predictor
-from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges
+from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges, merged_ranges
 from prostate_seg.segmentation.inference.settings import InferenceSettings
 from prostate_seg.segmentation.networks.onnx_network import OnnxNetwork
 from prostate_seg.segmentation.networks.settings import Backend
@@ -22,6 +23,8 @@ from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS, load_net
 from prostate_seg.segmentation.settings import Precision
 
 USAGE = "segmentation.json"
+TRUST = "trust.json"
+"""Calibration of expected Dice, or the reason why there is none, and temperatures; from stage=register."""
 ONNX = "network.onnx"
 """In the folder of a fold, if it was registered with register.onnx=true."""
 
@@ -55,6 +58,10 @@ class Model:
     ranges: TrainingRanges
     notes: tuple[str, ...]
     """Warnings that apply to every prediction of the model."""
+    expected_dice: ExpectedDice | None = None
+    """Calibration of expected Dice and its lower bound, which stage=register stores."""
+    no_expected_dice: str | None = None
+    """Why there is none, and the next step."""
     md5: str
     """Hash of weights, recipes, usage and backend: equal models give equal masks."""
 
@@ -72,6 +79,19 @@ def write_usage(folder: Path, usage: Usage) -> None:
 def read_usage(folder: Path) -> Usage | None:
     """Read segmentation.json; None if the folder has none."""
     return Usage.from_dict(read_json(folder / USAGE)) if (folder / USAGE).is_file() else None
+
+
+def _read_expected_dice(folder: Path, *, num_networks: int) -> tuple[ExpectedDice | None, str | None]:
+    """Read the calibration in trust.json, or return the reason why there is none for these networks."""
+    stored = read_json(folder / TRUST) if (folder / TRUST).is_file() else {}
+    values = stored.get("expected_dice")
+    if values is None:
+        reason = "register the networks with an evaluation of this version: stage=evaluate, then stage=register"
+        return None, stored.get("no_expected_dice") or reason
+    found = ExpectedDice.from_dict(values)
+    if "inter_model" in found.features and num_networks == 1:
+        return None, "it is calibrated on the ensemble, and fold.index chooses one network"
+    return found, None
 
 
 def network_folders(folder: Path, *, fold_index: int | None) -> list[Path]:
@@ -117,8 +137,7 @@ def load_model(
                 "train all folds with the same settings, or take one with fold.index"
             )
     note = "trained on windows that the reference had placed (preprocess.crop=mask)"
-    every = [recipe.ranges for recipe in recipes]
-    shared = [key for key in every[0] if all(key in ranges for ranges in every)]
+    expected_dice, no_expected_dice = _read_expected_dice(folder, num_networks=len(folders))
     files = [path / file for path in folders for file in (RECIPE, WEIGHTS)]
     usage_text = str(plain(usage)).replace("'tta'", "'flips'")  # former name: masks of earlier versions stay valid
     networks = [
@@ -130,7 +149,9 @@ def load_model(
         name=name or str(folder),
         predictor=centred.predictor(networks, device=device, precision=usage.precision, tta=usage.tta),
         usage=usage,
-        ranges={key: (min(one[key][0] for one in every), max(one[key][1] for one in every)) for key in shared},
+        ranges=merged_ranges([recipe.ranges for recipe in recipes]),
+        expected_dice=expected_dice,
+        no_expected_dice=no_expected_dice,
         notes=(note,) if first.preprocess.crop == "mask" else (),
         md5=md5_of_text(" ".join([usage_text, backend, *map(md5_of, files)])),
     )
