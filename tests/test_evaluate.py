@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import read_json
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import StageResult, Workspace, workspace_of
 from prostate_seg.data.cases import Case
 from prostate_seg.data.folds import read_folds
 from prostate_seg.data.loading import load_case
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
+from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
 from prostate_seg.stages import evaluate, load_stage
+from prostate_seg.stages.register import stored_trust
 from prostate_seg.stages.report import load_report_data
 from tests.conftest import composed
 
@@ -75,10 +78,35 @@ def test_every_file_is_hashed_once_and_a_changed_one_is_refused(root: Path, monk
     hashed: list[Path] = []
     monkeypatch.setattr(evaluate, "content_md5", lambda path: (hashed.append(path), content_md5(path))[1])
     evaluated(root, num_workers=1, num_threads=1)
-    assert len(hashed) == len(set(hashed)) == 4  # image and mask of two test cases
+    assert len(hashed) == len(set(hashed)) == 6  # image and mask of two test cases and a val case
     monkeypatch.setattr(evaluate, "content_md5", lambda _: "another")
     with pytest.raises(InputError, match="has changed since stage=preprocess: run the pipeline again"):
         evaluated(root, num_workers=1, num_threads=1)
+
+
+@pytest.mark.usefixtures("result")
+def test_too_few_test_patients_have_no_expected_dice_but_signs_and_a_temperature(root: Path) -> None:
+    trust = read_json(root / "evaluation" / "metrics.json")["trust"]
+    assert "needs 9 test patients with a predicted gland, and there are 2" in trust["no_expected_dice"]
+    table = pd.read_csv(root / "evaluation" / "expected_dice.csv")
+    assert table["expected_dice"].isna().all()
+    assert (table[["tta", "confidence"]] < 0).all(axis=None)
+    assert table["inter_model"].isna().all()  # one network per case
+    assert 0.1 <= trust["calibration"]["whole_gland"]["temperature"] <= 10
+    voxels = pd.read_csv(root / "evaluation" / "calibration.csv").groupby("subset")[["outside", "inside"]].sum()
+    assert (voxels.loc[["val", "test"]] > 0).all(axis=None)
+
+
+@pytest.mark.usefixtures("result")
+def test_a_coverage_that_two_patients_allow_has_a_calibration_that_register_stores(root: Path) -> None:
+    before = read_json(root / "evaluation" / "metrics.json")["pooled"]
+    cfg, workspace = configured(root, "machine.num_workers=1", "evaluate.coverage=0.5")
+    load_stage("evaluate")(cfg, workspace)
+    trust = read_json(root / "evaluation" / "metrics.json")["trust"]
+    stored = stored_trust(trust)
+    assert ExpectedDice.from_dict(stored["expected_dice"]).num_patients == 2
+    assert stored["temperature"] == {"whole_gland": trust["calibration"]["whole_gland"]["temperature"]}
+    assert read_json(root / "evaluation" / "metrics.json")["pooled"] == before
 
 
 def external_copies(root: Path, folder: Path, *, noise: float) -> Path:

@@ -1,7 +1,7 @@
 """Tables of one evaluation: cases.csv, slices.csv, metrics.json, and the summary that the terminal shows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ METRIC_LABELS = {
 
 SUMMARY_METRICS = tuple(METRIC_LABELS)
 
-CASE_METRICS = tuple(field.name for field in fields(CaseMetrics) if field.type in (float, "float"))
+CASE_METRICS = tuple(one.name for one in fields(CaseMetrics) if one.type in (float, "float"))
 """Numeric columns of cases.csv."""
 
 
@@ -48,6 +48,10 @@ class CaseResult:
     counts: SliceCounts
     """Voxels per slice, from apex to base."""
     region: str = WHOLE_GLAND
+    features: Mapping[str, float] = field(default_factory=dict)
+    """Features of the gland's mask, as `prediction.features_of` returns them."""
+    voxels: np.ndarray | None = None
+    """Voxels near the surface by label and logit, as `calibration.count_near_surface` returns them."""
 
     @property
     def ids(self) -> dict[str, str]:
@@ -180,8 +184,8 @@ def _metric_lines(pooled: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in SUMMARY_METRICS:
         row = pooled[name]
-        interval = " to ".join(_number(row[bound]).strip() for bound in ("ci95_low", "ci95_high"))
-        lines.append(f"{name:<26}{_number(row['mean'])}{_number(row['sd'])}{_number(row['median'])}{interval:>21}")
+        interval = f"{_number(row['ci95_low'])} to {_number(row['ci95_high'])}"
+        lines.append(f"{name:<26}{_number(row['mean'])}{_number(row['sd'])}{_number(row['median'])}  {interval}")
     return lines
 
 

@@ -150,6 +150,11 @@ def page_plots(
     if not curves.empty:
         figures["train_loss"] = curves_figure(curves, "train_loss", label="training loss", kept_epochs={})
         figures["val_dice"] = curves_figure(curves, "val_dice", label="val Dice", kept_epochs=kept_epochs)
+    if "expected_dice" in tables:
+        figures["reliability"] = reliability_figure(by_region(tables["reliability"])[WHOLE_GLAND])
+        if tables["expected_dice"]["dice_lower_bound"].notna().any():
+            figures["expected_dice"] = expected_dice_figure(tables["expected_dice"])
+            figures["risk_coverage"] = risk_coverage_figure(tables["risk_coverage"])
     return {name: to_svg(figure, name=name) for name, figure in figures.items()}
 
 
@@ -231,6 +236,50 @@ def along_gland_figure(table: pd.DataFrame) -> Figure:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xticks([0, 1 / 3, 2 / 3, 1], ["apex", "⅓", "⅔", "base"])
     axes.legend(frameon=False, fontsize=8, loc="lower center")
+    return figure
+
+
+def expected_dice_figure(table: pd.DataFrame) -> Figure:
+    """Draw Dice over expected Dice, a point per case, and the lower bound; cases below their bound have another colour."""
+    figure, axes = _panel(xlabel="expected Dice", ylabel="Dice")
+    rows = table.dropna(subset=["dice_lower_bound"]).sort_values("expected_dice")
+    low = max(math.floor(10 * min(rows["dice"].min(), rows["dice_lower_bound"].min())) / 10, 0)
+    axes.plot([low, 1], [low, 1], color="black", linewidth=0.6)
+    axes.plot(rows["expected_dice"], rows["dice_lower_bound"], color=SERIES[1], linewidth=1.2, label="lower bound")
+    is_covered = rows["dice"] >= rows["dice_lower_bound"]
+    for members, colour, label in ((is_covered, SERIES[0], "case"), (~is_covered, SERIES[1], "case below its bound")):
+        if members.any():
+            x, y = rows["expected_dice"][members], rows["dice"][members]
+            axes.plot(x, y, "o", color=colour, label=label, markersize=4, alpha=0.7, markeredgewidth=0)
+    axes.set(xlim=(max(rows["expected_dice"].min() - 0.02, 0), min(rows["expected_dice"].max() + 0.02, 1)))
+    axes.set_ylim(low - 0.01, 1.01)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def risk_coverage_figure(curve: pd.DataFrame) -> Figure:
+    """Draw the mean of 1 - Dice over the fraction of cases kept, beside the lowest possible curve."""
+    figure, axes = _panel(xlabel="fraction of cases kept, highest expected Dice first", ylabel="mean of 1 - Dice")
+    axes.plot(curve["coverage"], curve["risk"], color=SERIES[0], label="ordered by expected Dice")
+    axes.plot(curve["coverage"], curve["best_risk"], color=SERIES[2], linestyle="--", label="ordered by Dice")
+    axes.axhline(curve["risk"].iloc[-1], color="black", linewidth=0.6)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, None)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def reliability_figure(table: pd.DataFrame) -> Figure:
+    """Draw the fraction of gland voxels over their mean probability, before and after temperature scaling."""
+    figure, axes = _panel(xlabel="mean probability", ylabel="fraction of voxels in the reference")
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.6)
+    for number, (is_scaled, label) in enumerate(((False, "as predicted"), (True, "with temperature"))):
+        rows = table[table["is_scaled"] == is_scaled].dropna(subset=["probability"])
+        if len(rows):
+            style = ("o-", "o--")[number]
+            axes.plot(rows["probability"], rows["fraction"], style, color=SERIES[number], markersize=4, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 

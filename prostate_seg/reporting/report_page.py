@@ -11,10 +11,11 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.elsewhere import Elsewhere
 from prostate_seg.reporting.evaluation_tables import METRIC_LABELS, by_region, zones_of
 from prostate_seg.reporting.gallery import GalleryCase
-from prostate_seg.reporting.plots import READERS_DICE, READERS_OF_REGIONS, page_plots, to_svg
+from prostate_seg.reporting.plots import READERS_DICE, READERS_OF_REGIONS, page_plots
 from prostate_seg.reporting.report_tables import ReportData, failures_of, limits_of_agreement
-from prostate_seg.reporting.stress_tables import TOLERATED_DROP, stress_figure
 from prostate_seg.reporting.templates import render_html
+from prostate_seg.reporting.trust import Trust, area_under, covered_patients
+from prostate_seg.segmentation.calibration import NEAR_SURFACE_MM
 from prostate_seg.segmentation.statistics import FAILURE_DICE
 
 THIRDS = {"dice": "whole gland", "dice_apex": "apex", "dice_mid": "mid-gland", "dice_base": "base"}
@@ -36,9 +37,8 @@ def render_report(
 ) -> str:
     """Return the page, with the tables of `report_tables.all_tables`, and the results of unseen groups if there are some."""
     limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
+    trust = data.trust
     plots = page_plots(data.cases, tables, zones=data.zones, limits_ml=limits_ml, kept_epochs=data.kept_epochs)
-    if data.stress_curves is not None:
-        plots["stress"] = to_svg(stress_figure(data.stress_curves), name="stress")
     quality = data.reference_quality
     packages = [data.records[stage]["packages"] for stage in ("evaluate", "train") if stage in data.records]
     pooled = data.summary["pooled"]
@@ -58,8 +58,9 @@ def render_report(
         },
         anatomy=anatomy(data),
         elsewhere=elsewhere,
-        tolerated_drop=TOLERATED_DROP,
         unseen=[] if elsewhere is None else elsewhere.rows.to_dict("records"),
+        trust=trust,
+        bounds=None if trust is None or trust.cases["dice_lower_bound"].isna().all() else bounds(trust),
         thirds=[(label, pooled[name], READERS_DICE.get(name)) for name, label in THIRDS.items()],
         plots={name: Markup(svg) for name, svg in plots.items()},
         gallery=gallery,
@@ -67,8 +68,23 @@ def render_report(
         packages=packages[0] if packages else {},
         core_packages=CORE_PACKAGES,
         max_rows=MAX_ROWS,
+        near_surface_mm=NEAR_SURFACE_MM,
         quality=[] if quality is None else quality[quality["findings"] != ""].to_dict("records"),
     )
+
+
+def bounds(trust: Trust) -> dict[str, Any]:
+    """Return coverage of the lower bound and areas under the risk-coverage curve, for the page."""
+    num_covered, num_patients = covered_patients(trust.cases)
+    return {
+        "coverage": trust.summary["expected_dice"]["coverage"],
+        "num_calibrated": len(trust.summary["expected_dice"]["scores"]),
+        "num_covered": num_covered,
+        "num_patients": num_patients,
+        "area": area_under(trust.curve),
+        "best_area": area_under(trust.curve, "best_risk"),
+        "mean_risk": float(1 - trust.cases["dice"].mean()),
+    }
 
 
 def anatomy(data: ReportData) -> list[dict[str, Any]]:

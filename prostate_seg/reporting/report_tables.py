@@ -14,6 +14,7 @@ from prostate_seg.data.attributes import REFERENCE_BY, RESERVED
 from prostate_seg.data.lineage import Ancestor
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
+from prostate_seg.reporting.trust import Trust, reliability_table
 from prostate_seg.segmentation.statistics import FAILURE_DICE, summarise
 
 NUM_BINS = 10
@@ -70,10 +71,8 @@ class ReportData:
     """preprocess_log.json: findings and exclusions."""
     ancestors: Mapping[str, Sequence[Ancestor]] = field(default_factory=dict)
     """Networks that the network of each fold started from, the nearest first; empty for random weights."""
-    stress: Mapping[str, Any] | None = None
-    """stress.json of these networks."""
-    stress_curves: pd.DataFrame | None = None
-    """stress/curves.csv, with `stress`."""
+    trust: Trust | None = None
+    """Expected Dice and calibration; None for an evaluation of an older version."""
 
     @property
     def is_phantom(self) -> bool:
@@ -150,7 +149,13 @@ def all_tables(data: ReportData) -> dict[str, pd.DataFrame]:
         "subgroups": subgroup_dice(data),
         "learning_curves": learning_curves(data.histories),
         "dice_along_gland": dice_along_gland(data),
+        **({} if data.trust is None else trust_tables(data.trust)),
     }
+
+
+def trust_tables(trust: Trust) -> dict[str, pd.DataFrame]:
+    """Return the tables of the section on single masks."""
+    return {"expected_dice": trust.cases, "risk_coverage": trust.curve, "reliability": reliability_table(trust)}
 
 
 def _long(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

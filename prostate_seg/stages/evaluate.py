@@ -5,15 +5,19 @@ of an external folder are compared with the images of the trained folds before a
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, permutations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import atomic_folder, write_csv, write_json
+from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, write_csv, write_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
@@ -29,13 +33,17 @@ from prostate_seg.imaging.quality import Finding
 from prostate_seg.imaging.regions import Regions, predicted_labels, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting import evaluation_tables as tables
+from prostate_seg.reporting import trust
 from prostate_seg.reporting.evaluation_tables import CaseResult
 from prostate_seg.reporting.overlays import ZoneMasks, overlay_figure, overlay_title
 from prostate_seg.reporting.plots import case_metrics_figure, save_png
+from prostate_seg.segmentation.calibration import bin_logits, count_near_surface
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference.inference import Predictor, segment
+from prostate_seg.segmentation.inference.inference import Predictor, Segmentation, segment
+from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges, merged_ranges
+from prostate_seg.segmentation.inference.prediction import features_of, study_properties
 from prostate_seg.segmentation.metrics import case_metrics
-from prostate_seg.segmentation.networks.storage import load_network, load_recipe
+from prostate_seg.segmentation.networks.storage import WEIGHTS, load_network, load_recipe
 from prostate_seg.segmentation.overlap import slice_counts
 from prostate_seg.stages import common
 from prostate_seg.stages.ancestor_gate import ancestors_in, pass_ancestor_gate, with_ancestors
@@ -44,11 +52,13 @@ log = logging.getLogger(__name__)
 
 Md5s = tuple[str, str]
 """Hashes of image and mask."""
-Result = TypeVar("Result")
+
+MAX_VAL_STUDIES = 20
+"""Val studies, over all folds, that the temperature is fitted to: hundreds of thousands of voxels for one number."""
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Write evaluation/ (or evaluation_external/): cases.csv, slices.csv, metrics.json, summary.json, masks and overlays."""
+    """Write evaluation/ (or evaluation_external/): tables, metrics.json, summary.json, masks and overlays."""
     dataset = common.checked_dataset(cfg, workspace)
     folds, verdict = common.checked_folds(cfg, workspace, dataset)
     ancestors = {index: ancestors_in(workspace.fold(index)) for index in folds}
@@ -69,6 +79,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             results, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
         )
         summary["leak_gate"] = verdict
+        summary["trust"], trusted = write_trust(folder, results, cfg, workspace, folds, dataset, regions=regions)
         if zones := common.preprocess_settings(cfg, workspace).zones:
             summary["labels"] = {name: list(labels) for name, labels in zones.items()}
         flat, table = tables.flat_summary(summary), tables.cases_table(results, oracle_crop=oracle_crop)
@@ -82,7 +93,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         ordered = sorted(glands, key=lambda result: result.metrics.dice)
         for name, result in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
             draw_result(folder, name, result, regions=regions, predicted_regions=predicted)
-    for line in tables.summary_lines(summary):
+    for line in [*tables.summary_lines(summary), *trust.trust_lines(summary["trust"], trusted)]:
         log.info("%s", line)
     log.info("tables, masks and overlays are in %s", target)
     return StageResult(
@@ -90,7 +101,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         outputs=[target],
         metrics={f"test/{name}": mean for name, mean in flat["test"].items()},
         figures=[target / "cases.png", *sorted((target / "overlays").glob("*.png"))],
-        tables=[target / name for name in ("cases.csv", "slices.csv", "metrics.json")],
+        tables=[target / name for name in ("cases.csv", "slices.csv", "metrics.json", "expected_dice.csv")],
         tags={"leak_gate": verdict["verdict"]},
     )
 
@@ -128,23 +139,35 @@ def evaluate_test_cases(
     for index, fold in folds.items():
         predictor = load_predictor(cfg, workspace, {index: fold})
         evaluate = partial(
-            evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold=f"fold{index}", regions=regions
+            evaluate_case,
+            cfg=cfg,
+            predictor=predictor,
+            ranges=ranges_of(workspace, {index: fold}),
+            folder=folder,
+            fold=f"fold{index}",
+            regions=regions,
         )
-        work = partial(apply_to_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=evaluate)
+        work = partial(_evaluate_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, evaluate=evaluate)
         records = [dataset[case_id] for case_id in fold.test]
         found = map_cases(work, records, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
         results += chain.from_iterable(found)
     return results
 
 
-def apply_to_test_case(
+def _evaluate_test_case(
     record: CaseRecord,
     *,
     labels: Sequence[int] | None,
     data: Path,
-    function: Callable[[Case, LoadedCase, Md5s], Result],
-) -> Result:
-    """Apply a function to one case of the data set, whose files must be those that preprocessing and the leak gate read."""
+    evaluate: Callable[[Case, LoadedCase, Md5s], list[CaseResult]],
+) -> list[CaseResult]:
+    """Evaluate one case of the data set."""
+    case, loaded = load_unchanged(record, labels=labels, data=data)
+    return evaluate(case, loaded, (record.image_md5, record.mask_md5))
+
+
+def load_unchanged(record: CaseRecord, *, labels: Sequence[int] | None, data: Path) -> tuple[Case, LoadedCase]:
+    """Load a case of the data set, whose files must be those that preprocessing and the leak gate read."""
     image, mask = data / record.image, data / record.mask
     for path, md5 in ((image, record.image_md5), (mask, record.mask_md5)):
         if not path.exists():
@@ -161,7 +184,55 @@ def apply_to_test_case(
     )
     loaded, quality = load_case(case, labels=labels)
     assert loaded is not None, quality.findings  # the same files passed the same checks in stage=preprocess
-    return function(case, loaded, (record.image_md5, record.mask_md5))
+    return case, loaded
+
+
+def write_trust(
+    folder: Path,
+    results: Sequence[CaseResult],
+    cfg: Config,
+    workspace: Workspace,
+    folds: dict[int, Fold],
+    dataset: dict[str, CaseRecord],
+    *,
+    regions: Regions,
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Write expected_dice.csv and calibration.csv; return the part of metrics.json and the first table."""
+    is_external = cfg.evaluate.external_root is not None
+    counts = {} if is_external else count_val_voxels(cfg, workspace, folds, dataset, regions=regions)
+    counts |= trust.voxels_of_regions(results)
+    table = trust.expected_dice_table(results, coverage=cfg.evaluate.coverage)
+    write_csv(folder / "expected_dice.csv", table, float_format="%.6g")
+    write_csv(folder / "calibration.csv", trust.calibration_table(counts))
+    oracle_crop = cfg.preprocess.crop == "mask"
+    return {
+        "networks_md5": networks_md5(cfg, workspace, folds),
+        **trust.fitted_expected_dice(table, coverage=cfg.evaluate.coverage, oracle_crop=oracle_crop),
+        "calibration": trust.fitted_temperatures(counts),
+    }, table
+
+
+def count_val_voxels(
+    cfg: Config, workspace: Workspace, folds: dict[int, Fold], dataset: dict[str, CaseRecord], *, regions: Regions
+) -> dict[tuple[str, str], np.ndarray]:
+    """Count the voxels near the surface of each region by logit, over val studies of each fold segmented by its network."""
+    counts = {(region, "val"): np.zeros((2, len(bin_logits())), dtype=np.int64) for region in regions}
+    for index, fold in folds.items():
+        predictor = load_predictor(cfg, workspace, {index: fold})
+        count = partial(_count_val_study, cfg=cfg, predictor=predictor, data=workspace.data, regions=regions)
+        present = [dataset[case_id] for case_id in fold.val if (workspace.data / dataset[case_id].image).exists()]
+        chosen = present[:: max(1, math.ceil(len(present) * len(folds) / MAX_VAL_STUDIES))]
+        found = map_cases(count, chosen, num_workers=cfg.machine.num_workers, label=f"calibrate fold {index}")
+        for key, *of_studies in zip(counts, *found, strict=True):
+            counts[key] = sum(of_studies, counts[key])
+    return counts
+
+
+def _count_val_study(
+    record: CaseRecord, *, cfg: Config, predictor: Predictor, data: Path, regions: Regions
+) -> list[np.ndarray]:
+    _, loaded = load_unchanged(record, labels=regions[WHOLE_GLAND], data=data)
+    return voxels_near_surface(loaded, segment_case(loaded, cfg=cfg, predictor=predictor), predictor, regions)
 
 
 def evaluate_external_cases(
@@ -189,7 +260,7 @@ def evaluate_external_cases(
     hashed = map_cases(hash_files, cases, num_workers=cfg.machine.num_workers, label="hash")
     external = {case.case_id: fingerprint for case, fingerprint in zip(cases, hashed, strict=True)}
     refuse_leaks(compare(external), ancestors, num_cases=len(cases))
-    predictor = load_predictor(cfg, workspace, folds)
+    predictor, ranges = load_predictor(cfg, workspace, folds), ranges_of(workspace, folds)
     leaks: list[Leak] = []
     allow_others = len(regions) == 1 or cfg.data.whole_gland_labels is not None
 
@@ -202,8 +273,8 @@ def evaluate_external_cases(
         if leaks:
             return [], quality.findings
         md5s = str(fingerprint.image_md5), str(fingerprint.mask_md5)
-        measure = partial(evaluate_case, cfg=cfg, predictor=predictor, folder=folder, fold="ensemble", regions=regions)
-        return measure(case, loaded, md5s), quality.findings
+        measure = partial(evaluate_case, cfg=cfg, predictor=predictor, ranges=ranges, folder=folder, fold="ensemble")
+        return measure(case, loaded, md5s, regions=regions), quality.findings
 
     outcomes = map_cases(evaluate, cases, num_workers=cfg.machine.num_workers, label="evaluate")
     refuse_leaks(leaks, ancestors, num_cases=len(cases))
@@ -223,6 +294,7 @@ def evaluate_case(
     *,
     cfg: Config,
     predictor: Predictor,
+    ranges: TrainingRanges,
     folder: Path,
     fold: str,
     regions: Regions,
@@ -231,18 +303,15 @@ def evaluate_case(
 
     The label map has the values of the data set that the networks were trained on, the reference those in `regions`.
     """
-    predicted = segment(
-        loaded.image,
-        loaded.mask if predictor.preprocess.crop == "mask" else None,
-        predictor=predictor,
-        threshold=cfg.evaluate.threshold,
-        largest_component=cfg.evaluate.largest_component,
-    ).label_map
-    write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(predicted))
-    predictions = region_masks(predicted, predicted_labels(predictor.preprocess.regions))
+    found, spacing_mm = segment_case(loaded, cfg=cfg, predictor=predictor), loaded.image.geometry.spacing_mm
+    write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(found.label_map))
+    features = features_of(found, study_properties(loaded.image, found), ranges=ranges)
+    predictions = region_masks(found.label_map, predicted_labels(predictor.preprocess.regions))
+    references = region_masks(loaded.mask.array, regions)
+    voxels = voxels_near_surface(loaded, found, predictor, regions)
     results = []
-    for region, mask, reference in zip(regions, predictions, region_masks(loaded.mask.array, regions), strict=True):
-        counts, spacing_mm = slice_counts(reference, mask), loaded.image.geometry.spacing_mm
+    for region, mask, reference, of_region in zip(regions, predictions, references, voxels, strict=True):
+        counts = slice_counts(reference, mask)
         result = CaseResult(
             fold=fold,
             case=case,
@@ -251,9 +320,31 @@ def evaluate_case(
             metrics=case_metrics(reference, mask, spacing_mm=spacing_mm, counts=counts),
             counts=counts,
             region=region,
+            features=features,
+            voxels=of_region,
         )
         results.append(result)
     return results
+
+
+def segment_case(loaded: LoadedCase, *, cfg: Config, predictor: Predictor) -> Segmentation:
+    """Segment a case as the settings of the evaluation say."""
+    return segment(
+        loaded.image,
+        loaded.mask if predictor.preprocess.crop == "mask" else None,
+        predictor=predictor,
+        threshold=cfg.evaluate.threshold,
+        largest_component=cfg.evaluate.largest_component,
+    )
+
+
+def voxels_near_surface(
+    loaded: LoadedCase, found: Segmentation, predictor: Predictor, regions: Regions
+) -> list[np.ndarray]:
+    """Count the voxels near the surface of each region by label and logit."""
+    masks = region_masks(found.label_map, predicted_labels(predictor.preprocess.regions))
+    of_regions = zip(region_masks(loaded.mask.array, regions), masks, found.probability, strict=True)
+    return [count_near_surface(*arrays, spacing_mm=loaded.image.geometry.spacing_mm) for arrays in of_regions]
 
 
 def draw_result(folder: Path, name: str, result: CaseResult, *, regions: Regions, predicted_regions: Regions) -> None:
@@ -295,6 +386,18 @@ def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) ->
             raise InputError(f"{path} was trained on other preprocessing than this run asks for: run stage=train again")
         networks.append(load_network(path, recipe=recipe, device=device))
     return recipe.predictor(networks, device=device, precision=cfg.train.precision, tta=cfg.evaluate.tta)
+
+
+def ranges_of(workspace: Workspace, folds: Iterable[int]) -> TrainingRanges:
+    """Return the training ranges of the networks of some folds together."""
+    return merged_ranges([load_recipe(workspace.fold(index)).ranges for index in folds])
+
+
+def networks_md5(cfg: Config, workspace: Workspace, folds: Iterable[int]) -> str:
+    """Return a hash of the weights of some folds and of their inference settings."""
+    weights = [md5_of(workspace.fold(index) / WEIGHTS) for index in sorted(folds)]
+    settings = (cfg.evaluate.threshold, cfg.evaluate.largest_component, cfg.evaluate.tta)
+    return md5_of_text(f"{weights} {settings}")
 
 
 def hash_files(case: Case) -> Fingerprint:

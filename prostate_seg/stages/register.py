@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from prostate_seg.common.errors import InputError, listed
-from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json, write_text
+from prostate_seg.common.files import md5_of_text, read_json, write_json, write_text
 from prostate_seg.common.settings import present_names
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
@@ -30,11 +30,19 @@ from prostate_seg.reporting.evaluation_tables import zones_of
 from prostate_seg.reporting.model_card import render_model_card
 from prostate_seg.reporting.promotion import check_promotion
 from prostate_seg.reporting.report_tables import subgroup_dice
-from prostate_seg.segmentation.networks.model_folder import ONNX, Model, Usage, load_model, network_folders, write_usage
+from prostate_seg.segmentation.networks.model_folder import (
+    ONNX,
+    TRUST,
+    Model,
+    Usage,
+    load_model,
+    network_folders,
+    write_usage,
+)
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
 from prostate_seg.stages.ancestor_gate import ancestors_in, pass_ancestor_gate
 from prostate_seg.stages.common import not_duplicates
-from prostate_seg.stages.report import STRESS, load_report_data, stress_of
+from prostate_seg.stages.report import load_report_data
 from prostate_seg.tracking import registry
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.registry import CHALLENGER, CHAMPION, NETWORKS, Evaluated, Version
@@ -96,8 +104,8 @@ def gather(
     write_usage(folder, usage)
     for name, text in evaluated.tables.items():
         write_text(folder / EVALUATION / name, text)
-    if stress_of(workspace, folder) is not None:
-        shutil.copyfile(workspace.stress / STRESS, folder / EVALUATION / STRESS)
+    if trust := json.loads(evaluated.tables["metrics.json"]).get("trust"):
+        write_json(folder / TRUST, stored_trust(trust))
     model = load_model(folder, fold_index=None, usage=usage, device=torch.device("cpu"))
     write_json(folder / "origin.json", {"evaluation_run": evaluated.run_id, "record": dict(evaluated.record)})
 
@@ -140,14 +148,18 @@ def tested_fingerprints(table: pd.DataFrame, workspace: Workspace) -> dict[str, 
     return found
 
 
+def stored_trust(trust: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of trust.json: what an evaluation found for single masks, and a temperature per region."""
+    kept = {name: trust[name] for name in ("expected_dice", "no_expected_dice") if name in trust}
+    return {**kept, "temperature": {region: one["temperature"] for region, one in trust["calibration"].items()}}
+
+
 def registered_version(
     cfg: Config, workspace: Workspace, tree: RunTree, evaluated: Evaluated, model: Model, *, scratch: Path
 ) -> Version:
     """Return the version of these networks with this evaluation: an existing one, or a new one as challenger."""
     assert workspace.run_id is not None  # there is a store, and so a run
-    stress = scratch / NETWORKS / EVALUATION / STRESS
-    content = [model.md5, evaluated.run_id, str(cfg.register.onnx), *([md5_of(stress)] if stress.is_file() else [])]
-    digest = md5_of_text(" ".join(content))
+    digest = md5_of_text(f"{model.md5} {evaluated.run_id} {cfg.register.onnx}")
     known = registry.find_version(tree, cfg.register.name, digest=digest)
     if known is not None:
         log.info("%s is this already", known)
@@ -204,7 +216,6 @@ def promote(cfg: Config, workspace: Workspace, tree: RunTree, version: Version) 
 def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version, champion: Version | None) -> str:
     """Apply the promotion rules, refuse a version that breaks one, and return the reason recorded with the alias."""
     summary, results = _evaluation_of(cfg, workspace, tree, version)
-    stress = registry.fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION / STRESS
     outcomes = check_promotion(
         summary,
         results,
@@ -212,7 +223,6 @@ def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version
         rules=cfg.register,
         num_bootstrap=cfg.evaluate.num_bootstrap,
         seed=cfg.seed,
-        stress=read_json(stress) if stress.is_file() else None,
     )
     for outcome in outcomes:
         log.info("%s", outcome)

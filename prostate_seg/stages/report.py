@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import atomic_folder, md5_of, read_json, write_csv, write_text
+from prostate_seg.common.files import atomic_folder, read_json, write_csv, write_text
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
@@ -27,16 +27,12 @@ from prostate_seg.reporting.model_card import render_model_card
 from prostate_seg.reporting.overlays import ZoneMasks
 from prostate_seg.reporting.report_page import render_report
 from prostate_seg.reporting.report_tables import ReportData, all_tables
+from prostate_seg.reporting.trust import read_trust
 from prostate_seg.stages.ancestor_gate import ancestors_in
 from prostate_seg.stages.common import reference_regions
 from prostate_seg.stages.compare import load_result
 
 log = logging.getLogger(__name__)
-
-STRESS = "stress.json"
-"""Summary of a stress test."""
-WEIGHTS = "fold*/weights.safetensors"
-"""Pattern of the weights in a folder of networks; their module imports torch, which a report does not need."""
 
 SETTINGS_OF_STAGE = {
     "preprocess": ("data", "preprocess"),
@@ -73,6 +69,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             write_csv(folder / f"{name}.csv", table, float_format="%.6g")
     log.info("open %s", target / "report.html")
     inputs = [originals, workspace.preprocess, workspace.kfold_json, workspace.model, evaluation]
+    if data.trust is not None and data.trust.is_of_folds:
+        inputs.append(workspace.evaluation)
     return StageResult(
         inputs=[path for path in inputs if path.exists()],
         outputs=[target],
@@ -96,14 +94,14 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
     trained = [path for path in workspace.model.glob("fold*") if path.is_dir()]
     trained.sort(key=lambda path: (len(path.name), path.name))  # fold10 after fold9
     records, settings = _read_records(workspace, evaluation, trained)
-    stress = stress_of(workspace, workspace.model)
+    summary, is_external = read_json(metrics_json), evaluation == workspace.external_evaluation
     cases_of = by_region(cases.assign(missed_gland=cases["missed_gland"] == "True"))
     return ReportData(
         cases=cases_of.pop(WHOLE_GLAND),
         zones=cases_of,
         slices=by_region(_read_table(slices_csv, numeric=("position", "dice")))[WHOLE_GLAND],
-        summary=read_json(metrics_json),
-        is_external=evaluation == workspace.external_evaluation,
+        summary=summary,
+        is_external=is_external,
         num_bootstrap=cfg.evaluate.num_bootstrap,
         seed=cfg.seed,
         settings=settings,
@@ -115,8 +113,7 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
         reference_quality=_read_table(quality) if quality.is_file() else None,
         preprocess_log=read_json(preprocess_log) if preprocess_log.is_file() else {},
         ancestors={path.name: ancestors_in(path) for path in trained},
-        stress=stress,
-        stress_curves=None if stress is None else pd.read_csv(workspace.stress / "curves.csv"),
+        trust=read_trust(evaluation, summary, of_folds=workspace.evaluation if is_external else None),
     )
 
 
@@ -230,13 +227,3 @@ def _read_table(path: Path, *, numeric: Sequence[str] = ()) -> pd.DataFrame:
 def _files(folders: Sequence[Path], name: str) -> dict[str, Path]:
     """Return the file of one name in each folder that has it, by folder."""
     return {folder.name: folder / name for folder in folders if (folder / name).is_file()}
-
-
-def stress_of(workspace: Workspace, networks: Path) -> dict[str, Any] | None:
-    """Return stress.json of the workspace if it is a test of all networks in a folder, fold0 and so on; None otherwise."""
-    file = workspace.stress / STRESS
-    weights = {path.parent.name: md5_of(path) for path in networks.glob(WEIGHTS)}
-    if not file.is_file() or not weights:
-        return None
-    found: dict[str, Any] = read_json(file)
-    return found if weights.items() <= found["networks"].items() else None

@@ -24,6 +24,8 @@ class EvaluateConfig(InferenceSettings):
 
     num_bootstrap: Annotated[int, Range(ge=100, le=100_000)]
     """Bootstrap samples per confidence interval."""
+    coverage: Annotated[float, Range(gt=0, lt=1)]
+    """Fraction of patients for whom the lower bound of expected Dice is to hold."""
     external_root: str | None
     """Data folder, laid out as data.root may be, for evaluating the ensemble of all folds instead of the test cases."""
     external_labels: dict[str, int] | None

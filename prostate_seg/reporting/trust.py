@@ -1,0 +1,232 @@
+"""Results of one evaluation for single masks: expected Dice, risk-coverage curve, calibration of probabilities."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import read_json
+from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.reporting.evaluation_tables import CaseResult
+from prostate_seg.segmentation.calibration import bin_logits, fit_temperature, reliability
+from prostate_seg.segmentation.inference.expected_dice import ExpectedDice, fit_expected_dice, left_out_estimates
+
+FEATURES = ("tta", "inter_model", "confidence", "outside_training", "small", "rough", "fragments")
+"""Features in the order of expected_dice.csv."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Results of one evaluation for single masks, for the report."""
+
+    cases: pd.DataFrame
+    """expected_dice.csv."""
+    voxels: Mapping[tuple[str, str], np.ndarray]
+    """Content of calibration.csv, as `counts_in` returns it."""
+    summary: Mapping[str, Any]
+    """Part of metrics.json."""
+    is_of_folds: bool
+    """Whether the estimates of an external evaluation are those of the cross-validation of the same networks."""
+
+    @property
+    def curve(self) -> pd.DataFrame:
+        """Risk-coverage curve."""
+        return risk_coverage(self.cases)
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """Temperature and calibration errors of each region."""
+        return dict(self.summary["calibration"])
+
+
+def read_trust(evaluation: Path, summary: Mapping[str, Any], *, of_folds: Path | None) -> Trust | None:
+    """Read the results for single masks; None for an evaluation of an older version.
+
+    Args:
+        evaluation: Folder of the evaluation.
+        summary: Its metrics.json.
+        of_folds: For an external evaluation, the folder of the cross-validation, which may be missing or of other networks.
+    """
+    paths = [evaluation / name for name in ("expected_dice.csv", "calibration.csv")]
+    if "trust" not in summary or not all(path.is_file() for path in paths):
+        return None
+    trust, voxels = dict(summary["trust"]), counts_in(pd.read_csv(paths[1]))
+    cases = pd.read_csv(paths[0], dtype=dict.fromkeys(("fold", "case_id", "patient_id"), str))
+    path = None if of_folds is None else of_folds / "metrics.json"
+    known = read_json(path).get("trust", {}) if path is not None and path.is_file() else {}
+    is_same = known.get("networks_md5") == trust["networks_md5"]
+    if is_same:
+        temperatures = {region: one["temperature"] for region, one in known["calibration"].items()}
+        trust["calibration"] = calibration_errors(voxels, temperatures=temperatures)
+    is_of_folds = is_same and "expected_dice" in known
+    if is_of_folds:
+        trust["expected_dice"] = known["expected_dice"]
+        cases = estimated_by(ExpectedDice.from_dict(known["expected_dice"]), cases)
+    return Trust(cases=cases, voxels=voxels, summary=trust, is_of_folds=is_of_folds)
+
+
+def fitted_expected_dice(table: pd.DataFrame, *, coverage: float, oracle_crop: bool) -> dict[str, Any]:
+    """Return the calibration of expected Dice as JSON types, or why there is none, of `expected_dice_table`."""
+    if oracle_crop:  # no reference centres the window of a new study
+        return {
+            "no_expected_dice": "the windows of the test cases were centred on the references (preprocess.crop=mask)"
+        }
+    try:
+        found = fit_expected_dice(
+            features_in(table), table["dice"].tolist(), patients=table["patient_id"].tolist(), coverage=coverage
+        )
+    except InputError as error:
+        return {"no_expected_dice": str(error)}
+    return {"expected_dice": found.as_dict()}
+
+
+def expected_dice_table(results: Sequence[CaseResult], *, coverage: float) -> pd.DataFrame:
+    """Return expected_dice.csv: ids, Dice, expected Dice, lower bound and features of the glands of test cases.
+
+    The estimate of a case is from a fit without its patient; it is missing if too few patients are left.
+    """
+    glands = [result for result in results if result.region == WHOLE_GLAND]
+    features = [result.features for result in glands]
+    table = pd.DataFrame([{**result.ids, "dice": result.metrics.dice} for result in glands])
+    estimates = left_out_estimates(
+        features, table["dice"].tolist(), patients=table["patient_id"].tolist(), coverage=coverage
+    )
+    return _with_estimates(table, estimates).join(pd.DataFrame(features, columns=list(FEATURES)))
+
+
+def estimated_by(calibration: ExpectedDice, table: pd.DataFrame) -> pd.DataFrame:
+    """Return expected_dice.csv with the estimates of a calibration on other cases."""
+    return _with_estimates(table.copy(), [calibration.estimate(row) for row in features_in(table)])
+
+
+def features_in(table: pd.DataFrame) -> list[dict[str, float]]:
+    """Return the features of each case in expected_dice.csv; none for an empty mask."""
+    return [
+        {str(name): float(value) for name, value in row.items() if not pd.isna(value)}
+        for row in table[list(FEATURES)].to_dict("records")
+    ]
+
+
+def _with_estimates(table: pd.DataFrame, estimates: Sequence[Any]) -> pd.DataFrame:
+    for column, name in (("expected_dice", "expected_dice"), ("dice_lower_bound", "lower_bound")):
+        table[column] = [np.nan if one is None else getattr(one, name) for one in estimates]
+    return table
+
+
+def covered_patients(table: pd.DataFrame) -> tuple[int, int]:
+    """Return the number of patients whose Dice reaches the lower bound in every study, and of those with a bound."""
+    bounded = table.dropna(subset=["dice_lower_bound"])
+    holds = (bounded["dice"] >= bounded["dice_lower_bound"]).groupby(bounded["patient_id"]).all()
+    return int(holds.sum()), len(holds)
+
+
+def risk_coverage(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of 1 - Dice over the cases with the highest expected Dice, by the fraction of cases kept.
+
+    The column `best_risk` has the same in the order of Dice itself, the lowest possible curve.
+    """
+    rows = table.dropna(subset=["expected_dice"])
+    num_kept = np.arange(1, len(rows) + 1)
+    risks = {
+        column: (1 - rows.sort_values([name, "case_id"], ascending=False)["dice"]).cumsum().to_numpy() / num_kept
+        for column, name in (("risk", "expected_dice"), ("best_risk", "dice"))
+    }
+    return pd.DataFrame({"coverage": num_kept / max(1, len(rows)), **risks})
+
+
+def area_under(curve: pd.DataFrame, column: str = "risk") -> float:
+    """Return the area under a risk-coverage curve (AURC): the mean risk over all fractions of cases kept."""
+    return float(curve[column].mean())
+
+
+def voxels_of_regions(results: Sequence[CaseResult]) -> dict[tuple[str, str], np.ndarray]:
+    """Return the voxels near the surface of each region, over all test cases."""
+    counts: dict[tuple[str, str], np.ndarray] = {}
+    for result in results:
+        if result.voxels is not None:
+            key = (result.region, "test")
+            counts[key] = result.voxels + counts.get(key, 0)
+    return counts
+
+
+def calibration_table(counts: Mapping[tuple[str, str], np.ndarray]) -> pd.DataFrame:
+    """Return calibration.csv: voxels near the surface outside and inside of the reference, by region, subset and logit."""
+    logits = bin_logits().round(6)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {"region": region, "subset": subset, "logit": logits, "outside": voxels[0], "inside": voxels[1]}
+            )
+            for (region, subset), voxels in counts.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def counts_in(table: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
+    """Return the counts in calibration.csv by region and subset, int64 [2, bins]."""
+    return {
+        (str(region), str(subset)): rows[["outside", "inside"]].to_numpy(dtype=np.int64).T
+        for (region, subset), rows in table.groupby(["region", "subset"], sort=False)
+    }
+
+
+def fitted_temperatures(counts: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Any]:
+    """Return `calibration_errors` with the temperature of each region that fits its val studies, if there are any."""
+    of_val = {region: voxels for (region, subset), voxels in counts.items() if subset == "val"}
+    return calibration_errors(
+        counts, temperatures={region: fit_temperature(voxels) for region, voxels in of_val.items()}
+    )
+
+
+def calibration_errors(
+    counts: Mapping[tuple[str, str], np.ndarray], *, temperatures: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """Return temperature and calibration error on test cases, before and after scaling, of each region."""
+    found = {}
+    for region, voxels in ((region, voxels) for (region, subset), voxels in counts.items() if subset == "test"):
+        temperature = temperatures.get(region)
+        found[region] = {
+            "temperature": temperature,
+            "calibration_error": reliability(voxels).error,
+            "calibration_error_scaled": temperature and reliability(voxels, temperature=temperature).error,
+        }
+    return found
+
+
+def reliability_table(trust: Trust) -> pd.DataFrame:
+    """Return the reliability diagrams of the test cases, before and after scaling, by region and bin of probability."""
+    parts = []
+    for region, one in trust.calibration.items():
+        for is_scaled, temperature in ((False, 1.0), (True, one["temperature"])):
+            if temperature is None:
+                continue
+            found = reliability(trust.voxels[region, "test"], temperature=temperature)
+            columns = {"probability": found.probability, "fraction": found.fraction, "num_voxels": found.num_voxels}
+            parts.append(pd.DataFrame({"region": region, "is_scaled": is_scaled, **columns}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def trust_lines(trust: Mapping[str, Any], table: pd.DataFrame) -> list[str]:
+    """Return the results as lines for a terminal; `trust` is the part of metrics.json."""
+    lines = []
+    if "no_expected_dice" in trust:
+        lines.append(f"no expected Dice: {trust['no_expected_dice']}")
+    elif table["dice_lower_bound"].notna().any():
+        num_covered, num_patients = covered_patients(table)
+        curve = risk_coverage(table)
+        lines.append(
+            f"expected Dice, each patient left out: the lower bound holds for {num_covered} of {num_patients} patients; "
+            f"area under the risk-coverage curve {area_under(curve):.4f}, at best {area_under(curve, 'best_risk'):.4f}"
+        )
+    for region, one in trust["calibration"].items():
+        if one["calibration_error"] is not None:
+            line = f"{region}: calibration error near the surface {one['calibration_error']:.3f}"
+            if one["temperature"] is not None:
+                line += f", {one['calibration_error_scaled']:.3f} with temperature {one['temperature']:.2f}"
+            lines.append(line)
+    return lines
