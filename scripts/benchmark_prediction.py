@@ -45,7 +45,7 @@ def study_runs() -> Iterator[tuple[Run, Run]]:
         def run(fold_index: int | None) -> Run:
             model = load_model(folder / "model", fold_index=fold_index, usage=usage, device=CPU)
             target = Target(scan=Scan(name="study", path=folder / "study.mha"), output=folder / "out")
-            return lambda: segment_study(target, model=model)
+            return lambda: segment_study(target, model=model, min_expected_dice=cfg.predict.min_expected_dice)
 
         yield run(0), run(None)
 

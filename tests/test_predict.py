@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import md5_of, read_json, write_text
+from prostate_seg.common.files import md5_of, read_json, write_json, write_text
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.imaging.geometry import Geometry, Volume
@@ -22,6 +23,7 @@ from prostate_seg.reporting.plots import save_png
 from prostate_seg.stages import predict as stage
 from tests.conftest import composed
 from tests.segmentation_helpers import disc_study
+from tests.test_expected_dice import fitted, simulated
 from tests.test_model_folder import save_fold
 
 GEOMETRY = Geometry(
@@ -204,6 +206,75 @@ def test_a_series_of_another_sequence_has_a_warning() -> None:
     predict()
     assert ["series description" in row["warnings"] for _, row in sorted(rows().items())] == [False, True, True]
     assert 'the series description is "ep2d_diff_tra_ADC", and an axial T2-weighted' in rows()["1"]["warnings"]
+
+
+def calibrate(networks: Path) -> None:
+    """Store a calibration of expected Dice with the networks, as stage=register does."""
+    rows, dice = simulated(20, rng=np.random.default_rng(0))
+    write_json(networks / "trust.json", {"expected_dice": fitted(rows, dice).as_dict(), "temperature": {}})
+
+
+def test_masks_have_expected_dice_lower_bound_and_verdict_and_the_most_doubtful_comes_first(
+    networks: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(stage, "overlay_figure", lambda *_, title, **__: titles.append(title))
+    calibrate(networks)
+    for seed in range(3):
+        write_image(Path(f"in/{seed}.nii.gz"), seed=seed)
+    Path("in/bad.nii.gz").write_bytes(b"")
+    with caplog.at_level(logging.INFO):
+        refusal(min_expected_dice=0.0)
+    found = list(rows().values())
+    assert found[0]["name"] == "bad"
+    assert [row["verdict"] for row in found] == ["", "accept", "accept", "accept"]
+    expected = [float(row["expected_dice"]) for row in found[1:]]
+    assert expected == sorted(expected)
+    assert all(float(row["dice_lower_bound"]) <= float(row["expected_dice"]) for row in found[1:])
+    assert "no expected Dice" not in caplog.text
+    first = found[1]
+    note = f"expected Dice {expected[0]:.2f}, at least {float(first['dice_lower_bound']):.2f}: accept"
+    assert any(title.startswith(f"{first['name']} ") and note in title for title in titles)
+    assert read_json(Path(f"predictions/records/{first['name']}.json"))["verdict"] == "accept"
+
+
+def test_another_minimum_repeats_the_verdicts_and_the_same_does_not(segmentations: list[int], networks: Path) -> None:
+    write_image(Path("in/1.nii.gz"))
+    predict()
+    assert (rows()["1"]["expected_dice"], rows()["1"]["verdict"]) == ("", "")
+    calibrate(networks)
+    for minimum in (0.0, 0.0, 1.0, 1.0):
+        predict(min_expected_dice=minimum)
+    assert rows()["1"]["verdict"] == "reject"
+    assert len(segmentations) == 3  # without calibration, with the first minimum, with the second
+
+
+@pytest.mark.parametrize("stored", [None, {"no_expected_dice": "needs 9 test patients", "temperature": {}}])
+def test_a_model_without_calibration_says_how_to_get_one(
+    networks: Path, caplog: pytest.LogCaptureFixture, stored: dict[str, object] | None
+) -> None:
+    if stored is not None:
+        write_json(networks / "trust.json", stored)
+    write_image(Path("in/1.nii.gz"))
+    with caplog.at_level(logging.INFO):
+        predict()
+    reason = "register the networks with an evaluation" if stored is None else "needs 9 test patients"
+    assert f"no expected Dice: {reason}" in caplog.text
+    assert rows()["1"]["verdict"] == ""
+
+
+def test_a_dicom_seg_has_expected_dice_and_verdict(networks: Path) -> None:
+    pytest.importorskip("highdicom")
+    write_series(Path("in"))
+    predict(dicom_seg=True)
+    before = pydicom.dcmread("predictions/dicom_seg/in.dcm")
+    assert "SegmentDescription" not in before.SegmentSequence[0]
+    calibrate(networks)
+    predict(dicom_seg=True, min_expected_dice=1.0)
+    after = pydicom.dcmread("predictions/dicom_seg/in.dcm")
+    assert after.SegmentSequence[0].SegmentDescription.startswith("expected Dice 0.")
+    assert after.SegmentSequence[0].SegmentDescription.endswith(": reject")
+    assert after.SOPInstanceUID != before.SOPInstanceUID
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ def write(target: Target, voxels: bytes = b"mask") -> None:
         path.write_bytes(voxels)
 
 
-def state(target: Target, *, input_md5: str = "i", model_md5: str = "m") -> State:
-    return state_of(target, input_md5=input_md5, model_md5=model_md5)
+def state(target: Target, *, input_md5: str = "i", model_md5: str = "m", rule_md5: str | None = None) -> State:
+    return state_of(target, input_md5=input_md5, model_md5=model_md5, rule_md5=rule_md5)
 
 
 def test_a_written_mask_is_done_only_for_its_input_and_model(target: Target) -> None:
@@ -42,6 +42,7 @@ def test_a_written_mask_is_done_only_for_its_input_and_model(target: Target) -> 
     assert state(target) is State.done
     assert state(target, input_md5="other") is State.foreign
     assert state(target, model_md5="other") is State.foreign
+    assert state(target, rule_md5="other") is State.absent  # written again with the verdict of the rule
 
 
 def test_a_changed_or_copied_mask_is_foreign(target: Target) -> None:
@@ -93,9 +94,18 @@ def test_volumes_contain_every_existing_mask_and_every_refusal(target: Target) -
     write_volumes(target.output, errors=[{"name": "bad", "error": "missing slice", "mask": "masks/bad.nii.gz"}])
     rows = list(csv.DictReader((target.output / "volumes.csv").open()))
     assert [(row["name"], row["volume_ml"], row["num_slices"], row["error"]) for row in rows] == [
-        ("a/t2", "40.5", "12", ""),
         ("bad", "", "", "missing slice"),
+        ("a/t2", "40.5", "12", ""),
     ]
+
+
+def test_the_most_doubtful_study_comes_first(tmp_path: Path) -> None:
+    for name, expected in {"b": 0.9, "a": 0.95, "c": 0.2, "d": None}.items():
+        target = Target(scan=Scan(name=name, path=tmp_path / f"{name}.mha"), output=tmp_path)
+        with new_mask(target, ROW | {"name": name, "mask": f"masks/{name}.mha", "expected_dice": expected}) as path:
+            path.write_bytes(b"mask")
+    table = write_volumes(tmp_path, errors=[{"name": "refused", "error": "missing slice"}])
+    assert table["name"].tolist() == ["refused", "d", "c", "b", "a"]
 
 
 def test_a_new_mask_removes_the_dicom_seg_of_the_mask_before(target: Target) -> None:

@@ -207,16 +207,6 @@ class ReportConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StressConfig(Settings):
-    """Arguments of stage=stress."""
-
-    perturbations: list[str] | None
-    """Perturbations to apply, such as noise and shift; null takes all."""
-    max_cases: Annotated[int | None, Range(ge=2)]
-    """Test cases, spread over the range of gland volumes; null takes all."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RegisterConfig(PromotionRules):
     """Arguments of stage=register, and the requirements of a champion."""
 
@@ -262,6 +252,8 @@ class PredictConfig(Settings):
     """Whether masks of DICOM series are written as DICOM SEG, too."""
     backend: Backend
     """Inference backend; onnx needs a model that was registered with register.onnx=true."""
+    min_expected_dice: Annotated[float, Range(ge=0, le=1)]
+    """Lowest Dice of an acceptable mask: accept if the lower bound reaches it, reject if expected Dice does not, else check."""
 
     def _rules(self) -> list[Rule]:
         return [("pattern", bool(self.pattern.strip()), "must not be empty; * takes all")]
@@ -325,7 +317,6 @@ class Config(Settings):
     reproduce: ReproduceConfig
     compare: CompareConfig
     report: ReportConfig
-    stress: StressConfig
     register: RegisterConfig
     predict: PredictConfig
     doctor: DoctorConfig

@@ -20,8 +20,17 @@ from prostate_seg.data.scans import Scan
 from prostate_seg.imaging.sitk_reader import image_suffix
 
 COLUMNS = (
-    *("name", "volume_ml", "num_slices", "mean_confidence", "fold_agreement", "warnings", "error", "mask", "input"),
-    *("model", "input_md5", "model_md5"),
+    *(
+        "name",
+        "volume_ml",
+        "num_slices",
+        "mean_confidence",
+        "fold_agreement",
+        "expected_dice",
+        "dice_lower_bound",
+        "verdict",
+    ),
+    *("warnings", "error", "mask", "input", "model", "input_md5", "model_md5"),
 )
 """Columns of volumes.csv."""
 
@@ -63,14 +72,16 @@ class Target:
         return self.output / "records" / f"{self.scan.name}.json"
 
 
-def state_of(target: Target, *, input_md5: str, model_md5: str) -> State:
-    """Return the state of a prediction."""
+def state_of(target: Target, *, input_md5: str, model_md5: str, rule_md5: str | None) -> State:
+    """Return the state of a prediction; it is absent, and is repeated, if another rule gave its verdict."""
     if not target.mask.exists():
         return State.absent
     record = read_json(target.record) if target.record.is_file() else {}
     if record.get("mask_md5") != md5_of(target.mask):
         return State.foreign
     is_same = (record["input_md5"], record["model_md5"]) == (input_md5, model_md5)
+    if is_same and rule_md5 is not None and record.get("rule_md5") != rule_md5:
+        return State.absent
     return State.done if is_same else State.foreign
 
 
@@ -91,7 +102,8 @@ def note_dicom_seg(target: Target, *, error: str | None) -> None:
 def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Write volumes.csv: a row for every record with a mask, and for every study that was refused now.
 
-    The volume of each zone has a column after that of the gland, such as peripheral_zone_ml.
+    Rows are ordered by doubt: refused studies, those without expected Dice, and the others from the lowest on. The volume of
+    each zone has a column after that of the gland, such as peripheral_zone_ml.
     """
     rows = {}
     for path in (output / "records").rglob("*.json"):
@@ -105,6 +117,15 @@ def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.Da
     for row in rows.values():
         row |= {f"{name}_ml": zone["volume_ml"] for name, zone in row.get("zones", {}).items()}
     columns = [*COLUMNS[:2], *(f"{name}_ml" for name in sorted(zones)), *COLUMNS[2:]]
-    table = pd.DataFrame([rows[name] for name in sorted(rows)], columns=columns).astype({"num_slices": "Int64"})
+    ordered = [rows[name] for name in sorted(rows, key=lambda name: (_trust_in(rows[name]), name))]
+    table = pd.DataFrame(ordered, columns=columns).astype({"num_slices": "Int64"})
     write_csv(output / "volumes.csv", table)
     return table
+
+
+def _trust_in(row: Mapping[str, Any]) -> float:
+    """Return the expected Dice of a row, below 0 without one, and lowest for a refused study."""
+    if row.get("error") is not None:
+        return -2.0
+    expected: float | None = row.get("expected_dice")
+    return -1.0 if expected is None else expected

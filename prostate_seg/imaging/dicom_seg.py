@@ -52,7 +52,7 @@ def require_dicom_packages() -> None:
 
 
 def write_dicom_seg(
-    path: Path, mask: Volume, *, regions: Regions, series: Path, model_name: str, model_md5: str
+    path: Path, mask: Volume, *, regions: Regions, series: Path, model_name: str, model_md5: str, note: str = ""
 ) -> None:
     """Write a binary segment per region that refers to the images of a series.
 
@@ -63,6 +63,7 @@ def write_dicom_seg(
         series: Folder that the mask's image was read from.
         model_name: Written to the object.
         model_md5: Part of the UIDs.
+        note: Description of the gland's segment, and part of the UIDs; empty for none.
 
     Raises:
         VolumeError: If the series lacks attributes that the object must repeat, or the object cannot be written.
@@ -72,9 +73,10 @@ def write_dicom_seg(
     warnings.filterwarnings("ignore", module="highdicom")  # names of patients are as the scanner wrote them
     try:
         with atomic_path(path) as temporary:
-            _segmentation(mask, regions=regions, series=series, model_name=model_name, model_md5=model_md5).save_as(
-                temporary
+            made = _segmentation(
+                mask, regions=regions, series=series, model_name=model_name, model_md5=model_md5, note=note
             )
+            made.save_as(temporary)
     except VolumeError:
         raise
     except Exception as error:  # pydicom and highdicom raise any class, depending on the header
@@ -86,7 +88,9 @@ def write_dicom_seg(
         ) from error
 
 
-def _segmentation(mask: Volume, *, regions: Regions, series: Path, model_name: str, model_md5: str) -> pydicom.Dataset:
+def _segmentation(
+    mask: Volume, *, regions: Regions, series: Path, model_name: str, model_md5: str, note: str
+) -> pydicom.Dataset:
     """Return the object; arguments as in `write_dicom_seg`."""
     import highdicom
 
@@ -115,8 +119,15 @@ def _segmentation(mask: Volume, *, regions: Regions, series: Path, model_name: s
         )
         for number, name in enumerate(regions, start=1)
     ]
+    if note:
+        segments[0].SegmentDescription = note  # (0062,0006), Short Text: at most 1024 characters
     content = "whole prostate gland" if len(regions) == 1 else "prostate gland and its zones"
-    unique = [sources[0].SeriesInstanceUID, model_md5, hashlib.sha256(voxels.tobytes()).hexdigest()]
+    unique = [
+        sources[0].SeriesInstanceUID,
+        model_md5,
+        hashlib.sha256(voxels.tobytes()).hexdigest(),
+        *filter(None, [note]),
+    ]
     return highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=np.moveaxis(region_masks(voxels, regions), 0, -1).astype("uint8"),

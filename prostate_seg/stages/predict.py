@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from prostate_seg.common.errors import InputError, listed
+from prostate_seg.common.files import md5_of_text, read_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
@@ -25,6 +26,7 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.overlays import ZoneMasks, overlay_figure
 from prostate_seg.reporting.plots import save_png
 from prostate_seg.segmentation.devices import choose_device
+from prostate_seg.segmentation.inference.expected_dice import Estimate
 from prostate_seg.segmentation.inference.prediction import predict, zones_of
 from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage
 from prostate_seg.tracking.registry import fetch_networks
@@ -35,6 +37,13 @@ MAX_LOGGED_ROWS = 20
 """Studies in the table at the terminal; volumes.csv has all."""
 
 
+LOGGED_COLUMNS = {
+    **{"volume_ml": 1, "num_slices": 0, "mean_confidence": 2, "fold_agreement": 2},
+    **{"expected_dice": 2, "dice_lower_bound": 2},
+}
+"""Numbers in that table, with their decimals."""
+
+
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write masks/, overlays/, records/ and volumes.csv below predict.output, and list the studies that were refused."""
     scans = requested_scans(cfg)
@@ -43,10 +52,13 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     model = requested_model(cfg, workspace)
     output = Path(cfg.predict.output)
     targets = [Target(scan=scan, output=output) for scan in scans.scans]
-    waiting = unsegmented(targets, model, overwrite=cfg.predict.overwrite)
+    if model.no_expected_dice:
+        log.info("no expected Dice: %s", model.no_expected_dice)
+    waiting = unsegmented(targets, model, cfg)
     if len(waiting) < len(targets):
         log.info("%d of %d studies are segmented already", len(targets) - len(waiting), len(targets))
-    rows = map_cases(partial(segment_study, model=model), waiting, num_workers=cfg.machine.num_workers, label="predict")
+    segment = partial(segment_study, model=model, min_expected_dice=cfg.predict.min_expected_dice)
+    rows = map_cases(segment, waiting, num_workers=cfg.machine.num_workers, label="predict")
     refused = [row for row in rows if row["error"]]
     for name, reason in sorted(scans.unreadable.items()):
         refused.append({"name": name, "error": reason, "model": model.name, "model_md5": model.md5})
@@ -114,18 +126,20 @@ def requested_model(cfg: Config, workspace: Workspace) -> Model:
     return model
 
 
-def unsegmented(targets: Sequence[Target], model: Model, *, overwrite: bool) -> list[Target]:
-    """Return the studies without a mask of this input and model; refuse masks of others, unless they are overwritten."""
+def unsegmented(targets: Sequence[Target], model: Model, cfg: Config) -> list[Target]:
+    """Return the studies without a mask of this input, model and rule; refuse masks of others, unless they are overwritten."""
+    rule = rule_md5(model, min_expected_dice=cfg.predict.min_expected_dice)
     waiting: list[Target] = []
     foreign: list[Path] = []
     for target in targets:
         state = State.absent
         if target.mask.exists():
             with suppress(OSError):  # `segment_study` reads the study again and returns the error
-                state = state_of(target, input_md5=content_md5(target.scan.path), model_md5=model.md5)
+                md5 = content_md5(target.scan.path)
+                state = state_of(target, input_md5=md5, model_md5=model.md5, rule_md5=rule)
         waiting += [target] if state is not State.done else []
         foreign += [target.mask] if state is State.foreign else []
-    if foreign and not overwrite:
+    if foreign and not cfg.predict.overwrite:
         listing = "\n".join(f"  {path}" for path in foreign[:10]) + ("\n  ..." if len(foreign) > 10 else "")
         raise InputError(
             f"{len(foreign)} masks are there already, of another model or input:\n{listing}\n"
@@ -134,7 +148,14 @@ def unsegmented(targets: Sequence[Target], model: Model, *, overwrite: bool) -> 
     return waiting
 
 
-def segment_study(target: Target, *, model: Model) -> Mapping[str, Any]:
+def rule_md5(model: Model, *, min_expected_dice: float) -> str | None:
+    """Return a hash of what gives a mask its verdict; None if nothing does."""
+    if model.expected_dice is None:
+        return None
+    return md5_of_text(f"{model.expected_dice.as_dict()} {min_expected_dice}")
+
+
+def segment_study(target: Target, *, model: Model, min_expected_dice: float) -> Mapping[str, Any]:
     """Segment one study, write its mask, overlay and record, and return its row of volumes.csv, with any error."""
     scan = target.scan
     row: dict[str, Any] = {
@@ -157,7 +178,8 @@ def segment_study(target: Target, *, model: Model) -> Mapping[str, Any]:
     if kind_of(scan.description) is not None:  # the DICOM header names another sequence or plane
         expected = "an axial T2-weighted series is expected"
         warnings.insert(0, f'the series description is "{scan.description}", and {expected}')
-    mark = "    see the warnings" if prediction.warnings else ""
+    estimate = _estimate_columns(prediction.estimate, min_expected_dice=min_expected_dice)
+    marks = [trust_note(estimate), "see the warnings" if prediction.warnings else ""]
     figure = overlay_figure(
         image.array,
         prediction.mask.array > 0,
@@ -168,7 +190,7 @@ def segment_study(target: Target, *, model: Model) -> Mapping[str, Any]:
             if name != WHOLE_GLAND
         ],
         spacing_mm=image.geometry.spacing_mm,
-        title=f"{scan.name}    {prediction.volume_ml:.1f} mL{mark}",
+        title="    ".join(filter(None, [scan.name, f"{prediction.volume_ml:.1f} mL", *marks])),
     )
     save_png(target.overlay, figure)
     row |= {
@@ -177,11 +199,31 @@ def segment_study(target: Target, *, model: Model) -> Mapping[str, Any]:
         "num_slices": prediction.num_slices,
         "mean_confidence": _rounded(prediction.mean_confidence),
         "fold_agreement": _rounded(prediction.inter_model_dice),
+        **estimate,
+        "rule_md5": rule_md5(model, min_expected_dice=min_expected_dice),
         "warnings": "; ".join(warnings),
     }
     with new_mask(target, row) as temporary:
         write_volume(temporary, prediction.mask)
     return row
+
+
+def _estimate_columns(estimate: Estimate | None, *, min_expected_dice: float) -> dict[str, Any]:
+    """Return the columns of volumes.csv with expected Dice; none without an estimate."""
+    if estimate is None:
+        return {}
+    return {
+        "expected_dice": _rounded(estimate.expected_dice),
+        "dice_lower_bound": _rounded(estimate.lower_bound),
+        "verdict": estimate.verdict(min_expected_dice=min_expected_dice),
+    }
+
+
+def trust_note(row: Mapping[str, Any]) -> str:
+    """Return expected Dice, lower bound and verdict of a row as text; empty if it has none."""
+    if row.get("expected_dice") is None:
+        return ""
+    return f"expected Dice {row['expected_dice']:.2f}, at least {row['dice_lower_bound']:.2f}: {row['verdict']}"
 
 
 def write_dicom_segs(targets: Sequence[Target], model: Model, cfg: Config) -> dict[str, str]:
@@ -198,6 +240,7 @@ def write_dicom_segs(targets: Sequence[Target], model: Model, cfg: Config) -> di
                 series=series,
                 model_name=model.name,
                 model_md5=model.md5,
+                note=trust_note(read_json(target.record)),
             )
         except InputError as failure:
             error = str(failure)
@@ -218,19 +261,18 @@ def _listing(errors: Mapping[str, str]) -> str:
 
 
 def _log_table(rows: Sequence[Mapping[Any, Any]], *, output: Path) -> None:
-    """Log a table of the studies, for 80 columns, with their warnings."""
-    line = "%-32s %8s %7s  %10s  %16s"
-    log.info(line, "study", "mL", "slices", "confidence", "inter-model Dice")
+    """Log a table of the studies with their warnings."""
+    line = "%-40s %9s %7s %11s %16s %14s %12s  %s"
+    log.info(line, "study", "mL", "slices", "confidence", "inter-model Dice", "expected Dice", "lower bound", "verdict")
     for row in rows[:MAX_LOGGED_ROWS]:
-        name = row["name"] if len(row["name"]) <= 32 else f"...{row['name'][-29:]}"
+        name = row["name"] if len(row["name"]) <= 40 else f"...{row['name'][-37:]}"
         if isinstance(row["error"], str):
-            log.info("%-32s refused", name)
+            log.info("%-40s refused", name)
             continue
         numbers = [
-            "-" if pd.isna(row[column]) else f"{row[column]:.{digits}f}"
-            for column, digits in (("volume_ml", 1), ("num_slices", 0), ("mean_confidence", 2), ("fold_agreement", 2))
+            "-" if pd.isna(row[column]) else f"{row[column]:.{digits}f}" for column, digits in LOGGED_COLUMNS.items()
         ]
-        log.info(line, name, *numbers)
+        log.info(line, name, *numbers, "-" if pd.isna(row["verdict"]) else row["verdict"])
         for warning in str(row["warnings"] or "").split("; "):
             if warning:
                 log.info("    %s", warning)

@@ -58,6 +58,8 @@ OUTPUTS = {
     "warnings": DataType.string,
     "error": DataType.string,
     "zones": DataType.string,
+    "expected_dice": DataType.double,
+    "dice_lower_bound": DataType.double,
 }
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(kind, name, required=False) for name, kind in INPUTS.items()]),

@@ -20,7 +20,10 @@ from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.prediction import predict, zones_of
 from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage
 
-COLUMNS = ("mask", "volume_ml", "num_slices", "mean_confidence", "fold_agreement", "warnings", "error", "zones")
+COLUMNS = (
+    *("mask", "volume_ml", "num_slices", "mean_confidence", "fold_agreement", "warnings", "error", "zones"),
+    *("expected_dice", "dice_lower_bound"),
+)
 """Of a response; `mask` is a .nii.gz file in base64 on the grid of the volume, `fold_agreement` the inter-model Dice.
 
 `zones` is JSON text with the labels and the volume of each zone: {"peripheral_zone": {"labels": [2], "volume_ml": 17.2}}.
@@ -61,6 +64,8 @@ class ServedModel:
                 "fold_agreement": prediction.inter_model_dice,
                 "warnings": "; ".join(prediction.warnings),
                 "error": None,
+                "expected_dice": prediction.estimate and prediction.estimate.expected_dice,
+                "dice_lower_bound": prediction.estimate and prediction.estimate.lower_bound,
                 "zones": json.dumps(zones_of(prediction, model=self.model)),
             }
 
