@@ -8,6 +8,7 @@ from pathlib import Path
 from prostate_seg.imaging.quality import Finding
 from prostate_seg.phantom.settings import PhantomSettings
 from prostate_seg.phantom.studies import PhantomCase, make_phantom_case
+from prostate_seg.segmentation.training import augmentation
 from scripts.gallery import quality_checks, steps
 from scripts.gallery.quality_checks import Defect, planted_defects
 
@@ -89,21 +90,26 @@ measured on the original image. Drawn with 2 mm pixels, to show the difference.
 and move image and mask together; `strong` changes intensities more and more often, `coil` adds an endorectal coil. All
 images are on one grey scale.
 """
+STANDARD, STRONG = augmentation.INTENSITIES["standard"], augmentation.INTENSITIES["strong"]
 SPATIAL_TEXT = {
-    "rotation": "Up to 15 degrees.",
-    "scale": "By a factor from 0.8 to 1.25.",
-    "shift": "Up to 8% of the edge, in both directions.",
-    "mirroring": "Left to right, every second input: the gland is nearly symmetric.",
-    "deformation": "Elastic, with 5 x 5 control points; every second input.",
+    "rotation": f"Up to {augmentation.ROTATION_DEGREES:g} degrees.",
+    "scale": f"By a factor from {augmentation.SCALE_RANGE[0]:g} to {augmentation.SCALE_RANGE[1]:g}.",
+    "shift": f"Up to {augmentation.SHIFT_FRACTION:.0%} of the edge, in both directions.",
+    "mirroring": "Left to right, half of the inputs: the gland is nearly symmetric.",
+    "deformation": f"Elastic, with {augmentation.NUM_DEFORMATION_KNOTS} x {augmentation.NUM_DEFORMATION_KNOTS} control points; "
+    f"{augmentation.DEFORMATION_PROBABILITY:.0%} of the inputs.",
 }
 INTENSITY_TEXT = {
-    "contrast": "A factor from 0.75 to 1.3 (strong: 0.65 to 1.5) about the lowest intensity.",
-    "brightness": "Added to all voxels: SD 0.15 (strong: 0.3).",
+    "contrast": f"A factor from {STANDARD.contrast_range[0]:g} to {STANDARD.contrast_range[1]:g} (strong: "
+    f"{STRONG.contrast_range[0]:g} to {STRONG.contrast_range[1]:g}) about the lowest intensity.",
+    "brightness": f"Added to all voxels: SD {STANDARD.brightness_sd:g} (strong: {STRONG.brightness_sd:g}).",
     "bias": "A smooth multiplicative field.",
-    "gamma": "A gamma curve with an exponent from 0.7 to 1.5 (strong: 0.5 to 2).",
-    "noise": "Gaussian, SD up to 0.15 (strong: 0.3).",
-    "blur": "Each voxel is mixed with its four neighbours; a fifth of the inputs.",
-    "coil": "Brightening behind the gland, up to five times; 15% of the inputs, with `coil` only.",
+    "gamma": f"A gamma curve with an exponent from {STANDARD.gamma_range[0]:g} to {STANDARD.gamma_range[1]:g} (strong: "
+    f"{STRONG.gamma_range[0]:g} to {STRONG.gamma_range[1]:g}).",
+    "noise": f"Gaussian, SD up to {STANDARD.noise_sd:g} (strong: {STRONG.noise_sd:g}).",
+    "blur": f"Each voxel is mixed with its four neighbours; {augmentation.BLUR_PROBABILITY:.0%} of the inputs.",
+    "coil": f"Brightening behind the gland, up to {1 + augmentation.COIL_GAIN:g} times; "
+    f"{augmentation.COIL_PROBABILITY:.0%} of the inputs, with `coil` only.",
 }
 NAMES = {"bias": "Bias field", "deformation": "Elastic deformation", "coil": "Endorectal coil"}
 

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -11,12 +12,12 @@ from scipy import ndimage
 from prostate_seg.data.cases import Case
 from prostate_seg.imaging.geometry import Spacing, Volume, bounding_box
 from prostate_seg.imaging.image_io import write_volume
-from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.imaging.quality import Finding, check_case, check_slice_planes, check_zones
 from prostate_seg.phantom.studies import PhantomCase
 from prostate_seg.stages.common import findings_of_data_set
 from prostate_seg.stages.preprocess import preprocess_case
 from scripts.gallery.drawing import Panel, write_panels
+from scripts.gallery.steps import default_settings
 
 THICKNESS_VOX = 7
 """Pixels of a row that become one slice of a sagittal series."""
@@ -58,82 +59,93 @@ def _check(defect: Defect) -> Sequence[Finding]:
 
 def planted_defects(case: PhantomCase) -> list[Defect]:
     """Return a defect for each check, errors first; the phantom has no finding before."""
-    return [*_image_errors(case), *_mask_errors(case), *_image_warnings(case), *_mask_warnings(case), *_of_others(case)]
+    return [
+        *_image_errors(case),
+        *_mask_errors(case),
+        *_image_warnings(case),
+        *_mask_warnings(case),
+        _cut_image(case),
+        *_of_others(case),
+    ]
 
 
 def _image_errors(case: PhantomCase) -> list[Defect]:
     image, mask = case.image, case.mask
-    middle = int((mask.array > 0).sum(axis=(1, 2)).argmax())
+    middle = _middle(bounding_box(mask.array > 0)[0])
+    x_mm, y_mm, z_mm = mask.geometry.origin_mm
+    elsewhere = replace(mask.geometry, origin_mm=(x_mm + 12.0, y_mm, z_mm))
     holed = image.array.astype(np.float32)
     holed[middle, 60:90, 60:110] = np.nan
     two = replace(image.geometry, shape_vox=(2, *image.geometry.shape_vox[1:]))
-    return [
-        Defect(
-            check="few_slices",
-            sentence="All slices but two are left out.",
-            image=replace(image, array=image.array[middle : middle + 2], geometry=two),
-            mask=replace(mask, array=mask.array[middle : middle + 2], geometry=two),
-            view="coronal",
-        ),
-        Defect(
-            check="nan",
-            sentence="Part of a slice is not a number.",
-            image=replace(image, array=holed),
-            mask=mask,
-        ),
-        Defect(
-            check="constant_image",
-            sentence="Every voxel has one value.",
-            image=replace(image, array=np.full_like(image.array, 7)),
-            mask=mask,
-        ),
-        Defect(
-            check="grids_differ",
-            sentence="The mask's origin is 12 mm further to the left, as after an export on another series.",
-            image=image,
-            mask=replace(mask, geometry=_shifted(mask, x_mm=12.0)),
+    few_images, few_masks = (replace(one, array=one.array[middle : middle + 2], geometry=two) for one in (image, mask))
+    planted = [
+        ("few_slices", "All slices but two are left out.", few_images, few_masks),
+        ("nan", "Part of a slice is not a number.", replace(image, array=holed), mask),
+        ("constant_image", "Every voxel has one value.", replace(image, array=np.full_like(image.array, 7)), mask),
+        (
+            "grids_differ",
+            "The mask's origin is 12 mm further to the left, as after an export on another series.",
+            image,
+            replace(mask, geometry=elsewhere),
         ),
     ]
-
-
-def _shifted(mask: Volume, *, x_mm: float):  # type: ignore[no-untyped-def]
-    x, y, z = mask.geometry.origin_mm
-    return replace(mask.geometry, origin_mm=(x + x_mm, y, z))
+    return [
+        Defect(
+            check=check,
+            sentence=sentence,
+            image=changed,
+            mask=its_mask,
+            view="coronal" if check == "few_slices" else "axial",
+        )
+        for check, sentence, changed, its_mask in planted
+    ]
 
 
 def _mask_errors(case: PhantomCase) -> list[Defect]:
-    image, mask = case.image, case.mask
-    gland = (mask.array > 0).astype(np.float32)
-    smooth = gland.copy()
-    smooth[:, 1:-1] = (gland[:, :-2] + gland[:, 1:-1] + gland[:, 2:]) / 3
-    _, rows, columns = bounding_box(gland > 0)
-    leaked = gland.astype(np.uint8)
-    leaked[gland.any(axis=(1, 2)), : rows.start + 12, columns.start + 12 : columns.start + 30] = 1
-    steps = np.where(gland > 0, 1 + np.arange(gland.shape[2]) // 4 % 12, 0).astype(np.uint8)
-    lesion = mask.array.copy()
-    lesion[_ball(mask, radius_mm=7.0)] = 3
-
-    def planted(check: str, sentence: str, array: np.ndarray, **arguments) -> Defect:  # type: ignore[no-untyped-def]
-        return Defect(check=check, sentence=sentence, image=image, mask=replace(mask, array=array), **arguments)
-
-    return [
-        planted("mask_is_image", "The mask file is a copy of the image.", image.array),
-        planted("label_not_integer", "The mask was interpolated linearly, so that its border has fractions.", smooth),
-        planted("label_out_of_range", "A label 255 was stored in a signed 8-bit file.", -gland.astype(np.int16)),
-        planted("too_many_labels", "The gland has twelve labels.", steps),
-        planted("empty_mask", "No voxel is marked.", np.zeros_like(mask.array)),
-        planted(
-            "wanted_label_absent", "`data.whole_gland_labels=[5]`, and the mask has 1 and 2.", mask.array, labels=(5,)
+    gland = (case.mask.array > 0).astype(np.uint8)
+    columns = np.arange(gland.shape[2])
+    lesion = np.where(_ball(case.mask, radius_mm=7.0), 3, case.mask.array).astype(np.uint8)
+    planted = [
+        ("mask_is_image", "The mask file is a copy of the image.", case.image.array),
+        (
+            "label_not_integer",
+            "The mask was interpolated linearly, so that its border has fractions.",
+            ndimage.uniform_filter1d(gland.astype(np.float32), 3, axis=1),
         ),
-        planted(
-            "unnamed_label",
-            "A lesion has a label without a name, with `target=zones`.",
-            lesion,
-            labels=(1, 2),
-            allow_others=False,
-        ),
-        planted("not_compact", "The mask leaks to the front, beyond the gland.", leaked),
+        ("label_out_of_range", "A label 255 was stored in a signed 8-bit file.", -gland.astype(np.int16)),
+        ("too_many_labels", "The gland has twelve labels.", gland * (1 + columns // 4 % 12).astype(np.uint8)),
+        ("empty_mask", "No voxel is marked.", np.zeros_like(gland)),
+        ("not_compact", "The mask leaks to the front, beyond the gland.", _leaked(gland)),
     ]
+    absent = "`data.whole_gland_labels=[5]`, and the mask has 1 and 2."
+    unnamed = "A lesion has a label without a name, with `target=zones`."
+    return [
+        *(_with_mask(case, check, sentence, array) for check, sentence, array in planted),
+        _with_mask(case, "wanted_label_absent", absent, case.mask.array, labels=(5,)),
+        _with_mask(case, "unnamed_label", unnamed, lesion, labels=(1, 2), allow_others=False),
+    ]
+
+
+def _with_mask(case: PhantomCase, check: str, sentence: str, array: np.ndarray, **arguments: Any) -> Defect:
+    """Return a defect of the mask alone."""
+    return Defect(check=check, sentence=sentence, image=case.image, mask=replace(case.mask, array=array), **arguments)
+
+
+def _leaked(gland: np.ndarray) -> np.ndarray:
+    """Return a gland that reaches the front of the image."""
+    inside, rows, columns = bounding_box(gland > 0)
+    leaked = gland.copy()
+    leaked[inside, : rows.start + 12, columns.start + 12 : columns.start + 30] = 1
+    return leaked
+
+
+def _tongue(gland: np.ndarray) -> np.ndarray:
+    """Return a gland with a narrow protrusion to the front."""
+    inside, rows, columns = bounding_box(gland > 0)
+    first, middle = rows.start - (rows.stop - rows.start) // 2, _middle(columns)
+    tongue = gland.copy()
+    tongue[inside.start + 2 : inside.stop - 2, first : _middle(rows), middle - 6 : middle + 6] = 1
+    return tongue
 
 
 def _ball(mask: Volume, *, radius_mm: float) -> np.ndarray:
@@ -142,6 +154,10 @@ def _ball(mask: Volume, *, radius_mm: float) -> np.ndarray:
     centre = np.argwhere(mask.array > 0).mean(axis=0)
     offsets_mm = (index - centre[:, None, None, None]) * np.array(mask.geometry.spacing_mm)[:, None, None, None]
     return np.sqrt((offsets_mm**2).sum(axis=0)) <= radius_mm
+
+
+def _middle(extent: slice) -> int:
+    return int(extent.start + extent.stop) // 2
 
 
 def _image_warnings(case: PhantomCase) -> list[Defect]:
@@ -184,45 +200,37 @@ def _planes_beside_axial(defect: Defect) -> list[Finding]:
 
 
 def _mask_warnings(case: PhantomCase) -> list[Defect]:
-    image, mask = case.image, case.mask
-    gland = (mask.array > 0).astype(np.uint8)
+    gland = (case.mask.array > 0).astype(np.uint8)
     inside, rows, columns = bounding_box(gland > 0)
-    middle = (inside.start + inside.stop) // 2
-    stray, holed, gap, tongue = (gland.copy() for _ in range(4))
+    middle = _middle(inside)
+    stray, gap = gland.copy(), gland.copy()
     stray[middle - 1 : middle + 2, rows.start - 25 : rows.start - 15, columns.start - 20 : columns.start - 8] = 1
-    holed[_ball(mask, radius_mm=5.0)] = 0
     gap[[middle, middle + 2]] = 0
-    width = (rows.stop - rows.start) // 2
-    tongue[inside.start + 2 : inside.stop - 2, rows.start - width : _middle(rows), _middle(columns) - 6 :][
-        :, :, :12
-    ] = 1
-    ignored = np.where(_ball(mask, radius_mm=8.0), 255, gland).astype(np.uint8)
-    tiny = _ball(mask, radius_mm=13.0).astype(np.uint8)
-    cut = slice((rows.start + rows.stop) // 2, None)
-    shape = (len(gland), gland.shape[1] - cut.start, gland.shape[2])
-    below = image.geometry.window((0, cut.start, 0), shape)
-
-    def planted(check: str, sentence: str, array: np.ndarray, **arguments) -> Defect:  # type: ignore[no-untyped-def]
-        return Defect(check=check, sentence=sentence, image=image, mask=replace(mask, array=array), **arguments)
-
+    holed = np.where(_ball(case.mask, radius_mm=5.0), 0, gland).astype(np.uint8)
+    ignored = np.where(_ball(case.mask, radius_mm=8.0), 255, gland).astype(np.uint8)
+    small = _ball(case.mask, radius_mm=13.0).astype(np.uint8)
+    milder = "A tongue of the mask reaches to the front: a milder form is a warning."
     return [
-        planted("several_components", "A second, small region is marked.", stray),
-        planted("holes", "A ball inside the gland is not marked.", holed),
-        planted("gap", "Two slices were not drawn.", gap, view="coronal"),
-        planted("not_compact", "A tongue of the mask reaches to the front: a milder form is a warning.", tongue),
-        planted("label_255", "Part of the gland has label 255 beside 1.", ignored),
-        planted("implausible_volume", "Only the middle of the gland is marked, 9 mL.", tiny),
-        Defect(
-            check="mask_touches_border",
-            sentence="The front of the image was cut off, through the gland.",
-            image=replace(image, array=image.array[:, cut], geometry=below),
-            mask=replace(mask, array=gland[:, cut], geometry=below),
-        ),
+        _with_mask(case, "several_components", "A second, small region is marked.", stray),
+        _with_mask(case, "holes", "A ball inside the gland is not marked.", holed),
+        _with_mask(case, "gap", "Two slices were not drawn.", gap, view="coronal"),
+        _with_mask(case, "not_compact", milder, _tongue(gland)),
+        _with_mask(case, "label_255", "Part of the gland has label 255 beside 1.", ignored),
+        _with_mask(case, "implausible_volume", "Only the middle of the gland is marked, 9 mL.", small),
     ]
 
 
-def _middle(extent: slice) -> int:
-    return int(extent.start + extent.stop) // 2
+def _cut_image(case: PhantomCase) -> Defect:
+    """Return a case whose image ends inside the gland."""
+    first = _middle(bounding_box(case.mask.array > 0)[1])
+    slices, rows, columns = case.image.array.shape
+    behind = case.image.geometry.window((0, first, 0), (slices, rows - first, columns))
+    return Defect(
+        check="mask_touches_border",
+        sentence="The front of the image was cut off, through the gland.",
+        image=replace(case.image, array=case.image.array[:, first:], geometry=behind),
+        mask=replace(case.mask, array=(case.mask.array[:, first:] > 0).astype(np.uint8), geometry=behind),
+    )
 
 
 def _of_others(case: PhantomCase) -> list[Defect]:
@@ -256,15 +264,7 @@ def _of_others(case: PhantomCase) -> list[Defect]:
 
 
 def _with_a_small_window(defect: Defect) -> list[Finding]:
-    settings = PreprocessSettings(
-        spacing_mm=(3.0, 0.8, 0.8),
-        image_size=48,
-        crop="center",
-        to_8bit=True,
-        intensity_percentiles=(0.5, 99.5),
-        whole_gland_labels=None,
-        zones={},
-    )
+    settings = default_settings(image_size=48)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         case = Case(

@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from unittest import mock
 
 import numpy as np
 import torch
+import yaml
 from torch.nn import functional
 
+from prostate_seg.cli import config_folder
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study, restore_probability
 from prostate_seg.phantom.studies import PhantomCase
 from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
@@ -35,24 +37,16 @@ OFF = {"contrast_range": (1.0, 1.0), "brightness_sd": 0.0, "bias_sd": 0.0, "prob
 """Intensities without contrast, brightness and bias field."""
 
 
-def default_settings(**changes) -> PreprocessSettings:  # type: ignore[no-untyped-def]
-    """Return the values of configs/preprocess/default.yaml with changes."""
-    values = {
-        "spacing_mm": (3.0, 0.8, 0.8),
-        "image_size": 128,
-        "crop": "center",
-        "to_8bit": True,
-        "intensity_percentiles": (0.5, 99.5),
-        "whole_gland_labels": None,
-        "zones": {},
-    }
-    return PreprocessSettings(**(values | changes))
+def default_settings(**changes: Any) -> PreprocessSettings:
+    """Return the settings of configs/preprocess/default.yaml with changes."""
+    values = yaml.safe_load((config_folder() / "preprocess" / "default.yaml").read_text(encoding="utf-8"))
+    return PreprocessSettings.from_dict(values | {"whole_gland_labels": None, "zones": {}} | changes)
 
 
 # --- preprocessing --------------------------------------------------------------------------------------------------
 
 
-def preprocess(case: PhantomCase, **changes) -> Preprocessed:  # type: ignore[no-untyped-def]
+def preprocess(case: PhantomCase, **changes: Any) -> Preprocessed:
     """Preprocess a phantom with the default settings and some changes."""
     return preprocess_study(case.image, case.mask, settings=default_settings(**changes))
 
@@ -214,7 +208,7 @@ def intensity_transforms(kind: Augmentation) -> dict[str, Callable[..., torch.Te
     """Return the intensity transforms with the strength of an option, each applied to every input, by name."""
     strength = INTENSITIES[kind]
 
-    def alone(**ranges) -> Callable[..., torch.Tensor]:  # type: ignore[no-untyped-def]
+    def alone(**ranges: Any) -> Callable[..., torch.Tensor]:
         return partial(_scale, kind=replace(strength, **(OFF | ranges)))
 
     return {
@@ -265,7 +259,9 @@ def options() -> Sequence[Augmentation]:
     return [kind for kind in get_args(Augmentation) if kind != "none"]
 
 
-def _draw_examples(path: Path, image, mask, moved, masks) -> None:  # type: ignore[no-untyped-def]
+def _draw_examples(
+    path: Path, image: torch.Tensor, mask: torch.Tensor, moved: torch.Tensor, masks: torch.Tensor
+) -> None:
     examples = [_example(f"example {number + 1}", *pair) for number, pair in enumerate(zip(moved, masks, strict=True))]
     write_panels(path, [_example("input", image[0], mask[0]), *examples])
 
