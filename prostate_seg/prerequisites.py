@@ -46,7 +46,7 @@ def _absent_inputs(stage: str, cfg: Config, workspace: Workspace) -> Iterator[tu
     """Yield each absent input of a stage with the stage that writes it."""
     data, dataset = (workspace.data, "fetch"), (workspace.dataset_csv, "preprocess")
     folds = (workspace.kfold_json, "prepare")
-    is_external = cfg.evaluate.external_root is not None
+    is_external = cfg.evaluate.external_root is not None and stage != "stress"
     inputs: list[tuple[Path, str]] = []
     if stage in ("inspect", "preprocess"):
         inputs = [data]
@@ -54,7 +54,7 @@ def _absent_inputs(stage: str, cfg: Config, workspace: Workspace) -> Iterator[tu
         inputs = [dataset]
     elif stage == "train":
         inputs = [dataset, folds]
-    elif stage == "evaluate":
+    elif stage in ("evaluate", "stress"):
         indices = range(_num_folds(workspace)) if cfg.fold.index is None else [cfg.fold.index]
         networks = [(workspace.fold(index) / RECIPE, "train") for index in indices]
         inputs = [dataset, folds, *networks, *([] if is_external else [data])]

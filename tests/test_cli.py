@@ -28,6 +28,7 @@ from prostate_seg.cli import (
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.suggestions import OTHER_NAMES, probably_meant, unknown_key_message
 from prostate_seg.config import schema as config
+from prostate_seg.stages import require_stage
 from prostate_seg.sweeping.identity import swept_settings
 from prostate_seg.sweeping.search_space import expand_globs
 from tests.conftest import composed
@@ -486,3 +487,18 @@ def test_prediction_without_input_is_a_bad_command(workspace: Path) -> None:
 @pytest.mark.parametrize("given", ["[12e4567,0012, ../a~b/c d]", "['12e4567','0012','../a~b/c d']"])
 def test_runs_to_compare_stay_text_quoted_or_not(given: str) -> None:
     assert value_of(f"compare.runs={given}") == ["12e4567", "0012", "../a~b/c d"]
+
+
+def test_stages_are_listed_within_the_width_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with pytest.raises(ConfigError) as error:
+        require_stage(None)
+    listed = str(error.value).splitlines()[:-1]
+    assert max(len(line) for line in listed) <= 80
+    assert sum(line.startswith(" " * 14) for line in listed) >= 10
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    with pytest.raises(
+        ConfigError, match="  inspect     summarise a data set: sizes, spacings, gland volumes, quality"
+    ):
+        require_stage(None)

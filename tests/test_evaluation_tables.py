@@ -115,6 +115,7 @@ def test_lines_fit_a_terminal_and_mark_the_oracle_crop() -> None:
     lines = summary_lines(summarise_folds(CASES, oracle_crop=True, num_bootstrap=200, seed=0))
     assert "ORACLE CROP" in lines[0]
     assert max(len(line) for line in lines) <= 120
+    assert {len(line) for line in lines[1:-1]} == {71}  # every column ends where its header ends
     single = summary_lines(summarise_folds(CASES[:1], oracle_crop=False, num_bootstrap=200, seed=0))
     assert "ORACLE" not in single[0]
     assert any(line.startswith("dice ") and " - " in line for line in single)

@@ -60,6 +60,7 @@ def outcomes(
             min_zone_dice={},
             max_failure_fraction=max_failure_fraction,
             min_gain=min_gain,
+            max_stress_drop=None,
         ),
         num_bootstrap=200,
         seed=1,

@@ -327,6 +327,7 @@ def test_oracle_crop_and_authors_of_references_are_warnings(data: ReportData) ->
 def test_page_loads_nothing_from_elsewhere(data: ReportData) -> None:
     html = page(data)
     assert "default-src 'none'" in html
+    assert "<figure role" not in html  # a figure has the role of a figure: aria-allowed-role of axe-core
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", html.replace('xmlns:xlink="http', ""))
 
 

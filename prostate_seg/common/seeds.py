@@ -20,6 +20,7 @@ class Stream(IntEnum):
     bootstrap = 5
     test_subset = 6
     train_subset = 7
+    perturbation = 8
 
 
 def seed_sequence(stream: Stream, *counters: int, seed: int, fold_index: int = 0) -> np.random.SeedSequence:

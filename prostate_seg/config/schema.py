@@ -207,6 +207,16 @@ class ReportConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StressConfig(Settings):
+    """Arguments of stage=stress."""
+
+    perturbations: list[str] | None
+    """Perturbations to apply, such as noise and shift; null takes all."""
+    max_cases: Annotated[int | None, Range(ge=2)]
+    """Test cases, spread over the range of gland volumes; null takes all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RegisterConfig(PromotionRules):
     """Arguments of stage=register, and the requirements of a champion."""
 
@@ -317,6 +327,7 @@ class Config(Settings):
     reproduce: ReproduceConfig
     compare: CompareConfig
     report: ReportConfig
+    stress: StressConfig
     register: RegisterConfig
     predict: PredictConfig
     doctor: DoctorConfig

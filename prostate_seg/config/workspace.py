@@ -80,6 +80,8 @@ class Workspace:
     """Summary of a data set: cases.csv, findings.csv, summary.json, contact_sheet.png."""
     comparison = Below("comparison")
     """Comparison of runs: comparison.csv, comparison.json, comparison.png."""
+    stress = Below("stress")
+    """Stress test: cases.csv, curves.csv, stress.json, stress.png."""
     report = Below("report")
     """Folder of report.html, model_card.md and the tables behind the plots."""
     external_report = Below("report_external")

@@ -86,6 +86,7 @@ def _read_and_replaced(cfg: Config, workspace: Workspace) -> tuple[list[Path], l
         "prepare": (made[:2], [workspace.kfold_json]),
         "train": ([*made, *initial], [workspace.model]),
         "evaluate": ([*made, workspace.model], [evaluation]),
+        "stress": ([*made, workspace.model], [workspace.stress]),
         "report": ([*made, workspace.model, evaluation], [report]),
         "register": ([*made, workspace.model, evaluation], []),
     }.get(str(cfg.stage), ([], []))

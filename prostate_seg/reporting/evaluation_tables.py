@@ -184,8 +184,8 @@ def _metric_lines(pooled: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in SUMMARY_METRICS:
         row = pooled[name]
-        interval = f"{_number(row['ci95_low'])} to {_number(row['ci95_high'])}"
-        lines.append(f"{name:<26}{_number(row['mean'])}{_number(row['sd'])}{_number(row['median'])}  {interval}")
+        interval = " to ".join(_number(row[bound]).strip() for bound in ("ci95_low", "ci95_high"))
+        lines.append(f"{name:<26}{_number(row['mean'])}{_number(row['sd'])}{_number(row['median'])}{interval:>21}")
     return lines
 
 

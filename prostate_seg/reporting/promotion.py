@@ -8,6 +8,7 @@ from prostate_seg.data.leak_gate import Check
 from prostate_seg.reporting.comparison import ALL, Results, compare
 from prostate_seg.reporting.evaluation_tables import zones_of
 from prostate_seg.reporting.settings import PromotionRules
+from prostate_seg.reporting.stress_tables import worst_moderate
 
 PASSED_OUTCOMES = ("passed", "not run")
 """First words of the outcome of a leak check without findings."""
@@ -33,10 +34,12 @@ def check_promotion(
     rules: PromotionRules,
     num_bootstrap: int,
     seed: int,
+    stress: Mapping[str, Any] | None = None,
 ) -> list[RuleResult]:
     """Apply every promotion rule to a candidate with `summary` (metrics.json) and `results` (cases.csv) of its evaluation.
 
     `champion` has the cases.csv of the present champion, None without one; the bootstrap gives the interval of the Dice gained.
+    `stress` is stress.json of the candidate's networks, None without one.
     """
     pooled = summary["pooled"]
     num_cases, num_patients, num_failures = (pooled[f"num_{what}"] for what in ("cases", "patients", "failures"))
@@ -54,6 +57,7 @@ def check_promotion(
         RuleResult("Dice", mean >= rules.min_dice, dice),
         *_check_zones(summary, champion, min_dice=rules.min_zone_dice),
         RuleResult("failures", num_failures / num_cases <= rules.max_failure_fraction, failures),
+        *_check_stress(stress, max_drop=rules.max_stress_drop),
         _check_gain(results, champion, min_gain=rules.min_gain, num_bootstrap=num_bootstrap, seed=seed),
     ]
 
@@ -81,6 +85,19 @@ def _check_leaks(leak_gate: Mapping[str, Any]) -> RuleResult:
     overruled = leak_gate.get("overruled", [])
     passed = "the leak gate found none" + (f"; not duplicates: {', '.join(overruled)}" if overruled else "")
     return RuleResult("leaks", not found, "; ".join(found) or passed)
+
+
+def _check_stress(stress: Mapping[str, Any] | None, *, max_drop: float | None) -> list[RuleResult]:
+    """Check the largest drop at a moderate strength; no rule applies without a bound."""
+    if max_drop is None:
+        return []
+    worst = None if stress is None else worst_moderate(stress)
+    if worst is None:
+        message = "these networks have no stress test: run stage=stress, then stage=register"
+        return [RuleResult("stress", False, message)]
+    name, drop = worst
+    message = f"Dice falls by {drop:.3f} under moderate {name.replace('_', ' ')}, at most {max_drop:g}"
+    return [RuleResult("stress", drop <= max_drop, message)]
 
 
 def _check_gain(

@@ -11,8 +11,9 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.elsewhere import Elsewhere
 from prostate_seg.reporting.evaluation_tables import METRIC_LABELS, by_region, zones_of
 from prostate_seg.reporting.gallery import GalleryCase
-from prostate_seg.reporting.plots import READERS_DICE, READERS_OF_REGIONS, page_plots
+from prostate_seg.reporting.plots import READERS_DICE, READERS_OF_REGIONS, page_plots, to_svg
 from prostate_seg.reporting.report_tables import ReportData, failures_of, limits_of_agreement
+from prostate_seg.reporting.stress_tables import TOLERATED_DROP, stress_figure
 from prostate_seg.reporting.templates import render_html
 from prostate_seg.reporting.trust import Trust, area_under, covered_patients
 from prostate_seg.segmentation.calibration import NEAR_SURFACE_MM
@@ -39,6 +40,8 @@ def render_report(
     limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
     trust = data.trust
     plots = page_plots(data.cases, tables, zones=data.zones, limits_ml=limits_ml, kept_epochs=data.kept_epochs)
+    if data.stress_curves is not None:
+        plots["stress"] = to_svg(stress_figure(data.stress_curves), name="stress")
     quality = data.reference_quality
     packages = [data.records[stage]["packages"] for stage in ("evaluate", "train") if stage in data.records]
     pooled = data.summary["pooled"]
@@ -58,6 +61,7 @@ def render_report(
         },
         anatomy=anatomy(data),
         elsewhere=elsewhere,
+        tolerated_drop=TOLERATED_DROP,
         unseen=[] if elsewhere is None else elsewhere.rows.to_dict("records"),
         trust=trust,
         bounds=None if trust is None or trust.cases["dice_lower_bound"].isna().all() else bounds(trust),

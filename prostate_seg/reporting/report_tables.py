@@ -71,6 +71,10 @@ class ReportData:
     """preprocess_log.json: findings and exclusions."""
     ancestors: Mapping[str, Sequence[Ancestor]] = field(default_factory=dict)
     """Networks that the network of each fold started from, the nearest first; empty for random weights."""
+    stress: Mapping[str, Any] | None = None
+    """stress.json of these networks."""
+    stress_curves: pd.DataFrame | None = None
+    """stress/curves.csv, with `stress`."""
     trust: Trust | None = None
     """Expected Dice and calibration; None for an evaluation of an older version."""
 

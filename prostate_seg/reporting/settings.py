@@ -21,6 +21,9 @@ class PromotionRules(Settings):
     min_gain: Annotated[float, Range(ge=-1, le=1)]
     """Lower bound of the confidence interval of the Dice gained on the present champion; below 0 an equal model may follow."""
 
+    max_stress_drop: Annotated[float | None, Range(ge=0, le=1)]
+    """Maximum fall of a champion's mean Dice under a moderate perturbation of stage=stress; null asks for no stress test."""
+
     def _rules(self) -> list[Rule]:
         are_fractions = all(0 <= dice <= 1 for dice in self.min_zone_dice.values())
         return [("min_zone_dice", are_fractions, "must be numbers from 0 to 1")]

@@ -4,6 +4,9 @@ Each module has `run(cfg: Config, workspace: Workspace) -> StageResult`.
 """
 
 import importlib
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 
 from prostate_seg.common.errors import ConfigError
@@ -18,6 +21,7 @@ STAGES = {
     "prepare": "split the patients into train, val and test per fold, and check the folds for leaks",
     "train": "train the network of each fold, and keep the weights with the best val metric",
     "evaluate": "segment the original test images and compute metrics on their own grid",
+    "stress": "segment the test cases under graded perturbations: noise, coil, blur, field of view and others",
     "report": "write report/report.html, one self-contained page, and the model card",
     "register": "register evaluated networks, and promote a version that passes the gate to champion",
     "predict": "segment files, folders or DICOM series with a registered model or a folder of networks",
@@ -36,7 +40,7 @@ STAGES = {
 """Name and summary of each stage: those of the pipeline in order, then the others."""
 
 UNTRACKED_STAGES = frozenset(
-    {"inspect", "predict", "export", "audit", "status", "compare", "verify", "find", "link", "reproduce"}
+    {"inspect", "stress", "predict", "export", "audit", "status", "compare", "verify", "find", "link", "reproduce"}
     | {"sync", "bundle", "doctor"}
 )
 """Stages that record no run."""
@@ -58,6 +62,8 @@ def require_stage(name: str | None) -> None:
     meant = closest(name, list(STAGES)) if name else None
     lines = [f"stage: unknown stage {name!r}" + (f"; did you mean {meant}?" if meant else "")] if name else []
     lines += ["Choose a stage: python -m prostate_seg stage=NAME", ""]
-    lines += [f"  {stage:<11} {summary}" for stage, summary in STAGES.items()]
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
+    for stage, summary in STAGES.items():
+        lines.append(textwrap.fill(f"  {stage:<11} {summary}", width, subsequent_indent=" " * 14))
     lines += ["", "Several in sequence: python -m prostate_seg -m stage=preprocess,prepare,train,evaluate,report"]
     raise ConfigError("\n".join(lines))

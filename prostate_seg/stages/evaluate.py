@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 Md5s = tuple[str, str]
 """Hashes of image and mask."""
+Result = TypeVar("Result")
 
 MAX_VAL_STUDIES = 20
 """Val studies, over all folds, that the temperature is fitted to: hundreds of thousands of voxels for one number."""
@@ -147,23 +148,23 @@ def evaluate_test_cases(
             fold=f"fold{index}",
             regions=regions,
         )
-        work = partial(_evaluate_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, evaluate=evaluate)
+        work = partial(apply_to_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=evaluate)
         records = [dataset[case_id] for case_id in fold.test]
         found = map_cases(work, records, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
         results += chain.from_iterable(found)
     return results
 
 
-def _evaluate_test_case(
+def apply_to_test_case(
     record: CaseRecord,
     *,
     labels: Sequence[int] | None,
     data: Path,
-    evaluate: Callable[[Case, LoadedCase, Md5s], list[CaseResult]],
-) -> list[CaseResult]:
-    """Evaluate one case of the data set."""
+    function: Callable[[Case, LoadedCase, Md5s], Result],
+) -> Result:
+    """Apply a function to one case of the data set."""
     case, loaded = load_unchanged(record, labels=labels, data=data)
-    return evaluate(case, loaded, (record.image_md5, record.mask_md5))
+    return function(case, loaded, (record.image_md5, record.mask_md5))
 
 
 def load_unchanged(record: CaseRecord, *, labels: Sequence[int] | None, data: Path) -> tuple[Case, LoadedCase]:

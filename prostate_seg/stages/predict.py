@@ -37,11 +37,10 @@ MAX_LOGGED_ROWS = 20
 """Studies in the table at the terminal; volumes.csv has all."""
 
 
-LOGGED_COLUMNS = {
-    **{"volume_ml": 1, "num_slices": 0, "mean_confidence": 2, "fold_agreement": 2},
-    **{"expected_dice": 2, "dice_lower_bound": 2},
-}
-"""Numbers in that table, with their decimals."""
+SIZE_COLUMNS = {"volume_ml": ("mL", 1), "num_slices": ("slices", 0)}
+UNCERTAINTY_COLUMNS = {"mean_confidence": ("confidence", 2), "fold_agreement": ("inter-model Dice", 2)}
+TRUST_COLUMNS = {"expected_dice": ("expected Dice", 2), "dice_lower_bound": ("at least", 2)}
+"""Heading and decimals of the columns of that table; expected Dice, where it is known, takes the place of what it combines."""
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
@@ -261,18 +260,20 @@ def _listing(errors: Mapping[str, str]) -> str:
 
 
 def _log_table(rows: Sequence[Mapping[Any, Any]], *, output: Path) -> None:
-    """Log a table of the studies with their warnings."""
-    line = "%-40s %9s %7s %11s %16s %14s %12s  %s"
-    log.info(line, "study", "mL", "slices", "confidence", "inter-model Dice", "expected Dice", "lower bound", "verdict")
+    """Log a table of the studies, for 80 columns, with their warnings."""
+    has_estimates = any(not pd.isna(row["verdict"]) for row in rows)
+    columns = SIZE_COLUMNS | (TRUST_COLUMNS if has_estimates else UNCERTAINTY_COLUMNS)
+    line = "%-32s %8s %7s" + ("%14s%9s  %s" if has_estimates else "%12s%18s%s")
+    log.info(line, "study", *(heading for heading, _ in columns.values()), "verdict" if has_estimates else "")
     for row in rows[:MAX_LOGGED_ROWS]:
-        name = row["name"] if len(row["name"]) <= 40 else f"...{row['name'][-37:]}"
+        name = row["name"] if len(row["name"]) <= 32 else f"...{row['name'][-29:]}"
         if isinstance(row["error"], str):
-            log.info("%-40s refused", name)
+            log.info("%-32s refused", name)
             continue
         numbers = [
-            "-" if pd.isna(row[column]) else f"{row[column]:.{digits}f}" for column, digits in LOGGED_COLUMNS.items()
+            "-" if pd.isna(row[column]) else f"{row[column]:.{digits}f}" for column, (_, digits) in columns.items()
         ]
-        log.info(line, name, *numbers, "-" if pd.isna(row["verdict"]) else row["verdict"])
+        log.info(line, name, *numbers, "" if pd.isna(row["verdict"]) else row["verdict"])
         for warning in str(row["warnings"] or "").split("; "):
             if warning:
                 log.info("    %s", warning)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from prostate_seg.common.errors import InputError, listed
-from prostate_seg.common.files import md5_of_text, read_json, write_json, write_text
+from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json, write_text
 from prostate_seg.common.settings import present_names
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
@@ -42,7 +42,7 @@ from prostate_seg.segmentation.networks.model_folder import (
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
 from prostate_seg.stages.ancestor_gate import ancestors_in, pass_ancestor_gate
 from prostate_seg.stages.common import not_duplicates
-from prostate_seg.stages.report import load_report_data
+from prostate_seg.stages.report import STRESS, load_report_data, stress_of
 from prostate_seg.tracking import registry
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.registry import CHALLENGER, CHAMPION, NETWORKS, Evaluated, Version
@@ -104,6 +104,8 @@ def gather(
     write_usage(folder, usage)
     for name, text in evaluated.tables.items():
         write_text(folder / EVALUATION / name, text)
+    if stress_of(workspace, folder) is not None:
+        shutil.copyfile(workspace.stress / STRESS, folder / EVALUATION / STRESS)
     if trust := json.loads(evaluated.tables["metrics.json"]).get("trust"):
         write_json(folder / TRUST, stored_trust(trust))
     model = load_model(folder, fold_index=None, usage=usage, device=torch.device("cpu"))
@@ -159,7 +161,9 @@ def registered_version(
 ) -> Version:
     """Return the version of these networks with this evaluation: an existing one, or a new one as challenger."""
     assert workspace.run_id is not None  # there is a store, and so a run
-    digest = md5_of_text(f"{model.md5} {evaluated.run_id} {cfg.register.onnx}")
+    stress = scratch / NETWORKS / EVALUATION / STRESS
+    content = [model.md5, evaluated.run_id, str(cfg.register.onnx), *([md5_of(stress)] if stress.is_file() else [])]
+    digest = md5_of_text(" ".join(content))
     known = registry.find_version(tree, cfg.register.name, digest=digest)
     if known is not None:
         log.info("%s is this already", known)
@@ -216,6 +220,7 @@ def promote(cfg: Config, workspace: Workspace, tree: RunTree, version: Version) 
 def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version, champion: Version | None) -> str:
     """Apply the promotion rules, refuse a version that breaks one, and return the reason recorded with the alias."""
     summary, results = _evaluation_of(cfg, workspace, tree, version)
+    stress = registry.fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION / STRESS
     outcomes = check_promotion(
         summary,
         results,
@@ -223,6 +228,7 @@ def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version
         rules=cfg.register,
         num_bootstrap=cfg.evaluate.num_bootstrap,
         seed=cfg.seed,
+        stress=read_json(stress) if stress.is_file() else None,
     )
     for outcome in outcomes:
         log.info("%s", outcome)

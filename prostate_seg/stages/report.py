@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import atomic_folder, read_json, write_csv, write_text
+from prostate_seg.common.files import atomic_folder, md5_of, read_json, write_csv, write_text
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
@@ -33,6 +33,11 @@ from prostate_seg.stages.common import reference_regions
 from prostate_seg.stages.compare import load_result
 
 log = logging.getLogger(__name__)
+
+STRESS = "stress.json"
+"""Summary of a stress test."""
+WEIGHTS = "fold*/weights.safetensors"
+"""Pattern of the weights in a folder of networks; their module imports torch, which a report does not need."""
 
 SETTINGS_OF_STAGE = {
     "preprocess": ("data", "preprocess"),
@@ -94,6 +99,7 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
     trained = [path for path in workspace.model.glob("fold*") if path.is_dir()]
     trained.sort(key=lambda path: (len(path.name), path.name))  # fold10 after fold9
     records, settings = _read_records(workspace, evaluation, trained)
+    stress = stress_of(workspace, workspace.model)
     summary, is_external = read_json(metrics_json), evaluation == workspace.external_evaluation
     cases_of = by_region(cases.assign(missed_gland=cases["missed_gland"] == "True"))
     return ReportData(
@@ -113,6 +119,8 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
         reference_quality=_read_table(quality) if quality.is_file() else None,
         preprocess_log=read_json(preprocess_log) if preprocess_log.is_file() else {},
         ancestors={path.name: ancestors_in(path) for path in trained},
+        stress=stress,
+        stress_curves=None if stress is None else pd.read_csv(workspace.stress / "curves.csv"),
         trust=read_trust(evaluation, summary, of_folds=workspace.evaluation if is_external else None),
     )
 
@@ -227,3 +235,13 @@ def _read_table(path: Path, *, numeric: Sequence[str] = ()) -> pd.DataFrame:
 def _files(folders: Sequence[Path], name: str) -> dict[str, Path]:
     """Return the file of one name in each folder that has it, by folder."""
     return {folder.name: folder / name for folder in folders if (folder / name).is_file()}
+
+
+def stress_of(workspace: Workspace, networks: Path) -> dict[str, Any] | None:
+    """Return stress.json of the workspace if it is a test of all networks in a folder, fold0 and so on; None otherwise."""
+    file = workspace.stress / STRESS
+    weights = {path.parent.name: md5_of(path) for path in networks.glob(WEIGHTS)}
+    if not file.is_file() or not weights:
+        return None
+    found: dict[str, Any] = read_json(file)
+    return found if weights.items() <= found["networks"].items() else None

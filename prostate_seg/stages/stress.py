@@ -1,0 +1,165 @@
+"""Stage stress: Dice of the networks on their test cases under graded perturbations of the original images.
+
+The result of a case is kept in the cache, so that a stage that was stopped continues with the next case.
+"""
+
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_json, write_csv, write_json
+from prostate_seg.common.progress import map_cases
+from prostate_seg.common.seeds import Stream, integer_seed, seed_sequence
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.data.cases import Case
+from prostate_seg.data.dataset import CaseRecord
+from prostate_seg.data.folds import Fold
+from prostate_seg.data.loading import LoadedCase
+from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.quality import whole_gland
+from prostate_seg.imaging.regions import Regions, predicted_labels, region_masks
+from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.reporting.plots import save_png
+from prostate_seg.reporting.stress_tables import NONE, stress_curves, stress_figure, stress_lines, stress_summary
+from prostate_seg.segmentation import perturbations
+from prostate_seg.segmentation.inference.inference import Predictor, segment
+from prostate_seg.segmentation.networks.storage import WEIGHTS
+from prostate_seg.segmentation.overlap import dice
+from prostate_seg.segmentation.perturbations import PERTURBATIONS
+from prostate_seg.stages import common
+from prostate_seg.stages.evaluate import Md5s, apply_to_test_case, load_predictor
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+"""Row of cases.csv: case_id, patient_id, fold, perturbation, unit, level (0 for the weakest), strength, region, dice."""
+
+
+def run(cfg: Config, workspace: Workspace) -> StageResult:
+    """Write stress/: cases.csv, curves.csv, stress.json and stress.png."""
+    names = chosen_perturbations(cfg.stress.perturbations)
+    dataset = common.checked_dataset(cfg, workspace)
+    folds, _ = common.checked_folds(cfg, workspace, dataset)
+    chosen = chosen_cases(folds, dataset, max_cases=cfg.stress.max_cases)
+    regions, rows = common.reference_regions(cfg, workspace), []
+    for index, fold in folds.items():
+        work = partial(
+            stress_case,
+            cfg=cfg,
+            predictor=load_predictor(cfg, workspace, {index: fold}),
+            names=names,
+            regions=regions,
+            fold=f"fold{index}",
+            cache=workspace.cache / "stress" / _key(cfg, workspace, index),
+        )
+        on_case = partial(apply_to_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=work)
+        records = [dataset[case_id] for case_id in fold.test if case_id in chosen]
+        found = map_cases(on_case, records, num_workers=cfg.machine.num_workers, label=f"stress fold {index}")
+        rows += [row for of_case in found for row in of_case]
+    table = pd.DataFrame(rows)
+    curves = stress_curves(table, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
+    networks = {f"fold{index}": md5_of(workspace.fold(index) / WEIGHTS) for index in folds}
+    with atomic_folder(workspace.stress) as folder:
+        write_csv(folder / "cases.csv", table)
+        write_csv(folder / "curves.csv", curves, float_format="%.6g")
+        write_json(folder / "stress.json", stress_summary(curves) | {"networks": networks})
+        save_png(folder / "stress.png", stress_figure(curves))
+    for line in stress_lines(curves):
+        log.info("%s", line)
+    log.info("tables and figure are in %s", workspace.stress)
+    return StageResult()
+
+
+def chosen_perturbations(names: Sequence[str] | None) -> list[str]:
+    """Return the names of the perturbations to apply; refuse an unknown one."""
+    unknown = sorted({*(names or [])} - PERTURBATIONS.keys())
+    if unknown or names == []:
+        raise ConfigError(
+            f"stress.perturbations: must be null or names of {', '.join(PERTURBATIONS)}, is [{','.join(names or [])}]"
+        )
+    return [name for name in PERTURBATIONS if names is None or name in names]
+
+
+def chosen_cases(folds: dict[int, Fold], dataset: dict[str, CaseRecord], *, max_cases: int | None) -> set[str]:
+    """Return the ids of test cases, of at most a number of them at equal steps through the order of gland volumes.
+
+    Raises:
+        InputError: If there are no test cases.
+    """
+    tested = [case_id for fold in folds.values() for case_id in fold.test]
+    if not tested:
+        raise InputError("there are no test cases: fold=all trains on all but val\nUse fold=kfold or fold=groups.")
+    ordered = sorted(tested, key=lambda case_id: (dataset[case_id].gland_volume_ml, case_id))
+    steps = np.linspace(0, len(ordered) - 1, num=min(max_cases or len(ordered), len(ordered)))
+    return {ordered[int(step)] for step in steps}
+
+
+def _key(cfg: Config, workspace: Workspace, index: int) -> str:
+    """Return a hash of what decides the result of a case, besides its files."""
+    code = [md5_of(Path(str(perturbations.__file__)))]
+    settings = [cfg.evaluate.threshold, cfg.evaluate.largest_component, cfg.evaluate.tta, cfg.train.precision, cfg.seed]
+    return md5_of_text(json.dumps([md5_of(workspace.fold(index)), *code, settings]))
+
+
+def stress_case(
+    case: Case,
+    loaded: LoadedCase,
+    md5s: Md5s,
+    *,
+    cfg: Config,
+    predictor: Predictor,
+    names: Sequence[str],
+    regions: Regions,
+    fold: str,
+    cache: Path,
+) -> list[Row]:
+    """Return the Dice of each region without a perturbation, and under each strength of each that the case can have."""
+    ids = {"case_id": case.case_id, "patient_id": case.patient_id, "fold": fold}
+    measure = partial(region_dice, cfg=cfg, predictor=predictor, regions=regions)
+    gland = whole_gland(loaded.mask.array, labels=regions[WHOLE_GLAND])
+    label_map = np.where(gland, loaded.mask.array, 0)
+    seed = integer_seed(seed_sequence(Stream.perturbation, zlib.crc32(case.case_id.encode()), seed=cfg.seed))
+    file = cache / f"{'_'.join(md5s)}.json"
+    done: dict[str, list[Row]] = read_json(file) if file.is_file() else {}
+    if NONE not in done:
+        done[NONE] = [{"region": region, "dice": value} for region, value in measure(loaded.image, label_map).items()]
+    for name in names:
+        if name in done:
+            continue
+        done[name] = []
+        for level, strength in enumerate(PERTURBATIONS[name].strengths):
+            pair = PERTURBATIONS[name].apply(loaded.image, label_map, strength, seed)
+            values = {} if pair is None else measure(*pair)
+            place = {"unit": PERTURBATIONS[name].unit, "level": level, "strength": strength}
+            done[name] += [place | {"region": region, "dice": value} for region, value in values.items()]
+        write_json(file, done)
+    return [ids | {"perturbation": name} | row for name in (NONE, *names) for row in done[name]]
+
+
+def region_dice(
+    image: Volume, label_map: np.ndarray, *, cfg: Config, predictor: Predictor, regions: Regions
+) -> dict[str, float]:
+    """Segment an image, and return the Dice of each region with the reference labels [Z, Y, X] on its grid."""
+    predicted = segment(
+        image,
+        image.with_mask(label_map) if predictor.preprocess.crop == "mask" else None,
+        predictor=predictor,
+        threshold=cfg.evaluate.threshold,
+        largest_component=cfg.evaluate.largest_component,
+    ).label_map
+    pairs = zip(
+        regions,
+        region_masks(label_map, regions),
+        region_masks(predicted, predicted_labels(predictor.preprocess.regions)),
+        strict=True,
+    )
+    return {region: dice(reference, mask) for region, reference, mask in pairs}
