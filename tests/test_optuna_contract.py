@@ -100,4 +100,7 @@ def test_hydra_basic_sweeper_splits_chains_of_stages_into_single_jobs() -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(["stage=a,b", "x=1"])
-    assert GridSweeper.split_arguments(parsed, None) == [[["stage=a", "x=1"]], [["stage=b", "x=1"]]]
+    assert GridSweeper.split_arguments(parsed, None) == [[["x=1", "stage=a"]], [["x=1", "stage=b"]]]
+    swept = OverridesParser.create().parse_overrides(["stage=a,b", "seed=1,2"])  # a seed is tested after its training
+    jobs = [" ".join(words) for (words,) in GridSweeper.split_arguments(swept, None)]
+    assert jobs == ["seed=1 stage=a", "seed=1 stage=b", "seed=2 stage=a", "seed=2 stage=b"]

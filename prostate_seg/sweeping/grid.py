@@ -33,8 +33,12 @@ class GridSweeper(BasicSweeper):
 
     @staticmethod
     def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        """Return batches of jobs, each a list of overrides."""
-        return BasicSweeper.split_arguments(overrides, _batch_size(overrides, max_batch_size))
+        """Return batches of jobs, each a list of overrides.
+
+        The stages of one combination run before those of the next: evaluation tests the networks that were just trained.
+        """
+        ordered = sorted(overrides, key=_is_chain)  # the last setting varies fastest
+        return BasicSweeper.split_arguments(ordered, _batch_size(overrides, max_batch_size))
 
 
 class PairSweeper(GridSweeper):
@@ -92,5 +96,9 @@ class CheckedLauncher(Launcher):
 
 def _batch_size(overrides: Sequence[Override], max_batch_size: int | None) -> int | None:
     """Return 1 for a chain of stages: Hydra's launcher would run the next stage after one has failed."""
-    is_chain = any(one.is_sweep_override() and one.key_or_group == "stage" for one in overrides)
-    return 1 if is_chain else max_batch_size
+    return 1 if any(map(_is_chain, overrides)) else max_batch_size
+
+
+def _is_chain(override: Override) -> bool:
+    """Return whether an override lists several stages."""
+    return override.is_sweep_override() and override.key_or_group == "stage"
