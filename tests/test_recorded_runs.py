@@ -5,8 +5,16 @@ from mlflow.entities import Run
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
-from prostate_seg.tracking.recorded_runs import RecordedTrial, open_tree, recorded_cases, recorded_trials
+from prostate_seg.tracking.recorded_runs import (
+    RecordedTrial,
+    open_tree,
+    recorded_cases,
+    recorded_trials,
+    repeats_of,
+    sweep_of,
+)
 from prostate_seg.tracking.records import Level, TreePosition
+from prostate_seg.tracking.repeats import log_repeats
 from prostate_seg.tracking.store.run_tree import RunTree
 
 
@@ -117,8 +125,8 @@ def test_seed_and_fold_index_are_no_settings_of_a_trial(tree: RunTree) -> None:
     sweep = add(tree, tree.pipeline("p", fresh=True), level=Level.sweep)
     run = add_trial(tree, sweep, seed="1", **{"fold.index": "0"})
     add_trial(tree, sweep, seed="2", **{"fold.index": "1"})
-    expected = RecordedTrial(run_id=run.info.run_id, settings={}, seed=1, networks_md5="networks of 1", text="x")
-    assert recorded_trials(tree, sweep.info.run_id)[0] == expected
+    facts = {"label": "", "settings": {}, "seed": 1, "networks_md5": "networks of 1", "text": "x"}
+    assert recorded_trials(tree, sweep.info.run_id)[0] == RecordedTrial(run_id=run.info.run_id, **facts)
 
 
 def test_sweep_without_an_evaluation_is_refused(tree: RunTree) -> None:
@@ -126,3 +134,67 @@ def test_sweep_without_an_evaluation_is_refused(tree: RunTree) -> None:
     add_trial(tree, sweep, stage="train", text=None, seed="1")
     with pytest.raises(InputError, match="has no trial with per-case results\nTrain and evaluate in one sweep"):
         recorded_trials(tree, sweep.info.run_id)
+
+
+def test_label_of_a_trial_has_the_overrides_that_others_do_not_have(tree: RunTree) -> None:
+    sweep = add(tree, tree.pipeline("p", fresh=True), level=Level.sweep)
+    for seed, model in (("1", "unet"), ("2", "dynunet")):
+        words = f"stage=evaluate seed={seed} model={model} data=picai paths.trained=models/{seed}"
+        run = add_trial(tree, sweep, seed=seed, **{"model.name": model})
+        tree.log(run.info.run_id, tags={"overrides": words})
+    assert [one.label for one in recorded_trials(tree, sweep.info.run_id)] == ["model=unet", "model=dynunet"]
+
+
+def test_sweep_of_a_pipeline_is_found_unless_the_pipeline_has_an_evaluation(tree: RunTree) -> None:
+    pipeline = tree.pipeline("p", fresh=True)
+    sweep = add(tree, pipeline, level=Level.sweep)
+    for run in (sweep, pipeline):
+        found = sweep_of(tree, run.info.run_id)
+        assert found is not None
+        assert found.info.run_id == sweep.info.run_id
+    evaluation = add(tree, pipeline, cases="x")
+    assert sweep_of(tree, evaluation.info.run_id) is None
+    assert sweep_of(tree, pipeline.info.run_id) is None
+
+
+def test_repeats_have_mean_and_deviation_over_seeds_and_folds_on_the_sweep(tree: RunTree) -> None:
+    sweep = add(tree, tree.pipeline("p", fresh=True), level=Level.sweep)
+    folds = {"1": (0.8, 0.9), "2": (0.82, 0.92), "3": (0.84, 0.94)}
+    for seed, (first, second) in folds.items():
+        training = add_trial(tree, sweep, seed=seed, stage="train", text=None)
+        best = {"val/best_dice": 0.5, "val/best_dice_fold0": first, "val/best_dice_fold1": second}
+        tree.log(training.info.run_id, metrics=best)
+        rows = [f"fold0,{first},whole_gland", f"fold1,{second},whole_gland", "fold0,0.1,zone"]
+        add_trial(tree, sweep, seed=seed, text="\n".join(["fold,dice,region", *rows]))
+    log_repeats(tree, sweep.info.run_id, tree.children(sweep.info.run_id))
+    metrics = tree.client.get_run(sweep.info.run_id).data.metrics
+    expected = {"mean": 0.87, "sd_seeds": 0.02, "sd_folds": 0.005**0.5}
+    names = ("val/best_dice", "test/dice")
+    assert metrics == pytest.approx(
+        {f"repeats/{name}_{what}": value for name in names for what, value in expected.items()}
+    )
+
+
+def test_repeats_of_an_evaluation_are_the_trials_with_its_settings(tree: RunTree) -> None:
+    sweep = add(tree, tree.pipeline("p", fresh=True), level=Level.sweep)
+    runs = [add_trial(tree, sweep, seed=s, **{"model.name": n}) for n in "ab" for s in ("1", "2")]
+    found = repeats_of(tree, runs[2].info.run_id)
+    assert [one.run_id for one in found] == [run.info.run_id for run in runs[2:]]
+    alone = add(tree, tree.pipeline("p", fresh=True), cases="x")
+    assert repeats_of(tree, alone.info.run_id) == []
+    assert repeats_of(tree, "12e4" * 8) == []
+
+
+def test_a_single_seed_and_seeds_of_other_settings_are_no_repeats(
+    tree: RunTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = add(tree, tree.pipeline("p", fresh=True), level=Level.sweep)
+    for seed, rate in (("1", "0.1"), ("2", "0.2")):
+        add_trial(tree, sweep, seed=seed, text="fold,dice\nfold0,0.8", **{"train.learning_rate": rate})
+    with caplog.at_level("INFO"):
+        log_repeats(tree, sweep.info.run_id, tree.children(sweep.info.run_id))
+        assert "of seeds" not in caplog.text
+        add_trial(tree, sweep, seed="3", text="fold,dice\nfold0,0.9", **{"train.learning_rate": "0.2"})
+        log_repeats(tree, sweep.info.run_id, tree.children(sweep.info.run_id))
+    assert "train.learning_rate=0.2: test/dice of seeds 2, 3: mean 0.8500, SD over seeds 0.0707" in caplog.text
+    assert tree.client.get_run(sweep.info.run_id).data.metrics == {}  # of which setting?

@@ -15,7 +15,7 @@ from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.operations.job import Outcome
 from prostate_seg.tracking.records import Level
 from prostate_seg.tracking.store.connection import open_store
-from prostate_seg.tracking.store.run_tree import RunTree, source_of
+from prostate_seg.tracking.store.run_tree import PARENT, RunTree, source_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,12 @@ class RecordedCases:
     """Its cases.csv."""
 
 
+CASES = "tables/cases.csv"
+"""Artifact of an evaluation with a row per case."""
 SEED, FOLD = "seed", "fold.index"
-"""Settings whose values repeat a training instead of changing it."""
+"""Settings whose values repeat a training: a setting is judged by the mean over its folds and seeds."""
+UNLABELLED = ("stage", SEED, FOLD, "paths.", "mlflow.", "machine.", "hydra.")
+"""Starts of overrides that are no part of the label of a trial."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,8 @@ class RecordedTrial:
 
     run_id: str
     """Run of the evaluation that wrote them."""
+    label: str
+    """Overrides that other trials of the sweep do not have, such as model=unet, without seed, folds and folders."""
     settings: Mapping[str, str]
     """Settings that differ between the trials, except for seed and fold.index, as plain text or JSON."""
     seed: int
@@ -113,6 +119,26 @@ def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any
     return found
 
 
+def sweep_of(tree: RunTree, run_id: str) -> Run | None:
+    """Return the sweep of this id, or the only one of a pipeline without an evaluation of its own; None for another run.
+
+    Raises:
+        InputError: If there is no such run, or the store cannot be used.
+    """
+    with tree.store.explained_errors():
+        run = find_run(tree, run_id)
+        level = run.data.tags.get("level")
+        if level != Level.pipeline:
+            return run if level == Level.sweep else None
+        finished = tree.children(run_id, status=Outcome.finished)
+        if any(
+            child.data.tags["stage"] == "evaluate" and child.data.tags["level"] == Level.stage for child in finished
+        ):
+            return None
+        sweeps = [child for child in finished if child.data.tags["level"] == Level.sweep]
+        return sweeps[0] if len(sweeps) == 1 else None
+
+
 def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
     """Return the per-case results of an evaluation or trial, or of the one evaluation in a pipeline.
 
@@ -121,7 +147,7 @@ def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
     """
     with tree.store.explained_errors():
         run = _evaluation_of(tree, find_run(tree, run_id))
-        text = artifact_text(tree, run, "tables/cases.csv")
+        text = artifact_text(tree, run, CASES)
     if text is None:
         raise InputError(
             f"run {run_id} ({run.info.run_name}, {run.info.status}) has no per-case results\n"
@@ -140,7 +166,7 @@ def recorded_trials(tree: RunTree, sweep_id: str) -> list[RecordedTrial]:
     with tree.store.explained_errors():
         sweep = find_run(tree, sweep_id)
         finished = tree.children(sweep_id, status=Outcome.finished, level=Level.trial)
-        texts = [(run, artifact_text(tree, run, "tables/cases.csv")) for run in finished if _tested_md5(run)]
+        texts = [(run, artifact_text(tree, run, CASES)) for run in finished if _tested_md5(run)]
     found = [(run, text) for run, text in texts if text is not None]
     if not found:
         raise InputError(
@@ -150,16 +176,36 @@ def recorded_trials(tree: RunTree, sweep_id: str) -> list[RecordedTrial]:
     params = [run.data.params for run, _ in found]
     names = sorted({name for one in params for name in one} - {SEED, FOLD})
     varied = [name for name in names if len({one.get(name) for one in params}) > 1]
+    words = [run.data.tags.get("overrides", "").split() for run, _ in found]
     return [
         RecordedTrial(
             run_id=source_of(run),
+            label=" ".join(
+                word for word in own if not word.startswith(UNLABELLED) and not all(word in w for w in words)
+            ),
             settings={name: run.data.params.get(name, "") for name in varied},
             seed=int(run.data.params[SEED]),
             networks_md5=_tested_md5(run),
             text=text,
         )
-        for run, text in found
+        for (run, text), own in zip(found, words, strict=True)
     ]
+
+
+def repeats_of(tree: RunTree, run_id: str) -> list[RecordedTrial]:
+    """Return the trials with the settings of an evaluation, itself among them; none outside of a sweep, or if it is deleted.
+
+    Raises:
+        InputError: If the store cannot be used.
+    """
+    with tree.store.explained_errors():
+        run = tree.get(run_id)
+        parent = None if run is None else tree.get(run.data.tags.get(PARENT, ""))
+    if parent is None or parent.data.tags.get("level") != Level.sweep:
+        return []
+    trials = recorded_trials(tree, str(parent.info.run_id))
+    own = next((trial.settings for trial in trials if trial.run_id == run_id), None)
+    return [trial for trial in trials if trial.settings == own]
 
 
 def _tested_md5(run: Run) -> str:

@@ -21,8 +21,9 @@ from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import Job, Outcome, command_of
 from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import RECORDS, Header, Journal, new_local_id, pending_journals, read_lines
-from prostate_seg.tracking.recorded_runs import artifact_text, open_tree
+from prostate_seg.tracking.recorded_runs import SEED, artifact_text, open_tree
 from prostate_seg.tracking.records import ALL, Level, TreePosition, now_ms
+from prostate_seg.tracking.repeats import by_setting, log_repeats
 from prostate_seg.tracking.store.run_tree import KEY, PARENT, RunTree
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,6 @@ Row = tuple[Mapping[str, str], float]
 Draw = Callable[[Path, Sequence[Row]], object]
 """Draws figures of the trials into a folder."""
 
-FOLD = "fold.index"
-"""A sweep over this setting trains one configuration fold by fold; its objective is the mean over its folds."""
 NUM_PAST_FOLDS = 50
 """Newest folds from which the time of a fold is estimated."""
 
@@ -103,20 +102,24 @@ def complete(tree: RunTree, folder: Path) -> None:
 
 
 def end(tree: RunTree, folder: Path, *, draw: Draw) -> str | None:
-    """Close the run of a sweep, if there is one; return the command that trains its best setting."""
+    """Close the run of a sweep, if there is one, log its repeats, and return the command that trains its best setting."""
     sweep = tree.store.call(lambda: tree.sweep(sweep_key(folder)))
     if sweep is None:
         return None
     sweep_id = str(sweep.info.run_id)
-    scored = _scored(tree.store.call(lambda: _close(tree, sweep), locked=True))
+    trials = tree.store.call(lambda: _close(tree, sweep), locked=True)
+    tree.store.call(lambda: log_repeats(tree, sweep_id, trials))
+    scored = _scored(trials)
     if not scored:
         return None
-    rows, best, has_folds = _compare(scored)
+    rows, best, repeated = _compare(scored)
+    if SEED in repeated and not rows[0][0]:
+        return None  # seeds alone were varied: the best seed is no setting to choose
 
     def log_best() -> str:
         provenance = artifact_text(tree, best, "provenance.json")
         overrides = json.loads(provenance)["overrides"] if provenance else []
-        command = command_of(overrides, without=[FOLD] if has_folds else [])
+        command = command_of(overrides, without=repeated)
         tree.log(sweep_id, tags={"best_command": command})
         return command
 
@@ -231,21 +234,16 @@ def _close(tree: RunTree, sweep: Run) -> list[Run]:
     return trials
 
 
-def _compare(scored: Sequence[Run]) -> tuple[list[Row], Run, bool]:
-    """Compare settings, each by the mean objective of its folds.
+def _compare(scored: Sequence[Run]) -> tuple[list[Row], Run, list[str]]:
+    """Compare settings, each by the mean objective of its folds and seeds.
 
     Returns:
-        Each setting with its mean, a trial of the best setting, and whether the sweep varied the fold.
+        Each setting with its mean, a trial of the best setting, and which of fold and seed the sweep varied.
     """
-    names = sorted({name for run in scored for name in run.data.params})
-    varied = [name for name in names if len({run.data.params.get(name) for run in scored}) > 1]
-    settings = [name for name in varied if name != FOLD]
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in scored:
-        groups.setdefault(tuple(run.data.params.get(name, "") for name in settings), []).append(run)
+    settings, repeated, groups = by_setting(scored)
     means = {values: statistics.fmean(map(_objective, runs)) for values, runs in groups.items()}
     rows: list[Row] = [(dict(zip(settings, values, strict=True)), mean) for values, mean in means.items()]
-    return rows, groups[max(means, key=lambda values: means[values])][0], FOLD in varied
+    return rows, groups[max(means, key=lambda values: means[values])][0], repeated
 
 
 def _reuse(cfg: Config, job: Job, tree: RunTree, run_id: str) -> bool:
