@@ -23,6 +23,7 @@ NAVIGATION = {
         "docs/scaling": "Sweeps, GPUs, clusters",
         "docs/server": "A server for a group",
         "docs/how-to/fine_tune": "Start from other weights",
+        "docs/how-to/is_it_better": "Is it better, or luck?",
         "docs/how-to/own_model": "Add a network",
         "docs/how-to/reproduce_a_number": "Reproduce a number",
         "CONTRIBUTING": "Contribute",

@@ -8,6 +8,7 @@ import pytest
 from prostate_seg.reporting.comparison import Results, parse_results
 from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
 from prostate_seg.reporting.promotion import RuleResult, check_promotion
+from prostate_seg.reporting.repeats import Repeats
 from prostate_seg.reporting.settings import PromotionRules
 
 PASSED = {"patient overlap": "passed", "identical voxels": "passed on 3 of 5 cases", "identical mask files": "not run"}
@@ -49,7 +50,14 @@ GOOD = (0.9, 0.91, 0.92, 0.93, 0.94)
 
 
 def outcomes(
-    candidate: Evaluation, champion: Evaluation | None = None, *, max_failure_fraction: float = 0.2, min_gain: float = 0
+    candidate: Evaluation,
+    champion: Evaluation | None = None,
+    *,
+    max_failure_fraction: float = 0.2,
+    min_gain: float = 0,
+    max_p_not_better: float | None = None,
+    repeats: Repeats | None = None,
+    champion_repeats: Repeats | None = None,
 ) -> list[RuleResult]:
     return check_promotion(
         *candidate,
@@ -61,9 +69,12 @@ def outcomes(
             max_failure_fraction=max_failure_fraction,
             min_gain=min_gain,
             max_stress_drop=None,
+            max_p_not_better=max_p_not_better,
         ),
         num_bootstrap=200,
         seed=1,
+        repeats=repeats,
+        champion_repeats=champion_repeats,
     )
 
 
@@ -126,3 +137,40 @@ def test_a_version_tested_on_other_references_is_refused() -> None:
     assert outcome.rule == "better"
     assert "cannot be compared with the champion" in outcome.message
     assert "another reference" in outcome.message
+
+
+def repeated(gain: float, *, num_seeds: int = 3) -> Repeats:
+    """Return repeats whose seeds differ by 0.001."""
+    by_seed = {
+        seed: evaluation(*(dice + gain + 0.001 * seed + 0.002 * (number == seed) for number, dice in enumerate(GOOD)))[
+            1
+        ]
+        for seed in range(num_seeds)
+    }
+    return Repeats(name="v", source="v", by_seed=by_seed)
+
+
+def seeds_rule(gain: float, **numbers: int) -> RuleResult:
+    sides = {"repeats": repeated(gain, **numbers), "champion_repeats": repeated(0)}
+    rule = outcomes(evaluation(*GOOD), evaluation(*GOOD), max_p_not_better=0.05, **sides)[-1]
+    assert rule.rule == "seeds"
+    return rule
+
+
+def test_repeats_must_be_better_with_the_wanted_probability() -> None:
+    better = seeds_rule(0.03)
+    assert better.is_passed
+    assert better.message.startswith(
+        "Dice +0.030 over 3 seeds, 3 of the champion; probability that it is not better 0.0"
+    )
+    for gain in (-0.03, 0.0):
+        assert not seeds_rule(gain).is_passed
+    assert "not better 1.000, at most 0.05" in seeds_rule(-0.03).message
+
+
+def test_one_seed_is_refused_where_repeats_are_wanted_and_a_first_version_needs_none() -> None:
+    alone = seeds_rule(0.03, num_seeds=1)
+    assert not alone.is_passed
+    assert "cannot be known: 1 seed(s) of this, 3 of the champion" in alone.message
+    assert outcomes(evaluation(*GOOD), evaluation(*GOOD), max_p_not_better=0.05)[-1].rule == "seeds"
+    assert outcomes(evaluation(*GOOD), max_p_not_better=0.05)[-1].rule == "better"

@@ -195,7 +195,9 @@ class CompareConfig(Settings):
     """Arguments of stage=compare."""
 
     runs: list[str]
-    """Baseline and one or more others: ids of evaluations or of pipelines with one, or folders with a cases.csv."""
+    """Baseline and others: ids of evaluations, sweeps over seed or pipelines with one of them, or folders with a cases.csv."""
+    difference: Annotated[float, Range(gt=0, le=1)]
+    """Difference in Dice for which the number of patients and of seeds is planned, from the variances of repeats."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

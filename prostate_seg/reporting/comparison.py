@@ -54,6 +54,12 @@ LINE_CHARACTERS = 117
 FEW_PATIENTS = 20
 """Below this number percentile intervals are too narrow: in a simulation 92% coverage at 20 patients, 84% at 5."""
 
+ONE_SEED = (
+    "one training of each: the intervals are for these networks and not for their settings, whose seeds are not compared; "
+    "for that, sweep over seed: -m stage=train,evaluate seed=1,2,3"
+)
+"""Limitation of every comparison without repeats."""
+
 
 Row = dict[str, Any]
 """Row of comparison.csv: one metric of a region in one group of cases.
@@ -191,12 +197,7 @@ def _compare_pair(baseline: Results, other: Results, *, num_bootstrap: int, seed
 
 def _compare_tables(baseline: pd.DataFrame, other: pd.DataFrame, *, num_bootstrap: int, seed: int) -> list[Row]:
     """Return a row per metric over all cases, then a row per metric and group of cases."""
-    values = []
-    for table in (baseline, other):
-        metrics = table[list(SUMMARY_METRICS)].copy()
-        metrics[list(SIGNED)] = metrics[list(SIGNED)].abs()
-        values.append(metrics.set_axis(list(COMPARED), axis="columns"))
-    a, b = values
+    a, b = map(compared_values, (baseline, other))
     patients = baseline["patient_id"]
 
     def row(subgroup: str, group: str, metric: str, cases: pd.Index) -> Row:
@@ -231,6 +232,13 @@ def _compare_tables(baseline: pd.DataFrame, other: pd.DataFrame, *, num_bootstra
     return rows
 
 
+def compared_values(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns `COMPARED` of a table with the metrics of its cases."""
+    metrics = table[list(SUMMARY_METRICS)].copy()
+    metrics[list(SIGNED)] = metrics[list(SIGNED)].abs()
+    return metrics.set_axis(list(COMPARED), axis="columns")
+
+
 def _notes(baseline: Results, other: Results, rows: Sequence[Row]) -> list[str]:
     a, b = baseline.table, other.table.loc[baseline.table.index]
     notes = []
@@ -238,6 +246,7 @@ def _notes(baseline: Results, other: Results, rows: Sequence[Row]) -> list[str]:
         notes.append("ORACLE CROP: windows were centred on the reference masks, in both")
     if a["patient_id"].nunique() < FEW_PATIENTS:
         notes.append(f"fewer than {FEW_PATIENTS} patients: the coverage of the intervals is below 95%")
+    notes.append(ONE_SEED)
     moved = int((a["fold"] != b["fold"]).sum())
     if moved:
         notes.append(f"{moved} of {len(a)} cases were tested in another fold, by networks trained on other patients")
@@ -265,8 +274,8 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     """Return the comparison as lines for a terminal."""
     table = comparison.baseline.table
     lines = [
-        f"a  {_end_of(comparison.baseline.name, 100)} (baseline)",
-        f"b  {_end_of(comparison.other.name, 100)}",
+        f"a  {end_of(comparison.baseline.name, 100)} (baseline)",
+        f"b  {end_of(comparison.other.name, 100)}",
         f"{len(table)} cases of {table['patient_id'].nunique()} patients; b/=/a: number of patients better in b, "
         "equal, better in a",
         f"{'':<32}{'better':<6}{'a':>9}{'b':>9}{'b - a':>9}   {'95% CI of b - a':<20}{'b/=/a':>11}{'p':>9}{'p Holm':>9}",
@@ -277,13 +286,15 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         if region != heading[0]:
             lines.append(f"{region}:")
         if (region, *group) != heading and group != [ALL, ALL]:
-            lines.append(f"{_end_of(group[0], 40)} = {_end_of(group[1], 40)}; patients: {row['num_patients']}")
+            lines.append(f"{end_of(group[0], 40)} = {end_of(group[1], 40)}; patients: {row['num_patients']}")
         heading = (region, *group)
         name = row["metric"] if row["subgroup"] == ALL else f"  {row['metric']}"
-        numbers = _number(row["mean_baseline"]) + _number(row["mean_other"]) + _number(row["difference"], "+.3f")
+        numbers = (
+            number_text(row["mean_baseline"]) + number_text(row["mean_other"]) + number_text(row["difference"], "+.3f")
+        )
         interval = "-" if row["ci95_low"] is None else f"{row['ci95_low']:+.3f} to {row['ci95_high']:+.3f}"
         patients = "/".join(str(row[f"num_patients_{what}"]) for what in ("better", "equal", "worse"))
-        tests = _p_value(row["p_wilcoxon"]) + _p_value(row["p_holm"])
+        tests = p_text(row["p_wilcoxon"]) + p_text(row["p_holm"])
         lines.append(f"{name:<32}{row['better']:<6}{numbers}   {interval:<20}{patients:>11}{tests}")
     lines.append(
         "p: Wilcoxon signed-rank test over patients; p Holm: adjusted for all tests over all cases; subgroups are "
@@ -294,14 +305,16 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _number(value: float | None, form: str = ".3f") -> str:
+def number_text(value: float | None, form: str = ".3f") -> str:
+    """Return a number for a column of nine characters; - for None."""
     return ("-" if value is None else format(value, form)).rjust(9)
 
 
-def _p_value(value: float | None) -> str:
-    return f"{'<0.0001':>9}" if value is not None and value < 0.0001 else _number(value, ".4f")
+def p_text(value: float | None) -> str:
+    """Return a probability for a column of nine characters."""
+    return f"{'<0.0001':>9}" if value is not None and value < 0.0001 else number_text(value, ".4f")
 
 
-def _end_of(text: str, max_characters: int) -> str:
+def end_of(text: str, max_characters: int) -> str:
     """Shorten a text to its end, the informative part of a path."""
     return text if len(text) <= max_characters else f"...{text[3 - max_characters :]}"

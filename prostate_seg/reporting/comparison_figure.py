@@ -33,14 +33,14 @@ LINE_INCH = 0.27
 
 def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
     """Draw a row of panels per comparison."""
-    num_subgroups = max(len(_rows_of(one, "dice", in_subgroups=True)) for one in comparisons)
+    num_subgroups = max(len(_rows_of(one.rows, "dice", in_subgroups=True)) for one in comparisons)
     row_inch = LINE_INCH * (NUM_MAIN_LINES + num_subgroups) + 1.8
     figure = Figure(figsize=(16, row_inch * len(comparisons)), dpi=110, layout="constrained")
     subfigures = figure.subfigures(len(comparisons), 1, squeeze=False)[:, 0]
     for subfigure, comparison in zip(subfigures, comparisons, strict=True):
         axes = subfigure.subplots(1, len(PANELS) + 1)
         for number, (label, metrics) in enumerate(PANELS.items()):
-            _draw_differences(axes[number], comparison, metrics, label=label, name_subgroups=number == 0)
+            draw_differences(axes[number], comparison.rows, metrics, label=label, name_subgroups=number == 0)
         _draw_cases(axes[-1], comparison)
         names = printable(f"a: {comparison.baseline.name}      b: {comparison.other.name}")
         title = f"{names}\nmean of b - a and its 95% interval over patients (number of patients)"
@@ -48,39 +48,48 @@ def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def _rows_of(comparison: Comparison, metric: str, *, in_subgroups: bool) -> list[Row]:
+def _rows_of(all_rows: Sequence[Row], metric: str, *, in_subgroups: bool) -> list[Row]:
     """Return the row of a metric over all cases, or its rows in the zones and in the subgroups of the whole gland."""
-    rows = [row for row in comparison.rows if row["metric"] == metric]
+    rows = [row for row in all_rows if row["metric"] == metric]
     gland = [row for row in rows if row.get("region", WHOLE_GLAND) == WHOLE_GLAND]
     if not in_subgroups:
-        return [row for row in gland if row["subgroup"] == ALL]
-    zones = [row for row in rows if row not in gland and row["subgroup"] == ALL]
-    return [*zones, *(row for row in gland if row["subgroup"] != ALL)]
+        return [row for row in gland if _subgroup(row) == ALL]
+    zones = [row for row in rows if row not in gland and _subgroup(row) == ALL]
+    return [*zones, *(row for row in gland if _subgroup(row) != ALL)]
 
 
-def _draw_differences(
-    ax: Axes, comparison: Comparison, metrics: Sequence[str], *, label: str, name_subgroups: bool
+def _subgroup(row: Row) -> str:
+    """Return the subgroup of a row; repeats are compared over all cases only."""
+    return str(row.get("subgroup", ALL))
+
+
+def _part_of(row: Row) -> str:
+    """Return the zone of a row below the dotted line, or its subgroup and group."""
+    return str(row["region"]) if _subgroup(row) == ALL else f"{row['subgroup']}: {row['group']}"
+
+
+def draw_differences(
+    ax: Axes, rows: Sequence[Row], metrics: Sequence[str], *, label: str, name_subgroups: bool
 ) -> None:
     """Draw a point and an interval per row: all cases above the dotted line, zones and subgroups below, aligned."""
-    main = [row for metric in metrics for row in _rows_of(comparison, metric, in_subgroups=False)]
-    parts = _rows_of(comparison, metrics[0], in_subgroups=True)
+    main = [row for metric in metrics for row in _rows_of(rows, metric, in_subgroups=False)]
+    parts = _rows_of(rows, metrics[0], in_subgroups=True)
     labels = {}
     ax.axvline(0, color="black", linewidth=0.8)
     for y, row in enumerate([*main, *parts], start=NUM_MAIN_LINES - len(main)):
         is_main = y < NUM_MAIN_LINES
         low, difference, high = row["ci95_low"], row["difference"], row["ci95_high"]
-        # Grey unless the interval excludes 0 and there are enough patients for a test.
+        # Grey unless the interval excludes 0 and there is a p: enough patients for a test, or repeats on both sides.
         colour = UNCLEAR_COLOUR
         if low is not None:
-            if row["p_wilcoxon"] is not None and not low <= 0 <= high:
+            if row.get("p_wilcoxon", row.get("p_not_better")) is not None and not low <= 0 <= high:
                 colour = BETTER_COLOUR if (high < 0) == (row["better"] == "lower") else WORSE_COLOUR
             ax.plot([low, high], [y, y], color=colour, linewidth=1.8)
         if difference is not None:
             face = "white" if colour == UNCLEAR_COLOUR else colour
             ax.plot(difference, y, "o", color=colour, markerfacecolor=face, markersize=6)
         if is_main or name_subgroups:
-            part = row["region"] if row["subgroup"] == ALL and not is_main else f"{row['subgroup']}: {row['group']}"
-            name = _metric_label(row["metric"]) if is_main else printable(part)
+            name = _metric_label(row["metric"]) if is_main else printable(_part_of(row))
             name = name if len(name) <= LABEL_CHARACTERS else name[: LABEL_CHARACTERS - 3] + "..."
             labels[y] = f"{name} ({row['num_patients']})"
     ax.set_yticks(list(labels), list(labels.values()), parse_math=False)

@@ -7,6 +7,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.data.leak_gate import Check
 from prostate_seg.reporting.comparison import ALL, Results, compare
 from prostate_seg.reporting.evaluation_tables import zones_of
+from prostate_seg.reporting.repeats import DICE, Repeats, compare_repeats
 from prostate_seg.reporting.settings import PromotionRules
 from prostate_seg.reporting.stress_tables import worst_moderate
 
@@ -35,11 +36,14 @@ def check_promotion(
     num_bootstrap: int,
     seed: int,
     stress: Mapping[str, Any] | None = None,
+    repeats: Repeats | None = None,
+    champion_repeats: Repeats | None = None,
 ) -> list[RuleResult]:
     """Apply every promotion rule to a candidate with `summary` (metrics.json) and `results` (cases.csv) of its evaluation.
 
     `champion` has the cases.csv of the present champion, None without one; the bootstrap gives the interval of the Dice gained.
     `stress` is stress.json of the candidate's networks, None without one.
+    `repeats` and `champion_repeats` have the sweeps over seed that both were trained in, None outside of one.
     """
     pooled = summary["pooled"]
     num_cases, num_patients, num_failures = (pooled[f"num_{what}"] for what in ("cases", "patients", "failures"))
@@ -59,6 +63,7 @@ def check_promotion(
         RuleResult("failures", num_failures / num_cases <= rules.max_failure_fraction, failures),
         *_check_stress(stress, max_drop=rules.max_stress_drop),
         _check_gain(results, champion, min_gain=rules.min_gain, num_bootstrap=num_bootstrap, seed=seed),
+        *([] if champion is None else _check_seeds(repeats, champion_repeats, max_p=rules.max_p_not_better)),
     ]
 
 
@@ -118,3 +123,28 @@ def _check_gain(
         f"95% interval {dice['ci95_low']:+.3f} to {dice['ci95_high']:+.3f}, all above {min_gain:g}"
     )
     return RuleResult("better", dice["ci95_low"] > min_gain, message)
+
+
+def _check_seeds(repeats: Repeats | None, champion: Repeats | None, *, max_p: float | None) -> list[RuleResult]:
+    """Check the probability that a candidate is no better than the champion, over seeds; no rule without a bound."""
+    if max_p is None:
+        return []
+    if repeats is None or champion is None or min(len(one.by_seed) for one in (repeats, champion)) < 2:
+        known = [1 if one is None else len(one.by_seed) for one in (repeats, champion)]
+        message = (
+            f"the variance between seeds cannot be known: {known[0]} seed(s) of this, {known[1]} of the champion; "
+            "register an evaluation of a sweep over seed: -m stage=train,evaluate seed=1,2,3"
+        )
+        return [RuleResult("seeds", False, message)]
+    try:
+        (comparison,) = compare_repeats(champion, [repeats], difference=None)
+    except InputError as error:
+        message = f"cannot be compared with the champion, {error}".replace("\n", "\n" + " " * 24)
+        return [RuleResult("seeds", False, message)]
+    dice = next(row for row in comparison.rows if row["metric"] == DICE)
+    p = dice["p_not_better"] if dice["difference"] > 0 else 1 - dice["p_not_better"]
+    message = (
+        f"Dice {dice['difference']:+.3f} over {len(repeats.by_seed)} seeds, {len(champion.by_seed)} of the champion; "
+        f"probability that it is not better {p:.3f}, at most {max_p:g}"
+    )
+    return [RuleResult("seeds", p <= max_p, message)]

@@ -20,6 +20,8 @@ class PromotionRules(Settings):
     """Maximum fraction of test cases whose Dice counts as a failure."""
     min_gain: Annotated[float, Range(ge=-1, le=1)]
     """Lower bound of the confidence interval of the Dice gained on the present champion; below 0 an equal model may follow."""
+    max_p_not_better: Annotated[float | None, Range(gt=0, le=1)]
+    """Maximum probability, over seeds, folds and patients, that it is not better than the champion; null makes no rule."""
 
     max_stress_drop: Annotated[float | None, Range(ge=0, le=1)]
     """Maximum fall of a champion's mean Dice under a moderate perturbation of stage=stress; null asks for no stress test."""

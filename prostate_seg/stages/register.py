@@ -29,6 +29,7 @@ from prostate_seg.reporting.comparison import Results, parse_results
 from prostate_seg.reporting.evaluation_tables import zones_of
 from prostate_seg.reporting.model_card import render_model_card
 from prostate_seg.reporting.promotion import check_promotion
+from prostate_seg.reporting.repeats import Repeats
 from prostate_seg.reporting.report_tables import subgroup_dice
 from prostate_seg.segmentation.networks.model_folder import (
     ONNX,
@@ -42,9 +43,10 @@ from prostate_seg.segmentation.networks.model_folder import (
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
 from prostate_seg.stages.ancestor_gate import ancestors_in, pass_ancestor_gate
 from prostate_seg.stages.common import not_duplicates
+from prostate_seg.stages.compare import settings_of
 from prostate_seg.stages.report import STRESS, load_report_data, stress_of
 from prostate_seg.tracking import registry
-from prostate_seg.tracking.recorded_runs import open_tree
+from prostate_seg.tracking.recorded_runs import open_tree, repeats_of
 from prostate_seg.tracking.registry import CHALLENGER, CHAMPION, NETWORKS, Evaluated, Version
 from prostate_seg.tracking.store.run_tree import RunTree
 
@@ -229,6 +231,8 @@ def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version
         num_bootstrap=cfg.evaluate.num_bootstrap,
         seed=cfg.seed,
         stress=read_json(stress) if stress.is_file() else None,
+        repeats=_repeats_of(cfg, tree, version),
+        champion_repeats=_repeats_of(cfg, tree, champion),
     )
     for outcome in outcomes:
         log.info("%s", outcome)
@@ -251,6 +255,14 @@ def _evaluation_of(
     folder = registry.fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION
     text = (folder / "cases.csv").read_text(encoding="utf-8")
     return read_json(folder / "metrics.json"), parse_results(text, name=str(version), source=str(version))
+
+
+def _repeats_of(cfg: Config, tree: RunTree, version: Version | None) -> Repeats | None:
+    """Return the trials of a version's sweep with its settings, by seed; None without such a rule, or outside of a sweep."""
+    if cfg.register.max_p_not_better is None or version is None:
+        return None
+    trials = repeats_of(tree, version.tags["evaluation_run_id"])
+    return next(iter(settings_of(trials, name=str(version), source=str(version))), None)
 
 
 def _tags(evaluated: Evaluated, model: Model) -> dict[str, str]:

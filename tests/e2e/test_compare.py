@@ -1,7 +1,10 @@
 """Comparison of two trainings of one data set, by run or folder, and refusals with their messages."""
 
+import json
+import re
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -128,6 +131,30 @@ def test_inputs_that_are_no_other_result_are_refused(project: Project) -> None:
     assert "elsewhere is neither a folder here nor the id of a run" in refusal(project, "first", "elsewhere")
     assert "model has no cases.csv" in refusal(project, "first", "model")
     assert f"there is no run {'12e4' * 8} in sqlite:///" in refusal(project, "first", "12e4" * 8)
+
+
+def test_one_sweep_over_seeds_and_a_setting_is_compared_over_seeds_folds_and_patients(
+    project: Project, tmp_path: Path
+) -> None:
+    """Both settings in one command: each seed is evaluated after its training, and the sweep keeps the table of each."""
+    repeats = ["mlflow.name=repeats", "train.learning_rate=1e-3,1e-2", "train.max_epochs=1"]
+    done = project.run("-m", "stage=train,evaluate", "seed=1,2", *repeats, f"paths.trained={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train.learning_rate=0.001: val/best_dice of seeds 1, 2: mean 0." in done.stdout
+    assert "train.learning_rate=0.01: test/dice of seeds 1, 2: mean 0." in done.stdout
+    assert re.search(r"python -m prostate_seg stage=train (?!.*seed=)", done.stdout)  # no seed is chosen
+    sweep = project.only(level="sweep", pipeline="repeats")
+    rows = compare_here(project, sweep.info.run_id)
+    assert rows["other"].unique().item() == f"repeats {sweep.info.run_name} train.learning_rate=1e-2"
+    assert set(rows["num_seeds_baseline"]) == {2}
+    dice = rows.set_index("metric").loc["dice"]
+    assert dice["difference"] == pytest.approx(dice["mean_other"] - dice["mean_baseline"])
+    assert dice["ci95_low"] <= dice["difference"] <= dice["ci95_high"]
+    (found,) = json.loads((project.folder / "comparison" / "comparison.json").read_text())["comparisons"]
+    assert (found["baseline"]["seeds"], found["other"]["seeds"]) == ([1, 2], [1, 2])
+    assert found["noise_floor"]["whole_gland"]["plan"]["difference"] == 0.01
+    pipeline = project.only(level="pipeline", pipeline="repeats").info.run_id
+    pd.testing.assert_frame_equal(compare_here(project, pipeline), rows)
 
 
 def test_a_single_run_is_refused(project: Project) -> None:
