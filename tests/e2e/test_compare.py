@@ -145,7 +145,7 @@ def test_one_sweep_over_seeds_and_a_setting_is_compared_over_seeds_folds_and_pat
     assert re.search(r"python -m prostate_seg stage=train (?!.*seed=)", done.stdout)  # no seed is chosen
     sweep = project.only(level="sweep", pipeline="repeats")
     rows = compare_here(project, sweep.info.run_id)
-    assert rows["other"].unique().item() == f"repeats {sweep.info.run_name} train.learning_rate=1e-2"
+    assert rows["other"].unique().item() == f"repeats {sweep.info.run_name} train.learning_rate=0.01"
     assert set(rows["num_seeds_baseline"]) == {2}
     dice = rows.set_index("metric").loc["dice"]
     assert dice["difference"] == pytest.approx(dice["mean_other"] - dice["mean_baseline"])
