@@ -123,30 +123,31 @@ def _sampled(axes: tuple[int, ...]) -> Apply:
     return apply
 
 
-def _shift(image: Volume, label_map: np.ndarray, strength: float, _seed: int) -> Pair | None:
-    """Remove a strip at the patient's right, so that the centre of the image moves by the strength, in mm, to the left."""
-    removed = round(2 * strength / image.geometry.spacing_mm[2])
-    return _cropped(image, label_map, (slice(None), slice(removed, None)))
+def _shift(image: Volume, label_map: np.ndarray, strength: float, _seed: int) -> Pair:
+    """Move the centre of the image by the strength, in mm, to the patient's left of the gland.
+
+    A strip at the right is removed, as far as the gland is not cut; for the rest, air is added at the left.
+    """
+    num_vox = round(2 * strength / image.geometry.spacing_mm[2])
+    removed = min(num_vox, bounding_box(label_map > 0)[2].start)
+    pad = ((0, 0), (0, 0), (0, num_vox - removed))
+    array = np.pad(image.array[..., removed:], pad, constant_values=image.array.min())
+    geometry = image.geometry.window([0, 0, removed], array.shape)
+    return replace(image, array=array, geometry=geometry), np.pad(label_map[..., removed:], pad)
 
 
 def _field_of_view(image: Volume, label_map: np.ndarray, strength: float, _seed: int) -> Pair | None:
-    """Keep the central part of the slices, with an edge of the strength in mm."""
-    parts = []
+    """Keep the central part of the slices, with an edge of the strength in mm; the gland must fit into it."""
+    part = [slice(None)]
     for size, spacing_mm in zip(image.geometry.shape_vox[1:], image.geometry.spacing_mm[1:], strict=True):
-        kept = min(size, round(strength / spacing_mm))
-        first = (size - kept) // 2
-        parts.append(slice(first, first + kept))
-    return _cropped(image, label_map, (parts[0], parts[1]))
-
-
-def _cropped(image: Volume, label_map: np.ndarray, plane: tuple[slice, slice]) -> Pair | None:
-    """Return a part of the slices; None if it is the whole, or the gland does not fit into it."""
-    part = (slice(None), *plane)
-    kept = label_map[part]
+        num_kept = min(size, round(strength / spacing_mm))
+        first = (size - num_kept) // 2
+        part.append(slice(first, first + num_kept))
+    kept = label_map[tuple(part)]
     if kept.shape == label_map.shape or (kept > 0).sum() < (label_map > 0).sum():
         return None
-    first = [0, plane[0].start or 0, plane[1].start or 0]
-    return replace(image, array=image.array[part], geometry=image.geometry.window(first, kept.shape)), kept
+    geometry = image.geometry.window([0, part[1].start, part[2].start], kept.shape)
+    return replace(image, array=image.array[tuple(part)], geometry=geometry), kept
 
 
 def _rotation(image: Volume, label_map: np.ndarray, strength: float, _seed: int) -> Pair | None:
@@ -171,7 +172,7 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "gamma": Perturbation(apply=_intensities(_gamma), unit="exponent", strengths=(1.25, 1.5, 2, 3)),
     "slice_thickness": Perturbation(apply=_sampled((0,)), unit="mm", strengths=(4, 5, 6, 8)),
     "pixel_size": Perturbation(apply=_sampled((1, 2)), unit="mm", strengths=(1, 1.5, 2, 3)),
-    "shift": Perturbation(apply=_shift, unit="mm", strengths=(10, 20, 25, 30)),
+    "shift": Perturbation(apply=_shift, unit="mm", strengths=(10, 20, 30, 40)),
     "field_of_view": Perturbation(apply=_field_of_view, unit="mm", strengths=(120, 100, 80, 70)),
     "rotation": Perturbation(apply=_rotation, unit="degrees", strengths=(5, 10, 20, 30)),
 }
