@@ -88,13 +88,13 @@ def strength_of_drop(strengths: Sequence[float], drops: Sequence[float], *, drop
 
 def stress_lines(curves: pd.DataFrame) -> list[str]:
     """Return the curves of the whole gland as lines for a terminal: the drop in Dice by strength."""
-    lines = [f"{'drop in mean Dice':<17}{'unit':<17}{'strength: drop':<52}{'-0.05 at':>9}"]
+    lines = [f"{'drop in mean Dice':<18}{'unit':<17}{'strength: drop':<52}{'-0.05 at':>9}"]
     for name, curve in curves[curves["region"] == WHOLE_GLAND].groupby("perturbation", sort=False):
         summary = summary_of(curve)
         drops = zip(summary["strengths"], summary["drops"], strict=True)
         shown = "  ".join(f"{strength:g}: {drop:+.3f}" for strength, drop in drops)
         tolerated = summary["tolerated_strength"]
-        lines.append(f"{name:<17}{summary['unit']:<17}{shown:<52}{'-' if tolerated is None else f'{tolerated:.3g}':>9}")
+        lines.append(f"{name:<18}{summary['unit']:<17}{shown:<52}{'-' if tolerated is None else f'{tolerated:.3g}':>9}")
     return lines
 
 
