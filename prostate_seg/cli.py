@@ -43,6 +43,7 @@ PATHS = frozenset(
         "predict.model",
         "predict.input",
         "predict.output",
+        "train.init",
     }
     | {"bundle.input", "bundle.output", "hydra.run.dir", "hydra.sweep.dir"}
 )
@@ -160,7 +161,7 @@ def _text(key: str, value: str, *, is_multirun: bool) -> str:
     if is_multirun and key not in WITH_COMMAS and not (key in PATHS and _expanded(value).exists()):
         choice = re.fullmatch(r"choice ?\((.*)\)", value, re.DOTALL)
         parts = _split(choice.group(1) if choice else value)
-    return ",".join(_literal(key, part) for part in parts)
+    return ",".join(part if part.strip().lower() == "null" else _literal(key, part) for part in parts)
 
 
 def _list(key: str, value: str, *, is_multirun: bool) -> str:

@@ -129,6 +129,12 @@ def test_any_text_is_used_as_typed_or_is_hydra_grammar(text: str) -> None:
     assert value == text or is_hydras
 
 
+def test_null_is_one_of_the_values_of_a_text_setting_in_a_multirun() -> None:
+    word = "train.init=null,models:/gland@champion"
+    assert hydra_word(word, is_multirun=True) == word
+    assert hydra_word("train.init='null',other", is_multirun=True) == "train.init='null',other"
+
+
 def test_quotes_functions_escapes_and_interpolations_of_hydra_keep_their_meaning() -> None:
     for typed, value in [
         ("'a, b'", "a, b"),
