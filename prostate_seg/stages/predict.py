@@ -25,6 +25,7 @@ from prostate_seg.imaging.regions import region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.overlays import ZoneMasks, overlay_figure
 from prostate_seg.reporting.plots import save_png
+from prostate_seg.reporting.review_page import write_review
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.expected_dice import Estimate
 from prostate_seg.segmentation.inference.prediction import predict, zones_of
@@ -44,7 +45,7 @@ TRUST_COLUMNS = {"expected_dice": ("expected Dice", 2), "dice_lower_bound": ("at
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
-    """Write masks/, overlays/, records/ and volumes.csv below predict.output, and list the studies that were refused."""
+    """Write masks/, overlays/, records/, volumes.csv and review.html, and list the studies that were refused."""
     scans = requested_scans(cfg)
     for line in scans.left_out_lines:
         log.warning("%s", line)
@@ -65,6 +66,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     segmented = [target for target in targets if target.scan.name not in errors]
     dicom_seg_errors = write_dicom_segs(segmented, model, cfg) if cfg.predict.dicom_seg else {}
     table = write_volumes(output, errors=refused)
+    write_review(output, table)
     names = {target.scan.name for target in targets} | errors.keys()
     _log_table([row for row in table.to_dict("records") if row["name"] in names], output=output)
     failures = []
@@ -279,4 +281,4 @@ def _log_table(rows: Sequence[Mapping[Any, Any]], *, output: Path) -> None:
                 log.info("    %s", warning)
     if len(rows) > MAX_LOGGED_ROWS:
         log.info("and %d more", len(rows) - MAX_LOGGED_ROWS)
-    log.info("masks, overlays and volumes.csv are in %s", output)
+    log.info("masks, overlays, volumes.csv and review.html are in %s", output)
