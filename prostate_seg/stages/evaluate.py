@@ -148,27 +148,21 @@ def evaluate_test_cases(
             fold=f"fold{index}",
             regions=regions,
         )
-        work = partial(apply_to_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=evaluate)
+        work = partial(apply_to_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=evaluate)
         records = [dataset[case_id] for case_id in fold.test]
         found = map_cases(work, records, num_workers=cfg.machine.num_workers, label=f"evaluate fold {index}")
         results += chain.from_iterable(found)
     return results
 
 
-def apply_to_test_case(
+def apply_to_case(
     record: CaseRecord,
     *,
     labels: Sequence[int] | None,
     data: Path,
     function: Callable[[Case, LoadedCase, Md5s], Result],
 ) -> Result:
-    """Apply a function to one case of the data set."""
-    case, loaded = load_unchanged(record, labels=labels, data=data)
-    return function(case, loaded, (record.image_md5, record.mask_md5))
-
-
-def load_unchanged(record: CaseRecord, *, labels: Sequence[int] | None, data: Path) -> tuple[Case, LoadedCase]:
-    """Load a case of the data set, whose files must be those that preprocessing and the leak gate read."""
+    """Apply a function to one case of the data set, whose files must be those that preprocessing and the leak gate read."""
     image, mask = data / record.image, data / record.mask
     for path, md5 in ((image, record.image_md5), (mask, record.mask_md5)):
         if not path.exists():
@@ -185,7 +179,7 @@ def load_unchanged(record: CaseRecord, *, labels: Sequence[int] | None, data: Pa
     )
     loaded, quality = load_case(case, labels=labels)
     assert loaded is not None, quality.findings  # the same files passed the same checks in stage=preprocess
-    return case, loaded
+    return function(case, loaded, (record.image_md5, record.mask_md5))
 
 
 def write_trust(
@@ -220,19 +214,19 @@ def count_val_voxels(
     counts = {(region, "val"): np.zeros((2, len(bin_logits())), dtype=np.int64) for region in regions}
     for index, fold in folds.items():
         predictor = load_predictor(cfg, workspace, {index: fold})
-        count = partial(_count_val_study, cfg=cfg, predictor=predictor, data=workspace.data, regions=regions)
+        count = partial(_count_val_study, cfg=cfg, predictor=predictor, regions=regions)
+        work = partial(apply_to_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=count)
         present = [dataset[case_id] for case_id in fold.val if (workspace.data / dataset[case_id].image).exists()]
         chosen = present[:: max(1, math.ceil(len(present) * len(folds) / MAX_VAL_STUDIES))]
-        found = map_cases(count, chosen, num_workers=cfg.machine.num_workers, label=f"calibrate fold {index}")
+        found = map_cases(work, chosen, num_workers=cfg.machine.num_workers, label=f"calibrate fold {index}")
         for key, *of_studies in zip(counts, *found, strict=True):
             counts[key] = sum(of_studies, counts[key])
     return counts
 
 
 def _count_val_study(
-    record: CaseRecord, *, cfg: Config, predictor: Predictor, data: Path, regions: Regions
+    _case: Case, loaded: LoadedCase, _md5s: Md5s, *, cfg: Config, predictor: Predictor, regions: Regions
 ) -> list[np.ndarray]:
-    _, loaded = load_unchanged(record, labels=regions[WHOLE_GLAND], data=data)
     return voxels_near_surface(loaded, segment_case(loaded, cfg=cfg, predictor=predictor), predictor, regions)
 
 

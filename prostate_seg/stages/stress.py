@@ -36,7 +36,7 @@ from prostate_seg.segmentation.networks.storage import WEIGHTS
 from prostate_seg.segmentation.overlap import dice
 from prostate_seg.segmentation.perturbations import PERTURBATIONS
 from prostate_seg.stages import common
-from prostate_seg.stages.evaluate import Md5s, apply_to_test_case, load_predictor
+from prostate_seg.stages.evaluate import Md5s, apply_to_case, load_predictor
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             fold=f"fold{index}",
             cache=workspace.cache / "stress" / _key(cfg, workspace, index),
         )
-        on_case = partial(apply_to_test_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=work)
+        on_case = partial(apply_to_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=work)
         records = [dataset[case_id] for case_id in fold.test if case_id in chosen]
         found = map_cases(on_case, records, num_workers=cfg.machine.num_workers, label=f"stress fold {index}")
         rows += [row for of_case in found for row in of_case]
