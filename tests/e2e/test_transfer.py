@@ -140,6 +140,7 @@ def test_networks_that_this_training_replaces_are_refused(project: Project, sour
     assert "train.init: model/fold0 must not be in model, whose networks this training replaces" in refused.stderr
 
 
+@pytest.mark.slow
 def test_training_from_alias_and_run_registers_its_ancestors_and_register_refuses_seen_cases(
     prepared: Project, tmp_path: Path
 ) -> None:
