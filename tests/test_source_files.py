@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from prostate_seg.provenance.source_files import PACKAGE, source_files
+from prostate_seg.provenance.source_files import PACKAGE, files_behind, source_files
 from tests.conftest import ROOT
 
 
@@ -16,12 +16,18 @@ def test_source_files_are_those_that_python_loads(stage: str) -> None:
         "print(*sorted(m.__file__ for n, m in list(sys.modules.items()) if n.split('.')[0] == 'prostate_seg'))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    table = str(PACKAGE / "stages" / "__init__.py")
-    assert {str(path) for path in source_files(stage) if path.suffix == ".py"} == set(loaded.split()) - {table}
+    table, tracking = PACKAGE / "stages" / "__init__.py", PACKAGE / "tracking"
+    expected = set(loaded.split()) - {str(table)}
+    assert expected <= {str(path) for path in source_files(stage)}
+    # train and report import tracking when a setting names a run or a registered model.
+    eager = files_behind(
+        PACKAGE / "stages" / f"{stage}.py", is_left_out=lambda path: path == table or tracking in path.parents
+    )
+    assert {str(path) for path in eager if path.suffix == ".py"} == expected
 
 
 def test_templates_belong_to_the_stage_that_fills_them() -> None:
-    templates = {"report.html.j2", "report.css", "report.js", "model_card.md.j2"}
+    templates = {"report.html.j2", "review.html.j2", "report.css", "report.js", "model_card.md.j2"}
     assert {path.name for path in source_files("report") if path.suffix != ".py"} == templates
     assert all(path.suffix == ".py" for path in source_files("train"))
 
