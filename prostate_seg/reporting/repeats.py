@@ -240,12 +240,14 @@ def _sd(components: Components, name: str) -> float | None:
 
 def _plan_lines(floor: NoiseFloor, plan: Plan, *, of: str) -> list[str]:
     needed = ", ".join(f"{seeds} seeds {_reach(patients)}" for seeds, patients in plan.patients_by_seeds.items())
+    is_possible = plan.detectable is not None and plan.detectable <= 1
+    shown = f"{plan.detectable:.3f}" if is_possible else "nothing"
     return [
         f"to show a difference in Dice{of} of {plan.difference:g} with {POWER:.0%} power, at these variances and "
         f"{floor.num_folds} folds:",
         f"  patients needed: {needed}",
         f"  seeds needed per setting with {floor.num_patients} patients: {_reach(plan.num_seeds)}",
-        f"  this comparison would show {'nothing' if plan.detectable is None else f'{plan.detectable:.3f}'}",
+        f"  this comparison would show {shown}",
     ]
 
 
