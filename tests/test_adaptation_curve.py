@@ -50,14 +50,14 @@ def test_lines_say_what_cases_gain_and_how_many_the_initial_weights_replace() ->
     lines = curve_lines(adaptation_curve(trials(), num_bootstrap=100, seed=0))
     # The same patients in every sample, so that a constant difference has no variance.
     assert f"{SCRATCH}: 8 training cases instead of 2 change Dice by +0.160 (95% CI +0.160 to +0.160)" in lines
-    assert f"from {INIT}: 2 training cases reach Dice 0.820; {SCRATCH} reach it with 8" in lines
+    assert f"from {INIT}: Dice 0.820 with training cases: 2; {SCRATCH} reach it with 8" in lines
     assert lines[-1] == "note: one repeat: the interval does not contain the variance between trainings"
 
 
 def test_initial_weights_that_no_number_of_cases_replaces_are_reported_as_such() -> None:
     without_most = [one for one in trials(num_seeds=2) if one.settings["fold.max_train_cases"] != "8"]
     lines = curve_lines(adaptation_curve(without_most, num_bootstrap=100, seed=0))
-    assert lines[-1] == f"from {INIT}: 2 training cases reach Dice 0.820; {SCRATCH} reach it not even with 4"
+    assert lines[-1] == f"from {INIT}: Dice 0.820 with training cases: 2; {SCRATCH} reach it not even with 4"
 
 
 def test_trials_of_other_test_cases_or_of_one_patient_are_refused() -> None:

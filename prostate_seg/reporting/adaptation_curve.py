@@ -175,7 +175,7 @@ def _saving(fewest: CurvePoint, scratch: Sequence[CurvePoint]) -> str:
     enough = [point.num_cases for point in scratch if point.mean >= fewest.mean]
     needed = f"with {enough[0]}" if enough else f"not even with {scratch[-1].num_cases}"
     return (
-        f"{fewest.curve}: {fewest.num_cases} training cases reach Dice {fewest.mean:.3f}; {SCRATCH} reach it {needed}"
+        f"{fewest.curve}: Dice {fewest.mean:.3f} with training cases: {fewest.num_cases}; {SCRATCH} reach it {needed}"
     )
 
 
