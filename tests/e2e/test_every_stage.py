@@ -20,6 +20,7 @@ COMMANDS = {
     "prepare": ([], "prepared/kfold.json"),
     "train": ([], "model/fold1/weights.safetensors"),
     "evaluate": ([], "evaluation/metrics.json"),
+    "stress": (["stress.perturbations=[gamma]", "stress.max_cases=2"], "stress/stress.json"),
     "report": ([], "report/report.html"),
     "register": ([], "mlflow.db"),
     "predict": (
