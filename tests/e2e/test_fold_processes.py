@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from prostate_seg.common.progress import num_cores
-from tests.project_helpers import Project, copy_of, wait_for
+from tests.project_helpers import Project, copy_of, only_in_hard_use, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,9 @@ def test_parallel_folds_equal_sequential_folds(prepared: Project, tmp_path: Path
         assert any(line.split()[-6:-4] == [str(fold), "2"] for line in done.stdout.splitlines()), done.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=only_in_hard_use), (signal.SIGTERM, 143)]
+)
 def test_stopped_parallel_training_leaves_no_process_and_resumes(
     prepared: Project,
     tmp_path: Path,

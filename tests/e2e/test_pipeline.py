@@ -307,6 +307,7 @@ def test_fetch_does_not_overwrite_images_that_are_not_a_phantom(workspace: Path)
 
 
 @pytest.mark.slow
+@only_in_hard_use
 def test_folds_train_in_parallel_with_joblib(workspace: Path) -> None:
     on_command_line(
         workspace, "-m", "stage=train", "fold.index=0,1", "hydra/launcher=joblib", *SMALL, "train.max_epochs=1"

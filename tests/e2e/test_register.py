@@ -20,7 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 from prostate_seg.common.files import read_json
 from prostate_seg.imaging.image_io import read_volume
 from tests.imaging_helpers import dice
-from tests.project_helpers import Project, clean_environment, free_port, until, uses_stack
+from tests.project_helpers import HARD_USE, Project, clean_environment, free_port, until, uses_stack
 from tests.server_helpers import answers
 from tests.stack_helpers import bucket_of, stack_of
 
@@ -92,7 +92,8 @@ def test_registered_model_from_training_to_serving(
     check_oracle_crop_and_leak_are_refused(project)
     predicted = check_prediction_in_every_format(project, shared_data)
     check_served_mask(project, shared_data, predicted)
-    check_mask_in_a_clean_environment(project, shared_data, predicted, tmp_path_factory.mktemp("clean"))
+    if HARD_USE:
+        check_mask_in_a_clean_environment(project, shared_data, predicted, tmp_path_factory.mktemp("clean"))
 
 
 def check_provenance_of_a_version(project: Project) -> None:

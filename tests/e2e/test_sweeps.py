@@ -286,7 +286,7 @@ def test_eight_workers_complete_a_study_on_servers_after_one_is_killed(project: 
     reason = why_no_postgres()
     if reason is not None:
         pytest.skip(f"no Postgres here: {reason}")
-    num_workers, num_trials = 8, 32 if HARD_USE else 12
+    num_workers, num_trials = 8, 32 if HARD_USE else 8
     shortest = ["fold.index=0", "train.max_epochs=1", "train.steps_per_epoch=1", "hydra/sweeper/pruner=none"]
     with (
         postgres_server("study", "mlflow") as databases,

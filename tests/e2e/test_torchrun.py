@@ -74,7 +74,8 @@ def test_two_processes_give_the_result_of_one_and_one_record(prepared: Project, 
     assert "is skipped: run " in again.stdout + again.stderr
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=only_in_hard_use)])
+@only_in_hard_use
+@pytest.mark.parametrize("victim", [0, 1])
 def test_training_resumes_after_one_of_its_processes_was_killed(victim: int, prepared: Project, tmp_path: Path) -> None:
     project = copy_of(prepared, tmp_path / "project")
     slow = [*TRAINING, "train.max_epochs=15"]

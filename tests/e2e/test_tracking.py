@@ -24,11 +24,11 @@ from prostate_seg.provenance.record import path_of
 from tests.conftest import ROOT
 from tests.project_helpers import (
     FAULTY,
-    HARD_USE,
     Project,
     clean_environment,
     copy_of,
     dvc_md5,
+    only_in_hard_use,
     until,
     wait_for,
 )
@@ -232,7 +232,7 @@ def test_verify_of_an_unknown_run_is_refused(finished: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=only_in_hard_use)])
 def test_sweep_is_a_parent_run_of_its_trials(project: Project, launcher: str) -> None:
     extra = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     grid = ["model=unet,attention_unet", "fold.index=0,1"]
@@ -458,8 +458,9 @@ def test_password_in_an_override_is_in_no_file_and_no_message(project: Project) 
 
 @pytest.mark.slow
 @pytest.mark.file_store
+@only_in_hard_use
 def test_leader_election_of_eight_processes_on_a_new_store_each_time(tmp_path: Path) -> None:
-    num_times = 20 if HARD_USE else 2
+    num_times = 20
     program = Path(__file__).with_name("start_together.py")
     composed = Project(tmp_path).run("stage=prepare", "--cfg", "job", "--resolve")
     (tmp_path / "config.yaml").write_text(composed.stdout)
