@@ -65,6 +65,7 @@ def opened(browser: Any, project: Project, trouble: list[str], *, width: int = 1
 def test_stage_writes_and_logs_page_card_and_tables(reported: Project) -> None:
     folder = reported.folder / "report"
     tables = {"results", "bland_altman", "subgroups", "learning_curves", "dice_along_gland"}
+    tables |= {"expected_dice", "risk_coverage", "reliability"}
     assert {path.name for path in folder.iterdir()} == {
         "report.html",
         "model_card.md",
