@@ -293,7 +293,7 @@ def evaluation_rows(machine: Machine) -> list[Row]:
             loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
             assert loaded is not None, quality.findings
             where = {"folder": folder / "out", "fold": "fold0", "regions": {WHOLE_GLAND: cfg.data.whole_gland_labels}}
-            evaluate_case(case, loaded, ("", ""), cfg=cfg, predictor=predictor, **where)
+            evaluate_case(case, loaded, ("", ""), cfg=cfg, predictor=predictor, ranges={}, **where)
 
         def alone() -> None:
             image = preprocess_study(read_volume(cases[0].image), None, settings=predictor.preprocess).image.array
