@@ -16,7 +16,7 @@ def trial(init: str, num_cases: int, *, seed: int, sd: float = 0.0) -> CurveTria
     patients = [f"p{i}" for i in range(20)]
     dice = MEANS[init][num_cases] + np.tile([-0.05, 0.05], 10) + rng.normal(0, sd)
     cases = pd.DataFrame({"patient_id": patients, "dice": dice}, index=[f"{patient}_1" for patient in patients])
-    return CurveTrial(settings={"fold.max_train_cases": str(num_cases), "train.init": init}, seed=seed, cases=cases)
+    return CurveTrial(settings={"fold.max_train_cases": str(num_cases), "train.init": init}, cases=cases)
 
 
 def trials(*, num_seeds: int = 1, sd: float = 0.0) -> list[CurveTrial]:
@@ -62,10 +62,10 @@ def test_initial_weights_that_no_number_of_cases_replaces_are_reported_as_such()
 
 def test_trials_of_other_test_cases_or_of_one_patient_are_refused() -> None:
     first, second = trials()[:2]
-    fewer = CurveTrial(settings=second.settings, seed=0, cases=second.cases.iloc[1:])
+    fewer = CurveTrial(settings=second.settings, cases=second.cases.iloc[1:])
     with pytest.raises(InputError, match="were not tested on the same cases: p0_1\nTrain and evaluate all folds"):
         adaptation_curve([first, fewer], num_bootstrap=10, seed=0)
-    alone = CurveTrial(settings=first.settings, seed=0, cases=first.cases.iloc[:1])
+    alone = CurveTrial(settings=first.settings, cases=first.cases.iloc[:1])
     with pytest.raises(InputError, match="needs test cases of two patients or more"):
         adaptation_curve([alone], num_bootstrap=10, seed=0)
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.seeds import Stream, seed_sequence
 from prostate_seg.reporting.overlays import printable
+from prostate_seg.reporting.plots import SERIES
 from prostate_seg.segmentation.statistics import CI_PERCENTILES
 
 NUM_CASES = "fold.max_train_cases"
@@ -24,8 +25,8 @@ NUM_CASES = "fold.max_train_cases"
 INIT = "train.init"
 SCRATCH = "random weights"
 """Curve of the trials without initial weights."""
-LINES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
-"""Colour (Okabe and Ito), marker and line style of each curve."""
+MARKERS, STYLES = ("o", "s", "^", "D"), ("-", "--", "-.", ":")
+"""Marker and line style of each curve, beside its colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,6 @@ class CurveTrial:
 
     settings: Mapping[str, str]
     """Settings that differ between the trials, except for the seed."""
-    seed: int
     cases: pd.DataFrame
     """Whole gland: index case_id; columns patient_id and dice."""
 
@@ -183,7 +183,8 @@ def curve_figure(points: Sequence[CurvePoint]) -> Figure:
     """Draw Dice against the number of training cases, one line with intervals per curve."""
     figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for (colour, marker, style), (name, curve) in zip(cycle(LINES), _by_curve(points).items(), strict=False):
+    styles = zip(cycle(SERIES), cycle(MARKERS), cycle(STYLES), strict=False)
+    for (colour, marker, style), (name, curve) in zip(styles, _by_curve(points).items(), strict=False):
         x, mean = [point.num_cases for point in curve], [point.mean for point in curve]
         low, high = ([getattr(point, end) for point in curve] for end in ("ci95_low", "ci95_high"))
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)

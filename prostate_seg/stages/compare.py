@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
+from prostate_seg.common.address import RUN_ID
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.config.schema import Config
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from prostate_seg.tracking.recorded_runs import RecordedTrial
 
 log = logging.getLogger(__name__)
-
-RUN_ID = re.compile("[0-9a-f]{32}")
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
@@ -67,11 +65,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def draw_curve(cfg: Config, workspace: Workspace, sides: Sequence[Repeats]) -> StageResult:
     """Print Dice against the number of training cases, and write comparison/: adaptation_curve.csv and .png."""
-    trials = [
-        CurveTrial(settings=side.settings, seed=seed or 0, cases=results.table)
-        for side in sides
-        for seed, results in side.by_seed.items()
-    ]
+    trials = [CurveTrial(settings=side.settings, cases=results.table) for side in sides for results in side.results]
     points = adaptation_curve(trials, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
     with atomic_folder(workspace.comparison) as folder:
         write_csv(folder / "adaptation_curve.csv", pd.DataFrame([point.as_row() for point in points]))

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 STRESS = "stress.json"
 """Summary of a stress test."""
-WEIGHTS = "fold*/weights.safetensors"
+WEIGHTS_PATTERN = "fold*/weights.safetensors"
 """Pattern of the weights in a folder of networks; their module imports torch, which a report does not need."""
 
 SETTINGS_OF_STAGE = {
@@ -240,7 +240,7 @@ def _files(folders: Sequence[Path], name: str) -> dict[str, Path]:
 def stress_of(workspace: Workspace, networks: Path) -> dict[str, Any] | None:
     """Return stress.json of the workspace if it is a test of all networks in a folder, fold0 and so on; None otherwise."""
     file = workspace.stress / STRESS
-    weights = {path.parent.name: md5_of(path) for path in networks.glob(WEIGHTS)}
+    weights = {path.parent.name: md5_of(path) for path in networks.glob(WEIGHTS_PATTERN)}
     if not file.is_file() or not weights:
         return None
     found: dict[str, Any] = read_json(file)
