@@ -5,7 +5,13 @@ import pandas as pd
 import pytest
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.reporting.adaptation_curve import SCRATCH, CurveTrial, adaptation_curve, curve_figure, curve_lines
+from prostate_seg.reporting.comparison.adaptation_curve import (
+    SCRATCH,
+    CurveTrial,
+    adaptation_curve,
+    curve_figure,
+    curve_lines,
+)
 
 INIT = "models:/prostate_seg@champion"
 MEANS = {"null": {2: 0.70, 4: 0.80, 8: 0.86}, f'"{INIT}"': {2: 0.82, 4: 0.85}}

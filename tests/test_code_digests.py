@@ -99,12 +99,17 @@ def test_a_stage_has_the_modules_that_decide_its_numbers() -> None:
     assert "prostate_seg/segmentation/metrics.py" not in train
     evaluate, report = code_digests.code_digests("evaluate"), code_digests.code_digests("report")
     assert "prostate_seg/segmentation/metrics.py" in evaluate
-    assert "prostate_seg/reporting/templates/report.html.j2" in report
+    assert "prostate_seg/reporting/pages/templates/report.html.j2" in report
     assert all(len(digest) == 32 for digest in report.values())
 
 
 def test_modules_that_draw_and_settings_are_neutral() -> None:
-    neutral = ("config/workspace.py", "common/errors.py", "reporting/plots.py", "reporting/templates/report.css")
+    neutral = (
+        "config/workspace.py",
+        "common/errors.py",
+        "reporting/figures/plots.py",
+        "reporting/pages/templates/report.css",
+    )
     assert all(is_neutral(PACKAGE / name) for name in neutral)
     assert not any(is_neutral(PACKAGE / name) for name in ("common/files.py", "segmentation/metrics.py"))
 

@@ -10,7 +10,13 @@ import pytest
 from matplotlib.image import imread
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.reporting.comparison import (
+from prostate_seg.reporting.comparison.figures import (
+    BETTER_COLOUR,
+    UNCLEAR_COLOUR,
+    WORSE_COLOUR,
+    comparisons_figure,
+)
+from prostate_seg.reporting.comparison.paired import (
     ALL,
     COMPARED,
     SUBGROUP_METRICS,
@@ -21,15 +27,9 @@ from prostate_seg.reporting.comparison import (
     comparison_lines,
     parse_results,
 )
-from prostate_seg.reporting.comparison_figure import (
-    BETTER_COLOUR,
-    UNCLEAR_COLOUR,
-    WORSE_COLOUR,
-    comparisons_figure,
-)
-from prostate_seg.reporting.elsewhere import expected_elsewhere, new_group_interval
-from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
-from prostate_seg.reporting.plots import save_png
+from prostate_seg.reporting.comparison.unseen_groups import expected_elsewhere, new_group_interval
+from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS
+from prostate_seg.reporting.figures.plots import save_png
 
 NUM_CASES = 24
 IDS = [f"{10000 + number // 2}_{number % 2}" for number in range(NUM_CASES)]

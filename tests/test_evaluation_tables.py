@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prostate_seg.data.cases import Case
-from prostate_seg.reporting.evaluation_tables import (
+from prostate_seg.reporting.evaluation.tables import (
     CaseResult,
     by_region,
     cases_table,

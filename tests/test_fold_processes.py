@@ -16,8 +16,8 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.progress import num_cores
 from prostate_seg.config.workspace import FoldRecord
 from prostate_seg.segmentation.devices import available_gpus
-from prostate_seg.stages import fold_processes
-from prostate_seg.stages.fold_processes import train_in_parallel
+from prostate_seg.steps import fold_processes
+from prostate_seg.steps.fold_processes import train_in_parallel
 
 log = logging.getLogger(__name__)
 

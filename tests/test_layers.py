@@ -20,9 +20,13 @@ LAYERS = {
     "tracking": {"common", "config", "provenance", "operations"},
     "sweeping": {"common", "config", "provenance", "operations", "tracking", "cli"},
     "reporting": {"common", "imaging", "data", "segmentation"},
+    "steps": {
+        *("common", "imaging", "data", "segmentation", "config"),
+        *("provenance", "operations", "tracking", "reporting"),
+    },
     "stages": {
         *("common", "imaging", "data", "phantom", "segmentation", "config"),
-        *("provenance", "operations", "tracking", "sweeping", "reporting"),
+        *("provenance", "operations", "tracking", "sweeping", "reporting", "steps"),
     },
 }
 """The folders of the package, and what each may import beside itself."""
@@ -33,6 +37,7 @@ FORBIDDEN = {
     "data": {"torch", "monai", *SEARCHING, *RECORDING},
     "segmentation": {*SEARCHING, *RECORDING},
     "reporting": {"torch", "monai", *SEARCHING, *RECORDING},
+    "steps": {*SEARCHING, *RECORDING},
     "stages": {*SEARCHING, *RECORDING},
     "common": {"torch", "monai", *SEARCHING, *RECORDING},
     "phantom": {"torch", "monai", *SEARCHING, *RECORDING},

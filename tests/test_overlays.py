@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 from prostate_seg.imaging.geometry import Spacing, Volume
-from prostate_seg.reporting.overlays import (
+from prostate_seg.reporting.figures.overlays import (
     MAX_PANELS,
     PREDICTED_COLOUR,
     REFERENCE_COLOUR,
@@ -26,7 +26,7 @@ from prostate_seg.reporting.overlays import (
     printable,
     slice_indices,
 )
-from prostate_seg.reporting.plots import save_png
+from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation.metrics import case_metrics
 
 pytestmark = pytest.mark.filterwarnings("error")

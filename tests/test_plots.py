@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from prostate_seg.reporting.plots import case_metrics_figure, history_figure, save_png
+from prostate_seg.reporting.figures.plots import case_metrics_figure, history_figure, save_png
 
 pytestmark = pytest.mark.filterwarnings("error")
 

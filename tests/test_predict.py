@@ -19,7 +19,7 @@ from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from prostate_seg.reporting.plots import save_png
+from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.stages import predict as stage
 from tests.conftest import composed
 from tests.segmentation_helpers import disc_study

@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from prostate_seg.reporting.comparison import Results, parse_results
-from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
+from prostate_seg.reporting.comparison.paired import Results, parse_results
+from prostate_seg.reporting.comparison.repeats import Repeats
+from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS
 from prostate_seg.reporting.promotion import RuleResult, check_promotion
-from prostate_seg.reporting.repeats import Repeats
 from prostate_seg.reporting.settings import PromotionRules
 
 PASSED = {"patient overlap": "passed", "identical voxels": "passed on 3 of 5 cases", "identical mask files": "not run"}

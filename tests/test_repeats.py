@@ -12,10 +12,10 @@ from matplotlib.image import imread
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import workspace_of
-from prostate_seg.reporting.comparison import COMPARED
-from prostate_seg.reporting.plots import save_png
-from prostate_seg.reporting.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
-from prostate_seg.reporting.repeats_figure import repeats_figure
+from prostate_seg.reporting.comparison.paired import COMPARED
+from prostate_seg.reporting.comparison.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
+from prostate_seg.reporting.comparison.repeats_figure import repeats_figure
+from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.stages.compare import draw_curve, settings_of
 from prostate_seg.tracking.recorded_runs import RecordedTrial
 from tests.conftest import composed

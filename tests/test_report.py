@@ -13,21 +13,9 @@ import yaml
 
 from prostate_seg.common.files import read_json, write_csv, write_json
 from prostate_seg.data.cases import Case
-from prostate_seg.reporting.elsewhere import Elsewhere
-from prostate_seg.reporting.evaluation_tables import CaseResult, cases_table, slices_table, summarise_folds
-from prostate_seg.reporting.gallery import GalleryCase, gallery_case, svg_contour, worst_median_best
-from prostate_seg.reporting.model_card import render_model_card
-from prostate_seg.reporting.plots import page_plots
-from prostate_seg.reporting.report_page import render_report
-from prostate_seg.reporting.report_tables import (
-    ReportData,
-    all_tables,
-    dice_along_gland,
-    limits_of_agreement,
-    subgroup_dice,
-    subgroups,
-)
-from prostate_seg.reporting.trust import (
+from prostate_seg.reporting.comparison.unseen_groups import Elsewhere
+from prostate_seg.reporting.evaluation.tables import CaseResult, cases_table, slices_table, summarise_folds
+from prostate_seg.reporting.evaluation.trust import (
     calibration_table,
     covered_patients,
     expected_dice_table,
@@ -35,6 +23,18 @@ from prostate_seg.reporting.trust import (
     fitted_expected_dice,
     fitted_temperatures,
     read_trust,
+)
+from prostate_seg.reporting.figures.plots import page_plots
+from prostate_seg.reporting.pages.gallery import GalleryCase, gallery_case, svg_contour, worst_median_best
+from prostate_seg.reporting.pages.model_card import render_model_card
+from prostate_seg.reporting.pages.report_page import render_report
+from prostate_seg.reporting.pages.report_tables import (
+    ReportData,
+    all_tables,
+    dice_along_gland,
+    limits_of_agreement,
+    subgroup_dice,
+    subgroups,
 )
 from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
 from prostate_seg.segmentation.metrics import case_metrics

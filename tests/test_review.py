@@ -8,7 +8,7 @@ import pytest
 
 from prostate_seg.common.files import read_json
 from prostate_seg.data.cases import discover_cases
-from prostate_seg.reporting.review_page import write_review
+from prostate_seg.reporting.pages.review_page import write_review
 from tests.project_helpers import SMALL
 from tests.stage_helpers import run_stages
 

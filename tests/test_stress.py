@@ -12,8 +12,7 @@ from prostate_seg.common.errors import ConfigError
 from prostate_seg.common.files import read_json
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.imaging.geometry import Geometry, Volume
-from prostate_seg.reporting.promotion import _check_stress
-from prostate_seg.reporting.stress_tables import (
+from prostate_seg.reporting.evaluation.stress import (
     NONE,
     strength_of_drop,
     stress_curves,
@@ -22,6 +21,7 @@ from prostate_seg.reporting.stress_tables import (
     stress_summary,
     worst_moderate,
 )
+from prostate_seg.reporting.promotion import _check_stress
 from prostate_seg.segmentation.perturbations import PERTURBATIONS
 from prostate_seg.stages.report import stress_of
 from prostate_seg.stages.stress import chosen_perturbations

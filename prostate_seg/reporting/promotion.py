@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.leak_gate import Check
-from prostate_seg.reporting.comparison import ALL, Results, compare
-from prostate_seg.reporting.evaluation_tables import zones_of
-from prostate_seg.reporting.repeats import DICE, Repeats, compare_repeats
+from prostate_seg.reporting.comparison.paired import ALL, Results, compare
+from prostate_seg.reporting.comparison.repeats import DICE, Repeats, compare_repeats
+from prostate_seg.reporting.evaluation.stress import worst_moderate
+from prostate_seg.reporting.evaluation.tables import zones_of
 from prostate_seg.reporting.settings import PromotionRules
-from prostate_seg.reporting.stress_tables import worst_moderate
 
 PASSED_OUTCOMES = ("passed", "not run")
 """First words of the outcome of a leak check without findings."""

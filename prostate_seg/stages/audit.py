@@ -15,7 +15,7 @@ from prostate_seg.data.folds import read_folds, read_splits
 from prostate_seg.data.layouts import has_images
 from prostate_seg.data.leak_gate import Check, Fingerprint, case_ids_of, find_leaks, listing, next_step
 from prostate_seg.imaging.image_io import read_volume
-from prostate_seg.stages import common
+from prostate_seg.steps import dataset as common
 
 log = logging.getLogger(__name__)
 

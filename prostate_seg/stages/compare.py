@@ -14,12 +14,18 @@ from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.reporting.adaptation_curve import NUM_CASES, CurveTrial, adaptation_curve, curve_figure, curve_lines
-from prostate_seg.reporting.comparison import Comparison, Results, compare, comparison_lines, parse_results
-from prostate_seg.reporting.comparison_figure import comparisons_figure
-from prostate_seg.reporting.plots import save_png
-from prostate_seg.reporting.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
-from prostate_seg.reporting.repeats_figure import repeats_figure
+from prostate_seg.reporting.comparison.adaptation_curve import (
+    NUM_CASES,
+    CurveTrial,
+    adaptation_curve,
+    curve_figure,
+    curve_lines,
+)
+from prostate_seg.reporting.comparison.figures import comparisons_figure
+from prostate_seg.reporting.comparison.paired import Comparison, Results, compare, comparison_lines, parse_results
+from prostate_seg.reporting.comparison.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
+from prostate_seg.reporting.comparison.repeats_figure import repeats_figure
+from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation.variance import LEVEL, POWER
 
 if TYPE_CHECKING:

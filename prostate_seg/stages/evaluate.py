@@ -32,11 +32,10 @@ from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.quality import Finding
 from prostate_seg.imaging.regions import Regions, predicted_labels, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting import evaluation_tables as tables
-from prostate_seg.reporting import trust
-from prostate_seg.reporting.evaluation_tables import CaseResult
-from prostate_seg.reporting.overlays import ZoneMasks, overlay_figure, overlay_title
-from prostate_seg.reporting.plots import case_metrics_figure, save_png
+from prostate_seg.reporting.evaluation import tables, trust
+from prostate_seg.reporting.evaluation.tables import CaseResult
+from prostate_seg.reporting.figures.overlays import ZoneMasks, overlay_figure, overlay_title
+from prostate_seg.reporting.figures.plots import case_metrics_figure, save_png
 from prostate_seg.segmentation.calibration import bin_logits, count_near_surface
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.inference import Predictor, Segmentation, segment
@@ -45,8 +44,8 @@ from prostate_seg.segmentation.inference.prediction import features_of, study_pr
 from prostate_seg.segmentation.metrics import case_metrics
 from prostate_seg.segmentation.networks.storage import WEIGHTS, load_network, load_recipe
 from prostate_seg.segmentation.overlap import slice_counts
-from prostate_seg.stages import common
-from prostate_seg.stages.ancestor_gate import ancestors_in, pass_ancestor_gate, with_ancestors
+from prostate_seg.steps import dataset as common
+from prostate_seg.steps.ancestor_gate import ancestors_in, pass_ancestor_gate, with_ancestors
 
 log = logging.getLogger(__name__)
 

@@ -33,9 +33,9 @@ from prostate_seg.imaging.target_grid import (
     spacing_in_words,
     study_extent,
 )
-from prostate_seg.reporting.overlays import Panel, Picture, choose_panels, contact_sheet_figure, picture_of
-from prostate_seg.reporting.plots import save_png
-from prostate_seg.stages.common import findings_of_data_set
+from prostate_seg.reporting.figures.overlays import Panel, Picture, choose_panels, contact_sheet_figure, picture_of
+from prostate_seg.reporting.figures.plots import save_png
+from prostate_seg.steps.dataset import findings_of_data_set
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_s
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.regions import region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.overlays import ZoneMasks, overlay_figure
-from prostate_seg.reporting.plots import save_png
-from prostate_seg.reporting.review_page import write_review
+from prostate_seg.reporting.figures.overlays import ZoneMasks, overlay_figure
+from prostate_seg.reporting.figures.plots import save_png
+from prostate_seg.reporting.pages.review_page import write_review
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.expected_dice import Estimate
 from prostate_seg.segmentation.inference.prediction import predict, zones_of

@@ -25,7 +25,7 @@ from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
 from prostate_seg.imaging.target_grid import StudyExtent, auto_names, choose_grid, study_extent
-from prostate_seg.stages.common import findings_of_data_set
+from prostate_seg.steps.dataset import findings_of_data_set
 
 log = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from prostate_seg.data.leak_gate import Fingerprint, fingerprints_of
 from prostate_seg.data.lineage import CHECK, LINEAGE, THUMBNAILS
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
-from prostate_seg.reporting.comparison import Results, parse_results
-from prostate_seg.reporting.evaluation_tables import zones_of
-from prostate_seg.reporting.model_card import render_model_card
+from prostate_seg.reporting.comparison.paired import Results, parse_results
+from prostate_seg.reporting.comparison.repeats import Repeats
+from prostate_seg.reporting.evaluation.tables import zones_of
+from prostate_seg.reporting.pages.model_card import render_model_card
+from prostate_seg.reporting.pages.report_tables import subgroup_dice
 from prostate_seg.reporting.promotion import check_promotion
-from prostate_seg.reporting.repeats import Repeats
-from prostate_seg.reporting.report_tables import subgroup_dice
 from prostate_seg.segmentation.networks.model_folder import (
     ONNX,
     TRUST,
@@ -41,10 +41,10 @@ from prostate_seg.segmentation.networks.model_folder import (
     write_usage,
 )
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
-from prostate_seg.stages.ancestor_gate import ancestors_in, pass_ancestor_gate
-from prostate_seg.stages.common import not_duplicates
 from prostate_seg.stages.compare import settings_of
 from prostate_seg.stages.report import STRESS, load_report_data, stress_of
+from prostate_seg.steps.ancestor_gate import ancestors_in, pass_ancestor_gate
+from prostate_seg.steps.dataset import not_duplicates
 from prostate_seg.tracking import registry
 from prostate_seg.tracking.recorded_runs import open_tree, repeats_of
 from prostate_seg.tracking.registry import CHALLENGER, CHAMPION, NETWORKS, Evaluated, Version

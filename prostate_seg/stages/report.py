@@ -20,17 +20,17 @@ from prostate_seg.imaging.quality import whole_gland
 from prostate_seg.imaging.regions import Regions
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.provenance.ds_version import read_entries
-from prostate_seg.reporting.elsewhere import Elsewhere, expected_elsewhere
-from prostate_seg.reporting.evaluation_tables import CASE_METRICS, by_region
-from prostate_seg.reporting.gallery import GalleryCase, gallery_case, worst_median_best
-from prostate_seg.reporting.model_card import render_model_card
-from prostate_seg.reporting.overlays import ZoneMasks
-from prostate_seg.reporting.report_page import render_report
-from prostate_seg.reporting.report_tables import ReportData, all_tables
-from prostate_seg.reporting.trust import read_trust
-from prostate_seg.stages.ancestor_gate import ancestors_in
-from prostate_seg.stages.common import reference_regions
+from prostate_seg.reporting.comparison.unseen_groups import Elsewhere, expected_elsewhere
+from prostate_seg.reporting.evaluation.tables import CASE_METRICS, by_region
+from prostate_seg.reporting.evaluation.trust import read_trust
+from prostate_seg.reporting.figures.overlays import ZoneMasks
+from prostate_seg.reporting.pages.gallery import GalleryCase, gallery_case, worst_median_best
+from prostate_seg.reporting.pages.model_card import render_model_card
+from prostate_seg.reporting.pages.report_page import render_report
+from prostate_seg.reporting.pages.report_tables import ReportData, all_tables
 from prostate_seg.stages.compare import load_result
+from prostate_seg.steps.ancestor_gate import ancestors_in
+from prostate_seg.steps.dataset import reference_regions
 
 log = logging.getLogger(__name__)
 

@@ -28,15 +28,15 @@ from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.quality import whole_gland
 from prostate_seg.imaging.regions import Regions, predicted_labels, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.plots import save_png
-from prostate_seg.reporting.stress_tables import NONE, stress_curves, stress_figure, stress_lines, stress_summary
+from prostate_seg.reporting.evaluation.stress import NONE, stress_curves, stress_figure, stress_lines, stress_summary
+from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation import perturbations
 from prostate_seg.segmentation.inference.inference import Predictor, segment
 from prostate_seg.segmentation.networks.storage import WEIGHTS
 from prostate_seg.segmentation.overlap import dice
 from prostate_seg.segmentation.perturbations import PERTURBATIONS
-from prostate_seg.stages import common
 from prostate_seg.stages.evaluate import Md5s, apply_to_case, load_predictor
+from prostate_seg.steps import dataset as common
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from prostate_seg.data.folds import Fold, read_folds, with_max_train_cases
 from prostate_seg.data.leak_gate import fingerprints_of
 from prostate_seg.data.lineage import Ancestor, Lineage, write_lineage
 from prostate_seg.imaging.image_io import read_volume
-from prostate_seg.reporting.plots import history_figure, save_png
+from prostate_seg.reporting.figures.plots import history_figure, save_png
 from prostate_seg.segmentation.devices import available_gpus, choose_device
 from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, property_ranges
 from prostate_seg.segmentation.networks.initial_weights import start_from
@@ -42,10 +42,10 @@ from prostate_seg.segmentation.training.history import Epoch, TrainingResult, be
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
 from prostate_seg.segmentation.training.training import fit, reproducible
-from prostate_seg.stages.ancestor_gate import pass_ancestor_gate
-from prostate_seg.stages.common import checked_dataset, checked_folds, not_duplicates, preprocess_settings
-from prostate_seg.stages.fold_processes import train_in_parallel
-from prostate_seg.stages.initial_weights import InitialWeights, check_initial_weights, find_initial_weights
+from prostate_seg.steps.ancestor_gate import pass_ancestor_gate
+from prostate_seg.steps.dataset import checked_dataset, checked_folds, not_duplicates, preprocess_settings
+from prostate_seg.steps.fold_processes import train_in_parallel
+from prostate_seg.steps.initial_weights import InitialWeights, check_initial_weights, find_initial_weights
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from prostate_seg.reporting.overlays import WINDOW_PERCENTILES
+from prostate_seg.reporting.figures.overlays import WINDOW_PERCENTILES
 
 PANEL_INCH = 1.7
 DPI = 120

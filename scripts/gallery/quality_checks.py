@@ -14,8 +14,8 @@ from prostate_seg.imaging.geometry import Spacing, Volume, bounding_box
 from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.imaging.quality import Finding, check_case, check_slice_planes, check_zones
 from prostate_seg.phantom.studies import PhantomCase
-from prostate_seg.stages.common import findings_of_data_set
 from prostate_seg.stages.preprocess import preprocess_case
+from prostate_seg.steps.dataset import findings_of_data_set
 from scripts.gallery.drawing import Panel, write_panels
 from scripts.gallery.steps import default_settings
 

@@ -147,7 +147,7 @@ def test_second_repro_and_edits_of_messages_and_colours_rerun_no_stage(clone: Cl
     edit(clone, "prostate_seg/config/schema.py", '"""\n', ' In other words."""\n')  # the first sentence below a setting
     edit(clone, "prostate_seg/stages/evaluate.py", 'log.info("', 'log.info("Now: ')
     edit(clone, "prostate_seg/segmentation/metrics.py", "\n\n\n", "\n\n\n# a remark\n")
-    edit(clone, "prostate_seg/reporting/plots.py", "\n\n\n", '\n\nLINE_COLOUR = "#ff0000"\n\n\n')
+    edit(clone, "prostate_seg/reporting/figures/plots.py", "\n\n\n", '\n\nLINE_COLOUR = "#ff0000"\n\n\n')
     assert set(stages_run(clone)) == {"code"}
 
 

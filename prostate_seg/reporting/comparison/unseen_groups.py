@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from prostate_seg.reporting.comparison import ALL, Results, require_same_cases
+from prostate_seg.reporting.comparison.paired import ALL, Results, require_same_cases
 from prostate_seg.segmentation.statistics import num_failures, paired_difference, summarise
 
 MIN_GROUPS = 3

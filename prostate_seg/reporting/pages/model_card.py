@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from prostate_seg.data.attributes import REFERENCE_BY
 from prostate_seg.data.dataset import OWN_COLUMNS
-from prostate_seg.reporting.evaluation_tables import METRIC_LABELS, zones_of
-from prostate_seg.reporting.report_tables import MAX_NUM_GROUPS, UNKNOWN, ReportData
-from prostate_seg.reporting.templates import render_markdown
+from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, zones_of
+from prostate_seg.reporting.pages.report_tables import MAX_NUM_GROUPS, UNKNOWN, ReportData
+from prostate_seg.reporting.pages.templates import render_markdown
 from prostate_seg.segmentation.statistics import FAILURE_DICE
 
 TASK = "image-segmentation"

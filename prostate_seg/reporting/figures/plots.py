@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prostate_seg.common.files import atomic_path
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.evaluation_tables import METRIC_LABELS, by_region
+from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, by_region
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's palette, one colour per fold, repeated from the seventh fold on."""

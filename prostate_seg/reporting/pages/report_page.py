@@ -8,14 +8,14 @@ import yaml
 from markupsafe import Markup
 
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.elsewhere import Elsewhere
-from prostate_seg.reporting.evaluation_tables import METRIC_LABELS, by_region, zones_of
-from prostate_seg.reporting.gallery import GalleryCase
-from prostate_seg.reporting.plots import READERS_DICE, READERS_OF_REGIONS, page_plots, to_svg
-from prostate_seg.reporting.report_tables import ReportData, failures_of, limits_of_agreement
-from prostate_seg.reporting.stress_tables import TOLERATED_DROP, stress_figure
-from prostate_seg.reporting.templates import render_html
-from prostate_seg.reporting.trust import Trust, area_under, covered_patients
+from prostate_seg.reporting.comparison.unseen_groups import Elsewhere
+from prostate_seg.reporting.evaluation.stress import TOLERATED_DROP, stress_figure
+from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, by_region, zones_of
+from prostate_seg.reporting.evaluation.trust import Trust, area_under, covered_patients
+from prostate_seg.reporting.figures.plots import READERS_DICE, READERS_OF_REGIONS, page_plots, to_svg
+from prostate_seg.reporting.pages.gallery import GalleryCase
+from prostate_seg.reporting.pages.report_tables import ReportData, failures_of, limits_of_agreement
+from prostate_seg.reporting.pages.templates import render_html
 from prostate_seg.segmentation.calibration import NEAR_SURFACE_MM
 from prostate_seg.segmentation.statistics import FAILURE_DICE
 

@@ -16,8 +16,8 @@ import pandas as pd
 from prostate_seg.common.errors import InputError, listed
 from prostate_seg.data.attributes import RESERVED
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS, by_region
-from prostate_seg.reporting.report_tables import subgroups
+from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS, by_region
+from prostate_seg.reporting.pages.report_tables import subgroups
 from prostate_seg.segmentation.statistics import holm, paired_difference
 
 SIGNED = ("volume_difference_ml", "volume_difference_percent")

@@ -14,7 +14,7 @@ from contourpy import contour_generator
 from PIL import Image
 
 from prostate_seg.imaging.geometry import Spacing
-from prostate_seg.reporting.overlays import (
+from prostate_seg.reporting.figures.overlays import (
     ZoneMasks,
     crop_around,
     deepest_point,

@@ -13,8 +13,8 @@ import pandas as pd
 from prostate_seg.data.attributes import REFERENCE_BY, RESERVED
 from prostate_seg.data.lineage import Ancestor
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.evaluation_tables import SUMMARY_METRICS
-from prostate_seg.reporting.trust import Trust, reliability_table
+from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS
+from prostate_seg.reporting.evaluation.trust import Trust, reliability_table
 from prostate_seg.segmentation.statistics import FAILURE_DICE, summarise
 
 NUM_BINS = 10

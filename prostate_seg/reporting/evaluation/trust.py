@@ -12,7 +12,7 @@ import pandas as pd
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.evaluation_tables import CaseResult
+from prostate_seg.reporting.evaluation.tables import CaseResult
 from prostate_seg.segmentation.calibration import bin_logits, fit_temperature, reliability
 from prostate_seg.segmentation.inference.expected_dice import ExpectedDice, fit_expected_dice, left_out_estimates
 

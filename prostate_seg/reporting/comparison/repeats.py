@@ -12,7 +12,7 @@ import pandas as pd
 
 from prostate_seg.common.errors import InputError, listed
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.comparison import (
+from prostate_seg.reporting.comparison.paired import (
     COMPARED,
     LINE_CHARACTERS,
     LOWER_IS_BETTER,

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.comparison import ALL, Comparison, Row
-from prostate_seg.reporting.evaluation_tables import METRIC_LABELS
-from prostate_seg.reporting.overlays import printable
+from prostate_seg.reporting.comparison.paired import ALL, Comparison, Row
+from prostate_seg.reporting.evaluation.tables import METRIC_LABELS
+from prostate_seg.reporting.figures.overlays import printable
 
 BETTER_COLOUR, WORSE_COLOUR, UNCLEAR_COLOUR = "#0072B2", "#D55E00", "#666666"
 """Blue and vermilion of Okabe and Ito's palette, and grey."""

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.seeds import Stream, seed_sequence
-from prostate_seg.reporting.overlays import printable
-from prostate_seg.reporting.plots import SERIES
+from prostate_seg.reporting.figures.overlays import printable
+from prostate_seg.reporting.figures.plots import SERIES
 from prostate_seg.segmentation.statistics import CI_PERCENTILES
 
 NUM_CASES = "fold.max_train_cases"

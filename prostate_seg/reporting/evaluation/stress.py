@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.plots import SERIES
+from prostate_seg.reporting.figures.plots import SERIES
 from prostate_seg.segmentation.statistics import mean_interval
 
 NONE = "none"

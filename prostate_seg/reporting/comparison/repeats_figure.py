@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.comparison_figure import (
+from prostate_seg.reporting.comparison.figures import (
     BETTER_COLOUR,
     LINE_INCH,
     NUM_MAIN_LINES,
@@ -16,8 +16,8 @@ from prostate_seg.reporting.comparison_figure import (
     WORSE_COLOUR,
     draw_differences,
 )
-from prostate_seg.reporting.overlays import printable
-from prostate_seg.reporting.repeats import DICE, SOURCES, Repeats, RepeatsComparison
+from prostate_seg.reporting.comparison.repeats import DICE, SOURCES, Repeats, RepeatsComparison
+from prostate_seg.reporting.figures.overlays import printable
 from prostate_seg.segmentation.variance import NoiseFloor
 
 STYLES = {"a": (UNCLEAR_COLOUR, "o"), "b": (BETTER_COLOUR, "^"), "b - a": (WORSE_COLOUR, "D")}

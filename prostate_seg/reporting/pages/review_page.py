@@ -12,7 +12,7 @@ import pandas as pd
 
 from prostate_seg.common.files import write_csv, write_text
 from prostate_seg.data.attributes import FILE_NAME, REFERENCE_BY
-from prostate_seg.reporting.templates import render_html
+from prostate_seg.reporting.pages.templates import render_html
 
 CORRECTED = "corrected"
 """Folder for corrected masks, in the layout of data=folder, and value of `REFERENCE_BY` of its cases."""

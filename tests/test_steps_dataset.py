@@ -11,7 +11,7 @@ from prostate_seg.config.workspace import Workspace
 from prostate_seg.data.dataset import write_dataset
 from prostate_seg.data.folds import Fold
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
-from prostate_seg.stages import common
+from prostate_seg.steps import dataset as common
 from tests.conftest import composed
 from tests.data_helpers import case_record
 

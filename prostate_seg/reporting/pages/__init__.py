@@ -1,0 +1,4 @@
+"""Pages for people: report.html with its tables and gallery, the model card, review.html; in templates/ their Jinja2 templates.
+
+A page is rendered from values to text. Reading and writing files belongs to the stages.
+"""
