@@ -24,8 +24,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: setup  ## generate 8 phantom patients, train and evaluate 2 folds with DVC, in demo/
 	scripts/demo.sh $(abspath $(RUN))
 
-ui: setup  ## start the MLflow UI, http://127.0.0.1:5000 (STORE=FILE for another store)
-	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(STORE)
+ui: setup  ## start the MLflow UI and print the address of the runs (STORE=FILE for another store)
+	@# The address without a path opens MLflow's pages for language models.
+	@echo "runs: http://127.0.0.1:5000/#/experiments?workflowType=machine_learning (Ctrl-C stops the server)"
+	MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(STORE)
 
 test: setup  ## run the test suite, with every stage end to end
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not slow"

@@ -15,6 +15,7 @@ from prostate_seg.reporting.evaluation.tables import (
     slices_table,
     summarise_folds,
     summary_lines,
+    summary_markdown,
 )
 from prostate_seg.segmentation.metrics import case_metrics
 from prostate_seg.segmentation.overlap import slice_counts
@@ -93,6 +94,10 @@ def test_empty_zone_counts_as_a_missed_gland_does_and_its_slices_have_no_positio
     flat = flat_summary(summary)["test"]
     assert flat["peripheral_zone/dice"] == pytest.approx(1 / 3)
     assert "peripheral_zone: 2 failed, 1 missed" in summary_lines(summary)
+    gland, row, last = summary_markdown(summary | {"leak_gate": {"verdict": "passed"}}).splitlines()
+    assert gland.startswith("**whole_gland: Dice 1.000 (95% CI 1.000 to 1.000)**, HD95 0.000 (")
+    assert row.startswith("**peripheral_zone: Dice 0.333 (")
+    assert last == "3 cases of 3 patients in 1 folds, 0 failed, 0 glands missed. Leak gate: passed."
 
 
 def test_flat_means_have_their_intervals_where_one_exists() -> None:
@@ -114,6 +119,7 @@ def test_table_has_a_row_per_case_and_marks_the_oracle_crop() -> None:
 def test_lines_fit_a_terminal_and_mark_the_oracle_crop() -> None:
     lines = summary_lines(summarise_folds(CASES, oracle_crop=True, num_bootstrap=200, seed=0))
     assert "ORACLE CROP" in lines[0]
+    assert "ORACLE CROP" in summary_markdown(summarise_folds(CASES, oracle_crop=True, num_bootstrap=200, seed=0))
     assert max(len(line) for line in lines) <= 120
     assert {len(line) for line in lines[1:-1]} == {71}  # every column ends where its header ends
     single = summary_lines(summarise_folds(CASES[:1], oracle_crop=False, num_bootstrap=200, seed=0))

@@ -20,7 +20,7 @@ from prostate_seg.provenance.ds_version import LOCAL_ID
 from prostate_seg.tracking import replication, sweeps
 from prostate_seg.tracking.journal import journal_folders, pending_journals, read_lines
 from prostate_seg.tracking.recorded_runs import open_tree
-from prostate_seg.tracking.store.run_tree import KEY, RunTree
+from prostate_seg.tracking.store.run_tree import DESCRIPTION, KEY, RunTree
 from prostate_seg.tracking.sync import SyncedJournal, sync
 from prostate_seg.tracking.tracked_run import open_stage_run
 from tests.conftest import composed
@@ -64,7 +64,9 @@ def train(cfg: Config, *, name: str = "train") -> None:
             fold.on_epoch_end(epoch, {"val/dice": epoch / 10, "train/loss": float("nan")})
         fold.finish({"val/best_dice": 0.3}, [folder / "curve.png"])
     inputs = [path for path in (folder / "prepare", folder / "curve.png") if path.exists() and path.name != name]
-    run.finish(StageResult(outputs=[folder / name], inputs=inputs, metrics={"val/best_dice": 0.3}))
+    run.finish(
+        StageResult(outputs=[folder / name], inputs=inputs, metrics={"val/best_dice": 0.3}, description="Dice 0.3")
+    )
     run.close(Outcome.finished)
 
 
@@ -148,6 +150,7 @@ def test_training_without_its_store_is_recorded_on_disk_and_then_replicated(cfg:
     assert [value for _, _, value in points(tree.client, fold, "train/loss")] == ["nan"] * 3
     assert fold.data.params == stage.data.params
     assert pipeline.data.metrics == {"val/best_dice": 0.3}
+    assert {run.data.tags[DESCRIPTION] for run in (pipeline, stage)} == {"Dice 0.3"}
     assert set(files(tree.client, fold)) == {"figures/curve.png"}
     assert {"config.yaml", "packages.txt", "provenance.json"} <= set(files(tree.client, stage))
     assert [one.dataset.name for one in stage.inputs.dataset_inputs] == ["curve.png"]

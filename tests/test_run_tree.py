@@ -20,7 +20,7 @@ from prostate_seg.tracking import sweeps
 from prostate_seg.tracking.records import BeginMultirun, Level, TreePosition, now_ms
 from prostate_seg.tracking.store import leader_election
 from prostate_seg.tracking.store.connection import open_store
-from prostate_seg.tracking.store.run_tree import RunTree
+from prostate_seg.tracking.store.run_tree import DESCRIPTION, RunTree
 
 SETTINGS = MlflowConfig(
     tracking_uri=None,
@@ -183,6 +183,29 @@ def test_pipeline_runs_while_a_stage_runs_and_ends_as_the_last_one_ended(tree: R
     tree.client.set_terminated(two.info.run_id, "FAILED")
     tree.settle(pipeline.info.run_id, Outcome.failed)
     assert status(tree, pipeline) == "FAILED"
+
+
+def test_pipeline_has_the_description_of_the_stage_that_ended_last_unless_edited(tree: RunTree) -> None:
+    pipeline = tree.pipeline("p", fresh=False)
+    described = [
+        ("evaluate", 2_000, "Dice 0.9"),
+        ("train", 1_000, "val Dice 0.8"),
+        ("report", 3_000, "Dice 0.9, report"),
+    ]
+    found = []
+    for name, end_ms, text in described:  # train is replicated late
+        run = stage(tree, pipeline, name)
+        tree.client.set_tag(run.info.run_id, DESCRIPTION, text)
+        tree.client.set_terminated(run.info.run_id, end_time=end_ms)
+        tree.describe(pipeline.info.run_id)
+        found.append(tree.client.get_run(pipeline.info.run_id).data.tags[DESCRIPTION])
+    assert found == ["Dice 0.9", "Dice 0.9", "Dice 0.9, report"]
+    run = tree.client.get_run(run.info.run_id)
+    link = tree.link(run, "report", TreePosition(level=Level.stage, pipeline="q"), parent_id=pipeline.info.run_id)
+    assert tree.client.get_run(link.info.run_id).data.tags[DESCRIPTION] == "Dice 0.9, report"
+    tree.client.set_tag(pipeline.info.run_id, DESCRIPTION, "for the paper")
+    tree.describe(pipeline.info.run_id)
+    assert tree.client.get_run(pipeline.info.run_id).data.tags[DESCRIPTION] == "for the paper"
 
 
 def test_orphan_is_closed_with_its_pipeline_and_a_live_run_is_not(tree: RunTree) -> None:

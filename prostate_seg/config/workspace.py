@@ -124,6 +124,8 @@ class StageResult:
     """HTML and Markdown pages among the outputs."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags of the run, such as leak_gate."""
+    description: str = ""
+    """The result in a few lines of Markdown, at the top of the run's page in MLflow."""
     objective: float | None = None
     """Objective of a sweep: mean over the folds of the best val Dice; never a metric of test cases."""
     seconds: float | None = None

@@ -103,6 +103,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         figures=[target / "cases.png", *sorted((target / "overlays").glob("*.png"))],
         tables=[target / name for name in ("cases.csv", "slices.csv", "metrics.json", "expected_dice.csv")],
         tags={"leak_gate": verdict["verdict"]},
+        description=tables.summary_markdown(summary),
     )
 
 

@@ -21,7 +21,7 @@ from prostate_seg.imaging.regions import Regions
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.provenance.ds_version import read_entries
 from prostate_seg.reporting.comparison.unseen_groups import Elsewhere, expected_elsewhere
-from prostate_seg.reporting.evaluation.tables import CASE_METRICS, by_region
+from prostate_seg.reporting.evaluation.tables import CASE_METRICS, by_region, summary_markdown
 from prostate_seg.reporting.evaluation.trust import read_trust
 from prostate_seg.reporting.figures.overlays import ZoneMasks
 from prostate_seg.reporting.pages.gallery import GalleryCase, gallery_case, worst_median_best
@@ -80,6 +80,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         inputs=[path for path in inputs if path.exists()],
         outputs=[target],
         reports=[target / "report.html", target / "model_card.md"],
+        description=f"{summary_markdown(data.summary)}  \nReport: {target / 'report.html'}, and the artifacts of `report`.",
     )
 
 

@@ -107,6 +107,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             **_precision_tag(workspace, list(folds)),
             **({} if initial is None else initial.tags(list(folds))),
         },
+        description=f"Best val Dice, from validation: {shown}, mean {mean:.3f}. Leak gate: {verdict['verdict']}.",
         objective=mean,
         seconds=seconds,
     )

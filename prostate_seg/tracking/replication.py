@@ -31,6 +31,7 @@ from prostate_seg.tracking.store.run_tree import (
     CLOSED_BY,
     CLUSTER_KEY,
     COPIED_FROM,
+    DESCRIPTION,
     KEY,
     NUM_STARTS,
     PARENT,
@@ -283,6 +284,8 @@ class Replicator:
                 sweeps.update_sweep(tree, parent_id)
             elif record.is_finished:
                 tree.log(pipeline_id, points=_metrics(record.metrics))
+                if DESCRIPTION in run.data.tags:
+                    tree.describe(pipeline_id)
             if record.is_finished and record.supersedes:
                 tree.supersede(run, folds=set(record.folds))
             if record.is_finished and not is_trial:

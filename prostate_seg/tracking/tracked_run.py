@@ -32,7 +32,7 @@ from prostate_seg.tracking.records import ALL, NONE, LogData, Record, metric_poi
 from prostate_seg.tracking.replication import ReplicationThread, Replicator
 from prostate_seg.tracking.stage_run import Provenance, StageRun
 from prostate_seg.tracking.store.connection import open_store
-from prostate_seg.tracking.store.run_tree import RunTree
+from prostate_seg.tracking.store.run_tree import DESCRIPTION, RunTree
 from prostate_seg.tracking.sweeps import begun_in_journal, sweep_key
 
 log = logging.getLogger(__name__)
@@ -286,13 +286,18 @@ class TrackedRun(StageRun):
     def _log_results(self, result: StageResult, provenance: Provenance) -> None:
         """Log hashes, lineage and metrics of a stage that has finished."""
         code = code_listing(provenance["code_digests"])
-        tags = {f"md5.{kind}/{key}": md5 for kind in ("inputs", "outputs") for key, md5 in provenance[kind].items()}
+        tags = {"folds": ",".join(self.folds) or NONE}
+        tags |= {f"md5.{kind}/{key}": md5 for kind in ("inputs", "outputs") for key, md5 in provenance[kind].items()}
         tags["md5.code"] = md5_of_text(code)
         for stage, run in provenance["upstream"].items():
             name = "previous_run_id" if run["unchanged"] else "changed_since"
             tags[f"{name}.{stage}"] = run["run_id"] or NONE
-        tags = {_tag_key(key): value for key, value in tags.items()} | dict(result.tags)
-        tags["folds"] = ",".join(self.folds) or NONE
+        tags = {
+            **result.tags,
+            **{_tag_key(key): value for key, value in tags.items()},
+        }  # MLflow shows them in this order
+        if result.description:
+            tags[DESCRIPTION] = _cut(self.redactor.text(result.description), MAX_TAG_LENGTH)
         if provenance["inputs_changed_while_running"]:
             tags["inputs_changed_while_running"] = ", ".join(provenance["inputs_changed_while_running"])
         points = metric_points({**result.metrics, **result.objectives}, step=0)

@@ -163,7 +163,7 @@ def zones_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: zone["pooled"] for name, zone in summary.get("zones", {}).items()}
 
 
-def summary_lines(summary: dict[str, Any]) -> list[str]:
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """Return the pooled results as lines for a terminal."""
     pooled = summary["pooled"]
     lines = [
@@ -180,13 +180,31 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def summary_markdown(summary: Mapping[str, Any]) -> str:
+    """Return the pooled Dice and HD95 of each region with their intervals as Markdown, for the description of a run."""
+    lines = [
+        f"**{name}: Dice {_with_interval(pooled['dice'])}**, HD95 {_with_interval(pooled['hd95_mm'])} mm"
+        for name, pooled in {WHOLE_GLAND: summary["pooled"], **zones_of(summary)}.items()
+    ]
+    gate = summary.get("leak_gate", {}).get("verdict", "not run")
+    return "  \n".join([*lines, f"{summary_lines(summary)[0]}. Leak gate: {gate}."])
+
+
 def _metric_lines(pooled: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in SUMMARY_METRICS:
         row = pooled[name]
-        interval = " to ".join(_number(row[bound]).strip() for bound in ("ci95_low", "ci95_high"))
-        lines.append(f"{name:<26}{_number(row['mean'])}{_number(row['sd'])}{_number(row['median'])}{interval:>21}")
+        numbers = "".join(_number(row[key]) for key in ("mean", "sd", "median"))
+        lines.append(f"{name:<26}{numbers}{_interval(row):>21}")
     return lines
+
+
+def _with_interval(row: Mapping[str, float | None]) -> str:
+    return f"{_number(row['mean']).strip()} (95% CI {_interval(row)})"
+
+
+def _interval(row: Mapping[str, float | None]) -> str:
+    return " to ".join(_number(row[bound]).strip() for bound in ("ci95_low", "ci95_high"))
 
 
 def _number(value: float | None) -> str:

@@ -30,6 +30,10 @@ POINTS_PER_CALL = 500
 """Metric values sent beside them; a server takes 1,000 values of all kinds together."""
 PARENT = "mlflow.parentRunId"
 """MLflow's tag with the id of the run above."""
+DESCRIPTION = "mlflow.note.content"
+"""MLflow's tag with the description of a run, in Markdown."""
+COPIED_DESCRIPTION = "mlflow.note.copied"
+"""Tag of a pipeline: the description that it has from a stage; one that differs was edited by a person."""
 KEY = "record.key"
 """Tag with the local id of a run, by which replication finds it again; unique."""
 REUSED_FROM = "reused_from"
@@ -124,7 +128,8 @@ class RunTree:
         tags = {
             key: value
             for key, value in source.data.tags.items()
-            if not key.startswith(("mlflow.", "process.")) and key not in (*position.tags(), KEY)
+            if key == DESCRIPTION
+            or (not key.startswith(("mlflow.", "process.")) and key not in (*position.tags(), KEY))
         }
         tags[REUSED_FROM] = source_of(source)
         tags["reused_pipeline"] = source.data.tags.get("pipeline", NONE)
@@ -196,6 +201,14 @@ class RunTree:
             if last is not None and (last.info.end_time or 0) > ended_ms:
                 outcome, ended_ms = Outcome(last.info.status), last.info.end_time
         self.client.set_terminated(run_id, outcome, ended_ms)
+
+    def describe(self, pipeline_id: str) -> None:
+        """Give a pipeline the description of its stage that ended last, unless a person has edited it. Lock held."""
+        described = [run for run in self.children(pipeline_id) if DESCRIPTION in run.data.tags]
+        tags = self.client.get_run(pipeline_id).data.tags
+        if described and tags.get(DESCRIPTION) == tags.get(COPIED_DESCRIPTION):
+            text = max(described, key=lambda run: run.info.end_time or 0).data.tags[DESCRIPTION]
+            self.log(pipeline_id, tags={DESCRIPTION: text, COPIED_DESCRIPTION: text})
 
     def children(self, run_id: str, *, status: Outcome | None = None, **tags: str) -> list[Run]:
         """Return the runs directly below one that have these tags, and ended so, oldest first."""
