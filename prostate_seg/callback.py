@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from prostate_seg.cli import BAD_COMMAND, leave, require_inputs, typed_word
+from prostate_seg.cli import BAD_COMMAND, leave, require_inputs, typed_word, write_error
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import write_text
 from prostate_seg.config import schema as configuration
@@ -286,7 +286,7 @@ def _exit_on_error(*, replace_error: bool = True) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, InputError) or os.environ.get("PROSTATE_SEG_DEBUG") == "1":
             traceback.print_exception(error)
-        sys.stderr.write(f"prostate_seg: {error}\n")
+        write_error(str(error))
         if replace_error:
             sys.exit(1)
 

@@ -8,7 +8,9 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,9 @@ from prostate_seg.stages import STAGES, require_stage
 
 FAILED, BAD_COMMAND = 1, 2
 """Exit codes of a refused input or failed stage, and of an invalid command or config."""
+
+COMMAND = re.compile(r"python -m |^ +(mlflow|dvc|git|make|pip) ")
+"""A line of a message that contains a command."""
 
 PATHS = frozenset(
     {"data.root", "fold.file", "evaluate.external_root", "paths.root", "paths.cache", "paths.journal", "paths.trained"}
@@ -269,9 +274,12 @@ def require_inputs(stages: Sequence[str], cfg: Config, typed: Sequence[str]) -> 
     width = max(map(len, shown.values()))
     lines = [f"  {path:<{width}}  from stage={stage}" for stage, path in shown.items()]
     listing = "\n".join(lines)
+    other = "For trained networks, add predict.model=models:/NAME@ALIAS or predict.model=FOLDER. "
+    is_without_model = "predict" in stages and cfg.predict.model is None
     raise InputError(
         f"stage={','.join(stages)} needs files that do not exist yet:\n{listing}\n"
-        f"One command makes them and continues:\n  {_command_with(stages, list(missing), typed)}"
+        f"{other if is_without_model else ''}One command makes them and continues:\n"
+        f"  {_command_with(stages, list(missing), typed)}"
     )
 
 
@@ -341,5 +349,19 @@ def leave(error: BaseException, text: str, code: int) -> NoReturn:
     """Exit with a message, and with the traceback if PROSTATE_SEG_DEBUG=1."""
     if os.environ.get("PROSTATE_SEG_DEBUG") == "1":
         traceback.print_exception(error)
-    sys.stderr.write(f"prostate_seg: {text}\n")
+    write_error(text)
     sys.exit(code)
+
+
+def write_error(text: str) -> None:
+    """Write a message to standard error; at a terminal prose is wrapped, and commands stay on one line, to be copied."""
+    lines = f"prostate_seg: {text}".splitlines()
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [line if COMMAND.search(line) else _wrapped(line, width=width) for line in lines]
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _wrapped(line: str, *, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

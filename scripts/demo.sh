@@ -32,18 +32,27 @@ dvc repro
 add dvc.lock
 commit "Results"
 if has_git; then
-    python -m prostate_seg stage=link > /dev/null || echo "The runs are not linked to their commit yet: cd demo && python -m prostate_seg stage=link"
+    python -m prostate_seg stage=link > /dev/null ||
+        echo "The runs are not linked to their commit yet: cd demo && python -m prostate_seg stage=link"
 fi
 echo
-echo "Report: demo/report/report.html.  Tables, masks and overlays: demo/evaluation.  Runs in MLflow: make ui."
-echo "Next: register the networks as a model and segment an image, a folder or a DICOM series (docs/tutorial.md):"
+echo "Report: demo/report/report.html"
+echo "Tables, masks and overlays: demo/evaluation"
+echo "Runs in MLflow: make ui"
+echo "Next: register the networks as a model, and segment an image, a folder or a"
+echo "DICOM series (docs/tutorial.md):"
 echo "  source .venv/bin/activate && cd demo"
-echo "  python -m prostate_seg stage=register register.promote=true register.min_test_patients=8 register.reason='first of its kind'"
-echo "  python -m prostate_seg stage=predict predict.model=models:/prostate_seg@champion predict.input=SERIES"
+echo "  python -m prostate_seg stage=register register.promote=true \\"
+echo "    register.min_test_patients=8 register.reason='first of its kind'"
+echo "  python -m prostate_seg stage=predict predict.input=SERIES \\"
+echo "    predict.model=models:/prostate_seg@champion"
 echo "Other experiments in demo/:"
 if has_git; then
-    echo "  dvc exp run -S experiment=quickstart -S train.learning_rate=1e-3 && dvc exp show --only-changed"
+    echo "  dvc exp run -S experiment=quickstart -S train.learning_rate=1e-3"
+    echo "  dvc exp show --only-changed"
 else
-    echo "  python -m prostate_seg stage=export experiment=quickstart train.learning_rate=1e-3 && dvc repro"
-    echo "Without git there are no commits and no experiments (dvc exp); everything else is recorded."
+    echo "  python -m prostate_seg stage=export experiment=quickstart train.learning_rate=1e-3"
+    echo "  dvc repro"
+    echo "Without git there are no commits and no experiments (dvc exp); everything"
+    echo "else is recorded."
 fi

@@ -24,6 +24,7 @@ from prostate_seg.cli import (
     hydra_words,
     require_inputs,
     typed_word,
+    write_error,
 )
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.suggestions import OTHER_NAMES, probably_meant, unknown_key_message
@@ -450,7 +451,9 @@ def test_prediction_without_a_model_suggests_how_to_get_one(workspace: Path) -> 
     (workspace / "x").mkdir()
     for name in ("a (1).mha", "x, y.mha"):
         (workspace / name).touch()
-        command = command_in(refusal("stage=predict", f"predict.input={name}"))
+        text = refusal("stage=predict", f"predict.input={name}")
+        assert "add predict.model=models:/NAME@ALIAS" in text
+        command = command_in(text)
         assert command[:2] == ["-m", "stage=fetch,preprocess,prepare,train,predict"]
         assert values_of(command[2]) == [name]
     command = command_in(refusal("stage=predict", "predict.input=x", "predict.model=models:/prostate_seg@champion"))
@@ -508,3 +511,21 @@ def test_stages_are_listed_within_the_width_of_a_terminal(monkeypatch: pytest.Mo
         ConfigError, match="  inspect     summarise a data set: sizes, spacings, gland volumes, quality"
     ):
         require_stage(None)
+
+
+def test_message_is_wrapped_at_a_terminal_and_its_command_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "  python -m prostate_seg -m stage=fetch,preprocess data.root=images"
+    text = f"train.max_epochs: must be at least 1, is 0 and no number of epochs\n  {'case 1_1: ' * 6}\n{command}"
+    write_error(text)
+    assert capsys.readouterr().err == f"prostate_seg: {text}\n"
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    write_error(text)
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert last == command
+    assert max(map(len, lines)) <= 40
+    assert "".join(lines).replace(" ", "") == f"prostate_seg:{text.removesuffix(command)}".replace(" ", "").replace(
+        "\n", ""
+    )

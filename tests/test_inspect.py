@@ -72,7 +72,7 @@ def test_bad_cases_are_in_the_outputs_before_they_are_refused(data: Path, caplog
     shutil.copy(data / "masks" / "1_1.nii.gz", data / "masks" / "4_1.nii.gz")
     (data / "cases.csv").write_text("case_id,centre\n1_1,A\n3_1,B\n")
     with pytest.raises(
-        InputError, match=r"2 cases cannot be used(.|\n)*error: 3_1: image_without_mask(.|\n)*error: 4_1: "
+        InputError, match=r"2 of \d cases cannot be used(.|\n)*error: 3_1: image_without_mask(.|\n)*error: 4_1: "
     ):
         inspected(data)
     shown = Path("inspect/cases.csv").read_bytes()

@@ -26,7 +26,8 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md"]
 def readme_commands() -> list[str]:
     """Return every distinct command of these pages and of the last lines of the demo."""
     blocks = [block for page in PAGES for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL)]
-    blocks += re.findall(r'echo "(.*)"', (ROOT / "scripts" / "demo.sh").read_text())
+    echoed = re.findall(r'echo "(.*)"', (ROOT / "scripts" / "demo.sh").read_text())
+    blocks.append("\n".join(echoed).replace("\\\\", "\\"))
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [re.sub(r"\s+(#|&&).*", "", line) for line in lines if line.startswith("python -m prostate_seg ")]
     return list(dict.fromkeys(commands))

@@ -102,7 +102,9 @@ def parse_group(
         setting, value = prefix + name, values.get(name, MISSING)
         rule, inner = type_in_words(hint), group_of(hint)
         if value == MISSING:
-            raise ConfigError(f"{setting}: must be set to {rule}; add {setting}=... to the command")
+            raise ConfigError(
+                f"{setting}: must be set to {rule.removeprefix('null or ')}; add {setting}=... to the command"
+            )
         if inner is not None and isinstance(value, Mapping):
             fields[name] = parse_group(inner, value, key=setting, known=known)
             continue

@@ -60,8 +60,9 @@ def label_problem(
             problem += ", as most voxels differ from their neighbours; threshold it and export again"
             return "too_many_labels", problem
         return "too_many_labels", (
-            f"{problem} of a prostate, which has at most {MAX_LABELS}; threshold it and export again, or name the labels of "
-            "the gland in a map of many structures: data.whole_gland_labels=[...]"
+            f"{problem} of a prostate, which has at most {MAX_LABELS}; if it is the image, exchange images and masks; "
+            "otherwise threshold it and export again, or name the labels of the gland in a map of many structures: "
+            "data.whole_gland_labels=[...]"
         )
     if labels is not None and not np.isin(found, labels).any():
         return "wanted_label_absent", (

@@ -269,7 +269,7 @@ def _conclude(summary: dict[str, Any], errors: Sequence[str], *, exclude: bool) 
     if num_bad and not exclude:
         listing = "\n".join(f"  {line}" for line in errors)
         raise InputError(
-            f"{num_bad} cases cannot be used, and stage=preprocess will refuse them:\n{listing}\n"
+            f"{num_bad} of {summary['num_cases']} cases cannot be used, and stage=preprocess will refuse them:\n{listing}\n"
             "Fix them, list them under data.exclude, or go on without them: data.on_bad_case=exclude"
         )
     if num_bad:

@@ -25,6 +25,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     differing = [one.stage for one in states if one.other_settings]
     if differing:
         entries = known_entries(workspace)
-        log.info("Settings are compared with those of this command. With those of the newest run that differs it is:")
+        log.info("Settings are compared with those of this command. With those of the newest run:")
         log.info("  %s", command_of_newest({stage: entries[stage] for stage in differing}))
     return StageResult()
