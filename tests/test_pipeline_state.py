@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prostate_seg.config.schema import STAGE_SETTINGS
+from prostate_seg.config.schema import STAGE_SETTINGS, parse
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance import hashing
 from prostate_seg.provenance.code_digests import code_digests
@@ -23,6 +23,8 @@ from prostate_seg.provenance.pipeline_state import (
 )
 from prostate_seg.provenance.record import key_of
 from prostate_seg.provenance.source_files import PACKAGE, code_key
+from prostate_seg.stages import status
+from tests.conftest import composed
 
 SETTINGS: dict[str, Any] = {
     "seed": 1,
@@ -98,9 +100,12 @@ def test_recorded_stages_are_current_and_the_others_missing(workspace: Workspace
     assert found == {stage: ("current" if stage in current else "missing", []) for stage in found}
 
 
-def test_an_empty_workspace_has_nothing(tmp_path: Path) -> None:
+def test_an_empty_workspace_has_nothing_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     empty = Workspace(root=tmp_path, data=tmp_path / "data", cache=tmp_path / "cache")
     assert states(empty, {**SETTINGS, "data": {"source": "phantom"}}) == dict.fromkeys(STAGE_SETTINGS, ("missing", []))
+    with caplog.at_level("INFO"):
+        status.run(parse(composed("stage=status")), empty)
+    assert f"No stage has run in {tmp_path}." in caplog.text
 
 
 def test_a_changed_setting_makes_its_stage_and_all_later_ones_stale(workspace: Workspace) -> None:

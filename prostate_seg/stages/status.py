@@ -22,6 +22,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     header = ["stage", "state", "finished, UTC", "took", "result", "why"]
     for line in table_lines(header, as_rows(states), numbers=["took"]):
         log.info("%s", line)
+    if not known_entries(workspace):
+        folder = workspace.root.absolute()
+        log.info("No stage has run in %s. For another folder, cd to it or set paths.root.", folder)
     differing = [one.stage for one in states if one.other_settings]
     if differing:
         entries = known_entries(workspace)
