@@ -1,5 +1,7 @@
 """Adaptation curve: points, intervals and sentences of constructed trials."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,31 +9,36 @@ import pytest
 from prostate_seg.common.errors import InputError
 from prostate_seg.reporting.comparison.adaptation_curve import (
     SCRATCH,
-    CurveTrial,
     adaptation_curve,
     curve_figure,
     curve_lines,
 )
+from prostate_seg.reporting.comparison.paired import Results
+from prostate_seg.reporting.comparison.repeats import Repeats
 
 INIT = "models:/prostate_seg@champion"
 MEANS = {"null": {2: 0.70, 4: 0.80, 8: 0.86}, f'"{INIT}"': {2: 0.82, 4: 0.85}}
 
 
-def trial(init: str, num_cases: int, *, seed: int, sd: float = 0.0) -> CurveTrial:
-    rng = np.random.default_rng(seed)
+def side(init: str, num_cases: int, *, num_seeds: int, sd: float) -> Repeats:
     patients = [f"p{i}" for i in range(20)]
-    dice = MEANS[init][num_cases] + np.tile([-0.05, 0.05], 10) + rng.normal(0, sd)
-    cases = pd.DataFrame({"patient_id": patients, "dice": dice}, index=[f"{patient}_1" for patient in patients])
-    return CurveTrial(settings={"fold.max_train_cases": str(num_cases), "train.init": init}, cases=cases)
+    by_seed: dict[int | None, Results] = {}
+    for seed in range(num_seeds):
+        shift = np.random.default_rng(seed).normal(0, sd)
+        dice = MEANS[init][num_cases] + np.tile([-0.05, 0.05], 10) + shift
+        table = pd.DataFrame({"patient_id": patients, "dice": dice}, index=[f"{patient}_1" for patient in patients])
+        by_seed[seed] = Results(name="", source="", table=table)
+    settings = {"fold.max_train_cases": str(num_cases), "train.init": init}
+    return Repeats(name="", source="", by_seed=by_seed, settings=settings)
 
 
-def trials(*, num_seeds: int = 1, sd: float = 0.0) -> list[CurveTrial]:
-    return [
-        trial(init, size, seed=seed, sd=sd)
-        for init, sizes in MEANS.items()
-        for size in sizes
-        for seed in range(num_seeds)
-    ]
+def trials(*, num_seeds: int = 1, sd: float = 0.0) -> list[Repeats]:
+    return [side(init, size, num_seeds=num_seeds, sd=sd) for init, sizes in MEANS.items() for size in sizes]
+
+
+def cut(one: Repeats, rows: slice) -> Repeats:
+    """Return trials that were tested on some of their cases."""
+    return replace(one, by_seed={0: replace(one.results[0], table=one.results[0].table.iloc[rows])})
 
 
 def test_points_have_the_mean_of_their_cases_by_curve_and_number() -> None:
@@ -68,12 +75,10 @@ def test_initial_weights_that_no_number_of_cases_replaces_are_reported_as_such()
 
 def test_trials_of_other_test_cases_or_of_one_patient_are_refused() -> None:
     first, second = trials()[:2]
-    fewer = CurveTrial(settings=second.settings, cases=second.cases.iloc[1:])
     with pytest.raises(InputError, match="were not tested on the same cases: p0_1\nTrain and evaluate all folds"):
-        adaptation_curve([first, fewer], num_bootstrap=10, seed=0)
-    alone = CurveTrial(settings=first.settings, cases=first.cases.iloc[:1])
+        adaptation_curve([first, cut(second, slice(1, None))], num_bootstrap=10, seed=0)
     with pytest.raises(InputError, match="needs test cases of two patients or more"):
-        adaptation_curve([alone], num_bootstrap=10, seed=0)
+        adaptation_curve([cut(first, slice(1))], num_bootstrap=10, seed=0)
 
 
 def test_figure_has_a_line_and_a_band_per_curve() -> None:

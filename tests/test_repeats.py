@@ -12,9 +12,9 @@ from matplotlib.image import imread
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import workspace_of
+from prostate_seg.reporting.comparison.figures import comparisons_figure
 from prostate_seg.reporting.comparison.paired import COMPARED
 from prostate_seg.reporting.comparison.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
-from prostate_seg.reporting.comparison.repeats_figure import repeats_figure
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.stages.compare import draw_curve, settings_of
 from prostate_seg.tracking.recorded_runs import RecordedTrial
@@ -109,7 +109,7 @@ def test_lines_fit_a_terminal_and_have_components_and_plan(tmp_path: Path) -> No
     assert "note: ORACLE CROP" in text
     assert "note: a patient with several studies counts once" in text
     assert "nan" not in text
-    figure = repeats_figure([one, compared(setting("a"), setting("b", num_seeds=1))])
+    figure = comparisons_figure([one, compared(setting("a"), setting("b", num_seeds=1))])
     titles = [ax.get_title() for ax in figure.subfigs[0].axes]
     assert titles[-2:] == ["mean Dice of each seed", "noise floor: SD of Dice"]
     save_png(tmp_path / "figure.png", figure)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from prostate_seg.common.address import RUN_ID
 from prostate_seg.common.errors import ConfigError, InputError
@@ -16,7 +15,6 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.reporting.comparison.adaptation_curve import (
     NUM_CASES,
-    CurveTrial,
     adaptation_curve,
     curve_figure,
     curve_lines,
@@ -24,7 +22,6 @@ from prostate_seg.reporting.comparison.adaptation_curve import (
 from prostate_seg.reporting.comparison.figures import comparisons_figure
 from prostate_seg.reporting.comparison.paired import Comparison, Results, compare, comparison_lines, parse_results
 from prostate_seg.reporting.comparison.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
-from prostate_seg.reporting.comparison.repeats_figure import repeats_figure
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation.variance import LEVEL, POWER
 
@@ -45,55 +42,38 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     if len(cfg.compare.runs) == 1 and all(NUM_CASES in side.settings for side in sides):
         return draw_curve(cfg, workspace, sides)
     baseline, *others = sides
+    comparisons: Sequence[Comparison | RepeatsComparison]
     if max(len(side.by_seed) for side in sides) > 1:
-        difference = cfg.compare.difference
-        repeated = compare_repeats(baseline, others, difference=difference)
-        lines = [line for one in repeated for line in repeats_lines(one)]
-        _write(
-            workspace,
-            repeated,
-            repeats_figure(repeated),
-            how={"difference": difference, "level": LEVEL, "power": POWER},
-        )
+        how = {"difference": cfg.compare.difference, "level": LEVEL, "power": POWER}
+        comparisons = compare_repeats(baseline, others, difference=cfg.compare.difference)
+        lines = [line for one in comparisons for line in repeats_lines(one)]
     else:
-        num_bootstrap, seed = cfg.evaluate.num_bootstrap, cfg.seed
-        results = [side.results[0] for side in sides]
-        comparisons = compare(results[0], results[1:], num_bootstrap=num_bootstrap, seed=seed)
+        how = {"num_bootstrap": cfg.evaluate.num_bootstrap, "seed": cfg.seed}
+        first, *rest = (side.results[0] for side in sides)
+        comparisons = compare(first, rest, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
         lines = [line for one in comparisons for line in comparison_lines(one)]
-        _write(
-            workspace, comparisons, comparisons_figure(comparisons), how={"num_bootstrap": num_bootstrap, "seed": seed}
-        )
-    for line in lines:
-        log.info("%s", line)
-    log.info("table and figure are in %s", workspace.comparison)
-    return StageResult()
-
-
-def draw_curve(cfg: Config, workspace: Workspace, sides: Sequence[Repeats]) -> StageResult:
-    """Print Dice against the number of training cases, and write comparison/: adaptation_curve.csv and .png."""
-    trials = [CurveTrial(settings=side.settings, cases=results.table) for side in sides for results in side.results]
-    points = adaptation_curve(trials, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
-    with atomic_folder(workspace.comparison) as folder:
-        write_csv(folder / "adaptation_curve.csv", pd.DataFrame([point.as_row() for point in points]))
-        save_png(folder / "adaptation_curve.png", curve_figure(points))
-    for line in curve_lines(points):
-        log.info("%s", line)
-    log.info("table and figure are in %s", workspace.comparison)
-    return StageResult()
-
-
-def _write(
-    workspace: Workspace,
-    comparisons: Sequence[Comparison] | Sequence[RepeatsComparison],
-    figure: Figure,
-    *,
-    how: Mapping[str, float],
-) -> None:
     rows = [{"baseline": one.baseline.name, "other": one.other.name, **row} for one in comparisons for row in one.rows]
     with atomic_folder(workspace.comparison) as folder:
         write_csv(folder / "comparison.csv", pd.DataFrame(rows))
         write_json(folder / "comparison.json", {**how, "comparisons": [one.as_dict() for one in comparisons]})
-        save_png(folder / "comparison.png", figure)
+        save_png(folder / "comparison.png", comparisons_figure(comparisons))
+    return _logged(lines, workspace)
+
+
+def draw_curve(cfg: Config, workspace: Workspace, sides: Sequence[Repeats]) -> StageResult:
+    """Print Dice against the number of training cases, and write comparison/: adaptation_curve.csv and .png."""
+    points = adaptation_curve(sides, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
+    with atomic_folder(workspace.comparison) as folder:
+        write_csv(folder / "adaptation_curve.csv", pd.DataFrame([point.as_row() for point in points]))
+        save_png(folder / "adaptation_curve.png", curve_figure(points))
+    return _logged(curve_lines(points), workspace)
+
+
+def _logged(lines: Sequence[str], workspace: Workspace) -> StageResult:
+    for line in lines:
+        log.info("%s", line)
+    log.info("table and figure are in %s", workspace.comparison)
+    return StageResult()
 
 
 def load_sides(cfg: Config, workspace: Workspace) -> list[Repeats]:

@@ -7,7 +7,8 @@ of a bootstrap that draws patients and repeats independently (Owen 2007, The pig
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.seeds import Stream, seed_sequence
+from prostate_seg.reporting.comparison.repeats import Repeats
 from prostate_seg.reporting.figures.overlays import printable
 from prostate_seg.reporting.figures.plots import SERIES
 from prostate_seg.segmentation.statistics import CI_PERCENTILES
@@ -27,16 +29,6 @@ SCRATCH = "random weights"
 """Curve of the trials without initial weights."""
 MARKERS, STYLES = ("o", "s", "^", "D"), ("-", "--", "-.", ":")
 """Marker and line style of each curve, beside its colour."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurveTrial:
-    """Per-case Dice of one trial."""
-
-    settings: Mapping[str, str]
-    """Settings that differ between the trials, except for the seed."""
-    cases: pd.DataFrame
-    """Whole gland: index case_id; columns patient_id and dice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,35 +52,25 @@ class CurvePoint:
         return {name: getattr(self, name) for name in names}
 
 
-def adaptation_curve(trials: Sequence[CurveTrial], *, num_bootstrap: int, seed: int) -> list[CurvePoint]:
-    """Return a point per curve and number of training cases, by curve, random weights first, then by number.
+def adaptation_curve(sides: Sequence[Repeats], *, num_bootstrap: int, seed: int) -> list[CurvePoint]:
+    """Return a point per setting, by curve, random weights first, then by number of training cases.
 
     Raises:
         InputError: If the trials were not tested on the same cases, or there are fewer than two patients.
     """
-    _require_same_cases(trials)
-    groups: dict[tuple[str, int], list[CurveTrial]] = {}
-    for trial in trials:
-        groups.setdefault((_curve_name(trial.settings), int(trial.settings[NUM_CASES])), []).append(trial)
-    patients = trials[0].cases["patient_id"]
-    if patients.nunique() < 2:
-        raise InputError(
-            "the adaptation curve needs test cases of two patients or more; compare an evaluation of all folds"
-        )
-    ordered = sorted(groups, key=lambda group: (group[0] != SCRATCH, *group))
-    return [
-        _point(*group, groups[group], patients=patients, num_bootstrap=num_bootstrap, seed=seed) for group in ordered
-    ]
-
-
-def _require_same_cases(trials: Sequence[CurveTrial]) -> None:
-    first = trials[0].cases.index
-    for trial in trials[1:]:
-        if differing := sorted(first.symmetric_difference(trial.cases.index)):
+    patients = sides[0].results[0].table["patient_id"]
+    for results in (results for side in sides for results in side.results):
+        if differing := sorted(patients.index.symmetric_difference(results.table.index)):
             raise InputError(
                 f"the trials of the sweep were not tested on the same cases: {listed(differing, most=10)}\n"
                 "Train and evaluate all folds in each trial."
             )
+    if patients.nunique() < 2:
+        raise InputError(
+            "the adaptation curve needs test cases of two patients or more; compare an evaluation of all folds"
+        )
+    points = [_point(side, patients=patients, num_bootstrap=num_bootstrap, seed=seed) for side in sides]
+    return sorted(points, key=lambda point: (point.curve != SCRATCH, point.curve, point.num_cases))
 
 
 def _curve_name(settings: Mapping[str, str]) -> str:
@@ -107,24 +89,22 @@ def _plain(value: str) -> str:
         return value
 
 
-def _point(
-    curve: str, num_cases: int, trials: Sequence[CurveTrial], *, patients: pd.Series, num_bootstrap: int, seed: int
-) -> CurvePoint:
+def _point(side: Repeats, *, patients: pd.Series, num_bootstrap: int, seed: int) -> CurvePoint:
     """Return the mean of the repeats over cases, and its bootstrap."""
-    dice = np.stack([trial.cases.loc[patients.index, "dice"].to_numpy(dtype=float) for trial in trials])
+    dice = np.stack([results.table.loc[patients.index, "dice"].to_numpy() for results in side.results])
     ids, of_case = np.unique(patients.to_numpy(dtype=object), return_inverse=True)
     is_of = np.eye(len(ids))[of_case]
     sums, counts = dice @ is_of, is_of.sum(axis=0)
     rng = np.random.default_rng(seed_sequence(Stream.bootstrap, seed=seed))
     # Patients first: points with other numbers of repeats draw the same ones.
     weights = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=num_bootstrap)
-    repeats = rng.multinomial(len(trials), np.full(len(trials), 1 / len(trials)), size=num_bootstrap)
-    drawn = np.einsum("br,rp,bp->b", repeats, sums, weights) / (len(trials) * (weights @ counts))
+    repeats = rng.multinomial(len(dice), np.full(len(dice), 1 / len(dice)), size=num_bootstrap)
+    drawn = np.einsum("br,rp,bp->b", repeats, sums, weights) / (len(dice) * (weights @ counts))
     low, high = np.percentile(drawn, CI_PERCENTILES)
     return CurvePoint(
-        curve=curve,
-        num_cases=num_cases,
-        num_repeats=len(trials),
+        curve=_curve_name(side.settings),
+        num_cases=int(side.settings[NUM_CASES]),
+        num_repeats=len(dice),
         num_patients=len(ids),
         mean=float(dice.mean()),
         ci95_low=float(low),
@@ -154,10 +134,7 @@ def curve_lines(points: Sequence[CurvePoint]) -> list[str]:
 
 def _by_curve(points: Sequence[CurvePoint]) -> dict[str, list[CurvePoint]]:
     """Return the points of each curve by number of training cases."""
-    curves: dict[str, list[CurvePoint]] = {}
-    for point in points:
-        curves.setdefault(point.curve, []).append(point)
-    return curves
+    return {name: list(curve) for name, curve in groupby(points, key=attrgetter("curve"))}
 
 
 def _gain(curve: Sequence[CurvePoint]) -> str:

@@ -1,18 +1,22 @@
 """Figure of comparisons: mean differences with intervals by metric and subgroup, and the Dice difference of each case.
 
-One row of panels per comparison. Colour is never the only cue: markers of clear differences are filled, others are open.
+Between repeated trainings the Dice of each seed and the sources of its variance take the place of the cases. One row of panels
+per comparison. Colour is never the only cue: markers of clear differences are filled, others are open.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison.paired import ALL, Comparison, Row
+from prostate_seg.reporting.comparison.repeats import DICE, SOURCES, Repeats, RepeatsComparison
 from prostate_seg.reporting.evaluation.tables import METRIC_LABELS
 from prostate_seg.reporting.figures.overlays import printable
+from prostate_seg.segmentation.variance import NoiseFloor
 
 BETTER_COLOUR, WORSE_COLOUR, UNCLEAR_COLOUR = "#0072B2", "#D55E00", "#666666"
 """Blue and vermilion of Okabe and Ito's palette, and grey."""
@@ -27,23 +31,34 @@ PANELS = {
 NUM_MAIN_LINES = max(len(metrics) for metrics in PANELS.values())
 """Lines of a panel above its subgroups."""
 
+STYLES = {"a": (UNCLEAR_COLOUR, "o"), "b": (BETTER_COLOUR, "^"), "b - a": (WORSE_COLOUR, "D")}
+"""Colour and marker of each side of repeated trainings and of their difference."""
+
 LABEL_CHARACTERS = 34
 LINE_INCH = 0.27
 
 
-def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
+def comparisons_figure(comparisons: Sequence[Comparison | RepeatsComparison]) -> Figure:
     """Draw a row of panels per comparison."""
-    num_subgroups = max(len(_rows_of(one.rows, "dice", in_subgroups=True)) for one in comparisons)
-    row_inch = LINE_INCH * (NUM_MAIN_LINES + num_subgroups) + 1.8
-    figure = Figure(figsize=(16, row_inch * len(comparisons)), dpi=110, layout="constrained")
+    num_parts = max(len(_rows_of(one.rows, DICE, in_subgroups=True)) for one in comparisons)
+    is_repeated = isinstance(comparisons[0], RepeatsComparison)
+    width_inch, margin_inch, num_own = (18, 2.1, 2) if is_repeated else (16, 1.8, 1)
+    row_inch = LINE_INCH * (NUM_MAIN_LINES + num_parts) + margin_inch
+    figure = Figure(figsize=(width_inch, row_inch * len(comparisons)), dpi=110, layout="constrained")
     subfigures = figure.subfigures(len(comparisons), 1, squeeze=False)[:, 0]
     for subfigure, comparison in zip(subfigures, comparisons, strict=True):
-        axes = subfigure.subplots(1, len(PANELS) + 1)
+        axes = subfigure.subplots(1, len(PANELS) + num_own)
         for number, (label, metrics) in enumerate(PANELS.items()):
-            draw_differences(axes[number], comparison.rows, metrics, label=label, name_subgroups=number == 0)
-        _draw_cases(axes[-1], comparison)
-        names = printable(f"a: {comparison.baseline.name}      b: {comparison.other.name}")
-        title = f"{names}\nmean of b - a and its 95% interval over patients (number of patients)"
+            text = label.partition(";")[0] if is_repeated else label
+            _draw_differences(axes[number], comparison.rows, metrics, label=text, name_subgroups=number == 0)
+        if isinstance(comparison, RepeatsComparison):
+            _draw_seeds(axes[-2], {"a": comparison.baseline, "b": comparison.other})
+            _draw_sources(axes[-1], comparison.floors[WHOLE_GLAND])
+            title = _repeats_title(comparison)
+        else:
+            _draw_cases(axes[-1], comparison)
+            names = printable(f"a: {comparison.baseline.name}      b: {comparison.other.name}")
+            title = f"{names}\nmean of b - a and its 95% interval over patients (number of patients)"
         subfigure.suptitle(title, parse_math=False, fontsize=11)
     return figure
 
@@ -68,7 +83,7 @@ def _part_of(row: Row) -> str:
     return str(row["region"]) if _subgroup(row) == ALL else f"{row['subgroup']}: {row['group']}"
 
 
-def draw_differences(
+def _draw_differences(
     ax: Axes, rows: Sequence[Row], metrics: Sequence[str], *, label: str, name_subgroups: bool
 ) -> None:
     """Draw a point and an interval per row: all cases above the dotted line, zones and subgroups below, aligned."""
@@ -121,4 +136,51 @@ def _draw_cases(ax: Axes, comparison: Comparison) -> None:
     ax.set(xlabel="Dice of a case in a", title="Dice of a case, b - a")
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.grid(alpha=0.3)
+    ax.legend(frameon=False, loc="best")
+
+
+def _repeats_title(comparison: RepeatsComparison) -> str:
+    sides = {"a": comparison.baseline, "b": comparison.other}
+    names = "      ".join(printable(f"{letter}: {side.name} ({side.seeds_text})") for letter, side in sides.items())
+    dice = next(row for row in comparison.rows if row["metric"] == DICE)
+    p = dice["p_not_better"]
+    if p is None:
+        over = "mean of b - a and its 95% interval over patients, for these networks: one seed tells nothing of the setting"
+    else:
+        over = (
+            "mean of b - a and its 95% interval over seeds, folds and patients (number of patients); "
+            f"probability that the better one is not better in Dice: {p:.3f}"
+        )
+    return f"{names}\n{over}"
+
+
+def _draw_seeds(ax: Axes, sides: dict[str, Repeats]) -> None:
+    """Draw the mean Dice of each seed as a point, and their mean as a line."""
+    for x, (letter, side) in enumerate(sides.items()):
+        means = [float(results.table[DICE].mean()) for results in side.results]
+        colour, marker = STYLES[letter]
+        offsets = np.linspace(-0.15, 0.15, len(means)) if len(means) > 1 else [0.0]
+        ax.plot(x + np.array(offsets), means, marker, color=colour, alpha=0.8)
+        ax.hlines(np.mean(means), x - 0.3, x + 0.3, color=colour, linewidth=1.8)
+    ax.set_xticks(range(len(sides)), list(sides))
+    ax.set_xlim(-0.6, len(sides) - 0.4)
+    ax.margins(y=0.2)
+    ax.set_title("mean Dice of each seed", fontsize=10)
+    ax.grid(axis="y", alpha=0.3)
+
+
+def _draw_sources(ax: Axes, floor: NoiseFloor) -> None:
+    """Draw the standard deviation of each source, of both sides and of the difference."""
+    columns = {"a": floor.sd_baseline, "b": floor.sd_other, "b - a": floor.sd_difference}
+    for shift, (letter, components) in zip((-0.2, 0.0, 0.2), columns.items(), strict=True):
+        colour, marker = STYLES[letter]
+        found = {y: getattr(components, name) for y, name in enumerate(SOURCES)}
+        known = {y + shift: value for y, value in found.items() if value is not None}
+        ax.hlines(list(known), 0, list(known.values()), color=colour, linewidth=1.4)
+        ax.plot(list(known.values()), list(known), marker, color=colour, label=letter, clip_on=False)
+    ax.set_yticks(range(len(SOURCES)), list(SOURCES))
+    ax.set_ylim(len(SOURCES) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.set_title("noise floor: SD of Dice", fontsize=10)
+    ax.grid(axis="x", alpha=0.3)
     ax.legend(frameon=False, loc="best")

@@ -18,7 +18,8 @@ from prostate_seg.data.attributes import RESERVED
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS, by_region
 from prostate_seg.reporting.pages.report_tables import subgroups
-from prostate_seg.segmentation.statistics import holm, paired_difference
+from prostate_seg.segmentation.statistics import PairedDifference, holm, paired_difference
+from prostate_seg.segmentation.variance import NoiseFloor
 
 SIGNED = ("volume_difference_ml", "volume_difference_percent")
 """Metrics whose best value is 0."""
@@ -48,11 +49,15 @@ VOLUME_TOLERANCE = 1e-6
 MAX_NUM_NAMED = 10
 """Case ids listed per kind of disagreement."""
 
+TABLE_HEADING = f"{'':<32}{'better':<6}{'a':>9}{'b':>9}{'b - a':>9}   {'95% CI of b - a':<20}{'b/=/a':>11}"
+
 LINE_CHARACTERS = 117
 """Width of the table at the terminal."""
 
 FEW_PATIENTS = 20
 """Below this number percentile intervals are too narrow: in a simulation 92% coverage at 20 patients, 84% at 5."""
+
+ORACLE_CROP = "ORACLE CROP: windows were centred on the reference masks, in both"
 
 ONE_SEED = (
     "one training of each: the intervals are for these networks and not for their settings, whose seeds are not compared; "
@@ -88,6 +93,10 @@ class Results:
         """Table of each region, the whole gland first."""
         return {WHOLE_GLAND: self.table, **self.zones}
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return name and source for comparison.json."""
+        return {"name": self.name, "source": self.source}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -102,9 +111,8 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Return an entry of comparison.json."""
-        both = {"baseline": self.baseline, "other": self.other}
-        sources = {key: {"name": one.name, "source": one.source} for key, one in both.items()}
-        return {**sources, "notes": self.notes, "rows": self.rows}
+        sides = {"baseline": self.baseline.as_dict(), "other": self.other.as_dict()}
+        return {**sides, "notes": self.notes, "rows": self.rows}
 
 
 def parse_results(text: str, *, name: str, source: str) -> Results:
@@ -208,20 +216,8 @@ def _compare_tables(baseline: pd.DataFrame, other: pd.DataFrame, *, num_bootstra
             num_bootstrap=num_bootstrap,
             seed=seed,
         )
-        higher, lower, lower_is_better = (
-            paired.num_patients_higher,
-            paired.num_patients_lower,
-            metric in LOWER_IS_BETTER,
-        )
-        return {
-            **{"subgroup": subgroup, "group": group, "metric": metric},
-            "better": "lower" if lower_is_better else "higher",
-            **asdict(paired),
-            "num_patients_better": lower if lower_is_better else higher,
-            "num_patients_equal": paired.num_patients - higher - lower,
-            "num_patients_worse": higher if lower_is_better else lower,
-            "p_holm": None,
-        }
+        row = {"subgroup": subgroup, "group": group, "metric": metric, "better": better_direction(metric)}
+        return {**row, **asdict(paired), **patient_counts(paired, metric), "p_holm": None}
 
     rows = [row(ALL, ALL, metric, a.index) for metric in COMPARED]
     # Attributes that only the other table has are subgroups too.
@@ -230,6 +226,19 @@ def _compare_tables(baseline: pd.DataFrame, other: pd.DataFrame, *, num_bootstra
         for group, cases in sorted(groups.groupby(groups).groups.items()):
             rows += [row(name, str(group), metric, cases) for metric in SUBGROUP_METRICS]
     return rows
+
+
+def better_direction(metric: str) -> str:
+    """Return whether lower or higher values of a metric are better."""
+    return "lower" if metric in LOWER_IS_BETTER else "higher"
+
+
+def patient_counts(found: PairedDifference | NoiseFloor, metric: str) -> Row:
+    """Return the numbers of patients that are better, equal and worse in the other run."""
+    higher, lower = found.num_patients_higher, found.num_patients_lower
+    better, worse = (lower, higher) if metric in LOWER_IS_BETTER else (higher, lower)
+    equal = found.num_patients - higher - lower
+    return {"num_patients_better": better, "num_patients_equal": equal, "num_patients_worse": worse}
 
 
 def compared_values(table: pd.DataFrame) -> pd.DataFrame:
@@ -241,9 +250,7 @@ def compared_values(table: pd.DataFrame) -> pd.DataFrame:
 
 def _notes(baseline: Results, other: Results, rows: Sequence[Row]) -> list[str]:
     a, b = baseline.table, other.table.loc[baseline.table.index]
-    notes = []
-    if (a["oracle_crop"] == "True").any():
-        notes.append("ORACLE CROP: windows were centred on the reference masks, in both")
+    notes = [ORACLE_CROP] if (a["oracle_crop"] == "True").any() else []
     if a["patient_id"].nunique() < FEW_PATIENTS:
         notes.append(f"fewer than {FEW_PATIENTS} patients: the coverage of the intervals is below 95%")
     notes.append(ONE_SEED)
@@ -278,7 +285,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         f"b  {end_of(comparison.other.name, 100)}",
         f"{len(table)} cases of {table['patient_id'].nunique()} patients; b/=/a: number of patients better in b, "
         "equal, better in a",
-        f"{'':<32}{'better':<6}{'a':>9}{'b':>9}{'b - a':>9}   {'95% CI of b - a':<20}{'b/=/a':>11}{'p':>9}{'p Holm':>9}",
+        f"{TABLE_HEADING}{'p':>9}{'p Holm':>9}",
     ]
     heading = (WHOLE_GLAND, ALL, ALL)
     for row in comparison.rows:
@@ -289,20 +296,25 @@ def comparison_lines(comparison: Comparison) -> list[str]:
             lines.append(f"{end_of(group[0], 40)} = {end_of(group[1], 40)}; patients: {row['num_patients']}")
         heading = (region, *group)
         name = row["metric"] if row["subgroup"] == ALL else f"  {row['metric']}"
-        numbers = (
-            number_text(row["mean_baseline"]) + number_text(row["mean_other"]) + number_text(row["difference"], "+.3f")
-        )
-        interval = "-" if row["ci95_low"] is None else f"{row['ci95_low']:+.3f} to {row['ci95_high']:+.3f}"
-        patients = "/".join(str(row[f"num_patients_{what}"]) for what in ("better", "equal", "worse"))
-        tests = p_text(row["p_wilcoxon"]) + p_text(row["p_holm"])
-        lines.append(f"{name:<32}{row['better']:<6}{numbers}   {interval:<20}{patients:>11}{tests}")
+        lines.append(row_text(row, name=name) + p_text(row["p_wilcoxon"]) + p_text(row["p_holm"]))
     lines.append(
         "p: Wilcoxon signed-rank test over patients; p Holm: adjusted for all tests over all cases; subgroups are "
         "exploratory"
     )
-    for note in comparison.notes:
-        lines += wrap(f"note: {note}", LINE_CHARACTERS, subsequent_indent=" " * 6)
-    return lines
+    return lines + note_lines(comparison.notes)
+
+
+def row_text(row: Row, *, name: str) -> str:
+    """Return the columns of `TABLE_HEADING` of a row."""
+    means = number_text(row["mean_baseline"]) + number_text(row["mean_other"]) + number_text(row["difference"], "+.3f")
+    interval = "-" if row["ci95_low"] is None else f"{row['ci95_low']:+.3f} to {row['ci95_high']:+.3f}"
+    patients = "/".join(str(row[f"num_patients_{what}"]) for what in ("better", "equal", "worse"))
+    return f"{name:<32}{row['better']:<6}{means}   {interval:<20}{patients:>11}"
+
+
+def note_lines(notes: Sequence[str]) -> list[str]:
+    """Return the limitations of a comparison as lines below its table."""
+    return [line for note in notes for line in wrap(f"note: {note}", LINE_CHARACTERS, subsequent_indent=" " * 6)]
 
 
 def number_text(value: float | None, form: str = ".3f") -> str:

@@ -5,7 +5,6 @@ A difference is other minus baseline; each patient counts once. Signed volume di
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -14,19 +13,23 @@ from prostate_seg.common.errors import InputError, listed
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison.paired import (
     COMPARED,
-    LINE_CHARACTERS,
-    LOWER_IS_BETTER,
     MAX_NUM_NAMED,
+    ORACLE_CROP,
+    TABLE_HEADING,
     Results,
     Row,
+    better_direction,
     compared_values,
     end_of,
+    note_lines,
     number_text,
     p_text,
+    patient_counts,
     require_same_cases,
+    row_text,
     shared_regions,
 )
-from prostate_seg.segmentation.variance import POWER, Components, NoiseFloor, Plan, noise_floor
+from prostate_seg.segmentation.variance import POWER, NoiseFloor, Plan, noise_floor
 
 DICE = "dice"
 """Metric whose components and plan are shown."""
@@ -55,6 +58,10 @@ class Repeats:
         """Return the seeds for a line of a table."""
         return "one seed" if len(self.by_seed) == 1 else f"seeds {', '.join(map(str, self.by_seed))}"
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return name, source and seeds for comparison.json."""
+        return {"name": self.name, "source": self.source, "seeds": list(self.by_seed)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepeatsComparison:
@@ -71,12 +78,9 @@ class RepeatsComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Return an entry of comparison.json."""
-        both = {"baseline": self.baseline, "other": self.other}
-        sources = {
-            key: {"name": one.name, "source": one.source, "seeds": list(one.by_seed)} for key, one in both.items()
-        }
+        sides = {"baseline": self.baseline.as_dict(), "other": self.other.as_dict()}
         floors = {region: asdict(floor) for region, floor in self.floors.items()}
-        return {**sources, "notes": self.notes, "rows": self.rows, "noise_floor": floors}
+        return {**sides, "notes": self.notes, "rows": self.rows, "noise_floor": floors}
 
 
 def compare_repeats(
@@ -140,12 +144,10 @@ def _noise_floor(a: pd.DataFrame, b: pd.DataFrame, *, difference: float | None) 
 
 
 def _row(metric: str, floor: NoiseFloor, *, num_missing: int) -> Row:
-    is_lower_better = metric in LOWER_IS_BETTER
-    higher, lower = floor.num_patients_higher, floor.num_patients_lower
     components = {"baseline": floor.sd_baseline, "other": floor.sd_other, "difference": floor.sd_difference}
     return {
         "metric": metric,
-        "better": "lower" if is_lower_better else "higher",
+        "better": better_direction(metric),
         "num_seeds_baseline": floor.num_seeds[0],
         "num_seeds_other": floor.num_seeds[1],
         "num_folds": floor.num_folds,
@@ -153,18 +155,14 @@ def _row(metric: str, floor: NoiseFloor, *, num_missing: int) -> Row:
         "num_missing": num_missing,
         **{name: getattr(floor, name) for name in ("mean_baseline", "mean_other", "difference")},
         **{name: getattr(floor, name) for name in ("ci95_low", "ci95_high", "p_not_better")},
-        "num_patients_better": lower if is_lower_better else higher,
-        "num_patients_equal": floor.num_patients - higher - lower,
-        "num_patients_worse": higher if is_lower_better else lower,
+        **patient_counts(floor, metric),
         **{f"sd_{side}_{name}": value for side, one in components.items() for name, value in asdict(one).items()},
     }
 
 
 def _notes(baseline: Repeats, other: Repeats, rows: Sequence[Row]) -> list[str]:
-    notes = []
     table = baseline.results[0].table
-    if (table["oracle_crop"] == "True").any():
-        notes.append("ORACLE CROP: windows were centred on the reference masks, in both")
+    notes = [ORACLE_CROP] if (table["oracle_crop"] == "True").any() else []
     if alone := [letter for letter, side in (("a", baseline), ("b", other)) if len(side.by_seed) == 1]:
         notes.append(
             f"one seed of {' and '.join(alone)}: the variance between seeds cannot be known. The intervals are over "
@@ -190,29 +188,21 @@ def repeats_lines(comparison: RepeatsComparison) -> list[str]:
         f"b  {end_of(other.name, 70)}, {other.seeds_text}",
         f"{len(table)} cases of {table['patient_id'].nunique()} patients in {table['fold'].nunique()} folds; b/=/a: number of "
         "patients better in b, equal, better in a",
-        f"{'':<32}{'better':<6}{'a':>9}{'b':>9}{'b - a':>9}   {'95% CI of b - a':<20}{'b/=/a':>11}{'P':>9}",
+        f"{TABLE_HEADING}{'P':>9}",
     ]
     region = WHOLE_GLAND
     for row in comparison.rows:
         if row.get("region", WHOLE_GLAND) != region:
             region = row["region"]
             lines.append(f"{region}:")
-        numbers = (
-            number_text(row["mean_baseline"]) + number_text(row["mean_other"]) + number_text(row["difference"], "+.3f")
-        )
-        interval = f"{row['ci95_low']:+.3f} to {row['ci95_high']:+.3f}"
-        patients = "/".join(str(row[f"num_patients_{what}"]) for what in ("better", "equal", "worse"))
-        p = p_text(row["p_not_better"])
-        lines.append(f"{row['metric']:<32}{row['better']:<6}{numbers}   {interval:<20}{patients:>11}{p}")
+        lines.append(row_text(row, name=row["metric"]) + p_text(row["p_not_better"]))
     if all(len(side.by_seed) > 1 for side in (baseline, other)):
         lines.append(
             "95% CI: over seeds, folds and patients together; P: probability that the better one is not better"
         )
     for name, floor in comparison.floors.items():
         lines += _floor_lines(floor, of="" if name == WHOLE_GLAND else f" of {name}")
-    for note in comparison.notes:
-        lines += wrap(f"note: {note}", LINE_CHARACTERS, subsequent_indent=" " * 6)
-    return lines
+    return lines + note_lines(comparison.notes)
 
 
 SOURCES = {
@@ -229,13 +219,8 @@ def _floor_lines(floor: NoiseFloor, *, of: str) -> list[str]:
     sides = (floor.sd_baseline, floor.sd_other, floor.sd_difference)
     lines = [f"{f'noise floor: SD of Dice{of}':<38}{'a':>9}{'b':>9}{'b - a':>9}"]
     for name, label in SOURCES.items():
-        lines.append(f"  {label:<36}" + "".join(number_text(_sd(one, name), ".4f") for one in sides))
+        lines.append(f"  {label:<36}" + "".join(number_text(getattr(one, name), ".4f") for one in sides))
     return lines if floor.plan is None else [*lines, *_plan_lines(floor, floor.plan, of=of)]
-
-
-def _sd(components: Components, name: str) -> float | None:
-    value: float | None = getattr(components, name)
-    return value
 
 
 def _plan_lines(floor: NoiseFloor, plan: Plan, *, of: str) -> list[str]:
