@@ -106,18 +106,25 @@ class Segmentation:
     inter_model_dice: float | None
     """Of the networks' glands on the preprocessed grid; None for one network, or if all masks are empty."""
     features: dict[str, float]
-    """Features, as `expected_dice.mask_features` returns them."""
+    """Features, as `expected_dice.mask_features` returns them; empty if they were not asked for."""
     intensity: Intensity
     window: Geometry
 
 
 def segment(
-    image: Volume, reference: Volume | None, *, predictor: Predictor, threshold: float, largest_component: bool
+    image: Volume,
+    reference: Volume | None,
+    *,
+    predictor: Predictor,
+    threshold: float,
+    largest_component: bool,
+    with_features: bool = True,
 ) -> Segmentation:
     """Segment a study on its own grid.
 
     The reference only centres the window of crop "mask", and is None otherwise. Voxels with a probability from `threshold` on
     are gland, all of them or only the largest connected component; each gets the most probable of the gland's labels.
+    Without features, the study has no expected Dice.
     """
     with threadpool_limits(1, user_api="blas"):  # the rounding of sums in resampling depends on the number of threads
         prepared = preprocess_study(image, reference, settings=predictor.preprocess).image
@@ -129,18 +136,17 @@ def segment(
     gland = probability[0] >= threshold
     gland = keep_largest_component(gland) if largest_component else gland
     agreement = inter_model_dice(per_network[:, 0] >= threshold)
+    features: dict[str, float] = {}
+    if with_features:
+        spacing_mm = prepared.geometry.spacing_mm
+        measure = partial(mask_features, threshold=threshold, inter_model_dice=agreement, spacing_mm=spacing_mm)
+        features = measure(per_network[:, 0], plain)
     return Segmentation(
         label_map=label_map_of(gland, probability, predictor.preprocess.regions),
         probability=probability,
         confidence=float(probability[0][gland].mean()) if gland.any() else None,
         inter_model_dice=agreement,
-        features=mask_features(
-            per_network[:, 0],
-            plain,
-            threshold=threshold,
-            inter_model_dice=agreement,
-            spacing_mm=prepared.geometry.spacing_mm,
-        ),
+        features=features,
         intensity=intensity,
         window=prepared.geometry,
     )
