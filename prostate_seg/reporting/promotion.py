@@ -113,8 +113,7 @@ def _check_gain(
     try:
         (comparison,) = compare(champion, [results], num_bootstrap=num_bootstrap, seed=seed)
     except InputError as error:
-        message = f"cannot be compared with the champion, {error}".replace("\n", "\n" + " " * 24)
-        return RuleResult("better", False, message)
+        return _not_comparable("better", error)
     dice = next(row for row in comparison.rows if row["subgroup"] == ALL and row["metric"] == "dice")
     if dice["ci95_low"] is None:
         return RuleResult("better", False, "there is no interval of the difference")
@@ -123,6 +122,11 @@ def _check_gain(
         f"95% interval {dice['ci95_low']:+.3f} to {dice['ci95_high']:+.3f}, all above {min_gain:g}"
     )
     return RuleResult("better", dice["ci95_low"] > min_gain, message)
+
+
+def _not_comparable(rule: str, error: InputError) -> RuleResult:
+    message = f"cannot be compared with the champion, {error}".replace("\n", "\n" + " " * 24)
+    return RuleResult(rule, False, message)
 
 
 def _check_seeds(repeats: Repeats | None, champion: Repeats | None, *, max_p: float | None) -> list[RuleResult]:
@@ -139,8 +143,7 @@ def _check_seeds(repeats: Repeats | None, champion: Repeats | None, *, max_p: fl
     try:
         (comparison,) = compare_repeats(champion, [repeats], difference=None)
     except InputError as error:
-        message = f"cannot be compared with the champion, {error}".replace("\n", "\n" + " " * 24)
-        return [RuleResult("seeds", False, message)]
+        return [_not_comparable("seeds", error)]
     dice = next(row for row in comparison.rows if row["metric"] == DICE)
     p = dice["p_not_better"] if dice["difference"] > 0 else 1 - dice["p_not_better"]
     message = (

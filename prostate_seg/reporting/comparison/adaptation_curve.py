@@ -19,7 +19,7 @@ from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.seeds import Stream, seed_sequence
 from prostate_seg.reporting.comparison.repeats import Repeats
 from prostate_seg.reporting.figures.overlays import printable
-from prostate_seg.reporting.figures.plots import SERIES
+from prostate_seg.reporting.figures.plots import MARKERS, SERIES
 from prostate_seg.segmentation.statistics import CI_PERCENTILES
 
 NUM_CASES = "fold.max_train_cases"
@@ -27,8 +27,8 @@ NUM_CASES = "fold.max_train_cases"
 INIT = "train.init"
 SCRATCH = "random weights"
 """Curve of the trials without initial weights."""
-MARKERS, STYLES = ("o", "s", "^", "D"), ("-", "--", "-.", ":")
-"""Marker and line style of each curve, beside its colour."""
+STYLES = ("-", "--", "-.", ":")
+"""Line style of each curve, beside its colour and marker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

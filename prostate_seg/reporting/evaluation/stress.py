@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.figures.plots import SERIES
+from prostate_seg.reporting.figures.plots import MARKERS, SERIES
 from prostate_seg.segmentation.statistics import mean_interval
 
 NONE = "none"
@@ -21,7 +21,6 @@ TOLERATED_DROP = 0.05
 """Mean drop in Dice whose strength is reported."""
 MODERATE = 1
 """Level of the strength that promotion rules refer to: the second of four."""
-MARKERS = ("o", "s", "^", "D")
 NUM_COLUMNS = 4
 
 
@@ -35,16 +34,15 @@ def stress_curves(cases: pd.DataFrame, *, num_bootstrap: int, seed: int) -> pd.D
     before = cases[is_unchanged].set_index(["region", "case_id"])["dice"].rename("before")
     paired = cases[~is_unchanged].join(before, on=["region", "case_id"])
     paired["drop"] = paired["before"] - paired["dice"]
+    for column in ("perturbation", "region"):  # categories are grouped in the order of their appearance
+        paired[column] = pd.Categorical(paired[column], paired[column].unique())
     rows = []
-    for name in dict.fromkeys(paired["perturbation"]):
-        for region in dict.fromkeys(paired["region"]):
-            of_curve = paired[(paired["perturbation"] == name) & (paired["region"] == region)]
-            for level, group in of_curve.groupby("level", sort=True):
-                drops, patients = group["drop"].to_numpy(), group["patient_id"].tolist()
-                low, high = mean_interval(drops, patients=patients, num_bootstrap=num_bootstrap, seed=seed)
-                row = {"region": region, "perturbation": name, "unit": group["unit"].iloc[0], "level": level}
-                row |= {"strength": group["strength"].iloc[0], "num_cases": len(group), "dice": group["dice"].mean()}
-                rows.append(row | {"drop": drops.mean(), "ci95_low": low, "ci95_high": high})
+    for (name, region, level), group in paired.groupby(["perturbation", "region", "level"], observed=True):
+        drops, patients = group["drop"].to_numpy(), group["patient_id"].tolist()
+        low, high = mean_interval(drops, patients=patients, num_bootstrap=num_bootstrap, seed=seed)
+        row = {"region": region, "perturbation": name, "unit": group["unit"].iloc[0], "level": level}
+        row |= {"strength": group["strength"].iloc[0], "num_cases": len(group), "dice": group["dice"].mean()}
+        rows.append(row | {"drop": drops.mean(), "ci95_low": low, "ci95_high": high})
     return pd.DataFrame(rows)
 
 

@@ -125,12 +125,7 @@ def overlay_figure(
             one.set_xlabel(f"z = {index}")
             _draw_zones(one, zones, np.s_[index, rows, columns])
         true, found = (mask[index, rows, columns] for mask in masks)
-        if reference is not None:
-            _draw_contour(ax, true, colour=REFERENCE_COLOUR)
-            ax.set_xlabel(slice_label(index, true, found))
-        else:
-            ax.set_xlabel(f"z = {index}" if found.any() else f"z = {index}   no gland")
-        _draw_contour(ax, found, colour=PREDICTED_COLOUR, style="-" if reference is None else "--")
+        _draw_gland(ax, index, found, reference=None if reference is None else true)
     # LPS: the patient's right is on the left, anterior on top.
     first = figure.axes[0]
     first.text(0.02, 0.5, "R", transform=first.transAxes, color="white", ha="left", va="center")
@@ -139,15 +134,30 @@ def overlay_figure(
     title = printable(title)
     fitting_pt = 72 * size_inch[0] / (0.65 * len(title) + 1)  # ids can be 64 characters of 0.65 em on average
     figure.suptitle(title, fontsize=min(12, fitting_pt), parse_math=False)
-    label = "predicted" if predicted.any() else "predicted (empty)"
-    handles = [Line2D([], [], color=PREDICTED_COLOUR, linestyle="-" if reference is None else "--", label=label)]
+    lines = _legend_lines(zones, is_empty=not predicted.any(), has_reference=reference is not None)
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _draw_gland(ax: Axes, index: int, predicted: np.ndarray, *, reference: np.ndarray | None) -> None:
+    """Draw the contours of the gland in a slice, with the index of the slice and its Dice."""
     if reference is not None:
-        handles.insert(0, Line2D([], [], color=REFERENCE_COLOUR, label="reference"))
+        _draw_contour(ax, reference, colour=REFERENCE_COLOUR)
+        ax.set_xlabel(slice_label(index, reference, predicted))
+    else:
+        ax.set_xlabel(f"z = {index}" if predicted.any() else f"z = {index}   no gland")
+    _draw_contour(ax, predicted, colour=PREDICTED_COLOUR, style="-" if reference is None else "--")
+
+
+def _legend_lines(zones: Sequence[ZoneMasks], *, is_empty: bool, has_reference: bool) -> list[Line2D]:
+    """Return a line with the label of each kind of contour."""
+    label = "predicted (empty)" if is_empty else "predicted"
+    lines = [Line2D([], [], color=REFERENCE_COLOUR, label="reference")] if has_reference else []
+    lines.append(Line2D([], [], color=PREDICTED_COLOUR, linestyle="--" if has_reference else "-", label=label))
     for number, zone in enumerate(zones):
         label = f"{zone.initials} {zone.name.replace('_', ' ')}"
-        handles.append(Line2D([], [], color=ZONE_COLOURS[number % len(ZONE_COLOURS)], label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    return figure
+        lines.append(Line2D([], [], color=ZONE_COLOURS[number % len(ZONE_COLOURS)], label=label))
+    return lines
 
 
 def _draw_zones(ax: Axes, zones: Sequence[ZoneMasks], part: tuple[int, slice, slice]) -> None:
@@ -158,9 +168,8 @@ def _draw_zones(ax: Axes, zones: Sequence[ZoneMasks], part: tuple[int, slice, sl
         if reference is not None:
             _draw_contour(ax, reference, colour=colour)
         _draw_contour(ax, predicted, colour=colour, style="-" if reference is None else "--")
-        mask = predicted if reference is None or predicted.any() else reference
-        if mask.any():
-            y, x = deepest_point(mask)
+        if (place := label_place(predicted, reference)) is not None:
+            y, x = place
             outlined = [patheffects.withStroke(linewidth=2, foreground="black")]
             text = ax.text(
                 x, y, zone.initials, color=colour, ha="center", va="center", fontsize=8, path_effects=outlined
@@ -168,8 +177,14 @@ def _draw_zones(ax: Axes, zones: Sequence[ZoneMasks], part: tuple[int, slice, sl
             text.set_fontweight("bold")
 
 
-def deepest_point(mask: np.ndarray) -> tuple[int, int]:
-    """Return the index (y, x) of the voxel of a mask [Y, X], not empty, that is farthest from its contour."""
+def label_place(predicted: np.ndarray, reference: np.ndarray | None) -> tuple[int, int] | None:
+    """Return the index (y, x) of the voxel that is farthest from the contour of the predicted mask [Y, X], or of the reference.
+
+    It is None if both are empty.
+    """
+    mask = predicted if reference is None or predicted.any() else reference
+    if not mask.any():
+        return None
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = divmod(int(depth.argmax()), mask.shape[1])
     return y, x

@@ -24,6 +24,9 @@ from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, by_region
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's palette, one colour per fold, repeated from the seventh fold on."""
 
+MARKERS = ("o", "s", "^", "D")
+"""Markers of curves, beside their colours."""
+
 PAGE_COLOURS = {"#000000": "currentColor", **{colour: f"var(--series-{n})" for n, colour in enumerate(SERIES)}}
 """CSS value that replaces each drawn colour."""
 

@@ -17,7 +17,7 @@ from prostate_seg.imaging.geometry import Spacing
 from prostate_seg.reporting.figures.overlays import (
     ZoneMasks,
     crop_around,
-    deepest_point,
+    label_place,
     slice_indices,
     slice_label,
     to_uint8,
@@ -130,10 +130,8 @@ def gallery_case(
 def _zone_contours(zone: ZoneMasks, part: tuple[int, slice, slice], *, spacing_mm: Spacing) -> ZoneContours:
     predicted = zone.predicted[part]
     reference = np.zeros_like(predicted) if zone.reference is None else zone.reference[part]
-    mask, place_mm = predicted if predicted.any() else reference, None
-    if mask.any():
-        y, x = deepest_point(mask)
-        place_mm = ((x + 0.5) * spacing_mm[2], (y + 0.5) * spacing_mm[1])
+    place = label_place(predicted, reference)
+    place_mm = None if place is None else ((place[1] + 0.5) * spacing_mm[2], (place[0] + 0.5) * spacing_mm[1])
     paths = {"reference_path": svg_contour(reference), "predicted_path": svg_contour(predicted)}
     return ZoneContours(initials=zone.initials, place_mm=place_mm, **paths)
 

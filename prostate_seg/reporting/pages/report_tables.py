@@ -147,19 +147,16 @@ def all_tables(data: ReportData) -> dict[str, pd.DataFrame]:
     """Return every table by the name of its CSV file; with zones, those of several regions have a column `region`."""
     of_regions = {WHOLE_GLAND: data.summary, **data.summary.get("zones", {})}
     volumes = {region: bland_altman(cases) for region, cases in data.regions.items()}
-    return {
+    tables = {
         "results": _long({region: _results(summary) for region, summary in of_regions.items()}),
         "bland_altman": _long(volumes),
         "subgroups": subgroup_dice(data),
         "learning_curves": learning_curves(data.histories),
         "dice_along_gland": dice_along_gland(data),
-        **({} if data.trust is None else trust_tables(data.trust)),
     }
-
-
-def trust_tables(trust: Trust) -> dict[str, pd.DataFrame]:
-    """Return the tables of the section on single masks."""
-    return {"expected_dice": trust.cases, "risk_coverage": trust.curve, "reliability": reliability_table(trust)}
+    if (trust := data.trust) is not None:
+        tables |= {"expected_dice": trust.cases, "risk_coverage": trust.curve, "reliability": reliability_table(trust)}
+    return tables
 
 
 def _long(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
