@@ -95,7 +95,8 @@ def _train_in_process(
                 case "finish", metrics, figures:
                     record.finish(metrics, figures)
                 case "error", error, text:
-                    raise error from _ProcessTraceback(text)
+                    error.add_note(f"In the fold's process:\n{text}")
+                    raise error
                 case _:  # done
                     return
         raise KeyboardInterrupt  # another fold has failed, or the stage was stopped: the record ends as killed
@@ -109,11 +110,6 @@ def _train_in_process(
     finally:
         process.terminate()
         process.join()
-
-
-class _ProcessTraceback(Exception):  # noqa: N818 - the traceback of the fold's process, as the cause of its error
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
 
 
 @dataclass(frozen=True)
