@@ -22,7 +22,10 @@ from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
 from prostate_seg.stages import evaluate, load_stage
 from prostate_seg.stages.register import stored_trust
-from prostate_seg.stages.report import load_report_data
+from prostate_seg.steps import evaluation
+from prostate_seg.steps.evaluation import load_predictor
+from prostate_seg.steps.leak_gate import hash_files
+from prostate_seg.steps.report_data import load_report_data
 from tests.conftest import composed
 
 SMALL = ("experiment=tiny", "mlflow=off", "fold.index=0", "train.max_epochs=1", "train.steps_per_epoch=3")
@@ -76,10 +79,10 @@ def test_tables_and_masks_have_the_same_bits_for_any_number_of_workers_and_threa
 @pytest.mark.usefixtures("result")
 def test_every_file_is_hashed_once_and_a_changed_one_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
-    monkeypatch.setattr(evaluate, "content_md5", lambda path: (hashed.append(path), content_md5(path))[1])
+    monkeypatch.setattr(evaluation, "content_md5", lambda path: (hashed.append(path), content_md5(path))[1])
     evaluated(root, num_workers=1, num_threads=1)
     assert len(hashed) == len(set(hashed)) == 6  # image and mask of two test cases and a val case
-    monkeypatch.setattr(evaluate, "content_md5", lambda _: "another")
+    monkeypatch.setattr(evaluation, "content_md5", lambda _: "another")
     with pytest.raises(InputError, match="has changed since stage=preprocess: run the pipeline again"):
         evaluated(root, num_workers=1, num_threads=1)
 
@@ -135,8 +138,9 @@ def test_copied_external_files_are_refused_before_an_image_is_read(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     external = external_copies(root, tmp_path, noise=0)
-    for name in ("load_case", "load_predictor", "segment"):
+    for name in ("load_case", "load_predictor"):
         monkeypatch.setattr(evaluate, name, refuse)
+    monkeypatch.setattr(evaluation, "segment", refuse)
     with pytest.raises(InputError, match="4 of 4 external images are in the data set of the trained folds") as caught:
         load_stage("evaluate")(*configured(root, f"evaluate.external_root={external}"))
     assert str(caught.value).count("identical image files") == 4
@@ -147,7 +151,7 @@ def test_all_near_duplicates_in_an_external_folder_are_named_without_segmenting_
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     external, read = external_copies(root, tmp_path, noise=20), []
-    monkeypatch.setattr(evaluate, "segment", refuse)
+    monkeypatch.setattr(evaluation, "segment", refuse)
     monkeypatch.setattr(
         evaluate, "load_case", lambda case, **how: (read.append(case.case_id), load_case(case, **how))[1]
     )
@@ -177,17 +181,17 @@ def test_external_case_whose_files_cannot_be_hashed_has_no_hashes(tmp_path: Path
     case = Case(
         case_id="gone_1", patient_id="gone", study_id="1", image=tmp_path / "gone_1.nii.gz", mask=None, attributes={}
     )
-    fingerprint = evaluate.hash_files(case)
+    fingerprint = hash_files(case)
     assert (fingerprint.patient_id, fingerprint.image_md5, fingerprint.mask_md5) == ("gone", None, None)
 
 
 def test_network_of_some_training_cases_is_evaluated_and_one_of_other_cases_refused(root: Path) -> None:
     cfg, workspace = configured(root)
     fold = read_folds(workspace.kfold_json)[0]
-    evaluate.load_predictor(cfg, workspace, {0: replace(fold, train=[*fold.train, "more_1"])})
+    load_predictor(cfg, workspace, {0: replace(fold, train=[*fold.train, "more_1"])})
     for other in (replace(fold, train=["other_1"]), replace(fold, val=["other_1"])):
         with pytest.raises(InputError, match="was trained on other cases than kfold.json now lists"):
-            evaluate.load_predictor(cfg, workspace, {0: other})
+            load_predictor(cfg, workspace, {0: other})
 
 
 def test_evaluation_returns_metrics_but_no_objective(result: StageResult) -> None:

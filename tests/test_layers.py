@@ -72,6 +72,18 @@ def test_module_imports_only_what_lies_below_it(path: Path) -> None:
     assert not others & FORBIDDEN[layer]
 
 
+def test_stages_have_a_run_and_import_no_other_stage() -> None:
+    for path in PACKAGE.glob("stages/[!_]*.py"):
+        functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        assert "run" in functions, path.name
+        assert not [name for name in imports(path) if name.startswith("prostate_seg.stages")], path.name
+
+
+def test_folders_have_at_most_16_modules() -> None:
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE / "stages"}
+    assert not [folder.name for folder in folders if len(list(folder.glob("[!_]*.py"))) > 16]
+
+
 def test_no_module_imports_itself_through_others() -> None:
     paths = {name_of(path): path for path in PACKAGE.rglob("*.py")}
     graph = {name: (run_time_imports(path) & set(paths)) - {name} for name, path in paths.items()}

@@ -21,7 +21,7 @@ from prostate_seg.data.lineage import (
     write_lineage,
 )
 from prostate_seg.imaging.fingerprint import packed_thumbnails, unpacked_thumbnails
-from prostate_seg.steps.ancestor_gate import ancestors_in, pass_ancestor_gate
+from prostate_seg.steps.leak_gate import ancestors_in, pass_ancestor_gate
 from tests.test_leak_gate import random_thumbnail
 
 PASSED = {"verdict": "passed", "checks": {"identical voxels": "passed"}, "overruled": []}

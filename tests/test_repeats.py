@@ -16,7 +16,8 @@ from prostate_seg.reporting.comparison.figures import comparisons_figure
 from prostate_seg.reporting.comparison.paired import COMPARED
 from prostate_seg.reporting.comparison.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
 from prostate_seg.reporting.figures.plots import save_png
-from prostate_seg.stages.compare import draw_curve, settings_of
+from prostate_seg.stages.compare import draw_curve
+from prostate_seg.steps.results import settings_of
 from prostate_seg.tracking.recorded_runs import RecordedTrial
 from tests.conftest import composed
 from tests.test_comparison import IDS, NUM_CASES, cases, results

@@ -23,8 +23,8 @@ from prostate_seg.reporting.evaluation.stress import (
 )
 from prostate_seg.reporting.promotion import _check_stress
 from prostate_seg.segmentation.perturbations import PERTURBATIONS
-from prostate_seg.stages.report import stress_of
 from prostate_seg.stages.stress import chosen_perturbations
+from prostate_seg.steps.report_data import stress_of
 from tests.project_helpers import SMALL
 from tests.stage_helpers import run_stages
 
@@ -181,7 +181,7 @@ def test_stage_writes_curves_continues_after_a_stop_and_belongs_to_its_networks(
     assert "### Stress test" in (tmp_path / "report" / "model_card.md").read_text()
 
     before = (tmp_path / "stress" / "cases.csv").read_bytes()
-    monkeypatch.setattr("prostate_seg.stages.stress.region_dice", lambda *_, **__: pytest.fail("is in the cache"))
+    monkeypatch.setattr("prostate_seg.steps.evaluation.segment", lambda *_, **__: pytest.fail("is in the cache"))
     assert run_stages(tmp_path, "stage=stress", *small).returncode == 0
     assert (tmp_path / "stress" / "cases.csv").read_bytes() == before
 

@@ -15,7 +15,7 @@ from prostate_seg.data.folds import read_folds, read_splits
 from prostate_seg.data.layouts import has_images
 from prostate_seg.data.leak_gate import Check, Fingerprint, case_ids_of, find_leaks, listing, next_step
 from prostate_seg.imaging.image_io import read_volume
-from prostate_seg.steps import dataset as common
+from prostate_seg.steps import leak_gate
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Log the outcome of each check; raise an InputError if there is a leak."""
     folds = read_folds(workspace.kfold_json) if cfg.audit.splits is None else read_splits(Path(cfg.audit.splits))
     fingerprints, source = _fingerprints(cfg, workspace, case_ids_of(folds))
-    pairs = common.not_duplicates(cfg)
+    pairs = leak_gate.not_duplicates(cfg)
     verdict = find_leaks(folds, fingerprints=fingerprints, not_duplicates=pairs)
-    for line in common.overruled_lines(verdict, pairs, fingerprints):
+    for line in leak_gate.overruled_lines(verdict, pairs, fingerprints):
         log.warning("%s", line)
     num_patients = len({case.patient_id for case in fingerprints.values()})
     log.info("%d folds, %d cases of %d patients, known by %s", len(folds), verdict.num_cases, num_patients, source)
@@ -54,8 +54,8 @@ def _fingerprints(cfg: Config, workspace: Workspace, case_ids: Sequence[str]) ->
         by_name[case_id] = Fingerprint(patient_id=found.group(1))
     if workspace.dataset_csv.is_file():
         dataset = read_dataset(workspace.dataset_csv)
-        originals = common.with_originals(workspace, dataset)
-        known = common.with_own_intensities(cfg, workspace, dataset, originals)
+        originals = leak_gate.with_originals(workspace, dataset)
+        known = leak_gate.with_own_intensities(cfg, workspace, dataset, originals)
         source = str(workspace.dataset_csv)
     elif has_images(workspace.data):
         cases, _ = discover_cases(workspace.data, patient_pattern=pattern, exclude=[], masks_required=False)
@@ -70,7 +70,8 @@ def _fingerprints(cfg: Config, workspace: Workspace, case_ids: Sequence[str]) ->
 
 
 def _fingerprint_of_files(case: Case) -> Fingerprint:
+    hashed = leak_gate.fingerprint_of(case)
     try:
-        return common.fingerprint_of(case, read_volume(case.image))
+        return leak_gate.with_voxels(hashed, read_volume(case.image))
     except VolumeError:
-        return common.fingerprint_of(case, None)
+        return hashed

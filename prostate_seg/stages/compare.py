@@ -1,14 +1,11 @@
 """Stage compare: differences between evaluations on the same cases, with confidence intervals and tests."""
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from prostate_seg.common.address import RUN_ID
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.config.schema import Config
@@ -20,13 +17,14 @@ from prostate_seg.reporting.comparison.adaptation_curve import (
     curve_lines,
 )
 from prostate_seg.reporting.comparison.figures import comparisons_figure
-from prostate_seg.reporting.comparison.paired import Comparison, Results, compare, comparison_lines, parse_results
+from prostate_seg.reporting.comparison.paired import Comparison, compare, comparison_lines
 from prostate_seg.reporting.comparison.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation.variance import LEVEL, POWER
+from prostate_seg.steps.results import is_run, load_result, settings_of, tree_of_runs
 
 if TYPE_CHECKING:
-    from prostate_seg.tracking.recorded_runs import RecordedTrial
+    from prostate_seg.tracking.store.run_tree import RunTree
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +77,11 @@ def _logged(lines: Sequence[str], workspace: Workspace) -> StageResult:
 def load_sides(cfg: Config, workspace: Workspace) -> list[Repeats]:
     """Read the results of each entry in compare.runs; a sweep has one setting or several, each with its seeds."""
     found: list[Repeats] = []
+    tree = tree_of_runs(cfg.compare.runs, cfg, workspace)
     for text in cfg.compare.runs:
-        sides = load_sweep(text, cfg, workspace)
+        sides = [] if tree is None else load_sweep(text, tree)
         if not sides:
-            results = load_result(text, setting="compare.runs", cfg=cfg, workspace=workspace)
+            results = load_result(text, setting="compare.runs", tree=tree)
             sides = [Repeats(name=results.name, source=results.source, by_seed={None: results})]
         for side in sides:
             if side.source in {other.source for other in found}:
@@ -91,72 +90,12 @@ def load_sides(cfg: Config, workspace: Workspace) -> list[Repeats]:
     return found
 
 
-def load_sweep(text: str, cfg: Config, workspace: Workspace) -> list[Repeats]:
+def load_sweep(text: str, tree: "RunTree") -> list[Repeats]:
     """Read the results of a sweep, or of the pipeline that holds it, by setting and seed; empty for anything else."""
-    if Path(text).is_dir() or not RUN_ID.fullmatch(text):
-        return []
     from prostate_seg.tracking import recorded_runs  # imports mlflow, which folders do not need
 
-    tree = recorded_runs.open_tree(cfg.mlflow, cache=workspace.cache)
-    sweep = recorded_runs.sweep_of(tree, text)
+    sweep = recorded_runs.sweep_of(tree, text) if is_run(text) else None
     if sweep is None:
         return []
     run_id, name = str(sweep.info.run_id), f"{sweep.data.tags['pipeline']} {sweep.info.run_name}"
     return settings_of(recorded_runs.recorded_trials(tree, run_id), name=name, source=run_id)
-
-
-def settings_of(trials: Sequence["RecordedTrial"], *, name: str, source: str) -> list[Repeats]:
-    """Group the trials of a sweep by setting and seed; those of one seed tested different folds and are joined."""
-    groups: dict[str, dict[int, list[RecordedTrial]]] = {}
-    for trial in trials:
-        groups.setdefault(json.dumps(trial.settings), {}).setdefault(trial.seed, []).append(trial)
-    sides = []
-    for key, by_seed in groups.items():
-        label = next(iter(by_seed.values()))[0].label
-        side = f"{name} {label}".strip()
-        _require_own_networks(by_seed, name=side)
-        parsed: dict[int | None, Results] = {
-            seed: parse_results(joined([one.text for one in by_seed[seed]]), name=f"{side} seed {seed}", source=source)
-            for seed in sorted(by_seed)
-        }
-        place = source if len(groups) == 1 else f"{source} {key}"
-        sides.append(Repeats(name=side, source=place, by_seed=parsed, settings=json.loads(key)))
-    return sides
-
-
-def _require_own_networks(by_seed: Mapping[int, Sequence["RecordedTrial"]], *, name: str) -> None:
-    tested: dict[str, int] = {}
-    for seed, trials in by_seed.items():
-        for md5 in {trial.networks_md5 for trial in trials}:
-            if md5 in tested:
-                raise InputError(
-                    f"{name}: seeds {tested[md5]} and {seed} tested the same networks (md5 {md5}), which are no repeats\n"
-                    "Train and evaluate each seed: -m stage=train,evaluate seed=1,2,3"
-                )
-            tested[md5] = seed
-
-
-def joined(texts: Sequence[str]) -> str:
-    """Return tables of one seed as one: a sweep over fold.index has a trial per fold."""
-    header = texts[0].partition("\n")[0]
-    rows = [text.removeprefix(header + "\n") for text in texts]
-    return "".join([header, "\n", *rows])
-
-
-def load_result(text: str, *, setting: str, cfg: Config, workspace: Workspace) -> Results:
-    """Read cases.csv of a run or folder that a setting names; refuse what is neither or has none."""
-    folder = Path(text)
-    if folder.is_dir():
-        if not (folder / "cases.csv").is_file():
-            raise InputError(f"{folder} has no cases.csv: name a folder that stage=evaluate wrote, such as evaluation")
-        content = (folder / "cases.csv").read_text(encoding="utf-8")
-        return parse_results(content, name=text, source=str(folder.resolve()))
-    if RUN_ID.fullmatch(text):
-        from prostate_seg.tracking import recorded_runs  # imports mlflow, which folders do not need
-
-        cases = recorded_runs.recorded_cases(recorded_runs.open_tree(cfg.mlflow, cache=workspace.cache), text)
-        return parse_results(cases.text, name=cases.name, source=cases.run_id)
-    raise InputError(
-        f"{setting}: {text} is neither a folder here nor the id of a run (32 digits and letters a to f)\n"
-        "MLflow's page and stage=find show the ids of runs."
-    )

@@ -17,7 +17,7 @@ from prostate_seg.common.tables import table_lines
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
-from prostate_seg.data.label_names import label_names, region_labels, require_gland_names
+from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import bad_case, check_files
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5
@@ -35,7 +35,7 @@ from prostate_seg.imaging.target_grid import (
 )
 from prostate_seg.reporting.figures.overlays import Panel, Picture, choose_panels, contact_sheet_figure, picture_of
 from prostate_seg.reporting.figures.plots import save_png
-from prostate_seg.steps.dataset import findings_of_data_set
+from prostate_seg.steps.dataset import allows_other_labels, findings_of_data_set, regions_in
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +71,15 @@ class Inspection:
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write inspect/: cases.csv, findings.csv, summary.json and contact_sheet.png; log the same in short."""
-    names = label_names(workspace.data, given=cfg.data.labels) if len(cfg.target.regions) > 1 else None
-    regions = region_labels(cfg.target.regions, names=names, whole_gland_labels=cfg.data.whole_gland_labels)
+    regions, _ = regions_in(workspace.data, cfg, labels=cfg.data.labels)
     labels, exclude = regions[WHOLE_GLAND], cfg.data.on_bad_case == "exclude"
-    allow_others = len(regions) == 1 or cfg.data.whole_gland_labels is not None
     cases, findings = discover_cases(
         workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude, masks_required=False
     )
     if any(case.mask for case in cases):
         message = "other images have a mask and this has none; add it, or list it under data.exclude"
         findings += [bad_case(case.case_id, "image_without_mask", message) for case in cases if case.mask is None]
-    work = partial(inspect_case, regions=regions, allow_others=allow_others)
+    work = partial(inspect_case, regions=regions, allow_others=allows_other_labels(cfg))
     inspections = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="inspect")
     by_id = {one.case.case_id: one for one in inspections}
     findings += findings_of_data_set(

@@ -11,7 +11,8 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.dataset import CaseRecord
 from prostate_seg.data.folds import Fold, all_train, group_names, groups, imported, kfold, write_folds
 from prostate_seg.imaging.target_grid import choose_grid
-from prostate_seg.steps.dataset import checked_dataset, pass_leak_gate, preprocess_settings
+from prostate_seg.steps.dataset import checked_dataset, preprocess_settings
+from prostate_seg.steps.leak_gate import pass_leak_gate
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import CaseRecord, join_thumbnails, write_contract, write_dataset
-from prostate_seg.data.label_names import label_names, region_labels, require_gland_names
+from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import LoadedCase, bad_case, load_case, read_mask, refuse_or_exclude
 from prostate_seg.data.quality_table import write_quality_table
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
@@ -25,7 +25,7 @@ from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
 from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
 from prostate_seg.imaging.target_grid import StudyExtent, auto_names, choose_grid, study_extent
-from prostate_seg.steps.dataset import findings_of_data_set
+from prostate_seg.steps.dataset import allows_other_labels, findings_of_data_set, regions_in
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,7 @@ def choose_settings(
     """
     labels, auto = cfg.data.whole_gland_labels, auto_names(cfg.preprocess)
     require_gland_names(workspace.data, labels=labels, given=cfg.data.labels)
-    names = label_names(workspace.data, given=cfg.data.labels) if len(cfg.target.regions) > 1 else None
-    regions = region_labels(cfg.target.regions, names=names, whole_gland_labels=labels)
+    regions, names = regions_in(workspace.data, cfg, labels=cfg.data.labels)
     chosen = choose_grid(cfg.preprocess, study_extents(cfg, cases)) if auto else {}
     settings = PreprocessSettings.of(cfg.preprocess, regions=regions, chosen=chosen)
     if settings.zones:
@@ -106,7 +105,7 @@ def preprocess_cases(
     cfg: Config, workspace: Workspace, cases: Sequence[Case], *, folder: Path, settings: PreprocessSettings
 ) -> tuple[list[CaseRecord], dict[str, CaseQuality]]:
     """Write the images, masks and thumbnails; return the rows of the usable cases, and the checks of all by case id."""
-    allow_others = cfg.data.whole_gland_labels is not None or not settings.zones
+    allow_others = allows_other_labels(cfg)
     work = partial(preprocess_case, data=workspace.data, folder=folder, settings=settings, allow_others=allow_others)
     results = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="preprocess")
     rows = [row for row, _ in results if row is not None]

@@ -19,9 +19,9 @@ from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
 from prostate_seg.common.settings import present_names
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.data.dataset import read_dataset, read_thumbnails
+from prostate_seg.data.dataset import read_dataset
 from prostate_seg.data.folds import Fold
-from prostate_seg.data.leak_gate import Fingerprint, fingerprints_of
+from prostate_seg.data.leak_gate import Fingerprint
 from prostate_seg.data.lineage import CHECK, LINEAGE, THUMBNAILS
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
@@ -41,10 +41,9 @@ from prostate_seg.segmentation.networks.model_folder import (
     write_usage,
 )
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
-from prostate_seg.stages.compare import settings_of
-from prostate_seg.stages.report import STRESS, load_report_data, stress_of
-from prostate_seg.steps.ancestor_gate import ancestors_in, pass_ancestor_gate
-from prostate_seg.steps.dataset import not_duplicates
+from prostate_seg.steps.leak_gate import ancestors_in, known_fingerprints, not_duplicates, pass_ancestor_gate
+from prostate_seg.steps.report_data import STRESS, load_report_data, stress_of
+from prostate_seg.steps.results import settings_of
 from prostate_seg.tracking import registry
 from prostate_seg.tracking.recorded_runs import open_tree, repeats_of
 from prostate_seg.tracking.registry import CHALLENGER, CHAMPION, NETWORKS, Evaluated, Version
@@ -143,7 +142,7 @@ def refuse_seen_cases(cfg: Config, workspace: Workspace, evaluated: Evaluated, n
 def tested_fingerprints(table: pd.DataFrame, workspace: Workspace) -> dict[str, Fingerprint]:
     """Return the fingerprints of the cases in a cases.csv, with voxels and thumbnails where the workspace has the image."""
     dataset = read_dataset(workspace.dataset_csv) if workspace.dataset_csv.is_file() else {}
-    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset)) if dataset else {}
+    known = known_fingerprints(workspace, dataset) if dataset else {}
     found = {}
     for row in table.to_dict("records"):
         hashed = Fingerprint(patient_id=row["patient_id"], image_md5=row["image_md5"], mask_md5=row["mask_md5"])

@@ -8,6 +8,7 @@ import logging
 import zlib
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import pandas as pd
 
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_json, write_csv, write_json
-from prostate_seg.common.progress import map_cases
 from prostate_seg.common.seeds import Stream, integer_seed, seed_sequence
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
@@ -26,17 +26,15 @@ from prostate_seg.data.folds import Fold
 from prostate_seg.data.loading import LoadedCase
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.quality import whole_gland
-from prostate_seg.imaging.regions import Regions, predicted_labels, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation.stress import NONE, stress_curves, stress_figure, stress_lines, stress_summary
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation import perturbations
-from prostate_seg.segmentation.inference.inference import Predictor, segment
+from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.networks.storage import WEIGHTS
 from prostate_seg.segmentation.overlap import dice
 from prostate_seg.segmentation.perturbations import PERTURBATIONS
-from prostate_seg.stages.evaluate import Md5s, apply_to_case, load_predictor
-from prostate_seg.steps import dataset as common
+from prostate_seg.steps.evaluation import Evaluation, Md5s, load_predictor
 
 log = logging.getLogger(__name__)
 
@@ -46,28 +44,23 @@ Row = dict[str, Any]
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write stress/: cases.csv, curves.csv, stress.json and stress.png."""
-    names = chosen_perturbations(cfg.stress.perturbations)
-    dataset = common.checked_dataset(cfg, workspace)
-    folds, _ = common.checked_folds(cfg, workspace, dataset)
-    chosen = chosen_cases(folds, dataset, max_cases=cfg.stress.max_cases)
-    regions, rows = common.reference_regions(cfg, workspace), []
-    for index, fold in folds.items():
+    names, evaluation = chosen_perturbations(cfg.stress.perturbations), Evaluation.of(cfg, workspace)
+    chosen = chosen_cases(evaluation.folds, evaluation.dataset, max_cases=cfg.stress.max_cases)
+    rows: list[Row] = []
+    for index, fold in evaluation.folds.items():
         work = partial(
             stress_case,
-            cfg=cfg,
+            evaluation=evaluation,
             predictor=load_predictor(cfg, workspace, {index: fold}),
             names=names,
-            regions=regions,
             fold=f"fold{index}",
             cache=workspace.cache / "stress" / _key(cfg, workspace, index),
         )
-        on_case = partial(apply_to_case, labels=regions[WHOLE_GLAND], data=workspace.data, function=work)
-        records = [dataset[case_id] for case_id in fold.test if case_id in chosen]
-        found = map_cases(on_case, records, num_workers=cfg.machine.num_workers, label=f"stress fold {index}")
-        rows += [row for of_case in found for row in of_case]
+        case_ids = [case_id for case_id in fold.test if case_id in chosen]
+        rows += chain.from_iterable(evaluation.map_cases(work, case_ids, label=f"stress fold {index}"))
     table = pd.DataFrame(rows)
     curves = stress_curves(table, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
-    networks = {f"fold{index}": md5_of(workspace.fold(index) / WEIGHTS) for index in folds}
+    networks = {f"fold{index}": md5_of(workspace.fold(index) / WEIGHTS) for index in evaluation.folds}
     with atomic_folder(workspace.stress) as folder:
         write_csv(folder / "cases.csv", table)
         write_csv(folder / "curves.csv", curves, float_format="%.6g")
@@ -115,51 +108,34 @@ def stress_case(
     loaded: LoadedCase,
     md5s: Md5s,
     *,
-    cfg: Config,
+    evaluation: Evaluation,
     predictor: Predictor,
     names: Sequence[str],
-    regions: Regions,
     fold: str,
     cache: Path,
 ) -> list[Row]:
     """Return the Dice of each region without a perturbation, and under each strength of each that the case can have."""
     ids = {"case_id": case.case_id, "patient_id": case.patient_id, "fold": fold}
-    measure = partial(region_dice, cfg=cfg, predictor=predictor, regions=regions)
-    gland = whole_gland(loaded.mask.array, labels=regions[WHOLE_GLAND])
+    gland = whole_gland(loaded.mask.array, labels=evaluation.regions[WHOLE_GLAND])
     label_map = np.where(gland, loaded.mask.array, 0)
-    seed = integer_seed(seed_sequence(Stream.perturbation, zlib.crc32(case.case_id.encode()), seed=cfg.seed))
+    seed = integer_seed(seed_sequence(Stream.perturbation, zlib.crc32(case.case_id.encode()), seed=evaluation.cfg.seed))
     file = cache / f"{'_'.join(md5s)}.json"
     done: dict[str, list[Row]] = read_json(file) if file.is_file() else {}
+
+    def region_dice(image: Volume, label_map: np.ndarray) -> list[Row]:
+        found = evaluation.segment(image, image.with_mask(label_map), predictor=predictor, with_features=False)
+        pairs = evaluation.region_pairs(label_map, found.label_map)
+        return [{"region": region, "dice": dice(*pair)} for region, pair in pairs.items()]
+
     if NONE not in done:
-        done[NONE] = [{"region": region, "dice": value} for region, value in measure(loaded.image, label_map).items()]
+        done[NONE] = region_dice(loaded.image, label_map)
     for name in names:
         if name in done:
             continue
         done[name] = []
         for level, strength in enumerate(PERTURBATIONS[name].strengths):
             pair = PERTURBATIONS[name].apply(loaded.image, label_map, strength, seed)
-            values = {} if pair is None else measure(*pair)
             place = {"unit": PERTURBATIONS[name].unit, "level": level, "strength": strength}
-            done[name] += [place | {"region": region, "dice": value} for region, value in values.items()]
+            done[name] += [place | row for row in ([] if pair is None else region_dice(*pair))]
         write_json(file, done)
     return [ids | {"perturbation": name} | row for name in (NONE, *names) for row in done[name]]
-
-
-def region_dice(
-    image: Volume, label_map: np.ndarray, *, cfg: Config, predictor: Predictor, regions: Regions
-) -> dict[str, float]:
-    """Segment an image, and return the Dice of each region with the reference labels [Z, Y, X] on its grid."""
-    predicted = segment(
-        image,
-        image.with_mask(label_map) if predictor.preprocess.crop == "mask" else None,
-        predictor=predictor,
-        threshold=cfg.evaluate.threshold,
-        largest_component=cfg.evaluate.largest_component,
-    ).label_map
-    pairs = zip(
-        regions,
-        region_masks(label_map, regions),
-        region_masks(predicted, predicted_labels(predictor.preprocess.regions)),
-        strict=True,
-    )
-    return {region: dice(reference, mask) for region, reference, mask in pairs}

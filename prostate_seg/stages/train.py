@@ -23,9 +23,8 @@ from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_j
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.config.schema import Config, portable_science_of
 from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace, null_fold_record
-from prostate_seg.data.dataset import CaseRecord, read_dataset, read_thumbnails
+from prostate_seg.data.dataset import CaseRecord, read_dataset
 from prostate_seg.data.folds import Fold, read_folds, with_max_train_cases
-from prostate_seg.data.leak_gate import fingerprints_of
 from prostate_seg.data.lineage import Ancestor, Lineage, write_lineage
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.reporting.figures.plots import history_figure, save_png
@@ -42,10 +41,10 @@ from prostate_seg.segmentation.training.history import Epoch, TrainingResult, be
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
 from prostate_seg.segmentation.training.training import fit, reproducible
-from prostate_seg.steps.ancestor_gate import pass_ancestor_gate
-from prostate_seg.steps.dataset import checked_dataset, checked_folds, not_duplicates, preprocess_settings
+from prostate_seg.steps.dataset import checked_dataset, preprocess_settings
 from prostate_seg.steps.fold_processes import train_in_parallel
 from prostate_seg.steps.initial_weights import InitialWeights, check_initial_weights, find_initial_weights
+from prostate_seg.steps.leak_gate import checked_folds, known_fingerprints, not_duplicates, pass_ancestor_gate
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +70,30 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         verdict = accept_initial_weights(cfg, workspace, initial, folds, dataset, verdict)
     pack_studies(cfg, workspace, dataset)
 
+    seconds = train_folds(cfg, workspace, folds, initial)
+    best_dice = collect_folds(workspace, list(folds))
+    mean = float(np.mean(list(best_dice.values())))
+    shown = ", ".join(f"fold {index} {dice:.3f}" for index, dice in best_dice.items())
+    log.info("best val Dice: %s, mean %.3f; the weights are in %s", shown, mean, workspace.model)
+    return StageResult(
+        inputs=[workspace.preprocess, workspace.kfold_json, *(initial.folders_of(folds) if initial else [])],
+        outputs=[workspace.model] if cfg.fold.index is None else [workspace.fold(cfg.fold.index)],
+        metrics={"val/best_dice": mean, **{f"val/best_dice_fold{index}": dice for index, dice in best_dice.items()}},
+        tables=[workspace.model / "folds.json"],
+        tags={
+            "leak_gate": verdict["verdict"],
+            "num_processes": str(torchrun.world_size()),
+            **_precision_tag(workspace, list(folds)),
+            **(initial.tags(folds) if initial else {}),
+        },
+        description=f"Best val Dice, from validation: {shown}, mean {mean:.3f}. Leak gate: {verdict['verdict']}.",
+        objective=mean,
+        seconds=seconds,
+    )
+
+
+def train_folds(cfg: Config, workspace: Workspace, folds: Mapping[int, Fold], initial: InitialWeights | None) -> float:
+    """Train the folds one after the other or in processes of their own; return the seconds of all of them."""
     log.info("fold  epoch  train loss  val Dice  learning rate   time")
     train = partial(train_fold, cfg, replace(workspace, open_fold=null_fold_record), folds, initial)
     num_parallel = min(cfg.machine.num_parallel_folds, len(folds))
@@ -83,34 +106,11 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
                 with workspace.open_fold(index) as record:
                     train(index, record, group=group)
             group.broadcast_from_rank0(lambda: None)  # ends `run_worker` on the other ranks
-
     marks = [_finished_mark(workspace, index) for index in folds]
-    seconds = sum(read_json(mark)["seconds"] for mark in marks)
+    seconds = sum(float(read_json(mark)["seconds"]) for mark in marks)
     for mark in marks:
         mark.unlink()  # all folds have finished: the next training starts afresh
-    best_dice = collect_folds(workspace, list(folds))
-    mean = float(np.mean(list(best_dice.values())))
-    shown = ", ".join(f"fold {index} {dice:.3f}" for index, dice in best_dice.items())
-    log.info("best val Dice: %s, mean %.3f; the weights are in %s", shown, mean, workspace.model)
-    return StageResult(
-        inputs=[
-            workspace.preprocess,
-            workspace.kfold_json,
-            *([] if initial is None else initial.folders_of(list(folds))),
-        ],
-        outputs=[workspace.model] if cfg.fold.index is None else [workspace.fold(cfg.fold.index)],
-        metrics={"val/best_dice": mean, **{f"val/best_dice_fold{index}": dice for index, dice in best_dice.items()}},
-        tables=[workspace.model / "folds.json"],
-        tags={
-            "leak_gate": verdict["verdict"],
-            "num_processes": str(torchrun.world_size()),
-            **_precision_tag(workspace, list(folds)),
-            **({} if initial is None else initial.tags(list(folds))),
-        },
-        description=f"Best val Dice, from validation: {shown}, mean {mean:.3f}. Leak gate: {verdict['verdict']}.",
-        objective=mean,
-        seconds=seconds,
-    )
+    return seconds
 
 
 def accept_initial_weights(
@@ -125,9 +125,9 @@ def accept_initial_weights(
     preprocess = preprocess_settings(cfg, workspace)
     wanted = Recipe(model=cfg.model, preprocess=preprocess, zscore=cfg.train.zscore, train_ids=[], val_ids=[])
     check_initial_weights(initial, wanted, fold_indices=folds)
-    fingerprints = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
+    known = known_fingerprints(workspace, dataset)
     of_folds = {f"fold {index}": (fold, initial.ancestors_of(index)) for index, fold in folds.items()}
-    return pass_ancestor_gate(of_folds, verdict, fingerprints=fingerprints, not_duplicates=not_duplicates(cfg))
+    return pass_ancestor_gate(of_folds, verdict, fingerprints=known, not_duplicates=not_duplicates(cfg))
 
 
 def _require_distributable(cfg: Config, num_processes: int) -> None:
@@ -202,10 +202,8 @@ def train_fold(
         ranges=training_ranges(dataset, fold, data),
     )
     ancestors = () if initial is None else initial.ancestors_of(index)
-    identity = training_identity(
-        cfg, recipe, data=data.name, initial_md5=ancestors[0].weights_md5 if ancestors else None
-    )
-    checkpoints = Checkpoints(folder=unfinished / "checkpoints", identity=identity)
+    initial_md5 = ancestors[0].weights_md5 if ancestors else None
+    identity = training_identity(cfg, recipe, data=data.name, initial_md5=initial_md5)
     work = partial(
         fit_fold,
         recipe,
@@ -216,25 +214,19 @@ def train_fold(
         fold_index=index,
         initial=None if initial is None else load_weights(initial.folder_of(index)),
     )
-
-    def on_epoch_end(epoch: Epoch) -> None:
-        dice = "-" if epoch.val_dice is None else f"{epoch.val_dice:.4f}"
-        numbers = f"{index:4d} {epoch.epoch:6d} {epoch.loss:11.4f} {dice:>9} {epoch.learning_rate:14.2e}"
-        log.info("%s %3d:%02d", numbers, *divmod(round(epoch.seconds), 60))
-        record.on_epoch_end(epoch.epoch, epoch.as_dict())
-
     with _only_training_of(workspace, index):
         if cfg.machine.resume == "never":
             shutil.rmtree(unfinished, ignore_errors=True)
-        elif mark.is_file() and target.is_dir():
-            finished = read_json(mark)
-            # The hash too: a checkout may have replaced the folder since.
-            if finished["identity"] == identity and finished["md5"] == md5_of(target):
-                log.info("fold %d had finished before training was stopped, and is kept", index)
-                record.finish(_fold_metrics(read_json(target / "summary.json")), [target / "history.png"])
-                return
+        elif _has_finished(mark, target, identity=identity):
+            log.info("fold %d had finished before training was stopped, and is kept", index)
+            record.finish(_fold_metrics(read_json(target / "summary.json")), [target / "history.png"])
+            return
         fit_on_all_ranks = group.broadcast_from_rank0(lambda: work)
-        result = fit_on_all_ranks(group=group, on_epoch_end=on_epoch_end, checkpoints=checkpoints)
+        result = fit_on_all_ranks(
+            group=group,
+            on_epoch_end=partial(_log_epoch, record, index),
+            checkpoints=Checkpoints(folder=unfinished / "checkpoints", identity=identity),
+        )
         title = f"fold {index}: {len(fold.train)} train, {len(fold.val)} val studies"
         with atomic_folder(target) as folder:
             save_recipe(folder, recipe)
@@ -246,6 +238,22 @@ def train_fold(
         write_json(mark, {"identity": identity, "md5": md5_of(target), "seconds": seconds})
         shutil.rmtree(unfinished, ignore_errors=True)
         record.finish(_fold_metrics(summary) | {"train/minutes": seconds / 60}, [target / "history.png"])
+
+
+def _has_finished(mark: Path, target: Path, *, identity: str) -> bool:
+    """Return whether this training of a fold has finished; the hash too, as a checkout may have replaced the folder since."""
+    if not mark.is_file() or not target.is_dir():
+        return False
+    finished = read_json(mark)
+    return bool(finished["identity"] == identity and finished["md5"] == md5_of(target))
+
+
+def _log_epoch(record: FoldRecord, index: int, epoch: Epoch) -> None:
+    """Log an epoch of a fold as a line of the table, and send its metrics to the record."""
+    dice = "-" if epoch.val_dice is None else f"{epoch.val_dice:.4f}"
+    numbers = f"{index:4d} {epoch.epoch:6d} {epoch.loss:11.4f} {dice:>9} {epoch.learning_rate:14.2e}"
+    log.info("%s %3d:%02d", numbers, *divmod(round(epoch.seconds), 60))
+    record.on_epoch_end(epoch.epoch, epoch.as_dict())
 
 
 @contextmanager
@@ -266,7 +274,7 @@ def lineage_of(
     workspace: Workspace, dataset: Mapping[str, CaseRecord], fold: Fold, *, ancestors: tuple[Ancestor, ...]
 ) -> Lineage:
     """Return the lineage of a network that is trained on a fold."""
-    known = fingerprints_of(dataset, read_thumbnails(workspace.thumbnails_npy, case_ids=dataset))
+    known = known_fingerprints(workspace, dataset)
     train, val = (tuple(known[case_id] for case_id in case_ids) for case_ids in (fold.train, fold.val))
     return Lineage(train=train, val=val, ancestors=ancestors)
 

@@ -1,5 +1,5 @@
-"""Steps that several stages share: the checked data set, the leak gate on folds and ancestors, initial weights, fold processes.
+"""Steps that several stages share, or that fill a module of their own: data set, leak gates, evaluation, initial weights.
 
-They know the config and the workspace, as stages do. A step of one stage is in the module of the stage; what needs no config
-belongs to the folders below.
+They know the config and the workspace, as stages do, and no stage imports another. What needs no config belongs to the folders
+below.
 """

@@ -1,0 +1,129 @@
+"""Trained networks on the cases of the data set: what an evaluation reads, and how it segments a case."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from prostate_seg.common.errors import InputError
+from prostate_seg.common.progress import map_cases
+from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import Workspace
+from prostate_seg.data.cases import Case
+from prostate_seg.data.dataset import CaseRecord
+from prostate_seg.data.folds import Fold
+from prostate_seg.data.loading import LoadedCase, load_case
+from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.image_io import content_md5
+from prostate_seg.imaging.regions import Regions, predicted_labels, region_masks
+from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.segmentation.devices import choose_device
+from prostate_seg.segmentation.inference.inference import Predictor, Segmentation, segment
+from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges, merged_ranges
+from prostate_seg.segmentation.networks.storage import load_network, load_recipe
+from prostate_seg.steps.dataset import checked_dataset, preprocess_settings, reference_regions
+from prostate_seg.steps.leak_gate import checked_folds
+
+Md5s = tuple[str, str]
+"""Hashes of image and mask."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Trained folds and the data set of their test cases."""
+
+    cfg: Config
+    workspace: Workspace
+    folds: dict[int, Fold]
+    verdict: dict[str, Any]
+    """Verdict of the leak gate on the folds."""
+    dataset: dict[str, CaseRecord]
+    regions: Regions
+    """Labels of each region in the references."""
+    predicted_regions: Regions
+    """Labels of each region in predicted label maps: those of the data set that the networks were trained on."""
+
+    @classmethod
+    def of(cls, cfg: Config, workspace: Workspace) -> "Evaluation":
+        """Read the data set and the folds; refuse folds that leak."""
+        dataset, regions = checked_dataset(cfg, workspace), reference_regions(cfg, workspace)
+        folds, verdict = checked_folds(cfg, workspace, dataset)
+        return cls(
+            cfg=cfg,
+            workspace=workspace,
+            folds=folds,
+            verdict=verdict,
+            dataset=dataset,
+            regions=regions,
+            predicted_regions=predicted_labels(preprocess_settings(cfg, workspace).regions),
+        )
+
+    def ranges_of(self, folds: Iterable[int]) -> TrainingRanges:
+        """Return the training ranges of the networks of some folds together."""
+        return merged_ranges([load_recipe(self.workspace.fold(index)).ranges for index in folds])
+
+    def map_cases(
+        self, function: Callable[[Case, LoadedCase, Md5s], Result], case_ids: Sequence[str], *, label: str
+    ) -> list[Result]:
+        """Apply a function to cases of the data set, as `common.progress.map_cases` does."""
+        work = partial(_apply_to_case, evaluation=self, function=function)
+        records = [self.dataset[case_id] for case_id in case_ids]
+        return map_cases(work, records, num_workers=self.cfg.machine.num_workers, label=label)
+
+    def segment(self, image: Volume, reference: Volume, *, predictor: Predictor, with_features: bool) -> Segmentation:
+        """Segment an image as the settings of the evaluation say; the reference is used with preprocess.crop=mask only."""
+        return segment(
+            image,
+            reference if predictor.preprocess.crop == "mask" else None,
+            predictor=predictor,
+            threshold=self.cfg.evaluate.threshold,
+            largest_component=self.cfg.evaluate.largest_component,
+            with_features=with_features,
+        )
+
+    def region_pairs(self, reference: np.ndarray, predicted: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return reference and predicted mask of each region, of two label maps on one grid."""
+        masks = region_masks(reference, self.regions), region_masks(predicted, self.predicted_regions)
+        return dict(zip(self.regions, zip(*masks, strict=True), strict=True))
+
+
+def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) -> Predictor:
+    """Load the networks of some folds, which must be trained on the present cases and preprocessing, as an ensemble."""
+    device, networks = choose_device(cfg.machine.device), []
+    for index, fold in folds.items():
+        path = workspace.fold(index)
+        recipe = load_recipe(path)
+        # A training may have taken some of the training cases only (fold.max_train_cases).
+        if recipe.val_ids != fold.val or not set(recipe.train_ids) <= set(fold.train):
+            raise InputError(f"{path} was trained on other cases than kfold.json now lists: run stage=train again")
+        if recipe.preprocess != preprocess_settings(cfg, workspace):
+            raise InputError(f"{path} was trained on other preprocessing than this run asks for: run stage=train again")
+        networks.append(load_network(path, recipe=recipe, device=device))
+    return recipe.predictor(networks, device=device, precision=cfg.train.precision, tta=cfg.evaluate.tta)
+
+
+def _apply_to_case(
+    record: CaseRecord, *, evaluation: Evaluation, function: Callable[[Case, LoadedCase, Md5s], Result]
+) -> Result:
+    """Apply a function to one case of the data set, whose files must be those that preprocessing and the leak gate read."""
+    data = evaluation.workspace.data
+    image, mask = data / record.image, data / record.mask
+    for path, md5 in ((image, record.image_md5), (mask, record.mask_md5)):
+        if not path.exists():
+            raise InputError(f"{record.case_id}: {path} is gone since stage=preprocess; put it back, or set data.root")
+        if content_md5(path) != md5:
+            raise InputError(f"{record.case_id}: {path} has changed since stage=preprocess: run the pipeline again")
+    case = Case(
+        case_id=record.case_id,
+        patient_id=record.patient_id,
+        study_id=record.study_id,
+        image=image,
+        mask=mask,
+        attributes=record.attributes,
+    )
+    loaded, quality = load_case(case, labels=evaluation.regions[WHOLE_GLAND])
+    assert loaded is not None, quality.findings  # the same files passed the same checks in stage=preprocess
+    return function(case, loaded, (record.image_md5, record.mask_md5))
