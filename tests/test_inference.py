@@ -185,8 +185,13 @@ def test_zones_of_a_study_are_inside_its_gland(cube_volume: Volume) -> None:
     ready = replace(predictor(Noise()), preprocess=settings)
     found = segment(cube_volume, None, predictor=ready, threshold=0.5, largest_component=True).label_map
     alone = replace(ready, networks=[BrightVoxels()], preprocess=replace(settings, zones={}))
-    gland = segment(cube_volume, None, predictor=alone, threshold=0.5, largest_component=True).label_map
-    np.testing.assert_array_equal(found > 0, gland == 1)
+    glands = [
+        segment(cube_volume, None, predictor=alone, threshold=0.5, largest_component=True, with_features=wanted)
+        for wanted in (True, False)
+    ]
+    assert [one.label_map.tobytes() == glands[0].label_map.tobytes() for one in glands] == [True, True]
+    assert [bool(one.features) for one in glands] == [True, False]
+    np.testing.assert_array_equal(found > 0, glands[0].label_map == 1)
     assert set(np.unique(found)) == {0, 3, 5}
 
 
