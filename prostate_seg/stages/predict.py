@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_s
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.regions import region_masks
+from prostate_seg.reporting.evaluation.trust import LINE_CHARACTERS
 from prostate_seg.reporting.figures.overlays import ZoneMasks, overlay_figure
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.reporting.pages.review_page import write_review
@@ -54,7 +56,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     output = Path(cfg.predict.output)
     targets = [Target(scan=scan, output=output) for scan in scans.scans]
     if model.no_expected_dice:
-        log.info("no expected Dice: %s", model.no_expected_dice)
+        text = f"no expected Dice: {model.no_expected_dice}"
+        log.info("%s", fill(text, LINE_CHARACTERS, subsequent_indent="    "))
     waiting = unsegmented(targets, model, cfg)
     if len(waiting) < len(targets):
         log.info("%d of %d studies are segmented already", len(targets) - len(waiting), len(targets))
