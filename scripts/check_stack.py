@@ -7,6 +7,7 @@ line is ok.
 
 import argparse
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -167,6 +168,7 @@ def write(checks: Checks, client: MlflowClient, name: str, *, num_bytes: int) ->
         artifact_uri.startswith("mlflow-artifacts:"),
         "artifacts are proxied by the server: clients have no keys of the S3 store",
     )
+    checks.report(not announces_the_store(client.tracking_uri), "and need no connection to it")
     checks.report(True, f"one user logs a run, {num_bytes / 2**20:.0f} MB in {seconds:.1f} s, and registers a model")
     return Recorded(
         experiment_id=experiment_id, run_id=run.info.run_id, model=name, artifact_uri=artifact_uri, sha256=sha256
@@ -236,6 +238,15 @@ def status_of(url: str, **headers: str) -> int:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def announces_the_store(address: str) -> bool:
+    """Return whether the server announces downloads from the S3 store, which MLflow's clients then use."""
+    try:
+        with urllib.request.urlopen(f"{address}/api/3.0/mlflow/server-info", timeout=30) as reply:
+            return bool(json.load(reply).get("multipart_downloads_enabled"))
+    except urllib.error.HTTPError:
+        return False
 
 
 def hash_of(file: Path) -> str:

@@ -68,7 +68,7 @@ def test_one_user_writes_another_reads_and_a_third_is_refused(stack: Stack) -> N
     done = script("scripts/check_stack.py", **stack.login)
     assert done.returncode == 0, done.stdout + done.stderr
     *checks, last = done.stdout.splitlines()
-    assert len(checks) == 17
+    assert len(checks) == 18
     assert all(line.startswith("ok ") for line in checks)
     assert "50 MB" in done.stdout
     assert last == f"{stack.address} passed: runs and models are stored, and refused to other users"
