@@ -205,7 +205,7 @@ def dockerfile_problems(text: str) -> list[str]:
             filled = re.sub(r"\$\{(\w+)\}", lambda match: defaults.get(match[1], ""), image)
             stages[stage] = filled
             users[stage] = users.get(filled, "")
-            if filled not in stages and not re.search(r":\d+\.\d+\.\d+|@sha256:", filled):
+            if filled not in (*stages, "scratch") and not re.search(r":\d+\.\d+\.\d+|@sha256:", filled):
                 found.append(f"{stage}: no full version: {filled}")
         if name == "USER":
             users[stage] = rest
@@ -228,7 +228,7 @@ def dockerfile_problems(text: str) -> list[str]:
     finals = (
         set(stages) - set(stages.values()) - {rest.split("=")[1].split()[0] for _, rest in steps if "--from=" in rest}
     )
-    finals -= {one for one in finals if one.startswith("torch-")}
+    finals -= {one for one in finals if one.startswith("torch-") or stages[one] == "scratch"}
     return found + [f"{one}: runs as root" for one in finals | {"server"} if not re.match(r"[1-9]", users[one])]
 
 
