@@ -21,7 +21,7 @@ else
     add --all
     commit "The code"
 fi
-if [ ! -f data.dvc ]; then
+if [ ! -f data.dvc ] || [ ! -f params.yaml ]; then
     python -m prostate_seg stage=fetch experiment=quickstart
     dvc add --quiet data
     python -m prostate_seg stage=export experiment=quickstart
