@@ -7,7 +7,7 @@ STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
 STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file docker/compose.yaml run --rm --build backup
 
-.PHONY: help setup demo ui test test-slow docs lint types bench hard-use stack stack-check stack-backup stack-restore audit reference gallery release hooks lock clean
+.PHONY: help setup demo ui test test-slow docs lint types bench hard-use stack stack-check stack-test stack-backup stack-restore audit reference gallery release hooks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -35,6 +35,10 @@ test: setup  ## run the test suite, with every stage end to end
 test-slow: setup  ## run the tests that are slow on purpose: kills, faults, Slurm, the stack, many processes, time to Dice
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "slow and not alone"
 	$(RUN) -m pytest -m alone
+
+stack-test: setup  ## build and start the containers, kill, restore and upgrade them: needs Docker, or root on Debian
+	tests/stand_in/install.sh
+	$(RUN) -m pytest -m containers
 
 lint: setup  ## check style and format
 	$(RUN) -m ruff check .

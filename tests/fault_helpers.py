@@ -1,6 +1,7 @@
 """Fault injection: an MLflow server, the network in front of it, the database behind it, and a disk."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,14 +15,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from prostate_seg.tracking.journal import journal_folders, read_lines
-from tests.project_helpers import Project, clean_environment, free_port, until
+from tests.project_helpers import FAULTY, Project, clean_environment, free_port, until
 from tests.server_helpers import FIRST_CALL, answers
 
 MEBIBYTE = 2**20
 SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
 """Environment with short timeouts: by default MLflow waits three times for half a minute. One thread suffices."""
+
+TRAINING = ("stage=train", "fold.index=0", "train.max_epochs=20000", "train.steps_per_epoch=3")
+"""Many short epochs; each test ends the training."""
 
 
 class Server:
@@ -215,3 +222,43 @@ class TrainingMonitor:
     def _lines(self, name: str) -> list[Mapping[str, Any]]:
         found = [folder for folder in journal_folders(self.project.folder / ".spool") if "_train_" in folder.name]
         return [line for folder in found for line in read_lines(folder / name)]
+
+
+@contextmanager
+def training(project: Project, address: str, *settings: str, **environment: str) -> Iterator[TrainingMonitor]:
+    arguments = [*TRAINING, f"mlflow.tracking_uri={address}", *settings]
+    process = project.start("none", "short-close", *arguments, program=str(FAULTY), **SHORT_TIMEOUTS, **environment)
+    watch = TrainingMonitor(project, process)
+    try:
+        until(lambda: watch.num_acknowledged > 8 or process.poll() is not None, 120)
+        assert process.poll() is None, process.communicate()[0]
+        yield watch
+    finally:
+        process.kill()
+
+
+def ended(watch: TrainingMonitor, *, code: int = 0) -> str:
+    output, _ = watch.process.communicate(timeout=120)
+    assert watch.process.returncode == code, output
+    assert "Traceback" not in output
+    return output
+
+
+def is_whole(address: str, *, output: str, status: str = "FINISHED") -> Run:
+    """Require that the store has the end and every logged epoch of the training, in order and once; return the fold."""
+    client = MlflowClient(tracking_uri=address)
+    experiment = client.get_experiment_by_name("prostate_seg")
+    assert experiment is not None
+    runs = {run.data.tags["level"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert {level: run.info.status for level, run in runs.items()} == dict.fromkeys(
+        ("pipeline", "stage", "fold"), status
+    )
+    points = client.get_metric_history(runs["fold"].info.run_id, "train/loss")
+    shown = {int(epoch): float(loss) for epoch, loss in re.findall(r"^   0 +(\d+) +([\d.]+) ", output, re.MULTILINE)}
+    assert [point.step for point in points] == list(range(1, len(points) + 1))
+    if status == "FINISHED":
+        assert len(points) == runs["fold"].data.metrics["train/num_epochs"]
+    told = {point.step: point.value for point in points}
+    assert {epoch: told[epoch] for epoch in shown} == pytest.approx(shown, abs=1e-4)
+    assert [point.timestamp for point in points] == sorted(point.timestamp for point in points)
+    return runs["fold"]

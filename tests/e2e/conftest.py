@@ -7,6 +7,22 @@ import pytest
 
 from tests.project_helpers import Project, uses_stack
 
+MEASUREMENTS = pytest.StashKey[list[tuple[str, str]]]()
+"""Rows of the table that is printed after the tests."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MEASUREMENTS] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash[MEASUREMENTS]
+    if rows:
+        terminalreporter.section("measured")
+        width = max(len(what) for what, _ in rows)
+        for what, value in rows:
+            terminalreporter.write_line(f"{what:<{width}}  {value}")
+
 
 @pytest.fixture(autouse=True)
 def _stacks_end_with_their_test(request: pytest.FixtureRequest) -> Iterator[None]:

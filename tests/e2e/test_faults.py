@@ -1,7 +1,6 @@
 """A training with a failing store continues, and at the end the store has every record once."""
 
 import contextlib
-import re
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -11,27 +10,24 @@ from pathlib import Path
 import pytest
 from check_stack import acting_as
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from prostate_seg.tracking.journal import journal_folders
 from tests.fault_helpers import (
-    SHORT_TIMEOUTS,
-    TrainingMonitor,
     crashed_postgres,
+    ended,
     faulty_server,
     fill,
+    is_whole,
     network,
     small_disk,
     stop_restarted_postgres,
+    training,
 )
-from tests.project_helpers import FAULTY, Project, copy_of, only_in_hard_use, until
+from tests.project_helpers import FAULTY, Project, copy_of, only_in_hard_use
 from tests.server_helpers import postgres_server, why_no_postgres
 from tests.stack_helpers import bucket_of, empty_stack, new_user, running_server, why_no_stack
 
 pytestmark = pytest.mark.slow
-
-TRAINING = ("stage=train", "fold.index=0", "train.max_epochs=20000", "train.steps_per_epoch=3")
-"""Many short epochs; each test ends the training."""
 
 
 @pytest.fixture
@@ -48,46 +44,6 @@ def database() -> Iterator[str | None]:
     with postgres_server("mlflow") as databases:
         yield databases["mlflow"]
         stop_restarted_postgres()
-
-
-@contextlib.contextmanager
-def training(project: Project, address: str, *settings: str, **environment: str) -> Iterator[TrainingMonitor]:
-    arguments = [*TRAINING, f"mlflow.tracking_uri={address}", *settings]
-    process = project.start("none", "short-close", *arguments, program=str(FAULTY), **SHORT_TIMEOUTS, **environment)
-    watch = TrainingMonitor(project, process)
-    try:
-        until(lambda: watch.num_acknowledged > 8 or process.poll() is not None, 120)
-        assert process.poll() is None, process.communicate()[0]
-        yield watch
-    finally:
-        process.kill()
-
-
-def ended(watch: TrainingMonitor, *, code: int = 0) -> str:
-    output, _ = watch.process.communicate(timeout=120)
-    assert watch.process.returncode == code, output
-    assert "Traceback" not in output
-    return output
-
-
-def is_whole(address: str, *, output: str, status: str = "FINISHED") -> Run:
-    """Require that the store has the end and every logged epoch of the training, in order and once; return the fold."""
-    client = MlflowClient(tracking_uri=address)
-    experiment = client.get_experiment_by_name("prostate_seg")
-    assert experiment is not None
-    runs = {run.data.tags["level"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert {level: run.info.status for level, run in runs.items()} == dict.fromkeys(
-        ("pipeline", "stage", "fold"), status
-    )
-    points = client.get_metric_history(runs["fold"].info.run_id, "train/loss")
-    shown = {int(epoch): float(loss) for epoch, loss in re.findall(r"^   0 +(\d+) +([\d.]+) ", output, re.MULTILINE)}
-    assert [point.step for point in points] == list(range(1, len(points) + 1))
-    if status == "FINISHED":
-        assert len(points) == runs["fold"].data.metrics["train/num_epochs"]
-    told = {point.step: point.value for point in points}
-    assert {epoch: told[epoch] for epoch in shown} == pytest.approx(shown, abs=1e-4)
-    assert [point.timestamp for point in points] == sorted(point.timestamp for point in points)
-    return runs["fold"]
 
 
 def test_training_continues_while_server_network_and_database_fail(
