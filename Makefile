@@ -26,7 +26,8 @@ demo: setup  ## generate 8 phantom patients, train and evaluate 2 folds with DVC
 
 ui: setup  ## start the MLflow UI and print the address of the runs (STORE=FILE for another store)
 	@# The address without a path opens MLflow's pages for language models.
-	@echo "runs: http://127.0.0.1:5000/#/experiments?workflowType=machine_learning (Ctrl-C stops the server)"
+	@echo "The server takes some seconds to start, and Ctrl-C stops it. Its runs:"
+	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 	MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(STORE)
 
 test: setup  ## run the test suite, with every stage end to end
