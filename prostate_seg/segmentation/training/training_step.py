@@ -35,7 +35,7 @@ class TrainingStep:
         volumetric: bool,
         group: ProcessGroup = SINGLE_PROCESS,
     ):
-        memory_format = torch.channels_last if device.type == "cuda" and not volumetric else torch.contiguous_format
+        memory_format = torch.channels_last if device.type == "cuda" and not volumetric else torch.preserve_format
         self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
         for layer in self.network.modules():
             if is_frozen(layer):
@@ -60,8 +60,10 @@ class TrainingStep:
             images, masks = images[:, None], masks.unflatten(1, (-1, images.shape[1]))
         with autocast(self.device, precision=self.settings.precision):
             logits = self.replica(images[self.group.shard(len(images))])
-        # In float32 and on the logits of all processes: the Dice loss is pooled over the batch, not a mean over inputs.
-        loss = self.loss(self.group.all_gather_rows(logits.float(), len(images)), masks) * fraction
+        # In float32, in the layout of the masks, and on the logits of all processes: the Dice loss is pooled over the batch,
+        # not a mean over inputs.
+        rows = self.group.all_gather_rows(logits.float().contiguous(), len(images))
+        loss = self.loss(rows, masks) * fraction
         # Each process has the gradient through its own rows; their sum is wanted, and DistributedDataParallel averages.
         (loss * self.group.world_size).backward()
         return loss.detach()
