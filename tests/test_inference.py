@@ -165,7 +165,7 @@ def test_each_network_gives_a_probability_per_region(model: ModelConfig) -> None
 
     image = torch.arange(6.0)[:, None, None].expand(6, 4, 4)
     networks = Regions(), nn.Sequential(Regions(), nn.Tanh())
-    probability = network_probabilities(image, predictor=predictor(*networks, model=model))
+    probability, _ = network_probabilities(image, predictor=predictor(*networks, model=model))
     assert probability.shape == (2, 2, 6, 4, 4)
     for network, logit in enumerate((image, torch.tanh(image))):
         for region, sign in enumerate((1, -1)):

@@ -3,15 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 
 from prostate_seg.segmentation.variance import (
     POWER,
     MeanSquares,
     NoiseFloor,
-    interval_excludes_zero,
     mean_squares,
     noise_floor,
     plan_for,
+    variance_of_difference,
 )
 
 NUM_SIMULATED = 1000
@@ -52,7 +53,9 @@ def simulated(
 def rate(*design: int, network: float, fold: float = 0.0, gain: float = 0.0) -> float:
     """Return the fraction of simulated comparisons in which one setting is called better."""
     sides, folds = simulated(*design, network=network, fold=fold, gain=gain)
-    return float(interval_excludes_zero(sides, folds=folds).mean())
+    mean = (sides[1].mean(axis=-2) - sides[0].mean(axis=-2)).mean(axis=-1)
+    variance, df = variance_of_difference(mean_squares(sides, folds=folds))
+    return float((np.abs(mean) > t.ppf(0.975, df) * variance**0.5).mean())
 
 
 # --- error and power -----------------------------------------------------------------------------------------------

@@ -20,17 +20,8 @@ from prostate_seg.data.scans import Scan
 from prostate_seg.imaging.sitk_reader import image_suffix
 
 COLUMNS = (
-    *(
-        "name",
-        "volume_ml",
-        "num_slices",
-        "mean_confidence",
-        "fold_agreement",
-        "expected_dice",
-        "dice_lower_bound",
-        "verdict",
-    ),
-    *("warnings", "error", "mask", "input", "model", "input_md5", "model_md5"),
+    *("name", "volume_ml", "num_slices", "mean_confidence", "fold_agreement", "expected_dice", "dice_lower_bound"),
+    *("verdict", "warnings", "error", "mask", "input", "model", "input_md5", "model_md5"),
 )
 """Columns of volumes.csv."""
 

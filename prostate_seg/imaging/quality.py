@@ -152,7 +152,7 @@ def check_case(
 def _check_image(image: Volume) -> tuple[list[_Problem], float | None]:
     """Return the problems of an image and its `image_disorder`; None for an image that cannot be used."""
     errors = _image_errors(image.array)
-    problems = [_Problem(check, message, is_error=True) for check, message in errors]
+    problems = list(errors)
     plane = slice_plane(image.geometry.spacing_mm)
     if plane != PLANES[0]:
         spacing = " x ".join(f"{edge_mm:.3g}" for edge_mm in image.geometry.spacing_mm)
@@ -193,8 +193,7 @@ def _check_mask(
     if error is not None:
         return [_Problem(*error, is_error=True)], None
     reference = measure_reference(mask, labels=labels)
-    warnings = _reference_warnings(reference, are_labels_named=labels is not None)
-    problems = [_Problem(check, message) for check, message in warnings]
+    problems = _reference_warnings(reference, are_labels_named=labels is not None)
     if reference.solid_fraction < SOLID_FRACTION:
         message = (
             f"the mask fills {reference.solid_fraction:.0%} of its convex outline in axial slices, and glands fill "
@@ -206,8 +205,8 @@ def _check_mask(
     return problems, reference
 
 
-def _image_errors(array: np.ndarray) -> list[tuple[str, str]]:
-    """Return check and message of each reason that an image cannot be used."""
+def _image_errors(array: np.ndarray) -> list[_Problem]:
+    """Return each reason that an image cannot be used."""
     errors = []
     if min(array.shape) < MIN_SLICES:
         shape = "x".join(str(size) for size in array.shape)
@@ -218,7 +217,7 @@ def _image_errors(array: np.ndarray) -> list[tuple[str, str]]:
     elif array.min() == array.max():
         message = f"the image has no intensity range: every voxel is {array.flat[0]:g}; export it again"
         errors.append(("constant_image", message))
-    return errors
+    return [_Problem(*error, is_error=True) for error in errors]
 
 
 def _not_finite(noun: str, array: np.ndarray) -> tuple[str, str] | None:
@@ -227,8 +226,8 @@ def _not_finite(noun: str, array: np.ndarray) -> tuple[str, str] | None:
     return ("nan", message) if num_bad else None
 
 
-def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) -> list[tuple[str, str]]:
-    """Return check and message of everything unusual about a reference mask but its outline."""
+def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) -> list[_Problem]:
+    """Return everything unusual about a reference mask but its outline."""
     others = [label for label in reference.labels_ml if label != IGNORE_LABEL]
     # Alone it is the gland of a binary mask.
     has_ignore_label = not are_labels_named and IGNORE_LABEL in reference.labels_ml and bool(others)
@@ -276,7 +275,7 @@ def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) 
             f"the mask encloses holes of {_millilitres(reference.holes_ml)} mL; fill them unless they are intended",
         ),
     ]
-    return [(check, message) for check, is_found, message in checks if is_found]
+    return [_Problem(check, message) for check, is_found, message in checks if is_found]
 
 
 def slice_plane(spacing_mm: Spacing) -> str:

@@ -159,16 +159,12 @@ def noise_floor(baseline: pd.DataFrame, other: pd.DataFrame, *, difference: floa
 
 def _by_patient(table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
     """Return the values, shape [seeds, patients], patients sorted, and the fold and patient of each case."""
-    layouts = {seed: _layout(rows) for seed, rows in table.groupby("seed")}
-    first = next(iter(layouts.values()))
-    if not all(one.equals(first) for one in layouts.values()):
+    rows = table.set_index("case_id").sort_index()
+    first, *others = (of_seed[["fold", "patient_id"]] for _, of_seed in rows.groupby("seed"))
+    if not all(one.equals(first) for one in others):
         raise ValueError("every seed needs the same cases, folds and patients.")
     values = table.pivot_table(index="seed", columns="patient_id", values="value", sort=True)
     return values.to_numpy(dtype=float), first
-
-
-def _layout(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.set_index("case_id")[["fold", "patient_id"]].sort_index()
 
 
 def mean_squares(sides: Sides, *, folds: np.ndarray) -> MeanSquares:
@@ -230,13 +226,6 @@ def variance_of_difference(squares: MeanSquares) -> tuple[np.ndarray, np.ndarray
     total = variance + folds
     spread = spread + folds**2 / max(num_folds - 1, 1)
     return total, np.divide(total**2, spread, out=np.full_like(total, num_within), where=spread > 0)
-
-
-def interval_excludes_zero(sides: Sides, *, folds: np.ndarray) -> np.ndarray:
-    """Return whether one setting is called better, for many comparisons along the leading axes; see `mean_squares`."""
-    mean = (sides[1].mean(axis=-2) - sides[0].mean(axis=-2)).mean(axis=-1)
-    variance, df = variance_of_difference(mean_squares(sides, folds=folds))
-    return np.asarray(np.abs(mean) > _quantile(df) * variance**0.5)
 
 
 def _quantile(df: np.ndarray | float) -> np.ndarray | float:

@@ -130,7 +130,7 @@ def segment(
         prepared = preprocess_study(image, reference, settings=predictor.preprocess).image
         intensity = measure_intensity(prepared.array, clip=predictor.zscore)
         standardised = torch.from_numpy(normalise(prepared.array, intensity=intensity))
-        per_network, plain = _probabilities(standardised, predictor=predictor)
+        per_network, plain = network_probabilities(standardised, predictor=predictor)
         restore = partial(restore_probability, window=prepared.geometry, original=image.geometry)
         probability = np.stack([restore(one) for one in per_network.mean(axis=0)])
     gland = probability[0] >= threshold
@@ -154,21 +154,16 @@ def segment(
 
 def predict_probability(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
     """Return the mean probability over all networks, float32 [regions, Z, Y, X]; arguments as `network_probabilities`."""
-    return network_probabilities(image, predictor=predictor).mean(axis=0)
-
-
-def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
-    """Return the probability of each region from each network, averaged over TTA and windows.
-
-    `image` is the standardised study on the preprocessed grid, float32 [Z, Y, X]. The result is float32
-    [networks, regions, Z, Y, X].
-    """
-    return _probabilities(image, predictor=predictor)[0]
+    return network_probabilities(image, predictor=predictor)[0].mean(axis=0)
 
 
 @torch.inference_mode()
-def _probabilities(image: torch.Tensor, *, predictor: Predictor) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return `network_probabilities` and, with TTA, those of the gland without TTA, [networks, Z, Y, X]."""
+def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the probability of each region from each network, averaged over TTA and windows.
+
+    `image` is the standardised study on the preprocessed grid, float32 [Z, Y, X]. The result is float32
+    [networks, regions, Z, Y, X] and, with TTA, the probability of the gland without TTA, [networks, Z, Y, X].
+    """
     forward = partial(_forward, predictor=predictor, pool=predictor.pool)
     image = image.to(predictor.device)  # in this thread, because the current GPU is a property of each thread
     num_slices, depth = len(image), predictor.model.num_slices
