@@ -26,10 +26,12 @@ from benchmark_training import bare_step, benchmark_config, pack_noise, preproce
 
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
+from prostate_seg.config.workspace import workspace_of
 from prostate_seg.data.cases import discover_cases
 from prostate_seg.data.loading import load_case
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.imaging.preprocessing import preprocess_study
+from prostate_seg.imaging.regions import predicted_labels
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.inference import Predictor, network_probabilities
@@ -39,6 +41,7 @@ from prostate_seg.segmentation.training.cuda_graph import NUM_STEPS_BEFORE, capt
 from prostate_seg.segmentation.training.history import Epoch
 from prostate_seg.segmentation.training.packing import PackedSet
 from prostate_seg.stages.evaluate import evaluate_case
+from prostate_seg.steps.evaluation import Evaluation
 
 Row = dict[str, Any]
 NETWORKS = {
@@ -288,12 +291,22 @@ def evaluation_rows(machine: Machine) -> list[Row]:
             write_volume(folder / "data" / "masks" / f"s{index}.nii.gz", mask)
         cases, _ = discover_cases(folder / "data", patient_pattern="(.+)", exclude=[])
         predictor = predictor_on(machine.device, cfg)
+        regions = {WHOLE_GLAND: cfg.data.whole_gland_labels}
+        evaluation = Evaluation(
+            cfg=cfg,
+            workspace=workspace_of(cfg),
+            folds={},
+            verdict={},
+            dataset={},
+            regions=regions,
+            predicted_regions=predicted_labels(regions),
+        )
 
         def evaluate(case: Any, predictor: Predictor) -> None:
             loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
             assert loaded is not None, quality.findings
-            where = {"folder": folder / "out", "fold": "fold0", "regions": {WHOLE_GLAND: cfg.data.whole_gland_labels}}
-            evaluate_case(case, loaded, ("", ""), cfg=cfg, predictor=predictor, ranges={}, **where)
+            how = {"evaluation": evaluation, "predictor": predictor, "ranges": {}}
+            evaluate_case(case, loaded, ("", ""), **how, folder=folder / "out", fold="fold0")
 
         def alone() -> None:
             image = preprocess_study(read_volume(cases[0].image), None, settings=predictor.preprocess).image.array
