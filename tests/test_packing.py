@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
-from prostate_seg.segmentation.inference.windows import neighbours, patches
+from prostate_seg.segmentation.inference.windows import patches
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from tests.segmentation_helpers import disc_study, packed_discs
 
@@ -60,7 +60,7 @@ def test_constant_study_does_not_divide_by_zero() -> None:
 
 
 def test_neighbours_repeat_the_ends_of_the_study() -> None:
-    rows = neighbours(torch.tensor([4, 6, 7]), num_slices=3, first=4, last=7)
+    rows = patches(torch.tensor([4, 6, 7]) - 1, depth=3, first=4, last=7)
     assert rows.tolist() == [[4, 4, 5], [5, 6, 7], [6, 7, 7]]
 
 

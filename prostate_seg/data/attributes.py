@@ -10,16 +10,15 @@ from pathlib import Path
 import pandas as pd
 
 from prostate_seg.common.errors import InputError, listed
+from prostate_seg.data.dataset import OWN_COLUMNS
 
 FILE_NAME = "cases.csv"
 REFERENCE_BY = "reference_by"
 """Column with the author of a reference mask, a person or a network."""
 RESERVED = frozenset(
     (
-        *("case_id", "patient_id", "study_id", "image", "mask", "image_md5", "mask_md5", "voxels_sha1", "num_slices"),
-        *("spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "orientation"),
-        *("gland_volume_ml", "gland_reach_mm", "gland_edge_mm", "gland_kept_fraction"),
-        *("oracle_crop", "warnings", "fold", "dice", "iou", "hd95_mm", "assd_mm", "nsd_2mm"),
+        *OWN_COLUMNS,
+        *("fold", "dice", "iou", "hd95_mm", "assd_mm", "nsd_2mm"),
         *("volume_reference_ml", "volume_predicted_ml", "volume_difference_ml", "volume_difference_percent"),
         *("dice_apex", "dice_mid", "dice_base", "missed_gland", "volume_tertile", "region"),
     )

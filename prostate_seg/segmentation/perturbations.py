@@ -87,17 +87,12 @@ def _blur(image: Volume, label_map: np.ndarray, strength: float, _seed: int) -> 
 
 def _endorectal_coil(image: Volume, label_map: np.ndarray, strength: float, _seed: int) -> Pair | None:
     """Brighten the region behind the gland; the strength is the gain at the coil."""
-    box = bounding_box(label_map > 0)
-    centre_mm = [0.0, 0.0]
-    for number, axis in enumerate((1, 2)):
-        spacing_mm = image.geometry.spacing_mm[axis]
-        middle, end = (box[axis].start + box[axis].stop) / 2, box[axis].stop
-        centre_mm[number] = end * spacing_mm + COIL_BEHIND_MM if axis == 1 else middle * spacing_mm
+    _, rows, columns = bounding_box(label_map > 0)
+    (_, height, width), (_, y_mm, x_mm) = image.geometry.shape_vox, image.geometry.spacing_mm
+    behind_mm, middle_mm = rows.stop * y_mm + COIL_BEHIND_MM, (columns.start + columns.stop) / 2 * x_mm
     y, x = (
-        np.exp(-(((np.arange(size) + 0.5) * spacing_mm - centre) ** 2) / (2 * COIL_SD_MM**2))
-        for size, spacing_mm, centre in zip(
-            image.geometry.shape_vox[1:], image.geometry.spacing_mm[1:], centre_mm, strict=True
-        )
+        np.exp(-(((np.arange(size) + 0.5) * spacing_mm - centre_mm) ** 2) / (2 * COIL_SD_MM**2))
+        for size, spacing_mm, centre_mm in ((height, y_mm, behind_mm), (width, x_mm, middle_mm))
     )
     low = float(image.array.min())
     gain = 1 + strength * y[:, None] * x

@@ -29,7 +29,7 @@ from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.expected_dice import mask_features
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity, normalise
 from prostate_seg.segmentation.inference.network_threads import network_threads, one_torch_thread
-from prostate_seg.segmentation.inference.windows import neighbours
+from prostate_seg.segmentation.inference.windows import patches
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig
 from prostate_seg.segmentation.overlap import dice
@@ -181,7 +181,7 @@ def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> tuple
             )[0, :, :num_slices]
         else:
             centers = torch.arange(num_slices, device=image.device)
-            rows = neighbours(centers, num_slices=depth, first=0, last=num_slices - 1)
+            rows = patches(centers - depth // 2, depth=depth, first=0, last=num_slices - 1)
             probability = forward(image[rows]).transpose(0, 1)
         array: np.ndarray = probability.unflatten(0, (len(predictor.networks), -1)).contiguous().cpu().numpy()
     return (array[:, :-1], array[:, -1]) if predictor.tta else (array, None)

@@ -6,13 +6,6 @@ A row of indices is one input. Indices beyond a study repeat its first or last s
 import torch
 
 
-def neighbours(
-    centers: torch.Tensor, *, num_slices: int, first: torch.Tensor | int, last: torch.Tensor | int
-) -> torch.Tensor:
-    """Return [N, num_slices] slice indices around each center, clipped to first..last."""
-    return patches(centers - (num_slices - 1) // 2, depth=num_slices, first=first, last=last)
-
-
 def patches(starts: torch.Tensor, *, depth: int, first: torch.Tensor | int, last: torch.Tensor | int) -> torch.Tensor:
     """Return [N, depth] slice indices from each start on, clipped to first..last."""
     rows = starts[:, None] + torch.arange(depth, device=starts.device)

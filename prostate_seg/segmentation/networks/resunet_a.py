@@ -85,10 +85,7 @@ class _DilatedResidual(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        total = x
-        for branch in self.branches:
-            total = total + branch(x)
-        return total
+        return sum((branch(x) for branch in self.branches), start=x)
 
 
 class _PyramidPooling(nn.Module):

@@ -14,7 +14,7 @@ import torch
 
 from prostate_seg.common.files import atomic_folder, read_json, write_json
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity
-from prostate_seg.segmentation.inference.windows import neighbours, patches
+from prostate_seg.segmentation.inference.windows import patches
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig
 from prostate_seg.segmentation.training.settings import TrainingSlices
@@ -135,10 +135,8 @@ class Batches:
         `slices` are the indices of the central slices, int64 [B], where the packed set is.
         """
         (first, last), depth = self.ends[:, slices], self.model.num_slices
-        if is_3d(self.model):
-            rows = target_rows = patches(slices - depth // 2, depth=depth, first=first, last=last)
-        else:
-            rows, target_rows = neighbours(slices, num_slices=depth, first=first, last=last), slices[:, None]
+        rows = patches(slices - depth // 2, depth=depth, first=first, last=last)
+        target_rows = rows if is_3d(self.model) else slices[:, None]
         low, high, mean, sd = self.intensity[:, slices, None, None, None].to(self.device)
         images = self.images[rows].to(self.device, torch.float32)
         masks = self.masks[target_rows].to(self.device, torch.float32)
