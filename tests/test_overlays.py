@@ -29,7 +29,12 @@ from prostate_seg.reporting.figures.overlays import (
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation.metrics import case_metrics
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    # Python 3.13 warns of a connection to a store that another test left to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
+]
 
 SPACING_MM: Spacing = (3.0, 1.0, 1.0)
 
