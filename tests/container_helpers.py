@@ -169,7 +169,7 @@ class Builder:
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
     """Password in the pip.conf of the builds, which must not be in an image."""
 
-    def build(self, target: str, tag: str, *, context: Path = ROOT) -> None:
+    def build(self, target: str, tag: str, *, context: Path) -> None:
         pip_conf = self.wheels.with_suffix(".conf")
         text = f"[global]\nno-index = true\nfind-links = /wheels\n# password {self.secret}\n"
         pip_conf.write_text(text)
@@ -179,10 +179,10 @@ class Builder:
             *("--target", target, "--tag", tag, context),
         )
 
-    def build_all(self, images: Mapping[str, str]) -> None:
-        """Build the target of each tag, two at a time."""
+    def build_all(self, images: Mapping[str, tuple[str, Path]]) -> None:
+        """Build images, given the target and the build context of each tag, two at a time."""
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda pair: self.build(pair[1], pair[0]), images.items()))
+            list(pool.map(lambda tag: self.build(images[tag][0], tag, context=images[tag][1]), images))
 
 
 def context_with(folder: Path, *, mlflow: str) -> Path:
