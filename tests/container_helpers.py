@@ -169,20 +169,22 @@ class Builder:
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
     """Password in the pip.conf of the builds, which must not be in an image."""
 
-    def build(self, target: str, tag: str, *, context: Path) -> None:
-        pip_conf = self.wheels.with_suffix(".conf")
-        text = f"[global]\nno-index = true\nfind-links = /wheels\n# password {self.secret}\n"
-        pip_conf.write_text(text)
+    def build_all(self, images: Mapping[str, tuple[str, Path]]) -> None:
+        """Build images, given the target and the build context of each tag, two at a time."""
+        self._pip_conf.write_text(f"[global]\nno-index = true\nfind-links = /wheels\n# password {self.secret}\n")
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda tag: self._build(tag, *images[tag]), images))
+
+    @property
+    def _pip_conf(self) -> Path:
+        return self.wheels.with_suffix(".conf")
+
+    def _build(self, tag: str, target: str, context: Path) -> None:
         self.engine.run(
-            *("build", "--quiet", "--file", DOCKER / "Dockerfile", "--secret", f"id=pip,src={pip_conf}"),
+            *("build", "--quiet", "--file", DOCKER / "Dockerfile", "--secret", f"id=pip,src={self._pip_conf}"),
             *("--build-context", f"wheels={self.wheels}", "--build-arg", "VARIANT=cpu"),
             *("--target", target, "--tag", tag, context),
         )
-
-    def build_all(self, images: Mapping[str, tuple[str, Path]]) -> None:
-        """Build images, given the target and the build context of each tag, two at a time."""
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda tag: self.build(images[tag][0], tag, context=images[tag][1]), images))
 
 
 def context_with(folder: Path, *, mlflow: str) -> Path:
