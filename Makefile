@@ -39,7 +39,7 @@ test-slow: setup  ## run the tests that are slow on purpose: kills, faults, Slur
 
 stack-test: setup  ## build and start the containers, kill, restore and upgrade them: needs Docker, or root on Debian
 	tests/stand_in/install.sh
-	$(RUN) -m pytest -m containers
+	$(RUN) -m pytest tests/e2e/test_containers.py
 
 lint: setup  ## check style and format
 	$(RUN) -m ruff check .
