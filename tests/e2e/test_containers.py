@@ -37,12 +37,12 @@ from tests.fault_helpers import ended, is_whole, training
 from tests.project_helpers import SMALL, Project, clean_environment, copy_of, until
 from tests.stack_helpers import new_user
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.containers]
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 OLDER_MLFLOW = "3.16.1"
 """A release with two migrations of the database less than the locked one."""
 MLFLOW = next(
-    line.split("==")[1] for line in (ROOT / "requirements.lock").read_text().splitlines() if "mlflow==" in line
+    line.split("==")[1] for line in (ROOT / "requirements.lock").read_text().splitlines() if line.startswith("mlflow==")
 )
 SERVER, BACKUP, TRAINER = f"prostate-seg/mlflow:{MLFLOW}", f"prostate-seg/stack-backup:{MLFLOW}", "prostate-seg:test"
 OLDER_SERVER = f"prostate-seg/mlflow:{OLDER_MLFLOW}"
