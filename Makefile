@@ -35,7 +35,7 @@ test: setup  ## run the test suite, with every stage end to end
 
 test-slow: setup  ## run the tests that are slow on purpose: kills, faults, Slurm, the stack, many processes, time to Dice
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "slow and not alone"
-	$(RUN) -m pytest -m alone
+	$(RUN) -m pytest -m "alone and not containers"
 
 stack-test: setup  ## build and start the containers, kill, restore and upgrade them: needs Docker, or root on Debian
 	tests/stand_in/install.sh
@@ -80,7 +80,7 @@ hard-use: setup  ## corrupted inputs, settings fuzzing, kill -9 and 2,000 studie
 	$(RUN) -m scripts.hard_use.inputs --count 1000
 	$(RUN) -m scripts.hard_use.inputs --count 1000 --stage predict
 	FUZZ_EXAMPLES=200 $(RUN) -m pytest tests/test_config_fuzz.py
-	HARD_USE=yes $(RUN) -m pytest -m slow
+	HARD_USE=yes $(RUN) -m pytest -m "slow and not containers"
 	$(RUN) -m scripts.hard_use.kills --kills 100
 	$(RUN) -m scripts.hard_use.growth --sizes 500 1000 2000
 

@@ -37,7 +37,7 @@ from tests.fault_helpers import ended, is_whole, training
 from tests.project_helpers import SMALL, Project, clean_environment, copy_of, until
 from tests.stack_helpers import new_user
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.containers]
 
 OLDER_MLFLOW = "3.16.1"
 """A release with two migrations of the database less than the locked one."""
