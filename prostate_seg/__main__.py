@@ -41,6 +41,7 @@ EXECUTION_WHITELIST = [
     "logging.StreamHandler",
     "logging.FileHandler",
     "prostate_seg.callback.TrackingCallback",
+    "prostate_seg.common.terminal.ConsoleHandler",
     "prostate_seg.sweeping.grid.GridSweeper",
     "prostate_seg.sweeping.grid.PairSweeper",
     "prostate_seg.sweeping.sweeper.StudySweeper",
@@ -106,6 +107,8 @@ def main() -> None:
 def _run_command(typed: list[str]) -> None:
     """Run a command with Hydra, and close its run if a signal interrupts it."""
     words = cli.hydra_words(typed)
+    if cli.is_query(cli.parsed_arguments(typed)) and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may close the pipe
     if torchrun.world_size() > 1:
         cli.require_one_training(typed)
     os.environ[TYPED] = shlex.join(typed)

@@ -8,9 +8,7 @@ import argparse
 import os
 import re
 import shlex
-import shutil
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.settings import type_in_words
 from prostate_seg.common.suggestions import closest, probably_meant, unknown_key_message
+from prostate_seg.common.terminal import wrapped
 from prostate_seg.config import schema as config
 from prostate_seg.config.schema import Config
 from prostate_seg.prerequisites import missing_inputs
@@ -34,9 +33,6 @@ from prostate_seg.stages import STAGES, require_stage
 
 FAILED, BAD_COMMAND = 1, 2
 """Exit codes of a refused input or failed stage, and of an invalid command or config."""
-
-COMMAND = re.compile(r"python -m |^ +(mlflow|dvc|git|make|pip) ")
-"""A line of a message that contains a command."""
 
 PATHS = frozenset(
     {"data.root", "fold.file", "evaluate.external_root", "paths.root", "paths.cache", "paths.journal", "paths.trained"}
@@ -355,13 +351,4 @@ def leave(error: BaseException, text: str, code: int) -> NoReturn:
 
 def write_error(text: str) -> None:
     """Write a message to standard error; at a terminal prose is wrapped, and commands stay on one line, to be copied."""
-    lines = f"prostate_seg: {text}".splitlines()
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        lines = [line if COMMAND.search(line) else _wrapped(line, width=width) for line in lines]
-    sys.stderr.write("\n".join(lines) + "\n")
-
-
-def _wrapped(line: str, *, width: int) -> str:
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    sys.stderr.write(wrapped(f"prostate_seg: {text}", sys.stderr) + "\n")

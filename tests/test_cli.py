@@ -1,6 +1,9 @@
 """Command line: arguments are passed to Hydra as typed; a command that cannot run is refused with a suggestion."""
 
 import functools
+import io
+import logging
+import os
 import re
 import shlex
 import string
@@ -28,6 +31,7 @@ from prostate_seg.cli import (
 )
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.suggestions import OTHER_NAMES, probably_meant, unknown_key_message
+from prostate_seg.common.terminal import ConsoleHandler
 from prostate_seg.config import schema as config
 from prostate_seg.stages import require_stage
 from prostate_seg.sweeping.identity import swept_settings
@@ -498,19 +502,19 @@ def test_runs_to_compare_stay_text_quoted_or_not(given: str) -> None:
     assert value_of(f"compare.runs={given}") == ["12e4567", "0012", "../a~b/c d"]
 
 
-def test_stages_are_listed_within_the_width_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_are_listed_within_the_width_of_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(
+        ConfigError, match="  inspect     summarise a data set: sizes, spacings, gland volumes"
+    ) as error:
         require_stage(None)
-    listed = str(error.value).splitlines()[:-1]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    write_error(str(error.value))
+    listed = capsys.readouterr().err.splitlines()[:-1]
     assert max(len(line) for line in listed) <= 80
     assert sum(line.startswith(" " * 14) for line in listed) >= 10
-    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
-    with pytest.raises(
-        ConfigError, match="  inspect     summarise a data set: sizes, spacings, gland volumes, quality"
-    ):
-        require_stage(None)
 
 
 def test_message_is_wrapped_at_a_terminal_and_its_command_is_not(
@@ -529,3 +533,15 @@ def test_message_is_wrapped_at_a_terminal_and_its_command_is_not(
     assert "".join(lines).replace(" ", "") == f"prostate_seg:{text.removesuffix(command)}".replace(" ", "").replace(
         "\n", ""
     )
+
+
+def test_log_continues_after_the_reader_of_the_console_has_left(capsys: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        handler = ConsoleHandler(closed)
+        for line in ("first", "second"):
+            handler.handle(logging.makeLogRecord({"msg": line}))
+        handler.stream = io.StringIO()
+        handler.handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
+    assert capsys.readouterr().err.count("--- Logging error ---") == 1  # that of the last line

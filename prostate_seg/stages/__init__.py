@@ -4,9 +4,6 @@ Each module has `run(cfg: Config, workspace: Workspace) -> StageResult`.
 """
 
 import importlib
-import shutil
-import sys
-import textwrap
 from collections.abc import Callable
 
 from prostate_seg.common.errors import ConfigError
@@ -62,8 +59,6 @@ def require_stage(name: str | None) -> None:
     meant = closest(name, list(STAGES)) if name else None
     lines = [f"stage: unknown stage {name!r}" + (f"; did you mean {meant}?" if meant else "")] if name else []
     lines += ["Choose a stage: python -m prostate_seg stage=NAME", ""]
-    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
-    for stage, summary in STAGES.items():
-        lines.append(textwrap.fill(f"  {stage:<11} {summary}", width, subsequent_indent=" " * 14))
+    lines += [f"  {stage:<11} {summary}" for stage, summary in STAGES.items()]
     lines += ["", "Several in sequence: python -m prostate_seg -m stage=preprocess,prepare,train,evaluate,report"]
     raise ConfigError("\n".join(lines))

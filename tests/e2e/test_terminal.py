@@ -21,10 +21,10 @@ FETCH = [sys.executable, "-m", "prostate_seg", "stage=fetch", "mlflow=off", *SMA
 
 
 def at_terminal(folder: Path, kind: str) -> str:
-    """Run a stage at a terminal of this type and return its output."""
+    """Run a stage at a terminal of this type, 40 columns wide, and return its output."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        FETCH, cwd=folder, env=clean_environment() | {"TERM": kind}, stdout=theirs, stderr=theirs
+        FETCH, cwd=folder, env=clean_environment() | {"TERM": kind, "COLUMNS": "40"}, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
     text = b""
@@ -41,6 +41,7 @@ def test_terminal_shows_a_bar_and_a_dumb_terminal_lines(tmp_path: Path) -> None:
     text = at_terminal(tmp_path, "dumb")
     assert not CONTROL.search(text)
     assert "made 4 phantom studies" in text
+    assert all(len(line) <= 40 or " " not in line.strip() for line in text.splitlines())
 
 
 def test_pipe_and_log_have_plain_lines(tmp_path: Path) -> None:
@@ -49,6 +50,21 @@ def test_pipe_and_log_have_plain_lines(tmp_path: Path) -> None:
     for text in (done.stdout, done.stderr, log.read_text(encoding="utf-8")):
         assert not CONTROL.search(text)
     assert "made 4 phantom studies" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) > 40
+
+
+def test_help_ends_quietly_if_its_reader_has_left(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "prostate_seg", "--help"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert done.stderr == b""
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is absent")
