@@ -13,8 +13,7 @@ from prostate_seg.reporting.comparison.adaptation_curve import (
     curve_figure,
     curve_lines,
 )
-from prostate_seg.reporting.comparison.paired import Results
-from prostate_seg.reporting.comparison.repeats import Repeats
+from prostate_seg.reporting.comparison.results import Repeats, Results
 
 INIT = "models:/prostate_seg@champion"
 MEANS = {"null": {2: 0.70, 4: 0.80, 8: 0.86}, f'"{INIT}"': {2: 0.82, 4: 0.85}}
@@ -43,18 +42,21 @@ def cut(one: Repeats, rows: slice) -> Repeats:
 
 def test_points_have_the_mean_of_their_cases_by_curve_and_number() -> None:
     points = adaptation_curve(trials(), num_bootstrap=500, seed=0)
-    assert [(point.curve, point.num_cases) for point in points] == [
+    assert list(zip(points["curve"], points["num_cases"], strict=True)) == [
         *((SCRATCH, size) for size in (2, 4, 8)),
         *((f"from {INIT}", size) for size in (2, 4)),
     ]
-    assert [point.mean for point in points] == pytest.approx([0.70, 0.80, 0.86, 0.82, 0.85])
+    assert points["mean"].tolist() == pytest.approx([0.70, 0.80, 0.86, 0.82, 0.85])
     # A bootstrap mean of 20 values of +-0.05 has a standard deviation of 0.05 / sqrt(20).
-    assert points[0].ci95_high - points[0].ci95_low == pytest.approx(2 * 1.96 * 0.05 / np.sqrt(20), rel=0.15)
-    assert points[0].num_patients == 20
+    first = points.iloc[0]
+    assert first["ci95_high"] - first["ci95_low"] == pytest.approx(2 * 1.96 * 0.05 / np.sqrt(20), rel=0.15)
+    assert first["num_patients"] == 20
 
 
 def test_intervals_widen_with_the_variance_between_repeats() -> None:
-    calm, varied = (adaptation_curve(trials(num_seeds=4, sd=sd), num_bootstrap=500, seed=0)[0] for sd in (0.0, 0.05))
+    calm, varied = (
+        adaptation_curve(trials(num_seeds=4, sd=sd), num_bootstrap=500, seed=0).iloc[0] for sd in (0.0, 0.05)
+    )
     assert (calm.num_repeats, varied.num_repeats) == (4, 4)
     assert varied.ci95_high - varied.ci95_low > 1.3 * (calm.ci95_high - calm.ci95_low)
 

@@ -10,24 +10,16 @@ import pytest
 from matplotlib.image import imread
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.reporting.comparison.compare import SUBGROUP_METRICS, compare
 from prostate_seg.reporting.comparison.figures import (
     BETTER_COLOUR,
     UNCLEAR_COLOUR,
     WORSE_COLOUR,
     comparisons_figure,
 )
-from prostate_seg.reporting.comparison.paired import (
-    ALL,
-    COMPARED,
-    SUBGROUP_METRICS,
-    Comparison,
-    Results,
-    Row,
-    compare,
-    comparison_lines,
-    parse_results,
-)
-from prostate_seg.reporting.comparison.unseen_groups import expected_elsewhere, new_group_interval
+from prostate_seg.reporting.comparison.lines import comparison_lines
+from prostate_seg.reporting.comparison.results import ALL, COMPARED, Comparison, Results, Row, parse_results
+from prostate_seg.reporting.comparison.unseen_groups import new_group_interval, summarise_unseen_groups
 from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS
 from prostate_seg.reporting.figures.plots import save_png
 
@@ -294,7 +286,7 @@ def test_unseen_groups_are_set_beside_mixed_folds_of_the_same_cases() -> None:
     centre = np.repeat(["A", "B", "C"], NUM_CASES // 3)
     unseen = cases(centre=centre, dice=np.repeat([0.9, 0.8, 0.4], NUM_CASES // 3))
     mixed = cases(centre=centre, dice=np.repeat([0.9, 0.85, 0.8], NUM_CASES // 3))
-    found = expected_elsewhere(
+    found = summarise_unseen_groups(
         results("unseen", unseen), column="centre", mixed=results("mixed", mixed), num_bootstrap=100, seed=0
     )
     rows = found.rows.set_index("group")
@@ -306,7 +298,7 @@ def test_unseen_groups_are_set_beside_mixed_folds_of_the_same_cases() -> None:
     assert found.mean == pytest.approx(0.7)
     with pytest.raises(InputError, match="were not evaluated on the same data"):
         fewer = results("mixed", mixed.iloc[1:])
-        expected_elsewhere(results("unseen", unseen), column="centre", mixed=fewer, num_bootstrap=100, seed=0)
+        summarise_unseen_groups(results("unseen", unseen), column="centre", mixed=fewer, num_bootstrap=100, seed=0)
 
 
 def test_interval_of_a_new_group_needs_three_groups_and_contains_95_percent_of_new_ones() -> None:

@@ -5,8 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from prostate_seg.reporting.comparison.paired import Results, parse_results
-from prostate_seg.reporting.comparison.repeats import Repeats
+from prostate_seg.reporting.comparison.results import Repeats, Results, parse_results
 from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS
 from prostate_seg.reporting.promotion import RuleResult, check_promotion
 from prostate_seg.reporting.settings import PromotionRules

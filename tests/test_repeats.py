@@ -11,12 +11,12 @@ from matplotlib.image import imread
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
-from prostate_seg.config.workspace import workspace_of
+from prostate_seg.reporting.comparison.compare import compare_repeats
 from prostate_seg.reporting.comparison.figures import comparisons_figure
-from prostate_seg.reporting.comparison.paired import COMPARED
-from prostate_seg.reporting.comparison.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
+from prostate_seg.reporting.comparison.lines import comparison_lines
+from prostate_seg.reporting.comparison.results import COMPARED, Comparison, Repeats
 from prostate_seg.reporting.figures.plots import save_png
-from prostate_seg.stages.compare import draw_curve
+from prostate_seg.stages.compare import write_curve
 from prostate_seg.steps.results import settings_of
 from prostate_seg.tracking.recorded_runs import RecordedTrial
 from tests.conftest import composed
@@ -38,7 +38,7 @@ def setting(name: str, *, gain: float = 0.0, num_seeds: int = 3, **columns: obje
     return Repeats(name=name, source=name, by_seed=by_seed)
 
 
-def compared(a: Repeats, b: Repeats) -> RepeatsComparison:
+def compared(a: Repeats, b: Repeats) -> Comparison:
     (one,) = compare_repeats(a, [b], difference=0.01)
     return one
 
@@ -67,7 +67,7 @@ def test_one_seed_on_a_side_has_no_probability_and_a_note() -> None:
     assert one.floors["whole_gland"].plan is None
     assert "one seed of b: the variance between seeds cannot be known" in one.notes[0]
     assert "not for the settings" in one.notes[0]
-    text = "\n".join(repeats_lines(one))
+    text = "\n".join(comparison_lines(one))
     assert "to show a difference" not in text
     assert "probability" not in text
 
@@ -101,7 +101,7 @@ def test_folds_of_one_patient_each_are_refused() -> None:
 
 def test_lines_fit_a_terminal_and_have_components_and_plan(tmp_path: Path) -> None:
     one = compared(setting("x" * 150, oracle_crop=True), setting("second", gain=0.01, oracle_crop=True))
-    lines = repeats_lines(one)
+    lines = comparison_lines(one)
     assert max(map(len, lines)) <= 117
     text = "\n".join(lines)
     assert "second, seeds 1, 2, 3\n24 cases of 12 patients in 2 folds" in text
@@ -151,13 +151,11 @@ def test_seeds_that_tested_the_same_networks_are_refused() -> None:
         settings_of([trial(1, networks="m"), trial(2, networks="m")], name="s", source="id")
 
 
-def test_a_sweep_over_training_cases_is_drawn_as_a_curve(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sweep_over_training_cases_is_drawn_as_a_curve(tmp_path: Path) -> None:
     few, many = setting("few"), setting("many", gain=0.05)
     sides = [replace(one, settings={"fold.max_train_cases": str(n)}) for n, one in ((2, few), (8, many))]
-    cfg = parse(composed("stage=compare", "compare.runs=[x]", f"paths.root={tmp_path}"))
-    with caplog.at_level("INFO"):
-        draw_curve(cfg, workspace_of(cfg), sides)
-    assert "8 training cases instead of 2 change Dice by +0.0" in caplog.text
-    rows = pd.read_csv(tmp_path / "comparison/adaptation_curve.csv")
+    lines = write_curve(parse(composed("stage=compare", "compare.runs=[x]")), tmp_path, sides)
+    assert "8 training cases instead of 2 change Dice by +0.0" in "\n".join(lines)
+    rows = pd.read_csv(tmp_path / "adaptation_curve.csv")
     assert rows[["num_cases", "num_repeats"]].to_numpy().tolist() == [[2, 3], [8, 3]]
-    assert imread(tmp_path / "comparison/adaptation_curve.png").std() > 0.05
+    assert imread(tmp_path / "adaptation_curve.png").std() > 0.05

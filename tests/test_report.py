@@ -13,7 +13,7 @@ import yaml
 
 from prostate_seg.common.files import read_json, write_csv, write_json
 from prostate_seg.data.cases import Case
-from prostate_seg.reporting.comparison.unseen_groups import Elsewhere
+from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups
 from prostate_seg.reporting.evaluation.tables import CaseResult, cases_table, slices_table, summarise_folds
 from prostate_seg.reporting.evaluation.trust import (
     calibration_table,
@@ -130,8 +130,8 @@ def test_page_shows_what_to_expect_in_groups_that_no_network_had_seen(data: Repo
     )
     intervals = dict.fromkeys(("ci95_low", "ci95_high", "difference_low", "difference_high"), 0.25)
     rows = rows.assign(mean=0.75, mean_mixed=0.875, difference=-0.125, **intervals)
-    elsewhere = Elsewhere(column="centre", rows=rows, mean=0.75, new_group=(0.5, 1.0), has_mixed=True)
-    shown = words(render_report(data, tables=all_tables(data), gallery=(), elsewhere=elsewhere))
+    unseen = UnseenGroups(column="centre", rows=rows, mean=0.75, new_group=(0.5, 1.0))
+    shown = words(render_report(data, tables=all_tables(data), gallery=(), unseen=unseen))
     assert "for a new centre like these, expect 0.500 to 1.000 (95% prediction interval of its mean)" in shown
     assert "A 1 1 0 0.750 0.250 to 0.250 0.875 \N{MINUS SIGN}0.125 0.250 to 0.250" in shown
     assert "What to expect elsewhere" not in words(page(data))

@@ -18,7 +18,7 @@ from prostate_seg.config.schema import parse
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.phantom.studies import write_phantom
-from prostate_seg.reporting.comparison.paired import Results, parse_results
+from prostate_seg.reporting.comparison.results import Results, parse_results
 from prostate_seg.reporting.figures.overlays import Panel, ZoneMasks, contact_sheet_figure, overlay_figure, picture_of
 from prostate_seg.reporting.promotion import check_promotion
 from prostate_seg.segmentation.inference import prediction

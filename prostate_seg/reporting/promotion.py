@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.leak_gate import Check
-from prostate_seg.reporting.comparison.paired import ALL, Results, compare
-from prostate_seg.reporting.comparison.repeats import DICE, Repeats, compare_repeats
+from prostate_seg.reporting.comparison.compare import compare, compare_repeats
+from prostate_seg.reporting.comparison.results import ALL, DICE, Repeats, Results
 from prostate_seg.reporting.evaluation.stress import worst_moderate
 from prostate_seg.reporting.evaluation.tables import zones_of
 from prostate_seg.reporting.settings import PromotionRules

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -11,14 +12,16 @@ from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.reporting.comparison.adaptation_curve import (
+    DRAWN,
     NUM_CASES,
     adaptation_curve,
     curve_figure,
     curve_lines,
 )
+from prostate_seg.reporting.comparison.compare import compare, compare_repeats
 from prostate_seg.reporting.comparison.figures import comparisons_figure
-from prostate_seg.reporting.comparison.paired import Comparison, compare, comparison_lines
-from prostate_seg.reporting.comparison.repeats import Repeats, RepeatsComparison, compare_repeats, repeats_lines
+from prostate_seg.reporting.comparison.lines import comparison_lines
+from prostate_seg.reporting.comparison.results import Repeats
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation.variance import LEVEL, POWER
 from prostate_seg.steps.results import is_run, load_result, settings_of, tree_of_runs
@@ -37,41 +40,38 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             "compare.runs: must be two or more run ids or folders with a cases.csv, the baseline first, or a sweep over seed "
             f"and another setting, is [{','.join(cfg.compare.runs)}]"
         )
-    if len(cfg.compare.runs) == 1 and all(NUM_CASES in side.settings for side in sides):
-        return draw_curve(cfg, workspace, sides)
-    baseline, *others = sides
-    comparisons: Sequence[Comparison | RepeatsComparison]
-    if max(len(side.by_seed) for side in sides) > 1:
-        how = {"difference": cfg.compare.difference, "level": LEVEL, "power": POWER}
-        comparisons = compare_repeats(baseline, others, difference=cfg.compare.difference)
-        lines = [line for one in comparisons for line in repeats_lines(one)]
-    else:
-        how = {"num_bootstrap": cfg.evaluate.num_bootstrap, "seed": cfg.seed}
-        first, *rest = (side.results[0] for side in sides)
-        comparisons = compare(first, rest, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
-        lines = [line for one in comparisons for line in comparison_lines(one)]
-    rows = [{"baseline": one.baseline.name, "other": one.other.name, **row} for one in comparisons for row in one.rows]
+    is_curve = len(cfg.compare.runs) == 1 and all(NUM_CASES in side.settings for side in sides)
     with atomic_folder(workspace.comparison) as folder:
-        write_csv(folder / "comparison.csv", pd.DataFrame(rows))
-        write_json(folder / "comparison.json", {**how, "comparisons": [one.as_dict() for one in comparisons]})
-        save_png(folder / "comparison.png", comparisons_figure(comparisons))
-    return _logged(lines, workspace)
-
-
-def draw_curve(cfg: Config, workspace: Workspace, sides: Sequence[Repeats]) -> StageResult:
-    """Print Dice against the number of training cases, and write comparison/: adaptation_curve.csv and .png."""
-    points = adaptation_curve(sides, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
-    with atomic_folder(workspace.comparison) as folder:
-        write_csv(folder / "adaptation_curve.csv", pd.DataFrame([point.as_row() for point in points]))
-        save_png(folder / "adaptation_curve.png", curve_figure(points))
-    return _logged(curve_lines(points), workspace)
-
-
-def _logged(lines: Sequence[str], workspace: Workspace) -> StageResult:
+        lines = (write_curve if is_curve else write_comparisons)(cfg, folder, sides)
     for line in lines:
         log.info("%s", line)
     log.info("table and figure are in %s", workspace.comparison)
     return StageResult()
+
+
+def write_comparisons(cfg: Config, folder: Path, sides: Sequence[Repeats]) -> list[str]:
+    """Write comparison.csv, .json and .png, and return the tables for the terminal."""
+    baseline, *others = sides
+    if max(len(side.by_seed) for side in sides) > 1:
+        how = {"difference": cfg.compare.difference, "level": LEVEL, "power": POWER}
+        comparisons = compare_repeats(baseline, others, difference=cfg.compare.difference)
+    else:
+        how = {"num_bootstrap": cfg.evaluate.num_bootstrap, "seed": cfg.seed}
+        first, *rest = (side.results[0] for side in sides)
+        comparisons = compare(first, rest, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
+    rows = [{"baseline": one.baseline.name, "other": one.other.name, **row} for one in comparisons for row in one.rows]
+    write_csv(folder / "comparison.csv", pd.DataFrame(rows))
+    write_json(folder / "comparison.json", {**how, "comparisons": [one.as_dict() for one in comparisons]})
+    save_png(folder / "comparison.png", comparisons_figure(comparisons))
+    return [line for one in comparisons for line in comparison_lines(one)]
+
+
+def write_curve(cfg: Config, folder: Path, sides: Sequence[Repeats]) -> list[str]:
+    """Write adaptation_curve.csv and .png, and return Dice against the number of training cases for the terminal."""
+    points = adaptation_curve(sides, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed)
+    write_csv(folder / "adaptation_curve.csv", points.drop(columns=DRAWN))
+    save_png(folder / "adaptation_curve.png", curve_figure(points))
+    return curve_lines(points)
 
 
 def load_sides(cfg: Config, workspace: Workspace) -> list[Repeats]:
@@ -81,8 +81,7 @@ def load_sides(cfg: Config, workspace: Workspace) -> list[Repeats]:
     for text in cfg.compare.runs:
         sides = [] if tree is None else load_sweep(text, tree)
         if not sides:
-            results = load_result(text, setting="compare.runs", tree=tree)
-            sides = [Repeats(name=results.name, source=results.source, by_seed={None: results})]
+            sides = [Repeats.of(load_result(text, setting="compare.runs", tree=tree))]
         for side in sides:
             if side.source in {other.source for other in found}:
                 raise InputError(f"compare.runs: {text} is {side.source}, which is listed already; name another run")

@@ -25,8 +25,7 @@ from prostate_seg.data.leak_gate import Fingerprint
 from prostate_seg.data.lineage import CHECK, LINEAGE, THUMBNAILS
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
-from prostate_seg.reporting.comparison.paired import Results, parse_results
-from prostate_seg.reporting.comparison.repeats import Repeats
+from prostate_seg.reporting.comparison.results import Repeats, Results, parse_results
 from prostate_seg.reporting.evaluation.tables import zones_of
 from prostate_seg.reporting.pages.model_card import render_model_card
 from prostate_seg.reporting.pages.report_tables import subgroup_dice

@@ -16,7 +16,7 @@ from prostate_seg.data.loading import LoadedCase, load_case
 from prostate_seg.imaging.image_io import content_md5, read_volume
 from prostate_seg.imaging.regions import Regions, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.comparison.unseen_groups import Elsewhere, expected_elsewhere
+from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups, summarise_unseen_groups
 from prostate_seg.reporting.evaluation.tables import CASE_METRICS, summary_markdown
 from prostate_seg.reporting.figures.overlays import ZoneMasks
 from prostate_seg.reporting.pages.gallery import GalleryCase, gallery_case, worst_median_best
@@ -45,11 +45,11 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     gallery = load_gallery(
         cfg, data.cases, originals=originals, masks=evaluation / "masks", regions=regions, labels=labels
     )
-    elsewhere = load_elsewhere(cfg, workspace, data)
-    if elsewhere is not None:
-        tables["expected_elsewhere"] = elsewhere.rows
+    unseen = load_unseen_groups(cfg, workspace, data)
+    if unseen is not None:
+        tables["expected_elsewhere"] = unseen.rows
     with atomic_folder(target) as folder:
-        page = render_report(data, tables=tables, gallery=gallery, elsewhere=elsewhere)
+        page = render_report(data, tables=tables, gallery=gallery, unseen=unseen)
         write_text(folder / "report.html", page)
         write_text(folder / "model_card.md", render_model_card(data, subgroups=tables["subgroups"]))
         for name, table in tables.items():
@@ -66,7 +66,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     )
 
 
-def load_elsewhere(cfg: Config, workspace: Workspace, data: ReportData) -> Elsewhere | None:
+def load_unseen_groups(cfg: Config, workspace: Workspace, data: ReportData) -> UnseenGroups | None:
     """Return the results of unseen groups if the folds are groups, beside those of report.mixed_folds."""
     how = read_json(workspace.kfold_json)["how"] if workspace.kfold_json.is_file() else {}
     is_by_group = how.get("strategy") == "groups" and not data.is_external
@@ -79,7 +79,7 @@ def load_elsewhere(cfg: Config, workspace: Workspace, data: ReportData) -> Elsew
         return None
     mixed = cfg.report.mixed_folds
     load = partial(load_result, setting="report.mixed_folds", tree=tree_of_runs([mixed or ""], cfg, workspace))
-    return expected_elsewhere(
+    return summarise_unseen_groups(
         load(str(workspace.evaluation)),
         column=how["column"],
         mixed=None if mixed is None else load(mixed),

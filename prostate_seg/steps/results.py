@@ -12,8 +12,7 @@ from prostate_seg.common.address import RUN_ID
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
-from prostate_seg.reporting.comparison.paired import Results, parse_results
-from prostate_seg.reporting.comparison.repeats import Repeats
+from prostate_seg.reporting.comparison.results import Repeats, Results, parse_results
 
 if TYPE_CHECKING:
     from prostate_seg.tracking.recorded_runs import RecordedTrial

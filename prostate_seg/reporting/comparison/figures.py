@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.comparison.paired import ALL, Comparison, Row
-from prostate_seg.reporting.comparison.repeats import DICE, SOURCES, Repeats, RepeatsComparison
+from prostate_seg.reporting.comparison.lines import SOURCES
+from prostate_seg.reporting.comparison.results import ALL, DICE, Comparison, Repeats, Row
 from prostate_seg.reporting.evaluation.tables import METRIC_LABELS
 from prostate_seg.reporting.figures.overlays import printable
 from prostate_seg.segmentation.variance import NoiseFloor
@@ -38,10 +38,10 @@ LABEL_CHARACTERS = 34
 LINE_INCH = 0.27
 
 
-def comparisons_figure(comparisons: Sequence[Comparison | RepeatsComparison]) -> Figure:
+def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
     """Draw a row of panels per comparison."""
-    num_parts = max(len(_rows_of(one.rows, DICE, in_subgroups=True)) for one in comparisons)
-    is_repeated = isinstance(comparisons[0], RepeatsComparison)
+    num_parts = max(len(_rows_of(one, DICE)[1]) for one in comparisons)
+    is_repeated = bool(comparisons[0].floors)
     width_inch, margin_inch, num_own = (18, 2.1, 2) if is_repeated else (16, 1.8, 1)
     row_inch = LINE_INCH * (NUM_MAIN_LINES + num_parts) + margin_inch
     figure = Figure(figsize=(width_inch, row_inch * len(comparisons)), dpi=110, layout="constrained")
@@ -50,45 +50,50 @@ def comparisons_figure(comparisons: Sequence[Comparison | RepeatsComparison]) ->
         axes = subfigure.subplots(1, len(PANELS) + num_own)
         for number, (label, metrics) in enumerate(PANELS.items()):
             text = label.partition(";")[0] if is_repeated else label
-            _draw_differences(axes[number], comparison.rows, metrics, label=text, name_subgroups=number == 0)
-        if isinstance(comparison, RepeatsComparison):
-            _draw_seeds(axes[-2], {"a": comparison.baseline, "b": comparison.other})
+            _draw_differences(axes[number], comparison, metrics, label=text, name_parts=number == 0)
+        sides = {"a": comparison.baseline, "b": comparison.other}
+        if is_repeated:
+            _draw_seeds(axes[-2], sides)
             _draw_sources(axes[-1], comparison.floors[WHOLE_GLAND])
-            title = _repeats_title(comparison)
         else:
             _draw_cases(axes[-1], comparison)
-            names = printable(f"a: {comparison.baseline.name}      b: {comparison.other.name}")
-            title = f"{names}\nmean of b - a and its 95% interval over patients (number of patients)"
-        subfigure.suptitle(title, parse_math=False, fontsize=11)
+        seeds = [f" ({side.seeds_text})" if is_repeated else "" for side in sides.values()]
+        names = "      ".join(
+            f"{letter}: {side.name}{of}" for (letter, side), of in zip(sides.items(), seeds, strict=True)
+        )
+        subfigure.suptitle(f"{printable(names)}\n{_explanation(comparison)}", parse_math=False, fontsize=11)
     return figure
 
 
-def _rows_of(all_rows: Sequence[Row], metric: str, *, in_subgroups: bool) -> list[Row]:
-    """Return the row of a metric over all cases, or its rows in the zones and in the subgroups of the whole gland."""
-    rows = [row for row in all_rows if row["metric"] == metric]
-    gland = [row for row in rows if row.get("region", WHOLE_GLAND) == WHOLE_GLAND]
-    if not in_subgroups:
-        return [row for row in gland if _subgroup(row) == ALL]
-    zones = [row for row in rows if row not in gland and _subgroup(row) == ALL]
-    return [*zones, *(row for row in gland if _subgroup(row) != ALL)]
+def _explanation(comparison: Comparison) -> str:
+    """Return what the points and lines of the differences are."""
+    start = "mean of b - a and its 95% interval over"
+    if not comparison.floors:
+        return f"{start} patients (number of patients)"
+    (dice,), _ = _rows_of(comparison, DICE)
+    if (p := dice["p_not_better"]) is None:
+        return f"{start} patients, for these networks: one seed tells nothing of the setting"
+    probability = f"probability that the better one is not better in Dice: {p:.3f}"
+    return f"{start} seeds, folds and patients (number of patients); {probability}"
 
 
-def _subgroup(row: Row) -> str:
-    """Return the subgroup of a row; repeats are compared over all cases only."""
-    return str(row.get("subgroup", ALL))
-
-
-def _part_of(row: Row) -> str:
-    """Return the zone of a row below the dotted line, or its subgroup and group."""
-    return str(row["region"]) if _subgroup(row) == ALL else f"{row['subgroup']}: {row['group']}"
+def _rows_of(comparison: Comparison, metric: str) -> tuple[list[Row], list[Row]]:
+    """Return the row of a metric over all cases, and its rows in the zones, then in the subgroups of the whole gland."""
+    main: list[Row] = []
+    parts: list[Row] = []
+    for row in comparison.full_rows:
+        is_gland, is_all = row["region"] == WHOLE_GLAND, row["subgroup"] == ALL
+        if row["metric"] == metric and (is_gland or is_all):
+            (main if is_gland and is_all else parts).append(row)
+    return main, sorted(parts, key=lambda row: row["subgroup"] != ALL)
 
 
 def _draw_differences(
-    ax: Axes, rows: Sequence[Row], metrics: Sequence[str], *, label: str, name_subgroups: bool
+    ax: Axes, comparison: Comparison, metrics: Sequence[str], *, label: str, name_parts: bool
 ) -> None:
     """Draw a point and an interval per row: all cases above the dotted line, zones and subgroups below, aligned."""
-    main = [row for metric in metrics for row in _rows_of(rows, metric, in_subgroups=False)]
-    parts = _rows_of(rows, metrics[0], in_subgroups=True)
+    main = [row for metric in metrics for row in _rows_of(comparison, metric)[0]]
+    parts = _rows_of(comparison, metrics[0])[1]
     labels = {}
     ax.axvline(0, color="black", linewidth=0.8)
     for y, row in enumerate([*main, *parts], start=NUM_MAIN_LINES - len(main)):
@@ -103,8 +108,9 @@ def _draw_differences(
         if difference is not None:
             face = "white" if colour == UNCLEAR_COLOUR else colour
             ax.plot(difference, y, "o", color=colour, markerfacecolor=face, markersize=6)
-        if is_main or name_subgroups:
-            name = _metric_label(row["metric"]) if is_main else printable(_part_of(row))
+        if is_main or name_parts:
+            part = row["region"] if row["subgroup"] == ALL else f"{row['subgroup']}: {row['group']}"
+            name = _metric_label(row["metric"]) if is_main else printable(part)
             name = name if len(name) <= LABEL_CHARACTERS else name[: LABEL_CHARACTERS - 3] + "..."
             labels[y] = f"{name} ({row['num_patients']})"
     ax.set_yticks(list(labels), list(labels.values()), parse_math=False)
@@ -137,21 +143,6 @@ def _draw_cases(ax: Axes, comparison: Comparison) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, loc="best")
-
-
-def _repeats_title(comparison: RepeatsComparison) -> str:
-    sides = {"a": comparison.baseline, "b": comparison.other}
-    names = "      ".join(printable(f"{letter}: {side.name} ({side.seeds_text})") for letter, side in sides.items())
-    dice = next(row for row in comparison.rows if row["metric"] == DICE)
-    p = dice["p_not_better"]
-    if p is None:
-        over = "mean of b - a and its 95% interval over patients, for these networks: one seed tells nothing of the setting"
-    else:
-        over = (
-            "mean of b - a and its 95% interval over seeds, folds and patients (number of patients); "
-            f"probability that the better one is not better in Dice: {p:.3f}"
-        )
-    return f"{names}\n{over}"
 
 
 def _draw_seeds(ax: Axes, sides: dict[str, Repeats]) -> None:

@@ -1,4 +1,4 @@
-"""What to expect elsewhere: Dice in groups that no network had seen (fold=groups), beside mixed folds of the same cases.
+"""Dice in groups that no network had seen (fold=groups), beside mixed folds of the same cases.
 
 Differences are those of stage=compare: paired by case, with a bootstrap over patients.
 """
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from prostate_seg.reporting.comparison.paired import ALL, Results, require_same_cases
+from prostate_seg.reporting.comparison.results import ALL, Results, require_same_cases
 from prostate_seg.segmentation.statistics import num_failures, paired_difference, summarise
 
 MIN_GROUPS = 3
@@ -17,8 +17,8 @@ MIN_GROUPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Elsewhere:
-    """Results of each group, and of a new one."""
+class UnseenGroups:
+    """Dice of each group, and the interval of a new one."""
 
     column: str
     """Attribute that names the groups, such as centre."""
@@ -30,10 +30,11 @@ class Elsewhere:
     """Mean Dice over the groups, each with the same weight."""
     new_group: tuple[float, float] | None
     """95% prediction interval of the mean Dice of a new group; None with fewer than `MIN_GROUPS`."""
-    has_mixed: bool
 
 
-def expected_elsewhere(own: Results, *, column: str, mixed: Results | None, num_bootstrap: int, seed: int) -> Elsewhere:
+def summarise_unseen_groups(
+    own: Results, *, column: str, mixed: Results | None, num_bootstrap: int, seed: int
+) -> UnseenGroups:
     """Return the Dice of each group in an evaluation of fold=groups, whole gland.
 
     Args:
@@ -48,31 +49,22 @@ def expected_elsewhere(own: Results, *, column: str, mixed: Results | None, num_
     """
     if mixed is not None:
         require_same_cases(mixed, own)
-    group_of = own.table[column]
-    groups = {str(name): rows.index for name, rows in own.table.groupby(group_of, sort=True)}
+    groups = {str(name): rows for name, rows in own.table.groupby(column, sort=True)}
     rows = []
-    for name, cases in {**groups, ALL: own.table.index}.items():
-        dice, patients = own.table.loc[cases, "dice"].to_numpy(), own.table.loc[cases, "patient_id"].tolist()
+    for name, cases in {**groups, ALL: own.table}.items():
+        dice, patients = cases["dice"].to_numpy(), cases["patient_id"].tolist()
         summary = asdict(summarise(dice, patients=patients, num_bootstrap=num_bootstrap, seed=seed))
         kept = ("num_cases", "num_patients", "mean", "ci95_low", "ci95_high")
         row = {"group": name, "num_failures": num_failures(dice), **{key: summary[key] for key in kept}}
         if mixed is not None:
-            before = mixed.table.loc[cases, "dice"].to_numpy()
+            before = mixed.table.loc[cases.index, "dice"].to_numpy()
             paired = paired_difference(before, dice, patients=patients, num_bootstrap=num_bootstrap, seed=seed)
-            row |= {
-                "mean_mixed": paired.mean_baseline,
-                "difference": paired.difference,
-                "difference_low": paired.ci95_low,
-                "difference_high": paired.ci95_high,
-            }
+            row |= {"mean_mixed": paired.mean_baseline, "difference": paired.difference}
+            row |= {"difference_low": paired.ci95_low, "difference_high": paired.ci95_high}
         rows.append(row)
     means = np.array([row["mean"] for row in rows[:-1]], dtype=float)
-    return Elsewhere(
-        column=column,
-        rows=pd.DataFrame(rows),
-        mean=float(means.mean()),
-        new_group=new_group_interval(means),
-        has_mixed=mixed is not None,
+    return UnseenGroups(
+        column=column, rows=pd.DataFrame(rows), mean=float(means.mean()), new_group=new_group_interval(means)
     )
 
 

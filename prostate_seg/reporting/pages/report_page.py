@@ -8,7 +8,7 @@ import yaml
 from markupsafe import Markup
 
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.comparison.unseen_groups import Elsewhere
+from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups
 from prostate_seg.reporting.evaluation.stress import TOLERATED_DROP, stress_figure
 from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, by_region, zones_of
 from prostate_seg.reporting.evaluation.trust import Trust, area_under, covered_patients
@@ -34,7 +34,7 @@ def render_report(
     *,
     tables: Mapping[str, pd.DataFrame],
     gallery: Sequence[GalleryCase],
-    elsewhere: Elsewhere | None = None,
+    unseen: UnseenGroups | None = None,
 ) -> str:
     """Return the page, with the tables of `report_tables.all_tables`, and the results of unseen groups if there are some."""
     limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
@@ -60,9 +60,9 @@ def render_report(
             for name, rows in table.groupby("attribute", sort=False)
         },
         anatomy=anatomy(data),
-        elsewhere=elsewhere,
+        unseen=unseen,
         tolerated_drop=TOLERATED_DROP,
-        unseen=[] if elsewhere is None else elsewhere.rows.to_dict("records"),
+        unseen_rows=[] if unseen is None else unseen.rows.to_dict("records"),
         trust=trust,
         bounds=None if trust is None or trust.cases["dice_lower_bound"].isna().all() else bounds(trust),
         thirds=[(label, pooled[name], READERS_DICE.get(name)) for name, label in THIRDS.items()],

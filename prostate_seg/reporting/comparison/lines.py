@@ -1,0 +1,105 @@
+"""A comparison as lines for a terminal: differences, the noise floor of repeated trainings, and limitations."""
+
+from textwrap import wrap
+
+from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.reporting.comparison.results import ALL, Comparison, Row
+from prostate_seg.segmentation.variance import POWER, NoiseFloor
+
+LINE_CHARACTERS = 117
+"""Width of the table at the terminal."""
+
+NAME_CHARACTERS = 80
+
+SOURCES = {
+    "seeds": "seeds: networks of one fold",
+    "folds": "folds: training subsets",
+    "patients": "patients",
+    "residual": "residual: patient x network",
+}
+"""Fields of `Components`, with their description in the table."""
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """Return the comparison as lines for a terminal."""
+    baseline, other, floors = comparison.baseline, comparison.other, comparison.floors
+    table = baseline.table
+    p_columns = {"p_not_better": "P"} if floors else {"p_wilcoxon": "p", "p_holm": "p Holm"}
+    seeds = [f", {side.seeds_text}" if floors else "" for side in (baseline, other)]
+    folds = f" in {table['fold'].nunique()} folds" if floors else ""
+    lines = [
+        f"a  {_end_of(baseline.name, NAME_CHARACTERS)} (baseline){seeds[0]}",
+        f"b  {_end_of(other.name, NAME_CHARACTERS)}{seeds[1]}",
+        f"{len(table)} cases of {table['patient_id'].nunique()} patients{folds}; b/=/a: number of patients better in b, "
+        "equal, better in a",
+        f"{'':<32}{'better':<6}{'a':>9}{'b':>9}{'b - a':>9}   {'95% CI of b - a':<20}{'b/=/a':>11}"
+        + "".join(f"{heading:>9}" for heading in p_columns.values()),
+    ]
+    heading = (WHOLE_GLAND, ALL, ALL)
+    for row in comparison.full_rows:
+        region, subgroup, group = row["region"], row["subgroup"], row["group"]
+        if region != heading[0]:
+            lines.append(f"{region}:")
+        if subgroup != ALL and (region, subgroup, group) != heading:
+            lines.append(f"{_end_of(subgroup, 40)} = {_end_of(group, 40)}; patients: {row['num_patients']}")
+        heading = (region, subgroup, group)
+        lines.append(_row_text(row) + "".join(_p_text(row[column]) for column in p_columns))
+    if not floors:
+        lines.append(
+            "p: Wilcoxon signed-rank test over patients; p Holm: adjusted for all tests over all cases; subgroups are "
+            "exploratory"
+        )
+    elif len(baseline.by_seed) > 1 and len(other.by_seed) > 1:
+        lines.append(
+            "95% CI: over seeds, folds and patients together; P: probability that the better one is not better"
+        )
+    for name, floor in floors.items():
+        lines += _floor_lines(floor, of="" if name == WHOLE_GLAND else f" of {name}")
+    notes = [wrap(f"note: {note}", LINE_CHARACTERS, subsequent_indent=" " * 6) for note in comparison.notes]
+    return [*lines, *(line for note in notes for line in note)]
+
+
+def _row_text(row: Row) -> str:
+    """Return a row without its p."""
+    name = row["metric"] if row["subgroup"] == ALL else f"  {row['metric']}"
+    means = _number(row["mean_baseline"]) + _number(row["mean_other"]) + _number(row["difference"], "+.3f")
+    interval = "-" if row["ci95_low"] is None else f"{row['ci95_low']:+.3f} to {row['ci95_high']:+.3f}"
+    patients = "/".join(str(row[f"num_patients_{what}"]) for what in ("better", "equal", "worse"))
+    return f"{name:<32}{row['better']:<6}{means}   {interval:<20}{patients:>11}"
+
+
+def _floor_lines(floor: NoiseFloor, *, of: str) -> list[str]:
+    """Return the standard deviations of Dice and the plan."""
+    sides = (floor.sd_baseline, floor.sd_other, floor.sd_difference)
+    lines = [f"{f'noise floor: SD of Dice{of}':<38}{'a':>9}{'b':>9}{'b - a':>9}"]
+    for name, label in SOURCES.items():
+        lines.append(f"  {label:<36}" + "".join(_number(getattr(one, name), ".4f") for one in sides))
+    if (plan := floor.plan) is None:
+        return lines
+    needed = ", ".join(f"{seeds} seeds {_reach(patients)}" for seeds, patients in plan.patients_by_seeds.items())
+    is_possible = plan.detectable is not None and plan.detectable <= 1
+    return [
+        *lines,
+        f"to show a difference in Dice{of} of {plan.difference:g} with {POWER:.0%} power, at these variances and "
+        f"{floor.num_folds} folds:",
+        f"  patients needed: {needed}",
+        f"  seeds needed per setting with {floor.num_patients} patients: {_reach(plan.num_seeds)}",
+        f"  this comparison would show {f'{plan.detectable:.3f}' if is_possible else 'nothing'}",
+    ]
+
+
+def _reach(number: int | None) -> str:
+    return "out of reach" if number is None else str(number)
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return ("-" if value is None else format(value, form)).rjust(9)
+
+
+def _p_text(value: float | None) -> str:
+    return f"{'<0.0001':>9}" if value is not None and value < 0.0001 else _number(value, ".4f")
+
+
+def _end_of(text: str, max_characters: int) -> str:
+    """Shorten a text to its end, the informative part of a path."""
+    return text if len(text) <= max_characters else f"...{text[3 - max_characters :]}"
