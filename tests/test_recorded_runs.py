@@ -63,8 +63,8 @@ def test_evaluation_and_its_pipeline_give_the_same_table(tree: RunTree) -> None:
     add(tree, pipeline, stage="train")
     evaluation = add(tree, pipeline, cases="case_id,dice\nä,1\n")
     found = recorded_cases(tree, evaluation.info.run_id)
-    assert (found.run_id, found.text) == (evaluation.info.run_id, "case_id,dice\nä,1\n")
-    assert found.name == f"p evaluate {evaluation.info.run_id[:8]}"
+    run_id = evaluation.info.run_id
+    assert found == (run_id, f"p evaluate {run_id[:8]}", "case_id,dice\nä,1\n")
     assert recorded_cases(tree, pipeline.info.run_id) == found
 
 
@@ -72,14 +72,14 @@ def test_link_is_resolved_to_the_run_with_the_results(tree: RunTree) -> None:
     measured = add(tree, tree.pipeline("p", fresh=True), cases="x")
     second = tree.pipeline("second", fresh=True)
     add(tree, second, reused_from=str(measured.info.run_id))
-    assert recorded_cases(tree, second.info.run_id).run_id == measured.info.run_id
+    assert recorded_cases(tree, second.info.run_id)[0] == measured.info.run_id
 
 
 def test_trial_has_its_own_table_and_a_sweep_none(tree: RunTree) -> None:
     pipeline = tree.pipeline("p", fresh=True)
     sweep = add(tree, pipeline, level=Level.sweep)
     trial = add(tree, sweep, level=Level.trial, cases="x")
-    assert recorded_cases(tree, trial.info.run_id).text == "x"
+    assert recorded_cases(tree, trial.info.run_id)[2] == "x"
     assert "is a sweep: name two of its trials" in refusal(tree, sweep)
     assert "must hold one finished evaluation, holds 0\nRun stage=evaluate in it first." in refusal(tree, pipeline)
 

@@ -11,7 +11,6 @@ from mlflow.entities import Run
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.hashing import hash_paths
-from prostate_seg.stages import find
 from prostate_seg.tracking import commits, registry
 from prostate_seg.tracking.recorded_runs import find_run, recorded_cases, recorded_stages
 from prostate_seg.tracking.records import Level, TreePosition
@@ -174,10 +173,10 @@ def test_results_of_a_commit_whose_run_is_deleted_are_reported_as_such(tree: Run
     tags = {"md5.outputs/prepared": "abc"}
     run = tree.create("prepare", place, parent_id=pipeline.info.run_id, tags=tags)
     outputs = {"prepare": {"prepared": "abc"}, "train": {"model": "def"}}
-    first, second = commits.find_matches(tree, outputs)
-    assert (first.run is not None, first.deleted, second.run, second.deleted) == (True, None, None, None)
+    found = commits.find_matches(tree, outputs)
+    assert commits.match_line(found["prepare"]) == f"{run.info.run_id}  RUNNING   u"
+    assert commits.match_line(found["train"]) == "none in this store wrote these results"
     tree.client.delete_run(run.info.run_id)
-    first, _ = commits.find_matches(tree, outputs)
-    assert first.run is None
-    assert first.deleted is not None
-    assert find.match_line(first).endswith("deleted: mlflow runs restore")
+    found = commits.find_matches(tree, outputs)
+    assert commits.match_line(found["prepare"]) == f"{run.info.run_id}  RUNNING   u  deleted: mlflow runs restore"
+    assert found["train"] is None

@@ -96,7 +96,7 @@ def test_record_that_can_be_neither_sent_nor_stored_fails_the_stage(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("prostate_seg.tracking.journal._write_some", full)
+    monkeypatch.setattr("prostate_seg.tracking.journal.os.write", full)
     with training.open_fold(0) as fold:
         fold.on_epoch_end(1, {"val/dice": 0.5})
     with pytest.raises(InputError, match=r"its files are in .*, but [1-9] records .* neither be sent nor kept"):

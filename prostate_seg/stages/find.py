@@ -5,7 +5,7 @@ import logging
 from prostate_seg.common.errors import ConfigError
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.tracking.commits import Match, origin_of, runs_of_commit
+from prostate_seg.tracking.commits import match_line, origin_of, runs_of_commit
 
 log = logging.getLogger(__name__)
 
@@ -16,20 +16,11 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         commit, matches = runs_of_commit(cfg.find.commit, cfg.mlflow, cache=workspace.cache)
         log.info("commit %s", commit)
         log.info("stage       run                               status    pipeline")
-        for match in matches:
-            log.info("%-11s %s", match.stage, match_line(match))
+        for stage, found in matches.items():
+            log.info("%-11s %s", stage, match_line(found))
     elif cfg.find.run is not None and cfg.find.commit is None:
         for line in origin_of(cfg.find.run, cfg.mlflow, cache=workspace.cache):
             log.info("%s", line)
     else:
         raise ConfigError("find: give one of find.commit=REVISION (or the name of a DVC experiment) and find.run=ID")
     return StageResult()
-
-
-def match_line(match: Match) -> str:
-    """Return the run of a stage as a line: id, status, pipeline."""
-    run = match.run or match.deleted
-    if run is None:
-        return "none in this store wrote these results"
-    deleted = "" if run.info.lifecycle_stage == "active" else "  deleted: mlflow runs restore"
-    return f"{run.info.run_id}  {run.info.status:<8}  {run.data.tags.get('pipeline', '')}{deleted}"

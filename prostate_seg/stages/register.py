@@ -178,7 +178,6 @@ def registered_version(
             log.info("%s as ONNX: at most %.1e from torch in probability", path.name, difference)
     version = registry.add_version(
         tree,
-        cfg.mlflow,
         cfg.register.name,
         folder,
         run_id=workspace.run_id,
@@ -220,7 +219,7 @@ def promote(cfg: Config, workspace: Workspace, tree: RunTree, version: Version) 
 def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version, champion: Version | None) -> str:
     """Apply the promotion rules, refuse a version that breaks one, and return the reason recorded with the alias."""
     summary, results = _evaluation_of(cfg, workspace, tree, version)
-    stress = registry.fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION / STRESS
+    stress = registry.fetched(tree, version, cache=workspace.cache) / EVALUATION / STRESS
     outcomes = check_promotion(
         summary,
         results,
@@ -250,7 +249,7 @@ def _evaluation_of(
     cfg: Config, workspace: Workspace, tree: RunTree, version: Version
 ) -> tuple[dict[str, Any], Results]:
     """Return metrics.json and cases.csv of a version's evaluation, from the files of the version."""
-    folder = registry.fetched(tree, cfg.mlflow, version, cache=workspace.cache) / EVALUATION
+    folder = registry.fetched(tree, version, cache=workspace.cache) / EVALUATION
     text = (folder / "cases.csv").read_text(encoding="utf-8")
     return read_json(folder / "metrics.json"), parse_results(text, name=str(version), source=str(version))
 

@@ -44,8 +44,8 @@ def load_result(text: str, *, setting: str, tree: "RunTree | None") -> Results:
     if tree is not None and is_run(text):
         from prostate_seg.tracking.recorded_runs import recorded_cases
 
-        cases = recorded_cases(tree, text)
-        return parse_results(cases.text, name=cases.name, source=cases.run_id)
+        run_id, name, content = recorded_cases(tree, text)
+        return parse_results(content, name=name, source=run_id)
     raise InputError(
         f"{setting}: {text} is neither a folder here nor the id of a run (32 digits and letters a to f)\n"
         "MLflow's page and stage=find show the ids of runs."

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -14,31 +13,18 @@ from prostate_seg.config.schema import STAGE_SETTINGS, MlflowConfig
 from prostate_seg.provenance.git import GitError, git
 from prostate_seg.tracking.recorded_runs import find_run, open_tree
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.store.run_tree import REUSED_FROM, RunTree
+from prostate_seg.tracking.store.run_tree import REUSED_FROM, RunTree, is_deleted
 
 COMMITTED_IN = "committed_in"
 """Tag of a run: commits whose dvc.lock has its results, oldest first, separated by spaces."""
 EXPERIMENT_COMMIT = "dvc.experiment_commit"
 """Tag of a run of a DVC experiment: commit of the experiment."""
-
-
 DIFF, UNTRACKED = "git.diff", "git_untracked.txt"
 """Artifacts of a run: changes of tracked files since the commit, and names of untracked files."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
-    """A stage of a dvc.lock and the run that wrote its outputs."""
-
-    stage: str
-    run: Run | None
-    """None if no run of the store wrote these outputs."""
-    deleted: Run | None = None
-    """The run that did, if it is deleted."""
-
-
-def runs_of_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, list[Match]]:
-    """Return the commit of a revision or DVC experiment, and the run of each stage in its dvc.lock.
+def runs_of_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, dict[str, Run | None]]:
+    """Return the commit of a revision or DVC experiment, and the run of each stage in its dvc.lock as `find_matches`.
 
     Raises:
         InputError: If there is no such commit, it has no dvc.lock, or the store cannot be used.
@@ -48,12 +34,12 @@ def runs_of_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tup
     return commit, find_matches(open_tree(settings, cache=cache), outputs)
 
 
-def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, list[Match]]:
+def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, dict[str, Run | None]]:
     """Tag the runs whose results a dvc.lock has with its commit, or with the commit of the DVC experiment."""
     commit, matches = runs_of_commit(revision, settings, cache=cache)
     client = open_tree(settings, cache=cache).client
     branches = git(project_root(), "for-each-ref", "--contains", commit, "refs/heads", "refs/tags", "refs/remotes")
-    for run in (match.run for match in matches if match.run is not None):
+    for run in (run for run in matches.values() if run is not None and not is_deleted(run)):
         committed_in = run.data.tags.get(COMMITTED_IN, "").split()
         if not branches.strip():  # the commit of an experiment is on no branch
             client.set_tag(run.info.run_id, EXPERIMENT_COMMIT, commit)
@@ -110,22 +96,24 @@ def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
     }
 
 
-def find_matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> list[Match]:
+def find_matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> dict[str, Run | None]:
     """Return for each stage the newest run that wrote exactly these outputs; a deleted one if there is no other."""
-
-    def newest(stage: str, *, deleted: bool) -> Run | None:
-        wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in outputs[stage].items()}
-        for run in tree.search(filters=wanted, newest_first=True, deleted=deleted):
-            if REUSED_FROM not in run.data.tags and run.data.tags.get("level") != Level.fold:
-                return run
-        return None
-
-    matches = []
+    matches = {}
     with tree.store.explained_errors():
-        for stage in outputs:
-            run = newest(stage, deleted=False)
-            matches.append(Match(stage=stage, run=run, deleted=newest(stage, deleted=True) if run is None else None))
+        for stage, hashes in outputs.items():
+            wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in hashes.items()}
+            found = (tree.search(filters=wanted, newest_first=True, deleted=deleted) for deleted in (False, True))
+            own = (run for runs in found for run in runs if REUSED_FROM not in run.data.tags)
+            matches[stage] = next((run for run in own if run.data.tags.get("level") != Level.fold), None)
     return matches
+
+
+def match_line(run: Run | None) -> str:
+    """Return the run of a stage as a line: id, status, pipeline."""
+    if run is None:
+        return "none in this store wrote these results"
+    deleted = "  deleted: mlflow runs restore" if is_deleted(run) else ""
+    return f"{run.info.run_id}  {run.info.status:<8}  {run.data.tags.get('pipeline', '')}{deleted}"
 
 
 def origin_of(run_id: str, settings: MlflowConfig, *, cache: Path) -> list[str]:

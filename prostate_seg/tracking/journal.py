@@ -22,7 +22,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -274,13 +273,12 @@ def merge_metrics(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 class _JsonLines:
-    """Append-only file of JSON lines: a line is written as a whole, or not at all."""
+    """Append-only file of JSON lines. What a full disk refuses is written before the next line."""
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600)
-        self._file = path.open("r+b", buffering=0)
-        self._size = self._file.read().rfind(b"\n") + 1
-        self._file.truncate(self._size)  # a line that a crash has cut off
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # a line that a crash has cut off
+        self._file = path.open("ab", buffering=0)
         self._unwritten = b""
 
     def append(self, line: bytes) -> None:
@@ -295,18 +293,6 @@ class _JsonLines:
         self._file.close()
 
     def _write(self) -> None:
-        try:
-            self._file.seek(self._size)
-            left = memoryview(self._unwritten)
-            while left:
-                left = left[_write_some(self._file, left) :]
-        except OSError:
-            self._file.truncate(self._size)
-            raise
-        self._size += len(self._unwritten)
-        self._unwritten = b""
-
-
-def _write_some(file: FileIO, data: memoryview) -> int:
-    """Write as much as the disk takes at once; return the number of bytes."""
-    return file.write(data)
+        while self._unwritten:
+            num_written = os.write(self._file.fileno(), self._unwritten)
+            self._unwritten = self._unwritten[num_written:]

@@ -1,8 +1,11 @@
-"""Reads what runs have recorded: provenance.json of a run or of a whole pipeline, and per-case results."""
+"""Reads what runs have recorded: provenance.json of a run or of a whole pipeline, and per-case results.
+
+A run that is unknown or deleted, and a store that cannot be used, is an InputError in every function that names it.
+"""
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +18,7 @@ from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.operations.job import Outcome
 from prostate_seg.tracking.records import Level
 from prostate_seg.tracking.store.connection import open_store
-from prostate_seg.tracking.store.run_tree import PARENT, RunTree, source_of
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedCases:
-    """Per-case results of one run."""
-
-    run_id: str
-    """Run of the evaluation that wrote them."""
-    name: str
-    """Its pipeline, its name and the start of its id."""
-    text: str
-    """Its cases.csv."""
-
+from prostate_seg.tracking.store.run_tree import PARENT, RunTree, is_deleted, source_of
 
 CASES = "tables/cases.csv"
 """Artifact of an evaluation with a row per case."""
@@ -67,17 +57,18 @@ def open_tree(settings: MlflowConfig, *, cache: Path) -> RunTree:
 
 
 def find_run(tree: RunTree, run_id: str) -> Run:
-    """Return a run.
-
-    Raises:
-        InputError: If there is no such run, or it is deleted.
-    """
+    """Return a run."""
     run = tree.get(run_id, or_deleted=True)
     if run is None:
         raise InputError(f"there is no run {run_id} in {tree.store.address}\nLook for its id on the MLflow page.")
-    if run.info.lifecycle_stage != "active":
+    if is_deleted(run):
         raise InputError(tree.how_to_restore(run))
     return run
+
+
+def stage_of(tree: RunTree, run: Run) -> Run:
+    """Return the stage of a fold, and every other run itself."""
+    return find_run(tree, run.data.tags[PARENT]) if run.data.tags.get("level") == Level.fold else run
 
 
 def artifact_text(tree: RunTree, run: Run, path: str) -> str | None:
@@ -93,60 +84,53 @@ def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any
     """Return stage and provenance of a run; of a pipeline or sweep those of its finished stages, of a fold its stage's.
 
     Raises:
-        InputError: If there is no such run, it recorded nothing, or the store cannot be used.
+        InputError: If it recorded nothing.
     """
     with tree.store.explained_errors():
-        run = find_run(tree, run_id)
-        level = run.data.tags.get("level")
-        stages = [run]
-        if level == Level.fold:
-            parent = tree.get(run.data.tags["mlflow.parentRunId"])
-            stages = [parent] if parent is not None else []
-        elif level in (Level.pipeline, Level.sweep):
+        stages = [run := stage_of(tree, find_run(tree, run_id))]
+        if run.data.tags.get("level") in (Level.pipeline, Level.sweep):
             finished = tree.children(run.info.run_id, status=Outcome.finished)
             stages = [one for one in finished if one.data.tags["level"] != Level.sweep]
-        texts = [(stage, artifact_text(tree, stage, "provenance.json")) for stage in stages]
-    if not texts:
-        raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
-    found = []
-    for stage, text in texts:
-        if text is None:
-            raise InputError(
-                f"run {stage.info.run_id} ({stage.info.run_name}, {stage.info.status}) has no provenance.json: "
-                "only a stage that finished records what it touched"
-            )
-        found.append((str(stage.data.tags["stage"]), json.loads(text)))
-    return found
+        if not stages:
+            raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
+        return [(str(stage.data.tags["stage"]), provenance_of(tree, stage)) for stage in stages]
+
+
+def provenance_of(tree: RunTree, stage: Run) -> dict[str, Any]:
+    """Return the provenance.json of a stage's run, or of the run that it represents."""
+    text = artifact_text(tree, stage, "provenance.json")
+    if text is None:
+        raise InputError(
+            f"run {stage.info.run_id} ({stage.info.run_name}, {stage.info.status}) has no provenance.json: "
+            "only a stage that finished records what it touched"
+        )
+    return dict(json.loads(text))
 
 
 def sweep_of(tree: RunTree, run_id: str) -> Run | None:
-    """Return the sweep of this id, or the only one of a pipeline without an evaluation of its own; None for another run.
-
-    Raises:
-        InputError: If there is no such run, or the store cannot be used.
-    """
+    """Return the sweep of this id, or the only one of a pipeline without an evaluation of its own; None for another run."""
     with tree.store.explained_errors():
         run = find_run(tree, run_id)
         level = run.data.tags.get("level")
         if level != Level.pipeline:
             return run if level == Level.sweep else None
-        finished = tree.children(run_id, status=Outcome.finished)
-        if any(
-            child.data.tags["stage"] == "evaluate" and child.data.tags["level"] == Level.stage for child in finished
-        ):
-            return None
-        sweeps = [child for child in finished if child.data.tags["level"] == Level.sweep]
-        return sweeps[0] if len(sweeps) == 1 else None
+        sweeps = tree.children(run_id, status=Outcome.finished, level=Level.sweep)
+        return sweeps[0] if len(sweeps) == 1 and not _evaluations_of(tree, run) else None
 
 
-def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
-    """Return the per-case results of an evaluation or trial, or of the one evaluation in a pipeline.
+def recorded_cases(tree: RunTree, run_id: str) -> tuple[str, str, str]:
+    """Return id, name and cases.csv of an evaluation or trial, or of the one evaluation in a pipeline.
 
     Raises:
-        InputError: If there is no such run, it has no such results, or the store cannot be used.
+        InputError: If it has no such table.
     """
     with tree.store.explained_errors():
-        run = _evaluation_of(tree, find_run(tree, run_id))
+        run = find_run(tree, run_id)
+        level = run.data.tags.get("level")
+        if level == Level.sweep:
+            raise InputError(f"run {run_id} ({run.info.run_name}) is a sweep: name two of its trials")
+        if level == Level.pipeline:
+            run = _only_evaluation(tree, run)
         text = artifact_text(tree, run, CASES)
     if text is None:
         raise InputError(
@@ -154,14 +138,14 @@ def recorded_cases(tree: RunTree, run_id: str) -> RecordedCases:
             "Name a finished run of stage=evaluate, or the pipeline that holds it."
         )
     source = source_of(run)
-    return RecordedCases(run_id=source, name=f"{run.data.tags['pipeline']} {run.info.run_name} {source[:8]}", text=text)
+    return source, f"{run.data.tags['pipeline']} {run.info.run_name} {source[:8]}", text
 
 
 def recorded_trials(tree: RunTree, sweep_id: str) -> list[RecordedTrial]:
     """Return the per-case results of the trials of a sweep that finished an evaluation, oldest first.
 
     Raises:
-        InputError: If there is no such sweep, no trial of it has results, or the store cannot be used.
+        InputError: If no trial of it has results.
     """
     with tree.store.explained_errors():
         sweep = find_run(tree, sweep_id)
@@ -173,9 +157,7 @@ def recorded_trials(tree: RunTree, sweep_id: str) -> list[RecordedTrial]:
             f"sweep {sweep_id} ({sweep.info.run_name}) has no trial with per-case results\n"
             "Train and evaluate in one sweep: -m stage=train,evaluate seed=1,2,3"
         )
-    params = [run.data.params for run, _ in found]
-    names = sorted({name for one in params for name in one} - {SEED, FOLD})
-    varied = [name for name in names if len({one.get(name) for one in params}) > 1]
+    varied, _, _ = by_setting([run for run, _ in found])
     words = [run.data.tags.get("overrides", "").split() for run, _ in found]
     return [
         RecordedTrial(
@@ -193,11 +175,7 @@ def recorded_trials(tree: RunTree, sweep_id: str) -> list[RecordedTrial]:
 
 
 def repeats_of(tree: RunTree, run_id: str) -> list[RecordedTrial]:
-    """Return the trials with the settings of an evaluation, itself among them; none outside of a sweep, or if it is deleted.
-
-    Raises:
-        InputError: If the store cannot be used.
-    """
+    """Return the trials with the settings of an evaluation, itself among them; none outside of a sweep, or if it is deleted."""
     with tree.store.explained_errors():
         run = tree.get(run_id)
         parent = None if run is None else tree.get(run.data.tags.get(PARENT, ""))
@@ -215,18 +193,27 @@ def _tested_md5(run: Run) -> str:
     return next(hashes, "")
 
 
-def _evaluation_of(tree: RunTree, run: Run) -> Run:
-    """Return the run itself, or the finished evaluation of a pipeline."""
-    level = run.data.tags.get("level")
-    if level == Level.sweep:
-        raise InputError(f"run {run.info.run_id} ({run.info.run_name}) is a sweep: name two of its trials")
-    if level != Level.pipeline:
-        return run
-    finished = tree.children(run.info.run_id, status=Outcome.finished, stage="evaluate", level=Level.stage)
-    if len(finished) == 1:
-        return finished[0]
-    ids = ", ".join(child.info.run_id for child in finished)
+def _evaluations_of(tree: RunTree, pipeline: Run) -> list[Run]:
+    return tree.children(pipeline.info.run_id, status=Outcome.finished, stage="evaluate", level=Level.stage)
+
+
+def _only_evaluation(tree: RunTree, pipeline: Run) -> Run:
+    found = _evaluations_of(tree, pipeline)
+    if len(found) == 1:
+        return found[0]
+    ids = ", ".join(run.info.run_id for run in found)
     raise InputError(
-        f"pipeline {run.info.run_id} ({run.info.run_name}) must hold one finished evaluation, holds {len(finished)}"
-        + (f"\nName one of them: {ids}" if finished else "\nRun stage=evaluate in it first.")
+        f"pipeline {pipeline.info.run_id} ({pipeline.info.run_name}) must hold one finished evaluation, holds {len(found)}"
+        + (f"\nName one of them: {ids}" if found else "\nRun stage=evaluate in it first.")
     )
+
+
+def by_setting(trials: Sequence[Run]) -> tuple[list[str], list[str], dict[tuple[str, ...], list[Run]]]:
+    """Return the settings that differ between trials, which of fold and seed do, and the trials by values of the settings."""
+    names = sorted({name for run in trials for name in run.data.params})
+    varied = [name for name in names if len({run.data.params.get(name) for run in trials}) > 1]
+    settings = [name for name in varied if name not in (FOLD, SEED)]
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in trials:
+        groups.setdefault(tuple(run.data.params.get(name, "") for name in settings), []).append(run)
+    return settings, [name for name in varied if name in (FOLD, SEED)], groups

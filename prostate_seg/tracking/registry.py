@@ -24,7 +24,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
-from prostate_seg.common.address import resolved_uri
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder
 from prostate_seg.config.schema import MlflowConfig
@@ -35,7 +34,7 @@ from prostate_seg.provenance import dvc_cache
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE, files_behind, packages_behind
-from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, recorded_stages
+from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, provenance_of, stage_of
 from prostate_seg.tracking.records import Level
 from prostate_seg.tracking.store.run_tree import PARENT, RunTree, source_of
 
@@ -115,7 +114,7 @@ def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evalua
     """
     with tree.store.explained_errors():
         run = _evaluation(tree, _named_pipeline(tree, pipeline) if run_id is None else find_run(tree, run_id))
-        ((_, record),) = recorded_stages(tree, run.info.run_id)
+        record = provenance_of(tree, run)
         texts = {name: artifact_text(tree, run, f"tables/{name}") for name in TABLES}
     tables = {name: text for name, text in texts.items() if text is not None}
     if missing := [name for name in TABLES if name not in tables]:
@@ -141,39 +140,30 @@ def _named_pipeline(tree: RunTree, name: str) -> Run:
 
 def _evaluation(tree: RunTree, run: Run) -> Run:
     """Return the run itself, or the newest finished evaluation of a pipeline, training or fold."""
-    tags = run.data.tags
-    is_fold = tags.get("level") == Level.fold
-    if tags.get("stage") == "evaluate":
+    if run.data.tags.get("stage") == "evaluate":
         if run.info.status != Outcome.finished:
             raise InputError(f"run {run.info.run_id} has not finished ({run.info.status}): run stage=evaluate again")
         return run
-    training = None
-    if tags.get("level") == Level.pipeline:
-        pipeline_id = run.info.run_id
-    elif is_fold or tags.get("stage") == "train":
-        training = find_run(tree, tags[PARENT]) if is_fold else run
-        pipeline_id = training.data.tags[PARENT]
-    else:
+    run = stage_of(tree, run)
+    named = f"run {run.info.run_id} ({run.info.run_name})"
+    is_pipeline = run.data.tags.get("level") == Level.pipeline
+    if not is_pipeline and run.data.tags.get("stage") != "train":
         raise InputError(
-            f"register.run: run {run.info.run_id} ({run.info.run_name}) is neither an evaluation, nor a training or a "
-            "pipeline that has one\nThe MLflow page and stage=find show the ids of runs."
+            f"register.run: {named} is neither an evaluation, nor a training or a pipeline that has one\n"
+            "The MLflow page and stage=find show the ids of runs."
         )
+    pipeline_id = run.info.run_id if is_pipeline else run.data.tags[PARENT]
 
     def is_wanted(evaluation: Run) -> bool:
         tested = {value for key, value in evaluation.data.tags.items() if key.startswith("previous_run_id.train")}
-        return training is None or training.info.run_id in tested
+        return is_pipeline or run.info.run_id in tested
 
     finished = tree.children(pipeline_id, status=Outcome.finished, stage="evaluate", level=Level.stage)
     if evaluations := list(filter(is_wanted, finished)):
         return evaluations[-1]
-    deleted = tree.deleted_by_hand(**{PARENT: pipeline_id, "stage": "evaluate"})
-    wanted = next(filter(is_wanted, deleted), None)
-    if wanted is not None:
-        raise InputError(f"the evaluation of run {run.info.run_id}: {tree.how_to_restore(wanted)}")
-    raise InputError(
-        f"the networks of run {run.info.run_id} ({run.info.run_name}) have not been tested: run stage=evaluate "
-        "first, then stage=register"
-    )
+    if deleted := list(filter(is_wanted, tree.deleted_by_hand(**{PARENT: pipeline_id, "stage": "evaluate"}))):
+        raise InputError(f"the evaluation of {named}: {tree.how_to_restore(deleted[0])}")
+    raise InputError(f"the networks of {named} have not been tested: run stage=evaluate first, then stage=register")
 
 
 def training_runs(evaluated: Evaluated) -> list[str]:
@@ -191,21 +181,33 @@ def tested_networks(evaluated: Evaluated, workspace: Workspace, *, otherwise: Pa
     """
     key, md5 = next((key, md5) for key, md5 in evaluated.record["inputs"].items() if Path(key).name == "model")
     for path in (path_of(key, workspace), workspace.model):
-        if path.is_dir() and hash_paths([path], cache=workspace.cache)[path].md5 == md5:
+        if _md5(path, cache=workspace.cache) == md5:
             return path
+    return _restored(
+        md5,
+        otherwise,
+        otherwise=f"{workspace.model} is no longer what run {evaluated.run_id} tested (md5 {md5}), and DVC does not have it\n"
+        "Run stage=evaluate on the networks that are there now, or go back to the commit of the run.",
+    )
+
+
+def _md5(folder: Path, *, cache: Path) -> str | None:
+    """Return the hash of a folder; None if there is none."""
+    return hash_paths([folder], cache=cache)[folder].md5 if folder.is_dir() else None
+
+
+def _restored(md5: str, target: Path, *, otherwise: str) -> Path:
+    """Return a folder restored by DVC; `otherwise` is the message if DVC does not have it."""
     try:
-        dvc_cache.restore(md5, otherwise)
+        dvc_cache.restore(md5, target)
     except InputError as error:
-        raise InputError(
-            f"{workspace.model} is no longer what run {evaluated.run_id} tested (md5 {md5}), and DVC does not have it\n"
-            "Run stage=evaluate on the networks that are there now, or go back to the commit of the run."
-        ) from error
-    return otherwise
+        raise InputError(otherwise) from error
+    return target
 
 
 def is_what_was_recorded(path: Path, evaluated: Evaluated, *, cache: Path) -> bool:
     """Return whether a folder is unchanged since the evaluation wrote it."""
-    return path.is_dir() and hash_paths([path], cache=cache)[path].md5 in evaluated.record["outputs"].values()
+    return _md5(path, cache=cache) in evaluated.record["outputs"].values()
 
 
 def find_version(tree: RunTree, name: str, *, digest: str) -> Version | None:
@@ -216,7 +218,6 @@ def find_version(tree: RunTree, name: str, *, digest: str) -> Version | None:
 
 def add_version(
     tree: RunTree,
-    settings: MlflowConfig,
     name: str,
     folder: Path,
     *,
@@ -231,7 +232,7 @@ def add_version(
     shows the model on the page of the run, with the Markdown description and an image file as input example.
     """
     with tree.store.explained_errors():
-        _point_mlflow_to(settings)
+        _point_mlflow_to(tree)
         mlflow.set_experiment(experiment_id=tree.store.experiment_id)  # otherwise MLflow's default experiment
         model_id = _log_model(folder, run_id=run_id, example=example, tags=tags)
         try:
@@ -246,11 +247,10 @@ def add_version(
         )
 
 
-def _point_mlflow_to(settings: MlflowConfig) -> None:
+def _point_mlflow_to(tree: RunTree) -> None:
     """Set the store for functions of MLflow that take no client."""
-    uri = resolved_uri(str(settings.tracking_uri))
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    mlflow.set_tracking_uri(tree.client.tracking_uri)
+    mlflow.set_registry_uri(tree.client.tracking_uri)
 
 
 def _log_model(folder: Path, *, run_id: str, example: bytes, tags: Mapping[str, str]) -> str:
@@ -325,7 +325,7 @@ def fetch_networks(
     tree = open_tree(settings, cache=cache)
     with tree.store.explained_errors():
         found = _version(tree, uri, setting=setting)
-    return fetched(tree, settings, found, cache=cache), found
+    return fetched(tree, found, cache=cache), found
 
 
 def fetch_networks_of_run(
@@ -343,24 +343,31 @@ def fetch_networks_of_run(
     Raises:
         InputError: If there is no such run, or its networks are in none of these places.
     """
-    tree = open_tree(settings, cache=workspace.cache)
+    cache = workspace.cache
+    tree = open_tree(settings, cache=cache)
     with tree.store.explained_errors():
         named = find_run(tree, run_id)
         run = _training_or_registration(tree, named)
         if run.data.tags["stage"] == "register":
             name, number = (run.data.tags[f"registered_{what}"] for what in ("model", "version"))
             version = _version(tree, f"models:/{name}/{number}", setting="train.init")
-            return fetched(tree, settings, version, cache=workspace.cache), version, version.trained_by
-        ((_, record),) = recorded_stages(tree, run.info.run_id)
+            return fetched(tree, version, cache=cache), version, version.trained_by
+        key, md5 = next(iter(provenance_of(tree, run)["outputs"].items()))
         every = map(Version.of, tree.client.search_model_versions())
         registered = next((one for one in every if source_of(run) in one.trained_by.split(",")), None)
-    key, md5 = next(iter(record["outputs"].items()))
-    folder = workspace.cache / "networks" / re.sub(r"\W", "", md5)
-    if not folder.is_dir() and not _is_copied(path_of(key, workspace), folder, md5=md5, cache=workspace.cache):
-        if registered is not None:
-            folder = fetched(tree, settings, registered, cache=workspace.cache)
-        else:
-            _restore(md5, folder, run_id=run_id)
+    folder, here = cache / "networks" / re.sub(r"\W", "", md5), path_of(key, workspace)
+    if not folder.is_dir() and _md5(here, cache=cache) == md5:
+        with atomic_folder(folder) as fresh:
+            shutil.copytree(here, fresh, dirs_exist_ok=True)
+    elif not folder.is_dir() and registered is not None:
+        folder = fetched(tree, registered, cache=cache)
+    elif not folder.is_dir():
+        _restored(
+            md5,
+            folder,
+            otherwise=f"train.init: the networks of run {run_id} (md5 {md5}) are not in this workspace, not registered, and "
+            "DVC does not have them\nRegister them with stage=register, or name the folder that has them.",
+        )
     of_fold = folder / f"fold{named.data.tags.get('fold')}"
     is_one = named.data.tags.get("level") == Level.fold and of_fold.is_dir()
     return of_fold if is_one else folder, registered, source_of(run)
@@ -368,10 +375,8 @@ def fetch_networks_of_run(
 
 def _training_or_registration(tree: RunTree, run: Run) -> Run:
     """Return the run itself, the training of a fold, or the newest finished training of a pipeline, else its registration."""
-    tags = run.data.tags
-    if tags.get("level") == Level.fold:
-        run = find_run(tree, tags[PARENT])
-    elif tags.get("level") == Level.pipeline:
+    run = stage_of(tree, run)
+    if run.data.tags.get("level") == Level.pipeline:
         finished = tree.children(run.info.run_id, status=Outcome.finished, level=Level.stage)
         known = {one.data.tags.get("stage"): one for one in finished}  # the newest is the last
         run = known.get("train") or known.get("register") or run
@@ -383,31 +388,11 @@ def _training_or_registration(tree: RunTree, run: Run) -> Run:
     return run
 
 
-def _is_copied(path: Path, copy: Path, *, md5: str, cache: Path) -> bool:
-    """Copy a folder if it has this hash; a training can replace it while it is used."""
-    if not path.is_dir() or hash_paths([path], cache=cache)[path].md5 != md5:
-        return False
-    with atomic_folder(copy) as fresh:
-        shutil.copytree(path, fresh, dirs_exist_ok=True)
-    return True
-
-
-def _restore(md5: str, target: Path, *, run_id: str) -> None:
-    """Restore the networks of a run from DVC."""
-    try:
-        dvc_cache.restore(md5, target)
-    except InputError as error:
-        raise InputError(
-            f"train.init: the networks of run {run_id} (md5 {md5}) are not in this workspace, not registered, and DVC does not "
-            "have them\nRegister them with stage=register, or name the folder that has them."
-        ) from error
-
-
-def fetched(tree: RunTree, settings: MlflowConfig, version: Version, *, cache: Path) -> Path:
+def fetched(tree: RunTree, version: Version, *, cache: Path) -> Path:
     """Return the folder of networks of a version; downloads are cached, as the files of a version never change."""
     folder = cache / "models" / version.model_id
     if not folder.is_dir():
-        _point_mlflow_to(settings)
+        _point_mlflow_to(tree)
         with tree.store.explained_errors(), atomic_folder(folder) as fresh:
             source = f"models:/{version.name}/{version.number}"
             download = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(fresh)))

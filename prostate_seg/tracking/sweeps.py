@@ -21,9 +21,9 @@ from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import Job, Outcome, command_of
 from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import RECORDS, Header, Journal, new_local_id, pending_journals, read_lines
-from prostate_seg.tracking.recorded_runs import SEED, artifact_text, open_tree
+from prostate_seg.tracking.recorded_runs import SEED, artifact_text, by_setting, open_tree
 from prostate_seg.tracking.records import ALL, Level, TreePosition, now_ms
-from prostate_seg.tracking.repeats import by_setting, log_repeats
+from prostate_seg.tracking.repeats import log_repeats
 from prostate_seg.tracking.store.run_tree import KEY, PARENT, RunTree
 
 log = logging.getLogger(__name__)

@@ -29,12 +29,7 @@ def _fix_paths(cfg: Config) -> Check:
     if file is None or not file.exists():
         return Check.good("paths", "only those of a sqlite file can be fixed")
     with explained_errors(address), lock_of(file):
-        fixed = fix_paths(file, experiment=cfg.mlflow.experiment)
-    if fixed is None:
-        return Check.good("paths", f"nothing to fix in {file}")
-    old = ", ".join(map(str, fixed.old))
-    text = f"{fixed.num_paths} paths below {old} are now below {file.parent}; {file.name} as it was: {fixed.backup}"
-    return Check.good("paths", text)
+        return Check.good("paths", fix_paths(file, experiment=cfg.mlflow.experiment))
 
 
 def _checks(store: Store, *, close_silent: bool) -> list[Check]:

@@ -5,7 +5,6 @@ MLflow stores absolute paths. The artifacts of a store are in mlruns/ beside its
 
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -23,15 +22,6 @@ PATHS = {
 }
 """Columns of MLflow's tables with artifact paths; that of a trace is its tag mlflow.artifactLocation."""
 ONLY = {"trace_tags": "key = 'mlflow.artifactLocation'"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fixed:
-    """Result of `fix_paths`."""
-
-    old: list[Path]
-    num_paths: int
-    backup: Path
 
 
 def previous_folders(file: Path, *, experiment: str) -> list[Path]:
@@ -72,18 +62,18 @@ def require_own_paths(file: Path, *, experiment: str) -> None:
         )
 
 
-def fix_paths(file: Path, *, experiment: str) -> Fixed | None:
+def fix_paths(file: Path, *, experiment: str) -> str:
     """Replace former folders in all artifact paths by the folder of the store, in one transaction, after a backup.
 
     Returns:
-        None if nothing had to be replaced.
+        What was replaced, for people.
 
     Raises:
         sqlite3.Error, OSError: If the file cannot be read or written; nothing is changed then.
     """
     left = previous_folders(file, experiment=experiment)
     if not left:
-        return None
+        return f"nothing to fix in {file}"
     new = file.absolute().parent
     backup = file.with_name(f"{file.name}.{datetime.now(UTC):%Y%m%dT%H%M%S}.backup")
 
@@ -111,7 +101,8 @@ def fix_paths(file: Path, *, experiment: str) -> Fixed | None:
             for table, column in _columns(connection)
         )
         connection.execute("COMMIT")
-    return Fixed(old=left, num_paths=num_paths, backup=backup)
+    old = ", ".join(map(str, left))
+    return f"{num_paths} paths below {old} are now below {new}; {file.name} as it was: {backup}"
 
 
 def _columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:

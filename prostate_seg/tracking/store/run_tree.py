@@ -281,7 +281,7 @@ class RunTree:
             run = self.find(run_id) if LOCAL_ID.fullmatch(run_id) else self.client.get_run(run_id)
         except MlflowException:
             return None
-        return run if run is not None and (or_deleted or run.info.lifecycle_stage == "active") else None
+        return run if run is not None and (or_deleted or not is_deleted(run)) else None
 
     def search(
         self,
@@ -314,6 +314,11 @@ class RunTree:
             if not token:
                 break
         return found
+
+
+def is_deleted(run: Run) -> bool:
+    """Return whether a run is in MLflow's trash."""
+    return bool(run.info.lifecycle_stage == "deleted")
 
 
 def position_of(run: Run) -> TreePosition:
