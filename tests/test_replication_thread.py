@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,12 +42,12 @@ class FakeStore:
             self.taken.append(name)
             self.journal.acknowledge(number)
 
-    def heartbeat(self) -> None:
+    def heartbeat(self, _key: str) -> None:
         self.heartbeats += 1
 
 
-def start(store: FakeStore, *, is_failing: bool = False) -> ReplicationThread:
-    return ReplicationThread(store.journal, store.replicate, heartbeat=store.heartbeat, is_failing=is_failing)
+def start(store: Any, *, is_failing: bool = False) -> ReplicationThread:
+    return ReplicationThread(store, "r", is_failing=is_failing)
 
 
 def append(journal: Journal, thread: ReplicationThread, numbers: range) -> None:
@@ -159,11 +160,12 @@ def test_failing_heartbeat_does_not_block_records(
     monkeypatch.setattr(replication, "HEARTBEAT_SECONDS", 0.01)
     store = FakeStore(journal)
 
-    def fail() -> None:
+    def fail(_key: str) -> None:
         store.heartbeats += 1
         raise ConnectionError("refused")
 
-    thread = ReplicationThread(journal, store.replicate, heartbeat=fail)
+    monkeypatch.setattr(store, "heartbeat", fail)
+    thread = start(store)
     until(lambda: store.heartbeats >= 3, 10)
     append(journal, thread, range(3))
     assert thread.close(within_seconds=30) == 0

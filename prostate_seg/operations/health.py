@@ -28,12 +28,12 @@ LITTLE_FREE_GIB = 10.0
 
 
 class Severity(Enum):
-    """Meaning of a check's result."""
+    """Meaning of a check's result, as it is printed."""
 
-    good = "good"
+    good = "ok"
     note = "note"
     """Runs work; the user should read it."""
-    bad = "bad"
+    bad = "BAD"
     """Runs fail, or their records cannot be trusted."""
 
 
@@ -42,24 +42,19 @@ class Check:
     """Result of one check."""
 
     name: str
-    severity: Severity
     text: str
+    severity: Severity = Severity.good
     fix: str = ""
-
-    @classmethod
-    def good(cls, name: str, text: str) -> Self:
-        """Return a passed check."""
-        return cls(name, Severity.good, text)
 
     @classmethod
     def note(cls, name: str, text: str, *, fix: str = "") -> Self:
         """Return a check with a remark."""
-        return cls(name, Severity.note, text, fix)
+        return cls(name, text, Severity.note, fix)
 
     @classmethod
     def bad(cls, name: str, text: str, *, fix: str) -> Self:
         """Return a failed check."""
-        return cls(name, Severity.bad, text, fix)
+        return cls(name, text, Severity.bad, fix)
 
 
 def check_all(cfg: Config, workspace: Workspace) -> list[Check]:
@@ -69,7 +64,7 @@ def check_all(cfg: Config, workspace: Workspace) -> list[Check]:
     if store is not None:
         folders["store"] = store.parent
     return [
-        Check.good("python", platform.python_version()),  # an older one than is supported does not get here
+        Check("python", platform.python_version()),  # an older one than is supported does not get here
         check_packages(PACKAGE.parent / "requirements.lock", packages()),
         *(check_folder(name, folder) for name, folder in folders.items()),
         check_git(Path.cwd()),
@@ -99,7 +94,7 @@ def check_packages(lock: Path, installed: dict[str, str]) -> Check:
     if other:
         fix = "make setup, if numbers must be those of the lock"
         return Check.note("packages", f"not as locked: {', '.join(other)}", fix=fix)
-    return Check.good("packages", f"all {len(pinned)} as locked")
+    return Check("packages", f"all {len(pinned)} as locked")
 
 
 def check_folder(name: str, folder: Path) -> Check:
@@ -117,7 +112,7 @@ def check_folder(name: str, folder: Path) -> Check:
         return Check.bad(name, text, fix="free some space, or set paths.root and paths.cache elsewhere")
     if free_gib < LITTLE_FREE_GIB:
         return Check.note(name, text, fix="free some space before a larger data set")
-    return Check.good(name, text)
+    return Check(name, text)
 
 
 def check_git(folder: Path) -> Check:
@@ -139,7 +134,7 @@ def check_git(folder: Path) -> Check:
     if state.is_dirty:
         fix = "git commit, before a run that counts"
         return Check.note("git", f"{where}, with changes that are not committed", fix=fix)
-    return Check.good("git", where)
+    return Check("git", where)
 
 
 def check_dvc(root: Path) -> Check:
@@ -147,7 +142,7 @@ def check_dvc(root: Path) -> Check:
     if not (root / ".dvc").is_dir():
         text = f"{root} is not a DVC project: data have hashes in the runs, but no versions"
         return Check.note("dvc", text, fix="dvc init")
-    return Check.good("dvc", "dvc.lock holds the last results" if (root / "dvc.lock").is_file() else "no dvc.lock yet")
+    return Check("dvc", "dvc.lock holds the last results" if (root / "dvc.lock").is_file() else "no dvc.lock yet")
 
 
 def check_record(workspace: Workspace) -> Check:
@@ -157,7 +152,7 @@ def check_record(workspace: Workspace) -> Check:
         entries = read_entries(workspace)
     except InputError as error:
         return Check.bad("record", first_line(error), fix=f"mv {file} {file}.broken")
-    return Check.good("record", f"{file.name} records {', '.join(entries) or 'no stage yet'}")
+    return Check("record", f"{file.name} records {', '.join(entries) or 'no stage yet'}")
 
 
 def check_leftovers(workspace: Workspace) -> Check:
@@ -165,7 +160,7 @@ def check_leftovers(workspace: Workspace) -> Check:
     folders = (workspace.root, workspace.model, workspace.preprocess.parent / "prepared")
     found = [path for folder in folders for pattern in (".tmp-*", ".old-*") for path in folder.glob(pattern)]
     if not found:
-        return Check.good("leftovers", "none")
+        return Check("leftovers", "none")
     listing = " ".join(str(path) for path in found[:5]) + (" ..." if len(found) > 5 else "")
     return Check.note("leftovers", f"{len(found)} of killed runs", fix=f"when nothing runs: rm -r {listing}")
 
@@ -179,4 +174,4 @@ def check_environment(cfg: Config) -> Check:
     if os.environ.get("MLFLOW_RUN_ID"):
         text = "MLFLOW_RUN_ID is set; stages ignore it and open their own runs"
         return Check.note("environment", text, fix="unset MLFLOW_RUN_ID")
-    return Check.good("environment", "nothing in the way")
+    return Check("environment", "nothing in the way")

@@ -11,8 +11,6 @@ from prostate_seg.tracking.journal import pending_journals
 
 log = logging.getLogger(__name__)
 
-MARKS = {Severity.good: "ok  ", Severity.note: "note", Severity.bad: "BAD "}
-
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Log the checks; raise an InputError if one of them found something that stops runs or makes their numbers doubtful."""
@@ -22,7 +20,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
         checks += check_store(cfg, workspace)
     for check in checks:
-        log.info("%s %-10s %s", MARKS[check.severity], check.name, check.text)
+        log.info("%-4s %-10s %s", check.severity.value, check.name, check.text)
         if check.fix:
             log.info("%15s fix: %s", "", check.fix)
     bad = [check.name for check in checks if check.severity is Severity.bad]
@@ -35,6 +33,6 @@ def check_journals(folder: Path) -> Check:
     """Check for records of earlier runs that no tracking store has acknowledged."""
     found = [one for one in pending_journals(folder) if not one.is_locked]
     if not found:
-        return Check.good("journal", f"nothing waits in {folder}")
+        return Check("journal", f"nothing waits in {folder}")
     addresses = ", ".join(sorted({one.address for one in found}))
     return Check.note("journal", f"{len(found)} runs wait in {folder} to be sent to {addresses}", fix="stage=sync")

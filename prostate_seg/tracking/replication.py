@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from prostate_seg.operations.process import HEARTBEAT_SECONDS, now_text
 from prostate_seg.provenance.ds_version import LOCAL_ID
 from prostate_seg.tracking import records, sweeps
 from prostate_seg.tracking.journal import Journal, merge_metrics
-from prostate_seg.tracking.records import NONE, Level, MetricPoint, Record, TreePosition
+from prostate_seg.tracking.records import NONE, Level, Record, TreePosition
 from prostate_seg.tracking.store.connection import STORE_ERRORS
 from prostate_seg.tracking.store.run_tree import (
     CLOSED_BY,
@@ -227,7 +228,7 @@ class Replicator:
     def _log(self, record: records.LogData) -> None:
         run_id = self.id_of(record.run)
         tags = {key: self._with_store_ids(value) for key, value in record.tags.items()}
-        points = self._missing_points(run_id, _metrics(record.metrics))
+        points = self._missing_points(run_id, [Metric(*point) for point in record.metrics])
         self.tree.log(run_id, params=record.params, tags=tags, points=points)
 
     def _missing_points(self, run_id: str, points: Sequence[Metric]) -> Sequence[Metric]:
@@ -283,7 +284,7 @@ class Replicator:
             if record.is_finished and is_trial:
                 sweeps.update_sweep(tree, parent_id)
             elif record.is_finished:
-                tree.log(pipeline_id, points=_metrics(record.metrics))
+                tree.log(pipeline_id, points=[Metric(*point) for point in record.metrics])
                 if DESCRIPTION in run.data.tags:
                     tree.describe(pipeline_id)
             if record.is_finished and record.supersedes:
@@ -305,34 +306,26 @@ class Replicator:
         return _ID.sub(store_id, text)
 
 
-class ReplicationThread:
+class ReplicationThread(threading.Thread):
     """Replicates the journal of a running stage in the background: training neither waits for the store nor fails with it.
 
     A failed replication is tried again until it succeeds or the stage has ended; the rest stays in the journal. The thread
     also sends the heartbeat of the run.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        replicate: Callable[[], object],
-        *,
-        heartbeat: Callable[[], object],
-        is_failing: bool = False,
-    ) -> None:
+    def __init__(self, replicator: Replicator, key: str, *, is_failing: bool = False) -> None:
         """Start with the entries that the journal already holds.
 
-        `replicate` raises while the store fails; with `is_failing`, that was found, and logged, just now.
+        `key` is the local id of the stage's run. With `is_failing`, a failure of the store was found, and logged, just now.
         """
-        self._journal = journal
-        self._replicate = replicate
-        self._heartbeat = heartbeat
+        super().__init__(daemon=True, name="mlflow replication")
+        self._replicator, self._key = replicator, key
+        self._journal = replicator.journal
         self._wake = threading.Event()
         self._wake.set()
         self._give_up_after: float | None = None
         self._failing_since: float | None = 0.0 if is_failing else None
-        self._thread = threading.Thread(target=self._run, daemon=True, name="mlflow replication")
-        self._thread.start()
+        self.start()
 
     def notify(self) -> None:
         """Wake the thread after an append to the journal."""
@@ -346,18 +339,16 @@ class ReplicationThread:
         self._give_up_after = within_seconds
         self._wake.set()
         num_acknowledged, deadline = -1, 0.0
-        while self._thread.is_alive() and (
-            self._journal.num_acknowledged != num_acknowledged or time.monotonic() < deadline
-        ):
+        while self.is_alive() and (self._journal.num_acknowledged != num_acknowledged or time.monotonic() < deadline):
             if self._journal.num_acknowledged != num_acknowledged:
                 num_acknowledged = self._journal.num_acknowledged
                 upload_seconds = self._journal.files_size() / BYTES_PER_SECOND
                 deadline = time.monotonic() + within_seconds + SECONDS_BETWEEN_TRIES + upload_seconds
-            self._thread.join(0.05)
+            self.join(0.05)
         self._journal.flush()
         return self._journal.num_records - self._journal.num_acknowledged
 
-    def _run(self) -> None:
+    def run(self) -> None:
         """Replicate until the stage has ended and nothing is left, or the store has failed for too long."""
         journal = self._journal
         next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
@@ -366,7 +357,7 @@ class ReplicationThread:
             self._wake.clear()
             is_last = self._give_up_after is not None  # read before the replication, which then has all records
             while journal.num_acknowledged < journal.num_records:
-                self._try(self._replicate, note=f"; what it misses is kept in {journal.folder}")
+                self._try(self._replicator.replicate, note=f"; what it misses is kept in {journal.folder}")
                 if self._failing_since is None:
                     continue
                 journal.flush()
@@ -377,7 +368,7 @@ class ReplicationThread:
             if is_last:
                 return
             if time.monotonic() >= next_heartbeat:
-                self._try(self._heartbeat)
+                self._try(partial(self._replicator.heartbeat, self._key))
                 next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
 
     def _try(self, send: Callable[[], object], *, note: str = "") -> None:
@@ -404,10 +395,6 @@ def _resumed(run_id: str) -> str:
 
 def _facts(point: Metric) -> tuple[tuple[str, int, float], tuple[str, int, float]]:
     return ("time", point.step, point.timestamp), ("value", point.step, point.value)
-
-
-def _metrics(points: Sequence[MetricPoint]) -> list[Metric]:
-    return [Metric(point.name, point.value, point.timestamp_ms, point.step) for point in points]
 
 
 def _datasets(hashes: Mapping[str, str]) -> list[DatasetInput]:

@@ -121,9 +121,7 @@ class StageRun(NullRun):
             "packages": packages(),
             "machine": self.machine,
             "files": {
-                key: dict(hashed.files)
-                for key, hashed in {**hashes["inputs"], **hashes["outputs"]}.items()
-                if hashed.files
+                key: dict(hashed.files) for some in hashes.values() for key, hashed in some.items() if hashed.files
             },
         }
 

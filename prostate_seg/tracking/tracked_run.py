@@ -141,10 +141,7 @@ class TrackedRun(StageRun):
     def start_replication(self) -> None:
         """Replicate in the background from now on, first what the store has missed."""
         is_failing = self.journal.num_acknowledged < self.journal.num_records
-        heartbeat = partial(self.replicator.heartbeat, self.key)
-        self.thread = ReplicationThread(
-            self.journal, self.replicator.replicate, heartbeat=heartbeat, is_failing=is_failing
-        )
+        self.thread = ReplicationThread(self.replicator, self.key, is_failing=is_failing)
         if self.cfg.mlflow.system_metrics:
             self.system_metrics = threading.Thread(target=self._log_system_metrics, daemon=True, name="system metrics")
             self.system_metrics.start()
@@ -292,10 +289,8 @@ class TrackedRun(StageRun):
         for stage, run in provenance["upstream"].items():
             name = "previous_run_id" if run["unchanged"] else "changed_since"
             tags[f"{name}.{stage}"] = run["run_id"] or NONE
-        tags = {
-            **result.tags,
-            **{_tag_key(key): value for key, value in tags.items()},
-        }  # MLflow shows them in this order
+        # MLflow shows them in this order
+        tags = {**result.tags, **{_tag_key(key): value for key, value in tags.items()}}
         if result.description:
             tags[DESCRIPTION] = _cut(self.redactor.text(result.description), MAX_TAG_LENGTH)
         if provenance["inputs_changed_while_running"]:

@@ -124,15 +124,10 @@ def explained_errors(address: str, *, note: str = "") -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:
-        raise InputError(unusable(address, error) + note) from error
-
-
-def unusable(address: str, error: BaseException) -> str:
-    """Return the message for an error of the store, with the next step."""
-    return (
-        f"the tracking store {address} cannot be used: {_reason(error)}\n"
-        f"{_next_step(error, address)}, or choose another store: mlflow=server, mlflow.tracking_uri=ADDRESS, or mlflow=off"
-    )
+        other = "choose another store: mlflow=server, mlflow.tracking_uri=ADDRESS, or mlflow=off"
+        raise InputError(
+            f"the tracking store {address} cannot be used: {_reason(error)}\n{_next_step(error, address)}, or {other}{note}"
+        ) from error
 
 
 def _create_database(uri: str, file: Path) -> None:

@@ -5,11 +5,10 @@ from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations.health import Check, check_folder
-from prostate_seg.operations.process import is_alive, is_silent
 from prostate_seg.tracking.records import Level
 from prostate_seg.tracking.store.connection import Store, explained_errors, lock_of, open_store
 from prostate_seg.tracking.store.paths import fix_paths, local_path
-from prostate_seg.tracking.store.run_tree import SILENT_ON_ANOTHER_HOST, RunTree
+from prostate_seg.tracking.store.run_tree import RunTree, is_silent_elsewhere
 
 
 def check_store(cfg: Config, workspace: Workspace) -> list[Check]:
@@ -27,9 +26,9 @@ def _fix_paths(cfg: Config) -> Check:
     address = resolved_uri(str(cfg.mlflow.tracking_uri))
     file = sqlite_file(address)
     if file is None or not file.exists():
-        return Check.good("paths", "only those of a sqlite file can be fixed")
+        return Check("paths", "only those of a sqlite file can be fixed")
     with explained_errors(address), lock_of(file):
-        return Check.good("paths", fix_paths(file, experiment=cfg.mlflow.experiment))
+        return Check("paths", fix_paths(file, experiment=cfg.mlflow.experiment))
 
 
 def _checks(store: Store, *, close_silent: bool) -> list[Check]:
@@ -37,15 +36,11 @@ def _checks(store: Store, *, close_silent: bool) -> list[Check]:
     artifacts = local_path(location)
     closed = tree.close_orphans(close_silent=close_silent)
     running = [run for run in tree.search(status="RUNNING") if run.data.tags.get("level") != Level.pipeline]
-    silent = [
-        run
-        for run in running
-        if is_alive(run.data.tags) is None and is_silent(run.data.tags, since=SILENT_ON_ANOTHER_HOST)
-    ]
+    silent = list(filter(is_silent_elsewhere, running))
     checks = [
-        Check.good("tracking", f"{store.address} answers, its tables are current"),
-        Check.good("artifacts", location) if artifacts is None else check_folder("artifacts", artifacts),
-        Check.good("runs", f"{len(closed)} of killed processes closed, {len(running)} running"),
+        Check("tracking", f"{store.address} answers, its tables are current"),
+        Check("artifacts", location) if artifacts is None else check_folder("artifacts", artifacts),
+        Check("runs", f"{len(closed)} of killed processes closed, {len(running)} running"),
     ]
     if silent:
         text = f"{len(silent)} runs of other hosts have sent no heartbeat for an hour"

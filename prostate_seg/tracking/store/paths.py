@@ -63,10 +63,7 @@ def require_own_paths(file: Path, *, experiment: str) -> None:
 
 
 def fix_paths(file: Path, *, experiment: str) -> str:
-    """Replace former folders in all artifact paths by the folder of the store, in one transaction, after a backup.
-
-    Returns:
-        What was replaced, for people.
+    """Replace former folders in all artifact paths by that of the store, after a backup; return what was done, for people.
 
     Raises:
         sqlite3.Error, OSError: If the file cannot be read or written; nothing is changed then.

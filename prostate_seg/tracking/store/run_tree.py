@@ -9,10 +9,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any
 
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.utils import chunk_list, get_results_from_paginated_fn
 
 from prostate_seg.operations.job import Outcome
 from prostate_seg.operations.process import is_alive, is_silent, process_tags
@@ -48,7 +49,6 @@ CLUSTER_KEY, NUM_STARTS = "cluster.key", "cluster.num_starts"
 """Tags of a cluster job: its key, the same each time the cluster starts it, and the number of starts."""
 SILENT_ON_ANOTHER_HOST = timedelta(hours=1)
 """A run of another host may be closed, on request, after this long without a heartbeat."""
-Value = TypeVar("Value")
 MAX_CANDIDATES = 50
 """Newest pipelines or sweeps of one name that a search returns."""
 
@@ -106,8 +106,7 @@ class RunTree:
         key: str | None = None,
     ) -> Run:
         """Create a RUNNING run, owned by this process unless it is a pipeline; return the existing run of the same key."""
-        existing = None if key is None else self.find(key)
-        if existing is not None:
+        if key is not None and (existing := self.find(key)) is not None:
             return existing
         owner = {} if position.level is Level.pipeline else process_tags()
         parent = {} if parent_id is None else {PARENT: parent_id}
@@ -164,9 +163,9 @@ class RunTree:
         """Log params, tags, last metrics and points of curves, in as few calls as a server takes."""
         stamp = now_ms()
         all_points = [*points, *(Metric(key, value, stamp, 0) for key, value in (metrics or {}).items())]
-        param_batches = _batches([Param(key, value) for key, value in (params or {}).items()], NAMES_PER_CALL)
-        tag_batches = _batches([RunTag(key, value) for key, value in (tags or {}).items()], NAMES_PER_CALL)
-        batches = zip_longest(param_batches, tag_batches, _batches(all_points, POINTS_PER_CALL), fillvalue=())
+        param_batches = chunk_list([Param(key, value) for key, value in (params or {}).items()], NAMES_PER_CALL)
+        tag_batches = chunk_list([RunTag(key, value) for key, value in (tags or {}).items()], NAMES_PER_CALL)
+        batches = zip_longest(param_batches, tag_batches, chunk_list(all_points, POINTS_PER_CALL), fillvalue=())
         for some_params, some_tags, some_points in batches:
             self.client.log_batch(run_id, params=some_params, tags=some_tags, metrics=some_points)
 
@@ -259,20 +258,17 @@ class RunTree:
         With `close_silent`, runs of other hosts without a heartbeat for an hour count as dead.
         """
         running = self.search(status="RUNNING")
-        closed = []
-        for run in running:
-            alive = is_alive(run.data.tags)
-            if alive is None:  # of another host
-                alive = not (close_silent and is_silent(run.data.tags, since=SILENT_ON_ANOTHER_HOST))
-            if run.data.tags.get("level") != Level.pipeline and not alive:
-                self.client.set_tag(
-                    run.info.run_id, CLOSED_BY, "a later start: its process had ended without closing it"
-                )
-                self.client.set_terminated(run.info.run_id, Outcome.killed)
-                closed.append(run)
-        for run in running:
-            if run.data.tags.get("level") == Level.pipeline:
-                self.settle(run.info.run_id, Outcome.killed)
+        pipelines = [run for run in running if run.data.tags.get("level") == Level.pipeline]
+
+        def is_dead(run: Run) -> bool:
+            return is_alive(run.data.tags) is False or (close_silent and is_silent_elsewhere(run))
+
+        closed = [run for run in running if run not in pipelines and is_dead(run)]
+        for run in closed:
+            self.client.set_tag(run.info.run_id, CLOSED_BY, "a later start: its process had ended without closing it")
+            self.client.set_terminated(run.info.run_id, Outcome.killed)
+        for pipeline in pipelines:
+            self.settle(pipeline.info.run_id, Outcome.killed)
         return closed
 
     def get(self, run_id: str, *, or_deleted: bool = False) -> Run | None:
@@ -298,22 +294,14 @@ class RunTree:
         wanted = {"level": level, "pipeline": pipeline, **(filters or {})}
         terms = [f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value is not None]
         terms += [f"attributes.status = '{status}'"] if status else []
-        found: list[Run] = []
-        token = None
-        while len(found) < limit:
-            page = self.client.search_runs(
-                [self.store.experiment_id],
-                " and ".join(terms),
-                ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,
-                max_results=min(limit - len(found), 1000),
-                order_by=[f"attributes.start_time {'DESC' if newest_first else 'ASC'}", "attributes.run_id ASC"],
-                page_token=token,
-            )
-            found += page
-            token = page.token
-            if not token:
-                break
-        return found
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+        order = [f"attributes.start_time {'DESC' if newest_first else 'ASC'}", "attributes.run_id ASC"]
+
+        def page(size: int, token: str | None) -> list[Run]:
+            experiment, query = [self.store.experiment_id], " and ".join(terms)
+            return self.client.search_runs(experiment, query, view, size, order, token)
+
+        return list(get_results_from_paginated_fn(page, 1000, limit))
 
 
 def is_deleted(run: Run) -> bool:
@@ -331,9 +319,10 @@ def source_of(run: Run) -> str:
     return str(run.data.tags.get(REUSED_FROM, run.info.run_id))
 
 
+def is_silent_elsewhere(run: Run) -> bool:
+    """Return whether a run of another host has sent no heartbeat for an hour."""
+    return is_alive(run.data.tags) is None and is_silent(run.data.tags, since=SILENT_ON_ANOTHER_HOST)
+
+
 def _ended_before(one: Run, other: Run) -> bool:
     return one.info.end_time is not None and one.info.end_time <= other.info.start_time
-
-
-def _batches(values: Sequence[Value], size: int) -> list[Sequence[Value]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
