@@ -28,7 +28,7 @@ from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import write_text
 from prostate_seg.config import schema as configuration
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import workspace_of
+from prostate_seg.config.workspace import Workspace, workspace_of
 from prostate_seg.operations.cluster import cluster_job_key, handle_cluster_signals, is_cluster_job
 from prostate_seg.operations.job import (
     Job,
@@ -166,7 +166,11 @@ class TrackingCallback(Callback):
                     write_text(path, clean)
             cfg = _parsed(config)
             if cfg is not None and cfg.stage in STAGES:
-                _open_run(task, cfg, job)
+                from prostate_seg.operations.workspace_lock import lock_workspace  # imports asyncio
+
+                workspace = workspace_of(cfg)
+                task.workspace_lock = lock_workspace(cfg, workspace)
+                task.run = _opened_run(cfg, workspace, job)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""
@@ -188,27 +192,20 @@ def _draw_sweep(folder: Path, rows: Sequence[tuple[Mapping[str, str], float]]) -
     draw_sweep(folder, rows)
 
 
-def _open_run(task: StageTask, cfg: Config, job: Job) -> None:
-    """Lock the workspace and open the run. Modules that import MLflow, and those that hash, are imported here."""
-    from prostate_seg.operations.workspace_lock import lock_workspace
-
-    workspace = workspace_of(cfg)
-    task.workspace_lock = lock_workspace(cfg, workspace)
+def _opened_run(cfg: Config, workspace: Workspace, job: Job) -> NullRun:
+    """Return the open run of a job. Modules that import MLflow, and those that hash, are imported here."""
     set_mlflow_defaults()  # stages that look runs up import MLflow too
     if cfg.stage in UNTRACKED_STAGES:
-        task.run = NullRun()
-        return
+        return NullRun()
     from prostate_seg.tracking.stage_run import StageRun, finished_before
 
-    done = finished_before(cfg, workspace, job) if cfg.mlflow.skip_finished else None
-    if done is not None:
-        task.run = SkippedRun(done)
-    elif cfg.mlflow.tracking_uri is None:
-        task.run = StageRun(cfg, workspace, job)
-    else:
-        from prostate_seg.tracking.tracked_run import open_stage_run
+    if cfg.mlflow.skip_finished and (done := finished_before(cfg, workspace, job)) is not None:
+        return SkippedRun(done)
+    if cfg.mlflow.tracking_uri is None:
+        return StageRun(cfg, workspace, job)
+    from prostate_seg.tracking.tracked_run import open_stage_run
 
-        task.run = open_stage_run(cfg, workspace, job)
+    return open_stage_run(cfg, workspace, job)
 
 
 def _parsed(config: DictConfig) -> Config | None:

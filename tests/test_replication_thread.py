@@ -50,10 +50,9 @@ def start(store: Any, *, is_failing: bool = False) -> ReplicationThread:
     return ReplicationThread(store, "r", is_failing=is_failing)
 
 
-def append(journal: Journal, thread: ReplicationThread, numbers: range) -> None:
+def append(journal: Journal, numbers: range) -> None:
     for number in numbers:
         journal.append(LogData(run="r", tags={"number": str(number)}))
-        thread.notify()
 
 
 def replication_threads() -> list[threading.Thread]:
@@ -80,7 +79,7 @@ def test_store_that_fails_for_a_while_gets_every_record_in_order_and_once(
 ) -> None:
     store = FakeStore(journal, refusals={0: 3, 4: 1, 9: 2})
     thread = start(store)
-    append(journal, thread, range(10))
+    append(journal, range(10))
     assert thread.close(within_seconds=30) == 0
     assert store.taken == list(range(10))
     failed, again = "the tracking store http://store fails: refused {}; what", "answers again"
@@ -94,7 +93,7 @@ def test_store_that_fails_for_a_while_gets_every_record_in_order_and_once(
 def test_store_that_recovers_after_the_end_of_the_stage_still_gets_everything(journal: Journal) -> None:
     store = FakeStore(journal, refusals={0: 10**9})
     thread = start(store)
-    append(journal, thread, range(3))
+    append(journal, range(3))
     until(lambda: store.refusals[0] < 10**9 - 2, 10)
     threading.Timer(0.05, store.refusals.clear).start()
     assert thread.close(within_seconds=30) == 0
@@ -106,7 +105,7 @@ def test_records_that_a_store_never_takes_are_on_disk_with_one_warning(
 ) -> None:
     store = FakeStore(journal, refusals=dict.fromkeys(range(1, 5), 10**9))
     thread = start(store)
-    append(journal, thread, range(5))
+    append(journal, range(5))
     began = time.monotonic()
     assert thread.close(within_seconds=0.1) == 4
     assert time.monotonic() - began < 5
@@ -120,7 +119,7 @@ def test_records_that_a_store_never_takes_are_on_disk_with_one_warning(
 def test_close_does_not_wait_for_a_store_that_has_failed_for_long(journal: Journal) -> None:
     store = FakeStore(journal, refusals={0: 10**9})
     thread = start(store, is_failing=True)
-    append(journal, thread, range(3))
+    append(journal, range(3))
     began = time.monotonic()
     assert thread.close(within_seconds=30) == 3
     assert time.monotonic() - began < 5
@@ -131,7 +130,7 @@ def test_store_that_hangs_delays_neither_training_nor_its_end(journal: Journal) 
     store.answers.clear()
     thread = start(store)
     began = time.monotonic()
-    append(journal, thread, range(1000))
+    append(journal, range(1000))
     assert thread.close(within_seconds=0.1) == 1000
     assert time.monotonic() - began < 10  # the store would hang for a minute
     assert store.taken == []
@@ -142,7 +141,7 @@ def test_store_that_hangs_delays_neither_training_nor_its_end(journal: Journal) 
 def test_close_waits_for_a_slow_store_that_acknowledges_records(journal: Journal) -> None:
     store = FakeStore(journal, seconds=0.1)
     thread = start(store)
-    append(journal, thread, range(8))
+    append(journal, range(8))
     assert thread.close(within_seconds=0.4) == 0
 
 
@@ -167,7 +166,7 @@ def test_failing_heartbeat_does_not_block_records(
     monkeypatch.setattr(store, "heartbeat", fail)
     thread = start(store)
     until(lambda: store.heartbeats >= 3, 10)
-    append(journal, thread, range(3))
+    append(journal, range(3))
     assert thread.close(within_seconds=30) == 0
     assert store.taken == [0, 1, 2]
     assert caplog.records[0].getMessage() == "the tracking store http://store fails: refused"

@@ -79,7 +79,7 @@ def test_permanently_refused_record_does_not_block_others(
     training: TrackedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with training.open_fold(0) as fold:
-        training.append(LogData(run=training.key, tags={"": "a tag without a name"}))
+        training.journal.append(LogData(run=training.key, tags={"": "a tag without a name"}))
         fold.on_epoch_end(1, {"val/dice": 0.5})
     with pytest.raises(InputError, match=r"refuses 1 records of run .* see .*delivered.jsonl"):
         training.close(Outcome.failed)

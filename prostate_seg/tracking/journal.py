@@ -84,6 +84,8 @@ class Journal:
         self._acknowledgements = _JsonLines(folder / ACKNOWLEDGED)
         self._mutex = threading.Lock()
         self._is_open = True
+        self.changed = threading.Event()
+        """Set by each append; the replication thread waits for it."""
         self.ids: dict[str, str] = {}
         """Ids of runs in the store, by local id."""
         self.num_acknowledged = 0
@@ -126,6 +128,7 @@ class Journal:
                 self._records.append(record.model_dump_json(by_alias=True).encode())
             except OSError as error:
                 log.warning("%s: %s; the record is kept in memory", self.folder, error.strerror)
+            self.changed.set()
             return self.num_records
 
     def acknowledge(self, number: int, *, ids: Mapping[str, str] | None = None, refused: str | None = None) -> None:

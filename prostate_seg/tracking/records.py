@@ -38,17 +38,13 @@ class Level(StrEnum):
 
 
 class TreePosition(Strict):
-    """Position of a run in the tree."""
+    """Position of a run in the tree, as the five tags that every run carries."""
 
     level: Level
     pipeline: str
     stage: str = ALL
     fold: str = ALL
     sweep: str = NONE
-
-    def tags(self) -> dict[str, str]:
-        """Return the five tags that every run carries."""
-        return self.model_dump(mode="json")
 
 
 class MetricPoint(NamedTuple):
@@ -194,8 +190,7 @@ class EndCopy(Strict):
 
 MultirunRecord = BeginMultirun | CompleteSweep | EndMultirun
 BundleRecord = CopyRun | LogData | LogInputs | LogFiles | EndCopy
-RunRecord = OpenStage | OpenFold | EndRun | SettleRun | BundleRecord
-Record = MultirunRecord | RunRecord
+Record = MultirunRecord | OpenStage | OpenFold | EndRun | SettleRun | BundleRecord
 
 RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="do")])
 BUNDLE_RECORD: TypeAdapter[BundleRecord] = TypeAdapter(Annotated[BundleRecord, Field(discriminator="do")])

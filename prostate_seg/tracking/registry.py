@@ -333,12 +333,9 @@ def fetch_networks_of_run(
 ) -> tuple[Path, Version | None, str]:
     """Return the folder of the networks of a run, their version if it is registered, and the run that trained them.
 
-    Networks of this workspace are copied into its cache, because a training can replace them while they are used.
-
-    Args:
-        run_id: A training or one of its folds, a registration, or a pipeline, whose newest finished training it stands for.
-        settings: The tracking store.
-        workspace: Where the networks are looked for first, then in the registry and in DVC.
+    The run is a training or one of its folds, a registration, or a pipeline, whose newest finished training it stands for. Its
+    networks are looked for in the workspace, then in the registry and in DVC. Those of the workspace are copied into its cache,
+    because a training can replace them while they are used.
 
     Raises:
         InputError: If there is no such run, or its networks are in none of these places.

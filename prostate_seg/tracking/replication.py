@@ -321,15 +321,10 @@ class ReplicationThread(threading.Thread):
         super().__init__(daemon=True, name="mlflow replication")
         self._replicator, self._key = replicator, key
         self._journal = replicator.journal
-        self._wake = threading.Event()
-        self._wake.set()
+        self._journal.changed.set()
         self._give_up_after: float | None = None
         self._failing_since: float | None = 0.0 if is_failing else None
         self.start()
-
-    def notify(self) -> None:
-        """Wake the thread after an append to the journal."""
-        self._wake.set()
 
     def close(self, *, within_seconds: float) -> int:
         """Replicate the rest and stop; return the number of records that are left.
@@ -337,7 +332,7 @@ class ReplicationThread(threading.Thread):
         A store may have failed for, or take for one record, so many seconds; files may take longer.
         """
         self._give_up_after = within_seconds
-        self._wake.set()
+        self._journal.changed.set()
         num_acknowledged, deadline = -1, 0.0
         while self.is_alive() and (self._journal.num_acknowledged != num_acknowledged or time.monotonic() < deadline):
             if self._journal.num_acknowledged != num_acknowledged:
@@ -353,8 +348,8 @@ class ReplicationThread(threading.Thread):
         journal = self._journal
         next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
         while True:
-            self._wake.wait(max(0.0, next_heartbeat - time.monotonic()))
-            self._wake.clear()
+            journal.changed.wait(max(0.0, next_heartbeat - time.monotonic()))
+            journal.changed.clear()
             is_last = self._give_up_after is not None  # read before the replication, which then has all records
             while journal.num_acknowledged < journal.num_records:
                 self._try(self._replicator.replicate, note=f"; what it misses is kept in {journal.folder}")

@@ -41,15 +41,6 @@ class Reproduction:
     metrics: Mapping[str, tuple[float, float | None]]
     """Recorded and new value of each metric."""
 
-    @property
-    def is_identical(self) -> bool:
-        """Whether every output has the recorded hash."""
-        return all(old == new for old, new in self.outputs.values())
-
-    def agrees_within(self, tolerance: float) -> bool:
-        """Return whether every metric is within this fraction of its recorded value."""
-        return all(new is not None and abs(new - old) <= tolerance * abs(old) for old, new in self.metrics.values())
-
 
 def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> Reproduction:
     """Repeat the stage of a run in a temporary folder, with tracking off.

@@ -136,10 +136,7 @@ class StageRun(NullRun):
 def finished_before(cfg: Config, workspace: Workspace, job: Job) -> StageResult | None:
     """Return the result of the stage's last run if that had the same settings, inputs and code, and its outputs are in place.
 
-    Versions of packages are not compared; stage=verify compares them.
-
-    Returns:
-        None if the stage must run; the reason is logged.
+    Versions of packages are not compared; stage=verify compares them. None if the stage must run; the reason is logged.
 
     Raises:
         InputError: If DS_VERSION.json or the tracking store cannot be used.

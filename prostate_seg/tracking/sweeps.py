@@ -235,11 +235,7 @@ def _close(tree: RunTree, sweep: Run) -> list[Run]:
 
 
 def _compare(scored: Sequence[Run]) -> tuple[list[Row], Run, list[str]]:
-    """Compare settings, each by the mean objective of its folds and seeds.
-
-    Returns:
-        Each setting with its mean, a trial of the best setting, and which of fold and seed the sweep varied.
-    """
+    """Return each setting with the mean objective of its folds and seeds, a trial of the best, and which of both was varied."""
     settings, repeated, groups = by_setting(scored)
     means = {values: statistics.fmean(map(_objective, runs)) for values, runs in groups.items()}
     rows: list[Row] = [(dict(zip(settings, values, strict=True)), mean) for values, mean in means.items()]

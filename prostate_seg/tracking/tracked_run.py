@@ -28,7 +28,7 @@ from prostate_seg.provenance.ds_version import recording_workspace
 from prostate_seg.provenance.environment import GitState, launcher_tags, packages
 from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import ACKNOWLEDGED, Header, Journal, new_local_id, remove_replicated
-from prostate_seg.tracking.records import ALL, NONE, LogData, Record, metric_points, now_ms
+from prostate_seg.tracking.records import ALL, NONE, LogData, metric_points, now_ms
 from prostate_seg.tracking.replication import ReplicationThread, Replicator
 from prostate_seg.tracking.stage_run import Provenance, StageRun
 from prostate_seg.tracking.store.connection import open_store
@@ -114,7 +114,7 @@ class TrackedRun(StageRun):
         """Open the run in the store and log what is known before the stage starts."""
         cfg, job = self.cfg, self.job
         folder = job.sweep_folder
-        self.append(
+        self.journal.append(
             records.OpenStage(
                 run=self.key,
                 pipeline=cfg.mlflow.name,
@@ -155,15 +155,9 @@ class TrackedRun(StageRun):
                 if self._is_ending.wait(sampler.sampling_interval):
                     return
             means = {f"system/{name}": value for name, value in sampler.aggregate_metrics().items()}
-            self.append(LogData(run=self.key, metrics=metric_points(means, step=step)))
+            self.journal.append(LogData(run=self.key, metrics=metric_points(means, step=step)))
             for monitor in sampler.monitors:
                 monitor.clear_metrics()
-
-    def append(self, record: Record) -> None:
-        """Write a record to the journal; returns at once."""
-        self.journal.append(record)
-        if self.thread is not None:
-            self.thread.notify()
 
     def append_files(self, write: Callable[[Path], object], *, run: str | None = None, to: str | None = None) -> None:
         """Keep the files that `write` puts into an empty folder, as artifacts of a run below `to`; a full disk is a warning.
@@ -183,15 +177,15 @@ class TrackedRun(StageRun):
         if any(folder.iterdir()):
             is_inside = folder.is_relative_to(self.journal.folder)
             shown = folder.relative_to(self.journal.folder) if is_inside else folder
-            self.append(records.LogFiles(run=run or self.key, folder=str(shown), to=to))
+            self.journal.append(records.LogFiles(run=run or self.key, folder=str(shown), to=to))
 
     @contextmanager
     def open_fold(self, index: int) -> Iterator[FoldRecord]:
         """Record one fold: a run below that of the stage."""
         fold = _TrackedFold(self, new_local_id())
         started_ms = now_ms()
-        self.append(records.OpenFold(run=fold.key, parent=self.key, fold=str(index), start_ms=started_ms))
-        self.append(LogData(run=fold.key, params=self._params()))
+        self.journal.append(records.OpenFold(run=fold.key, parent=self.key, fold=str(index), start_ms=started_ms))
+        self.journal.append(LogData(run=fold.key, params=self._params()))
         self.folds.append(str(index))
         outcome = Outcome.finished
         try:
@@ -200,7 +194,7 @@ class TrackedRun(StageRun):
             outcome = outcome_of(error)
             raise
         finally:
-            self.append(records.EndRun(run=fold.key, status=outcome, end_ms=max(now_ms(), started_ms)))
+            self.journal.append(records.EndRun(run=fold.key, status=outcome, end_ms=max(now_ms(), started_ms)))
 
     def _close(self, outcome: Outcome, error: BaseException | None, provenance: Provenance | None) -> None:
         """Log the results, or the error that ended the run, close it, and wait for the replication of the rest.
@@ -216,12 +210,12 @@ class TrackedRun(StageRun):
             self._log_results(self.result, provenance)
         if error is not None:
             ended_by = self.redactor.text(f"{type(error).__name__}: {first_line(error)}")
-            self.append(LogData(run=self.key, tags={"ended_by": _cut(ended_by, MAX_TAG_LENGTH)}))
+            self.journal.append(LogData(run=self.key, tags={"ended_by": _cut(ended_by, MAX_TAG_LENGTH)}))
         self.append_files(self._write_end)
         ended_ms = max(now_ms(), int(self.started * 1000))  # a clock set back ends no run before it began
-        self.append(records.EndRun(run=self.key, status=outcome, end_ms=ended_ms))
+        self.journal.append(records.EndRun(run=self.key, status=outcome, end_ms=ended_ms))
         is_replacing = self.cfg.mlflow.on_rerun == "supersede" and self.stage not in NEVER_REPLACED
-        self.append(
+        self.journal.append(
             records.SettleRun(
                 run=self.key,
                 pipeline_key=self.pipeline_key,
@@ -273,7 +267,7 @@ class TrackedRun(StageRun):
             **launcher_tags(),
         }
         shown = {key: _cut(self.redactor.text(value), MAX_TAG_LENGTH) for key, value in tags.items() if value}
-        self.append(LogData(run=self.key, params=self._params(), tags=shown))
+        self.journal.append(LogData(run=self.key, params=self._params(), tags=shown))
         self.append_files(self._write_start)
 
     def _params(self) -> dict[str, str]:
@@ -296,8 +290,8 @@ class TrackedRun(StageRun):
         if provenance["inputs_changed_while_running"]:
             tags["inputs_changed_while_running"] = ", ".join(provenance["inputs_changed_while_running"])
         points = metric_points({**result.metrics, **result.objectives}, step=0)
-        self.append(LogData(run=self.key, tags=tags, metrics=points))
-        self.append(records.LogInputs(run=self.key, datasets=provenance["inputs"]))
+        self.journal.append(LogData(run=self.key, tags=tags, metrics=points))
+        self.journal.append(records.LogInputs(run=self.key, datasets=provenance["inputs"]))
 
         def write(folder: Path) -> None:
             (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
@@ -335,10 +329,10 @@ class _TrackedFold:
     key: str
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.run.append(LogData(run=self.key, metrics=metric_points(metrics, step=epoch)))
+        self.run.journal.append(LogData(run=self.key, metrics=metric_points(metrics, step=epoch)))
 
     def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
-        self.run.append(LogData(run=self.key, metrics=metric_points(metrics, step=0)))
+        self.run.journal.append(LogData(run=self.key, metrics=metric_points(metrics, step=0)))
         self.run.append_files(partial(_copy, figures), run=self.key, to="figures")
 
 

@@ -105,11 +105,8 @@ def open_store(settings: MlflowConfig, *, cache: Path) -> Store:
                 _with_timeout(partial(_create_database, uri, file), address=address, seconds=CREATING_SECONDS)
             if file is not None:
                 require_own_paths(file, experiment=settings.experiment)
-            client, experiment_id = _with_timeout(
-                partial(_client_and_experiment, uri, settings.experiment, file),
-                address=address,
-                seconds=SECONDS_TO_ANSWER,
-            )
+            connect = partial(_client_and_experiment, uri, settings.experiment, file)
+            client, experiment_id = _with_timeout(connect, address=address, seconds=SECONDS_TO_ANSWER)
     return Store(client=client, experiment_id=experiment_id, address=address, lock=lock, is_server=file is None)
 
 

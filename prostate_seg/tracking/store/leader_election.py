@@ -25,10 +25,7 @@ def elect(
     """Return the run that all processes use: the one already claimed, else the first that was created.
 
     Candidates are newest first. `own` is that of this process, created because there were none, and deleted unless it is
-    elected; `search` finds the candidates again.
-
-    Returns:
-        None if each candidate has been deleted meanwhile.
+    elected; `search` finds the candidates again. None if each candidate has been deleted meanwhile.
     """
     if not any(_is_settled(run) for run in candidates):
         time.sleep(SECONDS_TO_ELECT)
@@ -39,12 +36,6 @@ def elect(
         client.set_tag(own.info.run_id, "superseded_by", leader.info.run_id)
         client.delete_run(own.info.run_id)
     return leader
-
-
-def leader_of(candidates: Sequence[Run]) -> Run | None:
-    """Return the claimed run among candidates, newest first; without a claim, as on a local store, the newest."""
-    claimed = (run for run in candidates if run.data.params.get(CLAIM) == YES)
-    return next(iter((*claimed, *candidates)), None)
 
 
 def claim(client: MlflowClient, run: Run, value: str) -> bool:

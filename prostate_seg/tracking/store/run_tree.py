@@ -88,8 +88,10 @@ class RunTree:
         return self.find_or_create(search, create, fresh=True) if leader is None else leader
 
     def sweep(self, key: str) -> Run | None:
-        """Return the sweep of this key, if it has been created."""
-        return leader_election.leader_of(self.sweeps(key))
+        """Return the sweep of this key: the claimed one, or the newest, as on a local store; None if there is none."""
+        found = self.sweeps(key)
+        claimed = (run for run in found if run.data.params.get(leader_election.CLAIM) == leader_election.YES)
+        return next(iter((*claimed, *found)), None)
 
     def sweeps(self, key: str) -> list[Run]:
         """Return the sweeps of this key, newest first; there are several only during an election."""
@@ -114,7 +116,7 @@ class RunTree:
             self.store.experiment_id,
             run_name=name,
             start_time=start_ms or now_ms(),
-            tags={**position.tags(), **owner, **parent, **(tags or {}), KEY: key or new_local_id()},
+            tags={**position.model_dump(mode="json"), **owner, **parent, **(tags or {}), KEY: key or new_local_id()},
         )
 
     def find(self, key: str) -> Run | None:
@@ -128,7 +130,7 @@ class RunTree:
             key: value
             for key, value in source.data.tags.items()
             if key == DESCRIPTION
-            or (not key.startswith(("mlflow.", "process.")) and key not in (*position.tags(), KEY))
+            or (not key.startswith(("mlflow.", "process.")) and key not in (*position.model_dump(mode="json"), KEY))
         }
         tags[REUSED_FROM] = source_of(source)
         tags["reused_pipeline"] = source.data.tags.get("pipeline", NONE)
