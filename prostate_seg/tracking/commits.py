@@ -60,7 +60,7 @@ def commit_of(revision: str) -> str:
         return git(project_root(), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
     except GitError as error:
         if error.code != 1:
-            raise
+            raise InputError(f"{revision}: {error}\nRun this in the git repository that holds the commit.") from error
         raise InputError(
             f"{revision}: git knows no commit, and DVC no experiment, of that name\nSee git log and dvc exp show."
         ) from error
