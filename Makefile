@@ -28,7 +28,9 @@ ui: setup  ## start the MLflow UI and print the address of the runs (STORE=FILE 
 	@# The address without a path opens MLflow's pages for language models.
 	@echo "The server takes some seconds to start, and Ctrl-C stops it. Its runs:"
 	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-	MLFLOW_DISABLE_TELEMETRY=true $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(STORE)
+	@# One worker, and no processes for jobs of language models: 0.4 GB of memory instead of 2.2 GB.
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+		$(VENV)/bin/mlflow ui --workers 1 --backend-store-uri sqlite:///$(STORE)
 
 test: setup  ## run the test suite, with every stage end to end
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not slow"

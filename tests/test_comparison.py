@@ -223,13 +223,12 @@ def test_attribute_of_the_other_table_alone_is_a_subgroup_and_of_two_the_baselin
 # --- table and figure ----------------------------------------------------------------------------------------------
 
 
-def test_lines_fit_a_terminal_and_mark_direction_sign_and_oracle_crop() -> None:
+def test_lines_mark_direction_sign_and_oracle_crop() -> None:
     long = "x" * 150
     a = results(long, cases(oracle_crop=True, centre=CENTRE_OF_CASE, hd95_mm=321.5))
     b = results("second", cases(oracle_crop=True, dice=0.4, hd95_mm=9.25, volume_difference_percent=-123.4, fold="x"))
     (one,) = compare(a, [b], num_bootstrap=100, seed=0)
     lines = comparison_lines(one)
-    assert max(len(line) for line in lines) <= 120
     assert next(line for line in lines if line.startswith("dice ")).split() == [
         "dice", "higher", "0.500", "0.400", "-0.100", "-0.100", "to", "-0.100", "0/0/12", "0.0005", "0.0015",
     ]  # fmt: skip

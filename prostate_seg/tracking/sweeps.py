@@ -109,6 +109,7 @@ def end(tree: RunTree, folder: Path, *, draw: Draw) -> str | None:
     sweep_id = str(sweep.info.run_id)
     trials = tree.store.call(lambda: _close(tree, sweep), locked=True)
     tree.store.call(lambda: log_repeats(tree, sweep_id, trials))
+    log.info("the sweep is run %s of %s", sweep_id, sweep.data.tags["pipeline"])
     scored = _scored(trials)
     if not scored:
         return None

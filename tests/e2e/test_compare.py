@@ -144,6 +144,7 @@ def test_one_sweep_over_seeds_and_a_setting_is_compared_over_seeds_folds_and_pat
     assert "train.learning_rate=0.01: test/dice of seeds 1, 2: mean 0." in done.stdout
     assert re.search(r"python -m prostate_seg stage=train (?!.*seed=)", done.stdout)  # no seed is chosen
     sweep = project.only(level="sweep", pipeline="repeats")
+    assert f"the sweep is run {sweep.info.run_id} of repeats" in done.stdout
     rows = compare_here(project, sweep.info.run_id)
     assert rows["other"].unique().item() == f"repeats {sweep.info.run_name} train.learning_rate=0.01"
     assert set(rows["num_seeds_baseline"]) == {2}

@@ -1,13 +1,9 @@
 """A comparison as lines for a terminal: differences, the noise floor of repeated trainings, and limitations."""
 
-from textwrap import wrap
-
+from prostate_seg.common.tables import table_lines
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison.results import ALL, Comparison, Row
 from prostate_seg.segmentation.variance import POWER, NoiseFloor
-
-LINE_CHARACTERS = 117
-"""Width of the table at the terminal."""
 
 NAME_CHARACTERS = 80
 
@@ -24,7 +20,6 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     """Return the comparison as lines for a terminal."""
     baseline, other, floors = comparison.baseline, comparison.other, comparison.floors
     table = baseline.table
-    p_columns = {"p_not_better": "P"} if floors else {"p_wilcoxon": "p", "p_holm": "p Holm"}
     seeds = [f", {side.seeds_text}" if floors else "" for side in (baseline, other)]
     folds = f" in {table['fold'].nunique()} folds" if floors else ""
     lines = [
@@ -32,18 +27,8 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         f"b  {_end_of(other.name, NAME_CHARACTERS)}{seeds[1]}",
         f"{len(table)} cases of {table['patient_id'].nunique()} patients{folds}; b/=/a: number of patients better in b, "
         "equal, better in a",
-        f"{'':<32}{'better':<6}{'a':>9}{'b':>9}{'b - a':>9}   {'95% CI of b - a':<20}{'b/=/a':>11}"
-        + "".join(f"{heading:>9}" for heading in p_columns.values()),
+        *_difference_lines(comparison),
     ]
-    heading = (WHOLE_GLAND, ALL, ALL)
-    for row in comparison.full_rows:
-        region, subgroup, group = row["region"], row["subgroup"], row["group"]
-        if region != heading[0]:
-            lines.append(f"{region}:")
-        if subgroup != ALL and (region, subgroup, group) != heading:
-            lines.append(f"{_end_of(subgroup, 40)} = {_end_of(group, 40)}; patients: {row['num_patients']}")
-        heading = (region, subgroup, group)
-        lines.append(_row_text(row) + "".join(_p_text(row[column]) for column in p_columns))
     if not floors:
         lines.append(
             "p: Wilcoxon signed-rank test over patients; p Holm: adjusted for all tests over all cases; subgroups are "
@@ -55,17 +40,33 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         )
     for name, floor in floors.items():
         lines += _floor_lines(floor, of="" if name == WHOLE_GLAND else f" of {name}")
-    notes = [wrap(f"note: {note}", LINE_CHARACTERS, subsequent_indent=" " * 6) for note in comparison.notes]
-    return [*lines, *(line for note in notes for line in note)]
+    return [*lines, *(f"note: {note}" for note in comparison.notes)]
 
 
-def _row_text(row: Row) -> str:
-    """Return a row without its p."""
+def _difference_lines(comparison: Comparison) -> list[str]:
+    """Return the table of the differences; zones and subgroups have a heading in its first column."""
+    p_columns = {"p_not_better": "P"} if comparison.floors else {"p_wilcoxon": "p", "p_holm": "p Holm"}
+    heads = ["", "better", "a", "b", "b - a", "95% CI of b - a", "b/=/a", *p_columns.values()]
+    rows = []
+    heading = (WHOLE_GLAND, ALL, ALL)
+    for row in comparison.full_rows:
+        region, subgroup, group = row["region"], row["subgroup"], row["group"]
+        if region != heading[0]:
+            rows.append([f"{region}:"])
+        if subgroup != ALL and (region, subgroup, group) != heading:
+            rows.append([f"{_end_of(subgroup, 40)} = {_end_of(group, 40)}:"])
+        heading = (region, subgroup, group)
+        rows.append([*_cells(row), *(_p_text(row[column]) for column in p_columns)])
+    return table_lines(heads, rows, numbers={*heads} - {"", "better", "95% CI of b - a"})
+
+
+def _cells(row: Row) -> list[str]:
+    """Return the cells of a row without its p."""
     name = row["metric"] if row["subgroup"] == ALL else f"  {row['metric']}"
-    means = _number(row["mean_baseline"]) + _number(row["mean_other"]) + _number(row["difference"], "+.3f")
+    means = [_number(row["mean_baseline"]), _number(row["mean_other"]), _number(row["difference"], "+.3f")]
     interval = "-" if row["ci95_low"] is None else f"{row['ci95_low']:+.3f} to {row['ci95_high']:+.3f}"
     patients = "/".join(str(row[f"num_patients_{what}"]) for what in ("better", "equal", "worse"))
-    return f"{name:<32}{row['better']:<6}{means}   {interval:<20}{patients:>11}"
+    return [name, row["better"], *means, interval, patients]
 
 
 def _floor_lines(floor: NoiseFloor, *, of: str) -> list[str]:
@@ -73,7 +74,7 @@ def _floor_lines(floor: NoiseFloor, *, of: str) -> list[str]:
     sides = (floor.sd_baseline, floor.sd_other, floor.sd_difference)
     lines = [f"{f'noise floor: SD of Dice{of}':<38}{'a':>9}{'b':>9}{'b - a':>9}"]
     for name, label in SOURCES.items():
-        lines.append(f"  {label:<36}" + "".join(_number(getattr(one, name), ".4f") for one in sides))
+        lines.append(f"  {label:<36}" + "".join(f"{_number(getattr(one, name), '.4f'):>9}" for one in sides))
     if (plan := floor.plan) is None:
         return lines
     needed = ", ".join(f"{seeds} seeds {_reach(patients)}" for seeds, patients in plan.patients_by_seeds.items())
@@ -93,11 +94,11 @@ def _reach(number: int | None) -> str:
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
-    return ("-" if value is None else format(value, form)).rjust(9)
+    return "-" if value is None else format(value, form)
 
 
 def _p_text(value: float | None) -> str:
-    return f"{'<0.0001':>9}" if value is not None and value < 0.0001 else _number(value, ".4f")
+    return "<0.0001" if value is not None and value < 0.0001 else _number(value, ".4f")
 
 
 def _end_of(text: str, max_characters: int) -> str:
