@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NoReturn, cast
 
@@ -25,6 +26,7 @@ from prostate_seg.callback import JobFailed, StageTask
 from prostate_seg.cli import BAD_COMMAND, FAILED, config_folder, leave
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.settings import plain
 from prostate_seg.config import schema as config
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import INTERRUPTED, TYPED, SkippedRun, terminate
@@ -52,7 +54,7 @@ EXECUTION_WHITELIST = [
 class StageLauncher(StageTask):
     """Hydra's task function, with the run that the callback opens for each job."""
 
-    def run_stage(self, composed: DictConfig) -> dict[str, float]:
+    def run_stage(self, composed: DictConfig) -> Mapping[str, float]:
         """Run the stage that the config names and return the values that a sweep can optimise."""
         try:
             cfg = config.parse(composed)
@@ -67,13 +69,13 @@ class StageLauncher(StageTask):
                 release_workers()
             return run.result.objectives
         if str(HydraConfig.get().mode).endswith("MULTIRUN"):  # the values of a job of a multirun are known only here
-            redactor = Redactor(settings=config.as_container(cfg))
+            redactor = Redactor(settings=plain(cfg))
             typed = [redactor.text(cli.typed_word(word)) for word in HydraConfig.get().overrides.task]
             cli.require_inputs([str(cfg.stage)], cfg, typed)
         open_fold = with_pruning(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
         workspace = replace(workspace_of(cfg), open_fold=open_fold, run_id=run.run_id)
         result = stages.load_stage(cfg.stage)(cfg, workspace)
-        if result.objective is not None and math.isnan(result.objective):
+        if math.isnan(result.objectives.get("objective", 0.0)):
             raise InputError("the objective, mean val Dice over the folds, is NaN: check the val studies and the loss")
         run.finish(result)
         return result.objectives

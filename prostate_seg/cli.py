@@ -97,7 +97,7 @@ def parsed_arguments(typed: Sequence[str]) -> argparse.Namespace:
 
     def refuse(message: str) -> NoReturn:
         flag = re.search(r"unrecognized arguments: --?([\w.-]+)(?:=(\S*))?", message)
-        meant = probably_meant(flag.group(1), config.known_keys()) if flag else []
+        meant = probably_meant(flag.group(1), config.setting_types()) if flag else []
         hint = f"\nSettings are written key=value: {meant[0]}={flag.group(2) or '...'}" if flag and meant else ""
         raise ConfigError(f"{message}{hint}")
 
@@ -311,7 +311,7 @@ def composition_message(error: Exception) -> str:
         return text
     unknown = re.search(r"Could not (?:override|append to|delete)[^'\n]*'([^']+)'", text)
     if unknown:
-        return unknown_key_message(unknown.group(1), config.known_keys())
+        return unknown_key_message(unknown.group(1), config.setting_types())
     if "'params'" in text and "Could not" in text:
         return "params.yaml is absent in this folder: write it with stage=export and the overrides you want"
     no_option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)

@@ -326,7 +326,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_key_suggests_the_setting_of_the_same_meaning(name: str) -> None:
-    assert unknown_key_message(name, config.known_keys()) == f"{name}: unknown key; did you mean {NAMES[name]}?"
+    assert unknown_key_message(name, config.setting_types()) == f"{name}: unknown key; did you mean {NAMES[name]}?"
 
 
 def test_unknown_key_with_plus_suggests_it_too() -> None:
@@ -335,13 +335,13 @@ def test_unknown_key_with_plus_suggests_it_too() -> None:
 
 
 def test_ambiguous_name_suggests_each_setting_that_has_it() -> None:
-    assert probably_meant("format", config.known_keys()) == ["verify.format", "status.format"]
-    assert probably_meant("verify.fromat", config.known_keys()) == ["verify.format"]
-    assert probably_meant("xyzzy", config.known_keys()) == []
+    assert probably_meant("format", config.setting_types()) == ["verify.format", "status.format"]
+    assert probably_meant("verify.fromat", config.setting_types()) == ["verify.format"]
+    assert probably_meant("xyzzy", config.setting_types()) == []
 
 
 def test_suggested_settings_exist_and_no_alias_is_a_setting() -> None:
-    assert set(OTHER_NAMES) <= set(config.known_keys())
+    assert set(OTHER_NAMES) <= set(config.setting_types())
     names = [name for others in OTHER_NAMES.values() for name in others.split()]
     assert len(names) == len(set(names))
 

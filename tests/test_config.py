@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from prostate_seg.cli import composition_message, config_folder
 from prostate_seg.common.errors import ConfigError
+from prostate_seg.common.settings import plain
 from prostate_seg.config import schema as config
 from tests.conftest import composed
 
@@ -140,8 +141,8 @@ def test_settings_classes_have_no_defaults() -> None:
 
 def test_container_of_config_is_plain_and_parses_to_the_same() -> None:
     cfg = config.parse(composed("model=unet3d", "train.max_minutes=3"))
-    plain = yaml.safe_load(yaml.safe_dump(config.as_container(cfg)))
-    assert config.parse(DictConfig(plain)) == cfg
+    container = yaml.safe_load(yaml.safe_dump(plain(cfg)))
+    assert config.parse(DictConfig(container)) == cfg
 
 
 def test_science_groups_contain_no_environment_variable_and_no_machine_setting() -> None:

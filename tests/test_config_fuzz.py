@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg.cli import hydra_words, is_raised_by_hydra
 from prostate_seg.common.errors import ConfigError
-from prostate_seg.config import schema as config
-from prostate_seg.config.schema import Config, known_keys, parse
+from prostate_seg.common.settings import plain
+from prostate_seg.config.schema import Config, parse, setting_types
 from tests.conftest import composed
 from tests.test_config import NEEDED, options
 
@@ -69,17 +69,17 @@ def parse_or_message(values: dict[str, Any]) -> Config | str:
 @given(data=st.data())
 def test_any_value_of_any_key_parses_or_is_refused_by_name(group: str, data: st.DataObject) -> None:
     option = data.draw(st.sampled_from(options_of(group)))
-    own = [key for key in known_keys() if key.split(".")[0] == group]
+    own = [key for key in setting_types() if key.split(".")[0] == group]
     values = base(option)
     for key in data.draw(st.lists(st.sampled_from(own), min_size=1, max_size=3)):
         values = with_value(values, key, data.draw(VALUES))
     outcome = parse_or_message(values)
     if isinstance(outcome, Config):
-        assert parse(DictConfig(config.as_container(outcome))) == outcome
+        assert parse(DictConfig(plain(outcome))) == outcome
         return
     named = re.split(r":|\[", outcome)[0]
     assert named.partition(".")[0].rstrip("0123456789") == group, outcome  # OmegaConf calls seed[0][""] seed0
-    assert named in known_keys() or re.search("unknown key|[Ii]nterpolation", outcome), outcome
+    assert named in setting_types() or re.search("unknown key|[Ii]nterpolation", outcome), outcome
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -96,7 +96,7 @@ def test_unknown_key_of_any_group_is_refused_by_name(group: str, name: str, valu
 
 
 @FUZZ.__class__(FUZZ, max_examples=4 * EXAMPLES)
-@given(key=st.sampled_from(known_keys()), text=st.text(max_size=12))
+@given(key=st.sampled_from(list(setting_types())), text=st.text(max_size=12))
 def test_any_arguments_compose_and_parse_or_are_refused(key: str, text: str) -> None:
     meant = (
         ConfigError,

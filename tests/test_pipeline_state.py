@@ -15,7 +15,6 @@ from prostate_seg.provenance.code_digests import code_digests
 from prostate_seg.provenance.ds_version import known_entries, write_entry
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.pipeline_state import (
-    State,
     as_json,
     as_rows,
     command_of_newest,
@@ -90,7 +89,7 @@ def enter(
 
 
 def states(workspace: Workspace, settings: dict[str, Any] = SETTINGS) -> dict[str, tuple[str, list[str]]]:
-    return {one.stage: (one.state.value, list(one.reasons)) for one in pipeline_states(workspace, settings=settings)}
+    return {one.stage: (one.state, list(one.reasons)) for one in pipeline_states(workspace, settings=settings)}
 
 
 def test_recorded_stages_are_current_and_the_others_missing(workspace: Workspace) -> None:
@@ -197,7 +196,7 @@ def test_rows_and_json_contain_time_and_reasons(workspace: Workspace) -> None:
     ]
     assert rows["report"] == ["report", "missing", "", "", "", ""]
     rows = {row["stage"]: row for row in json.loads(as_json(found))}
-    assert rows["train"]["state"] == State.stale.value
+    assert rows["train"]["state"] == "stale"
     assert rows["train"]["run_id"] == "id of train"
     assert sorted(rows["train"]["other_settings"]) == ["model.name", "seed", "train.max_epochs"]
     assert rows["train"]["metrics"] == {"val/best_dice": 0.8765}

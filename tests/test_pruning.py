@@ -23,9 +23,9 @@ class Recorder:
 
 def train(recorder: Recorder, validations: Sequence[tuple[int, int, float]], ends: Mapping[int, float]) -> None:
     """Train two folds of four epochs, one after the other, with validations as (fold, epoch, Dice)."""
-    progress = TrialProgress(recorder, num_folds=2, max_epochs=4)
+    progress = TrialProgress(null_fold_record, recorder, num_folds=2, max_epochs=4)
     for index, best in ends.items():
-        with progress.reporting(null_fold_record)(index) as record:
+        with progress.open_fold(index) as record:
             for fold, epoch, dice in validations:
                 if fold == index:
                     record.on_epoch_end(epoch, {"train/loss": 1.0, "val/dice": dice})
@@ -50,5 +50,5 @@ def test_unpromising_trial_is_pruned_in_and_between_folds_but_not_at_its_end() -
         train(Recorder(), [(0, 1, 0.5), (0, 2, 0.2)][1:], {0: 0.5})
     with pytest.raises(Pruned, match="epoch 4 of fold 0"):
         train(Recorder(), [], {0: 0.2, 1: 0.9})
-    progress = TrialProgress(Recorder(), num_folds=1, max_epochs=4)
+    progress = TrialProgress(null_fold_record, Recorder(), num_folds=1, max_epochs=4)
     progress.report(0, 4, 0.1)

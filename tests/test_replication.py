@@ -271,7 +271,7 @@ def test_sweep_without_its_store_is_replicated_as_a_sweep(cfg: Config, database:
         words = ("stage=train", f"train.learning_rate={rate}")
         job = Job(overrides=words, output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=place, number=number)
         run = open_stage_run(trial, workspace_of(trial), job)
-        run.finish(StageResult(objective=rate))
+        run.finish(StageResult(objectives={"objective": rate}))
         run.close(Outcome.finished)
     assert sweeps.end_multirun(cfg, place, draw=draw_nothing) is None
     for found in pending_journals(Path(cfg.paths.journal))[:1]:

@@ -11,7 +11,7 @@ from prostate_seg.provenance.environment import packages
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.record import key_of, path_of
 from prostate_seg.provenance.source_files import code_key, source_files
-from prostate_seg.provenance.verification import Verdict, as_json, as_table, compare
+from prostate_seg.provenance.verification import as_json, as_table, compare
 
 SETTINGS = {"seed": 1, "data": {"root": None}, "preprocess": {"image_size": 160}, "fold": {}, "train": {"x": 1}}
 
@@ -43,7 +43,7 @@ def record(workspace: Workspace) -> dict[str, Any]:
 
 def test_unchanged_workspace_is_reported_as_the_same(workspace: Workspace, record: dict[str, Any]) -> None:
     items = compare("prepare", record, settings=SETTINGS, workspace=workspace)
-    assert {item.verdict for item in items} == {Verdict.same}
+    assert {item.verdict for item in items} == {"same"}
     assert {item.kind for item in items} == {"inputs", "outputs", "code", "packages", "config"}
 
 
@@ -56,7 +56,7 @@ def test_every_kind_of_difference_is_found(workspace: Workspace, record: dict[st
     record["packages"] = {"numpy": "0.1", "no-such-package": "1.0"}
     now = SETTINGS | {"seed": 2, "train": {"x": 2}}
     items = {(item.kind, item.name): item for item in compare("prepare", record, settings=now, workspace=workspace)}
-    different = {key: item.verdict.value for key, item in items.items() if item.verdict is not Verdict.same}
+    different = {key: item.verdict for key, item in items.items() if item.verdict != "same"}
     assert different == {
         ("inputs", "preprocess"): "changed",
         ("outputs", "prepared/kfold.json"): "missing",
@@ -65,7 +65,7 @@ def test_every_kind_of_difference_is_found(workspace: Workspace, record: dict[st
         ("packages", "no-such-package"): "missing",
         ("config", "seed"): "changed",
     }  # train.x does not change the output of prepare
-    assert items["inputs", "preprocess"].details == (
+    assert items["inputs", "preprocess"].files == (
         "changed dataset.csv", "missing images/a.nii.gz", "new images/b.nii.gz",
     )  # fmt: skip
     table = as_table(items.values())

@@ -7,7 +7,7 @@ only some numbers are allowed. Values come from YAML. Only the standard library 
 import dataclasses
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -18,8 +18,6 @@ from prostate_seg.common.suggestions import RENAMED, unknown_key_message
 
 Group = TypeVar("Group")
 
-A_GROUP = "a group of settings"
-"""Type of a key that has others below it, for messages."""
 MISSING = "???"
 """Value in YAML of a setting that the user must give."""
 WORDS_OF_BOOL = dict.fromkeys(("true", "yes", "y", "on"), True) | dict.fromkeys(("false", "no", "n", "off"), False)
@@ -73,7 +71,7 @@ class Settings:
         for name, allowed in ranges_of(type(self)).items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, str) and not allowed.contains(value):
-                or_null = "null or " if accepts_null(get_type_hints(type(self))[name]) else ""
+                or_null = "null or " if NoneType in get_args(get_type_hints(type(self))[name]) else ""
                 raise ConfigError(f"{name}: must be {or_null}{allowed}, is {_shown(value)}")
         for name, is_allowed, rule in self._rules():
             if not is_allowed:
@@ -85,7 +83,7 @@ class Settings:
 
 
 def parse_group(
-    kind: type[Group], values: Mapping[str, Any], *, key: str = "", known: Sequence[str] | None = None
+    kind: type[Group], values: Mapping[str, Any], *, key: str = "", known: Collection[str] | None = None
 ) -> Group:
     """Return a checked group, a dataclass whose fields may be groups, from plain values as YAML or JSON holds them.
 
@@ -127,7 +125,10 @@ def _converted(hint: Any, value: Any) -> Any:
     """Return a plain value as a type of a field; text is read as a number or a truth value where one is needed."""
     options = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
-        return _converted_to_one_of(options, value)
+        for option in options:
+            with suppress(ArithmeticError, KeyError, TypeError, ValueError):
+                return _converted(option, value)
+        raise TypeError(value)
     if get_origin(hint) is dict:
         return {str(key): _converted(options[1], one) for key, one in dict(value).items()}
     if hint is NoneType and value is None:
@@ -148,14 +149,6 @@ def _converted(hint: Any, value: Any) -> Any:
         return value
     if hint in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
         return hint(value)
-    raise TypeError(value)
-
-
-def _converted_to_one_of(options: Sequence[Any], value: Any) -> Any:
-    """Return a plain value as the first of several types that accepts it."""
-    for hint in options:
-        with suppress(ArithmeticError, KeyError, TypeError, ValueError):
-            return _converted(hint, value)
     raise TypeError(value)
 
 
@@ -200,24 +193,21 @@ def group_of(hint: Any) -> type | None:
     return next((cast(type, one) for one in (hint, *get_args(hint)) if dataclasses.is_dataclass(one)), None)
 
 
-def accepts_null(hint: Any) -> bool:
-    """Return whether a field may be null."""
-    return NoneType in get_args(hint)
-
-
 def type_in_words(hint: Any) -> str:
     """Return the values that a type accepts, for messages and documentation."""
     options = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         others = " or ".join(type_in_words(one) for one in reversed(options) if one is not NoneType)
-        return f"null or {others}" if accepts_null(hint) else others
+        return f"null or {others}" if NoneType in options else others
     if get_origin(hint) is Literal:
         return ("one of " if len(options) > 1 else "") + ", ".join(options)
     if get_origin(hint) is dict:
         return f"names, each with {type_in_words(options[1])}"
     if options:
         return f"a list, each {type_in_words(options[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, A_GROUP)
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
+        hint, "a group of settings"
+    )
 
 
 def _shown(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Suggestions for names that do not exist: former names, names in other programs, then similar names."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection
 
 OTHER_NAMES = {
     "stage": "task step command mode action",
@@ -74,7 +74,7 @@ def present_name(key: str) -> str:
     return f"{kind}{space}{RENAMED.get(name, name)}"
 
 
-def probably_meant(key: str, known: Sequence[str]) -> list[str]:
+def probably_meant(key: str, known: Collection[str]) -> list[str]:
     """Return the keys that a name probably means: one, several if it is ambiguous, or none."""
     group, _, last = key.rpartition(".")
     name = _plain(last)
@@ -92,7 +92,7 @@ def probably_meant(key: str, known: Sequence[str]) -> list[str]:
     return [names[one] for one in similar]
 
 
-def unknown_key_message(key: str, known: Sequence[str]) -> str:
+def unknown_key_message(key: str, known: Collection[str]) -> str:
     """Return the message for a key that does not exist, with the key that was probably meant."""
     if key in RENAMED:
         return f"{key}: was renamed; use {RENAMED[key]}"
@@ -102,7 +102,7 @@ def unknown_key_message(key: str, known: Sequence[str]) -> str:
     return f"{key}: unknown key" + (f"; did you mean {meant}?" if meant else "; --cfg job shows the known ones")
 
 
-def closest(word: str, known: Sequence[str]) -> str | None:
+def closest(word: str, known: Collection[str]) -> str | None:
     """Return the known word that is most similar to `word`, or None if none is."""
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.6)), None)
 

@@ -383,11 +383,6 @@ def setting_types() -> dict[str, Any]:
     return settings.setting_types(Config)
 
 
-def known_keys() -> list[str]:
-    """Return every key of the config, dotted, groups included."""
-    return list(setting_types())
-
-
 def science_of(cfg: Config) -> dict[str, Any]:
     """Return the settings that decide a result, as plain types: seed and science groups."""
     return {"seed": cfg.seed, **{group: plain(getattr(cfg, group)) for group in SCIENCE_GROUPS}}
@@ -401,11 +396,6 @@ def portable_science_of(cfg: Config) -> dict[str, Any]:
     science = science_of(cfg)
     del science["data"]["root"], science["fold"]["index"], science["fold"]["not_duplicates"]
     return science
-
-
-def as_container(cfg: Config) -> dict[str, Any]:
-    """Return the whole config as plain JSON and YAML types."""
-    return cast(dict[str, Any], plain(cfg))
 
 
 def _has_a_group(pattern: str) -> bool:

@@ -1,38 +1,30 @@
 """Paths of a workspace, and the result that a stage returns. Nothing here opens a file."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from prostate_seg.config.schema import Config
 
 
-class FoldRecord(Protocol):
-    """Receives progress events of the training of one fold."""
+class FoldRecord:
+    """Receives progress events of the training of one fold; this one records nothing."""
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Receive the metrics of an epoch, counted from 1."""
-        return
 
     def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
         """Receive the metrics and figures of the finished fold."""
-        return
 
 
 OpenFold = Callable[[int], AbstractContextManager[FoldRecord]]
 """Opens the record of a fold by its index; the context spans the training."""
 
 
-class NullFoldRecord(FoldRecord):
-    """Records nothing."""
-
-
-@contextmanager
-def null_fold_record(_index: int) -> Iterator[FoldRecord]:
+def null_fold_record(_index: int) -> AbstractContextManager[FoldRecord]:
     """Open a record that records nothing."""
-    yield NullFoldRecord()
+    return nullcontext(FoldRecord())
 
 
 class Below:
@@ -126,16 +118,9 @@ class StageResult:
     """Tags of the run, such as leak_gate."""
     description: str = ""
     """The result in a few lines of Markdown, at the top of the run's page in MLflow."""
-    objective: float | None = None
-    """Objective of a sweep: mean over the folds of the best val Dice; never a metric of test cases."""
-    seconds: float | None = None
-    """Second objective of a sweep: training time over all folds and interruptions."""
-
-    @property
-    def objectives(self) -> dict[str, float]:
-        """Return the objectives of a sweep by name; empty for every stage but train."""
-        both = {"objective": self.objective, "seconds": self.seconds}
-        return {name: value for name, value in both.items() if value is not None}
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    """Of train, for a sweep: `objective`, the mean over the folds of the best val Dice, never a metric of test cases; and
+    `seconds`, the training time over all folds and interruptions."""
 
 
 def workspace_of(cfg: Config) -> Workspace:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json, write_text
 from prostate_seg.provenance.source_files import PACKAGE, code_key, files_behind, imported_names, source_files
@@ -29,6 +30,8 @@ NEUTRAL = frozenset(
 """Folders and files of the package that decide no number; the values of settings are parameters in dvc.yaml."""
 NEUTRAL_SUFFIXES = (".css", ".js")
 DRAWING_LIBRARY = "matplotlib"
+NEUTRAL_FIELDS = frozenset({"annotation", "returns", "cause", "msg"})
+"""Fields of a syntax tree: annotations, the cause of an error, the message of an assertion."""
 LOGGERS = frozenset({"log", "logging", "warnings"})
 LABELS = frozenset({"label", "message"})
 """Keyword arguments that are shown."""
@@ -98,13 +101,18 @@ def is_neutral(path: Path) -> bool:
 def digest_of_source(source: str) -> str:
     """Return the digest of Python code; it is the same in all versions of Python."""
     tree = _Normaliser().visit(ast.parse(source))
-    while _drops_unused_names(tree):
-        pass
+    while unused := _unused_statements(tree):
+        tree.body = [statement for statement in tree.body if statement not in unused]
     return md5_of_text(_dump(tree))
 
 
 class _Normaliser(ast.NodeTransformer):
     """Removes words and annotations from a syntax tree."""
+
+    def visit(self, node: ast.AST) -> Any:
+        for name in NEUTRAL_FIELDS.intersection(node._fields):
+            setattr(node, name, None)
+        return super().visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_log_call = isinstance(node.value, ast.Call) and _first_name(node.value.func) in LOGGERS
@@ -114,12 +122,7 @@ class _Normaliser(ast.NodeTransformer):
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         if isinstance(node.exc, ast.Call):
             node.exc = node.exc.func
-        node.cause = None
         return node
-
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        node.msg = None
-        return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         node.keywords = [word for word in node.keywords if word.arg not in LABELS or _text_of(word.value) is None]
@@ -136,18 +139,6 @@ class _Normaliser(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
         return None if _first_name(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        return self.generic_visit(node)
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        node.annotation = None
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.annotation = ast.Constant(value=None)
-        return self.generic_visit(node)
 
 
 def _first_name(node: ast.expr) -> str:
@@ -170,22 +161,17 @@ def _is_sentence(node: ast.Constant | ast.JoinedStr) -> bool:
     return len(WORD.findall(_text_of(node) or "")) >= FEWEST_WORDS
 
 
-def _drops_unused_names(tree: ast.Module) -> bool:
-    """Drop imports and private functions that only removed words used; return whether a function was among them."""
+def _unused_statements(tree: ast.Module) -> list[ast.stmt]:
+    """Return the imports and private functions that only removed words used, after dropping unused names of other imports."""
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    kept: list[ast.stmt] = []
-    is_dropped = False
+    unused: list[ast.stmt] = []
     for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             statement.names = [one for one in statement.names if (one.asname or one.name).split(".")[0] in used]
-            if statement.names:
-                kept.append(statement)
+            unused += [] if statement.names else [statement]
         elif isinstance(statement, ast.FunctionDef) and statement.name.startswith("_") and statement.name not in used:
-            is_dropped = True
-        else:
-            kept.append(statement)
-    tree.body = kept
-    return is_dropped
+            unused.append(statement)
+    return unused
 
 
 def _dump(node: object) -> str:

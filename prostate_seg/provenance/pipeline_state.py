@@ -9,13 +9,12 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from prostate_seg.config.schema import STAGE_SETTINGS
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.ds_version import known_entries
-from prostate_seg.provenance.verification import Verdict, compare
+from prostate_seg.provenance.verification import compare
 
 KEY_METRICS = {
     "fetch": "fetch/num_images",
@@ -29,21 +28,13 @@ MAX_REASONS = 3
 """Reasons in the table; the JSON has all."""
 
 
-class State(Enum):
-    """State of a stage."""
-
-    current = "current"
-    stale = "stale"
-    missing = "missing"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageState:
     """State of a stage, and its last run."""
 
     stage: str
     """Name of its entry in DS_VERSION.json: a stage, or train.fold0."""
-    state: State
+    state: Literal["current", "stale", "missing"]
     reasons: Sequence[str] = ()
     finished_at: str = ""
     seconds: float | None = None
@@ -76,7 +67,7 @@ def pipeline_states(workspace: Workspace, *, settings: Mapping[str, Any]) -> lis
         if not names and is_needed:
             is_stopped = stage == "train" and workspace.training.is_dir()
             reasons = ["was stopped; the same command goes on"] if is_stopped else []
-            states[stage] = StageState(stage=stage, state=State.missing, reasons=reasons)
+            states[stage] = StageState(stage=stage, state="missing", reasons=reasons)
     return list(states.values())
 
 
@@ -90,8 +81,7 @@ def command_of_newest(entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 def as_json(states: Sequence[StageState]) -> str:
     """Return all states as a JSON list."""
-    rows = [{**asdict(one), "state": one.state.value, "key_metric": one.key_metric} for one in states]
-    return json.dumps(rows, indent=1)
+    return json.dumps([{**asdict(one), "key_metric": one.key_metric} for one in states], indent=1)
 
 
 def as_rows(states: Sequence[StageState]) -> list[list[str]]:
@@ -102,7 +92,7 @@ def as_rows(states: Sequence[StageState]) -> list[list[str]]:
         reasons = "; ".join(one.reasons[:MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
         finished_at = one.finished_at.replace("T", " ").replace("+00:00", "")
         seconds = "" if one.seconds is None else f"{one.seconds:.0f} s"
-        rows.append([one.stage, one.state.value, finished_at, seconds, one.key_metric, reasons])
+        rows.append([one.stage, one.state, finished_at, seconds, one.key_metric, reasons])
     return rows
 
 
@@ -119,24 +109,24 @@ def _state_of(
     if fold:  # a fold trained alone is compared with its own index
         settings = {**settings, "fold": {**settings["fold"], "index": int(fold)}}
     items = compare(name, entry, settings=settings, workspace=workspace, deciding_only=True)
-    different = [item for item in items if item.verdict is not Verdict.same]
+    different = [item for item in items if item.verdict != "same"]
     files = [
-        f"{item.name} {'is missing' if item.verdict is Verdict.missing else 'changed'}"
+        f"{item.name} {'is missing' if item.verdict == 'missing' else 'changed'}"
         for item in different
         if item.kind in ("inputs", "outputs")
     ]
     other_settings = [item for item in different if item.kind == "config"]
     num_code = sum(item.kind == "code" for item in different)
-    upstream = [one for one in before if one in entry["upstream"] and before[one].state is not State.current]
+    upstream = [one for one in before if one in entry["upstream"] and before[one].state != "current"]
     reasons = [
         *dict.fromkeys(files),
         *(f"{item.name} {item.recorded} -> {item.now or 'absent'}" for item in other_settings),
         *([f"{num_code} source files changed"] if num_code else []),
-        *(f"{one} is {before[one].state.value}" for one in upstream[:1]),
+        *(f"{one} is {before[one].state}" for one in upstream[:1]),
     ]
     return StageState(
         stage=name,
-        state=State.stale if reasons else State.current,
+        state="stale" if reasons else "current",
         reasons=reasons,
         other_settings=[item.name for item in other_settings],
         **{name: entry[name] for name in ("finished_at", "seconds", "run_id", "pipeline", "metrics")},

@@ -105,15 +105,17 @@ class Redactor:
             text = pattern.sub(_without_value, text)
         return text
 
-    def tree(self, value: Any) -> Any:
-        """Return nested dicts and lists without secrets; below a secret-looking key all values are redacted."""
+    def tree(self, value: Any, *, is_secret: bool = False) -> Any:
+        """Return nested dicts and lists without secrets; below a secret-looking key all values but booleans, None and paths."""
         if isinstance(value, Mapping):
             return {
-                self.text(str(key)): _blank(inner) if looks_secret(str(key)) else self.tree(inner)
+                self.text(str(key)): self.tree(inner, is_secret=is_secret or looks_secret(str(key)))
                 for key, inner in value.items()
             }
         if isinstance(value, (list, tuple)):
-            return [self.tree(inner) for inner in value]
+            return [self.tree(inner, is_secret=is_secret) for inner in value]
+        if is_secret:
+            return REDACTED if _is_secret_value(value) else value
         return self.text(value) if isinstance(value, str) else value
 
     def copy_file(self, source: Path, target: Path) -> None:
@@ -155,13 +157,8 @@ def _without_value(found: re.Match[str]) -> str:
     return found["before"] + found.re.sub(_without_value, found["value"])
 
 
-def _blank(value: Any) -> Any:
-    """Return nested values, all redacted but booleans, None and paths."""
-    if isinstance(value, Mapping):
-        return {key: _blank(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_blank(inner) for inner in value]
-    return value if value is None or isinstance(value, bool) or is_path(str(value)) else REDACTED
+def _is_secret_value(value: Any) -> bool:
+    return value is not None and not isinstance(value, bool) and not is_path(str(value))
 
 
 def _secret_settings(value: Any, *, name: str = "") -> Iterable[str]:
@@ -172,7 +169,7 @@ def _secret_settings(value: Any, *, name: str = "") -> Iterable[str]:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _secret_settings(inner, name=name)
-    elif looks_secret(name) and value is not None and not isinstance(value, bool) and not is_path(str(value)):
+    elif looks_secret(name) and _is_secret_value(value):
         yield str(value)
     elif isinstance(value, str):
         yield from _url_passwords(value)

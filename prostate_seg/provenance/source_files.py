@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-CODE_SUFFIXES = (".py", ".typed")
-"""Python files, found by their imports, and the marker py.typed, which no code reads."""
 
 
 def code_key(path: Path) -> str:
@@ -42,7 +40,8 @@ def files_behind(module: Path, *, is_left_out: Callable[[Path], bool] = lambda _
         if file.suffix == ".py":
             waiting += _imported_files(file)
         if file.name == "__init__.py":  # templates are in the folder of the code that fills them
-            waiting += [path for path in file.parent.iterdir() if path.is_file() and path.suffix not in CODE_SUFFIXES]
+            others = (path for path in file.parent.iterdir() if path.suffix not in (".py", ".typed"))
+            waiting += filter(Path.is_file, others)
     return sorted(found)
 
 

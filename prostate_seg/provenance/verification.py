@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from prostate_seg.common.settings import flat
 from prostate_seg.config.schema import STAGE_SETTINGS
@@ -15,17 +14,10 @@ from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE
 
+Verdict = Literal["same", "changed", "missing"]
 KINDS = ("inputs", "outputs", "code", "packages", "config")
-MAX_DETAILS = 10
+MAX_FILES = 10
 """Files of a changed folder that the table lists; the JSON has all."""
-
-
-class Verdict(Enum):
-    """Result of the comparison of one item."""
-
-    same = "same"
-    changed = "changed"
-    missing = "missing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +31,15 @@ class Item:
     recorded: str
     now: str | None
     """None if it is missing."""
-    details: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     """Of a folder: its files that are changed, missing or new."""
 
     @property
     def verdict(self) -> Verdict:
         """Return the result of the comparison."""
         if self.now is None:
-            return Verdict.missing
-        return Verdict.same if self.now == self.recorded else Verdict.changed
+            return "missing"
+        return "same" if self.now == self.recorded else "changed"
 
 
 def compare(
@@ -74,14 +66,14 @@ def compare(
     for (kind, key), path in paths.items():
         now = hashed.get(path)
         listing: Mapping[str, str] = record.get("files", {}).get(key, {})
-        details: list[str] = []
+        files: list[str] = []
         if now is not None and listing:
-            details += [f"changed {name}" for name, md5 in now.files.items() if listing.get(name, md5) != md5]
-            details += [f"missing {name}" for name in listing if name not in now.files]
-            details += [f"new {name}" for name in now.files if name not in listing]
+            files += [f"changed {name}" for name, md5 in now.files.items() if listing.get(name, md5) != md5]
+            files += [f"missing {name}" for name in listing if name not in now.files]
+            files += [f"new {name}" for name in now.files if name not in listing]
         md5_now = None if now is None else now.md5
         items.append(
-            Item(stage=stage, kind=kind, name=key, recorded=record[kind][key], now=md5_now, details=tuple(details))
+            Item(stage=stage, kind=kind, name=key, recorded=record[kind][key], now=md5_now, files=tuple(files))
         )
 
     stage_name = stage.split(".")[0]
@@ -106,34 +98,22 @@ def as_table(items: Iterable[Item]) -> list[str]:
     items = list(items)
     lines = ["stage       kind      verdict  item"]
     for item in items:
-        is_same = item.verdict is Verdict.same
+        is_same = item.verdict == "same"
         if is_same and item.kind not in ("inputs", "outputs"):
             continue
         has_values = item.kind in ("packages", "config") and not is_same
         change = f": {item.recorded} -> {'absent' if item.now is None else item.now}" if has_values else ""
-        lines.append(f"{item.stage:<11} {item.kind:<9} {item.verdict.value:<8} {item.name}{change}")
-        lines += [f"{'':31}{detail}" for detail in item.details[:MAX_DETAILS]]
-        if len(item.details) > MAX_DETAILS:
-            lines.append(f"{'':31}and {len(item.details) - MAX_DETAILS} more")
+        lines.append(f"{item.stage:<11} {item.kind:<9} {item.verdict:<8} {item.name}{change}")
+        lines += [f"{'':31}{file}" for file in item.files[:MAX_FILES]]
+        if len(item.files) > MAX_FILES:
+            lines.append(f"{'':31}and {len(item.files) - MAX_FILES} more")
     for kind in KINDS:
         verdicts = [item.verdict for item in items if item.kind == kind]
-        counts = ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
+        counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in get_args(Verdict))
         lines.append(f"{kind:<9} {counts}")
     return lines
 
 
 def as_json(items: Iterable[Item]) -> str:
     """Return all items as a JSON list."""
-    rows = [
-        {
-            "stage": item.stage,
-            "kind": item.kind,
-            "name": item.name,
-            "verdict": item.verdict.value,
-            "recorded": item.recorded,
-            "now": item.now,
-            "files": list(item.details),
-        }
-        for item in items
-    ]
-    return json.dumps(rows, indent=1)
+    return json.dumps([{**asdict(item), "verdict": item.verdict} for item in items], indent=1)

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 
 from prostate_seg.common.errors import ConfigError, InputError
-from prostate_seg.config.schema import Config, as_container
+from prostate_seg.common.settings import plain
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.tracking.bundle import pack, unpack
@@ -16,7 +17,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Pack or unpack."""
     given = cfg.bundle
     if given.run is not None and given.output is not None and given.input is None:
-        target, redactor = Path(given.output), Redactor(settings=as_container(cfg))
+        target, redactor = Path(given.output), Redactor(settings=plain(cfg))
         num_runs = pack(given.run, target, cfg.mlflow, cache=workspace.cache, redactor=redactor)
         log.info("packed %d runs into %s, %.1f MB", num_runs, target, target.stat().st_size / 1e6)
         return StageResult()

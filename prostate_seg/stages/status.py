@@ -2,8 +2,9 @@
 
 import logging
 
+from prostate_seg.common.settings import plain
 from prostate_seg.common.tables import table_lines
-from prostate_seg.config.schema import Config, as_container
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.provenance.ds_version import known_entries
 from prostate_seg.provenance.pipeline_state import as_json, as_rows, command_of_newest, pipeline_states
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Log a table or JSON; a stale stage is no error."""
-    whole = as_container(cfg)
+    whole = plain(cfg)
     states = pipeline_states(workspace, settings=Redactor(settings=whole).tree(whole))
     if cfg.status.format == "json":
         log.info("%s", as_json(states))

@@ -87,8 +87,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             **(initial.tags(folds) if initial else {}),
         },
         description=f"Best val Dice, from validation: {shown}, mean {mean:.3f}. Leak gate: {verdict['verdict']}.",
-        objective=mean,
-        seconds=seconds,
+        objectives={"objective": mean, "seconds": seconds},
     )
 
 

@@ -3,18 +3,19 @@
 import logging
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import Config, as_container
+from prostate_seg.common.settings import plain
+from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.provenance.ds_version import file_of, read_entries
 from prostate_seg.provenance.redaction import Redactor
-from prostate_seg.provenance.verification import Verdict, as_json, as_table, compare
+from prostate_seg.provenance.verification import as_json, as_table, compare
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Log a table or JSON; raise an InputError if anything is changed or missing."""
-    whole = as_container(cfg)
+    whole = plain(cfg)
     settings = Redactor(settings=whole).tree(whole)
     if cfg.verify.run is not None:
         from prostate_seg.tracking.recorded_runs import open_tree, recorded_stages  # imports mlflow
@@ -28,7 +29,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     is_json = cfg.verify.format == "json"
     for line in [as_json(items)] if is_json else as_table(items):
         log.info("%s", line)
-    different = [item for item in items if item.verdict is not Verdict.same]
+    different = [item for item in items if item.verdict != "same"]
     if different:
         raise InputError(
             f"{len(different)} of {len(items)} recorded items are not the same here\n"

@@ -113,7 +113,7 @@ def _train_in_process(
 
 
 @dataclass(frozen=True)
-class _PipeRecord:
+class _PipeRecord(FoldRecord):
     """The record of a fold in its process, which sends everything to the parent."""
 
     pipe: Connection

@@ -68,7 +68,7 @@ def swept_settings(config: DictConfig) -> dict[str, list[str | None]]:
         if absent := [value for value in words_of_group if value.strip("'\"") not in options]:
             raise ConfigError(no_option_message(key, absent[0]))
         is_setting = not (options or override.is_value_path or override.is_hydra_override())
-        if is_setting and key not in configuration.known_keys():
-            raise ConfigError(unknown_key_message(key, configuration.known_keys()))
+        if is_setting and key not in configuration.setting_types():
+            raise ConfigError(unknown_key_message(key, configuration.setting_types()))
         swept[override.get_key_element()] = [str(value) for value in values]
     return swept

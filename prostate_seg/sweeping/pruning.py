@@ -34,14 +34,15 @@ def with_pruning(open_fold: OpenFold, cfg: Config, hydra: DictConfig) -> OpenFol
         number=trial_number(hydra),
         pruner=instantiate(hydra.sweeper.pruner, _execution_whitelist_=("optuna.pruners.*",)),
     )
-    progress = TrialProgress(should_prune, num_folds=num_folds_of(cfg), max_epochs=cfg.train.max_epochs)
-    return progress.reporting(open_fold)
+    num_folds, max_epochs = num_folds_of(cfg), cfg.train.max_epochs
+    return TrialProgress(open_fold, should_prune, num_folds=num_folds, max_epochs=max_epochs).open_fold
 
 
 class TrialProgress:
     """Progress of a trial over all of its folds, which may train in parallel."""
 
-    def __init__(self, should_prune: ShouldPrune, *, num_folds: int, max_epochs: int) -> None:
+    def __init__(self, open_fold: OpenFold, should_prune: ShouldPrune, *, num_folds: int, max_epochs: int) -> None:
+        self._open_fold = open_fold
         self._should_prune = should_prune
         self.max_epochs = max_epochs
         self._last_step = num_folds * max_epochs
@@ -66,18 +67,14 @@ class TrialProgress:
             if self._should_prune(step, value) and step < self._last_step:
                 raise Pruned(f"pruned: val Dice {value:.3f} after epoch {epoch} of fold {fold_index} is unpromising")
 
-    def reporting(self, open_fold: OpenFold) -> OpenFold:
-        """Return `open_fold` with records that report here too."""
-
-        @contextmanager
-        def open_reporting(index: int) -> Iterator[FoldRecord]:
-            with open_fold(index) as record:
-                yield _ReportingRecord(record, index, self)
-
-        return open_reporting
+    @contextmanager
+    def open_fold(self, index: int) -> Iterator[FoldRecord]:
+        """Open the record of a fold that reports here, too."""
+        with self._open_fold(index) as record:
+            yield _ReportingRecord(record, index, self)
 
 
-class _ReportingRecord:
+class _ReportingRecord(FoldRecord):
     """The record of a fold, which reports to the trial's progress too."""
 
     def __init__(self, record: FoldRecord, index: int, progress: TrialProgress) -> None:

@@ -16,9 +16,9 @@ from optuna.trial import Trial, TrialState
 from prostate_seg.cli import typed_word
 from prostate_seg.common.errors import ConfigError, InputError, Pruned
 from prostate_seg.common.files import md5_of
-from prostate_seg.common.settings import flat
+from prostate_seg.common.settings import flat, plain
 from prostate_seg.config import schema as configuration
-from prostate_seg.config.schema import Config, as_container, science_of
+from prostate_seg.config.schema import Config, science_of
 from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import command_of
 from prostate_seg.provenance.redaction import Redactor
@@ -45,7 +45,7 @@ class Search:
         self.launcher, self.config_loader = stock.launcher, stock.hydra_context.config_loader
         self.objectives = objectives
         self.cfg: Config = configuration.parse(stock.config)
-        self.redactor = Redactor(settings=as_container(self.cfg))
+        self.redactor = Redactor(settings=plain(self.cfg))
 
     def run(self, arguments: Sequence[str]) -> None:
         """Run trials until the study has n_trials, and log the best.

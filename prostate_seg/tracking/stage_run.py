@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from prostate_seg.common.address import project_root
-from prostate_seg.config.schema import Config, as_container, science_of
+from prostate_seg.common.settings import plain
+from prostate_seg.config.schema import Config, science_of
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.operations.job import Job, NullRun, Outcome, command_line
 from prostate_seg.operations.process import now_text
@@ -22,7 +23,7 @@ from prostate_seg.provenance.code_digests import stage_code
 from prostate_seg.provenance.environment import git_state, machine, packages
 from prostate_seg.provenance.record import ancestors, hash_stage, path_of
 from prostate_seg.provenance.redaction import Redactor
-from prostate_seg.provenance.verification import Verdict, compare
+from prostate_seg.provenance.verification import compare
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class StageRun(NullRun):
         self.git, self.machine = git_state(Path.cwd()), machine()
         if self.git.problem:
             log.warning("this run records no commit or no diff, because git refuses: %s", self.git.problem)
-        self.redactor = Redactor(settings={"overrides": job.overrides, **as_container(cfg)})
+        self.redactor = Redactor(settings={"overrides": job.overrides, **plain(cfg)})
         self.result: StageResult | None = None
         self.started = time.time()
         self._clock = time.monotonic()  # unlike self.started, it never goes back
@@ -110,7 +111,7 @@ class StageRun(NullRun):
             "overrides": redact.tree(list(self.job.overrides)),
             "settings": redact.tree(science_of(self.cfg)),
             "metrics": dict(result.metrics),
-            "sought": result.objectives,
+            "sought": dict(result.objectives),
             "inputs": md5["inputs"],
             "outputs": md5["outputs"],
             "inputs_changed_while_running": changed,
@@ -145,11 +146,11 @@ def finished_before(cfg: Config, workspace: Workspace, job: Job) -> StageResult 
     entry = ds_version.read_entries(ds_version.recording_workspace(cfg, workspace)).get(name)
     if entry is None or not entry["outputs"]:  # those outside of the workspace, as of register, are not compared
         return None
-    settings = Redactor(settings=as_container(cfg)).tree(science_of(cfg))
+    settings = Redactor(settings=plain(cfg)).tree(science_of(cfg))
     items = compare(name, entry, settings=settings, workspace=workspace, deciding_only=True)
-    different = next((item for item in items if item.verdict is not Verdict.same), None)
+    different = next((item for item in items if item.verdict != "same"), None)
     if different is not None:
-        log.info("%s runs again: %s %s is %s", name, different.kind, different.name, different.verdict.value)
+        log.info("%s runs again: %s %s is %s", name, different.kind, different.name, different.verdict)
         return None
     if cfg.stage == "train" and "@" in (cfg.train.init or "") and not _starts_from(cfg, workspace, entry["inputs"]):
         log.info("%s runs again: %s is another version by now", name, cfg.train.init)
@@ -168,7 +169,7 @@ def finished_before(cfg: Config, workspace: Workspace, job: Job) -> StageResult 
         entry["pipeline"],
         entry["finished_at"],
     )
-    return StageResult(metrics=entry["metrics"], **entry["sought"])
+    return StageResult(metrics=entry["metrics"], objectives=entry["sought"])
 
 
 def _starts_from(cfg: Config, workspace: Workspace, inputs: Iterable[str]) -> bool:

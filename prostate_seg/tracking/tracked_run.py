@@ -18,8 +18,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from prostate_seg.common.address import resolved_uri, shown_address
 from prostate_seg.common.errors import InputError, Pruned, first_line
 from prostate_seg.common.files import md5_of_text
-from prostate_seg.common.settings import flat
-from prostate_seg.config.schema import Config, as_container, science_of
+from prostate_seg.common.settings import flat, plain
+from prostate_seg.config.schema import Config, science_of
 from prostate_seg.config.workspace import FoldRecord, StageResult, Workspace
 from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
 from prostate_seg.operations.process import user_name
@@ -301,7 +301,7 @@ class TrackedRun(StageRun):
 
     def _write_start(self, folder: Path) -> None:
         redact = self.redactor
-        resolved = redact.tree(as_container(self.cfg))
+        resolved = redact.tree(plain(self.cfg))
         (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
         for path in (self.job.output_dir / self.job.hydra_dir).glob("*.yaml"):
             redact.copy_file(path, folder / "hydra" / path.name)
@@ -322,7 +322,7 @@ class TrackedRun(StageRun):
 
 
 @dataclass(frozen=True, slots=True)
-class _TrackedFold:
+class _TrackedFold(FoldRecord):
     """Records of one fold. Every call returns at once."""
 
     run: TrackedRun
