@@ -17,19 +17,17 @@ from typing import NoReturn, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg import cli, stages
 from prostate_seg.callback import JobFailed, StageTask
-from prostate_seg.cli import BAD_COMMAND, FAILED, config_folder, leave
+from prostate_seg.cli import config_folder, leave
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.settings import plain
 from prostate_seg.config import schema as config
 from prostate_seg.config.workspace import workspace_of
-from prostate_seg.operations.job import INTERRUPTED, TYPED, SkippedRun, terminate
+from prostate_seg.operations.job import TYPED, SkippedRun, terminate
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.grid import GridSweeper, PairSweeper
 from prostate_seg.sweeping.pruning import with_pruning
@@ -60,7 +58,7 @@ class StageLauncher(StageTask):
             cfg = config.parse(composed)
             stages.require_stage(cfg.stage)
         except ConfigError as error:  # exit here: Hydra would print a line of its own before the message
-            leave(error, str(error), BAD_COMMAND)
+            leave(error)
         run = self.open_run()
         if isinstance(run, SkippedRun):
             if torchrun.world_size() > 1:
@@ -94,16 +92,8 @@ def main() -> None:
         if torchrun.rank() > 0:
             _follow()
         _run_command(sys.argv[1:])
-    except KeyboardInterrupt as error:
-        leave(error, "interrupted", INTERRUPTED)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        leave(error, cli.composition_message(error), BAD_COMMAND)
-    except (InputError, OSError) as error:
-        leave(error, str(error), FAILED)
-    except ValueError as error:
-        if not cli.is_raised_by_hydra(error):
-            raise
-        leave(error, str(error), BAD_COMMAND)
+    except (KeyboardInterrupt, Exception) as error:
+        leave(error)
 
 
 def _run_command(typed: list[str]) -> None:

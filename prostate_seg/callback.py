@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from prostate_seg.cli import BAD_COMMAND, leave, require_inputs, typed_word, write_error
+from prostate_seg.cli import leave, require_inputs, typed_word, write_error
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import write_text
 from prostate_seg.config import schema as configuration
@@ -279,7 +279,7 @@ def _exit_on_error(*, replace_error: bool = True) -> Iterator[None]:
     try:
         yield
     except (ConfigError, HydraException) as error:
-        leave(error, str(error), BAD_COMMAND)
+        leave(error)
     except Exception as error:
         if not isinstance(error, InputError) or os.environ.get("PROSTATE_SEG_DEBUG") == "1":
             traceback.print_exception(error)

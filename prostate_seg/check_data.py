@@ -9,8 +9,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from prostate_seg.cli import BAD_COMMAND, FAILED, composition_message, config_folder, leave
-from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.cli import config_folder, leave
+from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import write_text
 from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import workspace_of
@@ -40,10 +40,8 @@ def main() -> None:
             "  python -m prostate_seg --config-name from_params stage=fetch\n"
             "Or link your own data to it, with the settings of stage=export data=folder data.root=null."
         )
-    except (ConfigError, HydraException) as error:
-        leave(error, composition_message(error), BAD_COMMAND)
-    except InputError as error:
-        leave(error, str(error), FAILED)
+    except (HydraException, ValueError) as error:
+        leave(error)
 
 
 if __name__ == "__main__":

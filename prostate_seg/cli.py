@@ -20,6 +20,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
@@ -28,6 +29,7 @@ from prostate_seg.common.suggestions import closest, probably_meant, unknown_key
 from prostate_seg.common.terminal import wrapped
 from prostate_seg.config import schema as config
 from prostate_seg.config.schema import Config
+from prostate_seg.operations.job import INTERRUPTED
 from prostate_seg.prerequisites import missing_inputs
 from prostate_seg.stages import STAGES, require_stage
 
@@ -341,8 +343,19 @@ def is_raised_by_hydra(error: Exception) -> bool:
     return Path(hydra.__file__).parent in Path(last.filename).parents
 
 
-def leave(error: BaseException, text: str, code: int) -> NoReturn:
-    """Exit with a message, and with the traceback if PROSTATE_SEG_DEBUG=1."""
+def leave(error: BaseException) -> NoReturn:
+    """Exit with the message and the code of an error, and with its traceback if PROSTATE_SEG_DEBUG=1; raise a defect again."""
+    match error:
+        case KeyboardInterrupt():
+            text, code = "interrupted", INTERRUPTED
+        case ConfigError() | HydraException() | OmegaConfBaseException():
+            text, code = composition_message(error), BAD_COMMAND
+        case InputError() | OSError():
+            text, code = str(error), FAILED
+        case ValueError() if is_raised_by_hydra(error):
+            text, code = str(error), BAD_COMMAND
+        case _:
+            raise error
     if os.environ.get("PROSTATE_SEG_DEBUG") == "1":
         traceback.print_exception(error)
     write_error(text)

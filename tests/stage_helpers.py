@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 from hydra import compose, initialize_config_dir
 
 from prostate_seg import stages
-from prostate_seg.__main__ import FAILED, config_folder
+from prostate_seg.cli import FAILED, config_folder
 from prostate_seg.common.errors import InputError
 from prostate_seg.config import schema as config
 from prostate_seg.config.workspace import workspace_of

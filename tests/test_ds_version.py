@@ -11,7 +11,7 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.workspace import Workspace
-from prostate_seg.provenance.ds_version import file_of, read_entries, write_entry
+from prostate_seg.provenance.ds_version import read_entries, write_entry
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
@@ -42,10 +42,10 @@ def test_absent_file_has_no_entry(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"stages"', "\x00"])
 def test_corrupted_file_is_reported_and_kept(workspace: Workspace, text: str) -> None:
-    file_of(workspace).write_text(text)
+    workspace.ds_version_json.write_text(text)
     with pytest.raises(InputError, match="DS_VERSION.json: cannot be read"):
         write_entry(workspace, "train", {})
-    assert file_of(workspace).read_text() == text
+    assert workspace.ds_version_json.read_text() == text
 
 
 @pytest.mark.slow

@@ -30,21 +30,19 @@ HOST = re.sub(r"\W", "", socket.gethostname())
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path with the target's suffixes; rename it to `target` if the block raises no error."""
+    """Yield a temporary path with the target's suffixes; replace `target` with it if the block raises no error."""
     with _temporary_folder(target.parent) as folder:
         temporary = folder / target.name
         yield temporary
-        os.replace(temporary, target)
+        _replace(temporary, target)
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder; replace `target` with it if the block raises no error."""
-    with _temporary_folder(target.parent) as holder:
-        fresh = holder / "new"
+    with atomic_path(target) as fresh:
         fresh.mkdir()
         yield fresh
-        replace_folder(fresh, target)
 
 
 @contextmanager
@@ -72,12 +70,12 @@ def _remove_abandoned(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def replace_folder(fresh: Path, target: Path) -> None:
+def _replace(fresh: Path, target: Path) -> None:
     """Move `fresh` to `target`; an old folder is moved aside first, and restored on failure."""
+    if not (fresh.is_dir() and target.exists()):
+        os.replace(fresh, target)
+        return
     with signals_held():  # Ctrl-C between two steps would lose the old folder
-        if not target.exists():
-            os.replace(fresh, target)
-            return
         aside = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent)) / target.name
         os.replace(target, aside)
         try:

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from types import FrameType
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -21,20 +20,14 @@ def signals_held() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    before = {number: signal.getsignal(number) for number in STOPPING}
-
-    def hold(number: int, _frame: FrameType | None) -> None:
-        held.append(number)
-
-    for number in STOPPING:
-        if callable(before[number]):
-            signal.signal(number, hold)
+    before = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda arrived, _frame: held.append(arrived))
     try:
         yield
     finally:
-        for number in STOPPING:
-            if callable(before[number]):
-                signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for arrived in held:
             signal.raise_signal(arrived)
 

@@ -34,7 +34,6 @@ OTHER_NAMES = {
     "train.optimizer": "optim optimiser opt solver",
     "train.loss": "criterion loss_function loss_fn",
     "train.metric": "val_metric monitor",
-    "train.schedule": "scheduler lr_scheduler lr_schedule",
     "train.warmup_fraction": "warmup warmup_steps warmup_epochs",
     "train.augmentation": "aug augment augmentations data_augmentation",
     "train.precision": "amp fp16 bf16 mixed_precision dtype",
@@ -43,18 +42,15 @@ OTHER_NAMES = {
     "evaluate.threshold": "thresh cutoff",
     "evaluate.tta": "flips flip test_time_augmentation mirroring",
     "evaluate.largest_component": "largest_cc lcc keep_largest postprocess",
-    "evaluate.num_bootstrap": "bootstrap n_bootstrap bootstraps",
     "evaluate.external_root": "external external_data external_test test_data",
     "machine.num_workers": "workers n_workers threads num_threads n_threads n_jobs jobs cpus cores",
     "machine.device": "gpu gpus cuda devices accelerator",
     "mlflow.tracking_uri": "uri tracking_url mlflow_uri",
-    "mlflow.experiment": "experiment_name",
     "mlflow.name": "run_name pipeline pipeline_name",
     "predict.input": "inputs in input_dir input_path input_file image",
     "predict.output": "out outputs out_dir output_dir output_path save_dir",
     "predict.model": "checkpoint ckpt weights model_path",
     "paths.root": "workspace work_dir workdir",
-    "paths.cache": "cache_dir",
 }
 """Settings by their names in other programs; _ and - are ignored."""
 

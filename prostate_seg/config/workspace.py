@@ -54,6 +54,8 @@ class Workspace:
     run_id: str | None = None
     """Id of the run that records the stage; None if none does."""
 
+    ds_version_json = Below("DS_VERSION.json")
+    """Newest finished run of each stage."""
     preprocess = Below("preprocess")
     """Folder of preprocessed images and masks, dataset.csv, thumbnails.npy, the log and contract.json."""
     dataset_csv = Below("preprocess", "dataset.csv")
@@ -90,12 +92,8 @@ class Workspace:
 
     @property
     def training(self) -> Path:
-        """Folder of the files that a training keeps until all of its folds have finished."""
+        """Folder of the unfinished folds, fold0 and so on; model/ holds finished ones only."""
         return (self.trained or self.root) / ".training"
-
-    def unfinished_fold(self, fold_index: int) -> Path:
-        """Folder of an unfinished fold; model/ holds finished folds only."""
-        return self.training / f"fold{fold_index}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

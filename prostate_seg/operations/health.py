@@ -17,7 +17,7 @@ from prostate_seg.common.address import project_root, resolved_uri, sqlite_file
 from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
-from prostate_seg.provenance.ds_version import file_of, read_entries
+from prostate_seg.provenance.ds_version import read_entries
 from prostate_seg.provenance.environment import git_state, packages
 from prostate_seg.provenance.source_files import PACKAGE
 
@@ -147,7 +147,7 @@ def check_dvc(root: Path) -> Check:
 
 def check_record(workspace: Workspace) -> Check:
     """Check that DS_VERSION.json can be read."""
-    file = file_of(workspace)
+    file = workspace.ds_version_json
     try:
         entries = read_entries(workspace)
     except InputError as error:

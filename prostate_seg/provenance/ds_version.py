@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
@@ -23,11 +22,6 @@ LOCK = "ds_version.lock"
 
 LOCAL_ID = re.compile(r"\blocal-[0-9a-f]{32}\b")
 """Id of a run before the tracking store assigns one."""
-
-
-def file_of(workspace: Workspace) -> Path:
-    """Return the path of the file."""
-    return workspace.root / "DS_VERSION.json"
 
 
 def entry_name(cfg: Config) -> str:
@@ -47,7 +41,7 @@ def read_entries(workspace: Workspace) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: If the file was not written by this module.
     """
-    path = file_of(workspace)
+    path = workspace.ds_version_json
     if not path.is_file():
         return {}
     try:
@@ -70,12 +64,14 @@ def write_entry(workspace: Workspace, name: str, entry: dict[str, Any]) -> None:
     workspace.cache.mkdir(parents=True, exist_ok=True)
     with FileLock(workspace.cache / LOCK, timeout=60):
         others = {key: old for key, old in read_entries(workspace).items() if not key.startswith(f"{name}.")}
-        write_json(file_of(workspace), {"format": FORMAT, "stages": dict(sorted((others | {name: entry}).items()))})
+        write_json(
+            workspace.ds_version_json, {"format": FORMAT, "stages": dict(sorted((others | {name: entry}).items()))}
+        )
 
 
 def replace_ids(workspace: Workspace, ids: Mapping[str, str]) -> None:
     """Replace local ids of runs by the ids that the tracking store has assigned since."""
-    path = file_of(workspace)
+    path = workspace.ds_version_json
     if not path.is_file() or not workspace.cache.is_dir():
         return
     with FileLock(workspace.cache / LOCK, timeout=60):

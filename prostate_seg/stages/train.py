@@ -189,7 +189,7 @@ def train_fold(
     group: ProcessGroup = distributed.SINGLE_PROCESS,
 ) -> None:
     """Train one fold with checkpoints in .training/, and replace the fold's folder with the result at the end."""
-    fold, unfinished, target = folds[index], workspace.unfinished_fold(index), workspace.fold(index)
+    fold, unfinished, target = folds[index], workspace.training / f"fold{index}", workspace.fold(index)
     data, mark = packed_folder(cfg, workspace), _finished_mark(workspace, index)
     dataset = read_dataset(workspace.dataset_csv)
     recipe = Recipe(

@@ -6,7 +6,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.settings import plain
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.provenance.ds_version import file_of, read_entries
+from prostate_seg.provenance.ds_version import read_entries
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.provenance.verification import as_json, as_table, compare
 
@@ -22,7 +22,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
         recorded = recorded_stages(open_tree(cfg.mlflow, cache=workspace.cache), cfg.verify.run)
     elif not (recorded := list(read_entries(workspace).items())):
-        raise InputError(f"{file_of(workspace)} has no stage yet: run one, or name a run with verify.run=ID")
+        raise InputError(f"{workspace.ds_version_json} has no stage yet: run one, or name a run with verify.run=ID")
     items = [
         item for stage, record in recorded for item in compare(stage, record, settings=settings, workspace=workspace)
     ]

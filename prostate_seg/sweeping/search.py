@@ -24,7 +24,7 @@ from prostate_seg.operations.job import command_of
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.cost_estimate import log_cost_estimate, num_folds_of
 from prostate_seg.sweeping.grid import job_error
-from prostate_seg.sweeping.identity import require_training, sweep_place
+from prostate_seg.sweeping.identity import sweep_place
 from prostate_seg.sweeping.search_space import SearchSpace, example_overrides, num_trials_of, search_space
 from prostate_seg.sweeping.study import SharedStudy, open_study, original_number
 
@@ -54,7 +54,6 @@ class Search:
             ConfigError: If the search is not possible, or its study was begun with other settings or data.
             InputError: If no trial is complete.
         """
-        require_training([self.cfg.stage])
         space, fixed = search_space(self.stock, arguments, self.config_loader)
         self._compose([*fixed, *example_overrides(space)])  # refuses settings that do not exist
         num_trials = num_trials_of(self.stock, space)
@@ -162,13 +161,8 @@ class Search:
                 f"the last: {study.last_reason()}\n"
                 "Fix that, and begin another study: hydra.sweeper.study_name=NAME"
             )
-        log.info(
-            "study %s: %d trials trained, %d pruned, %d failed",
-            name,
-            counts["COMPLETE"],
-            counts["PRUNED"],
-            counts["FAIL"],
-        )
+        ended = [counts[state] for state in ("COMPLETE", "PRUNED", "FAIL")]
+        log.info("study %s: %d trials trained, %d pruned, %d failed", name, *ended)
         for best in study.best():
             log.info("best: trial %d, %s; to train it here:", original_number(best), self._shown(best.values))
             settings = [f"{name}={value}" for name, value in best.params.items()]

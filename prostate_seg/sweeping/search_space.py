@@ -11,7 +11,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 
 from prostate_seg.common.errors import ConfigError
 
@@ -57,14 +57,10 @@ def num_trials_of(stock: OptunaSweeperImpl, space: SearchSpace) -> int:
 
 def example_overrides(space: SearchSpace) -> list[str]:
     """Return overrides with one value of each setting, to check that the settings exist."""
-    examples = []
-    for name, distribution in space.items():
-        if isinstance(distribution, CategoricalDistribution):
-            examples.append(f"{name}={distribution.choices[0]}")
-        else:
-            assert isinstance(distribution, IntDistribution | FloatDistribution)
-            examples.append(f"{name}={distribution.low}")
-    return examples
+    firsts = {
+        name: one.to_external_repr(getattr(one, "low", 0)) for name, one in space.items()
+    }  # 0 is the first choice
+    return [f"{name}={first}" for name, first in firsts.items()]
 
 
 def expand_globs(words: Sequence[str], loader: ConfigLoader) -> list[str]:
