@@ -54,11 +54,10 @@ PATHS = frozenset(
 TEXT_OF_HYDRA = frozenset({"hydra.sweep.subdir", "hydra.sweeper.storage", "hydra.sweeper.study_name"})
 WITH_COMMAS = frozenset({"data.patient_pattern", "register.reason"})
 """Text settings in which a comma never separates the values of a multirun."""
-LISTS = (list[str], list[str] | None)
 
 _OVERRIDE = re.compile(r"(\+{0,2})([\w./@:$-]+)=(.*)", re.DOTALL)
 _FUNCTION = re.compile(
-    r"(choice|range|interval|glob|tag|sort|shuffle|int|float|str|bool|json_str|extend_list) ?\(.*\)", re.DOTALL
+    r"(choice|range|interval|glob|tag|sort|shuffle|int|float|str|bool|json_str|extend_list) ?\((.*)\)", re.DOTALL
 )
 _ESCAPE = re.compile(r"\\[\\()\[\]{}:=, \t]")
 """Hydra's escapes of unquoted text."""
@@ -133,10 +132,9 @@ def hydra_word(word: str, *, is_multirun: bool) -> str:
     kind = config.setting_types().get(key)
     if not prefix and any("names, each" in _words_of(name) for name in (key, key.rpartition(".")[0])):
         return f"++{word}"  # names may be added
-    if kind in LISTS:
-        return f"{prefix}{key}={_list(key, value, is_multirun=is_multirun)}"
-    if key != "stage" and (kind in (str, str | None) or key in PATHS | TEXT_OF_HYDRA):
-        return f"{prefix}{key}={_text(key, value, is_multirun=is_multirun)}"
+    is_list = kind in (list[str], list[str] | None)
+    if is_list or (key != "stage" and (kind in (str, str | None) or key in PATHS | TEXT_OF_HYDRA)):
+        return f"{prefix}{key}={_quoted_value(key, value, is_list=is_list, is_multirun=is_multirun)}"
     return word
 
 
@@ -153,32 +151,27 @@ def typed_word(word: str) -> str:
     return shortest if hydra_word(shortest, is_multirun=False) == word else word
 
 
-def _text(key: str, value: str, *, is_multirun: bool) -> str:
-    """Return the value of a text setting, or the values in a multirun."""
-    # A regular expression has backslashes of its own, which are no escapes of Hydra.
-    has_escapes = bool(_ESCAPE.search(value)) and key != "data.patient_pattern" and not _is_quoted(value)
-    is_function = bool(_FUNCTION.fullmatch(value)) and not value.startswith("choice")
-    if value.lower() in ("", "null") or ((has_escapes or is_function) and _value(value) is not None):
+def _quoted_value(key: str, value: str, *, is_list: bool, is_multirun: bool) -> str:
+    """Return the value of a setting that is text or a list of text, or the values in a multirun."""
+    # A regular expression has backslashes of its own, which are no escapes of Hydra; items of a list are quoted one by one.
+    has_escapes = bool(_ESCAPE.search(value)) and key != "data.patient_pattern" and not (is_list or _is_quoted(value))
+    function = _FUNCTION.fullmatch(value)
+    name, inside = function.groups() if function else ("", value)
+    is_kept = has_escapes or name not in ("", "choice", "extend_list")
+    if value.lower() in ("", "null") or (is_kept and _value(value) is not None):
         return value
-    parts = [value]
+    if is_list and name == "extend_list":
+        return f"extend_list({_literals(key, inside)})"
     if is_multirun and key not in WITH_COMMAS and not (key in PATHS and _expanded(value).exists()):
-        choice = re.fullmatch(r"choice ?\((.*)\)", value, re.DOTALL)
-        parts = _split(choice.group(1) if choice else value)
-    return ",".join(part if part.strip().lower() == "null" else _literal(key, part) for part in parts)
+        parts = _split(inside if name == "choice" else value)
+        return ",".join(_quoted_value(key, part, is_list=is_list, is_multirun=False) for part in parts)
+    if is_list and re.fullmatch(r"\[.*\]", value, re.DOTALL):
+        return f"[{_literals(key, value[1:-1])}]"
+    return _literal(key, value)
 
 
-def _list(key: str, value: str, *, is_multirun: bool) -> str:
-    """Return the value of a setting that is a list of text, or the values in a multirun."""
-    lists = _split(value) if is_multirun else [value]
-    extension = re.fullmatch(r"extend_list ?\((.*)\)", value, re.DOTALL)
-    if extension:
-        return f"extend_list({','.join(_literal(key, part) for part in _split(extension.group(1)))})"
-    if value.lower() == "null" or _FUNCTION.fullmatch(value):
-        return value
-    if not all(re.fullmatch(r"\[.*\]", one, re.DOTALL) for one in lists):
-        return _literal(key, value)
-    elements = ([_literal(key, part) for part in _split(one[1:-1])] if one[1:-1].strip() else [] for one in lists)
-    return ",".join(f"[{','.join(parts)}]" for parts in elements)
+def _literals(key: str, items: str) -> str:
+    return ",".join(_literal(key, item) for item in _split(items)) if items.strip() else ""
 
 
 def _literal(key: str, text: str) -> str:

@@ -145,9 +145,7 @@ def _converted(hint: Any, value: Any) -> Any:
         return bool(value)
     if hint is str and isinstance(value, str | int | float):
         return str(value)
-    if hint is float and isinstance(value, float):
-        return value
-    if hint in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
+    if hint in (int, float) and isinstance(value, (str, int, hint)) and not isinstance(value, bool):
         return hint(value)
     raise TypeError(value)
 

@@ -28,8 +28,6 @@ NEUTRAL = frozenset(
     | {f"common/{name}.py" for name in ("errors", "settings", "signals", "suggestions", "tables")}
 )
 """Folders and files of the package that decide no number; the values of settings are parameters in dvc.yaml."""
-NEUTRAL_SUFFIXES = (".css", ".js")
-DRAWING_LIBRARY = "matplotlib"
 NEUTRAL_FIELDS = frozenset({"annotation", "returns", "cause", "msg"})
 """Fields of a syntax tree: annotations, the cause of an error, the message of an assertion."""
 LOGGERS = frozenset({"log", "logging", "warnings"})
@@ -90,11 +88,11 @@ def code_listing(digests: Mapping[str, str]) -> str:
 def is_neutral(path: Path) -> bool:
     """Return whether a file of the package decides no number of any stage."""
     if path.suffix != ".py":
-        return path.suffix in NEUTRAL_SUFFIXES
+        return path.suffix in (".css", ".js")
     inside = path.relative_to(PACKAGE)
     if not NEUTRAL.isdisjoint(place.as_posix() for place in (inside, *inside.parents)):
         return True
-    return any(name.split(".")[0] == DRAWING_LIBRARY for name in imported_names(path))
+    return any(name.split(".")[0] == "matplotlib" for name in imported_names(path))
 
 
 @cache  # every trial of a sweep reads the same files

@@ -46,22 +46,16 @@ _NAMED = [
 ]
 """Names with their values; redacted if the name looks secret and the value is no path."""
 
+_SCHEME = r"\b[a-zA-Z][a-zA-Z0-9+.\-]{0,30}://"
+_QUERY_NAME = r"(?:[\w\-]*(?:token|signature|credential|secret|password)|(?:\w+[_\-])?key|sig)"
 _SHAPES = [
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), REDACTED),
-    (
-        re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.\-]{0,30}://)[^/\s\"'<>]*@"),
-        rf"\1{REDACTED}@",
-    ),  # user, or user:password, in a URL
+    (re.compile(rf"({_SCHEME})[^/\s\"'<>]*@"), rf"\1{REDACTED}@"),  # user, or user:password, in a URL
     (  # a password with a slash in it; digits after the colon are a port
-        re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.\-]{0,30}://)[^/\s:@\"'<>]*:(?!\d{1,5}(?:[/?#\s]|$))[^\s\"'<>]*@"),
+        re.compile(rf"({_SCHEME})[^/\s:@\"'<>]*:(?!\d{{1,5}}(?:[/?#\s]|$))[^\s\"'<>]*@"),
         rf"\1{REDACTED}@",
     ),
-    (
-        re.compile(
-            r"([?&](?:[\w\-]*(?:token|signature|credential|secret|password)|(?:\w+[_\-])?key|sig)=)[^&\s\"']+", re.I
-        ),
-        rf"\1{REDACTED}",
-    ),
+    (re.compile(rf"([?&]{_QUERY_NAME}=)[^&\s\"']+", re.I), rf"\1{REDACTED}"),
     (re.compile(r"\b((?i:bearer|basic)\s+)(?=\S*(?:\d|[a-z][A-Z]))[A-Za-z0-9+/=._\-]{8,}"), rf"\1{REDACTED}"),
     (re.compile(r"\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w\-]{15,}|hf_\w{20,}|sk-[\w\-]{20,})"), REDACTED),
     (re.compile(r"\b(?:(?:AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[\w\-]{10,}|dapi[0-9a-f]{32})\b"), REDACTED),
