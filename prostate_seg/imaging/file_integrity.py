@@ -5,18 +5,13 @@ reading a compressed file after its last voxel, before the checksum.
 """
 
 import math
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from prostate_seg.common.errors import VolumeError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of a Git LFS pointer, which replaces a file that was not downloaded."""
-GZIP_MAGIC = b"\x1f\x8b"
-"""First bytes of a gzip stream."""
-ZLIB_OR_GZIP = 47
-"""zlib's wbits for "either header, detected automatically"."""
 MAX_AXIS_VOX = 4096
 """Most voxels along an axis; the finest scans have about 1,000."""
 MAX_VOXELS = 2**28
@@ -91,34 +86,3 @@ def require_complete(stored: int, *, num_bytes: int) -> None:
     """Refuse a file with fewer bytes than its header announces."""
     if stored < num_bytes:
         raise VolumeError(f"the file is incomplete: it has {stored} of {num_bytes} bytes; copy or export it again")
-
-
-def inflated(data: bytes, *, num_bytes: int) -> bytes:
-    """Return the first bytes of a zlib or gzip stream after inflating all of it, which verifies its checksum.
-
-    Raises:
-        VolumeError: If the stream is truncated.
-        zlib.error: If it is damaged.
-    """
-    kept, length = [], 0
-    for part in inflated_parts(data):
-        if length < num_bytes:
-            kept.append(part[: num_bytes - length])
-        length += len(part)
-    return b"".join(kept)
-
-
-def inflated_parts(data: bytes) -> Iterator[bytes]:
-    """Yield the inflated parts of a zlib or gzip stream of one or several members; errors as in `inflated`."""
-    length = 0
-    while True:
-        stream = zlib.decompressobj(wbits=ZLIB_OR_GZIP)
-        while part := stream.decompress(data, INFLATED_CHUNK_BYTES):
-            yield part
-            length += len(part)
-            data = stream.unconsumed_tail
-        if not stream.eof:
-            raise VolumeError(f"the file is incomplete: its compressed data end after {length} bytes; copy it again")
-        data = stream.unused_data
-        if not data.startswith(GZIP_MAGIC):
-            return

@@ -7,7 +7,6 @@ without either the axes are those of ANALYZE files, with a warning. Voxels keep 
 import gzip
 import io
 import logging
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +17,7 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.imaging.file_integrity import (
-    GZIP_MAGIC,
-    ZLIB_OR_GZIP,
-    inflated,
-    require_complete,
-    require_one_volume,
-    require_room,
-)
+from prostate_seg.imaging.file_integrity import INFLATED_CHUNK_BYTES, require_complete, require_one_volume, require_room
 from prostate_seg.imaging.geometry import (
     RIGHT_ANGLE_TOLERANCE,
     SAME_GRID_TOLERANCE,
@@ -37,8 +29,10 @@ from prostate_seg.imaging.geometry import (
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-HEADER_BYTES = 65536
-"""Bytes of a file, compressed or not, that contain the header of 348 or 540 bytes."""
+GZIP_MAGIC = b"\x1f\x8b"
+"""First bytes of a gzip stream."""
+HEADER_BYTES = 540
+"""Length of the longer header, that of NIfTI-2."""
 ROUNDING = 2.5e-7
 """Relative rounding error of the float32 numbers of a header."""
 SAME_SPACING = 0.01
@@ -54,20 +48,22 @@ def read_nifti(path: Path, *, channel: int | None) -> Volume:
 
     Raises:
         VolumeError: If the header cannot be used or contradicts itself, or the file is incomplete.
-        zlib.error: If its compressed bytes are damaged.
+        EOFError, OSError, zlib.error: If its compressed bytes are incomplete or damaged.
     """
-    with path.open("rb") as stream:
+    with path.open("rb") as file:
+        is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if is_compressed else file
         start = stream.read(HEADER_BYTES)
         header = _read_header(start)
         shape = _volume_shape(header, channel=channel)
         form, warnings = _read_form(header, shape)
-        dtype, offset = header.get_data_dtype(), header.get_data_offset()
-        num_bytes = offset + int(np.prod(header.get_data_shape())) * dtype.itemsize
+        num_bytes = int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize + header.get_data_offset()
         require_room(path, num_bytes=num_bytes)
-        content = start + stream.read()
-    if content.startswith(GZIP_MAGIC):
-        content = inflated(content, num_bytes=num_bytes)
-    require_complete(len(content), num_bytes=num_bytes)
+        content = start + stream.read(max(0, num_bytes - len(start)))
+        require_complete(len(content), num_bytes=num_bytes)
+        while is_compressed and stream.read(INFLATED_CHUNK_BYTES):
+            pass  # the checksum comes last
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # voxels that are not finite are refused by quality.py
             voxels = header.data_from_fileobj(io.BytesIO(content))
@@ -103,9 +99,7 @@ def write_nifti(path: Path, stored: Volume) -> None:
 
 
 def _read_header(start: bytes) -> Nifti1Header:
-    """Return the header of a single-file NIfTI, checked and corrected by nibabel, from the first bytes of the file."""
-    if start.startswith(GZIP_MAGIC):
-        start = zlib.decompressobj(wbits=ZLIB_OR_GZIP).decompress(start, HEADER_BYTES)
+    """Return the header of a single-file NIfTI, checked and corrected by nibabel."""
     kind = next((kind for kind in (Nifti1Header, Nifti2Header) if kind.may_contain_header(start)), None)
     if kind is None:
         raise VolumeError(

@@ -11,7 +11,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.imaging.file_integrity import inflated_parts, require_complete, require_one_volume, require_room
+from prostate_seg.imaging.file_integrity import INFLATED_CHUNK_BYTES, require_complete, require_one_volume, require_room
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.text_headers import check_grid, read_header, voxel_file
 
@@ -23,6 +23,8 @@ IMAGE_IO = {
     ".mhd": "MetaImageIO",
 }
 """SimpleITK's reader for each suffix, longest suffix first; naming it makes upper-case suffixes work too."""
+ZLIB_OR_GZIP = 47
+"""zlib's wbits for "either header, detected automatically"."""
 ADLER_BYTES = 4
 """A zlib stream ends with its Adler-32 checksum."""
 MAX_REASON = 200
@@ -60,7 +62,7 @@ def refusing_unreadable() -> Iterator[None]:
     try:
         with without_itk_warnings():
             yield
-    except (RuntimeError, zlib.error, OSError) as error:
+    except (RuntimeError, zlib.error, EOFError, OSError) as error:
         raise VolumeError(
             "the file cannot be read: it is damaged, incomplete or not in the format of its suffix "
             f"({reason_of(error)}); copy or export it again"
@@ -111,9 +113,13 @@ def _require_complete(image: sitk.Image, payload: bytes, *, num_bytes: int) -> N
     byte order), the payload is inflated a second time, which raises zlib.error if it is damaged.
     """
     checksum = zlib.adler32(memoryview(sitk.GetArrayViewFromImage(image)))
-    if int.from_bytes(payload[-ADLER_BYTES:], "big") == checksum:
-        return
-    require_complete(sum(len(part) for part in inflated_parts(payload)), num_bytes=num_bytes)
+    if int.from_bytes(payload[-ADLER_BYTES:], "big") != checksum:
+        stream, length = zlib.decompressobj(wbits=ZLIB_OR_GZIP), 0
+        while part := stream.decompress(payload, INFLATED_CHUNK_BYTES):
+            length, payload = length + len(part), stream.unconsumed_tail
+        if not stream.eof:
+            raise EOFError(f"its compressed data end after {length} bytes")
+        require_complete(length, num_bytes=num_bytes)
 
 
 def geometry_of(image: sitk.Image) -> Geometry:
