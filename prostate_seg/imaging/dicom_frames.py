@@ -5,18 +5,15 @@ an attribute that is absent or cannot be read is refused by its tag. `dicom_seri
 """
 
 import re
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom.datadict import dictionary_description
+from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.file_integrity import require_content, require_sane_size
@@ -45,13 +42,14 @@ FOREIGN_CONTENT = {
 """First bytes of other files that were found under a slice's name."""
 UNIT_LENGTH_TOLERANCE = 0.01
 """Largest deviation of a direction from unit length, and of the cosine between two from 0: some headers have two decimals."""
-IDENTITY = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+IDENTITY = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 DETECTOR_SPACINGS = ("ImagerPixelSpacing", "NominalScannedPixelSpacing")
 HEADER = [
     *IDENTITY,
-    *("SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
+    *("SOPClassUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
     *("PixelRepresentation", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope"),
     *("RescaleIntercept", *DETECTOR_SPACINGS, "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    "PixelData",
 ]
 """Attributes that are read."""
 FUNCTIONAL_GROUPS = {
@@ -62,44 +60,91 @@ FUNCTIONAL_GROUPS = {
     "RescaleIntercept": "PixelValueTransformationSequence",
 }
 """Functional group of an Enhanced object that holds an attribute."""
-PIXEL_DATA, UNDEFINED_LENGTH = (0x7FE0, 0x0010), 0xFFFFFFFF
+UNDEFINED_LENGTH = 0xFFFFFFFF
+"""Length of compressed Pixel Data, whose decoder counts the pixels."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """Header of one slice."""
+    """Header of one slice, checked: from its own functional groups, the shared ones, then the file itself."""
 
-    path: Path
-    index: int
-    num_frames: int
-    identity: dict[str, str]
-    """Patient ID, Study and Series Instance UID by keyword; empty where absent."""
-    sop_instance_uid: str
-    size: tuple[int, int]
-    """Columns, rows."""
-    pixel_spacing_mm: tuple[float, float]
-    """Along x (columns) and y (rows) of the image."""
-    axes: np.ndarray
-    """World directions of the image's x and y, shape [2, 3] (Image Orientation (Patient))."""
-    position_mm: np.ndarray
-    """World point of the first pixel's centre, shape [3] (Image Position (Patient)); NaN where the header has none."""
-    rescale: tuple[float, float]
-    """Slope and intercept that turn stored values into the scanner's."""
-    stored_type: tuple[int, int]
-    """Bits Allocated and Pixel Representation (1 is signed)."""
-    has_functional_groups: bool
-    """Whether the file is an Enhanced one."""
-
-    @property
-    def normal(self) -> np.ndarray:
-        """Unit vector across the slice, shape [3]."""
+    def __init__(
+        self, path: Path, header: pydicom.Dataset, *, index: int, num_frames: int, groups: Sequence[pydicom.Dataset]
+    ) -> None:
+        self.path, self.index, self.num_frames = path, index, num_frames
+        self.name = path.name if num_frames == 1 else f"{path.name} frame {index + 1}"
+        self.identity = {keyword: _text(header, keyword) or "" for keyword in IDENTITY}
+        """Patient ID and UIDs by keyword; empty where absent."""
+        self.size = _integer(header, "Columns"), _integer(header, "Rows")
+        self.stored_type = _integer(header, "BitsAllocated"), _integer(header, "PixelRepresentation")
+        """Bits Allocated and Pixel Representation (1 is signed)."""
+        self.is_enhanced = bool(groups)
+        self._header, self._groups = header, groups
+        self.pixel_spacing_mm = self._read_pixel_spacing_mm()
+        """Along x (columns) and y (rows) of the image."""
+        self.axes = self._read_axes()
+        """World directions of the image's x and y, shape [2, 3] (Image Orientation (Patient))."""
         across = np.cross(self.axes[0], self.axes[1])
-        return across / np.linalg.norm(across)
+        self.normal = across / np.linalg.norm(across)
+        """Unit vector across the slice, shape [3]."""
+        self.position_mm = np.array(self._numbers("ImagePositionPatient", count=3, check="no_position", default=np.nan))
+        """World point of the first pixel's centre, shape [3] (Image Position (Patient)); NaN where the header has none."""
+        self.rescale = self._read_rescale()
+        """Slope and intercept that turn stored values into the scanner's."""
 
-    @property
-    def name(self) -> str:
-        """The file, and the frame, from 1, where it has several."""
-        return self.path.name if self.num_frames == 1 else f"{self.path.name} frame {self.index + 1}"
+    def _read_pixel_spacing_mm(self) -> tuple[float, float]:
+        other = next((keyword for keyword in DETECTOR_SPACINGS if keyword in self._header), None)
+        absent = f", and {label(other)} is the detector's and does not replace it" if other else ", and none is assumed"
+        rows_mm, columns_mm = self._numbers("PixelSpacing", count=2, check="no_spacing", absent=absent)
+        if min(rows_mm, columns_mm) <= 0:
+            raise self._refused("PixelSpacing", rule="two lengths above 0 mm", check="no_spacing")
+        return columns_mm, rows_mm
+
+    def _read_axes(self) -> np.ndarray:
+        keyword, check = "ImageOrientationPatient", "no_orientation"
+        numbers = self._numbers(keyword, count=6, check=check, absent=", so that left and right are unknown")
+        axes = np.array(numbers).reshape(2, 3)
+        if np.abs(axes @ axes.T - np.eye(2)).max() > UNIT_LENGTH_TOLERANCE:
+            raise self._refused(keyword, rule="two perpendicular unit vectors", check=check)
+        left, _, right = np.linalg.svd(axes, full_matrices=False)  # the nearest axes, where the header rounds
+        return left @ right
+
+    def _read_rescale(self) -> tuple[float, float]:
+        (slope,) = self._numbers("RescaleSlope", count=1, default=1.0)
+        (intercept,) = self._numbers("RescaleIntercept", count=1, default=0.0)
+        if slope == 0:
+            raise self._refused("RescaleSlope", rule="a number other than 0")
+        return slope, intercept
+
+    def _text(self, keyword: str) -> str | None:
+        """Return an attribute as it is written, or None where it is absent or empty."""
+        holders = [holder for group in self._groups for holder in _items(group, FUNCTIONAL_GROUPS[keyword])[:1]]
+        if self.num_frames == 1 or keyword != "ImagePositionPatient":  # a file's position is not that of each frame
+            holders.append(self._header)
+        return next((text for holder in holders if (text := _text(holder, keyword)) is not None), None)
+
+    def _numbers(
+        self, keyword: str, *, count: int, check: str = "unreadable", absent: str = "", default: float | None = None
+    ) -> list[float]:
+        """Return the numbers of an attribute; where it is absent the default, or the refusal with the consequence."""
+        text = self._text(keyword)
+        if text is None and default is not None:
+            return [default] * count
+        if text is None:
+            raise VolumeError(
+                f"{self.path.name}: {label(keyword)} is absent{absent}; export the original series", check
+            )
+        try:
+            values = [float(part) for part in text.replace("_", "?").split("\\")]  # Python reads 1_0 as 10
+        except ValueError:
+            values = []
+        if len(values) != count or not np.isfinite(values).all():
+            several = f"{count} numbers with decimal points, separated by \\"
+            raise self._refused(keyword, rule=several if count > 1 else "a number with a decimal point", check=check)
+        return values
+
+    def _refused(self, keyword: str, *, rule: str, check: str = "unreadable") -> VolumeError:
+        found = f"must be {rule}, and is {self._text(keyword)}"
+        return VolumeError(f"{self.path.name}: {label(keyword)} {found}; export the original series", check)
 
 
 def frames_of(path: Path) -> list[Frame]:
@@ -123,15 +168,15 @@ def frames_of(path: Path) -> list[Frame]:
             return []
         if not start.startswith(FIRST_GROUPS):
             _refuse_foreign(path, start)
-    with naming_damage(path), path.open("rb") as stream:
-        header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(HEADER), force=True)
+    with naming_damage(path):
+        header = pydicom.dcmread(path, specific_tags=list(HEADER), force=True)
         # Reports, presentation states, segmentations and raw data have no slices.
         uid = pydicom.uid.UID(_text(header, "SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
         is_known = uid.name != uid  # others: a private class, or a header that is cut before its class
         if not ("Image Storage" in uid.name if is_known else "Rows" in header or not uid):
             return []
         frames = _frames(path, header)
-        _require_pixels(path, header, stream)
+        _require_pixels(path, header)
         return frames
 
 
@@ -186,120 +231,20 @@ def _frames(path: Path, header: pydicom.Dataset) -> list[Frame]:
             f"{path.name}: {label('NumberOfFrames')} is {num_frames}, and {label('PerFrameFunctionalGroupsSequence')} "
             f"describes {len(own)} frames; export the series again"
         )
-    frames = []
-    for index in range(num_frames):
-        groups = [*own[index : index + 1], *shared]
-        placement = _Placement(path=path, header=header, groups=groups, is_single=num_frames == 1)
-        frames.append(
-            Frame(
-                path=path,
-                index=index,
-                num_frames=num_frames,
-                identity={keyword: _text(header, keyword) or "" for keyword in IDENTITY},
-                sop_instance_uid=_text(header, "SOPInstanceUID") or "",
-                size=size,
-                pixel_spacing_mm=placement.pixel_spacing_mm(),
-                axes=placement.axes(),
-                position_mm=placement.position_mm(),
-                rescale=placement.rescale(),
-                stored_type=(_integer(header, "BitsAllocated"), _integer(header, "PixelRepresentation")),
-                has_functional_groups=bool(groups),
-            )
-        )
-    return frames
+    return [
+        Frame(path, header, index=index, num_frames=num_frames, groups=[*own[index : index + 1], *shared])
+        for index in range(num_frames)
+    ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Placement:
-    """Checked attributes of one frame, from its own functional groups, the shared ones, then the file itself."""
-
-    path: Path
-    header: pydicom.Dataset
-    groups: list[pydicom.Dataset]
-    is_single: bool
-    """Whether it is the only frame of its file."""
-
-    def pixel_spacing_mm(self) -> tuple[float, float]:
-        spacing_mm = self._numbers("PixelSpacing", count=2, check="no_spacing")
-        if spacing_mm is None:
-            other = next((keyword for keyword in DETECTOR_SPACINGS if keyword in self.header), None)
-            detector = f"; {label(other)} is the detector's and does not replace it" if other else ""
-            raise VolumeError(
-                f"{self.path.name}: {label('PixelSpacing')} is absent{detector}. No spacing is assumed: export the "
-                "original series",
-                "no_spacing",
-            )
-        if min(spacing_mm) <= 0:
-            raise self._refused("PixelSpacing", rule="two lengths above 0 mm", check="no_spacing")
-        rows_mm, columns_mm = spacing_mm
-        return columns_mm, rows_mm
-
-    def axes(self) -> np.ndarray:
-        keyword, check = "ImageOrientationPatient", "no_orientation"
-        numbers = self._numbers(keyword, count=6, check=check)
-        if numbers is None:
-            raise VolumeError(
-                f"{self.path.name}: {label(keyword)} is absent, so that left and right are unknown; export the "
-                "original series",
-                check,
-            )
-        axes = np.array(numbers).reshape(2, 3)
-        if np.abs(axes @ axes.T - np.eye(2)).max() > UNIT_LENGTH_TOLERANCE:
-            raise self._refused(keyword, rule="two perpendicular unit vectors", check=check)
-        left, _, right = np.linalg.svd(axes, full_matrices=False)  # the nearest axes, where the header rounds
-        return left @ right
-
-    def position_mm(self) -> np.ndarray:
-        return np.array(self._numbers("ImagePositionPatient", count=3, check="no_position") or [np.nan] * 3)
-
-    def rescale(self) -> tuple[float, float]:
-        (slope,) = self._numbers("RescaleSlope", count=1) or [1.0]
-        (intercept,) = self._numbers("RescaleIntercept", count=1) or [0.0]
-        if slope == 0:
-            raise self._refused("RescaleSlope", rule="a number other than 0")
-        return slope, intercept
-
-    def _text(self, keyword: str) -> str | None:
-        """Return an attribute as it is written, or None where it is absent or empty."""
-        holders = [holder for group in self.groups for holder in _items(group, FUNCTIONAL_GROUPS[keyword])[:1]]
-        if self.is_single or keyword != "ImagePositionPatient":  # a file's position is not that of each frame
-            holders.append(self.header)
-        return next((text for holder in holders if (text := _text(holder, keyword)) is not None), None)
-
-    def _numbers(self, keyword: str, *, count: int, check: str = "unreadable") -> list[float] | None:
-        """Return the numbers of an attribute, or None where it is absent."""
-        text = self._text(keyword)
-        if text is None:
-            return None
-        try:
-            values = [float(part) for part in text.replace("_", "?").split("\\")]  # Python reads 1_0 as 10
-        except ValueError:
-            values = []
-        if len(values) != count or not np.isfinite(values).all():
-            several = f"{count} numbers with decimal points, separated by \\"
-            raise self._refused(keyword, rule=several if count > 1 else "a number with a decimal point", check=check)
-        return values
-
-    def _refused(self, keyword: str, *, rule: str, check: str = "unreadable") -> VolumeError:
-        found = f"must be {rule}, and is {self._text(keyword)}"
-        return VolumeError(f"{self.path.name}: {label(keyword)} {found}; export the original series", check)
-
-
-def _require_pixels(path: Path, header: pydicom.FileDataset, stream: BinaryIO) -> None:
-    """Refuse a file, open at its Pixel Data, with fewer pixels than announced, which GDCM would fill with zeros."""
-    if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        return  # the stream is at its end; a truncated one cannot be inflated
-    is_implicit, is_little = header.original_encoding
-    element = struct.Struct(("<" if is_little else ">") + ("HHL" if is_implicit else "HH4xL"))
-    *tag, length = element.unpack(stream.read(element.size).ljust(element.size, b"\0"))
-    if tuple(tag) != PIXEL_DATA:
+def _require_pixels(path: Path, header: pydicom.Dataset) -> None:
+    """Refuse a file with fewer pixels than announced, which GDCM would fill with zeros."""
+    element = header.pop("PixelData", None)  # the frames keep the rest
+    if not isinstance(element, RawDataElement):
         raise VolumeError(f"{path.name}: Pixel Data (7FE0,0010) is absent; export the series again")
-    if length == UNDEFINED_LENGTH:  # compressed; the decoder counts
-        return
-    stored = min(length, path.stat().st_size - stream.tell())
     num_pixels = _integer(header, "Rows") * _integer(header, "Columns") * int(_text(header, "NumberOfFrames") or 1)
-    expected = num_pixels * _integer(header, "BitsAllocated") // 8
-    if stored < expected:
+    stored, expected = len(element.value or b""), num_pixels * _integer(header, "BitsAllocated") // 8
+    if element.length != UNDEFINED_LENGTH and stored < expected:
         raise VolumeError(
             f"{path.name} is incomplete: it has {stored} of {expected} bytes of pixels; copy or export it again"
         )

@@ -192,7 +192,7 @@ def _pixels(one: Frame) -> str:
 
 def _are_copies(first: Frame, second: Frame) -> bool:
     """Return whether two files hold one object; careless anonymisation gives different objects one UID."""
-    if first.path == second.path or first.sop_instance_uid != second.sop_instance_uid:
+    if first.path == second.path or first.identity["SOPInstanceUID"] != second.identity["SOPInstanceUID"]:
         return False
     return np.array_equal(_stored_values(first)[first.index], _stored_values(second)[second.index])
 
@@ -217,7 +217,7 @@ def _values(ordered: Sequence[Frame]) -> np.ndarray:
 
 def _is_plain(frame: Frame) -> bool:
     """Return whether GDCM reads the stored values of the frame's file; else it rescales all frames like the first one."""
-    return frame.rescale == NO_RESCALE and not frame.has_functional_groups
+    return frame.rescale == NO_RESCALE and not frame.is_enhanced
 
 
 def _stored_values(frame: Frame) -> np.ndarray:
