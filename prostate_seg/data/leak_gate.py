@@ -60,6 +60,20 @@ NEEDED = SHARED | {
     Check.oracle_crop: "oracle_crop",
 }
 """Attribute of `Fingerprint` without which a check cannot judge a case."""
+NEXT_STEPS = {
+    "Keep all studies of a patient in one part: stage=prepare does, with data.patient_pattern as it is.": (
+        Check.case,
+        Check.patient,
+    ),
+    "Copies: list one of each pair under data.exclude; if they are one patient, give both one patient id (file names, "
+    "data.patient_pattern); run stage=preprocess and stage=prepare again.": (
+        *(Check.image_file, Check.voxels, Check.near_duplicate, Check.mask_file),
+    ),
+    OVERRULE: (Check.near_duplicate,),
+    "Run stage=preprocess again: it scales each study by its own percentiles.": (Check.intensities,),
+    "Use preprocess.crop=center: the reference is not there at inference.": (Check.oracle_crop,),
+}
+"""Checks whose leaks a next step resolves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,10 +104,7 @@ def fingerprints_of(dataset: Mapping[str, CaseRecord], thumbnails: Mapping[str, 
     """Return the fingerprints of a preprocessed data set, by case id."""
     return {
         case_id: Fingerprint(
-            patient_id=record.patient_id,
-            image_md5=record.image_md5,
-            mask_md5=record.mask_md5,
-            voxels_sha1=record.voxels_sha1,
+            **{attribute: getattr(record, attribute) for attribute in SHARED.values()},
             thumbnail=thumbnails[case_id],
             oracle_crop=record.oracle_crop,
         )
@@ -211,9 +222,9 @@ def _leaks_of_fold(
             for member in members:
                 value = member[1] if check is Check.case else getattr(cases[member[1]], SHARED[check])
                 by_value[value].append(member)
+            by_value.pop(None, None)
             for value, group in by_value.items():
-                if value is not None:
-                    report(check, group, value if check is Check.patient else "")
+                report(check, group, str(value) if check is Check.patient else "")
     return list(found.values())
 
 
@@ -279,20 +290,4 @@ def listing(leaks: Sequence[Leak]) -> str:
 def next_step(leaks: Sequence[Leak]) -> str:
     """Return the next step for each kind of leak that was found."""
     found = {leak.check for leak in leaks}
-    steps = []
-    if found & {Check.case, Check.patient}:
-        steps.append(
-            "Keep all studies of a patient in one part: stage=prepare does, with data.patient_pattern as it is."
-        )
-    if found & {Check.image_file, Check.voxels, Check.near_duplicate, Check.mask_file}:
-        steps.append(
-            "Copies: list one of each pair under data.exclude; if they are one patient, give both one patient id (file names, "
-            "data.patient_pattern); run stage=preprocess and stage=prepare again."
-        )
-    if Check.near_duplicate in found:
-        steps.append(OVERRULE)
-    if Check.intensities in found:
-        steps.append("Run stage=preprocess again: it scales each study by its own percentiles.")
-    if Check.oracle_crop in found:
-        steps.append("Use preprocess.crop=center: the reference is not there at inference.")
-    return "\n".join(steps)
+    return "\n".join(step for step, checks in NEXT_STEPS.items() if found.intersection(checks))
