@@ -12,13 +12,12 @@ import pytest
 from scipy import ndimage
 
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.phantom import gland as phantom_gland
+from prostate_seg.phantom import patient as phantom_patient
 from prostate_seg.phantom import settings as phantom_settings
 from prostate_seg.phantom import study as phantom_study
-from prostate_seg.phantom.scanner import SCANNERS
 from prostate_seg.phantom.settings import PhantomSettings
 from prostate_seg.phantom.studies import PhantomCase, make_phantom_case, phantom_case_ids, scanner_of, write_phantom
-from prostate_seg.phantom.study import CENTRAL_GLAND, PERIPHERAL_ZONE
+from prostate_seg.phantom.study import CENTRAL_GLAND, PERIPHERAL_ZONE, SCANNERS
 
 SMALL = PhantomSettings(
     num_patients=4,
@@ -88,18 +87,18 @@ def test_mask_has_the_volume_of_the_formula(case_id: str) -> None:
 
 
 def test_shears_and_taper_keep_the_volume_of_the_ellipsoid() -> None:
-    gland = phantom_gland.draw_gland(np.random.default_rng(5), volume_ml=40.0)
+    gland = phantom_patient.draw_gland(np.random.default_rng(5), volume_ml=40.0)
     assert gland.volume_ml == pytest.approx(40.0)
     step_mm = 0.5
     z, y, x = np.meshgrid(*[np.arange(-50, 50, step_mm)] * 3, indexing="ij", sparse=True)
-    unit = phantom_gland.unit_points(gland, phantom_gland.Points(x, y, z))
+    unit = phantom_patient.unit_points(gland, phantom_patient.Points(x, y, z))
     counted_ml = np.count_nonzero(unit.x**2 + unit.y**2 + unit.z**2 <= 1) * step_mm**3 / 1000
     assert counted_ml == pytest.approx(40.0, rel=0.002)
 
 
 def test_no_gland_reaches_further_than_the_field_of_view_assumes() -> None:
-    glands = [phantom_gland.draw_gland(np.random.default_rng(seed), volume_ml=90.0) for seed in range(100)]
-    reach = [np.linalg.norm(phantom_gland.surface_mm(gland), axis=1).max() / gland.half_width_mm for gland in glands]
+    glands = [phantom_patient.draw_gland(np.random.default_rng(seed), volume_ml=90.0) for seed in range(100)]
+    reach = [np.linalg.norm(phantom_patient.surface_mm(gland), axis=1).max() / gland.half_width_mm for gland in glands]
     assert max(reach) <= phantom_settings.REACH
 
 
@@ -128,7 +127,7 @@ def test_image_and_mask_share_a_grid_with_the_configured_properties(case_id: str
 
 def geometries_of(num_studies: int) -> list[tuple[float, str]]:
     """Return the tilt in degrees and the stored orientation of many studies, without rendering their images."""
-    gland = phantom_gland.draw_gland(np.random.default_rng(0), volume_ml=40.0)
+    gland = phantom_patient.draw_gland(np.random.default_rng(0), volume_ml=40.0)
     studies = [
         phantom_study.draw_study(np.random.default_rng(s), gland, settings=SMALL, scanner=SCANNERS["standard"])
         for s in range(num_studies)

@@ -18,9 +18,8 @@ from prostate_seg.data.attributes import FILE_NAME
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.phantom.patient import Patient, draw_patient, generator_for
-from prostate_seg.phantom.scanner import SCANNERS
 from prostate_seg.phantom.settings import PhantomSettings, ScannerName
-from prostate_seg.phantom.study import Study, draw_study, rasterise
+from prostate_seg.phantom.study import SCANNERS, Study, draw_study, rasterise
 from prostate_seg.phantom.tissues import render_slice
 
 FINE_PIXEL_MM = 0.45

@@ -1,4 +1,4 @@
-"""Properties of one study: grid, position, filling of bladder and rectum, noise; and the mask on its grid."""
+"""Properties of one study of a scanner: grid, position, filling of bladder and rectum, noise; and the mask on its grid."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from prostate_seg.imaging.geometry import Geometry
-from prostate_seg.phantom.gland import Gland, Points, in_central_gland, surface_mm, unit_points
-from prostate_seg.phantom.scanner import Scanner
-from prostate_seg.phantom.settings import IN_PLANE_MARGIN_MM, PhantomSettings
+from prostate_seg.phantom.patient import Gland, Points, in_central_gland, surface_mm, unit_points
+from prostate_seg.phantom.settings import IN_PLANE_MARGIN_MM, PhantomSettings, ScannerName
 
 CENTRAL_GLAND = 1
 """Mask label of the transition zone, central zone and anterior stroma."""
@@ -23,6 +22,43 @@ MAX_TILT_DEGREES = 20.0
 """Maximum tilt of axial-oblique stacks, which follow the back of the gland."""
 STORED_ORIENTATIONS = ("LPS", "LPS", "LPS", "RAS", "LAS")
 """Axis codes of the files; most are those of DICOM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scanner:
+    """Ranges from which each study of a scanner is sampled; the defaults are those of PI-CAI."""
+
+    pixel_spacing_range_mm: tuple[float, float] = (0.3, 0.6)
+    """In-plane spacing of stored studies."""
+    slice_spacing_range_mm: tuple[float, float] = (3.0, 3.6)
+    acquired_pixel_mm: float = 0.7
+    """Pixels are simulated at this size and interpolated to the stored size, as scanners do."""
+    max_off_centre_mm: float = 10.0
+    """Maximum distance of the gland's centre from the middle of the image along each image axis."""
+    noise_factor: float = 1.0
+    bias_factor: float = 1.0
+    """Noise and bias field relative to those of `data.phantom.difficulty`."""
+    coil_gain_range: tuple[float, float] | None = None
+    """Relative gain beside the rectum; None for up to 1.5 times the difficulty."""
+    gamma_range: tuple[float, float] = (0.9, 1.15)
+    """Exponent of the signal: the contrast between dark and bright tissues."""
+
+
+SCANNERS: dict[ScannerName, Scanner] = {
+    "standard": Scanner(),
+    "fine": Scanner(pixel_spacing_range_mm=(0.25, 0.35), acquired_pixel_mm=0.5, noise_factor=1.8),
+    "coarse": Scanner(
+        pixel_spacing_range_mm=(0.9, 1.4),
+        slice_spacing_range_mm=(3.6, 4.5),
+        acquired_pixel_mm=1.2,
+        gamma_range=(0.8, 1),
+    ),
+    "noisy": Scanner(noise_factor=2.5, bias_factor=2.0, gamma_range=(0.6, 0.8)),
+    "dark": Scanner(acquired_pixel_mm=0.9, noise_factor=1.5, gamma_range=(1.3, 1.7)),
+    "coil": Scanner(pixel_spacing_range_mm=(0.4, 0.7), bias_factor=1.5, coil_gain_range=(2.0, 5.0)),
+    "off_centre": Scanner(pixel_spacing_range_mm=(0.6, 0.9), bias_factor=2.0, max_off_centre_mm=20.0),
+}
+"""Simulated centres, which differ in grids, contrast, noise, bias field, coil and positioning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

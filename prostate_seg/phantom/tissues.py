@@ -10,8 +10,18 @@ import numpy as np
 from scipy import ndimage
 
 from prostate_seg.imaging.geometry import Geometry
-from prostate_seg.phantom.gland import FLATTENING_PIVOT, Gland, Points, Vector, unit_points
-from prostate_seg.phantom.patient import BODY_TEXTURE_VOX, GLAND_TEXTURE_REACH, GLAND_TEXTURE_VOX, URETHRA, Patient
+from prostate_seg.phantom.patient import (
+    BODY_TEXTURE_VOX,
+    FLATTENING_PIVOT,
+    GLAND_TEXTURE_REACH,
+    GLAND_TEXTURE_VOX,
+    URETHRA,
+    Gland,
+    Patient,
+    Points,
+    Vector,
+    unit_points,
+)
 from prostate_seg.phantom.study import SUB_SLICES, Study, grid_points, thin_slices
 
 FAT, MUSCLE, CORTEX, MARROW, URINE, FLUID, CAPSULE = 0.58, 0.13, 0.04, 0.4, 1.0, 0.75, 0.1
