@@ -9,7 +9,7 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.cases import Case, discover_cases
-from prostate_seg.imaging.quality import Finding
+from prostate_seg.imaging.geometry import Finding
 
 PATTERN = "^([^_]+)"
 

@@ -9,11 +9,10 @@ import pytest
 
 from prostate_seg.data.cases import Case
 from prostate_seg.data.loading import load_case, read_mask
-from prostate_seg.imaging.geometry import Geometry, Volume
+from prostate_seg.imaging.geometry import Finding, Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.imaging.labels import as_labels, label_problem
 from prostate_seg.imaging.preprocessing import preprocess_study
-from prostate_seg.imaging.quality import Finding
 from tests.imaging_helpers import DEFAULT
 
 GRID = Geometry(

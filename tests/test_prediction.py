@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.imaging.geometry import Geometry, Volume, VolumeWarning
+from prostate_seg.imaging.geometry import Finding, Geometry, Volume
 from prostate_seg.segmentation.inference.inference import inter_model_dice
 from prostate_seg.segmentation.inference.out_of_distribution import out_of_distribution, property_ranges
 from prostate_seg.segmentation.inference.prediction import Prediction, predict
@@ -50,7 +50,7 @@ def test_a_clear_gland_has_its_volume_and_no_warning() -> None:
 
 
 def test_a_header_warning_is_a_warning_of_the_prediction() -> None:
-    doubt = VolumeWarning(check="no_orientation", message="no orientation is stated")
+    doubt = Finding(check="no_orientation", message="no orientation is stated")
     one = predict(replace(study(), warnings=(doubt,)), model=model(BrightVoxels()))
     assert one.warnings == ["image: no orientation is stated"]
     assert one.mask.warnings == ()

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prostate_seg.imaging.geometry import Geometry, Spacing, Volume, VolumeWarning
+from prostate_seg.imaging.geometry import Finding, Geometry, Spacing, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.imaging.quality import (
     MAX_IMAGE_DISORDER,
     MAX_MASK_DISORDER,
-    Finding,
     check_case,
     check_slice_planes,
     check_zones,
@@ -89,7 +88,7 @@ def test_a_good_case_has_no_findings() -> None:
 
 
 def test_the_warnings_of_reading_are_findings_of_their_volume() -> None:
-    doubt = VolumeWarning(check="no_orientation", message="no orientation is stated")
+    doubt = Finding(check="no_orientation", message="no orientation is stated")
     findings = check_case("1_1", replace(synthetic_image(), warnings=(doubt,)), synthetic_mask(), labels=None).findings
     assert checks(findings) == {"no_orientation": False}
     assert only(findings).message == "image: no orientation is stated"

@@ -3,8 +3,9 @@
 import csv
 from pathlib import Path
 
-from prostate_seg.data.quality_table import COLUMNS, write_quality_table
-from prostate_seg.imaging.quality import CaseQuality, Finding, ReferenceQuality
+from prostate_seg.data.dataset import QUALITY_COLUMNS, write_quality_table
+from prostate_seg.imaging.geometry import Finding
+from prostate_seg.imaging.quality import CaseQuality, ReferenceQuality
 
 REFERENCE = ReferenceQuality(
     labels_ml={2: 24.28, 1: 20.11},
@@ -41,7 +42,7 @@ def written(path: Path) -> list[dict[str, str]]:
 
 def test_a_case_has_its_measurements_and_each_finding_once(tmp_path: Path) -> None:
     row = written(tmp_path / "table.csv")[1]
-    assert tuple(row) == COLUMNS
+    assert tuple(row) == QUALITY_COLUMNS
     assert tuple(row.values()) == (
         "b", "True", "44.39", "14", "2", "0.07", "0.961", "1", "0.0731", "0.25", "1:20.1 2:24.3", "gap;several_components"
     )  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prostate_seg.data.attributes import FILE_NAME, read_attributes
 from prostate_seg.data.layouts import Stems, Unread, list_files, nfc
-from prostate_seg.imaging.quality import Finding
+from prostate_seg.imaging.geometry import Finding
 
 ROLE = "t2w?|ax|tra|mask|seg|segmentation|labels?|gt|roi|prostate|gland|whole[ _-]?gland|zones?|0000"
 """Last words of a file name that describe the kind of file and not the study."""
@@ -59,7 +59,7 @@ def discover_cases(
     findings: list[Finding] = []
 
     def report(case_id: str, check: str, message: str, *, is_error: bool = True) -> None:
-        findings.append(Finding(case_id=case_id, check=check, is_error=is_error, message=message))
+        findings.append(Finding(check, message, is_error=is_error, case_id=case_id))
 
     for path in listing.ignored:
         message = f"{_names([path])} is no image by its suffix and is ignored; convert or remove it"

@@ -1,6 +1,7 @@
-"""Tables of the preprocessed data set: dataset.csv, thumbnails.npy, and contract.json with the settings of preprocessing.
+"""Tables of the preprocessed data set: dataset.csv, thumbnails.npy, reference_quality.csv, and contract.json with its settings.
 
-Paths in the table are relative to the data folder, so that the file is the same on every machine.
+Paths in dataset.csv are relative to the data folder, so that the file is the same on every machine. reference_quality.csv has a
+row for every case, used or not; a cell is empty where a file could not be read or measured, and volumes are in mL.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +15,9 @@ import pandas as pd
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_csv, write_json
 from prostate_seg.imaging.fingerprint import THUMBNAIL_SHAPE
+from prostate_seg.imaging.geometry import Finding
 from prostate_seg.imaging.preprocessing import PreprocessSettings
+from prostate_seg.imaging.quality import CaseQuality
 from prostate_seg.imaging.target_grid import StudyExtent
 
 
@@ -62,6 +65,11 @@ class CaseRecord:
 
 OWN_COLUMNS = tuple(one.name for one in fields(CaseRecord) if one.name != "attributes")
 """Columns that dataset.csv always has."""
+QUALITY_COLUMNS = (
+    *("case_id", "used", "gland_volume_ml", "num_slices", "num_components", "holes_ml", "solid_fraction", "gaps"),
+    *("mask_disorder", "image_disorder", "labels", "findings"),
+)
+"""Columns of reference_quality.csv, of `ReferenceQuality` and `CaseQuality`; `labels` has volumes, as in 1:20.1 2:24.3."""
 
 
 def write_dataset(path: Path, records: Sequence[CaseRecord]) -> None:
@@ -122,6 +130,38 @@ def read_thumbnails(path: Path, *, case_ids: Collection[str]) -> dict[str, np.nd
     if len(rows) != len(case_ids):
         raise InputError(f"{path} has {len(rows)} of {len(case_ids)} thumbnails: run stage=preprocess again")
     return dict(zip(sorted(case_ids), rows, strict=True))
+
+
+def write_quality_table(
+    path: Path, quality_of: Mapping[str, CaseQuality], *, findings: Sequence[Finding], used: Collection[str]
+) -> None:
+    """Write reference_quality.csv from measurements by case id, sorted; a bad case without measurements gets a row too.
+
+    `findings` are all those on the data set, `used` the ids of the cases that were not refused.
+    """
+    bad = {finding.case_id for finding in findings if finding.is_error}
+    rows = []
+    for case_id in sorted({*quality_of, *bad}):
+        row: dict[str, object] = {"case_id": case_id, "used": case_id in used}
+        quality = quality_of.get(case_id)
+        if quality is not None and quality.reference is not None:
+            reference = quality.reference
+            labels = sorted(reference.labels_ml.items())
+            row |= {
+                "gland_volume_ml": f"{reference.gland_volume_ml:.4g}",
+                "num_slices": str(reference.num_slices),
+                "num_components": str(len(reference.components_ml)),
+                "holes_ml": f"{sum(reference.holes_ml):.3g}",
+                "solid_fraction": f"{reference.solid_fraction:.3g}",
+                "gaps": str(len(reference.gaps)),
+                "mask_disorder": f"{reference.disorder:.3g}",
+                "labels": " ".join(f"{label}:{volume_ml:.1f}" for label, volume_ml in labels),
+            }
+        if quality is not None and quality.image_disorder is not None:
+            row["image_disorder"] = f"{quality.image_disorder:.3g}"
+        row["findings"] = ";".join(sorted({finding.check for finding in findings if finding.case_id == case_id}))
+        rows.append(row)
+    write_csv(path, pd.DataFrame(rows, columns=list(QUALITY_COLUMNS)))
 
 
 def write_contract(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.data.cases import Case
-from prostate_seg.imaging.geometry import Volume
+from prostate_seg.imaging.geometry import Finding, Volume
 from prostate_seg.imaging.image_io import read_volume
 from prostate_seg.imaging.labels import as_labels
-from prostate_seg.imaging.quality import CaseQuality, Finding, check_case
+from prostate_seg.imaging.quality import CaseQuality, check_case
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def check_files(
             try:
                 volumes[kind] = read(path)
             except VolumeError as error:
-                unreadable.append(bad_case(case.case_id, error.check, f"{path.name}: {error}"))
+                unreadable.append(Finding(error.check, f"{path.name}: {error}", is_error=True, case_id=case.case_id))
     image, mask = volumes.get("image"), volumes.get("mask")
     checked = check_case(case.case_id, image, mask, labels=labels, allow_others=allow_others)
     return image, mask, replace(checked, findings=[*unreadable, *checked.findings])
@@ -53,11 +53,6 @@ def check_files(
 def read_mask(path: Path) -> Volume:
     """Read a mask, with integer labels unless a value is no whole number, which `quality.check_case` refuses."""
     return as_labels(read_volume(path))
-
-
-def bad_case(case_id: str, check: str, message: str) -> Finding:
-    """Return the finding of a check that a case must pass."""
-    return Finding(case_id=case_id, check=check, is_error=True, message=message)
 
 
 def refuse_or_exclude(findings: Sequence[Finding], *, num_usable: int, exclude: bool) -> list[str]:

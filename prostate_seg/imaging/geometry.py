@@ -109,13 +109,18 @@ class Geometry:
         return f"shape {shape} vox, spacing {spacing} mm (z, y, x), origin ({origin}) mm, axes x y z {axes}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeWarning:
-    """A doubtful header field of a file that was read nevertheless."""
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An error or a warning of a check about a case."""
 
     check: str
+    """Name of the check, such as grids_differ."""
     message: str
     """The rule, the value and the next step, without case and check."""
+    is_error: bool = False
+    """Whether the case cannot be used."""
+    case_id: str = ""
+    """Empty for a warning of reading a file, until it is known whose file it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +144,7 @@ class Volume:
     """Axis code of the file, such as RAS; `image_io.write_volume` restores it."""
     nifti_form: NiftiForm | None = None
     """Form of the NIfTI file that the volume was read from; a mask written on this grid gets the same form."""
-    warnings: tuple[VolumeWarning, ...] = ()
+    warnings: tuple[Finding, ...] = ()
     """Warnings about the file's header; `quality.check_case` turns them into findings."""
 
     def with_mask(self, mask: np.ndarray) -> "Volume":

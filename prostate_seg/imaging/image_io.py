@@ -18,8 +18,14 @@ from prostate_seg.imaging.dicom_series import read_series
 from prostate_seg.imaging.file_integrity import require_content
 from prostate_seg.imaging.geometry import RIGHT_ANGLE_TOLERANCE, Geometry, Volume
 from prostate_seg.imaging.nifti import read_nifti, write_nifti
-from prostate_seg.imaging.sitk_reader import IMAGE_IO, image_suffix, read_with_sitk, refusing_unreadable
-from prostate_seg.imaging.text_headers import read_header, voxel_file
+from prostate_seg.imaging.sitk_reader import (
+    IMAGE_IO,
+    image_suffix,
+    read_header,
+    read_with_sitk,
+    refusing_unreadable,
+    voxel_file,
+)
 
 SINGLE_FILE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Formats that can be written: .mhd needs a second file beside it, which no single rename can put in place."""

@@ -21,10 +21,10 @@ from prostate_seg.imaging.file_integrity import INFLATED_CHUNK_BYTES, require_co
 from prostate_seg.imaging.geometry import (
     RIGHT_ANGLE_TOLERANCE,
     SAME_GRID_TOLERANCE,
+    Finding,
     Geometry,
     NiftiForm,
     Volume,
-    VolumeWarning,
 )
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -148,7 +148,7 @@ def _volume_shape(header: Nifti1Header, *, channel: int | None) -> tuple[int, in
     return shape[:3]
 
 
-def _read_form(header: Nifti1Header, shape: tuple[int, int, int]) -> tuple[NiftiForm, tuple[VolumeWarning, ...]]:
+def _read_form(header: Nifti1Header, shape: tuple[int, int, int]) -> tuple[NiftiForm, tuple[Finding, ...]]:
     """Return the form that nibabel uses, and warnings where the header or its other form disagrees."""
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     try:
@@ -174,7 +174,7 @@ def _read_form(header: Nifti1Header, shape: tuple[int, int, int]) -> tuple[Nifti
             "the axes are not quite at right angles, as after rounding: they are read as the nearest rotation, which moves a "
             f"corner by {moved_mm:.2f} mm; convert the study from DICOM again"
         )
-    return form, tuple(VolumeWarning(check=check, message=message) for check, message in found.items())
+    return form, tuple(Finding(check, message) for check, message in found.items())
 
 
 def _check_axes(affine: np.ndarray, *, pixdim_mm: np.ndarray) -> None:

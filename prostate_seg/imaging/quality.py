@@ -5,15 +5,14 @@ A finding that is an error excludes the case; a warning is reported. Arrays are 
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from prostate_seg.common.errors import listed
-from prostate_seg.imaging.geometry import Geometry, Spacing, Volume, bounding_box
+from prostate_seg.imaging.geometry import Finding, Spacing, Volume, bounding_box
 from prostate_seg.imaging.labels import label_problem
 
 MIN_SLICES = 3
@@ -51,27 +50,6 @@ IGNORE_LABEL = 255
 """The largest label of an 8-bit file: the gland of binary masks, and unlabelled voxels in label maps."""
 ANY_NEIGHBOUR = np.ones((3, 3, 3), dtype=bool)
 """Connectivity of components: voxels that share a face, an edge or a corner."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """An error or a warning of a check about a case."""
-
-    case_id: str
-    check: str
-    """Name of the check, such as grids_differ."""
-    is_error: bool
-    """Whether the case cannot be used."""
-    message: str
-    """The rule, the value and the next step, without case and check."""
-
-
-class _Problem(NamedTuple):
-    """A finding about a case whose id is added by `check_case`."""
-
-    check: str
-    message: str
-    is_error: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,28 +106,29 @@ def check_case(
         labels: Mask labels that are gland; None takes every label above 0.
         allow_others: Whether a mask may have other labels than these.
     """
-    problems = [
-        _Problem(doubt.check, f"{kind}: {doubt.message}")
+    findings = [
+        replace(doubt, message=f"{kind}: {doubt.message}")
         for kind, volume in (("image", image), ("mask", mask))
         for doubt in (volume.warnings if volume else ())
     ]
     disorder, reference = None, None
     if image is not None:
         found, disorder = _check_image(image)
-        problems += found
-    if image is not None and mask is not None:
-        problems += _check_grids(image.geometry, mask.geometry)
+        findings += found
+    if image is not None and mask is not None and not image.geometry.is_same_grid(mask.geometry):
+        message = (
+            f"image and mask are on different grids\n  image {image.geometry}\n  mask  {mask.geometry}\n"
+            "Re-export the mask on the T2 grid, or list the case under data.exclude."
+        )
+        findings.append(Finding("grids_differ", message, is_error=True))
     if mask is not None:
         found, reference = _check_mask(mask, image, labels=labels, allow_others=allow_others)
-        problems += found
-    findings = [
-        Finding(case_id=case_id, check=check, is_error=is_error, message=message)
-        for check, message, is_error in problems
-    ]
+        findings += found
+    findings = [replace(finding, case_id=case_id) for finding in findings]
     return CaseQuality(findings=findings, image_disorder=disorder, reference=reference)
 
 
-def _check_image(image: Volume) -> tuple[list[_Problem], float | None]:
+def _check_image(image: Volume) -> tuple[list[Finding], float | None]:
     """Return the problems of an image and its `image_disorder`; None for an image that cannot be used."""
     errors = _image_errors(image.array)
     problems = list(errors)
@@ -157,7 +136,7 @@ def _check_image(image: Volume) -> tuple[list[_Problem], float | None]:
     if plane != PLANES[0]:
         spacing = " x ".join(f"{edge_mm:.3g}" for edge_mm in image.geometry.spacing_mm)
         message = f"its slices are {plane} (spacing z, y, x {spacing} mm), not axial; use the axial series"
-        problems.append(_Problem("not_axial", message))
+        problems.append(Finding("not_axial", message))
     if errors:
         return problems, None
     disorder = image_disorder(np.moveaxis(image.array, PLANES.index(plane), 0))
@@ -167,31 +146,20 @@ def _check_image(image: Volume) -> tuple[list[_Problem], float | None]:
             f"and {MAX_IMAGE_DISORDER:g} is the most for ordered slices; sort the slices by position, not by name, and "
             "convert again"
         )
-        problems.append(_Problem("slices_out_of_order", message))
+        problems.append(Finding("slices_out_of_order", message))
     return problems, disorder
-
-
-def _check_grids(image: Geometry, mask: Geometry) -> list[_Problem]:
-    if image.is_same_grid(mask):
-        return []
-    message = (
-        "image and mask are on different grids\n"
-        f"  image {image}\n  mask  {mask}\n"
-        "Re-export the mask on the T2 grid, or list the case under data.exclude."
-    )
-    return [_Problem("grids_differ", message, is_error=True)]
 
 
 def _check_mask(
     mask: Volume, image: Volume | None, *, labels: Sequence[int] | None, allow_others: bool
-) -> tuple[list[_Problem], ReferenceQuality | None]:
+) -> tuple[list[Finding], ReferenceQuality | None]:
     """Return the problems of a mask and its measurements; None for a mask that cannot be used."""
     error = _not_finite("mask", mask.array) or label_problem(mask.array, labels=labels, allow_others=allow_others)
     if image is not None and np.array_equal(image.array, mask.array):
         message = "the mask has the voxels of its image; replace it, or list the case under data.exclude"
         error = "mask_is_image", message
     if error is not None:
-        return [_Problem(*error, is_error=True)], None
+        return [Finding(*error, is_error=True)], None
     reference = measure_reference(mask, labels=labels)
     problems = _reference_warnings(reference, are_labels_named=labels is not None)
     if reference.solid_fraction < SOLID_FRACTION:
@@ -201,11 +169,11 @@ def _check_mask(
             "under data.exclude"
         )
         has_leaked = reference.solid_fraction < LEAKED_FRACTION
-        problems.append(_Problem("not_compact", message, is_error=has_leaked))
+        problems.append(Finding("not_compact", message, is_error=has_leaked))
     return problems, reference
 
 
-def _image_errors(array: np.ndarray) -> list[_Problem]:
+def _image_errors(array: np.ndarray) -> list[Finding]:
     """Return each reason that an image cannot be used."""
     errors = []
     if min(array.shape) < MIN_SLICES:
@@ -217,7 +185,7 @@ def _image_errors(array: np.ndarray) -> list[_Problem]:
     elif array.min() == array.max():
         message = f"the image has no intensity range: every voxel is {array.flat[0]:g}; export it again"
         errors.append(("constant_image", message))
-    return [_Problem(*error, is_error=True) for error in errors]
+    return [Finding(*error, is_error=True) for error in errors]
 
 
 def _not_finite(noun: str, array: np.ndarray) -> tuple[str, str] | None:
@@ -226,7 +194,7 @@ def _not_finite(noun: str, array: np.ndarray) -> tuple[str, str] | None:
     return ("nan", message) if num_bad else None
 
 
-def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) -> list[_Problem]:
+def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) -> list[Finding]:
     """Return everything unusual about a reference mask but its outline."""
     others = [label for label in reference.labels_ml if label != IGNORE_LABEL]
     # Alone it is the gland of a binary mask.
@@ -275,7 +243,7 @@ def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) 
             f"the mask encloses holes of {_millilitres(reference.holes_ml)} mL; fill them unless they are intended",
         ),
     ]
-    return [_Problem(check, message) for check, is_found, message in checks if is_found]
+    return [Finding(check, message) for check, is_found, message in checks if is_found]
 
 
 def slice_plane(spacing_mm: Spacing) -> str:
@@ -299,8 +267,7 @@ def check_slice_planes(spacings_mm: Mapping[str, Spacing]) -> list[Finding]:
     for case_id, plane in planes.items():
         if plane != common:
             advice = f"{others} {common}; use its {common} series, or list the case under data.exclude"
-            message = f"its slices are {plane}, {advice}"
-            findings.append(Finding(case_id=case_id, check="slice_plane_differs", is_error=False, message=message))
+            findings.append(Finding("slice_plane_differs", f"its slices are {plane}, {advice}", case_id=case_id))
     return findings
 
 
@@ -320,7 +287,7 @@ def check_zones(labels_of: Mapping[str, Collection[int]]) -> list[Finding]:
                 f"{listed(sorted(labels))}{f', lacks {listed(lacking)}' if lacking else ''}"
                 f"{f', alone has {listed(alone)}' if alone else ''}; a zone may be missing: check it"
             )
-            findings.append(Finding(case_id=case_id, check="zone_missing", is_error=False, message=message))
+            findings.append(Finding("zone_missing", message, case_id=case_id))
     return findings
 
 

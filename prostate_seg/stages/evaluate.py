@@ -26,8 +26,8 @@ from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.leak_gate import Leak
 from prostate_seg.data.lineage import Ancestor, studies_by_name
 from prostate_seg.data.loading import LoadedCase, load_case, read_mask, refuse_or_exclude
+from prostate_seg.imaging.geometry import Finding
 from prostate_seg.imaging.image_io import read_volume, write_volume
-from prostate_seg.imaging.quality import Finding
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation import tables, trust
 from prostate_seg.reporting.evaluation.tables import CaseResult

@@ -18,10 +18,10 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.label_names import require_gland_names
-from prostate_seg.data.loading import bad_case, check_files
-from prostate_seg.imaging.geometry import Volume
+from prostate_seg.data.loading import check_files
+from prostate_seg.imaging.geometry import Finding, Volume
 from prostate_seg.imaging.image_io import content_md5
-from prostate_seg.imaging.quality import CaseQuality, Finding
+from prostate_seg.imaging.quality import CaseQuality
 from prostate_seg.imaging.regions import Regions, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.imaging.target_grid import (
@@ -78,7 +78,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     )
     if any(case.mask for case in cases):
         message = "other images have a mask and this has none; add it, or list it under data.exclude"
-        findings += [bad_case(case.case_id, "image_without_mask", message) for case in cases if case.mask is None]
+        without = [case.case_id for case in cases if case.mask is None]
+        findings += [Finding("image_without_mask", message, is_error=True, case_id=one) for one in without]
     work = partial(inspect_case, regions=regions, allow_others=allows_other_labels(cfg))
     inspections = map_cases(work, cases, num_workers=cfg.machine.num_workers, label="inspect")
     by_id = {one.case.case_id: one for one in inspections}

@@ -16,14 +16,14 @@ from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
-from prostate_seg.data.dataset import CaseRecord, join_thumbnails, write_contract, write_dataset
+from prostate_seg.data.dataset import CaseRecord, join_thumbnails, write_contract, write_dataset, write_quality_table
 from prostate_seg.data.label_names import require_gland_names
-from prostate_seg.data.loading import LoadedCase, bad_case, load_case, read_mask, refuse_or_exclude
-from prostate_seg.data.quality_table import write_quality_table
+from prostate_seg.data.loading import LoadedCase, load_case, read_mask, refuse_or_exclude
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
+from prostate_seg.imaging.geometry import Finding
 from prostate_seg.imaging.image_io import content_md5, write_volume
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study
-from prostate_seg.imaging.quality import CaseQuality, Finding, whole_gland
+from prostate_seg.imaging.quality import CaseQuality, whole_gland
 from prostate_seg.imaging.target_grid import StudyExtent, auto_names, choose_grid, study_extent
 from prostate_seg.steps.dataset import allows_other_labels, findings_of_data_set, regions_in
 
@@ -180,14 +180,14 @@ def preprocess_case(
     try:
         result = preprocess_study(loaded.image, loaded.mask, settings=settings)
     except InputError as error:
-        quality.findings.append(bad_case(case.case_id, "constant_image", str(error)))
+        quality.findings.append(Finding("constant_image", str(error), is_error=True, case_id=case.case_id))
         return None, quality
     if result.gland_kept_fraction < MIN_KEPT_FRACTION:
         message = (
             f"the window keeps {result.gland_kept_fraction:.2%} of the gland, less than {MIN_KEPT_FRACTION:.1%}; "
             "use a larger preprocess.image_size or spacing_mm"
         )
-        quality.findings.append(Finding(case_id=case.case_id, check="gland_cut", is_error=False, message=message))
+        quality.findings.append(Finding("gland_cut", message, case_id=case.case_id))
 
     assert result.mask is not None
     write_volume(folder / "images" / f"{case.case_id}.nii.gz", result.image)

@@ -8,9 +8,9 @@ from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.data.dataset import CaseRecord, chosen_settings, read_dataset, recorded_labels, require_contract
 from prostate_seg.data.label_names import label_names, region_labels
-from prostate_seg.imaging.geometry import Spacing
+from prostate_seg.imaging.geometry import Finding, Spacing
 from prostate_seg.imaging.preprocessing import PreprocessSettings
-from prostate_seg.imaging.quality import CaseQuality, Finding, check_slice_planes, check_zones
+from prostate_seg.imaging.quality import CaseQuality, check_slice_planes, check_zones
 from prostate_seg.imaging.regions import Regions
 from prostate_seg.imaging.target_grid import auto_names
 
@@ -78,7 +78,7 @@ def findings_of_data_set(
         for case_id, md5 in of_cases.items():
             if md5 in first_with:  # one image under two names, or one mask for two images
                 message = f"its {kind} file is identical to that of {first_with[md5]}"
-                findings.append(Finding(case_id=case_id, check=f"identical_{kind}", is_error=False, message=message))
+                findings.append(Finding(f"identical_{kind}", message, case_id=case_id))
             first_with.setdefault(md5, case_id)
     gland_labels = {
         case_id: [label for label in quality.reference.labels_ml if labels is None or label in labels]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from prostate_seg.imaging.quality import Finding
+from prostate_seg.imaging.geometry import Finding
 from prostate_seg.phantom.settings import PhantomSettings
 from prostate_seg.phantom.studies import PhantomCase, make_phantom_case
 from prostate_seg.segmentation.training import augmentation

@@ -10,9 +10,9 @@ import numpy as np
 from scipy import ndimage
 
 from prostate_seg.data.cases import Case
-from prostate_seg.imaging.geometry import Spacing, Volume, bounding_box
+from prostate_seg.imaging.geometry import Finding, Spacing, Volume, bounding_box
 from prostate_seg.imaging.image_io import write_volume
-from prostate_seg.imaging.quality import Finding, check_case, check_slice_planes, check_zones
+from prostate_seg.imaging.quality import check_case, check_slice_planes, check_zones
 from prostate_seg.phantom.studies import PhantomCase
 from prostate_seg.stages.preprocess import preprocess_case
 from prostate_seg.steps.dataset import findings_of_data_set
