@@ -15,7 +15,7 @@ from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.dicom_seg import MAY_BE_EMPTY, write_dicom_seg
 from prostate_seg.imaging.dicom_series import series_frames
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import read_volume, stored_array, write_volume
+from prostate_seg.imaging.image_io import as_stored, read_volume, write_volume
 from prostate_seg.imaging.regions import Regions
 
 highdicom = pytest.importorskip("highdicom")
@@ -53,7 +53,7 @@ def test_frames_are_the_slices_of_the_files_that_they_refer_to(series: Path, tmp
     files = [frame.path for frame in series_frames(series)]
     uids = [pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID for file in files]
     frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, combine_segments=True)
-    np.testing.assert_array_equal(frames, stored_array(mask))
+    np.testing.assert_array_equal(frames, as_stored(mask).array)
     assert seg.number_of_segments == 1
     assert seg.get_segment_description(1).segmented_property_type.meaning == "Prostate"
 
@@ -67,7 +67,7 @@ def test_zones_are_segments_with_codes_of_dicom(series: Path, tmp_path: Path) ->
     seg = highdicom.seg.segread(tmp_path / "mask.dcm")
     uids = [pydicom.dcmread(frame.path, stop_before_pixels=True).SOPInstanceUID for frame in series_frames(series)]
     frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
-    stored = stored_array(mask)
+    stored = as_stored(mask).array
     expected = np.stack([stored > 0, stored == 5, stored == 7, stored == 1], axis=-1)
     np.testing.assert_array_equal(frames, expected)
     found = [seg.get_segment_description(number) for number in (1, 2, 3, 4)]

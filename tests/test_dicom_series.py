@@ -18,7 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, 
 from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.dicom_series import series_frames
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import content_md5, read_volume, stored_array
+from prostate_seg.imaging.image_io import as_stored, content_md5, read_volume
 from prostate_seg.imaging.sitk_reader import without_itk_warnings
 from tests.dicom_helpers import Edit, Stack, tilted, with_rescale, write_classic, write_enhanced, write_report
 
@@ -88,7 +88,7 @@ class TestFrames:
         enhanced = read_volume(write_enhanced(tmp_path / "e", stack, order=order, shared=all_groups[: seed % 3]))
         classic = read_volume(write_classic(tmp_path / "c", stack))
         assert_same_volume(enhanced, classic)
-        np.testing.assert_array_equal(stored_array(classic), voxels)
+        np.testing.assert_array_equal(as_stored(classic).array, voxels)
         np.testing.assert_allclose(classic.geometry.to_world(_stored_origin(classic)), stack.origin_mm, atol=1e-4)
 
     def test_series_frames_name_the_frame_of_each_slice(self, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ class TestFrames:
 
         volume = read_volume(write_enhanced(tmp_path, STACK, order=[5, 4, 3, 2, 1, 0], edit=rescale))
         expected = [plane * (1.5 + z) - 10 * z for z, plane in enumerate(STACK.voxels)]
-        np.testing.assert_allclose(stored_array(volume), expected, rtol=1e-6)
+        np.testing.assert_allclose(as_stored(volume).array, expected, rtol=1e-6)
         assert volume.array.dtype == np.float32
 
     def test_a_shared_slope_is_applied_once(self, tmp_path: Path) -> None:
@@ -117,14 +117,14 @@ class TestFrames:
             with_rescale(file.SharedFunctionalGroupsSequence[0], slope=3, intercept=5)
 
         volume = read_volume(write_enhanced(tmp_path, STACK, edit_file=rescale))
-        np.testing.assert_array_equal(stored_array(volume), 3.0 * STACK.voxels + 5)
+        np.testing.assert_array_equal(as_stored(volume).array, 3.0 * STACK.voxels + 5)
 
     def test_a_slope_of_the_enhanced_file_itself_is_applied_once(self, tmp_path: Path) -> None:
         def rescale(file: Dataset) -> None:
             file.RescaleSlope, file.RescaleIntercept = 2, 1
 
         volume = read_volume(write_enhanced(tmp_path, STACK, edit_file=rescale))
-        np.testing.assert_array_equal(stored_array(volume), 2.0 * STACK.voxels + 1)
+        np.testing.assert_array_equal(as_stored(volume).array, 2.0 * STACK.voxels + 1)
 
     @pytest.mark.parametrize("write", KINDS)
     def test_real_world_value_mapping_is_not_applied(self, tmp_path: Path, write: Callable[..., Path]) -> None:
@@ -133,7 +133,9 @@ class TestFrames:
             item.RealWorldValueSlope, item.RealWorldValueIntercept = 7.0, 3.0
             one.RealWorldValueMappingSequence = [item]
 
-        np.testing.assert_array_equal(stored_array(read_volume(write(tmp_path, STACK, edit=real_world))), STACK.voxels)
+        np.testing.assert_array_equal(
+            as_stored(read_volume(write(tmp_path, STACK, edit=real_world))).array, STACK.voxels
+        )
 
     def test_classic_slices_have_their_own_slope(self, tmp_path: Path) -> None:
         def rescale(z: int, one: Dataset) -> None:
@@ -141,7 +143,7 @@ class TestFrames:
 
         volume = read_volume(write_classic(tmp_path, STACK, edit=rescale))
         np.testing.assert_array_equal(
-            stored_array(volume), [(1.0 + z) * plane - z for z, plane in enumerate(STACK.voxels)]
+            as_stored(volume).array, [(1.0 + z) * plane - z for z, plane in enumerate(STACK.voxels)]
         )
 
     @pytest.mark.parametrize("slope", ["0", "1,5", "nan"])
@@ -175,7 +177,7 @@ class TestEncodings:
         for compressor in ("JPEG", "JPEG2000"):  # both lossless
             edit = _compressed(tmp_path / f"{compressor}.dcm", LARGER.voxels, compressor)
             folder = write_enhanced(tmp_path / compressor, LARGER, edit_file=edit)
-            np.testing.assert_array_equal(stored_array(read_volume(folder)), LARGER.voxels)
+            np.testing.assert_array_equal(as_stored(read_volume(folder)).array, LARGER.voxels)
 
     @pytest.mark.parametrize("write", KINDS)
     def test_slices_may_be_encoded_in_different_ways(self, tmp_path: Path, write: Callable[..., Path]) -> None:
@@ -190,7 +192,7 @@ class TestEncodings:
         else:
             for z in range(6):
                 write_enhanced(tmp_path, LARGER, order=[z], name=f"{z}", edit_file=lambda one, z=z: encode(z, one))
-        np.testing.assert_array_equal(stored_array(read_volume(tmp_path)), LARGER.voxels)
+        np.testing.assert_array_equal(as_stored(read_volume(tmp_path)).array, LARGER.voxels)
 
     def test_signed_and_unsigned_slices_keep_their_values(self, tmp_path: Path) -> None:
         voxels = STACK.voxels.astype(np.int32)
@@ -200,7 +202,7 @@ class TestEncodings:
             one.PixelRepresentation = z % 2
             one.PixelData = voxels[z].astype("<i2" if z % 2 else "<u2").tobytes()
 
-        np.testing.assert_array_equal(stored_array(read_volume(write_classic(tmp_path, STACK, edit=signed))), voxels)
+        np.testing.assert_array_equal(as_stored(read_volume(write_classic(tmp_path, STACK, edit=signed))).array, voxels)
 
 
 class TestFramesRefused:
@@ -471,7 +473,7 @@ def test_warnings_stay_off_until_the_last_thread_has_read() -> None:
 def _stored_origin(volume: Volume) -> np.ndarray:
     """Return the index, in the LPS array, of the voxel that the files store first."""
     index = np.arange(volume.array.size).reshape(volume.array.shape)
-    first = stored_array(replace(volume, array=index.astype(np.int32)))[0, 0, 0]
+    first = as_stored(replace(volume, array=index.astype(np.int32))).array[0, 0, 0]
     return np.array(np.unravel_index(first, volume.array.shape))
 
 

@@ -14,7 +14,7 @@ from nibabel.nifti2 import Nifti2Header
 
 from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import read_volume, stored_array, write_volume
+from prostate_seg.imaging.image_io import as_stored, read_volume, write_volume
 from tests.nifti_helpers import LPS_FROM_RAS, SPACING_MM, affine, image_array, nifti_bytes, pixdim, write_nifti_file
 
 
@@ -78,7 +78,7 @@ class TestAgreementWithNibabel:
         path = write_nifti_file(tmp_path / "image.nii", array, **header)
         image, volume = nibabel.load(path), read_volume(path)
         assert voxel_difference_mm(volume, image) < 1e-3
-        assert np.array_equal(stored_array(volume).T, np.asarray(image.dataobj))
+        assert np.array_equal(as_stored(volume).array.T, np.asarray(image.dataobj))
         mask = predict_mask(tmp_path / "mask.nii", volume)
         assert np.abs(mask.affine - image.affine).max() < 1e-4
         assert np.array_equal(np.asarray(mask.dataobj), np.asarray(image.dataobj) > 60)
@@ -117,12 +117,12 @@ class TestAgreementWithNibabel:
         path = write_nifti_file(tmp_path / "a.nii", image_array(dtype), sform=affine(), endianness=">")
         volume = read_volume(path)
         assert volume.array.dtype == np.dtype(dtype)
-        assert np.array_equal(stored_array(volume).T, image_array(dtype))
+        assert np.array_equal(as_stored(volume).array.T, image_array(dtype))
 
     def test_float64_becomes_float32(self, tmp_path: Path) -> None:
         volume = read_volume(write_nifti_file(tmp_path / "a.nii", image_array("float64"), sform=affine()))
         assert volume.array.dtype == np.float32
-        assert np.array_equal(stored_array(volume).T, image_array("float32"))
+        assert np.array_equal(as_stored(volume).array.T, image_array("float32"))
 
     @pytest.mark.parametrize("dtype", ["int16", "uint8", "float32"])
     @pytest.mark.parametrize("slope", [0.0, 1.0, 0.1, -2.5, np.nan, np.inf])
@@ -133,7 +133,7 @@ class TestAgreementWithNibabel:
         scale = {"scl_slope": slope, "scl_inter": intercept}
         path = write_nifti_file(tmp_path / "a.nii.gz", image_array(dtype), sform=affine(), **scale)
         expected = nibabel.load(path).get_fdata().astype(np.float32)
-        assert np.array_equal(stored_array(read_volume(path)).T.astype(np.float32), expected)
+        assert np.array_equal(as_stored(read_volume(path)).array.T.astype(np.float32), expected)
 
     def test_a_slope_without_a_finite_intercept_is_refused(self, tmp_path: Path) -> None:
         path = write_nifti_file(tmp_path / "a.nii", sform=affine(), scl_slope=2.0, scl_inter=np.nan)
@@ -288,7 +288,7 @@ class TestHeader:
     def test_both_versions_and_byte_orders_are_read(self, tmp_path: Path, kind: type, endianness: str) -> None:
         path = write_nifti_file(tmp_path / "a.nii.gz", sform=affine(), kind=kind, endianness=endianness)
         volume = read_volume(path)
-        assert np.array_equal(stored_array(volume).T, image_array())
+        assert np.array_equal(as_stored(volume).array.T, image_array())
         assert voxel_difference_mm(volume, nibabel.load(path)) < 1e-3
 
     def test_the_header_of_a_pair_is_refused(self, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ class TestHeader:
     def test_a_header_extension_is_skipped(self, tmp_path: Path) -> None:
         content = nifti_bytes(image_array(), sform=affine(), vox_offset=400)
         (tmp_path / "a.nii").write_bytes(content[:348] + bytes([1, 0, 0, 0]) + b"\xff" * 48 + content[352:])
-        assert np.array_equal(stored_array(read_volume(tmp_path / "a.nii")).T, image_array())
+        assert np.array_equal(as_stored(read_volume(tmp_path / "a.nii")).array.T, image_array())
 
     @pytest.mark.parametrize("fields", [{"datatype": 1}, {"datatype": 999}, {"vox_offset": 100}])
     def test_headers_that_nibabel_cannot_use_are_refused(self, tmp_path: Path, fields: dict[str, int]) -> None:
@@ -333,9 +333,9 @@ class TestHeader:
         one = write_nifti_file(tmp_path / "one.nii", volumes[..., :1], sform=affine())
         two = write_nifti_file(tmp_path / "two.nii", volumes, sform=affine())
         five = write_nifti_file(tmp_path / "five.nii", volumes[..., :1, np.newaxis], sform=affine())
-        assert np.array_equal(stored_array(read_volume(five)).T, volumes[..., 0])
-        assert np.array_equal(stored_array(read_volume(one)).T, volumes[..., 0])
-        assert np.array_equal(stored_array(read_volume(two, channel=1)).T, volumes[..., 1])
+        assert np.array_equal(as_stored(read_volume(five)).array.T, volumes[..., 0])
+        assert np.array_equal(as_stored(read_volume(one)).array.T, volumes[..., 0])
+        assert np.array_equal(as_stored(read_volume(two, channel=1)).array.T, volumes[..., 1])
 
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("kind", [Nifti1Header, Nifti2Header])

@@ -178,11 +178,8 @@ def _standard_name(name: str) -> str:
 
 def _read_tables(root: Path) -> dict[Path, list[tuple[int, str]]]:
     """Return label and name of every row, by file."""
-    dataset_json = root / "dataset.json"
-    tables = {dataset_json: _read_nnunet(dataset_json)} if dataset_json.is_file() else {}
-    source_json = root / "SOURCE.json"  # written by stage=fetch
-    if source_json.is_file():
-        tables[source_json] = _read_source(source_json)
+    written_by = {root / "dataset.json": "nnU-Net", root / "SOURCE.json": "stage=fetch"}
+    tables = {path: _read_json(path, author) for path, author in written_by.items() if path.is_file()}
     for path in sorted((root / "derivatives").rglob("*dseg.tsv")):
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = [(row.get("index") or "", row.get("name")) for row in csv.DictReader(stream, delimiter="\t")]
@@ -190,19 +187,11 @@ def _read_tables(root: Path) -> dict[Path, list[tuple[int, str]]]:
     return tables
 
 
-def _read_source(source_json: Path) -> list[tuple[int, str]]:
-    try:
-        labels: Any = read_json(source_json).get("labels") or {}  # older versions wrote none
-        return [(int(label), name) for name, label in labels.items()]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{source_json}: cannot be read ({error}); it is written by stage=fetch only") from error
-
-
-def _read_nnunet(dataset_json: Path) -> list[tuple[int, str]]:
+def _read_json(path: Path, author: str) -> list[tuple[int, str]]:
     """Return label and name of nnU-Net's first version, {"1": "PZ"}, and of its second, {"PZ": 1, "whole": [1, 2]}."""
     pairs = []
     try:
-        content: Any = read_json(dataset_json)
+        content: Any = read_json(path)
         table = content.get("labels") if isinstance(content, dict) else None
         for key, value in (table if isinstance(table, dict) else {}).items():
             if isinstance(value, str) and not value.strip().isdigit():
@@ -210,5 +199,5 @@ def _read_nnunet(dataset_json: Path) -> list[tuple[int, str]]:
             else:
                 pairs += [(int(label), key) for label in (value if isinstance(value, list) else [value])]
     except (TypeError, ValueError) as error:
-        raise InputError(f"{dataset_json}: the labels cannot be read ({error}); write them as nnU-Net does") from error
+        raise InputError(f"{path}: the labels cannot be read ({error}); write them as {author} does") from error
     return pairs

@@ -18,7 +18,7 @@ from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.files import atomic_path
 from prostate_seg.imaging.dicom_series import series_frames
 from prostate_seg.imaging.geometry import Volume
-from prostate_seg.imaging.image_io import stored_array
+from prostate_seg.imaging.image_io import as_stored
 from prostate_seg.imaging.regions import Regions, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
 
@@ -94,7 +94,7 @@ def _segmentation(
     """Return the object; arguments as in `write_dicom_seg`."""
     import highdicom
 
-    frames, voxels = series_frames(series), stored_array(mask)
+    frames, voxels = series_frames(series), as_stored(mask).array
     sources = [pydicom.dcmread(file) for file in dict.fromkeys(frame.path for frame in frames)]
     for source in sources:
         for keyword in MAY_BE_EMPTY:

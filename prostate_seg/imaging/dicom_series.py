@@ -5,6 +5,7 @@ directions are world (x, y, z) in LPS mm.
 """
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -113,16 +114,11 @@ def _check_headers(frames: Sequence[Frame], *, unit: str) -> None:
             "no_position",
         )
 
-    orientations: list[list[Frame]] = []
-    for one in frames:
-        same = (group for group in orientations if np.abs(group[0].axes - one.axes).max() <= SAME_DIRECTION_TOLERANCE)
-        group = next(same, None)
-        if group is None:
-            orientations.append([one])
-        else:
-            group.append(one)
-    if len(orientations) > 1:
-        counts = "; ".join(f"{len(group)} {_plane(group[0].normal)}" for group in orientations)
+    if any(np.abs(one.axes - frames[0].axes).max() > SAME_DIRECTION_TOLERANCE for one in frames):
+        orientations: dict[bytes, list[Frame]] = defaultdict(list)
+        for one in frames:
+            orientations[(one.axes.round(3) + 0.0).tobytes()].append(one)
+        counts = "; ".join(f"{len(group)} {_plane(group[0].normal)}" for group in orientations.values())
         raise VolumeError(
             f"mixed orientations: {len(frames)} {unit} in {len(orientations)} orientations ({counts}); "
             "this may be a localizer: give the axial T2-weighted series",
@@ -207,11 +203,8 @@ def _values(ordered: Sequence[Frame]) -> np.ndarray:
     stored = {path: _stored_values(frame) for path, frame in one_of_each_file.items()}
     planes = [stored[frame.path][frame.index] for frame in ordered]
     if any(frame.rescale != NO_RESCALE for frame in ordered):
-        rescales = [frame.rescale for frame in ordered]
-        planes = [
-            (plane * slope + intercept).astype(np.float32)
-            for plane, (slope, intercept) in zip(planes, rescales, strict=True)
-        ]
+        rescaled = [plane * frame.rescale[0] + frame.rescale[1] for plane, frame in zip(planes, ordered, strict=True)]
+        planes = [plane.astype(np.float32) for plane in rescaled]
     return np.stack(planes)
 
 

@@ -71,7 +71,7 @@ def write_volume(path: Path, volume: Volume) -> None:
         raise InputError(
             f"volumes are written as {', '.join(SINGLE_FILE_SUFFIXES)}, not as {path.name}; choose one of these suffixes"
         )
-    stored = _as_stored(volume)
+    stored = as_stored(volume)
     with atomic_path(path) as temporary:
         if suffix in (".nii", ".nii.gz"):
             write_nifti(temporary, replace(stored, array=_stored_type(stored.array)))
@@ -79,9 +79,9 @@ def write_volume(path: Path, volume: Volume) -> None:
             sitk.WriteImage(to_sitk(stored), str(temporary), useCompression=True)
 
 
-def stored_array(volume: Volume) -> np.ndarray:
-    """Return the voxels with the axes of the file that the volume was read from, [Z, Y, X] of that file."""
-    return _as_stored(volume).array
+def as_stored(volume: Volume) -> Volume:
+    """Return a volume with the axes of the file that it was read from, [Z, Y, X] of that file."""
+    return _reoriented(volume, ornt_transform(LPS, axcodes2ornt(volume.stored_orientation, LPS_LABELS)))
 
 
 def content_md5(path: Path) -> str:
@@ -114,10 +114,6 @@ def to_sitk(volume: Volume) -> sitk.Image:
 
 def _stored_type(array: np.ndarray) -> np.ndarray:
     return array.astype({"bool": np.uint8, "float16": np.float32}.get(array.dtype.name, array.dtype), copy=False)
-
-
-def _as_stored(volume: Volume) -> Volume:
-    return _reoriented(volume, ornt_transform(LPS, axcodes2ornt(volume.stored_orientation, LPS_LABELS)))
 
 
 def _reoriented(volume: Volume, orientation: np.ndarray) -> Volume:

@@ -50,11 +50,6 @@ class PreprocessSettings(PreprocessConfig):
         own = {"whole_gland_labels": regions[WHOLE_GLAND], "zones": zones}
         return parse_group(cls, plain(config) | chosen | own)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PreprocessSettings":
-        """Read what `as_dict` returned, also in a version without zones."""
-        return parse_group(cls, {"zones": {}, **values}, key="preprocess")
-
     @property
     def regions(self) -> Regions:
         """Labels of each region, the whole gland first and then the zones by name."""

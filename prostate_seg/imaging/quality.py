@@ -129,31 +129,39 @@ def check_case(
 
 
 def _check_image(image: Volume) -> tuple[list[Finding], float | None]:
-    """Return the problems of an image and its `image_disorder`; None for an image that cannot be used."""
-    errors = _image_errors(image.array)
-    problems = list(errors)
-    plane = slice_plane(image.geometry.spacing_mm)
+    """Return the findings on an image and its `image_disorder`; None for an image that cannot be used."""
+    array, findings = image.array, []
+    if min(array.shape) < MIN_SLICES:
+        shape = "x".join(str(size) for size in array.shape)
+        message = f"an image has at least {MIN_SLICES} slices, and this has {shape} voxels (z, y, x); export all slices"
+        findings.append(Finding("few_slices", message, is_error=True))
+    if not_finite := _not_finite("image", array):
+        findings.append(Finding(*not_finite, is_error=True))
+    elif array.min() == array.max():
+        message = f"the image has no intensity range: every voxel is {array.flat[0]:g}; export it again"
+        findings.append(Finding("constant_image", message, is_error=True))
+    is_usable, plane = not findings, slice_plane(image.geometry.spacing_mm)
     if plane != PLANES[0]:
         spacing = " x ".join(f"{edge_mm:.3g}" for edge_mm in image.geometry.spacing_mm)
         message = f"its slices are {plane} (spacing z, y, x {spacing} mm), not axial; use the axial series"
-        problems.append(Finding("not_axial", message))
-    if errors:
-        return problems, None
-    disorder = image_disorder(np.moveaxis(image.array, PLANES.index(plane), 0))
+        findings.append(Finding("not_axial", message))
+    if not is_usable:
+        return findings, None
+    disorder = image_disorder(np.moveaxis(array, PLANES.index(plane), 0))
     if disorder > MAX_IMAGE_DISORDER:
         message = (
             f"the image gets smoother by {disorder:.1f} mean steps between slices when a run of slices is reversed, "
             f"and {MAX_IMAGE_DISORDER:g} is the most for ordered slices; sort the slices by position, not by name, and "
             "convert again"
         )
-        problems.append(Finding("slices_out_of_order", message))
-    return problems, disorder
+        findings.append(Finding("slices_out_of_order", message))
+    return findings, disorder
 
 
 def _check_mask(
     mask: Volume, image: Volume | None, *, labels: Sequence[int] | None, allow_others: bool
 ) -> tuple[list[Finding], ReferenceQuality | None]:
-    """Return the problems of a mask and its measurements; None for a mask that cannot be used."""
+    """Return the findings on a mask and its measurements; None for a mask that cannot be used."""
     error = _not_finite("mask", mask.array) or label_problem(mask.array, labels=labels, allow_others=allow_others)
     if image is not None and np.array_equal(image.array, mask.array):
         message = "the mask has the voxels of its image; replace it, or list the case under data.exclude"
@@ -171,21 +179,6 @@ def _check_mask(
         has_leaked = reference.solid_fraction < LEAKED_FRACTION
         problems.append(Finding("not_compact", message, is_error=has_leaked))
     return problems, reference
-
-
-def _image_errors(array: np.ndarray) -> list[Finding]:
-    """Return each reason that an image cannot be used."""
-    errors = []
-    if min(array.shape) < MIN_SLICES:
-        shape = "x".join(str(size) for size in array.shape)
-        message = f"an image has at least {MIN_SLICES} slices, and this has {shape} voxels (z, y, x); export all slices"
-        errors.append(("few_slices", message))
-    if problem := _not_finite("image", array):
-        errors.append(problem)
-    elif array.min() == array.max():
-        message = f"the image has no intensity range: every voxel is {array.flat[0]:g}; export it again"
-        errors.append(("constant_image", message))
-    return [Finding(*error, is_error=True) for error in errors]
 
 
 def _not_finite(noun: str, array: np.ndarray) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ import yaml
 from torch.nn import functional
 
 from prostate_seg.cli import config_folder
+from prostate_seg.common.settings import parse_group
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study, restore_probability
 from prostate_seg.phantom.studies import PhantomCase
 from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
@@ -40,7 +41,7 @@ OFF = {"contrast_range": (1.0, 1.0), "brightness_sd": 0.0, "bias_sd": 0.0, "prob
 def default_settings(**changes: Any) -> PreprocessSettings:
     """Return the settings of configs/preprocess/default.yaml with changes."""
     values = yaml.safe_load((config_folder() / "preprocess" / "default.yaml").read_text(encoding="utf-8"))
-    return PreprocessSettings.from_dict(values | {"whole_gland_labels": None, "zones": {}} | changes)
+    return parse_group(PreprocessSettings, values | {"whole_gland_labels": None, "zones": {}} | changes)
 
 
 # --- preprocessing --------------------------------------------------------------------------------------------------
