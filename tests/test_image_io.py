@@ -23,7 +23,6 @@ from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.files import md5_of
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume, to_sitk, write_volume
-from prostate_seg.imaging.sitk_reader import geometry_of
 
 FORMATS = [".nii.gz", ".nii", ".mha", ".nrrd"]
 CODES = [
@@ -622,8 +621,8 @@ def test_itk_writes_nothing_to_stderr_about_readable_files(
     assert capfd.readouterr().err == ""
 
 
-def test_geometry_of_reverses_sitks_order() -> None:
-    geometry = geometry_of(synthetic_image())
+def test_a_geometry_has_the_reverse_of_sitks_order(tmp_path: Path) -> None:
+    geometry = read_volume(write_image(tmp_path / "a.mha", synthetic_image(direction=np.eye(3)))).geometry
     assert geometry.shape_vox == (4, 5, 6)
     assert geometry.spacing_mm == (3.0, 0.75, 0.5)
 

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prostate_seg.common.errors import InputError
@@ -75,9 +75,19 @@ def list_files(root: Path, *, masks_required: bool) -> Listing:
         raise InputError(
             f"{root} must have one layout, has {' and '.join(found)}\nMove all but one of them elsewhere; {EXPECTED}."
         )
-    if found == ["imagesTr/"]:
-        return _list_nnunet(root, masks_required)
-    return _list_bids(root, masks_required) if found == ["sub-*/"] else _list_own(root, masks_required)
+    if found == ["sub-*/"]:
+        return _list_bids(root, masks_required)
+    is_nnunet = found == ["imagesTr/"]
+    folders = [root / name for name in (("imagesTr", "labelsTr") if is_nnunet else ("images", "masks"))]
+    for folder in folders if masks_required else folders[:1]:
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}; {EXPECTED}. Set data.root, or run stage=fetch first.")
+    (images, ignored_images), (masks, ignored_masks) = map(_by_stem, folders)
+    listing = Listing(images=images, masks=masks, ignored=[*ignored_images, *ignored_masks])
+    if is_nnunet:
+        listing = _of_t2_channel(listing, folders[0])
+    _require_images(listing.images, folders[0])
+    return listing
 
 
 def has_images(root: Path) -> bool:
@@ -95,49 +105,33 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _list_own(root: Path, masks_required: bool) -> Listing:
-    _require_folder(root / "images")
-    if masks_required:
-        _require_folder(root / "masks")
-    images, ignored_images = _by_stem(root / "images")
-    masks, ignored_masks = _by_stem(root / "masks")
-    _require_images(images, root / "images")
-    return Listing(images=images, masks=masks, ignored=[*ignored_images, *ignored_masks])
-
-
-def _list_nnunet(root: Path, masks_required: bool) -> Listing:
-    if masks_required:
-        _require_folder(root / "labelsTr")
-    folder = root / "imagesTr"
-    stems, ignored = _by_stem(folder)
+def _of_t2_channel(listing: Listing, folder: Path) -> Listing:
+    """Return a listing of nnU-Net's names with the images of the T2-weighted channel, by case."""
     numbered: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     unnumbered = {}
-    for stem, paths in stems.items():
+    for stem, paths in listing.images.items():
         name = re.fullmatch(r"(.+)_([0-9]{4})", stem)
         if name is None:
             unnumbered[stem] = paths[0]
         else:
             numbered[name.group(2)][name.group(1)] += paths
-    if stems and not numbered:
+    if unnumbered and not numbered:
         raise InputError(
             f"{folder}: names must end in a channel such as CASE_0000.nii.gz, and none does\n"
             "Four-dimensional images of the Medical Segmentation Decathlon are split by stage=fetch data=decathlon."
         )
-    channel = t2_channel(root / "dataset.json", sorted(numbered)) if numbered else ""
-    images = numbered[channel]
-    _require_images(images, folder)
-    unread = {}
-    for number, others in sorted(numbered.items()):
-        for stem, paths in others.items():
-            if stem not in images:
-                reason = f"it is channel {number}, and the T2-weighted one is {channel}; add that"
-                unread[stem] = Unread(path=paths[0], reason=reason)
+    channel = t2_channel(folder.parent / "dataset.json", sorted(numbered)) if numbered else ""
+    unread = {
+        stem: Unread(path=paths[0], reason=f"it is channel {number}, and the T2-weighted one is {channel}; add that")
+        for number, others in sorted(numbered.items())
+        for stem, paths in others.items()
+        if stem not in numbered[channel]
+    }
     for stem, path in unnumbered.items():
         suffix = path.name.removeprefix(image_stem(path.name))
         reason = f"its name has no channel number; rename it to {stem}_{channel}{suffix}"
         unread[stem] = Unread(path=path, reason=reason)
-    masks, ignored_masks = _by_stem(root / "labelsTr")
-    return Listing(images=images, masks=masks, ignored=[*ignored, *ignored_masks], unread=unread)
+    return replace(listing, images=numbered[channel], unread=unread)
 
 
 def t2_channel(dataset_json: Path, channels: Sequence[str]) -> str:
@@ -195,11 +189,6 @@ def _images(root: Path, *patterns: str) -> Iterator[tuple[Path, str]]:
         stem = _stem(path)
         if path.is_file() and stem is not None:
             yield path, stem
-
-
-def _require_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; {EXPECTED}. Set data.root, or run stage=fetch first.")
 
 
 def _require_images(images: Stems, folder: Path) -> None:

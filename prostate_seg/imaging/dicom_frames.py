@@ -44,14 +44,6 @@ UNIT_LENGTH_TOLERANCE = 0.01
 """Largest deviation of a direction from unit length, and of the cosine between two from 0: some headers have two decimals."""
 IDENTITY = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 DETECTOR_SPACINGS = ("ImagerPixelSpacing", "NominalScannedPixelSpacing")
-HEADER = [
-    *IDENTITY,
-    *("SOPClassUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
-    *("PixelRepresentation", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope"),
-    *("RescaleIntercept", *DETECTOR_SPACINGS, "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    "PixelData",
-]
-"""Attributes that are read."""
 FUNCTIONAL_GROUPS = {
     "PixelSpacing": "PixelMeasuresSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -169,7 +161,7 @@ def frames_of(path: Path) -> list[Frame]:
         if not start.startswith(FIRST_GROUPS):
             _refuse_foreign(path, start)
     with naming_damage(path):
-        header = pydicom.dcmread(path, specific_tags=list(HEADER), force=True)
+        header = pydicom.dcmread(path, force=True)
         # Reports, presentation states, segmentations and raw data have no slices.
         uid = pydicom.uid.UID(_text(header, "SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
         is_known = uid.name != uid  # others: a private class, or a header that is cut before its class

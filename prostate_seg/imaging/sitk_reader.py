@@ -118,7 +118,10 @@ def read_with_sitk(path: Path, *, channel: int | None) -> Volume:
         _require_complete(image, payload, num_bytes=num_bytes)
     if image.GetDimension() == 4:
         image = image[:, :, :, channel or 0]
-    return Volume(array=sitk.GetArrayFromImage(image), geometry=geometry_of(image), warnings=warnings)
+    geometry = Geometry.from_xyz(
+        image.GetSize(), image.GetSpacing(), origin_mm=image.GetOrigin(), direction=image.GetDirection()
+    )
+    return Volume(array=sitk.GetArrayFromImage(image), geometry=geometry, warnings=warnings)
 
 
 def _require_complete(image: sitk.Image, payload: bytes, *, num_bytes: int) -> None:
@@ -135,13 +138,6 @@ def _require_complete(image: sitk.Image, payload: bytes, *, num_bytes: int) -> N
         if not stream.eof:
             raise EOFError(f"its compressed data end after {length} bytes")
         require_complete(length, num_bytes=num_bytes)
-
-
-def geometry_of(image: sitk.Image) -> Geometry:
-    """Return the grid of a three-dimensional SimpleITK image."""
-    return Geometry.from_xyz(
-        image.GetSize(), image.GetSpacing(), origin_mm=image.GetOrigin(), direction=image.GetDirection()
-    )
 
 
 def image_suffix(name: str) -> str | None:

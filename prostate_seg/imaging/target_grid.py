@@ -90,8 +90,8 @@ def auto_image_size(studies: Sequence[StudyExtent], *, spacing_mm: Spacing | Non
 
 def median_spacing_mm(spacings_mm: Sequence[Spacing]) -> Spacing:
     """Return the median along each axis."""
-    z, y, x = np.median(spacings_mm, axis=0)
-    return float(z), float(y), float(x)
+    z, y, x = np.median(spacings_mm, axis=0).tolist()
+    return z, y, x
 
 
 def nnunet_spacing_mm(spacings_mm: Sequence[Spacing], *, shapes_vox: Sequence[Shape]) -> Spacing:
@@ -100,16 +100,13 @@ def nnunet_spacing_mm(spacings_mm: Sequence[Spacing], *, shapes_vox: Sequence[Sh
     It is the median, but the 10th percentile along an axis with over three times the spacing and under a third of the voxels of
     the others.
     """
-    spacing_mm = list(median_spacing_mm(spacings_mm))
-    coarse = int(np.argmax(spacing_mm))
-    others = [axis for axis in range(3) if axis != coarse]
-    size = np.median(shapes_vox, axis=0)
-    finer_mm = max(spacing_mm[axis] for axis in others)
+    spacing_mm, size = np.median(spacings_mm, axis=0), np.median(shapes_vox, axis=0)
+    coarse = int(spacing_mm.argmax())
+    finer_mm = np.delete(spacing_mm, coarse).max()
     is_anisotropic = spacing_mm[coarse] > ANISOTROPY_THRESHOLD * finer_mm
-    if is_anisotropic and size[coarse] * ANISOTROPY_THRESHOLD < min(size[axis] for axis in others):
-        tenth_mm = float(np.percentile([one[coarse] for one in spacings_mm], 10))
-        spacing_mm[coarse] = max(tenth_mm, finer_mm)
-    z, y, x = spacing_mm
+    if is_anisotropic and size[coarse] * ANISOTROPY_THRESHOLD < np.delete(size, coarse).min():
+        spacing_mm[coarse] = max(np.percentile([one[coarse] for one in spacings_mm], 10), finer_mm)
+    z, y, x = spacing_mm.tolist()
     return z, y, x
 
 
