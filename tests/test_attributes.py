@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.data.attributes import RESERVED, read_attributes
-from prostate_seg.data.cases import discover_cases
+from prostate_seg.data.cases import RESERVED, discover_cases, read_attributes
 from prostate_seg.data.dataset import OWN_COLUMNS
 from prostate_seg.segmentation.metrics import CaseMetrics
 

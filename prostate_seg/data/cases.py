@@ -1,6 +1,7 @@
-"""Cases of a data set: the image and the mask of each study, paired by name.
+"""Cases of a data set: the image and the mask of each study, paired by name, and attributes such as centre from cases.csv.
 
-The name is the case id, in Unicode NFC. Nothing here opens an image.
+The name is the case id, in Unicode NFC. The columns of cases.csv are copied to dataset.csv and, with the results, to
+evaluation/cases.csv, where results are compared by them; values are text, empty if unknown. Nothing here opens an image.
 """
 
 import difflib
@@ -9,12 +10,30 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prostate_seg.data.attributes import FILE_NAME, read_attributes
+import pandas as pd
+
+from prostate_seg.common.errors import InputError, listed
+from prostate_seg.data.dataset import OWN_COLUMNS
 from prostate_seg.data.layouts import Stems, Unread, list_files, nfc
 from prostate_seg.imaging.geometry import Finding
 
 ROLE = "t2w?|ax|tra|mask|seg|segmentation|labels?|gt|roi|prostate|gland|whole[ _-]?gland|zones?|0000"
 """Last words of a file name that describe the kind of file and not the study."""
+FILE_NAME = "cases.csv"
+REFERENCE_BY = "reference_by"
+"""Column with the author of a reference mask, a person or a network."""
+RESERVED = frozenset(
+    (
+        *OWN_COLUMNS,
+        *("fold", "dice", "iou", "hd95_mm", "assd_mm", "nsd_2mm"),
+        *("volume_reference_ml", "volume_predicted_ml", "volume_difference_ml", "volume_difference_percent"),
+        *("dice_apex", "dice_mid", "dice_base", "missed_gland", "volume_tertile", "region"),
+    )
+)
+"""Columns of the project's own tables."""
+
+Attributes = Mapping[str, Mapping[str, str]]
+"""Column and value of each case, by case id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,35 +74,29 @@ def discover_cases(
     """
     listing = list_files(root, masks_required=masks_required)
     images, masks = listing.images, listing.masks
-    cases: list[Case] = []
-    findings: list[Finding] = []
-
-    def report(case_id: str, check: str, message: str, *, is_error: bool = True) -> None:
-        findings.append(Finding(check, message, is_error=is_error, case_id=case_id))
-
-    for path in listing.ignored:
-        message = f"{_names([path])} is no image by its suffix and is ignored; convert or remove it"
-        report(path.name, "ignored_file", message, is_error=False)
-    unread = {case_id: one for case_id, one in listing.unread.items() if case_id in masks and case_id not in images}
-    for case_id, one in listing.unread.items():
-        if case_id not in unread:
-            report(one.path.name, "ignored_file", f"{_names([one.path])} is not read: {one.reason}", is_error=False)
     attributes = {nfc(case_id): row for case_id, row in read_attributes(root).items()}
     unknown = dict.fromkeys(next(iter(attributes.values()), {}), "")
+    unread = {case_id: one for case_id, one in listing.unread.items() if case_id in masks and case_id not in images}
+    ignored = dict.fromkeys(listing.ignored, "is no image by its suffix and is ignored; convert or remove it")
+    others = [one for case_id, one in listing.unread.items() if case_id not in unread]
+    ignored |= {one.path: f"is not read: {one.reason}" for one in others}
+    findings = [Finding("ignored_file", f"{_names([path])} {why}", case_id=path.name) for path, why in ignored.items()]
     excluded, known = {nfc(case_id) for case_id in exclude}, {*images, *masks}
     for case_id in sorted(excluded - known):
         near = difflib.get_close_matches(case_id, sorted(known), n=1)
         hint = f"did you mean {near[0]}?" if near else "compare with the names of the images"
-        report(case_id, "unknown_exclude", f"data.exclude names a case that does not exist; {hint}")
+        message = f"data.exclude names a case that does not exist; {hint}"
+        findings.append(Finding("unknown_exclude", message, is_error=True, case_id=case_id))
 
+    cases = []
     for case_id in sorted(known - excluded):
         patient = re.search(patient_pattern, case_id)
         problem = _pairing_problem(case_id, images, masks, unread, masks_required=masks_required)
         if problem is not None:
-            report(case_id, *problem)
+            findings.append(Finding(*problem, is_error=True, case_id=case_id))
         elif patient is None or not patient.group(1):
-            rule = f"the name does not match data.patient_pattern {patient_pattern!r}"
-            report(case_id, "no_patient_id", f"{rule}; rename the files or correct the pattern")
+            message = f"the name does not match data.patient_pattern {patient_pattern!r}; rename the files, or correct it"
+            findings.append(Finding("no_patient_id", message, is_error=True, case_id=case_id))
         else:
             cases.append(
                 Case(
@@ -97,8 +110,32 @@ def discover_cases(
             )
             if attributes and case_id not in attributes:
                 message = f"{FILE_NAME} has no row for it, so that its attributes are unknown; add one"
-                report(case_id, "no_attributes", message, is_error=False)
+                findings.append(Finding("no_attributes", message, case_id=case_id))
     return cases, findings
+
+
+def read_attributes(root: Path) -> Attributes:
+    """Read cases.csv of a data folder; without the file no case has attributes.
+
+    Raises:
+        InputError: If it is no table with a row per case id, or has a column of the project's own tables.
+    """
+    path = root / FILE_NAME
+    if not path.is_file():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}\nSave it as UTF-8 with commas, one row per case.") from error
+    if "case_id" not in table.columns:
+        raise InputError(f"{path}: must have a column case_id, has {', '.join(map(str, table.columns))}")
+    repeated = sorted(set(table["case_id"][table["case_id"].duplicated()]))
+    if repeated:
+        raise InputError(f"{path}: must have one row per case, has several of {listed(repeated, most=10)}")
+    taken = [column for column in table.columns if column != "case_id" and column in RESERVED]
+    if taken:
+        raise InputError(f"{path}: {', '.join(taken)}: columns of the project's own tables; name them otherwise")
+    return table.set_index("case_id").to_dict("index")  # type: ignore[return-value]
 
 
 def _pairing_problem(

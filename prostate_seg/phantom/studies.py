@@ -14,7 +14,7 @@ import pandas as pd
 
 from prostate_seg.common.files import atomic_folder, write_csv
 from prostate_seg.common.progress import map_cases, num_cores
-from prostate_seg.data.attributes import FILE_NAME
+from prostate_seg.data.cases import FILE_NAME
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.phantom.patient import Patient, draw_patient, generator_for

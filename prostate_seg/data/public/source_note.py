@@ -11,7 +11,7 @@ import pandas as pd
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_csv, write_json, write_text
-from prostate_seg.data.attributes import FILE_NAME, REFERENCE_BY, read_attributes
+from prostate_seg.data.cases import FILE_NAME, REFERENCE_BY, read_attributes
 from prostate_seg.data.public.public_sets import PublicSet
 
 NOTE = "SOURCE.json"

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import pandas as pd
 
 from prostate_seg.common.errors import InputError, listed
-from prostate_seg.data.attributes import RESERVED
+from prostate_seg.data.cases import RESERVED
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison.results import (
     ALL,

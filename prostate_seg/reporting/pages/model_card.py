@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from prostate_seg.data.attributes import REFERENCE_BY
+from prostate_seg.data.cases import REFERENCE_BY
 from prostate_seg.data.dataset import OWN_COLUMNS
 from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, zones_of
 from prostate_seg.reporting.pages.report_tables import MAX_NUM_GROUPS, UNKNOWN, ReportData

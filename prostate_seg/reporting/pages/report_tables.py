@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prostate_seg.data.attributes import REFERENCE_BY, RESERVED
+from prostate_seg.data.cases import REFERENCE_BY, RESERVED
 from prostate_seg.data.lineage import Ancestor
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from prostate_seg.common.files import write_csv, write_text
-from prostate_seg.data.attributes import FILE_NAME, REFERENCE_BY
+from prostate_seg.data.cases import FILE_NAME, REFERENCE_BY
 from prostate_seg.reporting.pages.templates import render_html
 
 CORRECTED = "corrected"
