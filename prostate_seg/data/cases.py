@@ -95,7 +95,9 @@ def discover_cases(
         if problem is not None:
             findings.append(Finding(*problem, is_error=True, case_id=case_id))
         elif patient is None or not patient.group(1):
-            message = f"the name does not match data.patient_pattern {patient_pattern!r}; rename the files, or correct it"
+            message = (
+                f"the name does not match data.patient_pattern {patient_pattern!r}; rename the files, or correct it"
+            )
             findings.append(Finding("no_patient_id", message, is_error=True, case_id=case_id))
         else:
             cases.append(

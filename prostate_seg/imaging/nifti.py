@@ -160,8 +160,8 @@ def _read_form(header: Nifti1Header, shape: tuple[int, int, int]) -> tuple[Nifti
     if not form.code:
         found["no_orientation"] = (
             "no orientation is stated: the codes of sform and qform are 0; the axes are taken as "
-            f"{_codes(form.affine)} with the origin at the centre, as by nibabel: compare left and right with the scanner's "
-            "images, or convert the study from DICOM again"
+            f"{''.join(map(str, nibabel.aff2axcodes(form.affine)))} with the origin at the centre, as by nibabel: compare left "
+            "and right with the scanner's images, or convert the study from DICOM again"
         )
     elif sform_code and qform_code and (difference := _difference_of_forms(header, shape)):
         found["forms_differ"] = difference
@@ -217,7 +217,8 @@ def _difference_of_forms(header: Nifti1Header, shape: tuple[int, int, int]) -> s
     corners_mm = [_stated_grid(affine, shape).corners_mm for affine in (sform, qform)]
     apart_mm = np.linalg.norm(corners_mm[0] - corners_mm[1], axis=1).max()
     by_sform, by_qform = (
-        f"first voxel at ({_numbers(one[:3, 3], ', ')}) mm RAS and axes {_codes(one)}" for one in (sform, qform)
+        f"first voxel at ({_numbers(one[:3, 3], ', ')}) mm RAS and axes {''.join(map(str, nibabel.aff2axcodes(one)))}"
+        for one in (sform, qform)
     )
     return (
         f"sform and qform put the volume {apart_mm:.1f} mm apart: {by_sform} by the sform, which is used, and {by_qform} by "
@@ -252,11 +253,6 @@ def _deviation_from_rotation(axes: np.ndarray) -> float:
 
 def _pixdim_mm(header: Nifti1Header) -> np.ndarray:
     return header["pixdim"][1:4].astype(float)
-
-
-def _codes(affine: np.ndarray) -> str:
-    """Return the directions of the axes, such as LAS."""
-    return "".join(str(code) for code in nibabel.aff2axcodes(affine))
 
 
 def _numbers(values: np.ndarray, separator: str = " x ") -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,8 +14,6 @@ CENTRAL_GLAND = 1
 """Mask label of the transition zone, central zone and anterior stroma."""
 PERIPHERAL_ZONE = 2
 """Mask label of the peripheral zone."""
-SUB_SLICES = 3
-"""Thin slices whose mean is one slice, which blurs edges through the plane."""
 END_MARGIN_SLICES = 2
 """Minimum number of slices without gland below the apex and above the base."""
 MAX_TILT_DEGREES = 20.0
@@ -164,10 +162,3 @@ def rasterise(gland: Gland, study: Study) -> np.ndarray:
     is_gland = unit.x**2 + unit.y**2 + unit.z**2 <= 1
     mask[box] = is_gland * np.where(in_central_gland(gland, unit), CENTRAL_GLAND, PERIPHERAL_ZONE)
     return mask
-
-
-def thin_slices(coarse: Geometry, *, index: int) -> Geometry:
-    """Return the grid of the `SUB_SLICES` thin slices that make up one slice."""
-    first = index - (SUB_SLICES - 1) / (2 * SUB_SLICES)
-    placed = coarse.window((first, 0, 0), (SUB_SLICES, *coarse.shape_vox[1:]))
-    return replace(placed, spacing_mm=(coarse.spacing_mm[0] / SUB_SLICES, *coarse.spacing_mm[1:]))

@@ -4,6 +4,7 @@ Arrays are [SUB_SLICES, Y, X], the thin slices of one slice. Signal is relative,
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +23,13 @@ from prostate_seg.phantom.patient import (
     Vector,
     unit_points,
 )
-from prostate_seg.phantom.study import SUB_SLICES, Study, grid_points, thin_slices
+from prostate_seg.phantom.study import Study, grid_points
 
 FAT, MUSCLE, CORTEX, MARROW, URINE, FLUID, CAPSULE = 0.58, 0.13, 0.04, 0.4, 1.0, 0.75, 0.1
 DETRUSOR, RECTAL_WALL, MUCOSA, SPHINCTER, LOOSE_TISSUE = 0.17, 0.22, 0.45, 0.18, 0.38
 """T2-weighted signal, measured on real studies."""
+SUB_SLICES = 3
+"""Thin slices whose mean is one slice, which blurs edges through the plane."""
 EDGE_MM = 1.0
 """Width of the ramp from one tissue to the next."""
 RECTUM_GAP_MM = 1.5
@@ -101,7 +104,9 @@ def _tube_mm(points: Points, *, centre_y: np.ndarray, half_width: np.ndarray, ha
 def render_slice(patient: Patient, study: Study, *, acquired: Geometry, index: int, difficulty: float) -> np.ndarray:
     """Render all tissues from the outside in and return the mean through the slice, shape [Y, X]."""
     gland = patient.gland
-    thin = thin_slices(acquired, index=index)
+    first = index - (SUB_SLICES - 1) / (2 * SUB_SLICES)
+    placed = acquired.window((first, 0, 0), (SUB_SLICES, *acquired.shape_vox[1:]))
+    thin = replace(placed, spacing_mm=(acquired.spacing_mm[0] / SUB_SLICES, *acquired.spacing_mm[1:]))
     points = grid_points(thin, (slice(None),) * 3, gland_centre_mm=study.gland_centre_mm)
     middle = Points(*(p[SUB_SLICES // 2][None] for p in points))
     grain = _body_texture(patient, middle, voxel_mm=BODY_TEXTURE_MM)
@@ -121,7 +126,7 @@ def render_slice(patient: Patient, study: Study, *, acquired: Geometry, index: i
     _add_sphincter(canvas, gland)
     _add_prostate(canvas, patient, difficulty=difficulty)
     # An endorectal coil brightens its neighbourhood.
-    distance_sq = points.x**2 + (points.y - _rectum_at(gland, study, points.z).centre_y) ** 2
+    distance_sq = points.x**2 + (points.y - _rectum_at(gland, study, points.z)[0]) ** 2
     gain = 1 + study.coil_gain * np.exp(-distance_sq / (2 * COIL_REACH_MM**2))
     return (canvas.signal * gain).mean(axis=0)
 
@@ -183,22 +188,16 @@ def _add_pelvic_floor(canvas: _Canvas, gland: Gland, study: Study) -> None:
     canvas.blend(veins, LOOSE_TISSUE * (1 + 0.5 * canvas.grain))
 
 
-class _Rectum(NamedTuple):
-    """The rectum at each height z, in mm."""
+def _rectum_at(gland: Gland, study: Study, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Place the rectum along the back of the gland; above the base it follows the sacrum.
 
-    centre_y: np.ndarray
-    half_height: np.ndarray
-    open_part: np.ndarray
-    """From 0 in the anal canal, which is closed, to 1 above it."""
-
-
-def _rectum_at(gland: Gland, study: Study, z: np.ndarray) -> _Rectum:
-    """Place the rectum along the back of the gland; above the base it follows the sacrum."""
+    Returns its centre along y and its half height in mm, and from 0 in the anal canal to 1 above it how far it is open.
+    """
     open_part = np.clip((z + gland.half_length_mm + 6) / 14, 0, 1)
     half_height = study.rectum_radius_mm * (0.7 + 0.25 * open_part + 0.06 * np.sin(0.15 * z))
     gland_back = gland.half_height_mm * (1 - FLATTENING_PIVOT * gland.flattening) + gland.tilt * z
     above = np.maximum(z - gland.half_length_mm, 0)
-    return _Rectum(gland_back + half_height + RECTUM_GAP_MM + 0.012 * above**2, half_height, open_part)
+    return gland_back + half_height + RECTUM_GAP_MM + 0.012 * above**2, half_height, open_part
 
 
 def _add_rectum(canvas: _Canvas, gland: Gland, study: Study) -> None:
