@@ -19,7 +19,7 @@ from prostate_seg.imaging.file_integrity import require_content
 from prostate_seg.imaging.geometry import RIGHT_ANGLE_TOLERANCE, Geometry, Volume
 from prostate_seg.imaging.nifti import read_nifti, write_nifti
 from prostate_seg.imaging.sitk_reader import (
-    IMAGE_IO,
+    IMAGE_SUFFIXES,
     image_suffix,
     read_header,
     read_with_sitk,
@@ -133,8 +133,8 @@ def _read_file(path: Path, *, channel: int | None) -> Volume:
     suffix = image_suffix(path.name)
     if suffix is None:
         raise VolumeError(
-            f"its suffix is none of {', '.join(IMAGE_IO)}; convert it (a pair of .hdr and .img too), or give the folder of its "
-            "DICOM series",
+            f"its suffix is none of {', '.join(IMAGE_SUFFIXES)}; convert it (a pair of .hdr and .img too), or give the folder "
+            "of its DICOM series",
             "unknown_suffix",
         )
     require_content(path)

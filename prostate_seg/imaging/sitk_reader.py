@@ -18,14 +18,8 @@ from prostate_seg.common.errors import VolumeError
 from prostate_seg.imaging.file_integrity import INFLATED_CHUNK_BYTES, require_complete, require_one_volume, require_room
 from prostate_seg.imaging.geometry import Finding, Geometry, Volume
 
-IMAGE_IO = {
-    ".nii.gz": "NiftiImageIO",
-    ".nii": "NiftiImageIO",
-    ".nrrd": "NrrdImageIO",
-    ".mha": "MetaImageIO",
-    ".mhd": "MetaImageIO",
-}
-"""SimpleITK's reader for each suffix, longest suffix first; naming it makes upper-case suffixes work too."""
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+"""Readable formats, the longest suffix first."""
 ZLIB_OR_GZIP = 47
 """zlib's wbits for "either header, detected automatically"."""
 ADLER_BYTES = 4
@@ -96,7 +90,8 @@ def read_with_sitk(path: Path, *, channel: int | None) -> Volume:
     fields, header_bytes = read_header(path)
     warnings = check_grid(path, fields)
     reader = sitk.ImageFileReader()
-    reader.SetImageIO(IMAGE_IO[path.suffix.lower()])
+    # Named, because SimpleITK knows suffixes in small letters only.
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() == ".nrrd" else "MetaImageIO")
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     kind, num_components = sitk.GetPixelIDValueAsString(reader.GetPixelID()), reader.GetNumberOfComponents()
@@ -142,7 +137,7 @@ def _require_complete(image: sitk.Image, payload: bytes, *, num_bytes: int) -> N
 
 def image_suffix(name: str) -> str | None:
     """Return the readable suffix that a file name ends with, in lower case, or None."""
-    return next((suffix for suffix in IMAGE_IO if name.lower().endswith(suffix)), None)
+    return next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), None)
 
 
 def image_stem(name: str) -> str:

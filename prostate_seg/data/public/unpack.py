@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 
 from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.files import atomic_path, is_inside
@@ -38,8 +38,7 @@ class Rule:
     """Whether a file is kept only if images/ has the study."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Member:
+class _Member(NamedTuple):
     name: str
     num_bytes: int
     open: Callable[[], IO[bytes]]
@@ -115,15 +114,9 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
     """Open an archive and list its regular files."""
     if archive.suffix == ".tar":
         with tarfile.open(archive) as tar:
-            yield [
-                _Member(name=info.name, num_bytes=info.size, open=partial(tar.extractfile, info))  # type: ignore[arg-type]
-                for info in tar.getmembers()
-                if info.isfile()  # extractfile returns a stream for these
-            ]
+            files = [info for info in tar.getmembers() if info.isfile()]  # extractfile returns a stream for these
+            yield [_Member(info.name, info.size, partial(tar.extractfile, info)) for info in files]  # type: ignore[arg-type]
     else:
         with zipfile.ZipFile(archive) as packed:
-            yield [
-                _Member(name=info.filename, num_bytes=info.file_size, open=partial(packed.open, info))
-                for info in packed.infolist()
-                if not info.is_dir()
-            ]
+            entries = [info for info in packed.infolist() if not info.is_dir()]
+            yield [_Member(info.filename, info.file_size, partial(packed.open, info)) for info in entries]
