@@ -104,7 +104,6 @@ def test_no_gland_reaches_further_than_the_field_of_view_assumes() -> None:
 
 def test_second_study_shows_the_same_gland_on_another_grid() -> None:
     first, second = case_of("ph001_1"), case_of("ph001_2")
-    assert first.patient_id == second.patient_id == "ph001"
     assert first.true_volume_ml == second.true_volume_ml
     assert first.image.geometry.spacing_mm != second.image.geometry.spacing_mm
     assert first.image.array.shape != second.image.array.shape or np.any(first.image.array != second.image.array)

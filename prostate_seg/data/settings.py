@@ -36,25 +36,14 @@ class FoldConfig(Settings):
     """Pairs of near-identical images that are no duplicates, each CASE/CASE: REASON; the leak gate accepts them."""
 
     def _rules(self) -> list[Rule]:
+        has_test = self.num_folds >= 2 or self.strategy != "kfold"
+        has_file = (self.file is not None) == (self.strategy == "picai")
+        has_column = (self.column is not None) == (self.strategy == "groups")
+        are_pairs = all(NOT_DUPLICATES.fullmatch(pair) for pair in self.not_duplicates)
+        example = '["10001_1/10002_1: two patients according to the register"]'
         return [
-            (
-                "num_folds",
-                self.num_folds >= 2 or self.strategy != "kfold",
-                "must be at least 2 for fold=kfold (fold=all trains on every case)",
-            ),
-            (
-                "file",
-                (self.file is not None) == (self.strategy == "picai"),
-                "must name a file for fold=picai, and be null otherwise",
-            ),
-            (
-                "column",
-                (self.column is not None) == (self.strategy == "groups"),
-                "must name a column of cases.csv for fold=groups, and be null otherwise",
-            ),
-            (
-                "not_duplicates",
-                all(NOT_DUPLICATES.fullmatch(pair) for pair in self.not_duplicates),
-                'must be pairs with a reason, such as ["10001_1/10002_1: two patients according to the register"]',
-            ),
+            ("num_folds", has_test, "must be at least 2 for fold=kfold (fold=all trains on every case)"),
+            ("file", has_file, "must name a file for fold=picai, and be null otherwise"),
+            ("column", has_column, "must name a column of cases.csv for fold=groups, and be null otherwise"),
+            ("not_duplicates", are_pairs, f"must be pairs with a reason, such as {example}"),
         ]

@@ -169,16 +169,7 @@ def _check_mask(
     if error is not None:
         return [Finding(*error, is_error=True)], None
     reference = measure_reference(mask, labels=labels)
-    problems = _reference_warnings(reference, are_labels_named=labels is not None)
-    if reference.solid_fraction < SOLID_FRACTION:
-        message = (
-            f"the mask fills {reference.solid_fraction:.0%} of its convex outline in axial slices, and glands fill "
-            f"{SOLID_FRACTION:.0%} or more; it may have leaked into other tissue: check it, fix it, or list the case "
-            "under data.exclude"
-        )
-        has_leaked = reference.solid_fraction < LEAKED_FRACTION
-        problems.append(Finding("not_compact", message, is_error=has_leaked))
-    return problems, reference
+    return _reference_findings(reference, are_labels_named=labels is not None), reference
 
 
 def _not_finite(noun: str, array: np.ndarray) -> tuple[str, str] | None:
@@ -187,56 +178,42 @@ def _not_finite(noun: str, array: np.ndarray) -> tuple[str, str] | None:
     return ("nan", message) if num_bad else None
 
 
-def _reference_warnings(reference: ReferenceQuality, *, are_labels_named: bool) -> list[Finding]:
-    """Return everything unusual about a reference mask but its outline."""
+def _reference_findings(reference: ReferenceQuality, *, are_labels_named: bool) -> list[Finding]:
+    """Return everything unusual about a reference mask."""
     others = [label for label in reference.labels_ml if label != IGNORE_LABEL]
-    # Alone it is the gland of a binary mask.
-    has_ignore_label = not are_labels_named and IGNORE_LABEL in reference.labels_ml and bool(others)
     low_ml, high_ml = PLAUSIBLE_VOLUME_ML
-    checks = [
-        (
-            "label_255",
-            has_ignore_label,
-            f"the mask has label {IGNORE_LABEL} beside {listed(others)}: it marks voxels to ignore, or the mask was "
-            "interpolated; export it again, or name the labels of the gland: data.whole_gland_labels=[...]",
-        ),
-        (
-            "implausible_volume",
-            not low_ml <= reference.gland_volume_ml <= high_ml,
-            f"the gland has {reference.gland_volume_ml:.1f} mL, and {low_ml:g} to {high_ml:g} mL are usual; "
-            "check mask and spacing",
-        ),
-        (
-            "mask_touches_border",
-            bool(reference.touched_sides),
-            f"the mask reaches the image's border ({', '.join(reference.touched_sides)}), so that gland may be missing; "
-            "check it",
-        ),
-        (
-            "several_components",
-            len(reference.components_ml) > 1,
-            f"the mask has {len(reference.components_ml)} components ({_millilitres(reference.components_ml)} mL); check for "
-            "stray voxels",
-        ),
-        (
-            "gap",
-            bool(reference.gaps),
-            f"{len(reference.gaps)} slices between slices with gland have none ({listed(reference.gaps)}, from 0 at the "
-            "inferior end); draw them",
-        ),
-        (
-            "slices_out_of_order",
-            reference.disorder > MAX_MASK_DISORDER,
-            f"a slice of the mask leaves out {reference.disorder:.0%} of the gland that its neighbours have above and below, "
-            f"and {MAX_MASK_DISORDER:.0%} is the most for ordered slices; check whether mask slices are shuffled or half drawn",
-        ),
-        (
-            "holes",
-            sum(reference.holes_ml) >= MIN_HOLES_ML,
-            f"the mask encloses holes of {_millilitres(reference.holes_ml)} mL; fill them unless they are intended",
-        ),
-    ]
-    return [Finding(check, message) for check, is_found, message in checks if is_found]
+    is_found = {
+        # Alone it is the gland of a binary mask.
+        "label_255": not are_labels_named and IGNORE_LABEL in reference.labels_ml and bool(others),
+        "implausible_volume": not low_ml <= reference.gland_volume_ml <= high_ml,
+        "mask_touches_border": bool(reference.touched_sides),
+        "several_components": len(reference.components_ml) > 1,
+        "gap": bool(reference.gaps),
+        "slices_out_of_order": reference.disorder > MAX_MASK_DISORDER,
+        "holes": sum(reference.holes_ml) >= MIN_HOLES_ML,
+        "not_compact": reference.solid_fraction < SOLID_FRACTION,
+    }
+    messages = {
+        "label_255": f"the mask has label {IGNORE_LABEL} beside {listed(others)}: it marks voxels to ignore, or the mask was "
+        "interpolated; export it again, or name the labels of the gland: data.whole_gland_labels=[...]",
+        "implausible_volume": f"the gland has {reference.gland_volume_ml:.1f} mL, and {low_ml:g} to {high_ml:g} mL are usual; "
+        "check mask and spacing",
+        "mask_touches_border": f"the mask reaches the image's border ({', '.join(reference.touched_sides)}), so that gland may "
+        "be missing; check it",
+        "several_components": f"the mask has {len(reference.components_ml)} components "
+        f"({_millilitres(reference.components_ml)} mL); check for stray voxels",
+        "gap": f"{len(reference.gaps)} slices between slices with gland have none ({listed(reference.gaps)}, from 0 at the "
+        "inferior end); draw them",
+        "slices_out_of_order": f"a slice of the mask leaves out {reference.disorder:.0%} of the gland that its neighbours have "
+        f"above and below, and {MAX_MASK_DISORDER:.0%} is the most for ordered slices; check whether mask slices are shuffled "
+        "or half drawn",
+        "holes": f"the mask encloses holes of {_millilitres(reference.holes_ml)} mL; fill them unless they are intended",
+        "not_compact": f"the mask fills {reference.solid_fraction:.0%} of its convex outline in axial slices, and glands fill "
+        f"{SOLID_FRACTION:.0%} or more; it may have leaked into other tissue: check it, fix it, or list the case under "
+        "data.exclude",
+    }
+    errors = ["not_compact"] if reference.solid_fraction < LEAKED_FRACTION else []
+    return [Finding(check, messages[check], is_error=check in errors) for check, found in is_found.items() if found]
 
 
 def slice_plane(spacing_mm: Spacing) -> str:

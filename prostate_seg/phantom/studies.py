@@ -32,8 +32,6 @@ MAX_WORKERS = 8
 class PhantomCase:
     """One study of a phantom patient, such as ph001_2 of ph001."""
 
-    case_id: str
-    patient_id: str
     image: Volume
     """T2-weighted signal, int16."""
     mask: Volume
@@ -57,8 +55,7 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
     case_ids = phantom_case_ids(settings)
     if case_id not in case_ids:
         raise ValueError(f"case_id must be from {case_ids[0]} to {case_ids[-1]}, is {case_id}")
-    patient_id = case_id.partition("_")[0]
-    patient = draw_patient(generator_for(seed, patient_id), settings=settings)
+    patient = draw_patient(generator_for(seed, case_id.partition("_")[0]), settings=settings)
     generator = generator_for(seed, case_id)
     scanner = SCANNERS[scanner_of(case_id, settings=settings)]
     study = draw_study(generator, patient.gland, settings=settings, scanner=scanner)
@@ -67,8 +64,6 @@ def make_phantom_case(case_id: str, *, settings: PhantomSettings, seed: int) -> 
     )
     volume = partial(Volume, geometry=study.geometry, stored_orientation=study.stored_orientation)
     return PhantomCase(
-        case_id=case_id,
-        patient_id=patient_id,
         image=volume(array=image),
         mask=volume(array=rasterise(patient.gland, study)),
         true_volume_ml=patient.gland.volume_ml,
@@ -154,8 +149,8 @@ def _write_case(case_id: str, *, images: Path, masks: Path, settings: PhantomSet
     write_volume(masks / f"{case_id}.nii.gz", case.mask)
     slice_mm, row_mm, column_mm = case.image.geometry.spacing_mm
     return {
-        "case_id": case.case_id,
-        "patient_id": case.patient_id,
+        "case_id": case_id,
+        "patient_id": case_id.partition("_")[0],
         "true_volume_ml": f"{case.true_volume_ml:.4f}",
         "spacing_z_mm": f"{slice_mm:g}",
         "spacing_y_mm": f"{row_mm:g}",
