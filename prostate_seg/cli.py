@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import hydra
 from hydra._internal.utils import get_args_parser  # the parser of hydra.main; tests/test_cli.py has its contract
@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
-from prostate_seg.common.settings import type_in_words
+from prostate_seg.common.settings import PathText, setting_types, type_in_words
 from prostate_seg.common.suggestions import closest, probably_meant, unknown_key_message
 from prostate_seg.common.terminal import wrapped
 from prostate_seg.config import schema as config
@@ -36,21 +36,10 @@ from prostate_seg.stages import STAGES, require_stage
 FAILED, BAD_COMMAND = 1, 2
 """Exit codes of a refused input or failed stage, and of an invalid command or config."""
 
-PATHS = frozenset(
-    {"data.root", "fold.file", "evaluate.external_root", "paths.root", "paths.cache", "paths.journal", "paths.trained"}
-    | {
-        "fetch.origin",
-        "audit.splits",
-        "compare.runs",
-        "report.mixed_folds",
-        "predict.model",
-        "predict.input",
-        "predict.output",
-        "train.init",
-    }
-    | {"bundle.input", "bundle.output", "hydra.run.dir", "hydra.sweep.dir"}
-)
-"""Settings with ~ for the home folder: a shell expands it only at the beginning of a word."""
+PATHS = {"hydra.run.dir", "hydra.sweep.dir"} | {
+    key for key, hint in setting_types(Config, include_extras=True).items() if PathText in (hint, *get_args(hint))
+}
+"""Settings with ~ for the home folder."""
 TEXT_OF_HYDRA = frozenset({"hydra.sweep.subdir", "hydra.sweeper.storage", "hydra.sweeper.study_name"})
 WITH_COMMAS = frozenset({"data.patient_pattern", "register.reason"})
 """Text settings in which a comma never separates the values of a multirun."""

@@ -22,6 +22,8 @@ MISSING = "???"
 """Value in YAML of a setting that the user must give."""
 WORDS_OF_BOOL = dict.fromkeys(("true", "yes", "y", "on"), True) | dict.fromkeys(("false", "no", "n", "off"), False)
 
+PathText = Annotated[str, "path"]
+"""Text of a path; in the command line it may begin with ~, which a shell expands only at the beginning of a word."""
 Rule = tuple[str, bool, str]
 """Name of a setting inside its group, whether its value is allowed, and the rule for the message."""
 
@@ -170,20 +172,21 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def setting_types(kind: type) -> dict[str, Any]:
+def setting_types(kind: type, *, include_extras: bool = False) -> dict[str, Any]:
     """Return the type of every key of a dataclass and of the groups inside it, dotted, groups included."""
     types = {}
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in get_type_hints(kind, include_extras=include_extras).items():
         types[name] = hint
-        inner = group_of(hint)
-        types |= {f"{name}.{key}": below for key, below in setting_types(inner).items()} if inner else {}
+        below = setting_types(inner, include_extras=include_extras) if (inner := group_of(hint)) else {}
+        types |= {f"{name}.{key}": one for key, one in below.items()}
     return types
 
 
 def ranges_of(kind: type) -> dict[str, Any]:
     """Return the `Range` or `RisingPair` of those fields of a dataclass that have one."""
     hints = get_type_hints(kind, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+    extras = {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+    return {name: allowed for name, allowed in extras.items() if isinstance(allowed, Range | RisingPair)}
 
 
 def group_of(hint: Any) -> type | None:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg.common import settings
 from prostate_seg.common.errors import ConfigError, first_line
-from prostate_seg.common.settings import Range, Rule, Settings, parse_group, plain
+from prostate_seg.common.settings import PathText, Range, Rule, Settings, parse_group, plain
 from prostate_seg.data.settings import FoldConfig
 from prostate_seg.imaging.settings import PreprocessConfig, TargetConfig
 from prostate_seg.phantom.settings import PhantomSettings
@@ -34,7 +34,7 @@ class DataConfig(Settings):
 
     source: DataSource
     """Source of the cases."""
-    root: str | None
+    root: PathText | None
     """Folder with images/ and masks/, or in the layout of nnU-Net or BIDS; null takes data/ in the workspace."""
     patient_pattern: str
     """Regular expression whose first group, searched in a case id, is the patient."""
@@ -65,13 +65,13 @@ class DataConfig(Settings):
 class PathsConfig(Settings):
     """Folders on this machine."""
 
-    root: str
+    root: PathText
     """Workspace: folder of preprocess/, prepared/, model/ and evaluation/."""
-    cache: str
+    cache: PathText
     """Folder of files that can be made again at any time."""
-    journal: str
+    journal: PathText
     """Folder of journals: records that a tracking store has not acknowledged yet. Unlike the cache it cannot be made again."""
-    trained: str | None
+    trained: PathText | None
     """Folder of model/ and of unfinished training, one per training if several run at the same time; null takes root."""
 
 
@@ -142,7 +142,7 @@ class FetchConfig(Settings):
 
     parts: list[str] | None
     """Archives to download, such as fold0 of PI-CAI; null takes all archives for training."""
-    origin: str | None
+    origin: PathText | None
     """Folder with the downloaded archives, or http address of a mirror; null takes the data set's own servers."""
 
 
@@ -150,7 +150,7 @@ class FetchConfig(Settings):
 class AuditConfig(Settings):
     """Arguments of stage=audit."""
 
-    splits: str | None
+    splits: PathText | None
     """Split file: JSON of this project, of PI-CAI or of nnU-Net; null takes kfold.json of the workspace."""
 
 
@@ -194,7 +194,7 @@ class ReproduceConfig(Settings):
 class CompareConfig(Settings):
     """Arguments of stage=compare."""
 
-    runs: list[str]
+    runs: list[PathText]
     """Baseline and others: ids of evaluations, sweeps over seed or pipelines with one of them, or folders with a cases.csv."""
     difference: Annotated[float, Range(gt=0, le=1)]
     """Difference in Dice for which the number of patients and of seeds is planned, from the variances of repeats."""
@@ -204,7 +204,7 @@ class CompareConfig(Settings):
 class ReportConfig(Settings):
     """Arguments of stage=report."""
 
-    mixed_folds: str | None
+    mixed_folds: PathText | None
     """For fold=groups: evaluation of the same cases with mixed folds, a run id or a folder, to set beside unseen groups."""
 
 
@@ -250,13 +250,13 @@ class RegisterConfig(PromotionRules):
 class PredictConfig(Settings):
     """Arguments of stage=predict."""
 
-    model: str | None
+    model: PathText | None
     """Registered model such as models:/prostate_seg@champion, or folder of networks; null takes those of the workspace."""
-    input: str | None
+    input: PathText | None
     """Image file, folder of images, DICOM series, or folder of patients with any of these in it."""
     pattern: str
     """File name pattern of the images in a folder, such as *_t2w.mha; DICOM series are matched by the name of their folder."""
-    output: str
+    output: PathText
     """Folder for masks/, overlays/ and volumes.csv."""
     overwrite: bool
     """Whether existing masks of another input or model are replaced."""
@@ -295,9 +295,9 @@ class BundleConfig(Settings):
 
     run: str | None
     """Id of the pipeline to pack."""
-    output: str | None
+    output: PathText | None
     """Archive to write."""
-    input: str | None
+    input: PathText | None
     """Archive whose runs to load into this store."""
 
 

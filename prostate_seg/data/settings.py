@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from prostate_seg.common.settings import Range, Rule, Settings
+from prostate_seg.common.settings import PathText, Range, Rule, Settings
 
 SplitStrategy = Literal["kfold", "all", "picai", "groups"]
 
@@ -24,7 +24,7 @@ class FoldConfig(Settings):
     """Number of folds of kfold."""
     val_fraction: Annotated[float, Range(gt=0, lt=1)]
     """Fraction of the training patients of a fold that is held out for validation."""
-    file: str | None
+    file: PathText | None
     """Split file of fold=picai: JSON whose folds[i].val lists the test case ids of fold i."""
     column: str | None
     """Column of cases.csv for fold=groups, such as centre; each of its values is tested by networks trained without it."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from prostate_seg.common.settings import Range, Settings
+from prostate_seg.common.settings import PathText, Range, Settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class EvaluateConfig(InferenceSettings):
     """Bootstrap samples per confidence interval."""
     coverage: Annotated[float, Range(gt=0, lt=1)]
     """Fraction of patients for whom the lower bound of expected Dice is to hold."""
-    external_root: str | None
+    external_root: PathText | None
     """Data folder, laid out as data.root may be, for evaluating the ensemble of all folds instead of the test cases."""
     external_labels: dict[str, int] | None
     """Value of each named mask label in external_root, which zones need; null takes the names in its files."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from prostate_seg.common.settings import Range, Rule, Settings
+from prostate_seg.common.settings import PathText, Range, Rule, Settings
 from prostate_seg.segmentation.settings import Precision
 
 Loss = Literal["bce", "dice", "dice_ce", "iou", "focal_dice"]
@@ -18,7 +18,7 @@ Frozen = Literal["encoder"]
 class TrainConfig(Settings):
     """Optimisation of the network's weights."""
 
-    init: str | None
+    init: PathText | None
     """Weights to start from: models:/NAME@ALIAS, models:/NAME/VERSION, the id of a run, or a folder; null for random ones."""
     freeze: Frozen | None
     """Part of the network that keeps its initial weights and running statistics; null trains all of it."""
