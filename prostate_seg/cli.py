@@ -23,7 +23,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from prostate_seg.common import torchrun
-from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.errors import ConfigError, InputError, listed
 from prostate_seg.common.settings import PathText, setting_types, type_in_words
 from prostate_seg.common.suggestions import closest, probably_meant, unknown_key_message
 from prostate_seg.common.terminal import wrapped
@@ -248,12 +248,9 @@ def require_inputs(stages: Sequence[str], cfg: Config, typed: Sequence[str]) -> 
     missing = missing_inputs(stages, cfg)
     if not missing:
         return
-    shown = {
-        stage: f"{paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "") for stage, paths in missing.items()
-    }
+    shown = {stage: listed(paths, most=1) for stage, paths in missing.items()}
     width = max(map(len, shown.values()))
-    lines = [f"  {path:<{width}}  from stage={stage}" for stage, path in shown.items()]
-    listing = "\n".join(lines)
+    listing = "\n".join(f"  {path:<{width}}  from stage={stage}" for stage, path in shown.items())
     other = "For trained networks, add predict.model=models:/NAME@ALIAS or predict.model=FOLDER. "
     is_without_model = "predict" in stages and cfg.predict.model is None
     raise InputError(
