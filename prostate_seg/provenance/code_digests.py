@@ -44,8 +44,8 @@ class StageCode:
 
     package_md5: str
     """Hash of all files of the package, from which the two others follow."""
-    files: list[str]
-    """All source files, sorted."""
+    files: dict[str, str]
+    """md5 of each source file, sorted by name."""
     digests: dict[str, str]
     """Digest of each file that decides numbers."""
 
@@ -57,7 +57,7 @@ def stage_code(stage: str, *, cache_folder: Path) -> StageCode:
         kept = StageCode(**read_json(path))
         if kept.package_md5 == package_md5:
             return kept
-    files = [code_key(file) for file in source_files(stage)]
+    files = {code_key(file): md5_of(file) for file in source_files(stage)}
     code = StageCode(package_md5=package_md5, files=files, digests=code_digests(stage))
     if package_hash() == package_md5:  # nobody edited the code meanwhile
         with suppress(OSError):  # a cache that cannot be written costs time only

@@ -10,22 +10,14 @@ from typing import Any
 
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.hashing import Hashed, hash_paths
-from prostate_seg.provenance.source_files import PACKAGE
 
 DATA = "data"
 
 
-def hash_stage(
-    inputs: Iterable[Path], outputs: Iterable[Path], *, code: Iterable[str], workspace: Workspace
-) -> dict[str, dict[str, Hashed]]:
-    """Return the hashes of what a stage read (inputs) and wrote (outputs), and of its source files (code), each by key."""
-    paths = {
-        "inputs": {key_of(path, workspace): path for path in inputs},
-        "outputs": {key_of(path, workspace): path for path in outputs},
-        "code": {key: PACKAGE.parent / key for key in code},
-    }
-    hashed = hash_paths([path for some in paths.values() for path in some.values()], cache=workspace.cache)
-    return {kind: {key: hashed[path] for key, path in some.items()} for kind, some in paths.items()}
+def hashes_by_key(paths: Iterable[Path], *, workspace: Workspace) -> dict[str, Hashed]:
+    """Return the hashes of files and folders that a stage read or wrote, by their keys in records."""
+    hashed = hash_paths(paths, cache=workspace.cache)
+    return {key_of(path, workspace): one for path, one in hashed.items()}
 
 
 def key_of(path: Path, workspace: Workspace) -> str:

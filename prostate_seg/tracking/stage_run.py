@@ -21,7 +21,7 @@ from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
 from prostate_seg.provenance.code_digests import stage_code
 from prostate_seg.provenance.environment import git_state, machine, packages
-from prostate_seg.provenance.record import ancestors, hash_stage, path_of
+from prostate_seg.provenance.record import ancestors, hashes_by_key, path_of
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.provenance.verification import compare
 
@@ -93,7 +93,10 @@ class StageRun(NullRun):
     def _provenance(self, result: StageResult) -> Provenance:
         """Return the provenance of a finished stage, without secrets."""
         redact, code = self.redactor, stage_code(self.stage, cache_folder=self.workspace.cache)
-        hashes = hash_stage(result.inputs, result.outputs, code=code.files, workspace=self.workspace)
+        hashes = {
+            "inputs": hashes_by_key(result.inputs, workspace=self.workspace),
+            "outputs": hashes_by_key(result.outputs, workspace=self.workspace),
+        }
         md5 = {kind: {key: hashed.md5 for key, hashed in some.items()} for kind, some in hashes.items()}
         now = time.time()  # a time in the future, as after the clock was set back, is no evidence
         changed = [key for key, hashed in hashes["inputs"].items() if self.started < hashed.newest_mtime <= now]
@@ -116,7 +119,7 @@ class StageRun(NullRun):
             "outputs": md5["outputs"],
             "inputs_changed_while_running": changed,
             "upstream": ancestors(md5["inputs"], self._upstream_entries(), workspace=self.workspace),
-            "code": md5["code"],
+            "code": code.files,
             "code_digests": code.digests,
             "git": redact.tree(git),
             "packages": packages(),
