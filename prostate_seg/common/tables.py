@@ -14,18 +14,12 @@ WIDEST = 1000
 """Line width in a log, where programs read line by line and rows must not wrap."""
 
 
-def table_lines(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    numbers: Collection[str] = (),
-    is_terminal: bool | None = None,
-) -> list[str]:
-    """Return the lines of a table, without colours.
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[str] = ()) -> list[str]:
+    """Return the lines of a table, without colours; `numbers` names the right-aligned columns.
 
-    `numbers` names the right-aligned columns. At a terminal lines wrap at its width; `is_terminal` None checks standard output.
+    If standard output is a terminal, lines wrap at its width.
     """
-    at_terminal = sys.stdout.isatty() if is_terminal is None else is_terminal
+    at_terminal = sys.stdout.isatty()
     has_rules = at_terminal and (sys.stdout.encoding or "").lower().startswith("utf")
     table = Table(box=box.SIMPLE_HEAD if has_rules else None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
