@@ -206,9 +206,8 @@ def type_in_words(hint: Any) -> str:
         return f"names, each with {type_in_words(options[1])}"
     if options:
         return f"a list, each {type_in_words(options[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
-        hint, "a group of settings"
-    )
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(hint, "a group of settings")
 
 
 def _shown(value: Any) -> Any:

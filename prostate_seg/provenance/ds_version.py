@@ -64,9 +64,8 @@ def write_entry(workspace: Workspace, name: str, entry: dict[str, Any]) -> None:
     workspace.cache.mkdir(parents=True, exist_ok=True)
     with FileLock(workspace.cache / LOCK, timeout=60):
         others = {key: old for key, old in read_entries(workspace).items() if not key.startswith(f"{name}.")}
-        write_json(
-            workspace.ds_version_json, {"format": FORMAT, "stages": dict(sorted((others | {name: entry}).items()))}
-        )
+        stages = dict(sorted((others | {name: entry}).items()))
+        write_json(workspace.ds_version_json, {"format": FORMAT, "stages": stages})
 
 
 def replace_ids(workspace: Workspace, ids: Mapping[str, str]) -> None:

@@ -57,10 +57,8 @@ def num_trials_of(stock: OptunaSweeperImpl, space: SearchSpace) -> int:
 
 def example_overrides(space: SearchSpace) -> list[str]:
     """Return overrides with one value of each setting, to check that the settings exist."""
-    firsts = {
-        name: one.to_external_repr(getattr(one, "low", 0)) for name, one in space.items()
-    }  # 0 is the first choice
-    return [f"{name}={first}" for name, first in firsts.items()]
+    # Internally a choice is its index, and a number itself.
+    return [f"{name}={values.to_external_repr(getattr(values, 'low', 0))}" for name, values in space.items()]
 
 
 def expand_globs(words: Sequence[str], loader: ConfigLoader) -> list[str]:
