@@ -40,11 +40,9 @@ def is_3d(settings: ModelConfig) -> bool:
 
 
 def build_network(settings: ModelConfig, *, num_regions: int = 1) -> nn.Module:
-    """Return a new network with random weights; a 2-D one of several regions has the layout channels last."""
+    """Return a new network with random weights; a 2-D one has the layout channels last, faster on CPUs and GPUs."""
     network = _build(settings, num_regions=num_regions)
-    if num_regions > 1 and not is_3d(settings):  # the last convolutions are several times faster so on a CPU
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+    return network if is_3d(settings) else network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _build(settings: ModelConfig, *, num_regions: int) -> nn.Module:

@@ -35,8 +35,7 @@ class TrainingStep:
         volumetric: bool,
         group: ProcessGroup = SINGLE_PROCESS,
     ):
-        memory_format = torch.channels_last if device.type == "cuda" and not volumetric else torch.preserve_format
-        self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
+        self.network = network.to(device).train()
         for layer in self.network.modules():
             if is_frozen(layer):
                 layer.eval()  # a norm keeps its running statistics, too
@@ -134,8 +133,11 @@ class TrainingStep:
         self.network.load_state_dict(state.part("network"))
         self.ema.load_state_dict(state.part("averaged"))
         optimizer = self.optimizer.state_dict()
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for key, value in state.part("optimizer").items():
             index, name = key.split(".")
+            if value.ndim:  # the fused optimiser ignores strides: moments need the layout of their parameter
+                value = torch.empty_like(parameters[int(index)], dtype=value.dtype, device="cpu").copy_(value)
             optimizer["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(optimizer)
         self.num_steps = int(state.facts["num_steps"])
