@@ -1,10 +1,13 @@
-# Each target installs what it needs into .venv, from requirements.lock.
+# Each target installs what it needs into .venv, in the versions of requirements.lock: demo and ui without extras and tools.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 DOCS_VENV ?= .venv-docs
 RUN := $(VENV)/bin/python
 STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
+RUNTIME := $(VENV)/.runtime
+# Python compiles a module at its first import; compiling all 22,000 takes half of the installation.
+PIP_INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
 STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file docker/compose.yaml run --rm --build backup
 
 .PHONY: help setup demo ui test test-slow docs lint types bench hard-use stack stack-check stack-test stack-backup stack-restore audit reference gallery release hooks lock clean
@@ -16,15 +19,20 @@ setup: $(INSTALLED)  ## install the locked packages into .venv
 
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	@# Python compiles a module at its first import; compiling all 22,000 takes half of the installation.
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP_INSTALL) --requirement requirements.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	touch $(RUNTIME) $@
+
+$(RUNTIME): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --constraint requirements.lock hatchling editables
+	$(PIP_INSTALL) --constraint requirements.lock --no-build-isolation --editable .
 	touch $@
 
-demo: setup  ## generate 8 phantom patients, train and evaluate 2 folds with DVC, in demo/
+demo: $(RUNTIME)  ## generate 8 phantom patients, train and evaluate 2 folds with DVC, in demo/
 	scripts/demo.sh $(abspath $(RUN))
 
-ui: setup  ## start the MLflow UI and print the address of the runs (STORE=FILE for another store)
+ui: $(RUNTIME)  ## start the MLflow UI and print the address of the runs (STORE=FILE for another store)
 	@# The address without a path opens MLflow's pages for language models.
 	@echo "The server takes some seconds to start, and Ctrl-C stops it. Its runs:"
 	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"

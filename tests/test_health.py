@@ -23,6 +23,13 @@ def test_locked_packages_are_good_with_any_build_suffix(tmp_path: Path) -> None:
     assert health.check_packages(lock, {"torch": "2.13.0+cu128", "hydra-core": "1.4.0"}).severity is Severity.good
 
 
+def test_absent_package_of_a_tool_is_good(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text("torch==2.13.0\nruff==0.15.0\n")
+    check = health.check_packages(lock, {"torch": "2.13.0"})
+    assert (check.severity, check.text) == (Severity.good, "1 as locked, 1 of extras and tools are not installed")
+
+
 def test_missing_package_is_bad_and_another_version_is_a_note(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.lock"
     lock.write_text("torch==2.13.0\nmonai==1.6.0\n")

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from enum import Enum
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Self
 
@@ -76,25 +77,33 @@ def check_all(cfg: Config, workspace: Workspace) -> list[Check]:
 
 
 def check_packages(lock: Path, installed: dict[str, str]) -> Check:
-    """Compare the installed packages with the lock file; a local build such as +cu128 counts as the same version."""
+    """Compare the installed packages with the lock file, which has those of extras and tools too.
+
+    A local build such as +cu128 counts as the same version.
+    """
     if not lock.is_file():
         return Check.note(
             "packages", f"{len(installed)} installed; there is no {lock.name} beside the package to compare with"
         )
     pins = re.findall(r"^([A-Za-z0-9_.\-]+)==(\S+)$", lock.read_text(encoding="utf-8"), re.MULTILINE)
     pinned = {name.lower().replace("_", "-"): version for name, version in pins}
-    missing = [name for name in pinned if name not in installed]
+    declared = [line for line in requires("prostate-seg") or () if "extra ==" not in line]
+    required = {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in declared}
+    missing = sorted(required & pinned.keys() - installed.keys())
     if missing:
         return Check.bad("packages", f"missing: {', '.join(missing)}", fix="make setup")
+    present = {name: version for name, version in pinned.items() if name in installed}
     other = [
         f"{name} {installed[name]}, not {version}"
-        for name, version in pinned.items()
+        for name, version in present.items()
         if installed[name].split("+")[0] != version.split("+")[0]
     ]
     if other:
         fix = "make setup, if numbers must be those of the lock"
         return Check.note("packages", f"not as locked: {', '.join(other)}", fix=fix)
-    return Check("packages", f"all {len(pinned)} as locked")
+    num_absent = len(pinned) - len(present)
+    absent = f", {num_absent} of extras and tools are not installed" if num_absent else ""
+    return Check("packages", f"{len(present)} as locked{absent}")
 
 
 def check_folder(name: str, folder: Path) -> Check:
