@@ -13,7 +13,7 @@ STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file do
 .PHONY: help setup demo ui test test-slow docs lint types bench hard-use stack stack-check stack-test stack-backup stack-restore audit reference gallery release hooks lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
 
 setup: $(INSTALLED)  ## install the locked packages into .venv
 
@@ -29,10 +29,10 @@ $(RUNTIME): requirements.lock pyproject.toml
 	$(PIP_INSTALL) --constraint requirements.lock --no-build-isolation --editable .
 	touch $@
 
-demo: $(RUNTIME)  ## generate 8 phantom patients, train and evaluate 2 folds with DVC, in demo/
+demo: $(RUNTIME)  ## 8 phantom patients, 2 folds, all stages with DVC, in demo/
 	scripts/demo.sh $(abspath $(RUN))
 
-ui: $(RUNTIME)  ## start the MLflow UI and print the address of the runs (STORE=FILE for another store)
+ui: $(RUNTIME)  ## start the MLflow UI (STORE=FILE for another store)
 	@# The address without a path opens MLflow's pages for language models.
 	@echo "The server takes some seconds to start, and Ctrl-C stops it. Its runs:"
 	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
@@ -43,11 +43,11 @@ ui: $(RUNTIME)  ## start the MLflow UI and print the address of the runs (STORE=
 test: setup  ## run the test suite, with every stage end to end
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
-test-slow: setup  ## run the tests that are slow on purpose: kills, faults, Slurm, the stack, many processes, time to Dice
+test-slow: setup  ## run the slow tests: kills, faults, Slurm, many processes
 	$(RUN) -m pytest --numprocesses 2 --dist worksteal -m "slow and not alone"
 	$(RUN) -m pytest -m "alone and not containers"
 
-stack-test: setup  ## build and start the containers, kill, restore and upgrade them: needs Docker, or root on Debian
+stack-test: setup  ## test the containers (needs Docker, or root on Debian)
 	tests/stand_in/install.sh
 	$(RUN) -m pytest tests/e2e/test_containers.py
 
@@ -58,7 +58,7 @@ lint: setup  ## check style and format
 types: setup  ## check types
 	$(RUN) -m mypy
 
-docs: $(DOCS_VENV)/.installed  ## build the documentation site, build/site/index.html; a broken link or an orphan page is an error
+docs: $(DOCS_VENV)/.installed  ## build the documentation site, build/site/index.html
 	$(DOCS_VENV)/bin/sphinx-build -E -n -W --keep-going -q -c docs . build/site
 
 $(DOCS_VENV)/.installed: docs/requirements.lock
@@ -69,24 +69,24 @@ $(DOCS_VENV)/.installed: docs/requirements.lock
 bench: setup  ## measure speed and memory as ratios, into bench.json
 	$(RUN) scripts/benchmark.py --output bench.json
 
-stack:  ## start the MLflow server with users, Postgres and S3 in Docker (docs/server.md)
+stack:  ## start the MLflow server in Docker (docs/server.md)
 	$(PYTHON) scripts/stack_settings.py
 	docker compose --file docker/compose.yaml up --build --detach --wait
 
-stack-check: setup  ## check that the server stores a run, artifacts and a model, and refuses them to other users
+stack-check: setup  ## check runs, artifacts, models and access on the server
 	$(RUN) scripts/check_stack.py
 
-stack-backup:  ## save the stack's database and files to docker/backups/<time> (BACKUP=NAME for another name)
+stack-backup:  ## save the server's data to docker/backups/<time>
 	mkdir -p docker/backups
 	$(STACK_BACKUP) save /backups/$(or $(BACKUP),$(shell date -u +%Y%m%dT%H%M%SZ))
 
-stack-restore:  ## restore docker/backups/NAME into an empty stack: make stack-restore BACKUP=NAME, before make stack
+stack-restore:  ## restore a backup into an empty stack (BACKUP=NAME)
 	$(STACK_BACKUP) restore /backups/$(or $(BACKUP),$(error name a folder of docker/backups: make stack-restore BACKUP=NAME))
 
-audit:  ## look up the locked packages in the database of known vulnerabilities
+audit:  ## look up known vulnerabilities of the locked packages
 	$(PYTHON) scripts/audit.py
 
-hard-use: setup  ## corrupted inputs, settings fuzzing, kill -9 and 2,000 studies: the figures of docs/reliability.md, about two hours
+hard-use: setup  ## corrupted inputs, fuzzing, kill -9; about two hours
 	$(RUN) -m scripts.hard_use.inputs --count 1000
 	$(RUN) -m scripts.hard_use.inputs --count 1000 --stage predict
 	FUZZ_EXAMPLES=200 $(RUN) -m pytest tests/test_config_fuzz.py
@@ -94,20 +94,20 @@ hard-use: setup  ## corrupted inputs, settings fuzzing, kill -9 and 2,000 studie
 	$(RUN) -m scripts.hard_use.kills --kills 100
 	$(RUN) -m scripts.hard_use.growth --sizes 500 1000 2000
 
-reference: setup  ## write docs/reference.md from the settings classes and their values
+reference: setup  ## write docs/reference.md from the settings classes
 	$(RUN) scripts/update_reference.py
 
-gallery: setup  ## draw docs/gallery.md, docs/quality_checks.md and their pictures from phantoms
+gallery: setup  ## draw the pages and pictures of the gallery
 	$(RUN) -m scripts.gallery
 
-release: setup  ## build wheel and sdist into dist/, and run the demo from the wheel in an empty environment
+release: setup  ## build wheel and sdist, and run the demo from the wheel
 	scripts/release.sh $(abspath $(RUN))
 
-hooks: setup  ## install a git hook that tags the runs whose results a commit contains
+hooks: setup  ## install a git hook that tags the runs of a commit
 	scripts/install_hooks.sh $(abspath $(RUN))
 
 lock: setup  ## write the installed versions to requirements.lock
 	$(RUN) -m pip freeze --exclude-editable | sed -E 's/\+(cpu|cu[0-9]+)$$//' > requirements.lock
 
-clean:  ## remove environment, caches and the demo's files; your data, models and logs stay
+clean:  ## remove .venv, caches and demo/; data and models stay
 	rm -rf $(VENV) $(DOCS_VENV) .pytest_cache .mypy_cache .ruff_cache build dist demo bench.json bench_gpu.json
