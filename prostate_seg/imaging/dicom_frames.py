@@ -52,6 +52,16 @@ FUNCTIONAL_GROUPS = {
     "RescaleIntercept": "PixelValueTransformationSequence",
 }
 """Functional group of an Enhanced object that holds an attribute."""
+PIXEL_ATTRIBUTES = [
+    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "PixelData"),
+]
+"""Attributes that are needed to decode the stored values of a file."""
+HEADER = [
+    *(*IDENTITY, *DETECTOR_SPACINGS, *FUNCTIONAL_GROUPS, *PIXEL_ATTRIBUTES, "SOPClassUID"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
+"""Attributes that are read; a raw data object may have hundreds of megabytes in others."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
 """Length of compressed Pixel Data, whose decoder counts the pixels."""
 
@@ -161,7 +171,7 @@ def frames_of(path: Path) -> list[Frame]:
         if not start.startswith(FIRST_GROUPS):
             _refuse_foreign(path, start)
     with naming_damage(path):
-        header = pydicom.dcmread(path, force=True)
+        header = pydicom.dcmread(path, specific_tags=list(HEADER), force=True)
         # Reports, presentation states, segmentations and raw data have no slices.
         uid = pydicom.uid.UID(_text(header, "SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", ""))
         is_known = uid.name != uid  # others: a private class, or a header that is cut before its class

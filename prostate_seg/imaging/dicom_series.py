@@ -15,7 +15,7 @@ import pydicom
 import SimpleITK as sitk
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.imaging.dicom_frames import Frame, frames_of, label, naming_damage
+from prostate_seg.imaging.dicom_frames import PIXEL_ATTRIBUTES, Frame, frames_of, label, naming_damage
 from prostate_seg.imaging.file_integrity import require_sane_size
 from prostate_seg.imaging.geometry import Geometry, Volume
 
@@ -31,11 +31,6 @@ STRAIGHT_TOLERANCE_MM = 0.25
 """Largest distance of a slice from the line through the first one: half a pixel of a usual T2 scan."""
 NO_RESCALE = (1.0, 0.0)
 """Slope and intercept that keep stored values."""
-PIXEL_ATTRIBUTES = [
-    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated"),
-    *("BitsStored", "HighBit", "PixelRepresentation", "PixelData"),
-]
-"""Attributes that are needed to decode the stored values of a file."""
 
 
 def read_series(folder: Path) -> Volume:

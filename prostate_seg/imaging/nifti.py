@@ -62,8 +62,12 @@ def read_nifti(path: Path, *, channel: int | None) -> Volume:
         require_room(path, num_bytes=num_bytes)
         content = start + stream.read(max(0, num_bytes - len(start)))
         require_complete(len(content), num_bytes=num_bytes)
-        while is_compressed and stream.read(INFLATED_CHUNK_BYTES):
-            pass  # the checksum comes last
+        try:
+            while is_compressed and stream.read(INFLATED_CHUNK_BYTES):
+                pass  # the checksum comes last
+        except gzip.BadGzipFile as error:
+            if "Not a gzipped file" not in str(error):  # what follows the last member is ignored, as by gunzip
+                raise
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # voxels that are not finite are refused by quality.py
             voxels = header.data_from_fileobj(io.BytesIO(content))
