@@ -142,11 +142,10 @@ def write_quality_table(
     bad = {finding.case_id for finding in findings if finding.is_error}
     rows = []
     for case_id in sorted({*quality_of, *bad}):
-        row: dict[str, object] = {"case_id": case_id, "used": case_id in used}
+        checks = {finding.check for finding in findings if finding.case_id == case_id}
+        row: dict[str, object] = {"case_id": case_id, "used": case_id in used, "findings": ";".join(sorted(checks))}
         quality = quality_of.get(case_id)
-        if quality is not None and quality.reference is not None:
-            reference = quality.reference
-            labels = sorted(reference.labels_ml.items())
+        if quality is not None and (reference := quality.reference) is not None:
             row |= {
                 "gland_volume_ml": f"{reference.gland_volume_ml:.4g}",
                 "num_slices": str(reference.num_slices),
@@ -155,11 +154,12 @@ def write_quality_table(
                 "solid_fraction": f"{reference.solid_fraction:.3g}",
                 "gaps": str(len(reference.gaps)),
                 "mask_disorder": f"{reference.disorder:.3g}",
-                "labels": " ".join(f"{label}:{volume_ml:.1f}" for label, volume_ml in labels),
+                "labels": " ".join(
+                    f"{label}:{volume_ml:.1f}" for label, volume_ml in sorted(reference.labels_ml.items())
+                ),
             }
         if quality is not None and quality.image_disorder is not None:
             row["image_disorder"] = f"{quality.image_disorder:.3g}"
-        row["findings"] = ";".join(sorted({finding.check for finding in findings if finding.case_id == case_id}))
         rows.append(row)
     write_csv(path, pd.DataFrame(rows, columns=list(QUALITY_COLUMNS)))
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from itertools import groupby
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
@@ -91,15 +92,11 @@ def find_scans(root: Path, *, pattern: str, output: Path | None = None) -> ScanL
         what = "reference masks" if is_reference else "results of an earlier prediction"
         raise InputError(f"predict.input: {root} holds {what}, and images are segmented; give the folder of the images")
     found = _Search(root=root, pattern=pattern, output=None if output is None else output.resolve()).run()
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    for scan in found.scans:
-        by_name[scan.name].append(scan.path)
-    repeated = [(name, paths) for name, paths in by_name.items() if len(paths) > 1]
-    if repeated:
-        listing = "\n".join(f"  {name}: {', '.join(path.name for path in paths)}" for name, paths in repeated)
+    files_of = {name: [scan.path.name for scan in same] for name, same in groupby(found.scans, lambda scan: scan.name)}
+    if repeated := [f"  {name}: {', '.join(files)}\n" for name, files in files_of.items() if len(files) > 1]:
         raise InputError(
             "predict.input: two studies must not have one name, because their masks would have one file\n"
-            f"{listing}\nTake one of each away, or choose with predict.pattern, such as predict.pattern='*.mha'."
+            f"{''.join(repeated)}Take one of each away, or choose with predict.pattern, such as predict.pattern='*.mha'."
         )
     if not found.scans and not found.unreadable:
         matching = "" if pattern == "*" else f" whose name matches predict.pattern {pattern}"

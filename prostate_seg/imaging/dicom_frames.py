@@ -64,6 +64,8 @@ HEADER = [
 """Attributes that are read; a raw data object may have hundreds of megabytes in others."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
 """Length of compressed Pixel Data, whose decoder counts the pixels."""
+NO_RESCALE = (1.0, 0.0)
+"""Slope and intercept that keep stored values."""
 
 
 class Frame:
@@ -79,7 +81,6 @@ class Frame:
         self.size = _integer(header, "Columns"), _integer(header, "Rows")
         self.stored_type = _integer(header, "BitsAllocated"), _integer(header, "PixelRepresentation")
         """Bits Allocated and Pixel Representation (1 is signed)."""
-        self.is_enhanced = bool(groups)
         self._header, self._groups = header, groups
         self.pixel_spacing_mm = self._read_pixel_spacing_mm()
         """Along x (columns) and y (rows) of the image."""
@@ -92,6 +93,8 @@ class Frame:
         """World point of the first pixel's centre, shape [3] (Image Position (Patient)); NaN where the header has none."""
         self.rescale = self._read_rescale()
         """Slope and intercept that turn stored values into the scanner's."""
+        self.is_plain = not groups and self.rescale == NO_RESCALE
+        """Whether GDCM reads the stored values of the file; else it rescales all frames like the first one."""
 
     def _read_pixel_spacing_mm(self) -> tuple[float, float]:
         other = next((keyword for keyword in DETECTOR_SPACINGS if keyword in self._header), None)

@@ -98,8 +98,7 @@ def _segmentation(
     sources = [pydicom.dcmread(file) for file in dict.fromkeys(frame.path for frame in frames)]
     for source in sources:
         for keyword in MAY_BE_EMPTY:
-            if keyword not in source:
-                setattr(source, keyword, "")
+            source.setdefault(keyword, "")
     if len(sources) == 1:  # highdicom takes the slices in the order of the frames
         voxels = voxels[np.argsort([frame.index for frame in frames])]
     # A Long String (LO) of the default repertoire has at most 64 characters of ASCII.
@@ -122,12 +121,8 @@ def _segmentation(
     if note:
         segments[0].SegmentDescription = note  # (0062,0006), Short Text: at most 1024 characters
     content = "whole prostate gland" if len(regions) == 1 else "prostate gland and its zones"
-    unique = [
-        sources[0].SeriesInstanceUID,
-        model_md5,
-        hashlib.sha256(voxels.tobytes()).hexdigest(),
-        *filter(None, [note]),
-    ]
+    voxels_sha256 = hashlib.sha256(voxels.tobytes()).hexdigest()
+    unique = list(filter(None, [sources[0].SeriesInstanceUID, model_md5, voxels_sha256, note]))
     return highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=np.moveaxis(region_masks(voxels, regions), 0, -1).astype("uint8"),

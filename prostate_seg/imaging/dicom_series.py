@@ -15,7 +15,7 @@ import pydicom
 import SimpleITK as sitk
 
 from prostate_seg.common.errors import VolumeError
-from prostate_seg.imaging.dicom_frames import PIXEL_ATTRIBUTES, Frame, frames_of, label, naming_damage
+from prostate_seg.imaging.dicom_frames import NO_RESCALE, PIXEL_ATTRIBUTES, Frame, frames_of, label, naming_damage
 from prostate_seg.imaging.file_integrity import require_sane_size
 from prostate_seg.imaging.geometry import Geometry, Volume
 
@@ -29,8 +29,6 @@ GAP_TOLERANCE_FRACTION = 0.05
 """Largest deviation of a gap from the usual one, as a fraction; positions rounded to 0.1 mm deviate less at 3 mm."""
 STRAIGHT_TOLERANCE_MM = 0.25
 """Largest distance of a slice from the line through the first one: half a pixel of a usual T2 scan."""
-NO_RESCALE = (1.0, 0.0)
-"""Slope and intercept that keep stored values."""
 
 
 def read_series(folder: Path) -> Volume:
@@ -190,7 +188,7 @@ def _are_copies(first: Frame, second: Frame) -> bool:
 
 def _values(ordered: Sequence[Frame]) -> np.ndarray:
     """Return the scanner's values, [Z, Y, X]: as stored, or float32 where a frame has a slope or an intercept."""
-    if all(_is_plain(frame) for frame in ordered) and len({frame.stored_type for frame in ordered}) == 1:
+    if all(frame.is_plain for frame in ordered) and len({frame.stored_type for frame in ordered}) == 1:
         with suppress(RuntimeError):  # reading file by file takes twice as long, but names the file that fails
             files = [str(frame.path) for frame in ordered]
             return sitk.GetArrayFromImage(sitk.ReadImage(files, imageIO="GDCMImageIO"))
@@ -203,17 +201,12 @@ def _values(ordered: Sequence[Frame]) -> np.ndarray:
     return np.stack(planes)
 
 
-def _is_plain(frame: Frame) -> bool:
-    """Return whether GDCM reads the stored values of the frame's file; else it rescales all frames like the first one."""
-    return frame.rescale == NO_RESCALE and not frame.is_enhanced
-
-
 def _stored_values(frame: Frame) -> np.ndarray:
     """Return the stored values of a frame's file, shape [frames, Y, X]."""
     columns, rows = frame.size
     with naming_damage(frame.path), tempfile.TemporaryDirectory(prefix="prostate_seg_") as folder:
         path = frame.path
-        if not _is_plain(frame):  # a copy with the attributes of its pixels alone, compressed as they are
+        if not frame.is_plain:  # a copy with the attributes of its pixels alone, compressed as they are
             path = Path(folder) / "pixels.dcm"
             source = pydicom.dcmread(frame.path, specific_tags=list(PIXEL_ATTRIBUTES), force=True)
             source.SOPClassUID = source.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedMRImageStorage

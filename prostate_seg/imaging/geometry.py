@@ -11,7 +11,7 @@ import numpy as np
 
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
-Box = tuple[slice, slice, slice]
+Box = tuple[slice, ...]
 
 SAME_GRID_TOLERANCE = 0.1
 """Largest distance between corners of equal grids, as a fraction of the smallest voxel edge (float32 headers differ)."""

@@ -6,7 +6,7 @@ is separable, and only the window is resampled.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -222,12 +222,12 @@ def _resample_image(image: Volume, target: Geometry) -> np.ndarray:
     index = axis_index(target, image.geometry)
     if np.allclose(target.spacing_mm, image.geometry.spacing_mm, rtol=SAME_SPACING_TOLERANCE, atol=0):
         starts = [round(float(axis[0])) for axis in index]
-        box = _slices((start, start + len(axis)) for start, axis in zip(starts, index, strict=True))
+        box = tuple(slice(start, start + len(axis)) for start, axis in zip(starts, index, strict=True))
         return image.array[box].astype(np.float32)
     step = np.array(target.spacing_mm) / np.array(image.geometry.spacing_mm)
     margins = [SPLINE_MARGIN_VOX + math.ceil(width / 2) for width in step]
-    box = _slices(
-        (max(0, int(axis[0]) - margin), min(size, int(axis[-1]) + margin + 2))
+    box = tuple(
+        slice(max(0, int(axis[0]) - margin), min(size, int(axis[-1]) + margin + 2))
         for axis, size, margin in zip(index, image.array.shape, margins, strict=True)
     )
     within = [axis - part.start for axis, part in zip(index, box, strict=True)]
@@ -251,9 +251,4 @@ def _scaled(pixels: np.ndarray, *, settings: PreprocessSettings) -> np.ndarray:
 def _box(index: Sequence[np.ndarray], shape: Shape) -> Box:
     """Return, per axis, the range of entries whose continuous index lies inside the outer edges of `shape`."""
     inside = [(axis > EDGE_VOX - 0.5) & (axis < size - 0.5 - EDGE_VOX) for axis, size in zip(index, shape, strict=True)]
-    return _slices((int(np.argmax(axis)), int(np.argmax(axis)) + int(axis.sum())) for axis in inside)
-
-
-def _slices(ranges: Iterable[tuple[int, int]]) -> Box:
-    z, y, x = (slice(start, stop) for start, stop in ranges)
-    return z, y, x
+    return tuple(slice(int(np.argmax(axis)), int(np.argmax(axis)) + int(axis.sum())) for axis in inside)
