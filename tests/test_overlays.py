@@ -17,6 +17,7 @@ from prostate_seg.reporting.figures.overlays import (
     PREDICTED_COLOUR,
     REFERENCE_COLOUR,
     Panel,
+    RegionMasks,
     choose_panels,
     contact_sheet_figure,
     crop_around,
@@ -66,7 +67,8 @@ def figure_of(
     title: str = "case",
     spacing_mm: Spacing = SPACING_MM,
 ) -> Figure:
-    return overlay_figure(image, predicted, reference=reference, spacing_mm=spacing_mm, title=title)
+    gland = RegionMasks(name="whole_gland", predicted=predicted, reference=reference)
+    return overlay_figure(image, [gland], spacing_mm=spacing_mm, title=title)
 
 
 def contour_colours(figure: Figure, panel: int) -> list[str]:
@@ -207,9 +209,8 @@ def test_the_slice_with_most_gland_is_shown_around_the_gland(cube_volume: Volume
     gland = np.zeros(cube_volume.array.shape, bool)
     gland[6, 10:14, 30:34] = True
     gland[7, 10:20, 30:40] = True
-    picture = picture_of(cube_volume, gland)
-    assert picture.gland is not None
-    assert picture.gland.sum() == 100
+    picture = picture_of(cube_volume, [gland])
+    assert picture.masks[0].sum() == 100
     assert picture.spacing_mm == (0.5, 0.5)
     assert (picture.grey.min(), picture.grey.max()) == (0, 255)
 
@@ -218,8 +219,8 @@ def test_without_gland_the_middle_slice_is_shown(cube_volume: Volume) -> None:
     marked = cube_volume.array.copy()
     marked[10] = 0
     marked[10, 20:40, 20:40] = 50
-    picture = picture_of(replace(cube_volume, array=marked), None)
-    assert picture.gland is None
+    picture = picture_of(replace(cube_volume, array=marked), [])
+    assert picture.masks == []
     assert np.mean(picture.grey) == pytest.approx(255 * 20 * 20 / 60**2)
 
 
@@ -231,15 +232,14 @@ def test_a_gland_at_the_edge_of_a_large_slice_is_shown_within_the_field(
     gland = np.zeros(grid.shape_vox, bool)
     gland[1, centre[0] - 1 : centre[0] + 1, centre[1] - 1 : centre[1] + 1] = True
     image = Volume(array=np.random.default_rng(0).random(grid.shape_vox), geometry=grid)
-    picture = picture_of(image, gland)
+    picture = picture_of(image, [gland])
     assert picture.grey.shape == (120, 120)
     assert picture.spacing_mm == (1.0, 1.0)
-    assert picture.gland is not None
-    assert picture.gland.any()
+    assert picture.masks[0].any()
 
 
 def test_a_constant_image_is_drawn(cube_volume: Volume) -> None:
-    assert not picture_of(replace(cube_volume, array=np.full((4, 9, 9), 7)), None).grey.any()
+    assert not picture_of(replace(cube_volume, array=np.full((4, 9, 9), 7)), []).grey.any()
 
 
 def test_a_contact_sheet_has_errors_then_warnings_then_an_even_selection() -> None:
@@ -257,7 +257,9 @@ def test_a_contact_sheet_has_errors_then_warnings_then_an_even_selection() -> No
 
 def test_panels_are_drawn_in_rows_with_coloured_frames(tmp_path: Path, cube_volume: Volume) -> None:
     gland = cube_volume.array > 50
-    good = replace(panel(1), case_id="Müller_$x$_前列腺" * 4, caption=["44 mL"], picture=picture_of(cube_volume, gland))
+    good = replace(
+        panel(1), case_id="Müller_$x$_前列腺" * 4, caption=["44 mL"], picture=picture_of(cube_volume, [gland])
+    )
     bad = replace(panel(2, is_error=True), caption=["lfs_pointer", "..."])
     path = tmp_path / "sheet.png"
     save_png(path, contact_sheet_figure([good] * 7 + [bad], title="$data"))

@@ -24,10 +24,10 @@ from prostate_seg.reporting.evaluation.trust import (
     fitted_temperatures,
     read_trust,
 )
-from prostate_seg.reporting.figures.plots import page_plots
+from prostate_seg.reporting.figures.overlays import RegionMasks
 from prostate_seg.reporting.pages.gallery import GalleryCase, gallery_case, svg_contour, worst_median_best
 from prostate_seg.reporting.pages.model_card import render_model_card
-from prostate_seg.reporting.pages.report_page import render_report
+from prostate_seg.reporting.pages.report_page import page_plots, render_report
 from prostate_seg.reporting.pages.report_tables import (
     ReportData,
     all_tables,
@@ -336,9 +336,8 @@ def test_page_loads_nothing_from_elsewhere(data: ReportData) -> None:
 
 def test_plots_have_text_page_colours_and_ids_of_their_own(data: ReportData) -> None:
     history = pd.DataFrame({"epoch": [1, 2], "train/loss": [1.0, 0.5], "val/dice": [np.nan, 0.8]})
-    tables = all_tables(replace(data, histories={"fold0": history}))
-    limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
-    plots = page_plots(data.cases, tables, zones={}, limits_ml=limits_ml, kept_epochs={"fold0": 2})
+    shown = replace(data, histories={"fold0": history}, kept_epochs={"fold0": 2})
+    plots = page_plots(shown, all_tables(shown))
     assert set(plots) >= {"box_dice", "bland_altman", "train_loss", "val_dice", "dice_along_gland"}
     for svg in plots.values():
         ElementTree.fromstring(re.sub(r"<svg ", '<svg xmlns:xlink="x" ', svg, count=1))
@@ -348,8 +347,7 @@ def test_plots_have_text_page_colours_and_ids_of_their_own(data: ReportData) -> 
     ids = [name for svg in plots.values() for name in re.findall(r' id="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
     assert {name for svg in plots.values() for name in re.findall(r'(?:href="|url\()#([^")]+)', svg)} == set(ids)
-    again = page_plots(data.cases, tables, zones={}, limits_ml=limits_ml, kept_epochs={"fold0": 2})
-    assert plots == again  # the same bytes for the same numbers
+    assert plots == page_plots(shown, all_tables(shown))  # the same bytes for the same numbers
 
 
 # --- gallery -------------------------------------------------------------------------------------------------------
@@ -372,14 +370,13 @@ def test_slices_go_from_below_the_apex_to_above_the_base_in_right_proportion() -
         "p1_1",
         {},
         image=np.arange(14 * 90 * 90.0).reshape(14, 90, 90),
-        reference=reference,
-        predicted=reference & False,
+        regions=[RegionMasks(name="whole_gland", predicted=reference & False, reference=reference)],
         spacing_mm=SPACING_MM,
     )
     assert [one.label.split("   ")[0] for one in case.slices] == [f"z = {z}" for z in range(3, 9)]
     assert case.shape_vox == (50, 30)  # 20 mm on each side of 10 voxels of 1 and of 2 mm
-    assert case.slices[1].reference_path.startswith("M")
-    assert case.slices[1].predicted_path == ""
+    assert case.slices[1].gland.reference.startswith("M")
+    assert case.slices[1].gland.predicted == ""
     assert case.slices[1].image_uri.startswith("data:image/webp;base64,")
 
 

@@ -19,7 +19,7 @@ from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.phantom.studies import write_phantom
 from prostate_seg.reporting.comparison.results import Results, parse_results
-from prostate_seg.reporting.figures.overlays import Panel, ZoneMasks, contact_sheet_figure, overlay_figure, picture_of
+from prostate_seg.reporting.figures.overlays import Panel, RegionMasks, contact_sheet_figure, overlay_figure, picture_of
 from prostate_seg.reporting.promotion import check_promotion
 from prostate_seg.segmentation.inference import prediction
 from prostate_seg.segmentation.inference.inference import Segmentation
@@ -315,13 +315,15 @@ def test_overlay_names_zones_by_initials_and_distinguishes_reference_and_predict
     masks[0, 1:5, 10:20, 10:30] = masks[1, 1:5, 20:30, 10:30] = True
     gland, image = masks.any(axis=0), np.random.default_rng(0).normal(100, 10, (6, 40, 40))
     zones = [
-        ZoneMasks(name=name, predicted=mask, reference=np.roll(mask, 1, axis=2))
+        RegionMasks(name=name, predicted=mask, reference=np.roll(mask, 1, axis=2))
         for name, mask in zip(("peripheral_zone", "transition_zone"), masks, strict=True)
     ]
-    drawn = {"reference": gland, "spacing_mm": (3.0, 1.0, 1.0), "title": "a"}
-    plain, figure = overlay_figure(image, gland, **drawn), overlay_figure(image, gland, zones=zones, **drawn)
+    whole = RegionMasks(name="whole_gland", predicted=gland, reference=gland)
+    plain, figure = (
+        overlay_figure(image, [whole, *below], spacing_mm=(3.0, 1.0, 1.0), title="a") for below in ([], zones)
+    )
     assert len(figure.axes) == 2 * len(plain.axes)
-    below = figure.axes[3]
+    below = figure.axes[len(plain.axes) + 1]
     assert {text.get_text() for text in below.texts} == {"PZ", "TZ"}
     styles = {(str(line.get_edgecolor()), str(line.get_linestyle())) for line in below.collections}
     assert len(styles) == 4  # two colours, each solid and dashed
@@ -357,7 +359,7 @@ def test_contact_sheet_shows_the_zones(tmp_path: Path, cube_volume: Volume) -> N
     gland[5:15, 10:40, 10:50] = True
     zones = [gland & (np.arange(60) < 30), gland & (np.arange(60) >= 30)]
     panel = Panel(
-        case_id="a", caption=[], picture=picture_of(cube_volume, gland, zones), is_error=False, is_warning=False
+        case_id="a", caption=[], picture=picture_of(cube_volume, [gland, *zones]), is_error=False, is_warning=False
     )
     figure = contact_sheet_figure([panel], title="a", zones=["peripheral_zone", "transition_zone"])
     assert len(figure.axes[0].collections) == 3

@@ -31,7 +31,7 @@ from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation import tables, trust
 from prostate_seg.reporting.evaluation.tables import CaseResult
-from prostate_seg.reporting.figures.overlays import ZoneMasks, overlay_figure, overlay_title
+from prostate_seg.reporting.figures.overlays import RegionMasks, overlay_figure, overlay_title
 from prostate_seg.reporting.figures.plots import case_metrics_figure, save_png
 from prostate_seg.segmentation.calibration import bin_logits, count_near_surface
 from prostate_seg.segmentation.inference.inference import Predictor
@@ -261,15 +261,9 @@ def draw_result(evaluation: Evaluation, folder: Path, name: str, result: CaseRes
     assert case.mask is not None
     image, label_map = read_volume(case.image), read_volume(_mask_path(folder, result.fold, case.case_id))
     pairs = evaluation.region_pairs(read_mask(case.mask).array, label_map.array)
-    gland, *zones = (ZoneMasks(name=name, predicted=mask, reference=true) for name, (true, mask) in pairs.items())
-    figure = overlay_figure(
-        image.array,
-        gland.predicted,
-        reference=gland.reference,
-        zones=zones,
-        spacing_mm=image.geometry.spacing_mm,
-        title=f"{name}: {overlay_title(case.case_id, result.metrics)}",
-    )
+    regions = [RegionMasks(name=region, predicted=mask, reference=true) for region, (true, mask) in pairs.items()]
+    title = f"{name}: {overlay_title(case.case_id, result.metrics)}"
+    figure = overlay_figure(image.array, regions, spacing_mm=image.geometry.spacing_mm, title=title)
     save_png(folder / "overlays" / f"{name}.png", figure)
 
 

@@ -121,15 +121,13 @@ def inspect_case(case: Case, *, regions: Regions, allow_others: bool) -> Inspect
     for kind, volume, path in (("image", image, case.image), ("mask", mask, case.mask)):
         if volume is not None and path is not None:
             md5s[kind] = content_md5(path)
-    gland, zones, picture, extent = None, [], None, None
+    masks: list[np.ndarray] = []
     if image is not None and mask is not None and mask.geometry.is_same_grid(image.geometry):
-        gland, *zones = region_masks(mask.array, regions)
-    if gland is not None and not gland.any():
-        gland = None
-    if image is not None and gland is not None:
-        extent = study_extent(gland, image.geometry)
-    if image is not None and np.isfinite(image.array).all():
-        picture = picture_of(image, gland, zones)
+        masks = list(region_masks(mask.array, regions))
+    if masks and not masks[0].any():  # no gland
+        masks = []
+    extent = study_extent(masks[0], image.geometry) if image is not None and masks else None
+    picture = picture_of(image, masks) if image is not None and np.isfinite(image.array).all() else None
     if image is not None:
         image = replace(image, array=np.empty(0))
     return Inspection(case=case, quality=quality, image=image, extent=extent, picture=picture, md5s=md5s)

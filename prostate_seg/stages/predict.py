@@ -8,7 +8,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -22,11 +21,10 @@ from prostate_seg.data.predictions import State, Target, new_mask, note_dicom_se
 from prostate_seg.data.scan_names import kind_of
 from prostate_seg.data.scans import ScanList, find_scans
 from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_seg
-from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.regions import region_masks
 from prostate_seg.reporting.evaluation.trust import LINE_CHARACTERS
-from prostate_seg.reporting.figures.overlays import ZoneMasks, overlay_figure
+from prostate_seg.reporting.figures.overlays import RegionMasks, overlay_figure
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.reporting.pages.review_page import write_review
 from prostate_seg.segmentation.devices import choose_device
@@ -185,9 +183,11 @@ def segment_study(target: Target, *, model: Model, min_expected_dice: float) -> 
         warnings.insert(0, f'the series description is "{scan.description}", and {expected}')
     estimate = _estimate_columns(prediction.estimate, min_expected_dice=min_expected_dice)
     marks = [f"{prediction.volume_ml:.1f} mL", trust_note(estimate), "see the warnings" if prediction.warnings else ""]
-    draw_overlay(
-        target, image, prediction.mask.array, model=model, title="    ".join(filter(None, [scan.name, *marks]))
-    )
+    title = "    ".join(filter(None, [scan.name, *marks]))
+    masks = zip(model.regions, region_masks(prediction.mask.array, model.regions), strict=True)
+    regions = [RegionMasks(name=name, predicted=mask) for name, mask in masks]
+    figure = overlay_figure(image.array, regions, spacing_mm=image.geometry.spacing_mm, title=title)
+    save_png(target.overlay, figure)
     row |= {
         "volume_ml": round(prediction.volume_ml, 3),
         **({"zones": zones_of(prediction, model=model)} if prediction.zones_ml else {}),
@@ -201,17 +201,6 @@ def segment_study(target: Target, *, model: Model, min_expected_dice: float) -> 
     with new_mask(target, row) as temporary:
         write_volume(temporary, prediction.mask)
     return row
-
-
-def draw_overlay(target: Target, image: Volume, label_map: np.ndarray, *, model: Model, title: str) -> None:
-    """Write the overlay of a segmented study."""
-    masks = zip(model.regions, region_masks(label_map, model.regions), strict=True)
-    gland, *zones = (ZoneMasks(name=name, predicted=mask) for name, mask in masks)
-    spacing_mm = image.geometry.spacing_mm
-    figure = overlay_figure(
-        image.array, gland.predicted, reference=None, zones=zones, spacing_mm=spacing_mm, title=title
-    )
-    save_png(target.overlay, figure)
 
 
 def _estimate_columns(estimate: Estimate | None, *, min_expected_dice: float) -> dict[str, Any]:

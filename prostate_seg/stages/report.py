@@ -18,7 +18,7 @@ from prostate_seg.imaging.regions import Regions, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups, summarise_unseen_groups
 from prostate_seg.reporting.evaluation.tables import CASE_METRICS, summary_markdown
-from prostate_seg.reporting.figures.overlays import ZoneMasks
+from prostate_seg.reporting.figures.overlays import RegionMasks
 from prostate_seg.reporting.pages.gallery import GalleryCase, gallery_case, worst_median_best
 from prostate_seg.reporting.pages.model_card import render_model_card
 from prostate_seg.reporting.pages.report_page import render_report
@@ -123,12 +123,10 @@ def load_gallery(
         except InputError as error:
             gallery.append(GalleryCase(rank=rank, case_id=case_id, metrics=metrics, missing=str(error)))
             continue
-        found, references = region_masks(label_map, predicted), region_masks(loaded.mask.array, true)
-        of_zones = list(zip(true, found, references, strict=True))[1:]
-        zones = [ZoneMasks(name=name, predicted=mask, reference=reference) for name, mask, reference in of_zones]
-        pictures = {"image": loaded.image.array, "reference": references[0], "predicted": found[0]}
-        spacing_mm = loaded.image.geometry.spacing_mm
-        gallery.append(gallery_case(rank, case_id, metrics, **pictures, zones=zones, spacing_mm=spacing_mm))
+        pairs = zip(true, region_masks(label_map, predicted), region_masks(loaded.mask.array, true), strict=True)
+        shown = [RegionMasks(name=name, predicted=mask, reference=reference) for name, mask, reference in pairs]
+        image, spacing_mm = loaded.image.array, loaded.image.geometry.spacing_mm
+        gallery.append(gallery_case(rank, case_id, metrics, image=image, regions=shown, spacing_mm=spacing_mm))
     return gallery
 
 

@@ -7,6 +7,7 @@ radiologists read it.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, cycle
 
 import numpy as np
 from matplotlib import font_manager, patheffects
@@ -60,11 +61,12 @@ SHEET_MAX_PIXELS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ZoneMasks:
-    """Masks of one zone, bool and on the grid of the image."""
+class RegionMasks:
+    """Binary masks of the gland or a zone, on the grid of the image."""
 
     name: str
     predicted: np.ndarray
+    """May be empty."""
     reference: np.ndarray | None = None
 
     @property
@@ -82,26 +84,22 @@ def overlay_title(case_id: str, metrics: CaseMetrics) -> str:
     return f"{title}    gland missed" if metrics.missed_gland else title
 
 
-def overlay_figure(
-    image: np.ndarray,
-    predicted: np.ndarray,
-    *,
-    reference: np.ndarray | None,
-    zones: Sequence[ZoneMasks] = (),
-    spacing_mm: Spacing,
-    title: str,
-) -> Figure:
-    """Draw axial slices from apex to base with the contour of the predicted mask and, if there is one, of the reference.
+def overlay_figure(image: np.ndarray, regions: Sequence[RegionMasks], *, spacing_mm: Spacing, title: str) -> Figure:
+    """Draw axial slices from apex to base with the contours of the predicted mask and, if there is one, of the reference.
 
-    Zones are drawn on the same slices again, below.
+    The first region is the gland; the others, its zones, are drawn on the same slices again, below. A gland of fewer than
+    `NUM_SLICES` slices has fewer panels; see `slice_indices`.
 
-    Image [Z, Y, X] and binary masks are on one grid; the predicted mask may be empty. A gland of fewer than `NUM_SLICES` slices
-    has fewer panels; see `slice_indices`. A ValueError says that the shapes differ or a mask is not binary.
+    Raises:
+        ValueError: If the shapes of image [Z, Y, X] and gland differ or a mask of the gland is not binary.
     """
-    masks = as_mask_pair(predicted if reference is None else reference, predicted)
-    if image.shape != masks[0].shape:
-        raise ValueError(f"image and mask must have one shape, got {image.shape} and {masks[0].shape}.")
-    union = masks[0] | masks[1]
+    gland, *zones = regions
+    reference, predicted = as_mask_pair(
+        gland.predicted if gland.reference is None else gland.reference, gland.predicted
+    )
+    if image.shape != predicted.shape:
+        raise ValueError(f"image and mask must have one shape, got {image.shape} and {predicted.shape}.")
+    union = reference | predicted
     indices = slice_indices(union, num_slices=NUM_SLICES)
     rows, columns = crop_around(union, spacing_mm=spacing_mm)
     shown = image[indices][:, rows, columns]
@@ -109,23 +107,18 @@ def overlay_figure(
 
     num_rows = math.ceil(len(indices) / NUM_COLUMNS)
     num_columns = math.ceil(len(indices) / num_rows)
-    num_all_rows = num_rows * (2 if zones else 1)
+    bands = [[gland], zones] if zones else [[gland]]
     height_over_width = (shown.shape[1] * spacing_mm[1]) / (shown.shape[2] * spacing_mm[2])
     row_inch = PANEL_INCH * height_over_width + 0.3  # one line of text below each panel
-    size_inch = (PANEL_INCH * max(num_columns, 2), row_inch * num_all_rows + 0.8)
+    size_inch = (PANEL_INCH * max(num_columns, 2), row_inch * num_rows * len(bands) + 0.8)
     figure = Figure(figsize=size_inch, dpi=130, layout="constrained")
-    for number, (grey, index) in enumerate(zip(shown, indices, strict=True)):
-        ax, *below = (
-            figure.add_subplot(num_all_rows, num_columns, first + number + 1, xticks=[], yticks=[])
-            for first in ((0, num_rows * num_columns) if zones else (0,))
-        )
-        for one in (ax, *below):
-            one.imshow(grey, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
-        for one in below:
-            one.set_xlabel(f"z = {index}")
-            _draw_zones(one, zones, np.s_[index, rows, columns])
-        true, found = (mask[index, rows, columns] for mask in masks)
-        _draw_gland(ax, index, found, reference=None if reference is None else true)
+    for number, band in enumerate(bands):
+        for place, (grey, index) in enumerate(
+            zip(shown, indices, strict=True), start=1 + number * num_rows * num_columns
+        ):
+            ax = figure.add_subplot(num_rows * len(bands), num_columns, place, xticks=[], yticks=[])
+            ax.imshow(grey, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
+            _draw_regions(ax, band, np.s_[index, rows, columns], is_gland=number == 0)
     # LPS: the patient's right is on the left, anterior on top.
     first = figure.axes[0]
     first.text(0.02, 0.5, "R", transform=first.transAxes, color="white", ha="left", va="center")
@@ -134,47 +127,34 @@ def overlay_figure(
     title = printable(title)
     fitting_pt = 72 * size_inch[0] / (0.65 * len(title) + 1)  # ids can be 64 characters of 0.65 em on average
     figure.suptitle(title, fontsize=min(12, fitting_pt), parse_math=False)
-    lines = _legend_lines(zones, is_empty=not predicted.any(), has_reference=reference is not None)
-    figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles=_legend_lines(gland, zones), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _draw_gland(ax: Axes, index: int, predicted: np.ndarray, *, reference: np.ndarray | None) -> None:
-    """Draw the contours of the gland in a slice, with the index of the slice and its Dice."""
-    if reference is not None:
-        _draw_contour(ax, reference, colour=REFERENCE_COLOUR)
-        ax.set_xlabel(slice_label(index, reference, predicted))
-    else:
-        ax.set_xlabel(f"z = {index}" if predicted.any() else f"z = {index}   no gland")
-    _draw_contour(ax, predicted, colour=PREDICTED_COLOUR, style="-" if reference is None else "--")
+def _draw_regions(ax: Axes, regions: Sequence[RegionMasks], part: tuple[int, slice, slice], *, is_gland: bool) -> None:
+    """Draw the contours of regions in a slice, with the Dice of the gland, or the initials of zones at their deepest voxel."""
+    ax.set_xlabel(f"z = {part[0]}")
+    for region, zone_colour in zip(regions, cycle(ZONE_COLOURS), strict=False):
+        predicted, reference = region.predicted[part], None if region.reference is None else region.reference[part]
+        colours = (REFERENCE_COLOUR, PREDICTED_COLOUR) if is_gland else (zone_colour, zone_colour)
+        if reference is not None:
+            _draw_contour(ax, reference, colour=colours[0])
+        _draw_contour(ax, predicted, colour=colours[1], style="-" if reference is None else "--")
+        if is_gland:
+            ax.set_xlabel(slice_label(part[0], reference, predicted))
+        elif (place := label_place(predicted, reference)) is not None:
+            text = ax.text(*place[::-1], region.initials, color=zone_colour, ha="center", va="center", fontsize=8)
+            text.set(fontweight="bold", path_effects=[patheffects.withStroke(linewidth=2, foreground="black")])
 
 
-def _legend_lines(zones: Sequence[ZoneMasks], *, is_empty: bool, has_reference: bool) -> list[Line2D]:
+def _legend_lines(gland: RegionMasks, zones: Sequence[RegionMasks]) -> list[Line2D]:
     """Return a line with the label of each kind of contour."""
-    label = "predicted (empty)" if is_empty else "predicted"
+    label, has_reference = "predicted" if gland.predicted.any() else "predicted (empty)", gland.reference is not None
     lines = [Line2D([], [], color=REFERENCE_COLOUR, label="reference")] if has_reference else []
     lines.append(Line2D([], [], color=PREDICTED_COLOUR, linestyle="--" if has_reference else "-", label=label))
-    for number, zone in enumerate(zones):
-        label = f"{zone.initials} {zone.name.replace('_', ' ')}"
-        lines.append(Line2D([], [], color=ZONE_COLOURS[number % len(ZONE_COLOURS)], label=label))
+    for zone, colour in zip(zones, cycle(ZONE_COLOURS), strict=False):
+        lines.append(Line2D([], [], color=colour, label=f"{zone.initials} {zone.name.replace('_', ' ')}"))
     return lines
-
-
-def _draw_zones(ax: Axes, zones: Sequence[ZoneMasks], part: tuple[int, slice, slice]) -> None:
-    """Draw the contours of zones in a slice, and their initials at the voxel deepest inside."""
-    for number, zone in enumerate(zones):
-        colour, predicted = ZONE_COLOURS[number % len(ZONE_COLOURS)], zone.predicted[part]
-        reference = None if zone.reference is None else zone.reference[part]
-        if reference is not None:
-            _draw_contour(ax, reference, colour=colour)
-        _draw_contour(ax, predicted, colour=colour, style="-" if reference is None else "--")
-        if (place := label_place(predicted, reference)) is not None:
-            y, x = place
-            outlined = [patheffects.withStroke(linewidth=2, foreground="black")]
-            text = ax.text(
-                x, y, zone.initials, color=colour, ha="center", va="center", fontsize=8, path_effects=outlined
-            )
-            text.set_fontweight("bold")
 
 
 def label_place(predicted: np.ndarray, reference: np.ndarray | None) -> tuple[int, int] | None:
@@ -190,11 +170,11 @@ def label_place(predicted: np.ndarray, reference: np.ndarray | None) -> tuple[in
     return y, x
 
 
-def slice_label(index: int, reference: np.ndarray, predicted: np.ndarray) -> str:
-    """Return the index of a slice and the Dice of its masks [Y, X]."""
-    if not reference.any() and not predicted.any():
+def slice_label(index: int, reference: np.ndarray | None, predicted: np.ndarray) -> str:
+    """Return the index of a slice and the Dice of its masks [Y, X], if there is a reference."""
+    if not predicted.any() and (reference is None or not reference.any()):
         return f"z = {index}   no gland"
-    return f"z = {index}   Dice {dice(reference[None], predicted[None]):.2f}"
+    return f"z = {index}" + ("" if reference is None else f"   Dice {dice(reference[None], predicted[None]):.2f}")
 
 
 def slice_indices(mask: np.ndarray, *, num_slices: int) -> list[int]:
@@ -253,10 +233,8 @@ class Picture:
 
     grey: np.ndarray
     """uint8 [Y, X], 0 black to 255 white; the pictures of thousands of cases fit into memory."""
-    gland: np.ndarray | None
-    """bool [Y, X]; None without a usable mask."""
-    zones: Sequence[np.ndarray] = ()
-    """Masks of the zones, the same shape."""
+    masks: Sequence[np.ndarray]
+    """bool [Y, X] of the gland and its zones; empty without a usable mask."""
     spacing_mm: tuple[float, float]
     """Height and width of a pixel."""
 
@@ -275,14 +253,14 @@ class Panel:
     is_warning: bool
 
 
-def picture_of(image: Volume, gland: np.ndarray | None, zones: Sequence[np.ndarray] = ()) -> Picture:
+def picture_of(image: Volume, masks: Sequence[np.ndarray]) -> Picture:
     """Return the slice that represents a case, cropped to `SHEET_FIELD_MM` around the gland.
 
-    The masks are bool [Z, Y, X] on the grid of the image, which has finite values; None without a gland or with an empty one.
+    The image has finite values. The masks of gland and zones are bool [Z, Y, X] on its grid; none without a gland.
     """
-    index = len(image.array) // 2 if gland is None else int(gland.sum(axis=(1, 2)).argmax())
+    index = int(masks[0].sum(axis=(1, 2)).argmax()) if masks else len(image.array) // 2
     shape = image.array.shape[1:]
-    centre = [size / 2 for size in shape] if gland is None else np.argwhere(gland[index]).mean(axis=0)
+    centre = np.argwhere(masks[0][index]).mean(axis=0) if masks else [size / 2 for size in shape]
     spacing_mm = image.geometry.spacing_mm[1:]
     ranges = []
     for middle, size, length_mm in zip(centre, shape, spacing_mm, strict=True):
@@ -293,8 +271,7 @@ def picture_of(image: Volume, gland: np.ndarray | None, zones: Sequence[np.ndarr
     shown = image.array[index, rows, columns].astype(np.float32)
     return Picture(
         grey=to_uint8(shown, shown=shown),
-        gland=None if gland is None else gland[index, rows, columns],
-        zones=[zone[index, rows, columns] for zone in zones],
+        masks=[mask[index, rows, columns].copy() for mask in masks],  # no view, which would keep the volume
         spacing_mm=(spacing_mm[0] * rows.step, spacing_mm[1] * columns.step),
     )
 
@@ -318,8 +295,8 @@ def contact_sheet_figure(panels: Sequence[Panel], *, title: str, zones: Sequence
     figure = Figure(figsize=size_inch, dpi=110, layout="constrained")
     for number, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(num_rows, NUM_SHEET_COLUMNS, number + 1, xticks=[], yticks=[]), panel)
-    styles = [SHEET_ZONES[number % len(SHEET_ZONES)][0] for number in range(len(zones))]
-    drawn = "".join(f"; {words}: {zone.replace('_', ' ')}" for words, zone in zip(styles, zones, strict=True))
+    styles = zip(cycle(SHEET_ZONES), zones, strict=False)
+    drawn = "".join(f"; {words}: {zone.replace('_', ' ')}" for (words, _), zone in styles)
     legend = f"blue: mask{drawn}; orange frame: warning; red frame: cannot be used"
     figure.suptitle(f"{printable(title)}\n{legend}", fontsize=10, parse_math=False)
     return figure
@@ -338,8 +315,6 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
         ax.set_box_aspect(1)
         return
     ax.imshow(picture.grey, cmap="gray", vmin=0, vmax=255, aspect=picture.spacing_mm[0] / picture.spacing_mm[1])
-    if picture.gland is not None:
-        _draw_contour(ax, picture.gland, colour=REFERENCE_COLOUR, width=1.0)
-    for number, zone in enumerate(picture.zones):
-        colour, style = ZONE_COLOURS[number % len(ZONE_COLOURS)], SHEET_ZONES[number % len(SHEET_ZONES)][1]
-        _draw_contour(ax, zone, colour=colour, style=style, width=1.0)
+    zones = ((colour, style) for colour, (_, style) in zip(cycle(ZONE_COLOURS), cycle(SHEET_ZONES), strict=False))
+    for mask, (colour, style) in zip(picture.masks, chain([(REFERENCE_COLOUR, "-")], zones), strict=False):
+        _draw_contour(ax, mask, colour=colour, style=style, width=1.0)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,8 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prostate_seg.common.files import atomic_path
-from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, by_region
+from prostate_seg.reporting.evaluation.tables import METRIC_LABELS
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's palette, one colour per fold, repeated from the seventh fold on."""
@@ -88,10 +88,9 @@ def draw_metric(axes: Axes, cases: pd.DataFrame, name: str) -> None:
         medianprops={"color": "black", "linewidth": 1.8},
     )
     for position, (_, values) in enumerate(groups):
-        jitter = JITTER_WIDTH * np.sin(
-            2.4 * np.arange(len(values))
-        )  # without random numbers: equal tables, equal plots
-        axes.plot(position + jitter, values, "o", markersize=4, alpha=0.7, color=SERIES[0], markeredgewidth=0)
+        # without random numbers: equal tables, equal plots
+        jitter = JITTER_WIDTH * np.sin(2.4 * np.arange(len(values)))
+        _draw_points(axes, position + jitter, values)
     axes.set_xticks(range(len(groups)), [f"{fold}\nn={len(values)}" for fold, values in groups])
     axes.set_xlabel("fold")
     axes.grid(axis="y", alpha=0.3)
@@ -104,6 +103,11 @@ def draw_metric(axes: Axes, cases: pd.DataFrame, name: str) -> None:
         axes.set_ylim(-0.3, top_mm)
     else:
         axes.axhline(0.0, color="black", linewidth=0.8)
+
+
+def _draw_points(axes: Axes, x: Any, y: Any, *, colour: str = SERIES[0], label: str | None = None) -> None:
+    """Draw a point per case."""
+    axes.plot(x, y, "o", color=colour, label=label, markersize=4, alpha=0.7, markeredgewidth=0)
 
 
 def history_figure(history: pd.DataFrame, *, kept: int, title: str) -> Figure:
@@ -129,36 +133,6 @@ def draw_curve(axes: Axes, values: pd.Series, *, colour: str, label: str | None 
 
 
 # --- SVG for the report page ---------------------------------------------------------------------------------------
-
-
-def page_plots(
-    cases: pd.DataFrame,
-    tables: Mapping[str, pd.DataFrame],
-    *,
-    zones: Mapping[str, pd.DataFrame],
-    limits_ml: tuple[float, float, float],
-    kept_epochs: Mapping[str, int],
-) -> dict[str, str]:
-    """Return the plots of the report page as SVG by name, from the cases and the tables of `report_tables.all_tables`.
-
-    `zones` has the cases of each zone, `limits_ml` bias, lower and upper limit of agreement of the volumes, `kept_epochs` the
-    epoch of the weights by fold.
-    """
-    figures = {f"box_{name}": box_figure(cases, name) for name in PLOTTED_METRICS}
-    figures["bland_altman"] = bland_altman_figure(by_region(tables["bland_altman"])[WHOLE_GLAND], limits_ml=limits_ml)
-    if zones:
-        figures["regions"] = regions_figure({WHOLE_GLAND: cases, **zones})
-    figures["dice_along_gland"] = along_gland_figure(tables["dice_along_gland"])
-    curves = tables["learning_curves"]
-    if not curves.empty:
-        figures["train_loss"] = curves_figure(curves, "train_loss", label="training loss", kept_epochs={})
-        figures["val_dice"] = curves_figure(curves, "val_dice", label="val Dice", kept_epochs=kept_epochs)
-    if "expected_dice" in tables:
-        figures["reliability"] = reliability_figure(by_region(tables["reliability"])[WHOLE_GLAND])
-        if tables["expected_dice"]["dice_lower_bound"].notna().any():
-            figures["expected_dice"] = expected_dice_figure(tables["expected_dice"])
-            figures["risk_coverage"] = risk_coverage_figure(tables["risk_coverage"])
-    return {name: to_svg(figure, name=name) for name, figure in figures.items()}
 
 
 def regions_figure(cases_of: Mapping[str, pd.DataFrame]) -> Figure:
@@ -188,9 +162,7 @@ def box_figure(cases: pd.DataFrame, name: str) -> Figure:
 def bland_altman_figure(table: pd.DataFrame, *, limits_ml: tuple[float, float, float]) -> Figure:
     """Draw volume difference over mean volume, with bias and limits of agreement."""
     figure, axes = _panel(xlabel="mean of both volumes (mL)", ylabel="predicted - reference (mL)")
-    axes.plot(
-        table["mean_ml"], table["difference_ml"], "o", color=SERIES[0], markersize=4, alpha=0.7, markeredgewidth=0
-    )
+    _draw_points(axes, table["mean_ml"], table["difference_ml"])
     axes.axhline(0, color="black", linewidth=0.6)
     for value, style, name in zip(limits_ml, ("-", "--", "--"), ("bias ", "", ""), strict=True):
         if not np.isnan(value):
@@ -252,8 +224,7 @@ def expected_dice_figure(table: pd.DataFrame) -> Figure:
     is_covered = rows["dice"] >= rows["dice_lower_bound"]
     for members, colour, label in ((is_covered, SERIES[0], "case"), (~is_covered, SERIES[1], "case below its bound")):
         if members.any():
-            x, y = rows["expected_dice"][members], rows["dice"][members]
-            axes.plot(x, y, "o", color=colour, label=label, markersize=4, alpha=0.7, markeredgewidth=0)
+            _draw_points(axes, rows["expected_dice"][members], rows["dice"][members], colour=colour, label=label)
     axes.set(xlim=(max(rows["expected_dice"].min() - 0.02, 0), min(rows["expected_dice"].max() + 0.02, 1)))
     axes.set_ylim(low - 0.01, 1.01)
     axes.legend(frameon=False, fontsize=8, loc="lower right")

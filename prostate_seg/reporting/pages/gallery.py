@@ -15,7 +15,7 @@ from PIL import Image
 
 from prostate_seg.imaging.geometry import Spacing
 from prostate_seg.reporting.figures.overlays import (
-    ZoneMasks,
+    RegionMasks,
     crop_around,
     label_place,
     slice_indices,
@@ -31,12 +31,13 @@ STRIP_LENGTH = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ZoneContours:
-    """Contours of one zone in a slice, as those of the gland."""
+class Contours:
+    """Contours of the gland or a zone in a slice."""
 
     initials: str
-    reference_path: str
-    predicted_path: str
+    reference: str
+    """SVG path data, in half voxels; empty without the region."""
+    predicted: str
     place_mm: tuple[float, float] | None
     """Position of the initials along x and y; None where the slice has neither."""
 
@@ -48,10 +49,8 @@ class GallerySlice:
     label: str
     """Index and Dice of the slice."""
     image_uri: str
-    reference_path: str
-    """Contour as SVG path data, in half voxels; empty without gland."""
-    predicted_path: str
-    zones: Sequence[ZoneContours] = ()
+    gland: Contours
+    zones: Sequence[Contours]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,28 +92,28 @@ def gallery_case(
     metrics: dict[str, float],
     *,
     image: np.ndarray,
-    reference: np.ndarray,
-    predicted: np.ndarray,
-    zones: Sequence[ZoneMasks] = (),
+    regions: Sequence[RegionMasks],
     spacing_mm: Spacing,
 ) -> GalleryCase:
-    """Return the slices of a case, cropped around both masks, which are boolean and on the grid of the image."""
-    union = reference | predicted
+    """Return the slices of a case, cropped around the gland, the first region; all masks are bool and have a reference."""
+    gland = regions[0]
+    assert gland.reference is not None
+    union = gland.reference | gland.predicted
     rows, columns = crop_around(union, spacing_mm=spacing_mm)
     indices = slice_indices(union, num_slices=image.shape[0])
-    image, reference, predicted = (volume[:, rows, columns] for volume in (image, reference, predicted))
+    image = image[:, rows, columns]
     grey = to_uint8(image, shown=image[indices])
     slices = []
     for index in indices:
-        stream = io.BytesIO()
+        stream, part = io.BytesIO(), np.s_[index, rows, columns]
         Image.fromarray(grey[index]).save(stream, format="WEBP", quality=WEBP_QUALITY, method=6)
+        contours = [_contours(region, part, spacing_mm=spacing_mm) for region in regions]
         slices.append(
             GallerySlice(
-                label=slice_label(index, reference[index], predicted[index]),
+                label=slice_label(index, gland.reference[part], gland.predicted[part]),
                 image_uri=f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}",
-                reference_path=svg_contour(reference[index]),
-                predicted_path=svg_contour(predicted[index]),
-                zones=[_zone_contours(zone, (index, rows, columns), spacing_mm=spacing_mm) for zone in zones],
+                gland=contours[0],
+                zones=contours[1:],
             )
         )
     return GalleryCase(
@@ -127,13 +126,16 @@ def gallery_case(
     )
 
 
-def _zone_contours(zone: ZoneMasks, part: tuple[int, slice, slice], *, spacing_mm: Spacing) -> ZoneContours:
-    predicted = zone.predicted[part]
-    reference = np.zeros_like(predicted) if zone.reference is None else zone.reference[part]
+def _contours(region: RegionMasks, part: tuple[int, slice, slice], *, spacing_mm: Spacing) -> Contours:
+    assert region.reference is not None
+    reference, predicted = region.reference[part], region.predicted[part]
     place = label_place(predicted, reference)
-    place_mm = None if place is None else ((place[1] + 0.5) * spacing_mm[2], (place[0] + 0.5) * spacing_mm[1])
-    paths = {"reference_path": svg_contour(reference), "predicted_path": svg_contour(predicted)}
-    return ZoneContours(initials=zone.initials, place_mm=place_mm, **paths)
+    return Contours(
+        initials=region.initials,
+        reference=svg_contour(reference),
+        predicted=svg_contour(predicted),
+        place_mm=None if place is None else ((place[1] + 0.5) * spacing_mm[2], (place[0] + 0.5) * spacing_mm[1]),
+    )
 
 
 def svg_contour(mask: np.ndarray) -> str:

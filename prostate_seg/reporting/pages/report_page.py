@@ -12,7 +12,8 @@ from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups
 from prostate_seg.reporting.evaluation.stress import TOLERATED_DROP, stress_figure
 from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, by_region, zones_of
 from prostate_seg.reporting.evaluation.trust import Trust, area_under, covered_patients
-from prostate_seg.reporting.figures.plots import READERS_DICE, READERS_OF_REGIONS, page_plots, to_svg
+from prostate_seg.reporting.figures import plots
+from prostate_seg.reporting.figures.plots import READERS_DICE, READERS_OF_REGIONS
 from prostate_seg.reporting.pages.gallery import GalleryCase
 from prostate_seg.reporting.pages.report_tables import ReportData, failures_of, limits_of_agreement
 from prostate_seg.reporting.pages.templates import render_html
@@ -37,23 +38,14 @@ def render_report(
     unseen: UnseenGroups | None = None,
 ) -> str:
     """Return the page, with the tables of `report_tables.all_tables`, and the results of unseen groups if there are some."""
-    limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
-    trust = data.trust
-    plots = page_plots(data.cases, tables, zones=data.zones, limits_ml=limits_ml, kept_epochs=data.kept_epochs)
-    if data.stress_curves is not None:
-        plots["stress"] = to_svg(stress_figure(data.stress_curves), name="stress")
-    quality = data.reference_quality
+    trust, quality = data.trust, data.reference_quality
     packages = [data.records[stage]["packages"] for stage in ("evaluate", "train") if stage in data.records]
-    pooled = data.summary["pooled"]
     return render_html(
         "report.html.j2",
         data=data,
-        pooled=pooled,
-        folds=data.summary["folds"],
         metric_labels=METRIC_LABELS,
         failure_dice=FAILURE_DICE,
-        leak_gate=data.summary.get("leak_gate"),
-        limits=limits_ml,
+        limits=limits_of_agreement(data.cases["volume_difference_ml"]),
         subgroups={
             name if region == WHOLE_GLAND else f"{name}, {region}": rows.to_dict("records")
             for region, table in by_region(tables["subgroups"]).items()
@@ -62,11 +54,9 @@ def render_report(
         anatomy=anatomy(data),
         unseen=unseen,
         tolerated_drop=TOLERATED_DROP,
-        unseen_rows=[] if unseen is None else unseen.rows.to_dict("records"),
-        trust=trust,
         bounds=None if trust is None or trust.cases["dice_lower_bound"].isna().all() else bounds(trust),
-        thirds=[(label, pooled[name], READERS_DICE.get(name)) for name, label in THIRDS.items()],
-        plots={name: Markup(svg) for name, svg in plots.items()},
+        thirds=[(label, data.summary["pooled"][name], READERS_DICE.get(name)) for name, label in THIRDS.items()],
+        plots={name: Markup(svg) for name, svg in page_plots(data, tables).items()},
         gallery=gallery,
         settings_text=yaml.safe_dump(dict(data.settings), sort_keys=False, allow_unicode=True),
         packages=packages[0] if packages else {},
@@ -75,6 +65,30 @@ def render_report(
         near_surface_mm=NEAR_SURFACE_MM,
         quality=[] if quality is None else quality[quality["findings"] != ""].to_dict("records"),
     )
+
+
+def page_plots(data: ReportData, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return the plots of the page as SVG by name."""
+    figures = {f"box_{name}": plots.box_figure(data.cases, name) for name in plots.PLOTTED_METRICS}
+    limits_ml = limits_of_agreement(data.cases["volume_difference_ml"])
+    figures["bland_altman"] = plots.bland_altman_figure(
+        by_region(tables["bland_altman"])[WHOLE_GLAND], limits_ml=limits_ml
+    )
+    if data.zones:
+        figures["regions"] = plots.regions_figure(data.regions)
+    figures["dice_along_gland"] = plots.along_gland_figure(tables["dice_along_gland"])
+    curves = tables["learning_curves"]
+    if not curves.empty:
+        figures["train_loss"] = plots.curves_figure(curves, "train_loss", label="training loss", kept_epochs={})
+        figures["val_dice"] = plots.curves_figure(curves, "val_dice", label="val Dice", kept_epochs=data.kept_epochs)
+    if data.trust is not None:
+        figures["reliability"] = plots.reliability_figure(by_region(tables["reliability"])[WHOLE_GLAND])
+        if tables["expected_dice"]["dice_lower_bound"].notna().any():
+            figures["expected_dice"] = plots.expected_dice_figure(tables["expected_dice"])
+            figures["risk_coverage"] = plots.risk_coverage_figure(tables["risk_coverage"])
+    if data.stress_curves is not None:
+        figures["stress"] = stress_figure(data.stress_curves)
+    return {name: plots.to_svg(figure, name=name) for name, figure in figures.items()}
 
 
 def bounds(trust: Trust) -> dict[str, Any]:
