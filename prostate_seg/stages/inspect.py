@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import check_files
-from prostate_seg.imaging.geometry import Finding, Volume
+from prostate_seg.imaging.geometry import Finding, Geometry
 from prostate_seg.imaging.image_io import content_md5
 from prostate_seg.imaging.quality import CaseQuality
 from prostate_seg.imaging.regions import Regions, region_masks
@@ -60,8 +60,10 @@ class Inspection:
     case: Case
     quality: CaseQuality
     """With all findings on the case."""
-    image: Volume | None
-    """Image without its voxels; None if it cannot be read."""
+    geometry: Geometry | None
+    """Grid of the image; None if it cannot be read."""
+    orientation: str
+    """Of the image as stored; empty if it cannot be read."""
     extent: StudyExtent | None
     """None without a gland on the image's grid."""
     picture: Picture | None
@@ -89,10 +91,14 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             kind: {case_id: one.md5s[kind] for case_id, one in by_id.items() if kind in one.md5s}
             for kind in ("image", "mask")
         },
-        spacings_mm={case_id: one.image.geometry.spacing_mm for case_id, one in by_id.items() if one.image is not None},
+        spacings_mm={case_id: one.geometry.spacing_mm for case_id, one in by_id.items() if one.geometry is not None},
         labels=labels,
     )
     findings.sort(key=lambda one: (not one.is_error, one.case_id, one.check))
+    listing = pd.DataFrame(
+        [(one.case_id, one.check, "error" if one.is_error else "warning", one.message) for one in findings],
+        columns=["case_id", "check", "severity", "message"],
+    )
     findings_of = {case_id: [finding for finding in findings if finding.case_id == case_id] for case_id in by_id}
     table = pd.DataFrame([_row(one, findings_of[case_id]) for case_id, one in by_id.items()])
     summary = summarise(table, findings, num_without_mask=sum(case.mask is None for case in cases))
@@ -100,43 +106,44 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     panels = [_panel(one, findings_of[case_id]) for case_id, one in by_id.items()]
     with atomic_folder(workspace.inspection) as folder:
         write_csv(folder / "cases.csv", table, float_format="%.6g")
-        write_csv(folder / "findings.csv", _findings_table(findings))
+        write_csv(folder / "findings.csv", listing)
         write_json(folder / "summary.json", summary)
         if shown := choose_panels(panels):
             title = f"{workspace.data}: {len(shown)} of {len(panels)} cases"
             save_png(folder / "contact_sheet.png", contact_sheet_figure(shown, title=title, zones=list(regions)[1:]))
-    logged = [one for one in findings if exclude or not one.is_error]  # errors end the stage
+    logged = listing if exclude else listing[listing["severity"] == "warning"]  # errors end the stage
     for line in [*_summary_lines(summary), *_case_lines(table), *_finding_lines(logged)]:
         log.info("%s", line)
     log.info("tables and contact_sheet.png are in %s", workspace.inspection)
     require_gland_names(workspace.data, labels=cfg.data.whole_gland_labels, given=cfg.data.labels)
-    _conclude(summary, _finding_lines([one for one in findings if one.is_error]), exclude=exclude)
+    _conclude(summary, _finding_lines(listing[listing["severity"] == "error"]), exclude=exclude)
     return StageResult()
 
 
 def inspect_case(case: Case, *, regions: Regions, allow_others: bool) -> Inspection:
     """Read and check one case; problems become findings, never an exception. `allow_others` as in `check_case`."""
     image, mask, quality = check_files(case, labels=regions[WHOLE_GLAND], allow_others=allow_others)
-    md5s = {}
-    for kind, volume, path in (("image", image, case.image), ("mask", mask, case.mask)):
-        if volume is not None and path is not None:
-            md5s[kind] = content_md5(path)
     masks: list[np.ndarray] = []
     if image is not None and mask is not None and mask.geometry.is_same_grid(image.geometry):
         masks = list(region_masks(mask.array, regions))
     if masks and not masks[0].any():  # no gland
         masks = []
-    extent = study_extent(masks[0], image.geometry) if image is not None and masks else None
-    picture = picture_of(image, masks) if image is not None and np.isfinite(image.array).all() else None
-    if image is not None:
-        image = replace(image, array=np.empty(0))
-    return Inspection(case=case, quality=quality, image=image, extent=extent, picture=picture, md5s=md5s)
+    files = (("image", image, case.image), ("mask", mask, case.mask))
+    return Inspection(
+        case=case,
+        quality=quality,
+        geometry=None if image is None else image.geometry,
+        orientation="" if image is None else image.stored_orientation,
+        extent=study_extent(masks[0], image.geometry) if image is not None and masks else None,
+        picture=picture_of(image, masks) if image is not None and np.isfinite(image.array).all() else None,
+        md5s={kind: content_md5(path) for kind, volume, path in files if volume is not None and path is not None},
+    )
 
 
 def grids(inspections: Sequence[Inspection]) -> dict[str, str]:
     """Return the grid of `auto` and the spacings that nnU-Net and Auto3DSeg derive from the same studies, in words."""
     studies = [one.extent for one in inspections if one.extent is not None]
-    geometries = [one.image.geometry for one in inspections if one.image is not None]
+    geometries = [one.geometry for one in inspections if one.geometry is not None]
     found = {}
     if studies:
         spacing_mm = auto_spacing_mm(studies)
@@ -153,8 +160,7 @@ def grids(inspections: Sequence[Inspection]) -> dict[str, str]:
 def _row(one: Inspection, findings: Sequence[Finding]) -> dict[str, Any]:
     """Return the row of cases.csv; measures that could not be taken are NaN."""
     measures, reference = dict.fromkeys(MEASURES, float("nan")), one.quality.reference
-    if one.image is not None:
-        grid = one.image.geometry
+    if (grid := one.geometry) is not None:
         measures |= dict(zip(list(MEASURES)[:4], (grid.shape_vox[0], *grid.spacing_mm), strict=True))
         measures["field_of_view_mm"] = max(grid.shape_vox[axis] * grid.spacing_mm[axis] for axis in (1, 2))
     if reference is not None:
@@ -163,7 +169,7 @@ def _row(one: Inspection, findings: Sequence[Finding]) -> dict[str, Any]:
         "case_id": one.case.case_id,
         "patient_id": one.case.patient_id,
         **measures,
-        "orientation": "" if one.image is None else one.image.stored_orientation,
+        "orientation": one.orientation,
         "labels": "" if reference is None else " ".join(map(str, sorted(reference.labels_ml))),
         "usable": one.case.mask is not None and not any(finding.is_error for finding in findings),
         "findings": ";".join(sorted({finding.check for finding in findings})),
@@ -187,10 +193,7 @@ def _panel(one: Inspection, findings: Sequence[Finding]) -> Panel:
 def summarise(table: pd.DataFrame, findings: Sequence[Finding], *, num_without_mask: int) -> dict[str, Any]:
     """Return counts and, of each measure, minimum, median and maximum."""
     table = table.reindex(columns=["patient_id", "orientation", "usable", *MEASURES])  # a table without rows has none
-    patients, orientations = (
-        table["patient_id"].value_counts(),
-        Counter(table["orientation"][table["orientation"] != ""]),
-    )
+    patients, orientations = table["patient_id"].value_counts(), Counter(filter(None, table["orientation"]))
     measures = table[list(MEASURES)].dropna(axis=1, how="all")
     return {
         "num_cases": len(table),
@@ -239,23 +242,17 @@ def _case_lines(table: pd.DataFrame) -> list[str]:
         for row in listed.head(MAX_ROWS).to_dict("records")
     ]
     heads = ["case", "slices", "spacing z, y, x mm", "axes", "gland mL", "labels", "findings"]
-    more = [f"and {len(listed) - MAX_ROWS} more in cases.csv"] if len(listed) > MAX_ROWS else []
-    return [*table_lines(heads, rows, numbers=["slices", "gland mL"]), *more] if rows else []
+    return [*table_lines(heads, rows, numbers=["slices", "gland mL"]), *_more(len(listed), "cases.csv")] if rows else []
 
 
-def _findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
-    rows = [(one.case_id, one.check, _severity(one), one.message) for one in findings]
-    return pd.DataFrame(rows, columns=["case_id", "check", "severity", "message"])
+def _finding_lines(listing: pd.DataFrame) -> list[str]:
+    rows = listing.head(MAX_ROWS).itertuples()
+    lines = [f"{row.severity}: {row.case_id}: {row.check}: {row.message}" for row in rows]
+    return [*lines, *_more(len(listing), "findings.csv")]
 
 
-def _finding_lines(findings: Sequence[Finding]) -> list[str]:
-    lines = [f"{_severity(one)}: {one.case_id}: {one.check}: {one.message}" for one in findings[:MAX_ROWS]]
-    more = len(findings) - MAX_ROWS
-    return [*lines, *([f"and {more} more in findings.csv"] if more > 0 else [])]
-
-
-def _severity(finding: Finding) -> str:
-    return "error" if finding.is_error else "warning"
+def _more(number: int, file: str) -> list[str]:
+    return [f"and {number - MAX_ROWS} more in {file}"] if number > MAX_ROWS else []
 
 
 def _conclude(summary: dict[str, Any], errors: Sequence[str], *, exclude: bool) -> None:
