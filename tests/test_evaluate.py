@@ -16,14 +16,13 @@ from prostate_seg.common.files import read_json
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import StageResult, Workspace, workspace_of
 from prostate_seg.data.cases import Case
-from prostate_seg.data.folds import read_folds
 from prostate_seg.data.loading import load_case
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
 from prostate_seg.stages import evaluate, load_stage
 from prostate_seg.stages.register import stored_trust
 from prostate_seg.steps import evaluation
-from prostate_seg.steps.evaluation import load_predictor
+from prostate_seg.steps.evaluation import Evaluation
 from prostate_seg.steps.leak_gate import hash_files
 from prostate_seg.steps.report_data import load_report_data
 from tests.conftest import composed
@@ -138,8 +137,8 @@ def test_copied_external_files_are_refused_before_an_image_is_read(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     external = external_copies(root, tmp_path, noise=0)
-    for name in ("load_case", "load_predictor"):
-        monkeypatch.setattr(evaluate, name, refuse)
+    monkeypatch.setattr(evaluate, "load_case", refuse)
+    monkeypatch.setattr(Evaluation, "predictor_of", refuse)
     monkeypatch.setattr(evaluation, "segment", refuse)
     with pytest.raises(InputError, match="4 of 4 external images are in the data set of the trained folds") as caught:
         load_stage("evaluate")(*configured(root, f"evaluate.external_root={external}"))
@@ -186,12 +185,12 @@ def test_external_case_whose_files_cannot_be_hashed_has_no_hashes(tmp_path: Path
 
 
 def test_network_of_some_training_cases_is_evaluated_and_one_of_other_cases_refused(root: Path) -> None:
-    cfg, workspace = configured(root)
-    fold = read_folds(workspace.kfold_json)[0]
-    load_predictor(cfg, workspace, {0: replace(fold, train=[*fold.train, "more_1"])})
+    known = Evaluation.of(*configured(root))
+    fold = known.folds[0]
+    replace(known, folds={0: replace(fold, train=[*fold.train, "more_1"])}).predictor_of([0])
     for other in (replace(fold, train=["other_1"]), replace(fold, val=["other_1"])):
         with pytest.raises(InputError, match="was trained on other cases than kfold.json now lists"):
-            load_predictor(cfg, workspace, {0: other})
+            replace(known, folds={0: other}).predictor_of([0])
 
 
 def test_evaluation_returns_metrics_but_no_objective(result: StageResult) -> None:

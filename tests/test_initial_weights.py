@@ -45,17 +45,8 @@ def trained_weights(model: ModelConfig, *, seed: int = 5) -> dict[str, torch.Ten
 
 def fitted(data: Path, recipe: Recipe, initial: Mapping[str, torch.Tensor] | None, **changes: object) -> TrainingResult:
     settings = replace(FROZEN, **changes.pop("settings", {}))  # type: ignore[arg-type]
-    return fit_fold(
-        recipe,
-        data,
-        settings=settings,
-        device="cpu",
-        seed=0,
-        fold_index=0,
-        group=ProcessGroup(),
-        initial=initial,
-        **changes,  # type: ignore[arg-type]
-    )
+    cfg = replace(parse(composed("seed=0", "machine.device=cpu")), train=settings)
+    return fit_fold(cfg, recipe, data, fold_index=0, group=ProcessGroup(), initial=initial, **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", get_args(ModelName))

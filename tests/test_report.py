@@ -16,12 +16,12 @@ from prostate_seg.data.cases import Case
 from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups
 from prostate_seg.reporting.evaluation.tables import CaseResult, cases_table, slices_table, summarise_folds
 from prostate_seg.reporting.evaluation.trust import (
+    calibration_errors,
     calibration_table,
     covered_patients,
     expected_dice_table,
     features_in,
     fitted_expected_dice,
-    fitted_temperatures,
     read_trust,
 )
 from prostate_seg.reporting.figures.overlays import RegionMasks
@@ -105,7 +105,7 @@ def trusted(
     if of_folds is not None:
         del counts["whole_gland", "val"]
     fitted = fitted_expected_dice(table, coverage=0.9, oracle_crop=False)
-    summary = {"networks_md5": md5, **fitted, "calibration": fitted_temperatures(counts)}
+    summary = {"networks_md5": md5, **fitted, "calibration": calibration_errors(counts)}
     write_csv(folder / "expected_dice.csv", table)
     write_csv(folder / "calibration.csv", calibration_table(counts))
     write_json(folder / "metrics.json", {"trust": summary})
@@ -219,7 +219,7 @@ def test_expected_dice_has_its_coverage_curve_and_plots(data: ReportData, tmp_pa
     assert "another scanner, centre or protocol can break it" in html
     assert html.count("case below its bound") == (num_covered < 30)
     assert shown.trust is not None
-    assert shown.trust.calibration["whole_gland"]["temperature"] == pytest.approx(2, rel=0.05)
+    assert shown.trust.summary["calibration"]["whole_gland"]["temperature"] == pytest.approx(2, rel=0.05)
     assert "whole gland 0.1" in words(html)
 
 
@@ -237,11 +237,11 @@ def test_an_external_evaluation_measures_the_coverage_of_the_calibration_of_the_
     text = words(page(external))
     assert "calibrated on the test cases of the cross-validation, of 30 patients" in text
     assert f"here it holds for {num_covered} of {num_patients}" in text
-    assert external.trust.calibration["whole_gland"]["temperature"] == pytest.approx(2, rel=0.05)
+    assert external.trust.summary["calibration"]["whole_gland"]["temperature"] == pytest.approx(2, rel=0.05)
     others = trusted(data, tmp_path / "evaluation_external", of_folds=tmp_path / "evaluation", md5="other")
     assert others.trust is not None
     assert not others.trust.is_of_folds  # other networks
-    assert others.trust.calibration["whole_gland"]["temperature"] is None
+    assert others.trust.summary["calibration"]["whole_gland"]["temperature"] is None
     assert "Each case is estimated by a fit without its patient" in words(page(others))
 
 

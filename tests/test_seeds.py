@@ -1,5 +1,6 @@
 """All random streams of a training differ: between seeds, folds, epochs, processes and purposes."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,12 +11,14 @@ import torch
 from sklearn import model_selection
 
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
+from prostate_seg.config.schema import parse
 from prostate_seg.data.folds import kfold
 from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.training import training
 from prostate_seg.segmentation.training.distributed import ProcessGroup
 from prostate_seg.segmentation.training.packing import Batches
 from prostate_seg.stages.train import fit_fold
+from tests.conftest import composed
 from tests.data_helpers import case_record
 from tests.segmentation_helpers import SETTINGS, model_2d, packed_discs, train_settings
 
@@ -62,16 +65,9 @@ def seeds_of_training(monkeypatch: pytest.MonkeyPatch, data: Path, *, seed: int,
     monkeypatch.setattr(Batches, "order", order)
     monkeypatch.setattr(training, "_train_epoch", train_epoch)
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=False, train_ids=["a"], val_ids=["b"])
+    cfg = replace(parse(composed(f"seed={seed}", "machine.device=cpu")), train=train_settings())
     with pytest.raises(Recorded):
-        fit_fold(
-            recipe,
-            data,
-            settings=train_settings(),
-            device="cpu",
-            seed=seed,
-            fold_index=fold_index,
-            group=ProcessGroup(),
-        )
+        fit_fold(cfg, recipe, data, fold_index=fold_index, group=ProcessGroup())
     return tuple(found)
 
 

@@ -1,6 +1,7 @@
 """Stage train refuses folds that it cannot train."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,9 +30,10 @@ def test_fold_without_train_or_val_studies_is_refused(
 def test_measured_precision_is_a_tag_of_the_run(tmp_path: Path) -> None:
     workspace = workspace_of(parse(composed(f"paths.root={tmp_path}")))
     epoch = Epoch(epoch=1, loss=1.0, val_dice=0.5, val_iou=0.4, learning_rate=0.1, batch_size=8, seconds=1.0)
+    summaries: dict[int, dict[str, Any]] = {}
     for index, measured in enumerate([None, "bf16"]):
         workspace.fold(index).mkdir(parents=True)
         result = TrainingResult(history=[epoch], measured_precision=measured)
-        train._write_history(workspace.fold(index), result, metric="dice", title="")
-    assert train._precision_tag(workspace, [0]) == {}
-    assert train._precision_tag(workspace, [0, 1]) == {"precision": "bf16"}
+        summaries[index] = train._write_history(workspace.fold(index), result, metric="dice", title="")
+    assert train._precision_tag({0: summaries[0]}) == {}
+    assert train._precision_tag(summaries) == {"precision": "bf16"}

@@ -6,7 +6,7 @@ of an external folder are compared with the images of the trained folds before a
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -42,7 +42,7 @@ from prostate_seg.segmentation.networks.storage import WEIGHTS
 from prostate_seg.segmentation.overlap import slice_counts
 from prostate_seg.steps import leak_gate
 from prostate_seg.steps.dataset import allows_other_labels, preprocess_settings
-from prostate_seg.steps.evaluation import Evaluation, Md5s, load_predictor
+from prostate_seg.steps.evaluation import Evaluation, Md5s
 
 log = logging.getLogger(__name__)
 
@@ -92,62 +92,54 @@ def evaluate_test_cases(evaluation: Evaluation, folder: Path) -> list[CaseResult
         )
     results: list[CaseResult] = []
     for index, fold in evaluation.folds.items():
-        measure = partial(
-            evaluate_case,
-            evaluation=evaluation,
-            predictor=load_predictor(evaluation.cfg, evaluation.workspace, {index: fold}),
-            ranges=evaluation.ranges_of([index]),
-            folder=folder,
-            fold=f"fold{index}",
-        )
+        measure = measure_with(evaluation, [index], folder=folder, name=f"fold{index}")
         found = evaluation.map_cases(measure, fold.test, label=f"evaluate fold {index}")
         results += chain.from_iterable(found)
     return results
+
+
+def measure_with(
+    evaluation: Evaluation, folds: Iterable[int], *, folder: Path, name: str
+) -> Callable[[Case, LoadedCase, Md5s], list[CaseResult]]:
+    """Load the networks of some folds as an ensemble, and return `evaluate_case` with them."""
+    predictor, ranges = evaluation.predictor_of(folds), evaluation.ranges_of(folds)
+    return partial(evaluate_case, evaluation=evaluation, predictor=predictor, ranges=ranges, folder=folder, fold=name)
 
 
 def write_tables(
     evaluation: Evaluation, folder: Path, results: Sequence[CaseResult], verdict: dict[str, Any]
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Write the tables, metrics.json and summary.json; return the content of metrics.json and of expected_dice.csv."""
-    cfg, oracle_crop = evaluation.cfg, evaluation.cfg.preprocess.crop == "mask"
+    cfg, oracle_crop = evaluation.cfg.evaluate, evaluation.oracle_crop
+    counts = count_val_voxels(evaluation) if cfg.external_root is None else {}
+    counts |= trust.voxels_of_regions(results)
+    expected_dice = trust.expected_dice_table(results, coverage=cfg.coverage)
     summary = tables.summarise_folds(
-        results, oracle_crop=oracle_crop, num_bootstrap=cfg.evaluate.num_bootstrap, seed=cfg.seed
+        results, oracle_crop=oracle_crop, num_bootstrap=cfg.num_bootstrap, seed=evaluation.cfg.seed
     )
     summary["leak_gate"] = verdict
-    summary["trust"], trusted = write_trust(evaluation, folder, results)
-    if zones := preprocess_settings(cfg, evaluation.workspace).zones:
+    summary["trust"] = {
+        "networks_md5": networks_md5(evaluation),
+        **trust.fitted_expected_dice(expected_dice, coverage=cfg.coverage, oracle_crop=oracle_crop),
+        "calibration": trust.calibration_errors(counts),
+    }
+    if zones := preprocess_settings(evaluation.cfg, evaluation.workspace).zones:
         summary["labels"] = {name: list(labels) for name, labels in zones.items()}
     write_csv(folder / "cases.csv", tables.cases_table(results, oracle_crop=oracle_crop))
     write_csv(folder / "slices.csv", tables.slices_table(results), float_format="%.6g")
+    write_csv(folder / "expected_dice.csv", expected_dice, float_format="%.6g")
+    write_csv(folder / "calibration.csv", trust.calibration_table(counts))
     write_json(folder / "metrics.json", summary)
     write_json(folder / "summary.json", tables.flat_summary(summary))
-    return summary, trusted
-
-
-def write_trust(
-    evaluation: Evaluation, folder: Path, results: Sequence[CaseResult]
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Write expected_dice.csv and calibration.csv; return the part of metrics.json and the first table."""
-    cfg = evaluation.cfg
-    counts = count_val_voxels(evaluation) if cfg.evaluate.external_root is None else {}
-    counts |= trust.voxels_of_regions(results)
-    table = trust.expected_dice_table(results, coverage=cfg.evaluate.coverage)
-    write_csv(folder / "expected_dice.csv", table, float_format="%.6g")
-    write_csv(folder / "calibration.csv", trust.calibration_table(counts))
-    oracle_crop = cfg.preprocess.crop == "mask"
-    return {
-        "networks_md5": networks_md5(evaluation),
-        **trust.fitted_expected_dice(table, coverage=cfg.evaluate.coverage, oracle_crop=oracle_crop),
-        "calibration": trust.fitted_temperatures(counts),
-    }, table
+    return summary, expected_dice
 
 
 def count_val_voxels(evaluation: Evaluation) -> dict[tuple[str, str], np.ndarray]:
     """Count the voxels near the surface of each region by logit, over val studies of each fold segmented by its network."""
-    workspace, dataset, folds = evaluation.workspace, evaluation.dataset, evaluation.folds
+    data, dataset, folds = evaluation.workspace.data, evaluation.dataset, evaluation.folds
     counts = {(region, "val"): np.zeros((2, len(bin_logits())), dtype=np.int64) for region in evaluation.regions}
     for index, fold in folds.items():
-        predictor = load_predictor(evaluation.cfg, workspace, {index: fold})
+        predictor = evaluation.predictor_of([index])
 
         def count(_case: Case, loaded: LoadedCase, _md5s: Md5s, predictor: Predictor = predictor) -> list[np.ndarray]:
             found = evaluation.segment(loaded.image, loaded.mask, predictor=predictor, with_features=False)
@@ -157,7 +149,7 @@ def count_val_voxels(evaluation: Evaluation) -> dict[tuple[str, str], np.ndarray
             spacing_mm = loaded.image.geometry.spacing_mm
             return [count_near_surface(*pair, probability, spacing_mm=spacing_mm) for pair, probability in pairs]
 
-        present = [case_id for case_id in fold.val if (workspace.data / dataset[case_id].image).exists()]
+        present = [case_id for case_id in fold.val if (data / dataset[case_id].image).exists()]
         chosen = present[:: max(1, math.ceil(len(present) * len(folds) / MAX_VAL_STUDIES))]
         found = evaluation.map_cases(count, chosen, label=f"calibrate fold {index}")
         for key, *of_studies in zip(counts, *found, strict=True):
@@ -183,14 +175,7 @@ def evaluate_external_cases(
     hashed = map_cases(leak_gate.hash_files, cases, num_workers=cfg.machine.num_workers, label="hash")
     external = {case.case_id: fingerprint for case, fingerprint in zip(cases, hashed, strict=True)}
     leak_gate.refuse_leaks(compare(external), ancestors, num_cases=len(cases))
-    measure = partial(
-        evaluate_case,
-        evaluation=evaluation,
-        predictor=load_predictor(cfg, workspace, evaluation.folds),
-        ranges=evaluation.ranges_of(evaluation.folds),
-        folder=folder,
-        fold="ensemble",
-    )
+    measure = measure_with(evaluation, evaluation.folds, folder=folder, name="ensemble")
     leaks: list[Leak] = []
     load = partial(load_case, labels=evaluation.regions[WHOLE_GLAND], allow_others=allows_other_labels(cfg))
 
@@ -248,8 +233,7 @@ def evaluate_case(
 
 def draw_results(evaluation: Evaluation, folder: Path, glands: Sequence[CaseResult]) -> None:
     """Draw the metrics of all cases, and the overlays of the worst, the median and the best."""
-    oracle_crop = evaluation.cfg.preprocess.crop == "mask"
-    save_png(folder / "cases.png", case_metrics_figure(tables.cases_table(glands, oracle_crop=oracle_crop)))
+    save_png(folder / "cases.png", case_metrics_figure(tables.cases_table(glands, oracle_crop=evaluation.oracle_crop)))
     ordered = sorted(glands, key=lambda result: result.metrics.dice)
     for name, result in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
         draw_result(evaluation, folder, name, result)

@@ -34,7 +34,7 @@ from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.networks.storage import WEIGHTS
 from prostate_seg.segmentation.overlap import dice
 from prostate_seg.segmentation.perturbations import PERTURBATIONS
-from prostate_seg.steps.evaluation import Evaluation, Md5s, load_predictor
+from prostate_seg.steps.evaluation import Evaluation, Md5s
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         work = partial(
             stress_case,
             evaluation=evaluation,
-            predictor=load_predictor(cfg, workspace, {index: fold}),
+            predictor=evaluation.predictor_of([index]),
             names=names,
             fold=f"fold{index}",
             cache=workspace.cache / "stress" / _key(cfg, workspace, index),

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,12 @@ from prostate_seg.segmentation.inference.out_of_distribution import mean_grey, p
 from prostate_seg.segmentation.networks.initial_weights import start_from
 from prostate_seg.segmentation.networks.networks import build_network, require_legal_size
 from prostate_seg.segmentation.networks.storage import Recipe, load_weights, save_recipe, save_weights
-from prostate_seg.segmentation.settings import Device
 from prostate_seg.segmentation.training import distributed
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
 from prostate_seg.segmentation.training.distributed import ProcessGroup, ProcessLostError, process_group
 from prostate_seg.segmentation.training.history import Epoch, TrainingResult, best_epoch
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
-from prostate_seg.segmentation.training.settings import TrainConfig, ValMetric
+from prostate_seg.segmentation.training.settings import ValMetric
 from prostate_seg.segmentation.training.training import fit, reproducible
 from prostate_seg.steps.dataset import checked_dataset, preprocess_settings
 from prostate_seg.steps.fold_processes import train_in_parallel
@@ -63,15 +62,16 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             if not fold.subsets()[split]:
                 raise InputError(f"fold {index}: kfold.json lists no {split} studies\nRun stage=prepare again.")
     if (max_cases := cfg.fold.max_train_cases) is not None:
-        limited = partial(with_max_train_cases, max_cases=max_cases, seed=cfg.seed)
-        folds = {index: limited(fold, fold_index=index) for index, fold in folds.items()}
+        limit = partial(with_max_train_cases, max_cases=max_cases, seed=cfg.seed)
+        folds = {index: limit(fold, fold_index=index) for index, fold in folds.items()}
     require_legal_size(cfg.model, image_size=preprocess_settings(cfg, workspace).image_size)
     if initial is not None:
         verdict = accept_initial_weights(cfg, workspace, initial, folds, dataset, verdict)
     pack_studies(cfg, workspace, dataset)
 
     seconds = train_folds(cfg, workspace, folds, initial)
-    best_dice = collect_folds(workspace, list(folds))
+    summaries = collect_folds(workspace, list(folds))
+    best_dice = {index: summary["val_dice"] for index, summary in summaries.items()}
     mean = float(np.mean(list(best_dice.values())))
     shown = ", ".join(f"fold {index} {dice:.3f}" for index, dice in best_dice.items())
     log.info("best val Dice: %s, mean %.3f; the weights are in %s", shown, mean, workspace.model)
@@ -83,7 +83,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         tags={
             "leak_gate": verdict["verdict"],
             "num_processes": str(torchrun.world_size()),
-            **_precision_tag(workspace, list(folds)),
+            **_precision_tag(summaries),
             **(initial.tags(folds) if initial else {}),
         },
         description=f"Best val Dice, from validation: {shown}, mean {mean:.3f}. Leak gate: {verdict['verdict']}.",
@@ -203,16 +203,8 @@ def train_fold(
     ancestors = () if initial is None else initial.ancestors_of(index)
     initial_md5 = ancestors[0].weights_md5 if ancestors else None
     identity = training_identity(cfg, recipe, data=data.name, initial_md5=initial_md5)
-    work = partial(
-        fit_fold,
-        recipe,
-        data,
-        settings=cfg.train,
-        device=cfg.machine.device,
-        seed=cfg.seed,
-        fold_index=index,
-        initial=None if initial is None else load_weights(initial.folder_of(index)),
-    )
+    weights = None if initial is None else load_weights(initial.folder_of(index))
+    work = partial(fit_fold, cfg, recipe, data, fold_index=index, initial=weights)
     with _only_training_of(workspace, index):
         if cfg.machine.resume == "never":
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -281,25 +273,16 @@ def lineage_of(
 def training_ranges(dataset: Mapping[str, CaseRecord], fold: Fold, data: Path) -> dict[str, tuple[float, float]]:
     """Return the training ranges of a fold, against which prediction checks for out-of-distribution studies."""
     packed = open_packed(data).cases
-    return property_ranges(
-        {
-            "spacing_y_mm": dataset[case_id].spacing_y_mm,
-            "spacing_z_mm": dataset[case_id].spacing_z_mm,
-            "num_slices": dataset[case_id].num_slices,
-            "mean_grey": mean_grey(packed[case_id].intensity),
-            "gland_volume_ml": dataset[case_id].gland_volume_ml,
-        }
-        for case_id in fold.train
-    )
+    names = ("spacing_y_mm", "spacing_z_mm", "num_slices", "mean_grey", "gland_volume_ml")
+    known = ({**asdict(dataset[one]), "mean_grey": mean_grey(packed[one].intensity)} for one in fold.train)
+    return property_ranges({name: properties[name] for name in names} for properties in known)
 
 
 def fit_fold(
+    cfg: Config,
     recipe: Recipe,
     data: Path,
     *,
-    settings: TrainConfig,
-    device: Device,
-    seed: int,
     fold_index: int,
     group: ProcessGroup,
     initial: Mapping[str, torch.Tensor] | None = None,
@@ -307,25 +290,21 @@ def fit_fold(
     checkpoints: Checkpoints | None = None,
 ) -> TrainingResult:
     """Train a network on a fold of the packed set in `data`, from random or from given weights; every rank calls this."""
-    stream = seed_sequence(Stream.initial_weights, seed=seed, fold_index=fold_index)
+    settings, stream = cfg.train, seed_sequence(Stream.initial_weights, seed=cfg.seed, fold_index=fold_index)
     with reproducible(torch_seed(stream), deterministic=settings.deterministic):
         network = build_network(recipe.model, num_regions=len(recipe.preprocess.regions))
         if initial is not None:
             lines = start_from(network, initial, name=recipe.model.name, freeze=settings.freeze)
             for line in lines if group.rank == 0 else ():
                 log.info("fold %d: %s", fold_index, line)
+        device = group.local_device(choose_device(cfg.machine.device))
         return fit(
             open_packed(data),
             train_ids=recipe.train_ids,
             val_ids=recipe.val_ids,
             settings=settings,
-            predictor=recipe.predictor(
-                [network],
-                device=group.local_device(choose_device(device)),
-                precision=settings.precision,
-                tta=False,
-            ),
-            seed=seed,
+            predictor=recipe.predictor([network], device=device, precision=settings.precision, tta=False),
+            seed=cfg.seed,
             fold_index=fold_index,
             on_epoch_end=on_epoch_end,
             checkpoints=checkpoints,
@@ -338,9 +317,8 @@ def training_identity(cfg: Config, recipe: Recipe, *, data: str, initial_md5: st
 
     Initial weights count by their content: an alias can move to another version.
     """
-    settings = portable_science_of(cfg)["train"]
+    settings, start = portable_science_of(cfg)["train"], [] if initial_md5 is None else [initial_md5]
     del settings["init"]
-    start = [] if initial_md5 is None else [initial_md5]
     if settings["freeze"] is None:
         del settings["freeze"]  # as in versions without it, whose trainings go on
     facts = [TRAINING_VERSION, recipe.as_dict(), settings, cfg.seed, data, *start]
@@ -357,20 +335,19 @@ def _fold_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     return {**best, "val/best_epoch": summary["best_epoch"], "train/num_epochs": summary["num_epochs"]}
 
 
-def collect_folds(workspace: Workspace, trained: Sequence[int]) -> dict[int, float]:
-    """Write model/folds.json from all folds in the workspace, and return the best val Dice of those just trained."""
+def collect_folds(workspace: Workspace, trained: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Write model/folds.json from all folds in the workspace, and return the summaries of those just trained."""
     with FileLock(workspace.cache / "folds.lock"):
         num_folds = len(read_folds(workspace.kfold_json))
         summaries = {index: workspace.fold(index) / "summary.json" for index in range(num_folds)}
         table = {index: read_json(path) for index, path in summaries.items() if path.is_file()}
         write_json(workspace.model / "folds.json", {f"fold{index}": row for index, row in table.items()})
-    return {index: table[index]["val_dice"] for index in trained}
+    return {index: table[index] for index in trained}
 
 
-def _precision_tag(workspace: Workspace, trained: Sequence[int]) -> dict[str, str]:
+def _precision_tag(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
     """Return what train.precision=auto was on the GPUs of the folds, as a tag; empty if it was not measured."""
-    summaries = [read_json(workspace.fold(index) / "summary.json") for index in trained]
-    measured = sorted({summary["precision"] for summary in summaries if "precision" in summary})
+    measured = sorted({summary["precision"] for summary in summaries.values() if "precision" in summary})
     return {"precision": ",".join(measured)} if measured else {}
 
 
@@ -378,17 +355,14 @@ def _write_history(folder: Path, result: TrainingResult, *, metric: ValMetric, t
     """Write history.csv, history.png and summary.json, and return the summary; without times, so that equal runs are equal."""
     history = result.history
     rows = [{"epoch": epoch.epoch, **epoch.as_dict()} for epoch in history]
-    columns = [name for name in rows[-1] if name != "seconds"]  # the last epoch has val scores
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(
+        rows, columns=[name for name in rows[-1] if name != "seconds"]
+    )  # the last epoch has val scores
     write_csv(folder / "history.csv", table)
     best = best_epoch(history, metric=metric)
     save_png(folder / "history.png", history_figure(table, kept=best.epoch, title=title))
-    summary: dict[str, Any] = {
-        "val_dice": best.score("dice"),
-        "val_iou": best.score("iou"),
-        "best_epoch": best.epoch,
-        "num_epochs": len(history),
-    }
+    scores = {"val_dice": best.score("dice"), "val_iou": best.score("iou")}
+    summary: dict[str, Any] = {**scores, "best_epoch": best.epoch, "num_epochs": len(history)}
     if result.measured_precision is not None:
         summary["precision"] = result.measured_precision
     write_json(folder / "summary.json", summary)

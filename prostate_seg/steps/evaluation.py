@@ -65,6 +65,27 @@ class Evaluation:
         """Return the training ranges of the networks of some folds together."""
         return merged_ranges([load_recipe(self.workspace.fold(index)).ranges for index in folds])
 
+    @property
+    def oracle_crop(self) -> bool:
+        """Whether the windows are centred on the references, which no new study has."""
+        return self.cfg.preprocess.crop == "mask"
+
+    def predictor_of(self, folds: Iterable[int]) -> Predictor:
+        """Load the networks of some folds, which must be trained on the present cases and preprocessing, as an ensemble."""
+        cfg, device, networks = self.cfg, choose_device(self.cfg.machine.device), []
+        for index in folds:
+            path, fold = self.workspace.fold(index), self.folds[index]
+            recipe = load_recipe(path)
+            # A training may have taken some of the training cases only (fold.max_train_cases).
+            if recipe.val_ids != fold.val or not set(recipe.train_ids) <= set(fold.train):
+                raise InputError(f"{path} was trained on other cases than kfold.json now lists: run stage=train again")
+            if recipe.preprocess != preprocess_settings(cfg, self.workspace):
+                raise InputError(
+                    f"{path} was trained on other preprocessing than this run asks for: run stage=train again"
+                )
+            networks.append(load_network(path, recipe=recipe, device=device))
+        return recipe.predictor(networks, device=device, precision=cfg.train.precision, tta=cfg.evaluate.tta)
+
     def map_cases(
         self, function: Callable[[Case, LoadedCase, Md5s], Result], case_ids: Sequence[str], *, label: str
     ) -> list[Result]:
@@ -88,21 +109,6 @@ class Evaluation:
         """Return reference and predicted mask of each region, of two label maps on one grid."""
         masks = region_masks(reference, self.regions), region_masks(predicted, self.predicted_regions)
         return dict(zip(self.regions, zip(*masks, strict=True), strict=True))
-
-
-def load_predictor(cfg: Config, workspace: Workspace, folds: dict[int, Fold]) -> Predictor:
-    """Load the networks of some folds, which must be trained on the present cases and preprocessing, as an ensemble."""
-    device, networks = choose_device(cfg.machine.device), []
-    for index, fold in folds.items():
-        path = workspace.fold(index)
-        recipe = load_recipe(path)
-        # A training may have taken some of the training cases only (fold.max_train_cases).
-        if recipe.val_ids != fold.val or not set(recipe.train_ids) <= set(fold.train):
-            raise InputError(f"{path} was trained on other cases than kfold.json now lists: run stage=train again")
-        if recipe.preprocess != preprocess_settings(cfg, workspace):
-            raise InputError(f"{path} was trained on other preprocessing than this run asks for: run stage=train again")
-        networks.append(load_network(path, recipe=recipe, device=device))
-    return recipe.predictor(networks, device=device, precision=cfg.train.precision, tta=cfg.evaluate.tta)
 
 
 def _apply_to_case(

@@ -40,11 +40,6 @@ class Trust:
         """Risk-coverage curve."""
         return risk_coverage(self.cases)
 
-    @property
-    def calibration(self) -> dict[str, Any]:
-        """Temperature and calibration errors of each region."""
-        return dict(self.summary["calibration"])
-
 
 def read_trust(evaluation: Path, summary: Mapping[str, Any], *, of_folds: Path | None) -> Trust | None:
     """Read the results for single masks; None for an evaluation of an older version.
@@ -159,15 +154,11 @@ def voxels_of_regions(results: Sequence[CaseResult]) -> dict[tuple[str, str], np
 def calibration_table(counts: Mapping[tuple[str, str], np.ndarray]) -> pd.DataFrame:
     """Return calibration.csv: voxels near the surface outside and inside of the reference, by region, subset and logit."""
     logits = bin_logits().round(6)
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {"region": region, "subset": subset, "logit": logits, "outside": voxels[0], "inside": voxels[1]}
-            )
-            for (region, subset), voxels in counts.items()
-        ],
-        ignore_index=True,
-    )
+    parts = []
+    for (region, subset), (outside, inside) in counts.items():
+        columns = {"region": region, "subset": subset, "logit": logits, "outside": outside, "inside": inside}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
 
 
 def counts_in(table: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
@@ -178,18 +169,17 @@ def counts_in(table: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
     }
 
 
-def fitted_temperatures(counts: Mapping[tuple[str, str], np.ndarray]) -> dict[str, Any]:
-    """Return `calibration_errors` with the temperature of each region that fits its val studies, if there are any."""
-    of_val = {region: voxels for (region, subset), voxels in counts.items() if subset == "val"}
-    return calibration_errors(
-        counts, temperatures={region: fit_temperature(voxels) for region, voxels in of_val.items()}
-    )
-
-
 def calibration_errors(
-    counts: Mapping[tuple[str, str], np.ndarray], *, temperatures: Mapping[str, float | None]
+    counts: Mapping[tuple[str, str], np.ndarray], *, temperatures: Mapping[str, float | None] | None = None
 ) -> dict[str, Any]:
-    """Return temperature and calibration error on test cases, before and after scaling, of each region."""
+    """Return temperature and calibration error on test cases, before and after scaling, of each region.
+
+    Without given temperatures, the temperature of a region fits its val studies, if there are any.
+    """
+    if temperatures is None:
+        temperatures = {
+            region: fit_temperature(voxels) for (region, subset), voxels in counts.items() if subset == "val"
+        }
     found = {}
     for region, voxels in ((region, voxels) for (region, subset), voxels in counts.items() if subset == "test"):
         temperature = temperatures.get(region)
@@ -204,7 +194,7 @@ def calibration_errors(
 def reliability_table(trust: Trust) -> pd.DataFrame:
     """Return the reliability diagrams of the test cases, before and after scaling, by region and bin of probability."""
     parts = []
-    for region, one in trust.calibration.items():
+    for region, one in trust.summary["calibration"].items():
         for is_scaled, temperature in ((False, 1.0), (True, one["temperature"])):
             if temperature is None:
                 continue
