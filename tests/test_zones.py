@@ -323,7 +323,7 @@ def test_overlay_names_zones_by_initials_and_distinguishes_reference_and_predict
         overlay_figure(image, [whole, *below], spacing_mm=(3.0, 1.0, 1.0), title="a") for below in ([], zones)
     )
     assert len(figure.axes) == 2 * len(plain.axes)
-    below = figure.axes[len(plain.axes) + 1]
+    below = figure.axes[3]
     assert {text.get_text() for text in below.texts} == {"PZ", "TZ"}
     styles = {(str(line.get_edgecolor()), str(line.get_linestyle())) for line in below.collections}
     assert len(styles) == 4  # two colours, each solid and dashed

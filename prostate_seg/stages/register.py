@@ -83,7 +83,8 @@ def gather(
 
     `unchanged` has the folders of this evaluation in the workspace, if they hold what was recorded.
     """
-    folds, settings = json.loads(evaluated.tables["metrics.json"])["folds"], evaluated.record["settings"]
+    summary, settings = json.loads(evaluated.tables["metrics.json"]), evaluated.record["settings"]
+    folds = summary["folds"]
     networks = network_folders(tested, fold_index=cfg.fold.index)
     untested = [path.name for path in networks if "ensemble" not in folds and path.name not in folds]
     if untested:  # an external test is one of the ensemble of all networks
@@ -106,7 +107,7 @@ def gather(
         write_text(folder / EVALUATION / name, text)
     if stress_of(workspace, folder) is not None:
         shutil.copyfile(workspace.stress / STRESS, folder / EVALUATION / STRESS)
-    if trust := json.loads(evaluated.tables["metrics.json"]).get("trust"):
+    if trust := summary.get("trust"):
         write_json(folder / TRUST, stored_trust(trust))
     model = load_model(folder, fold_index=None, usage=usage, device=torch.device("cpu"))
     write_json(folder / "origin.json", {"evaluation_run": evaluated.run_id, "record": dict(evaluated.record)})
@@ -140,9 +141,9 @@ def refuse_seen_cases(cfg: Config, workspace: Workspace, evaluated: Evaluated, n
 
 def tested_fingerprints(table: pd.DataFrame, workspace: Workspace) -> dict[str, Fingerprint]:
     """Return the fingerprints of the cases in a cases.csv, with voxels and thumbnails where the workspace has the image."""
-    dataset = read_dataset(workspace.dataset_csv) if workspace.dataset_csv.is_file() else {}
-    known = known_fingerprints(workspace, dataset) if dataset else {}
-    found = {}
+    known, found = {}, {}
+    if workspace.dataset_csv.is_file():
+        known = known_fingerprints(workspace, read_dataset(workspace.dataset_csv))
     for row in table.to_dict("records"):
         hashed = Fingerprint(patient_id=row["patient_id"], image_md5=row["image_md5"], mask_md5=row["mask_md5"])
         here = known.get(row["case_id"], hashed)
@@ -183,7 +184,7 @@ def registered_version(
         run_id=workspace.run_id,
         example=example_file(scratch),
         description=_description(evaluated, model),
-        tags={"digest": digest, **_tags(evaluated, model), **_ancestor_tags(folder)},
+        tags={"digest": digest, **_tags(evaluated, model, folder)},
     )
     log.info("registered as %s", version)
     why = cfg.register.reason or f"registered from evaluation {evaluated.run_id}"
@@ -262,10 +263,12 @@ def _repeats_of(cfg: Config, tree: RunTree, version: Version | None) -> Repeats 
     return next(iter(settings_of(trials, name=str(version), source=str(version))), None)
 
 
-def _tags(evaluated: Evaluated, model: Model) -> dict[str, str]:
+def _tags(evaluated: Evaluated, model: Model, networks: Path) -> dict[str, str]:
     """Return the tags of a version: its results in short, and its provenance."""
     summary, record = json.loads(evaluated.tables["metrics.json"]), evaluated.record
     pooled = summary["pooled"]
+    # the nearest first; none if all networks began with random weights
+    ancestors = [str(one) for path in network_folders(networks, fold_index=None) for one in ancestors_in(path)]
     return {
         "model_md5": model.md5,
         "num_networks": str(len(model.predictor.networks)),
@@ -279,13 +282,8 @@ def _tags(evaluated: Evaluated, model: Model) -> dict[str, str]:
         **{f"test.{name}": str(pooled[name]) for name in ("num_cases", "num_patients", "num_failures")},
         "test.dice": f"{pooled['dice']['mean']:.4f}",
         **{f"test.{name}.dice": f"{zone['dice']['mean']:.4f}" for name, zone in zones_of(summary).items()},
+        **({"ancestors": listed(list(dict.fromkeys(ancestors)), most=MAX_ANCESTORS)} if ancestors else {}),
     }
-
-
-def _ancestor_tags(folder: Path) -> dict[str, str]:
-    """Return the ancestors of registered networks as a tag, the nearest first; empty if all began with random weights."""
-    every = [str(one) for path in network_folders(folder, fold_index=None) for one in ancestors_in(path)]
-    return {"ancestors": listed(list(dict.fromkeys(every)), most=MAX_ANCESTORS)} if every else {}
 
 
 def _description(evaluated: Evaluated, model: Model) -> str:

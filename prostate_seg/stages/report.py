@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder, read_json, write_csv, write_text
 from prostate_seg.config.schema import Config
@@ -33,18 +31,12 @@ log = logging.getLogger(__name__)
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write report/ (or report_external/): report.html, model_card.md and a CSV file per table."""
     external = cfg.evaluate.external_root
-    evaluation = workspace.evaluation if external is None else workspace.external_evaluation
-    target = workspace.report if external is None else workspace.external_report
-    originals = workspace.data if external is None else Path(external)
+    evaluation, target, originals = workspace.evaluation, workspace.report, workspace.data
+    if external is not None:
+        evaluation, target, originals = workspace.external_evaluation, workspace.external_report, Path(external)
     data = load_report_data(cfg, workspace, evaluation)
     tables = all_tables(data)
-    labels = data.summary.get("labels", {})
-    regions: Regions = {WHOLE_GLAND: cfg.data.whole_gland_labels}
-    if labels and len(cfg.target.regions) > 1:
-        regions = reference_regions(cfg, workspace)
-    gallery = load_gallery(
-        cfg, data.cases, originals=originals, masks=evaluation / "masks", regions=regions, labels=labels
-    )
+    gallery = load_gallery(cfg, workspace, data, originals=originals, masks=evaluation / "masks")
     unseen = load_unseen_groups(cfg, workspace, data)
     if unseen is not None:
         tables["expected_elsewhere"] = unseen.rows
@@ -68,16 +60,17 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def load_unseen_groups(cfg: Config, workspace: Workspace, data: ReportData) -> UnseenGroups | None:
     """Return the results of unseen groups if the folds are groups, beside those of report.mixed_folds."""
-    how = read_json(workspace.kfold_json)["how"] if workspace.kfold_json.is_file() else {}
-    is_by_group = how.get("strategy") == "groups" and not data.is_external
-    if not is_by_group:
-        if cfg.report.mixed_folds is not None:
+    how, mixed = (
+        read_json(workspace.kfold_json)["how"] if workspace.kfold_json.is_file() else {},
+        cfg.report.mixed_folds,
+    )
+    if how.get("strategy") != "groups" or data.is_external:
+        if mixed is not None:
             raise InputError(
                 "report.mixed_folds: goes with an evaluation of fold=groups, and kfold.json has other folds\n"
                 "Leave it out, or run prepare, train and evaluate with fold=groups fold.column=COLUMN first."
             )
         return None
-    mixed = cfg.report.mixed_folds
     load = partial(load_result, setting="report.mixed_folds", tree=tree_of_runs([mixed or ""], cfg, workspace))
     return summarise_unseen_groups(
         load(str(workspace.evaluation)),
@@ -89,18 +82,13 @@ def load_unseen_groups(cfg: Config, workspace: Workspace, data: ReportData) -> U
 
 
 def load_gallery(
-    cfg: Config,
-    cases: pd.DataFrame,
-    *,
-    originals: Path,
-    masks: Path,
-    regions: Regions,
-    labels: Mapping[str, Sequence[int]],
+    cfg: Config, workspace: Workspace, data: ReportData, *, originals: Path, masks: Path
 ) -> list[GalleryCase]:
-    """Return the worst, the median and the best case; without slices if the original files are missing or have changed.
-
-    `regions` has the labels of each region in the reference masks, `labels` those of the zones in the predicted ones.
-    """
+    """Return the worst, the median and the best case; without slices if the original files are missing or have changed."""
+    labels: Mapping[str, Sequence[int]] = data.summary.get("labels", {})  # of the zones in predicted masks
+    regions: Regions = {WHOLE_GLAND: cfg.data.whole_gland_labels}
+    if labels and len(cfg.target.regions) > 1:
+        regions = reference_regions(cfg, workspace)
     try:
         cases_there, _ = discover_cases(originals, patient_pattern=cfg.data.patient_pattern, exclude=())
     except InputError as error:
@@ -109,14 +97,13 @@ def load_gallery(
     files = {case.case_id: case for case in cases_there}
     true: Regions = {name: regions[name] for name in regions if name in (WHOLE_GLAND, *labels)}
     predicted: Regions = {name: tuple(labels[name]) if name in labels else None for name in true}
-    rows, gallery = cases.to_dict("index"), []
-    for rank, index in worst_median_best(cases).items():
+    rows, gallery = data.cases.to_dict("index"), []
+    for rank, index in worst_median_best(data.cases).items():
         row = rows[index]
         case_id, metrics = str(row["case_id"]), {name: float(row[name]) for name in CASE_METRICS}
+        md5s = (row["image_md5"], row["mask_md5"])
         try:
-            loaded = _load_original(
-                files.get(case_id), md5s=(row["image_md5"], row["mask_md5"]), labels=regions[WHOLE_GLAND]
-            )
+            loaded = _load_original(files.get(case_id), md5s=md5s, labels=regions[WHOLE_GLAND])
             label_map = read_volume(masks / str(row["fold"]) / f"{case_id}.nii.gz").array
             if label_map.shape != loaded.mask.array.shape:
                 raise InputError("its predicted mask is on another grid.")

@@ -112,11 +112,10 @@ def overlay_figure(image: np.ndarray, regions: Sequence[RegionMasks], *, spacing
     row_inch = PANEL_INCH * height_over_width + 0.3  # one line of text below each panel
     size_inch = (PANEL_INCH * max(num_columns, 2), row_inch * num_rows * len(bands) + 0.8)
     figure = Figure(figsize=size_inch, dpi=130, layout="constrained")
-    for number, band in enumerate(bands):
-        for place, (grey, index) in enumerate(
-            zip(shown, indices, strict=True), start=1 + number * num_rows * num_columns
-        ):
-            ax = figure.add_subplot(num_rows * len(bands), num_columns, place, xticks=[], yticks=[])
+    for place, (grey, index) in enumerate(zip(shown, indices, strict=True), start=1):
+        for number, band in enumerate(bands):
+            below = number * num_rows * num_columns
+            ax = figure.add_subplot(num_rows * len(bands), num_columns, below + place, xticks=[], yticks=[])
             ax.imshow(grey, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
             _draw_regions(ax, band, np.s_[index, rows, columns], is_gland=number == 0)
     # LPS: the patient's right is on the left, anterior on top.

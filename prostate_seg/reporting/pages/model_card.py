@@ -75,8 +75,8 @@ def describe_dataset(table: pd.DataFrame) -> dict[str, int | str]:
 
 def attribute_counts(dataset: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Return the number of cases per value, for each attribute from cases.csv that has few values."""
-    names = [name for name in dataset.columns if name not in OWN_COLUMNS]
-    counts = {str(name): dataset[name].replace("", UNKNOWN).value_counts() for name in names}
+    attributes = dataset.drop(columns=list(OWN_COLUMNS)).replace("", UNKNOWN)
+    counts = {str(name): values.value_counts() for name, values in attributes.items()}
     return {
         name: {str(value): int(count) for value, count in found.items()}
         for name, found in counts.items()
