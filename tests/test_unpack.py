@@ -35,7 +35,7 @@ def packed(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def taken(archive: Path, folder: Path, *rules: Rule) -> list[str]:
-    return unpack(archive, folder, rules=rules, on_file=lambda _: None)
+    return unpack(archive, folder, rules=rules, advance=lambda *_: None)
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
@@ -60,9 +60,10 @@ def test_existing_files_are_kept_and_incomplete_ones_replaced(tmp_path: Path) ->
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1_1.mha").write_bytes(b"ONE")
     (tmp_path / "images" / "2_2.mha").write_bytes(b"t")
-    counted: list[int] = []
-    assert unpack(archive, tmp_path, rules=[IMAGES], on_file=counted.append) == ["images/1_1.mha", "images/2_2.mha"]
-    assert counted == [2, 0, 0]
+    counted: list[tuple[int, int]] = []
+    written = unpack(archive, tmp_path, rules=[IMAGES], advance=lambda *numbers: counted.append(numbers))
+    assert written == ["images/1_1.mha", "images/2_2.mha"]
+    assert counted == [(1, 2), (2, 2)]
     assert (tmp_path / "images" / "1_1.mha").read_bytes() == b"ONE"
     assert (tmp_path / "images" / "2_2.mha").read_bytes() == b"two"
 

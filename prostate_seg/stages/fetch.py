@@ -80,9 +80,8 @@ def _fetch_archives(cfg: Config, workspace: Workspace, about: PublicSet) -> None
     """Fetch and unpack archive after archive; those that SOURCE.json already lists in full are skipped."""
     note = _own_note(cfg, workspace.data)
     wanted = _wanted(cfg, about, note)
-    write_note(
-        workspace.data, note, about, labels=cfg.data.labels
-    )  # first, so that a stopped fetch recognises its own images
+    # first, so that a stopped fetch recognises its own images
+    write_note(workspace.data, note, about, labels=cfg.data.labels)
     for archive in wanted:
         done = note.archives.get(archive.name)
         if done is not None and _is_complete(workspace.data, archive, done):
@@ -90,20 +89,11 @@ def _fetch_archives(cfg: Config, workspace: Workspace, about: PublicSet) -> None
             continue
         with _archive_file(cfg, workspace, archive) as path:
             fetched = _checked(path, archive, done)
-            files = _unpacked(path, workspace.data, archive)
+            with progress(f"unpack {archive.name}") as advance:
+                files = unpack(path, workspace.data, rules=archive.rules, advance=advance)
             note = replace(note, archives={**note.archives, archive.name: replace(fetched, files=files)})
             write_note(workspace.data, note, about, labels=cfg.data.labels)
         log.info("%s: %d files", archive.name, len(files))
-
-
-def _unpacked(path: Path, data: Path, archive: Archive) -> list[str]:
-    """Unpack the wanted files with a progress bar, whose total is known once the archive is open."""
-    with progress(f"unpack {archive.name}") as advance:
-
-        def on_file(total: int) -> None:
-            advance(0, total) if total else advance()
-
-        return unpack(path, data, rules=archive.rules, on_file=on_file)
 
 
 def _own_note(cfg: Config, data: Path) -> SourceNote:

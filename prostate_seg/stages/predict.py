@@ -28,7 +28,6 @@ from prostate_seg.reporting.figures.overlays import RegionMasks, overlay_figure
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.reporting.pages.review_page import write_review
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference.expected_dice import Estimate
 from prostate_seg.segmentation.inference.prediction import predict, zones_of
 from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage
 from prostate_seg.tracking.registry import fetch_networks
@@ -37,8 +36,6 @@ log = logging.getLogger(__name__)
 
 MAX_LOGGED_ROWS = 20
 """Studies in the table at the terminal; volumes.csv has all."""
-
-
 SIZE_COLUMNS = {"volume_ml": ("mL", 1), "num_slices": ("slices", 0)}
 UNCERTAINTY_COLUMNS = {"mean_confidence": ("confidence", 2), "fold_agreement": ("inter-model Dice", 2)}
 TRUST_COLUMNS = {"expected_dice": ("expected Dice", 2), "dice_lower_bound": ("at least", 2)}
@@ -71,17 +68,16 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     write_review(output, table)
     names = {target.scan.name for target in targets} | errors.keys()
     _log_table([row for row in table.to_dict("records") if row["name"] in names], output=output)
-    failures = []
-    if errors:
-        failures.append(
-            f"{len(refused)} of {len(names)} studies cannot be segmented:\n{_listing(errors)}\nThe others are done."
-        )
-    if dicom_seg_errors:
-        count = f"{len(dicom_seg_errors)} of {len(segmented)}"
-        listing = _listing(dicom_seg_errors)
-        failures.append(f"{count} DICOM SEG could not be written:\n{listing}\nThe masks are written.")
-    if failures:
-        raise InputError("\n".join(failures))
+    failures = (
+        (errors, len(names), "studies cannot be segmented", "The others are done."),
+        (dicom_seg_errors, len(segmented), "DICOM SEG could not be written", "The masks are written."),
+    )
+    texts = []
+    for failed, num, what, kept in failures:
+        listing = "\n".join(f"  {name}: {error}" for name, error in failed.items())
+        texts += [f"{len(failed)} of {num} {what}:\n{listing}\n{kept}"] if failed else []
+    if texts:
+        raise InputError("\n".join(texts))
     return StageResult()
 
 
@@ -181,7 +177,10 @@ def segment_study(target: Target, *, model: Model, min_expected_dice: float) -> 
     if kind_of(scan.description) is not None:  # the DICOM header names another sequence or plane
         expected = "an axial T2-weighted series is expected"
         warnings.insert(0, f'the series description is "{scan.description}", and {expected}')
-    estimate = _estimate_columns(prediction.estimate, min_expected_dice=min_expected_dice)
+    estimate: dict[str, Any] = {}
+    if (found := prediction.estimate) is not None:
+        dices = {"expected_dice": _rounded(found.expected_dice), "dice_lower_bound": _rounded(found.lower_bound)}
+        estimate = {**dices, "verdict": found.verdict(min_expected_dice=min_expected_dice)}
     marks = [f"{prediction.volume_ml:.1f} mL", trust_note(estimate), "see the warnings" if prediction.warnings else ""]
     title = "    ".join(filter(None, [scan.name, *marks]))
     masks = zip(model.regions, region_masks(prediction.mask.array, model.regions), strict=True)
@@ -203,17 +202,6 @@ def segment_study(target: Target, *, model: Model, min_expected_dice: float) -> 
     return row
 
 
-def _estimate_columns(estimate: Estimate | None, *, min_expected_dice: float) -> dict[str, Any]:
-    """Return the columns of volumes.csv with expected Dice; none without an estimate."""
-    if estimate is None:
-        return {}
-    return {
-        "expected_dice": _rounded(estimate.expected_dice),
-        "dice_lower_bound": _rounded(estimate.lower_bound),
-        "verdict": estimate.verdict(min_expected_dice=min_expected_dice),
-    }
-
-
 def trust_note(row: Mapping[str, Any]) -> str:
     """Return expected Dice, lower bound and verdict of a row as text; empty if it has none."""
     if row.get("expected_dice") is None:
@@ -226,13 +214,12 @@ def write_dicom_segs(targets: Sequence[Target], model: Model, cfg: Config) -> di
 
     def write(target: Target) -> str | None:
         error: str | None = None
-        mask, series = read_volume(target.mask), target.scan.path
         try:
             write_dicom_seg(
                 target.dicom_seg,
-                mask,
+                read_volume(target.mask),
                 regions=model.regions,
-                series=series,
+                series=target.scan.path,
                 model_name=model.name,
                 model_md5=model.md5,
                 note=trust_note(read_json(target.record)),
@@ -249,10 +236,6 @@ def write_dicom_segs(targets: Sequence[Target], model: Model, cfg: Config) -> di
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def _listing(errors: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name}: {error}" for name, error in errors.items())
 
 
 def _log_table(rows: Sequence[Mapping[Any, Any]], *, output: Path) -> None:

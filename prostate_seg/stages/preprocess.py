@@ -93,9 +93,8 @@ def choose_settings(
     chosen = choose_grid(cfg.preprocess, study_extents(cfg, cases)) if auto else {}
     settings = PreprocessSettings.of(cfg.preprocess, regions=regions, chosen=chosen)
     if settings.zones:
-        log.info(
-            "zones: %s", ", ".join(f"{name} is label {listed(of_zone)}" for name, of_zone in settings.zones.items())
-        )
+        zones = [f"{name} is label {listed(of_zone)}" for name, of_zone in settings.zones.items()]
+        log.info("zones: %s", ", ".join(zones))
     if auto:
         log.info("grid chosen from the data set: %s", settings.grid)
     return settings, names
@@ -128,8 +127,8 @@ def log_summary(rows: Sequence[CaseRecord], *, num_excluded: int, lowest: CaseRe
     patients, volumes_ml = {row.patient_id for row in rows}, [row.gland_volume_ml for row in rows]
     glands = f"glands {math.floor(min(volumes_ml))}-{math.ceil(max(volumes_ml))} mL"
     log.info("%d cases of %d patients, %d excluded; %s", len(rows), len(patients), num_excluded, glands)
-    kept = f"{100 * lowest.gland_kept_fraction:.2f}% or more of every gland"
-    log.info("the window keeps %s (least: %s)", kept, lowest.case_id)
+    kept = 100 * lowest.gland_kept_fraction
+    log.info("the window keeps %.2f%% or more of every gland (least: %s)", kept, lowest.case_id)
 
 
 def study_extents(cfg: Config, cases: Sequence[Case]) -> list[StudyExtent]:

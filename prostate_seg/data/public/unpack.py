@@ -44,10 +44,10 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
-def unpack(archive: Path, folder: Path, *, rules: Sequence[Rule], on_file: Callable[[int], None]) -> list[str]:
+def unpack(archive: Path, folder: Path, *, rules: Sequence[Rule], advance: Callable[[int, int], None]) -> list[str]:
     """Extract the wanted files of a .zip or .tar archive to a data folder, and return their paths there, sorted.
 
-    Existing files are kept. `on_file` is called with the number of wanted files before the first, and with 0 after each.
+    Existing files are kept. `advance` is called with the numbers of files in place and of all before the first, and after each.
 
     Raises:
         InputError: If the archive is damaged, has no wanted file, or would write outside of the folder, or the disk is too
@@ -72,12 +72,11 @@ def unpack(archive: Path, folder: Path, *, rules: Sequence[Rule], on_file: Calla
             ]
             num_bytes = sum(member.num_bytes for member, _, _ in missing)
             require_space(folder, num_bytes, purpose=f"unpacking {archive.name}", setting="data.root")
-            on_file(len(wanted))
-            for _ in range(len(wanted) - len(missing)):
-                on_file(0)
-            for member, target, rule in missing:
+            num_kept = len(wanted) - len(missing)
+            advance(num_kept, len(wanted))
+            for number, (member, target, rule) in enumerate(missing, start=num_kept + 1):
                 _write(member, folder / target, channel=rule.channel)
-                on_file(0)
+                advance(number, len(wanted))
     except DAMAGED as error:
         raise InputError(
             f"{archive}: the archive is damaged or incomplete ({error})\nRemove it and run stage=fetch again."
