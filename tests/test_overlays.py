@@ -201,8 +201,8 @@ def test_an_image_of_another_shape_is_refused_with_both_shapes(
 # --- contact sheet -------------------------------------------------------------------------------------------------
 
 
-def panel(number: int, *, is_error: bool = False, is_warning: bool = False) -> Panel:
-    return Panel(case_id=f"{number:03d}", caption=[], picture=None, is_error=is_error, is_warning=is_warning)
+def panel(number: int, severity: int = 0) -> Panel:
+    return Panel(case_id=f"{number:03d}", caption=[], picture=None, severity=severity)
 
 
 def test_the_slice_with_most_gland_is_shown_around_the_gland(cube_volume: Volume) -> None:
@@ -243,15 +243,15 @@ def test_a_constant_image_is_drawn(cube_volume: Volume) -> None:
 
 
 def test_a_contact_sheet_has_errors_then_warnings_then_an_even_selection() -> None:
-    panels = [panel(n, is_error=n % 50 == 0, is_warning=n % 20 == 1) for n in range(400)]
+    panels = [panel(n, 2 if n % 50 == 0 else int(n % 20 == 1)) for n in range(400)]
     chosen = choose_panels(panels)
     assert len(chosen) == MAX_PANELS
     assert [one.case_id for one in chosen] == sorted(one.case_id for one in chosen)
-    assert sum(one.is_error for one in chosen) == 8
-    assert sum(one.is_warning for one in chosen) == 20
-    good = [int(one.case_id) for one in chosen if not one.is_error and not one.is_warning]
+    assert sum(one.severity == 2 for one in chosen) == 8
+    assert sum(one.severity == 1 for one in chosen) == 20
+    good = [int(one.case_id) for one in chosen if one.severity == 0]
     assert (good[0], good[-1]) == (2, 399)
-    assert len(choose_panels([panel(n, is_error=True) for n in range(400)])) == MAX_PANELS
+    assert len(choose_panels([panel(n, 2) for n in range(400)])) == MAX_PANELS
     assert choose_panels(panels[:5]) == panels[:5]
 
 
@@ -260,7 +260,7 @@ def test_panels_are_drawn_in_rows_with_coloured_frames(tmp_path: Path, cube_volu
     good = replace(
         panel(1), case_id="Müller_$x$_前列腺" * 4, caption=["44 mL"], picture=picture_of(cube_volume, [gland])
     )
-    bad = replace(panel(2, is_error=True), caption=["lfs_pointer", "..."])
+    bad = replace(panel(2, 2), caption=["lfs_pointer", "..."])
     path = tmp_path / "sheet.png"
     save_png(path, contact_sheet_figure([good] * 7 + [bad], title="$data"))
     image = np.asarray(Image.open(path).convert("RGB")).astype(int)

@@ -1,7 +1,7 @@
 """Report page and model card of constructed cases: tables, escaping, plots, gallery, and values that are not recorded."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -25,7 +25,7 @@ from prostate_seg.reporting.evaluation.trust import (
     read_trust,
 )
 from prostate_seg.reporting.figures.overlays import RegionMasks
-from prostate_seg.reporting.pages.gallery import GalleryCase, gallery_case, svg_contour, worst_median_best
+from prostate_seg.reporting.pages.gallery import gallery_case, svg_contour, worst_median_best
 from prostate_seg.reporting.pages.model_card import render_model_card
 from prostate_seg.reporting.pages.report_page import page_plots, render_report
 from prostate_seg.reporting.pages.report_tables import (
@@ -112,7 +112,7 @@ def trusted(
     return replace(data, trust=read_trust(folder, read_json(folder / "metrics.json"), of_folds=of_folds))
 
 
-def page(data: ReportData, gallery: tuple[GalleryCase, ...] = ()) -> str:
+def page(data: ReportData, gallery: Sequence[Mapping[str, object]] = ()) -> str:
     return render_report(data, tables=all_tables(data), gallery=gallery)
 
 
@@ -275,7 +275,7 @@ def test_excluded_cases_come_first_with_their_reason(data: ReportData) -> None:
 
 def test_text_from_data_is_escaped(data: ReportData) -> None:
     log = {"excluded_by_config": [ATTACK], "findings": []}
-    gallery = (GalleryCase(rank=ATTACK, case_id=ATTACK, metrics=data.cases.iloc[0].to_dict(), missing=ATTACK),)
+    gallery = [{"rank": ATTACK, "case_id": ATTACK, "metrics": data.cases.iloc[0].to_dict(), "missing": ATTACK}]
     evil = replace(
         data,
         cases=data.cases.replace("p3_1", ATTACK),
@@ -365,19 +365,13 @@ def test_contour_runs_along_half_voxels() -> None:
 def test_slices_go_from_below_the_apex_to_above_the_base_in_right_proportion() -> None:
     reference = np.zeros((14, 90, 90), dtype=bool)
     reference[4:8, 40:50, 40:50] = True
-    case = gallery_case(
-        "best",
-        "p1_1",
-        {},
-        image=np.arange(14 * 90 * 90.0).reshape(14, 90, 90),
-        regions=[RegionMasks(name="whole_gland", predicted=reference & False, reference=reference)],
-        spacing_mm=SPACING_MM,
-    )
-    assert [one.label.split("   ")[0] for one in case.slices] == [f"z = {z}" for z in range(3, 9)]
-    assert case.shape_vox == (50, 30)  # 20 mm on each side of 10 voxels of 1 and of 2 mm
-    assert case.slices[1].gland.reference.startswith("M")
-    assert case.slices[1].gland.predicted == ""
-    assert case.slices[1].image_uri.startswith("data:image/webp;base64,")
+    gland = RegionMasks(name="whole_gland", predicted=reference & False, reference=reference)
+    case = gallery_case(np.arange(14 * 90 * 90.0).reshape(14, 90, 90), [gland], spacing_mm=SPACING_MM)
+    assert [one["label"].split("   ")[0] for one in case["slices"]] == [f"z = {z}" for z in range(3, 9)]
+    assert case["shape_vox"] == (50, 30)  # 20 mm on each side of 10 voxels of 1 and of 2 mm
+    assert case["slices"][1]["gland"]["reference"].startswith("M")
+    assert case["slices"][1]["gland"]["predicted"] == ""
+    assert case["slices"][1]["image_uri"].startswith("data:image/webp;base64,")
 
 
 # --- model card ----------------------------------------------------------------------------------------------------

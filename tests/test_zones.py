@@ -358,9 +358,7 @@ def test_contact_sheet_shows_the_zones(tmp_path: Path, cube_volume: Volume) -> N
     gland = np.zeros(cube_volume.array.shape, dtype=bool)
     gland[5:15, 10:40, 10:50] = True
     zones = [gland & (np.arange(60) < 30), gland & (np.arange(60) >= 30)]
-    panel = Panel(
-        case_id="a", caption=[], picture=picture_of(cube_volume, [gland, *zones]), is_error=False, is_warning=False
-    )
+    panel = Panel(case_id="a", caption=[], picture=picture_of(cube_volume, [gland, *zones]), severity=0)
     figure = contact_sheet_figure([panel], title="a", zones=["peripheral_zone", "transition_zone"])
     assert len(figure.axes[0].collections) == 3
     assert len({str(line.get_linestyle()) for line in figure.axes[0].collections}) == 3

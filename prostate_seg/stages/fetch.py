@@ -4,7 +4,7 @@ import logging
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.progress import progress
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.data.public.download import checksum_of, download, gigabytes, require_checksum, shown_url
+from prostate_seg.data.public.download import checksum_of, download, require_checksum, shown_url
 from prostate_seg.data.public.public_sets import PUBLIC_SETS, Archive, PublicSet
 from prostate_seg.data.public.source_note import (
     FetchedArchive,
@@ -151,7 +151,12 @@ def _archive_file(cfg: Config, workspace: Workspace, archive: Archive) -> Iterat
         if origin is not None:  # in a mirror host and path follow its own address, as `wget -x` stores them
             url = f"{origin.rstrip('/')}/{archive.url.partition('://')[2].partition('?')[0]}"
         log.info("%s: from %s", archive.name, shown_url(url))
-        with _byte_progress(archive.name) as on_bytes:
+        with progress(f"{archive.name} (MiB)") as advance:
+
+            def on_bytes(have: int, total: int | None) -> None:
+                if total is not None:
+                    advance(have // MEBIBYTE, -(-total // MEBIBYTE))
+
             download(url, path, on_bytes=on_bytes)
     try:
         if archive.checksum is not None:
@@ -181,23 +186,6 @@ def _checked(path: Path, archive: Archive, done: FetchedArchive | None) -> Fetch
         with zipfile.ZipFile(path) as packed:
             revision = packed.comment.decode() if re.fullmatch(rb"[0-9a-f]{40}", packed.comment) else ""
     return FetchedArchive(url=archive.url, checksum=checksum, is_published=False, revision=revision)
-
-
-@contextmanager
-def _byte_progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Yield a callback for the downloaded and the total bytes, shown in MiB once the total is known."""
-    is_logged = False
-    with progress(f"{name} (MiB)") as advance:
-
-        def on_bytes(have: int, total: int | None) -> None:
-            nonlocal is_logged
-            if total is not None:
-                if not is_logged:
-                    log.info("%s: %s of %s are here", name, gigabytes(have), gigabytes(total))
-                    is_logged = True
-                advance(have // MEBIBYTE, -(-total // MEBIBYTE))
-
-        yield on_bytes
 
 
 def _import_folder(cfg: Config, workspace: Workspace, about: PublicSet) -> None:

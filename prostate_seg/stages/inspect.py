@@ -185,8 +185,7 @@ def _panel(one: Inspection, findings: Sequence[Finding]) -> Panel:
         case_id=one.case.case_id,
         caption=[*volume, *checks[:2], *(["..."] if len(checks) > 2 else [])],
         picture=one.picture,
-        is_error=any(finding.is_error for finding in findings),
-        is_warning=bool(findings),
+        severity=2 if any(finding.is_error for finding in findings) else int(bool(findings)),
     )
 
 

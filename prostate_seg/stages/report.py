@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder, read_json, write_csv, write_text
@@ -17,7 +18,7 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups, summarise_unseen_groups
 from prostate_seg.reporting.evaluation.tables import CASE_METRICS, summary_markdown
 from prostate_seg.reporting.figures.overlays import RegionMasks
-from prostate_seg.reporting.pages.gallery import GalleryCase, gallery_case, worst_median_best
+from prostate_seg.reporting.pages.gallery import gallery_case, worst_median_best
 from prostate_seg.reporting.pages.model_card import render_model_card
 from prostate_seg.reporting.pages.report_page import render_report
 from prostate_seg.reporting.pages.report_tables import ReportData, all_tables
@@ -83,8 +84,8 @@ def load_unseen_groups(cfg: Config, workspace: Workspace, data: ReportData) -> U
 
 def load_gallery(
     cfg: Config, workspace: Workspace, data: ReportData, *, originals: Path, masks: Path
-) -> list[GalleryCase]:
-    """Return the worst, the median and the best case; without slices if the original files are missing or have changed."""
+) -> list[dict[str, Any]]:
+    """Return the worst, the median and the best case, each with its `gallery_case`, or the reason why it is `missing`."""
     labels: Mapping[str, Sequence[int]] = data.summary.get("labels", {})  # of the zones in predicted masks
     regions: Regions = {WHOLE_GLAND: cfg.data.whole_gland_labels}
     if labels and len(cfg.target.regions) > 1:
@@ -100,20 +101,20 @@ def load_gallery(
     rows, gallery = data.cases.to_dict("index"), []
     for rank, index in worst_median_best(data.cases).items():
         row = rows[index]
-        case_id, metrics = str(row["case_id"]), {name: float(row[name]) for name in CASE_METRICS}
-        md5s = (row["image_md5"], row["mask_md5"])
+        case_id, md5s = str(row["case_id"]), (row["image_md5"], row["mask_md5"])
+        case = {"rank": rank, "case_id": case_id, "metrics": {name: float(row[name]) for name in CASE_METRICS}}
         try:
             loaded = _load_original(files.get(case_id), md5s=md5s, labels=regions[WHOLE_GLAND])
             label_map = read_volume(masks / str(row["fold"]) / f"{case_id}.nii.gz").array
             if label_map.shape != loaded.mask.array.shape:
                 raise InputError("its predicted mask is on another grid.")
         except InputError as error:
-            gallery.append(GalleryCase(rank=rank, case_id=case_id, metrics=metrics, missing=str(error)))
+            gallery.append({**case, "missing": str(error)})
             continue
         pairs = zip(true, region_masks(label_map, predicted), region_masks(loaded.mask.array, true), strict=True)
         shown = [RegionMasks(name=name, predicted=mask, reference=reference) for name, mask, reference in pairs]
-        image, spacing_mm = loaded.image.array, loaded.image.geometry.spacing_mm
-        gallery.append(gallery_case(rank, case_id, metrics, image=image, regions=shown, spacing_mm=spacing_mm))
+        slices = gallery_case(loaded.image.array, shown, spacing_mm=loaded.image.geometry.spacing_mm)
+        gallery.append({**case, "missing": "", **slices})
     return gallery
 
 

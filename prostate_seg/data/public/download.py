@@ -156,6 +156,7 @@ def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: O
         total = have + int(length) if length.isdigit() else None
         if total is not None:
             require_space(part.parent, total - have, purpose=f"downloading {shown_url(url)}", setting="paths.cache")
+            log.info("%s: %s of %s are here", part.stem, gigabytes(have), gigabytes(total))
         on_bytes(have, total)
         with part.open("ab") as stream:
             # read1 returns the bytes that have arrived, without waiting for a full chunk

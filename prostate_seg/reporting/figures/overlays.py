@@ -32,8 +32,8 @@ ZONE_COLOURS = ("#CC79A7", "#009E73", "#F0E442")
 SHEET_ZONES = (("purple dashes", "--"), ("green dots", ":"), ("yellow dashes and dots", "-."))
 """Words and line styles of the same zones on a contact sheet, where initials would hide the picture."""
 
-WARNING_COLOUR, ERROR_COLOUR = "#E69F00", "#D55E00"
-"""Orange and vermilion of the same palette, for the frames of a contact sheet."""
+FRAMES = (("black", 0.5), ("#E69F00", 2.0), ("#D55E00", 2.0))
+"""Colour and line width of the frames of a contact sheet: black, orange and vermilion of the same palette."""
 
 MARGIN_MM = 20.0
 """Width of the surroundings drawn around both masks: bladder neck, rectum and pelvic wall help to judge a contour."""
@@ -247,9 +247,8 @@ class Panel:
     """A few short lines below the picture."""
     picture: Picture | None
     """None for an image that cannot be read."""
-    is_error: bool
-    """Whether the case cannot be used."""
-    is_warning: bool
+    severity: int
+    """Index of `FRAMES`: 0 without a finding, 1 with a warning, 2 if the case cannot be used."""
 
 
 def picture_of(image: Volume, masks: Sequence[np.ndarray]) -> Picture:
@@ -277,10 +276,9 @@ def picture_of(image: Volume, masks: Sequence[np.ndarray]) -> Picture:
 
 def choose_panels(panels: Sequence[Panel]) -> list[Panel]:
     """Return at most `MAX_PANELS` panels in their order: errors first, then warnings, then others evenly spaced."""
-    ranks = np.array([0 if panel.is_error else 1 if panel.is_warning else 2 for panel in panels])
     chosen: list[int] = []
-    for rank in range(3):
-        members = np.flatnonzero(ranks == rank)
+    for severity in (2, 1, 0):
+        members = np.flatnonzero([panel.severity == severity for panel in panels])
         num_panels = min(MAX_PANELS - len(chosen), len(members))
         places = np.linspace(0, len(members) - 1, num_panels).round().astype(int)
         chosen += members[places].tolist()
@@ -305,8 +303,8 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
     case_id = panel.case_id if len(panel.case_id) <= 26 else f"{panel.case_id[:12]}…{panel.case_id[-12:]}"
     ax.set_title(printable(case_id), fontsize=7.5, parse_math=False)
     ax.set_xlabel("\n".join(printable(line) for line in panel.caption), fontsize=6.5, parse_math=False)
-    ax.spines[:].set_color(ERROR_COLOUR if panel.is_error else WARNING_COLOUR if panel.is_warning else "black")
-    ax.spines[:].set_linewidth(2 if panel.is_error or panel.is_warning else 0.5)
+    colour, width = FRAMES[panel.severity]
+    ax.spines[:].set(color=colour, linewidth=width)
     picture = panel.picture
     if picture is None:
         ax.set_facecolor("#eeeeee")

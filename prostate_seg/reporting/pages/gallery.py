@@ -6,7 +6,7 @@ Arrays are [Z, Y, X] in LPS, as in `overlays`. Contours run along half voxels, s
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,53 +30,6 @@ STRIP_LENGTH = 6
 """Slices shown side by side; the slider has all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contours:
-    """Contours of the gland or a zone in a slice."""
-
-    initials: str
-    reference: str
-    """SVG path data, in half voxels; empty without the region."""
-    predicted: str
-    place_mm: tuple[float, float] | None
-    """Position of the initials along x and y; None where the slice has neither."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GallerySlice:
-    """One axial slice."""
-
-    label: str
-    """Index and Dice of the slice."""
-    image_uri: str
-    gland: Contours
-    zones: Sequence[Contours]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GalleryCase:
-    """All slices with gland of one case and one beyond each end, or the reason why there are none."""
-
-    rank: str
-    """worst, median or best."""
-    case_id: str
-    metrics: dict[str, float]
-    """Numeric columns of the case's row in cases.csv."""
-    slices: Sequence[GallerySlice] = ()
-    """From apex to base; empty when the case cannot be shown."""
-    shape_vox: tuple[int, int] = (0, 0)
-    """Height and width of the slices."""
-    spacing_mm: tuple[float, float] = (1.0, 1.0)
-    """Height and width of their pixels."""
-    missing: str = ""
-    """Reason why the case cannot be shown."""
-
-    @property
-    def strip(self) -> list[int]:
-        """Positions of the slices shown side by side, evenly spaced."""
-        return sorted({round(place) for place in np.linspace(0, len(self.slices) - 1, STRIP_LENGTH)})
-
-
 def worst_median_best(cases: pd.DataFrame) -> dict[str, int]:
     """Return the index labels of the cases with lowest, median and highest Dice; each case once."""
     ordered = cases["dice"].sort_values(kind="stable").index
@@ -86,16 +39,13 @@ def worst_median_best(cases: pd.DataFrame) -> dict[str, int]:
     return {rank: row for row, rank in chosen.items()}
 
 
-def gallery_case(
-    rank: str,
-    case_id: str,
-    metrics: dict[str, float],
-    *,
-    image: np.ndarray,
-    regions: Sequence[RegionMasks],
-    spacing_mm: Spacing,
-) -> GalleryCase:
-    """Return the slices of a case, cropped around the gland, the first region; all masks are bool and have a reference."""
+def gallery_case(image: np.ndarray, regions: Sequence[RegionMasks], *, spacing_mm: Spacing) -> dict[str, Any]:
+    """Return what the page shows of a case, cropped around the gland, the first region; all masks are bool with a reference.
+
+    Returns:
+        slices, from one below the apex to one above the base, each with label, image_uri and the contours of gland and zones;
+        strip, the positions of those shown side by side; shape_vox and spacing_mm, height and width of a slice and of a pixel.
+    """
     gland = regions[0]
     assert gland.reference is not None
     union = gland.reference | gland.predicted
@@ -109,33 +59,28 @@ def gallery_case(
         Image.fromarray(grey[index]).save(stream, format="WEBP", quality=WEBP_QUALITY, method=6)
         contours = [_contours(region, part, spacing_mm=spacing_mm) for region in regions]
         slices.append(
-            GallerySlice(
-                label=slice_label(index, gland.reference[part], gland.predicted[part]),
-                image_uri=f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}",
-                gland=contours[0],
-                zones=contours[1:],
-            )
+            {
+                "label": slice_label(index, gland.reference[part], gland.predicted[part]),
+                "image_uri": f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}",
+                "gland": contours[0],
+                "zones": contours[1:],
+            }
         )
-    return GalleryCase(
-        rank=rank,
-        case_id=case_id,
-        metrics=metrics,
-        slices=slices,
-        shape_vox=(image.shape[1], image.shape[2]),
-        spacing_mm=spacing_mm[1:],
-    )
+    strip = sorted({round(place) for place in np.linspace(0, len(slices) - 1, STRIP_LENGTH)})
+    return {"slices": slices, "strip": strip, "shape_vox": image.shape[1:], "spacing_mm": spacing_mm[1:]}
 
 
-def _contours(region: RegionMasks, part: tuple[int, slice, slice], *, spacing_mm: Spacing) -> Contours:
+def _contours(region: RegionMasks, part: tuple[int, slice, slice], *, spacing_mm: Spacing) -> dict[str, Any]:
+    """Return the contours of a region in a slice, and the place of its initials along x and y, if the slice has it."""
     assert region.reference is not None
     reference, predicted = region.reference[part], region.predicted[part]
     place = label_place(predicted, reference)
-    return Contours(
-        initials=region.initials,
-        reference=svg_contour(reference),
-        predicted=svg_contour(predicted),
-        place_mm=None if place is None else ((place[1] + 0.5) * spacing_mm[2], (place[0] + 0.5) * spacing_mm[1]),
-    )
+    return {
+        "initials": region.initials,
+        "reference": svg_contour(reference),
+        "predicted": svg_contour(predicted),
+        "place_mm": None if place is None else ((place[1] + 0.5) * spacing_mm[2], (place[0] + 0.5) * spacing_mm[1]),
+    }
 
 
 def svg_contour(mask: np.ndarray) -> str:

@@ -14,7 +14,6 @@ from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, by_region, z
 from prostate_seg.reporting.evaluation.trust import Trust, area_under, covered_patients
 from prostate_seg.reporting.figures import plots
 from prostate_seg.reporting.figures.plots import READERS_DICE, READERS_OF_REGIONS
-from prostate_seg.reporting.pages.gallery import GalleryCase
 from prostate_seg.reporting.pages.report_tables import ReportData, failures_of, limits_of_agreement
 from prostate_seg.reporting.pages.templates import render_html
 from prostate_seg.segmentation.calibration import NEAR_SURFACE_MM
@@ -34,7 +33,7 @@ def render_report(
     data: ReportData,
     *,
     tables: Mapping[str, pd.DataFrame],
-    gallery: Sequence[GalleryCase],
+    gallery: Sequence[Mapping[str, Any]],
     unseen: UnseenGroups | None = None,
 ) -> str:
     """Return the page, with the tables of `report_tables.all_tables`, and the results of unseen groups if there are some."""
