@@ -16,9 +16,9 @@ from prostate_seg.data.cases import Case
 from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups
 from prostate_seg.reporting.evaluation.tables import CaseResult, cases_table, slices_table, summarise_folds
 from prostate_seg.reporting.evaluation.trust import (
+    bounds,
     calibration_errors,
     calibration_table,
-    covered_patients,
     expected_dice_table,
     features_in,
     fitted_expected_dice,
@@ -233,10 +233,10 @@ def test_an_external_evaluation_measures_the_coverage_of_the_calibration_of_the_
     calibration = ExpectedDice.from_dict(folds.trust.summary["expected_dice"])
     estimates = [calibration.estimate(row) for row in features_in(external.trust.cases)]
     assert external.trust.cases["dice_lower_bound"].tolist() == [one.lower_bound for one in estimates]
-    num_covered, num_patients = covered_patients(external.trust.cases)
+    found = bounds(external.trust.cases)
     text = words(page(external))
     assert "calibrated on the test cases of the cross-validation, of 30 patients" in text
-    assert f"here it holds for {num_covered} of {num_patients}" in text
+    assert f"here it holds for {found['num_covered']} of {found['num_patients']}" in text
     assert external.trust.summary["calibration"]["whole_gland"]["temperature"] == pytest.approx(2, rel=0.05)
     others = trusted(data, tmp_path / "evaluation_external", of_folds=tmp_path / "evaluation", md5="other")
     assert others.trust is not None

@@ -45,18 +45,18 @@ def check_promotion(
     `stress` is stress.json of the candidate's networks, None without one.
     `repeats` and `champion_repeats` have the sweeps over seed that both were trained in, None outside of one.
     """
-    pooled = summary["pooled"]
+    pooled, has_oracle = summary["pooled"], summary["oracle_crop"]
     num_cases, num_patients, num_failures = (pooled[f"num_{what}"] for what in ("cases", "patients", "failures"))
     mean, low, high = (pooled["dice"][name] for name in ("mean", "ci95_low", "ci95_high"))
     interval = "no interval" if low is None else f"{low:.3f} to {high:.3f}"
-    oracle = "windows were centred on the reference masks; train with preprocess.crop=center"
-    no_oracle = "windows do not depend on the reference masks"
+    centred = "windows were centred on the reference masks; train with preprocess.crop=center"
+    crop = centred if has_oracle else "windows do not depend on the reference masks"
     patients = f"{num_patients} test patients, at least {rules.min_test_patients}"
     dice = f"mean Dice {mean:.3f} ({interval}), at least {rules.min_dice:g}"
     failures = f"{num_failures} of {num_cases} cases failed, at most {rules.max_failure_fraction:.1%}"
     return [
         _check_leaks(summary.get("leak_gate", {})),
-        RuleResult("oracle crop", not summary["oracle_crop"], oracle if summary["oracle_crop"] else no_oracle),
+        RuleResult("oracle crop", not has_oracle, crop),
         RuleResult("test patients", num_patients >= rules.min_test_patients, patients),
         RuleResult("Dice", mean >= rules.min_dice, dice),
         *_check_zones(summary, champion, min_dice=rules.min_zone_dice),

@@ -87,10 +87,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     by_id = {one.case.case_id: one for one in inspections}
     findings += findings_of_data_set(
         {case_id: one.quality for case_id, one in by_id.items()},
-        md5s={
-            kind: {case_id: one.md5s[kind] for case_id, one in by_id.items() if kind in one.md5s}
-            for kind in ("image", "mask")
-        },
+        md5s={case_id: one.md5s for case_id, one in by_id.items()},
         spacings_mm={case_id: one.geometry.spacing_mm for case_id, one in by_id.items() if one.geometry is not None},
         labels=labels,
     )
@@ -99,11 +96,13 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         [(one.case_id, one.check, "error" if one.is_error else "warning", one.message) for one in findings],
         columns=["case_id", "check", "severity", "message"],
     )
-    findings_of = {case_id: [finding for finding in findings if finding.case_id == case_id] for case_id in by_id}
-    table = pd.DataFrame([_row(one, findings_of[case_id]) for case_id, one in by_id.items()])
+    findings_of = [
+        (one, [finding for finding in findings if finding.case_id == case_id]) for case_id, one in by_id.items()
+    ]
+    table = pd.DataFrame([_row(*both) for both in findings_of])
+    panels = [_panel(*both) for both in findings_of]
     summary = summarise(table, findings, num_without_mask=sum(case.mask is None for case in cases))
     summary["grids"] = grids(inspections)
-    panels = [_panel(one, findings_of[case_id]) for case_id, one in by_id.items()]
     with atomic_folder(workspace.inspection) as folder:
         write_csv(folder / "cases.csv", table, float_format="%.6g")
         write_csv(folder / "findings.csv", listing)

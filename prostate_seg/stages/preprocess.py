@@ -45,7 +45,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         rows, qualities = preprocess_cases(cfg, workspace, cases, folder=folder, settings=settings)
         findings += findings_of_data_set(
             qualities,
-            md5s={kind: {row.case_id: getattr(row, f"{kind}_md5") for row in rows} for kind in ("image", "mask")},
+            md5s={row.case_id: {"image": row.image_md5, "mask": row.mask_md5} for row in rows},
             spacings_mm={row.case_id: (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm) for row in rows},
             labels=settings.whole_gland_labels,
         )

@@ -68,14 +68,14 @@ def findings_of_data_set(
 
     Args:
         qualities: Checks of each case, by case id.
-        md5s: md5 by kind, image or mask, and by case id.
+        md5s: By case id, md5 by kind, image or mask, where the file can be read.
         spacings_mm: Voxel edges along z, y, x of each image, by case id.
         labels: Mask labels that are gland; None takes every label above 0.
     """
     findings = [finding for quality in qualities.values() for finding in quality.findings]
-    for kind, of_cases in md5s.items():
+    for kind in ("image", "mask"):
         first_with: dict[str, str] = {}
-        for case_id, md5 in of_cases.items():
+        for case_id, md5 in ((case_id, of_case[kind]) for case_id, of_case in md5s.items() if kind in of_case):
             if md5 in first_with:  # one image under two names, or one mask for two images
                 message = f"its {kind} file is identical to that of {first_with[md5]}"
                 findings.append(Finding(f"identical_{kind}", message, case_id=case_id))

@@ -35,11 +35,6 @@ class Trust:
     is_of_folds: bool
     """Whether the estimates of an external evaluation are those of the cross-validation of the same networks."""
 
-    @property
-    def curve(self) -> pd.DataFrame:
-        """Risk-coverage curve."""
-        return risk_coverage(self.cases)
-
 
 def read_trust(evaluation: Path, summary: Mapping[str, Any], *, of_folds: Path | None) -> Trust | None:
     """Read the results for single masks; None for an evaluation of an older version.
@@ -63,20 +58,19 @@ def read_trust(evaluation: Path, summary: Mapping[str, Any], *, of_folds: Path |
     is_of_folds = is_same and "expected_dice" in known
     if is_of_folds:
         trust["expected_dice"] = known["expected_dice"]
-        cases = estimated_by(ExpectedDice.from_dict(known["expected_dice"]), cases)
+        calibration = ExpectedDice.from_dict(known["expected_dice"])
+        cases = _with_estimates(cases, [calibration.estimate(row) for row in features_in(cases)])
     return Trust(cases=cases, voxels=voxels, summary=trust, is_of_folds=is_of_folds)
 
 
 def fitted_expected_dice(table: pd.DataFrame, *, coverage: float, oracle_crop: bool) -> dict[str, Any]:
     """Return the calibration of expected Dice as JSON types, or why there is none, of `expected_dice_table`."""
     if oracle_crop:  # no reference centres the window of a new study
-        return {
-            "no_expected_dice": "the windows of the test cases were centred on the references (preprocess.crop=mask)"
-        }
+        reason = "the windows of the test cases were centred on the references (preprocess.crop=mask)"
+        return {"no_expected_dice": reason}
+    dice, patients = table["dice"].tolist(), table["patient_id"].tolist()
     try:
-        found = fit_expected_dice(
-            features_in(table), table["dice"].tolist(), patients=table["patient_id"].tolist(), coverage=coverage
-        )
+        found = fit_expected_dice(features_in(table), dice, patients=patients, coverage=coverage)
     except InputError as error:
         return {"no_expected_dice": str(error)}
     return {"expected_dice": found.as_dict()}
@@ -90,15 +84,9 @@ def expected_dice_table(results: Sequence[CaseResult], *, coverage: float) -> pd
     glands = [result for result in results if result.region == WHOLE_GLAND]
     features = [result.features for result in glands]
     table = pd.DataFrame([{**result.ids, "dice": result.metrics.dice} for result in glands])
-    estimates = left_out_estimates(
-        features, table["dice"].tolist(), patients=table["patient_id"].tolist(), coverage=coverage
-    )
+    dice, patients = table["dice"].tolist(), table["patient_id"].tolist()
+    estimates = left_out_estimates(features, dice, patients=patients, coverage=coverage)
     return _with_estimates(table, estimates).join(pd.DataFrame(features, columns=list(FEATURES)))
-
-
-def estimated_by(calibration: ExpectedDice, table: pd.DataFrame) -> pd.DataFrame:
-    """Return expected_dice.csv with the estimates of a calibration on other cases."""
-    return _with_estimates(table.copy(), [calibration.estimate(row) for row in features_in(table)])
 
 
 def features_in(table: pd.DataFrame) -> list[dict[str, float]]:
@@ -115,11 +103,19 @@ def _with_estimates(table: pd.DataFrame, estimates: Sequence[Any]) -> pd.DataFra
     return table
 
 
-def covered_patients(table: pd.DataFrame) -> tuple[int, int]:
-    """Return the number of patients whose Dice reaches the lower bound in every study, and of those with a bound."""
-    bounded = table.dropna(subset=["dice_lower_bound"])
+def bounds(table: pd.DataFrame) -> dict[str, float]:
+    """Return how well expected_dice.csv orders and bounds the Dice of its cases.
+
+    Returns:
+        num_patients, those with a lower bound; num_covered, those whose Dice reaches it in every study; area, the area under
+        the risk-coverage curve (AURC): the mean risk over all fractions of cases kept; best_area and mean_risk, the same in
+        the order of Dice itself and in random order.
+    """
+    bounded, curve = table.dropna(subset=["dice_lower_bound"]), risk_coverage(table)
     holds = (bounded["dice"] >= bounded["dice_lower_bound"]).groupby(bounded["patient_id"]).all()
-    return int(holds.sum()), len(holds)
+    areas = {"area": float(curve["risk"].mean()), "best_area": float(curve["best_risk"].mean())}
+    mean_risk = float(1 - table["dice"].mean())
+    return {"num_covered": int(holds.sum()), "num_patients": len(holds), **areas, "mean_risk": mean_risk}
 
 
 def risk_coverage(table: pd.DataFrame) -> pd.DataFrame:
@@ -134,11 +130,6 @@ def risk_coverage(table: pd.DataFrame) -> pd.DataFrame:
         for column, name in (("risk", "expected_dice"), ("best_risk", "dice"))
     }
     return pd.DataFrame({"coverage": num_kept / max(1, len(rows)), **risks})
-
-
-def area_under(curve: pd.DataFrame, column: str = "risk") -> float:
-    """Return the area under a risk-coverage curve (AURC): the mean risk over all fractions of cases kept."""
-    return float(curve[column].mean())
 
 
 def voxels_of_regions(results: Sequence[CaseResult]) -> dict[tuple[str, str], np.ndarray]:
@@ -210,11 +201,11 @@ def trust_lines(trust: Mapping[str, Any], table: pd.DataFrame) -> list[str]:
     if "no_expected_dice" in trust:
         lines.append(f"no expected Dice: {trust['no_expected_dice']}")
     elif table["dice_lower_bound"].notna().any():
-        num_covered, num_patients = covered_patients(table)
-        curve = risk_coverage(table)
+        found = bounds(table)
         lines.append(
-            f"expected Dice, each patient left out: the lower bound holds for {num_covered} of {num_patients} patients; "
-            f"area under the risk-coverage curve {area_under(curve):.4f}, at best {area_under(curve, 'best_risk'):.4f}"
+            f"expected Dice, each patient left out: the lower bound holds for {found['num_covered']} of "
+            f"{found['num_patients']} patients; area under the risk-coverage curve {found['area']:.4f}, at best "
+            f"{found['best_area']:.4f}"
         )
     for region, one in trust["calibration"].items():
         if one["calibration_error"] is not None:

@@ -11,7 +11,7 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups
 from prostate_seg.reporting.evaluation.stress import TOLERATED_DROP, stress_figure
 from prostate_seg.reporting.evaluation.tables import METRIC_LABELS, by_region, zones_of
-from prostate_seg.reporting.evaluation.trust import Trust, area_under, covered_patients
+from prostate_seg.reporting.evaluation.trust import bounds
 from prostate_seg.reporting.figures import plots
 from prostate_seg.reporting.figures.plots import READERS_DICE, READERS_OF_REGIONS
 from prostate_seg.reporting.pages.report_tables import ReportData, failures_of, limits_of_agreement
@@ -53,7 +53,7 @@ def render_report(
         anatomy=anatomy(data),
         unseen=unseen,
         tolerated_drop=TOLERATED_DROP,
-        bounds=None if trust is None or trust.cases["dice_lower_bound"].isna().all() else bounds(trust),
+        bounds=None if trust is None or trust.cases["dice_lower_bound"].isna().all() else bounds(trust.cases),
         thirds=[(label, data.summary["pooled"][name], READERS_DICE.get(name)) for name, label in THIRDS.items()],
         plots={name: Markup(svg) for name, svg in page_plots(data, tables).items()},
         gallery=gallery,
@@ -88,20 +88,6 @@ def page_plots(data: ReportData, tables: Mapping[str, pd.DataFrame]) -> dict[str
     if data.stress_curves is not None:
         figures["stress"] = stress_figure(data.stress_curves)
     return {name: plots.to_svg(figure, name=name) for name, figure in figures.items()}
-
-
-def bounds(trust: Trust) -> dict[str, Any]:
-    """Return coverage of the lower bound and areas under the risk-coverage curve, for the page."""
-    num_covered, num_patients = covered_patients(trust.cases)
-    return {
-        "coverage": trust.summary["expected_dice"]["coverage"],
-        "num_calibrated": len(trust.summary["expected_dice"]["scores"]),
-        "num_covered": num_covered,
-        "num_patients": num_patients,
-        "area": area_under(trust.curve),
-        "best_area": area_under(trust.curve, "best_risk"),
-        "mean_risk": float(1 - trust.cases["dice"].mean()),
-    }
 
 
 def anatomy(data: ReportData) -> list[dict[str, Any]]:

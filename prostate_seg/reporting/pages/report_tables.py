@@ -14,7 +14,7 @@ from prostate_seg.data.cases import REFERENCE_BY, RESERVED
 from prostate_seg.data.lineage import Ancestor
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS
-from prostate_seg.reporting.evaluation.trust import Trust, reliability_table
+from prostate_seg.reporting.evaluation.trust import Trust, reliability_table, risk_coverage
 from prostate_seg.segmentation.statistics import FAILURE_DICE, summarise
 
 NUM_BINS = 10
@@ -155,7 +155,8 @@ def all_tables(data: ReportData) -> dict[str, pd.DataFrame]:
         "dice_along_gland": dice_along_gland(data),
     }
     if (trust := data.trust) is not None:
-        tables |= {"expected_dice": trust.cases, "risk_coverage": trust.curve, "reliability": reliability_table(trust)}
+        tables |= {"expected_dice": trust.cases, "risk_coverage": risk_coverage(trust.cases)}
+        tables["reliability"] = reliability_table(trust)
     return tables
 
 
