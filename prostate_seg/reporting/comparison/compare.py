@@ -6,26 +6,25 @@ counts once.
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import pandas as pd
 
 from prostate_seg.common.errors import InputError, listed
 from prostate_seg.data.cases import RESERVED
-from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison.results import (
     ALL,
     COMPARED,
     DICE,
+    LOWER_IS_BETTER,
     MAX_NUM_NAMED,
+    ORACLE_CROP,
     Comparison,
     Repeats,
     Results,
     Row,
-    better_direction,
     compared_values,
-    oracle_crop_notes,
     patient_counts,
-    region_column,
     require_same_cases,
     shared_regions,
 )
@@ -56,18 +55,8 @@ def compare(baseline: Results, others: Sequence[Results], *, num_bootstrap: int,
         require_same_cases(baseline, other)
     if baseline.table["patient_id"].nunique() < 2:
         raise InputError(f"{baseline.name}: must have two patients or more to estimate the variation between patients")
-    tables = []
-    for other in others:
-        regions = shared_regions(baseline, other)
-        tables.append(
-            [
-                region_column(regions, region) | row
-                for region in regions
-                for row in _compare_tables(
-                    baseline.regions[region], other.regions[region], num_bootstrap=num_bootstrap, seed=seed
-                )
-            ]
-        )
+    compared = partial(_compare_region, baseline, num_bootstrap=num_bootstrap, seed=seed)
+    tables = [[row for name in shared_regions(baseline, other) for row in compared(other, name)] for other in others]
     # Holm's adjustment covers the tests over all cases of all comparisons.
     tests = [row for rows in tables for row in rows if row["subgroup"] == ALL]
     for row, p_holm in zip(tests, holm([row["p_wilcoxon"] for row in tests]), strict=True):
@@ -83,26 +72,28 @@ def compare(baseline: Results, others: Sequence[Results], *, num_bootstrap: int,
     ]
 
 
-def _compare_tables(baseline: pd.DataFrame, other: pd.DataFrame, *, num_bootstrap: int, seed: int) -> list[Row]:
+def _compare_region(baseline: Results, other: Results, region: str, *, num_bootstrap: int, seed: int) -> list[Row]:
     """Return a row per metric over all cases, then a row per metric and group of cases."""
-    a, b = map(compared_values, (baseline, other))
-    patients = baseline["patient_id"]
+    column = {"region": region} if len(shared_regions(baseline, other)) > 1 else {}
+    tables = baseline.regions[region], other.regions[region]
+    a, b = map(compared_values, tables)
 
     def row(subgroup: str, group: str, metric: str, cases: pd.Index) -> Row:
         paired = paired_difference(
             a.loc[cases, metric].to_numpy(),
             b.loc[cases, metric].to_numpy(),
-            patients=patients.loc[cases].tolist(),
+            patients=tables[0].loc[cases, "patient_id"].tolist(),
             num_bootstrap=num_bootstrap,
             seed=seed,
         )
-        row = {"subgroup": subgroup, "group": group, "metric": metric, "better": better_direction(metric)}
+        better = "lower" if metric in LOWER_IS_BETTER else "higher"
+        row = {**column, "subgroup": subgroup, "group": group, "metric": metric, "better": better}
         return {**row, **asdict(paired), **patient_counts(paired, metric), "p_holm": None}
 
     rows = [row(ALL, ALL, metric, a.index) for metric in COMPARED]
     # Attributes that only the other table has are subgroups too.
-    added = other.columns.difference(baseline.columns, sort=False)
-    for name, groups in subgroups(baseline.join(other[added])).items():
+    added = tables[1].columns.difference(tables[0].columns, sort=False)
+    for name, groups in subgroups(tables[0].join(tables[1][added])).items():
         for group, cases in sorted(groups.groupby(groups).groups.items()):
             rows += [row(name, str(group), metric, cases) for metric in SUBGROUP_METRICS]
     return rows
@@ -110,7 +101,7 @@ def _compare_tables(baseline: pd.DataFrame, other: pd.DataFrame, *, num_bootstra
 
 def _paired_notes(baseline: Results, other: Results, rows: Sequence[Row]) -> list[str]:
     a, b = baseline.table, other.table.loc[baseline.table.index]
-    notes = oracle_crop_notes(a)
+    notes = [ORACLE_CROP] if (a["oracle_crop"] == "True").any() else []
     if a["patient_id"].nunique() < FEW_PATIENTS:
         notes.append(f"fewer than {FEW_PATIENTS} patients: the coverage of the intervals is below 95%")
     notes.append(ONE_SEED)
@@ -119,7 +110,8 @@ def _paired_notes(baseline: Results, other: Results, rows: Sequence[Row]) -> lis
     for name in a.columns.intersection(b.columns).difference(sorted(RESERVED)):
         if num_differing := (a[name] != b[name]).sum():
             notes.append(f"{name} differs in {num_differing} of {len(a)} cases; the value of a is used")
-    main = {_name_of(row): row for row in rows if row["subgroup"] == ALL}
+    prefix = {name: f"{name}/" for name in baseline.zones}  # as in the names of metrics
+    main = {prefix.get(row.get("region", ""), "") + row["metric"]: row for row in rows if row["subgroup"] == ALL}
     for name, row in main.items():
         if row["num_missing"]:
             notes.append(f"cases without {name} in a or b, left out: {row['num_missing']}")
@@ -128,12 +120,6 @@ def _paired_notes(baseline: Results, other: Results, rows: Sequence[Row]) -> lis
     if alone := sorted(baseline.zones.keys() ^ other.zones.keys()):
         notes.append(f"in one of the two only, and not compared: {', '.join(alone)}")
     return notes
-
-
-def _name_of(row: Row) -> str:
-    """Return the metric of a row, with its zone as in the names of metrics."""
-    region = row.get("region", WHOLE_GLAND)
-    return str(row["metric"]) if region == WHOLE_GLAND else f"{region}/{row['metric']}"
 
 
 def compare_repeats(baseline: Repeats, others: Sequence[Repeats], *, difference: float | None) -> list[Comparison]:
@@ -162,7 +148,9 @@ def _compare_settings(baseline: Repeats, other: Repeats, *, difference: float | 
                 floor = noise_floor(a, b, difference=difference if metric == DICE else None)
             except ValueError as error:
                 raise InputError(f"the variance over patients cannot be estimated: {error}") from error
-            rows.append(region_column(regions, region) | _row(metric, floor, num_missing=len(missing)))
+            rows.append(
+                ({"region": region} if len(regions) > 1 else {}) | _row(metric, floor, num_missing=len(missing))
+            )
             if metric == DICE:
                 floors[region] = floor
     return Comparison(
@@ -192,7 +180,7 @@ def _row(metric: str, floor: NoiseFloor, *, num_missing: int) -> Row:
     numbers = ("mean_baseline", "mean_other", "difference", "ci95_low", "ci95_high", "p_not_better")
     return {
         "metric": metric,
-        "better": better_direction(metric),
+        "better": "lower" if metric in LOWER_IS_BETTER else "higher",
         "num_seeds_baseline": floor.num_seeds[0],
         "num_seeds_other": floor.num_seeds[1],
         "num_folds": floor.num_folds,
@@ -205,7 +193,7 @@ def _row(metric: str, floor: NoiseFloor, *, num_missing: int) -> Row:
 
 
 def _repeats_notes(baseline: Repeats, other: Repeats, rows: Sequence[Row]) -> list[str]:
-    notes = oracle_crop_notes(baseline.table)
+    notes = [ORACLE_CROP] if (baseline.table["oracle_crop"] == "True").any() else []
     if alone := [letter for letter, side in (("a", baseline), ("b", other)) if len(side.by_seed) == 1]:
         notes.append(
             f"one seed of {' and '.join(alone)}: the variance between seeds cannot be known. The intervals are over "

@@ -4,7 +4,7 @@ A difference is other minus baseline. Signed volume differences are compared by 
 one better direction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from typing import Any
@@ -45,6 +45,8 @@ VOLUME_TOLERANCE = 1e-6
 
 MAX_NUM_NAMED = 10
 """Case ids listed per kind of disagreement."""
+
+ORACLE_CROP = "ORACLE CROP: windows were centred on the reference masks, in both"
 
 Row = dict[str, Any]
 """Row of comparison.csv: one metric of a region in one group of cases.
@@ -194,27 +196,11 @@ def shared_regions(baseline: Results, other: Results) -> list[str]:
     return [region for region in baseline.regions if region in other.regions]
 
 
-def oracle_crop_notes(table: pd.DataFrame) -> list[str]:
-    """Return the note on an oracle crop, if a cases.csv has one."""
-    has_crop = (table["oracle_crop"] == "True").any()
-    return ["ORACLE CROP: windows were centred on the reference masks, in both"] if has_crop else []
-
-
-def region_column(regions: Sequence[str], region: str) -> Row:
-    """Return the column of a region; none if it is the only one."""
-    return {"region": region} if len(regions) > 1 else {}
-
-
 def compared_values(table: pd.DataFrame) -> pd.DataFrame:
     """Return the columns `COMPARED` of a table with the metrics of its cases."""
     metrics = table[list(SUMMARY_METRICS)].copy()
     metrics[list(SIGNED)] = metrics[list(SIGNED)].abs()
     return metrics.set_axis(list(COMPARED), axis="columns")
-
-
-def better_direction(metric: str) -> str:
-    """Return whether lower or higher values of a metric are better."""
-    return "lower" if metric in LOWER_IS_BETTER else "higher"
 
 
 def patient_counts(found: PairedDifference | NoiseFloor, metric: str) -> Row:

@@ -27,7 +27,17 @@ def write_review(output: Path, volumes: pd.DataFrame) -> None:
         volumes: Its volumes.csv, most doubtful first.
     """
     studies = [_study(row) for row in volumes.astype(object).where(volumes.notna(), None).to_dict("records")]
-    write_text(output / "review.html", render_review(studies))
+    verdicts = [study["verdict"] for study in studies if study["error"] is None]
+    page = render_html(
+        "review.html.j2",
+        studies=studies,
+        counts={verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts},
+        num_unknown=verdicts.count(None),
+        num_refused=len(studies) - len(verdicts),
+        corrected=CORRECTED,
+        reference_by=REFERENCE_BY,
+    )
+    write_text(output / "review.html", page)
     for folder in ("images", "masks"):
         (output / CORRECTED / folder).mkdir(parents=True, exist_ok=True)
     rows = [(one["case_id"], CORRECTED, one["model"], one["model_md5"]) for one in studies if one["error"] is None]
@@ -44,18 +54,3 @@ def _study(row: Mapping[Any, Any]) -> dict[str, Any]:
         "overlay": quote(f"overlays/{name}.png"),
         "reasons": [warning for warning in str(row["warnings"] or "").split("; ") if warning],
     }
-
-
-def render_review(studies: list[dict[str, Any]]) -> str:
-    """Return the page of some studies."""
-    verdicts = [study["verdict"] for study in studies if study["error"] is None]
-    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
-    return render_html(
-        "review.html.j2",
-        studies=studies,
-        counts=counts,
-        num_unknown=verdicts.count(None),
-        num_refused=len(studies) - len(verdicts),
-        corrected=CORRECTED,
-        reference_by=REFERENCE_BY,
-    )
