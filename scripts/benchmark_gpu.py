@@ -40,7 +40,7 @@ from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.training.cuda_graph import NUM_STEPS_BEFORE, capture, new_stream, run_on
 from prostate_seg.segmentation.training.history import Epoch
 from prostate_seg.segmentation.training.packing import PackedSet
-from prostate_seg.stages.evaluate import evaluate_case
+from prostate_seg.stages.evaluate import case_evaluator
 from prostate_seg.steps.evaluation import Evaluation
 
 Row = dict[str, Any]
@@ -305,8 +305,9 @@ def evaluation_rows(machine: Machine) -> list[Row]:
         def evaluate(case: Any, predictor: Predictor) -> None:
             loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
             assert loaded is not None, quality.findings
-            how = {"evaluation": evaluation, "predictor": predictor, "ranges": {}}
-            evaluate_case(case, loaded, ("", ""), **how, folder=folder / "out", fold="fold0")
+            case_evaluator(evaluation, predictor, ranges={}, folder=folder / "out", name="fold0")(
+                case, loaded, ("", "")
+            )
 
         def alone() -> None:
             image = preprocess_study(read_volume(cases[0].image), None, settings=predictor.preprocess).image.array

@@ -6,7 +6,7 @@ of an external folder are compared with the images of the trained folds before a
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -92,18 +92,47 @@ def evaluate_test_cases(evaluation: Evaluation, folder: Path) -> list[CaseResult
         )
     results: list[CaseResult] = []
     for index, fold in evaluation.folds.items():
-        measure = measure_with(evaluation, [index], folder=folder, name=f"fold{index}")
+        predictor, ranges = evaluation.predictor_of([index]), evaluation.ranges_of([index])
+        measure = case_evaluator(evaluation, predictor, ranges=ranges, folder=folder, name=f"fold{index}")
         found = evaluation.map_cases(measure, fold.test, label=f"evaluate fold {index}")
         results += chain.from_iterable(found)
     return results
 
 
-def measure_with(
-    evaluation: Evaluation, folds: Iterable[int], *, folder: Path, name: str
+def case_evaluator(
+    evaluation: Evaluation, predictor: Predictor, *, ranges: TrainingRanges, folder: Path, name: str
 ) -> Callable[[Case, LoadedCase, Md5s], list[CaseResult]]:
-    """Load the networks of some folds as an ensemble, and return `evaluate_case` with them."""
-    predictor, ranges = evaluation.predictor_of(folds), evaluation.ranges_of(folds)
-    return partial(evaluate_case, evaluation=evaluation, predictor=predictor, ranges=ranges, folder=folder, fold=name)
+    """Return the function that evaluates a case with some networks.
+
+    It segments the original image, writes the label map on its grid, and measures each region against the reference.
+    """
+
+    def evaluate_case(case: Case, loaded: LoadedCase, md5s: Md5s) -> list[CaseResult]:
+        found = evaluation.segment(loaded.image, loaded.mask, predictor=predictor, with_features=True)
+        write_volume(_mask_path(folder, name, case.case_id), loaded.image.with_mask(found.label_map))
+        features = features_of(found, study_properties(loaded.image, found), ranges=ranges)
+        pairs, spacing_mm = (
+            evaluation.region_pairs(loaded.mask.array, found.label_map),
+            loaded.image.geometry.spacing_mm,
+        )
+        results = []
+        for (region, (reference, mask)), probability in zip(pairs.items(), found.probability, strict=True):
+            counts = slice_counts(reference, mask)
+            result = CaseResult(
+                fold=name,
+                case=case,
+                image_md5=md5s[0],
+                mask_md5=md5s[1],
+                metrics=case_metrics(reference, mask, spacing_mm=spacing_mm, counts=counts),
+                counts=counts,
+                region=region,
+                features=features,
+                voxels=count_near_surface(reference, mask, probability, spacing_mm=spacing_mm),
+            )
+            results.append(result)
+        return results
+
+    return evaluate_case
 
 
 def write_tables(
@@ -175,7 +204,8 @@ def evaluate_external_cases(
     hashed = map_cases(leak_gate.hash_files, cases, num_workers=cfg.machine.num_workers, label="hash")
     external = {case.case_id: fingerprint for case, fingerprint in zip(cases, hashed, strict=True)}
     leak_gate.refuse_leaks(compare(external), ancestors, num_cases=len(cases))
-    measure = measure_with(evaluation, evaluation.folds, folder=folder, name="ensemble")
+    predictor, ranges = evaluation.predictor_of(evaluation.folds), evaluation.ranges_of(evaluation.folds)
+    measure = case_evaluator(evaluation, predictor, ranges=ranges, folder=folder, name="ensemble")
     leaks: list[Leak] = []
     load = partial(load_case, labels=evaluation.regions[WHOLE_GLAND], allow_others=allows_other_labels(cfg))
 
@@ -195,40 +225,6 @@ def evaluate_external_cases(
     num_usable = sum(bool(of_case) for of_case, _ in outcomes)
     refuse_or_exclude(findings, num_usable=num_usable, exclude=cfg.data.on_bad_case == "exclude")
     return [result for of_case, _ in outcomes for result in of_case]
-
-
-def evaluate_case(
-    case: Case,
-    loaded: LoadedCase,
-    md5s: Md5s,
-    *,
-    evaluation: Evaluation,
-    predictor: Predictor,
-    ranges: TrainingRanges,
-    folder: Path,
-    fold: str,
-) -> list[CaseResult]:
-    """Segment one original image, write the label map on its grid, and measure each region against the reference."""
-    found = evaluation.segment(loaded.image, loaded.mask, predictor=predictor, with_features=True)
-    write_volume(_mask_path(folder, fold, case.case_id), loaded.image.with_mask(found.label_map))
-    features = features_of(found, study_properties(loaded.image, found), ranges=ranges)
-    pairs, spacing_mm = evaluation.region_pairs(loaded.mask.array, found.label_map), loaded.image.geometry.spacing_mm
-    results = []
-    for (region, (reference, mask)), probability in zip(pairs.items(), found.probability, strict=True):
-        counts = slice_counts(reference, mask)
-        result = CaseResult(
-            fold=fold,
-            case=case,
-            image_md5=md5s[0],
-            mask_md5=md5s[1],
-            metrics=case_metrics(reference, mask, spacing_mm=spacing_mm, counts=counts),
-            counts=counts,
-            region=region,
-            features=features,
-            voxels=count_near_surface(reference, mask, probability, spacing_mm=spacing_mm),
-        )
-        results.append(result)
-    return results
 
 
 def draw_results(evaluation: Evaluation, folder: Path, glands: Sequence[CaseResult]) -> None:

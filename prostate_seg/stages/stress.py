@@ -6,8 +6,7 @@ The result of a case is kept in the cache, so that a stage that was stopped cont
 import json
 import logging
 import zlib
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation.stress import NONE, stress_curves, stress_figure, stress_lines, stress_summary
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation import perturbations
-from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.networks.storage import WEIGHTS
 from prostate_seg.segmentation.overlap import dice
 from prostate_seg.segmentation.perturbations import PERTURBATIONS
@@ -48,14 +46,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     chosen = chosen_cases(evaluation.folds, evaluation.dataset, max_cases=cfg.stress.max_cases)
     rows: list[Row] = []
     for index, fold in evaluation.folds.items():
-        work = partial(
-            stress_case,
-            evaluation=evaluation,
-            predictor=evaluation.predictor_of([index]),
-            names=names,
-            fold=f"fold{index}",
-            cache=workspace.cache / "stress" / _key(cfg, workspace, index),
-        )
+        work = case_stress(evaluation, index, names=names)
         case_ids = [case_id for case_id in fold.test if case_id in chosen]
         rows += chain.from_iterable(evaluation.map_cases(work, case_ids, label=f"stress fold {index}"))
     table = pd.DataFrame(rows)
@@ -96,46 +87,43 @@ def chosen_cases(folds: dict[int, Fold], dataset: dict[str, CaseRecord], *, max_
     return {ordered[int(step)] for step in steps}
 
 
-def _key(cfg: Config, workspace: Workspace, index: int) -> str:
-    """Return a hash of what decides the result of a case, besides its files."""
-    code = [md5_of(Path(str(perturbations.__file__)))]
-    settings = [cfg.evaluate.threshold, cfg.evaluate.largest_component, cfg.evaluate.tta, cfg.train.precision, cfg.seed]
-    return md5_of_text(json.dumps([md5_of(workspace.fold(index)), *code, settings]))
+def case_stress(
+    evaluation: Evaluation, index: int, *, names: Sequence[str]
+) -> Callable[[Case, LoadedCase, Md5s], list[Row]]:
+    """Load the network of a fold, and return the function that applies perturbations to a case.
 
-
-def stress_case(
-    case: Case,
-    loaded: LoadedCase,
-    md5s: Md5s,
-    *,
-    evaluation: Evaluation,
-    predictor: Predictor,
-    names: Sequence[str],
-    fold: str,
-    cache: Path,
-) -> list[Row]:
-    """Return the Dice of each region without a perturbation, and under each strength of each that the case can have."""
-    ids = {"case_id": case.case_id, "patient_id": case.patient_id, "fold": fold}
-    gland = whole_gland(loaded.mask.array, labels=evaluation.regions[WHOLE_GLAND])
-    label_map = np.where(gland, loaded.mask.array, 0)
-    seed = integer_seed(seed_sequence(Stream.perturbation, zlib.crc32(case.case_id.encode()), seed=evaluation.cfg.seed))
-    file = cache / f"{'_'.join(md5s)}.json"
-    done: dict[str, list[Row]] = read_json(file) if file.is_file() else {}
+    It returns the Dice of each region without a perturbation, and under each strength of each that the case can have.
+    """
+    predictor, cache = evaluation.predictor_of([index]), evaluation.workspace.cache / "stress" / _key(evaluation, index)
 
     def region_dice(image: Volume, label_map: np.ndarray) -> list[Row]:
         found = evaluation.segment(image, image.with_mask(label_map), predictor=predictor, with_features=False)
         pairs = evaluation.region_pairs(label_map, found.label_map)
         return [{"region": region, "dice": dice(*pair)} for region, pair in pairs.items()]
 
-    if NONE not in done:
-        done[NONE] = region_dice(loaded.image, label_map)
-    for name in names:
-        if name in done:
-            continue
-        done[name] = []
-        for level, strength in enumerate(PERTURBATIONS[name].strengths):
-            pair = PERTURBATIONS[name].apply(loaded.image, label_map, strength, seed)
-            place = {"unit": PERTURBATIONS[name].unit, "level": level, "strength": strength}
-            done[name] += [place | row for row in ([] if pair is None else region_dice(*pair))]
-        write_json(file, done)
-    return [ids | {"perturbation": name} | row for name in (NONE, *names) for row in done[name]]
+    def stress_case(case: Case, loaded: LoadedCase, md5s: Md5s) -> list[Row]:
+        gland = whole_gland(loaded.mask.array, labels=evaluation.regions[WHOLE_GLAND])
+        label_map = np.where(gland, loaded.mask.array, 0)
+        stream = seed_sequence(Stream.perturbation, zlib.crc32(case.case_id.encode()), seed=evaluation.cfg.seed)
+        file = cache / f"{'_'.join(md5s)}.json"
+        done: dict[str, list[Row]] = read_json(file) if file.is_file() else {}
+        if NONE not in done:
+            done[NONE] = region_dice(loaded.image, label_map)
+        for name in (name for name in names if name not in done):
+            done[name] = []
+            for level, strength in enumerate(PERTURBATIONS[name].strengths):
+                pair = PERTURBATIONS[name].apply(loaded.image, label_map, strength, integer_seed(stream))
+                place = {"unit": PERTURBATIONS[name].unit, "level": level, "strength": strength}
+                done[name] += [place | row for row in ([] if pair is None else region_dice(*pair))]
+            write_json(file, done)
+        ids = {"case_id": case.case_id, "patient_id": case.patient_id, "fold": f"fold{index}"}
+        return [ids | {"perturbation": name} | row for name in (NONE, *names) for row in done[name]]
+
+    return stress_case
+
+
+def _key(evaluation: Evaluation, index: int) -> str:
+    """Return a hash of what decides the result of a case, besides its files."""
+    cfg, network = evaluation.cfg, evaluation.workspace.fold(index)
+    settings = [cfg.evaluate.threshold, cfg.evaluate.largest_component, cfg.evaluate.tta, cfg.train.precision, cfg.seed]
+    return md5_of_text(json.dumps([md5_of(network), md5_of(Path(str(perturbations.__file__))), settings]))
