@@ -15,16 +15,10 @@ from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.progress import progress
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.data.public import source_note
 from prostate_seg.data.public.download import checksum_of, download, require_checksum, shown_url
 from prostate_seg.data.public.public_sets import PUBLIC_SETS, Archive, PublicSet
-from prostate_seg.data.public.source_note import (
-    FetchedArchive,
-    SourceNote,
-    add_case_rows,
-    describe,
-    read_note,
-    write_note,
-)
+from prostate_seg.data.public.source_note import FetchedArchive, SourceNote
 from prostate_seg.data.public.unpack import unpack
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.phantom.studies import write_phantom
@@ -65,11 +59,11 @@ def simulate(cfg: Config, workspace: Workspace) -> StageResult:
 def fetch(cfg: Config, workspace: Workspace) -> StageResult:
     """Write a public data set, from its archives or from a folder that the user has unpacked."""
     about = PUBLIC_SETS[cfg.data.source]
-    for line in describe(about):
+    for line in source_note.describe(about):
         log.info("%s", line)
     (_fetch_archives if about.archives else _import_folder)(cfg, workspace, about)
     images, masks = _stems(workspace.data / "images"), _stems(workspace.data / "masks")
-    add_case_rows(workspace.data, images, masks_by=about.masks_by)
+    source_note.add_case_rows(workspace.data, images, masks_by=about.masks_by)
     log.info("%d images and %d masks in %s; look at them with stage=inspect", len(images), len(masks), workspace.data)
     return StageResult(
         outputs=[workspace.data], metrics={"fetch/num_images": len(images), "fetch/num_masks": len(masks)}
@@ -81,7 +75,7 @@ def _fetch_archives(cfg: Config, workspace: Workspace, about: PublicSet) -> None
     note = _own_note(cfg, workspace.data)
     wanted = _wanted(cfg, about, note)
     # first, so that a stopped fetch recognises its own images
-    write_note(workspace.data, note, about, labels=cfg.data.labels)
+    source_note.write_note(workspace.data, note, about, labels=cfg.data.labels)
     for archive in wanted:
         done = note.archives.get(archive.name)
         if done is not None and _is_complete(workspace.data, archive, done):
@@ -92,13 +86,13 @@ def _fetch_archives(cfg: Config, workspace: Workspace, about: PublicSet) -> None
             with progress(f"unpack {archive.name}") as advance:
                 files = unpack(path, workspace.data, rules=archive.rules, advance=advance)
             note = replace(note, archives={**note.archives, archive.name: replace(fetched, files=files)})
-            write_note(workspace.data, note, about, labels=cfg.data.labels)
+            source_note.write_note(workspace.data, note, about, labels=cfg.data.labels)
         log.info("%s: %d files", archive.name, len(files))
 
 
 def _own_note(cfg: Config, data: Path) -> SourceNote:
     """Return the SOURCE.json of an earlier fetch of the same data set, or a new one for a folder without images."""
-    note = read_note(data)
+    note = source_note.read_note(data)
     if note is None and not (data / "images").exists():
         return SourceNote(source=cfg.data.source)
     if note is None or note.source != cfg.data.source:
@@ -205,7 +199,7 @@ def _import_folder(cfg: Config, workspace: Workspace, about: PublicSet) -> None:
         raise InputError(f"{origin}: has no CaseNN.mhd with a CaseNN_segmentation.mhd; unpack training_data.zip there")
     if unpaired := sorted(found[name].name for name in found.keys() - pairs.keys() - set(pairs.values())):
         log.warning("warning: left out, as image or mask is missing: %s", ", ".join(unpaired))
-    write_note(workspace.data, note, about, labels=cfg.data.labels)
+    source_note.write_note(workspace.data, note, about, labels=cfg.data.labels)
     with progress("fetch", total=len(pairs)) as advance:
         for mask, image in pairs.items():
             for kind, path in (("images", found[image]), ("masks", found[mask])):

@@ -19,20 +19,13 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import check_files
+from prostate_seg.imaging import target_grid
 from prostate_seg.imaging.geometry import Finding, Geometry
 from prostate_seg.imaging.image_io import content_md5
 from prostate_seg.imaging.quality import CaseQuality
 from prostate_seg.imaging.regions import Regions, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
-from prostate_seg.imaging.target_grid import (
-    StudyExtent,
-    auto3dseg_spacing_mm,
-    auto_image_size,
-    auto_spacing_mm,
-    nnunet_spacing_mm,
-    spacing_in_words,
-    study_extent,
-)
+from prostate_seg.imaging.target_grid import StudyExtent, spacing_in_words, study_extent
 from prostate_seg.reporting.figures.overlays import Panel, Picture, choose_panels, contact_sheet_figure, picture_of
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.steps.dataset import allows_other_labels, findings_of_data_set, regions_in
@@ -145,14 +138,14 @@ def grids(inspections: Sequence[Inspection]) -> dict[str, str]:
     geometries = [one.geometry for one in inspections if one.geometry is not None]
     found = {}
     if studies:
-        spacing_mm = auto_spacing_mm(studies)
-        size = auto_image_size(studies, spacing_mm=spacing_mm, crop="center")
+        spacing_mm = target_grid.auto_spacing_mm(studies)
+        size = target_grid.auto_image_size(studies, spacing_mm=spacing_mm, crop="center")
         found["auto"] = f"{spacing_in_words(spacing_mm)}, {size} x {size} voxels a slice"
     if geometries:
         spacings_mm = [grid.spacing_mm for grid in geometries]
         shapes_vox = [grid.shape_vox for grid in geometries]
-        found["nnU-Net"] = spacing_in_words(nnunet_spacing_mm(spacings_mm, shapes_vox=shapes_vox))
-        found["Auto3DSeg"] = spacing_in_words(auto3dseg_spacing_mm(spacings_mm))
+        found["nnU-Net"] = spacing_in_words(target_grid.nnunet_spacing_mm(spacings_mm, shapes_vox=shapes_vox))
+        found["Auto3DSeg"] = spacing_in_words(target_grid.auto3dseg_spacing_mm(spacings_mm))
     return found
 
 

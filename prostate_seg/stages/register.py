@@ -30,15 +30,8 @@ from prostate_seg.reporting.evaluation.tables import zones_of
 from prostate_seg.reporting.pages.model_card import render_model_card
 from prostate_seg.reporting.pages.report_tables import subgroup_dice
 from prostate_seg.reporting.promotion import check_promotion
-from prostate_seg.segmentation.networks.model_folder import (
-    ONNX,
-    TRUST,
-    Model,
-    Usage,
-    load_model,
-    network_folders,
-    write_usage,
-)
+from prostate_seg.segmentation.networks import model_folder
+from prostate_seg.segmentation.networks.model_folder import Model, Usage, network_folders
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
 from prostate_seg.steps.leak_gate import ancestors_in, known_fingerprints, not_duplicates, pass_ancestor_gate
 from prostate_seg.steps.report_data import STRESS, load_report_data, stress_of
@@ -102,14 +95,14 @@ def gather(
     evaluate = present_names(settings["evaluate"], key="evaluate")
     values = {name: evaluate[name] for name in ("threshold", "largest_component", "tta")}
     usage = Usage.from_dict({**values, "precision": settings["train"].get("precision", cfg.train.precision)})
-    write_usage(folder, usage)
+    model_folder.write_usage(folder, usage)
     for name, text in evaluated.tables.items():
         write_text(folder / EVALUATION / name, text)
     if stress_of(workspace, folder) is not None:
         shutil.copyfile(workspace.stress / STRESS, folder / EVALUATION / STRESS)
     if trust := summary.get("trust"):
-        write_json(folder / TRUST, stored_trust(trust))
-    model = load_model(folder, fold_index=None, usage=usage, device=torch.device("cpu"))
+        write_json(folder / model_folder.TRUST, stored_trust(trust))
+    model = model_folder.load_model(folder, fold_index=None, usage=usage, device=torch.device("cpu"))
     write_json(folder / "origin.json", {"evaluation_run": evaluated.run_id, "record": dict(evaluated.record)})
 
     # the card describes the whole workspace if it is unchanged since the evaluation, else the evaluation alone
@@ -175,7 +168,7 @@ def registered_version(
 
         size = predictor.preprocess.image_size
         for path, network in zip(network_folders(folder, fold_index=None), predictor.networks, strict=True):
-            difference = export_onnx(path / ONNX, network, model=predictor.model, image_size=size)
+            difference = export_onnx(path / model_folder.ONNX, network, model=predictor.model, image_size=size)
             log.info("%s as ONNX: at most %.1e from torch in probability", path.name, difference)
     version = registry.add_version(
         tree,

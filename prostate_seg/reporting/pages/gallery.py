@@ -14,14 +14,8 @@ from contourpy import contour_generator
 from PIL import Image
 
 from prostate_seg.imaging.geometry import Spacing
-from prostate_seg.reporting.figures.overlays import (
-    RegionMasks,
-    crop_around,
-    label_place,
-    slice_indices,
-    slice_label,
-    to_uint8,
-)
+from prostate_seg.reporting.figures import overlays
+from prostate_seg.reporting.figures.overlays import RegionMasks
 
 WEBP_QUALITY = 80
 """No visible difference at the sizes shown; a quarter smaller than JPEG."""
@@ -49,10 +43,10 @@ def gallery_case(image: np.ndarray, regions: Sequence[RegionMasks], *, spacing_m
     gland = regions[0]
     assert gland.reference is not None
     union = gland.reference | gland.predicted
-    rows, columns = crop_around(union, spacing_mm=spacing_mm)
-    indices = slice_indices(union, num_slices=image.shape[0])
+    rows, columns = overlays.crop_around(union, spacing_mm=spacing_mm)
+    indices = overlays.slice_indices(union, num_slices=image.shape[0])
     image = image[:, rows, columns]
-    grey = to_uint8(image, shown=image[indices])
+    grey = overlays.to_uint8(image, shown=image[indices])
     slices = []
     for index in indices:
         stream, part = io.BytesIO(), np.s_[index, rows, columns]
@@ -60,7 +54,7 @@ def gallery_case(image: np.ndarray, regions: Sequence[RegionMasks], *, spacing_m
         contours = [_contours(region, part, spacing_mm=spacing_mm) for region in regions]
         slices.append(
             {
-                "label": slice_label(index, gland.reference[part], gland.predicted[part]),
+                "label": overlays.slice_label(index, gland.reference[part], gland.predicted[part]),
                 "image_uri": f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}",
                 "gland": contours[0],
                 "zones": contours[1:],
@@ -74,7 +68,7 @@ def _contours(region: RegionMasks, part: tuple[int, slice, slice], *, spacing_mm
     """Return the contours of a region in a slice, and the place of its initials along x and y, if the slice has it."""
     assert region.reference is not None
     reference, predicted = region.reference[part], region.predicted[part]
-    place = label_place(predicted, reference)
+    place = overlays.label_place(predicted, reference)
     return {
         "initials": region.initials,
         "reference": svg_contour(reference),
