@@ -75,13 +75,11 @@ def strength_of_drop(strengths: Sequence[float], drops: Sequence[float], *, drop
 
     Below the first strength, the first one is returned.
     """
-    for number, (strength, reached) in enumerate(zip(strengths, drops, strict=True)):
-        if reached >= drop:
-            if number == 0:
-                return strength
-            fraction = (drop - drops[number - 1]) / (reached - drops[number - 1])
-            return float(strengths[number - 1] + fraction * (strength - strengths[number - 1]))
-    return None
+    first = next((number for number, reached in enumerate(drops) if reached >= drop), None)
+    if not first:  # at no strength, or at the weakest
+        return None if first is None else strengths[0]
+    fraction = (drop - drops[first - 1]) / (drops[first] - drops[first - 1])
+    return float(strengths[first - 1] + fraction * (strengths[first] - strengths[first - 1]))
 
 
 def stress_lines(curves: pd.DataFrame) -> list[str]:

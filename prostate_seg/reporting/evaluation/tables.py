@@ -174,7 +174,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         *_metric_lines(pooled),
     ]
     demo_iou = _number(pooled["iou_gland_slices_pooled"])
-    lines.append(f"{'iou_gland_slices_pooled':<26}{demo_iou}   (the public demo's metric)")
+    lines.append(f"{'iou_gland_slices_pooled':<26}{demo_iou:>8}   (the public demo's metric)")
     for name, zone in zones_of(summary).items():
         lines += [f"{name}: {zone['num_failures']} failed, {zone['num_missed_glands']} missed", *_metric_lines(zone)]
     return lines
@@ -193,19 +193,18 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
 def _metric_lines(pooled: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in SUMMARY_METRICS:
-        row = pooled[name]
-        numbers = "".join(_number(row[key]) for key in ("mean", "sd", "median"))
-        lines.append(f"{name:<26}{numbers}{_interval(row):>21}")
+        numbers = "".join(f"{_number(pooled[name][key]):>8}" for key in ("mean", "sd", "median"))
+        lines.append(f"{name:<26}{numbers}{_interval(pooled[name]):>21}")
     return lines
 
 
 def _with_interval(row: Mapping[str, float | None]) -> str:
-    return f"{_number(row['mean']).strip()} (95% CI {_interval(row)})"
+    return f"{_number(row['mean'])} (95% CI {_interval(row)})"
 
 
 def _interval(row: Mapping[str, float | None]) -> str:
-    return " to ".join(_number(row[bound]).strip() for bound in ("ci95_low", "ci95_high"))
+    return f"{_number(row['ci95_low'])} to {_number(row['ci95_high'])}"
 
 
 def _number(value: float | None) -> str:
-    return f"{'-':>8}" if value is None else f"{value:8.3f}"
+    return "-" if value is None else f"{value:.3f}"
