@@ -57,11 +57,10 @@ def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
             _draw_sources(axes[-1], comparison.floors[WHOLE_GLAND])
         else:
             _draw_cases(axes[-1], comparison)
-        seeds = [f" ({side.seeds_text})" if is_repeated else "" for side in sides.values()]
-        names = "      ".join(
-            f"{letter}: {side.name}{of}" for (letter, side), of in zip(sides.items(), seeds, strict=True)
+        names = [f"{key}: {one.name}" + (f" ({one.seeds_text})" if is_repeated else "") for key, one in sides.items()]
+        subfigure.suptitle(
+            f"{printable('      '.join(names))}\n{_explanation(comparison)}", parse_math=False, fontsize=11
         )
-        subfigure.suptitle(f"{printable(names)}\n{_explanation(comparison)}", parse_math=False, fontsize=11)
     return figure
 
 

@@ -35,14 +35,7 @@ class UnseenGroups:
 def summarise_unseen_groups(
     own: Results, *, column: str, mixed: Results | None, num_bootstrap: int, seed: int
 ) -> UnseenGroups:
-    """Return the Dice of each group in an evaluation of fold=groups, whole gland.
-
-    Args:
-        own: Evaluation whose folds test one group each.
-        column: Attribute of the groups.
-        mixed: Evaluation of the same cases whose folds mix the groups.
-        num_bootstrap: Samples of the bootstrap over patients.
-        seed: Seed of the bootstrap.
+    """Return the Dice of each group in an evaluation of fold=groups, whole gland; `mixed` has folds that mix the groups.
 
     Raises:
         InputError: If the two evaluations have other cases, images or references.

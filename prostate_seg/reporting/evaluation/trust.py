@@ -39,10 +39,7 @@ class Trust:
 def read_trust(evaluation: Path, summary: Mapping[str, Any], *, of_folds: Path | None) -> Trust | None:
     """Read the results for single masks; None for an evaluation of an older version.
 
-    Args:
-        evaluation: Folder of the evaluation.
-        summary: Its metrics.json.
-        of_folds: For an external evaluation, the folder of the cross-validation, which may be missing or of other networks.
+    `of_folds` is the folder of the cross-validation for an external evaluation; it may be missing or of other networks.
     """
     paths = [evaluation / name for name in ("expected_dice.csv", "calibration.csv")]
     if "trust" not in summary or not all(path.is_file() for path in paths):

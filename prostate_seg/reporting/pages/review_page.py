@@ -20,12 +20,7 @@ VERDICTS = ("reject", "check", "accept")
 
 
 def write_review(output: Path, volumes: pd.DataFrame) -> None:
-    """Write review.html, and the folder for corrected masks with its cases.csv.
-
-    Args:
-        output: Folder of the prediction.
-        volumes: Its volumes.csv, most doubtful first.
-    """
+    """Write review.html of the rows of volumes.csv, and the folder for corrected masks with its cases.csv."""
     studies = [_study(row) for row in volumes.astype(object).where(volumes.notna(), None).to_dict("records")]
     verdicts = [study["verdict"] for study in studies if study["error"] is None]
     page = render_html(
