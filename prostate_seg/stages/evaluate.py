@@ -111,10 +111,8 @@ def case_evaluator(
         found = evaluation.segment(loaded.image, loaded.mask, predictor=predictor, with_features=True)
         write_volume(_mask_path(folder, name, case.case_id), loaded.image.with_mask(found.label_map))
         features = features_of(found, study_properties(loaded.image, found), ranges=ranges)
-        pairs, spacing_mm = (
-            evaluation.region_pairs(loaded.mask.array, found.label_map),
-            loaded.image.geometry.spacing_mm,
-        )
+        pairs = evaluation.region_pairs(loaded.mask.array, found.label_map)
+        spacing_mm = loaded.image.geometry.spacing_mm
         results = []
         for (region, (reference, mask)), probability in zip(pairs.items(), found.probability, strict=True):
             counts = slice_counts(reference, mask)

@@ -61,10 +61,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
 
 def load_unseen_groups(cfg: Config, workspace: Workspace, data: ReportData) -> UnseenGroups | None:
     """Return the results of unseen groups if the folds are groups, beside those of report.mixed_folds."""
-    how, mixed = (
-        read_json(workspace.kfold_json)["how"] if workspace.kfold_json.is_file() else {},
-        cfg.report.mixed_folds,
-    )
+    how = read_json(workspace.kfold_json)["how"] if workspace.kfold_json.is_file() else {}
+    mixed = cfg.report.mixed_folds
     if how.get("strategy") != "groups" or data.is_external:
         if mixed is not None:
             raise InputError(

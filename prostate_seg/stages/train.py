@@ -317,7 +317,8 @@ def training_identity(cfg: Config, recipe: Recipe, *, data: str, initial_md5: st
 
     Initial weights count by their content: an alias can move to another version.
     """
-    settings, start = portable_science_of(cfg)["train"], [] if initial_md5 is None else [initial_md5]
+    settings = portable_science_of(cfg)["train"]
+    start = [] if initial_md5 is None else [initial_md5]
     del settings["init"]
     if settings["freeze"] is None:
         del settings["freeze"]  # as in versions without it, whose trainings go on
@@ -355,9 +356,8 @@ def _write_history(folder: Path, result: TrainingResult, *, metric: ValMetric, t
     """Write history.csv, history.png and summary.json, and return the summary; without times, so that equal runs are equal."""
     history = result.history
     rows = [{"epoch": epoch.epoch, **epoch.as_dict()} for epoch in history]
-    table = pd.DataFrame(
-        rows, columns=[name for name in rows[-1] if name != "seconds"]
-    )  # the last epoch has val scores
+    columns = [name for name in rows[-1] if name != "seconds"]  # the last epoch has val scores
+    table = pd.DataFrame(rows, columns=columns)
     write_csv(folder / "history.csv", table)
     best = best_epoch(history, metric=metric)
     save_png(folder / "history.png", history_figure(table, kept=best.epoch, title=title))
