@@ -203,9 +203,9 @@ def _opened_run(cfg: Config, workspace: Workspace, job: Job) -> NullRun:
         return SkippedRun(done)
     if cfg.mlflow.tracking_uri is None:
         return StageRun(cfg, workspace, job)
-    from prostate_seg.tracking.tracked_run import open_stage_run
+    from prostate_seg.tracking.tracked_run import TrackedRun
 
-    return open_stage_run(cfg, workspace, job)
+    return TrackedRun(cfg, workspace, job)
 
 
 def _parsed(config: DictConfig) -> Config | None:

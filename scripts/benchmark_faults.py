@@ -117,10 +117,10 @@ def _measured(
 def _trained(cfg: Config, packed: PackedSet, fault: Fault, seconds: float, rounds: int) -> tuple[list[Turn], int, int]:
     """Train for an odd number of turns; return them, the number of epochs and of unacknowledged records."""
     from prostate_seg.tracking.journal import pending_journals
-    from prostate_seg.tracking.tracked_run import open_stage_run
+    from prostate_seg.tracking.tracked_run import TrackedRun
 
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)
-    run = open_stage_run(cfg, workspace_of(cfg), job)
+    run = TrackedRun(cfg, workspace_of(cfg), job)
     turns: list[Turn] = []
     epochs: list[float] = []
     calls: list[float] = []

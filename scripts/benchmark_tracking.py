@@ -135,11 +135,11 @@ def _added(seconds: Sequence[float], *, turn: int) -> float:
 @contextlib.contextmanager
 def _fold(cfg: Config, uri: str) -> Iterator[Callable[[int], None]]:
     """Open a run of training with one fold, and yield a function that logs an epoch to it."""
-    from prostate_seg.tracking.tracked_run import open_stage_run
+    from prostate_seg.tracking.tracked_run import TrackedRun
 
     cfg = replace(cfg, stage="train", mlflow=replace(cfg.mlflow, tracking_uri=uri))
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)
-    run = open_stage_run(cfg, workspace_of(cfg), job)
+    run = TrackedRun(cfg, workspace_of(cfg), job)
     with run.open_fold(0) as fold:
         metrics = {"train/loss": 0.1, "val/dice": 0.9, "learning_rate": 1e-3, "seconds": 1.0}
         yield lambda epoch: fold.on_epoch_end(epoch, metrics)

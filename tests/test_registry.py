@@ -115,7 +115,8 @@ def test_only_a_changed_alias_leaves_a_tag(tree: RunTree) -> None:
 def test_an_unknown_version_is_refused_with_the_existing_ones(tree: RunTree, uri: str, tmp_path: Path) -> None:
     database = tree.store.address
     with pytest.raises(InputError, match="expected is models:/NAME@ALIAS or models:/NAME/VERSION") as caught:
-        fetch_networks(uri, replace(SETTINGS, tracking_uri=database), cache=tmp_path)
+        workspace = Workspace(root=tmp_path, data=tmp_path, cache=tmp_path)
+        fetch_networks(uri, replace(SETTINGS, tracking_uri=database), workspace, setting="predict.model")
     assert "Known are: " in str(caught.value)
 
 

@@ -22,7 +22,7 @@ from prostate_seg.tracking.journal import journal_folders, pending_journals, rea
 from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.store.run_tree import DESCRIPTION, KEY, RunTree
 from prostate_seg.tracking.sync import SyncedJournal, sync
-from prostate_seg.tracking.tracked_run import open_stage_run
+from prostate_seg.tracking.tracked_run import TrackedRun
 from tests.conftest import composed
 
 UNREACHABLE = "http://127.0.0.1:9"
@@ -58,7 +58,7 @@ def train(cfg: Config, *, name: str = "train") -> None:
     (folder / name / "weights").write_text("w")
     (folder / "curve.png").write_text("a picture")
     job = Job(overrides=("seed=1",), output_dir=folder, hydra_dir=".hydra", sweep_folder=None, number=None)
-    run = open_stage_run(cfg, workspace_of(cfg), job)
+    run = TrackedRun(cfg, workspace_of(cfg), job)
     with run.open_fold(0) as fold:
         for epoch in (1, 2, 3):
             fold.on_epoch_end(epoch, {"val/dice": epoch / 10, "train/loss": float("nan")})
@@ -270,7 +270,7 @@ def test_sweep_without_its_store_is_replicated_as_a_sweep(cfg: Config, database:
         trial = replace(cfg, train=replace(cfg.train, learning_rate=rate))
         words = ("stage=train", f"train.learning_rate={rate}")
         job = Job(overrides=words, output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=place, number=number)
-        run = open_stage_run(trial, workspace_of(trial), job)
+        run = TrackedRun(trial, workspace_of(trial), job)
         run.finish(StageResult(objectives={"objective": rate}))
         run.close(Outcome.finished)
     assert sweeps.end_multirun(cfg, place, draw=draw_nothing) is None
@@ -299,7 +299,7 @@ def test_sweep_of_a_stage_that_needs_its_store_fails_at_once(cfg: Config, tmp_pa
         sweeps.begin_multirun(strict, tmp_path / "grid", is_sweep=True)
     job = Job(overrides=(), output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
     with pytest.raises(InputError, match=r"the tracking store http://127.0.0.1:9 cannot be used"):
-        open_stage_run(strict, workspace_of(strict), job)
+        TrackedRun(strict, workspace_of(strict), job)
     assert journal_folders(Path(cfg.paths.journal)) == []
 
 
@@ -313,7 +313,7 @@ def test_no_planted_secret_is_stored_or_sent(
     (tmp_path / "prostate_seg.log").write_text("used planted-token-0123456789")
     (tmp_path / "table.csv").write_text("password: planted-in-a-table\n")
     job = Job(overrides=words, output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
-    run = open_stage_run(secret, workspace_of(secret), job)
+    run = TrackedRun(secret, workspace_of(secret), job)
     run.finish(StageResult(tables=[tmp_path / "table.csv"]))
     run.close(Outcome.failed, RuntimeError(f"{address} said planted-token-0123456789"))
     kept = {path: path.read_bytes() for path in Path(cfg.paths.journal).rglob("*") if path.is_file()}
@@ -332,7 +332,7 @@ def test_no_planted_secret_is_stored_or_sent(
 
 def test_journal_of_a_running_stage_is_skipped(cfg: Config, database: Path) -> None:
     job = Job(overrides=(), output_dir=Path(), hydra_dir=".hydra", sweep_folder=None, number=None)
-    run = open_stage_run(cfg, workspace_of(cfg), job)
+    run = TrackedRun(cfg, workspace_of(cfg), job)
     (sent,) = send(cfg, database)
     assert sent.reason == "is still being written or sent by another process"
     run.close(Outcome.failed)

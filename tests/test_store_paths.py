@@ -10,7 +10,7 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config, parse
-from prostate_seg.config.workspace import workspace_of
+from prostate_seg.config.workspace import Workspace, workspace_of
 from prostate_seg.operations.health import Check, Severity
 from prostate_seg.tracking.registry import _point_mlflow_to, fetch_networks
 from prostate_seg.tracking.store import paths
@@ -137,8 +137,8 @@ def test_after_the_fix_artifacts_are_read_from_and_written_to_the_new_folder(
     (run,) = RunTree(store).client.search_runs([store.experiment_id], "attributes.run_name = 'kept'")
     assert run.info.artifact_uri.startswith(folder.as_uri())
     assert Path(store.client.download_artifacts(run.info.run_id, "note.txt")).read_text() == "before"
-    settings = config(folder).mlflow
-    found, _ = fetch_networks("models:/gland@champion", settings, cache=folder / "fresh cache")
+    workspace = Workspace(root=folder, data=folder, cache=folder / "fresh cache")
+    found, *_ = fetch_networks("models:/gland@champion", config(folder).mlflow, workspace, setting="predict.model")
     assert (found / "weights").read_text() == "w"
     new = store.client.create_run(store.experiment_id)
     store.client.log_text(new.info.run_id, "after", "note.txt")
@@ -151,8 +151,7 @@ def test_after_the_fix_artifacts_are_read_from_and_written_to_the_new_folder(
 
 def test_fix_that_fails_half_way_changes_nothing(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = dump(moved / "mlflow.db")
-    columns = paths._columns
-    monkeypatch.setattr(paths, "_columns", lambda connection: [*columns(connection), ("nosuch", "column")])
+    monkeypatch.setattr(paths, "PATHS", (*paths.PATHS, ("nosuch", "column", "1")))
     with pytest.raises(sqlite3.OperationalError):
         fix_paths(moved / "mlflow.db", experiment="one")
     assert dump(moved / "mlflow.db") == before
@@ -176,7 +175,7 @@ def test_artifacts_in_another_location_are_not_changed(original: Path, tmp_path:
 
 
 def test_every_column_of_the_installed_mlflow_that_holds_a_local_path_is_known(original: Path) -> None:
-    known = {(table, column) for table, columns in paths.PATHS.items() for column in columns}
+    known = {(table, column) for table, column, _ in paths.PATHS}
     with closing(sqlite3.connect(original / "mlflow.db")) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         found = {

@@ -12,7 +12,7 @@ from prostate_seg.operations.job import Job, Outcome
 from prostate_seg.tracking import replication, tracked_run
 from prostate_seg.tracking.journal import pending_journals
 from prostate_seg.tracking.records import LogData
-from prostate_seg.tracking.tracked_run import MAX_PARAM_LENGTH, TrackedRun, _cut, _tag_key, open_stage_run
+from prostate_seg.tracking.tracked_run import MAX_PARAM_LENGTH, TrackedRun, _cut, _tag_key
 from tests.conftest import composed
 
 
@@ -31,7 +31,7 @@ def training(
     store = [f"mlflow.tracking_uri=sqlite:///{database}", f"mlflow.experiment={request.node.name}"]
     cfg = parse(composed("stage=train", *store))
     job = Job(overrides=(), output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
-    return open_stage_run(cfg, workspace_of(cfg), job)
+    return TrackedRun(cfg, workspace_of(cfg), job)
 
 
 def refuse_batches(training: TrackedRun, monkeypatch: pytest.MonkeyPatch, *, num_times: int) -> None:

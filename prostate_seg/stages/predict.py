@@ -108,7 +108,7 @@ def requested_model(cfg: Config, workspace: Workspace) -> Model:
     """Load the ensemble of predict.model; a registered model keeps the inference settings of its evaluation."""
     wanted, backend = cfg.predict.model, cfg.predict.backend
     if wanted is not None and wanted.startswith("models:/"):
-        folder, version = fetch_networks(wanted, cfg.mlflow, cache=workspace.cache)
+        folder, version, _ = fetch_networks(wanted, cfg.mlflow, workspace, setting="predict.model")
         name = str(version)
     else:
         folder = workspace.model if wanted is None else Path(wanted)

@@ -77,16 +77,11 @@ def find_initial_weights(cfg: Config, workspace: Workspace) -> InitialWeights | 
     if source is None:
         return None
     version, run_id = None, None
-    if source.startswith(REGISTRY):
-        from prostate_seg.tracking.registry import fetch_networks  # imports mlflow, as the next one does
+    if source.startswith(REGISTRY) or RUN_ID.fullmatch(source):
+        from prostate_seg.tracking.registry import fetch_networks  # imports mlflow
 
-        folder, found = fetch_networks(source, cfg.mlflow, cache=workspace.cache, setting="train.init")
-        version, run_id = str(found), found.trained_by
-    elif RUN_ID.fullmatch(source):
-        from prostate_seg.tracking.registry import fetch_networks_of_run
-
-        folder, found_or_none, run_id = fetch_networks_of_run(source, cfg.mlflow, workspace)
-        version = None if found_or_none is None else str(found_or_none)
+        folder, found, run_id = fetch_networks(source, cfg.mlflow, workspace, setting="train.init")
+        version = None if found is None else str(found)
     else:
         folder = Path(source)
         if folder.absolute().resolve().is_relative_to(workspace.model.absolute().resolve()):

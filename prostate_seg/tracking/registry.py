@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
+from prostate_seg.common.address import REGISTRY
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_folder
 from prostate_seg.config.schema import MlflowConfig
@@ -315,40 +316,28 @@ def move_alias(tree: RunTree, name: str, alias: str, *, to: str | None, why: str
 
 
 def fetch_networks(
-    uri: str, settings: MlflowConfig, *, cache: Path, setting: str = "predict.model"
-) -> tuple[Path, Version]:
-    """Return the folder of networks of models:/NAME@ALIAS or models:/NAME/VERSION, which a setting names, and the version.
-
-    Raises:
-        InputError: If there is no such version.
-    """
-    tree = open_tree(settings, cache=cache)
-    with tree.store.explained_errors():
-        found = _version(tree, uri, setting=setting)
-    return fetched(tree, found, cache=cache), found
-
-
-def fetch_networks_of_run(
-    run_id: str, settings: MlflowConfig, workspace: Workspace
+    source: str, settings: MlflowConfig, workspace: Workspace, *, setting: str
 ) -> tuple[Path, Version | None, str]:
-    """Return the folder of the networks of a run, their version if it is registered, and the run that trained them.
+    """Return the folder of the networks that a setting names, their version if registered, and the run that trained them.
 
-    The run is a training or one of its folds, a registration, or a pipeline, whose newest finished training it stands for. Its
-    networks are looked for in the workspace, then in the registry and in DVC. Those of the workspace are copied into its cache,
-    because a training can replace them while they are used.
+    The source is models:/NAME@ALIAS, models:/NAME/VERSION, or a run: a training or one of its folds, a registration, or a
+    pipeline, whose newest finished training it stands for. Networks of a run are looked for in the workspace, then in the
+    registry and in DVC. Those of the workspace are copied into its cache, because a training can replace them meanwhile.
 
     Raises:
-        InputError: If there is no such run, or its networks are in none of these places.
+        InputError: If there is no such version or run, or the networks of a run are in none of these places.
     """
     cache = workspace.cache
     tree = open_tree(settings, cache=cache)
     with tree.store.explained_errors():
-        named = find_run(tree, run_id)
-        run = _training_or_registration(tree, named)
+        if source.startswith(REGISTRY):
+            version = _version(tree, source, setting=setting)
+            return fetched(tree, version, cache=cache), version, version.trained_by
+        named = find_run(tree, source)
+        run = _training_or_registration(tree, named, setting=setting)
         if run.data.tags["stage"] == "register":
             name, number = (run.data.tags[f"registered_{what}"] for what in ("model", "version"))
-            version = _version(tree, f"models:/{name}/{number}", setting="train.init")
-            return fetched(tree, version, cache=cache), version, version.trained_by
+            return fetch_networks(f"{REGISTRY}{name}/{number}", settings, workspace, setting=setting)
         key, md5 = next(iter(provenance_of(tree, run)["outputs"].items()))
         every = map(Version.of, tree.client.search_model_versions())
         registered = next((one for one in every if source_of(run) in one.trained_by.split(",")), None)
@@ -362,7 +351,7 @@ def fetch_networks_of_run(
         _restored(
             md5,
             folder,
-            otherwise=f"train.init: the networks of run {run_id} (md5 {md5}) are not in this workspace, not registered, and "
+            otherwise=f"{setting}: the networks of run {source} (md5 {md5}) are not in this workspace, not registered, and "
             "DVC does not have them\nRegister them with stage=register, or name the folder that has them.",
         )
     of_fold = folder / f"fold{named.data.tags.get('fold')}"
@@ -370,7 +359,7 @@ def fetch_networks_of_run(
     return of_fold if is_one else folder, registered, source_of(run)
 
 
-def _training_or_registration(tree: RunTree, run: Run) -> Run:
+def _training_or_registration(tree: RunTree, run: Run, *, setting: str) -> Run:
     """Return the run itself, the training of a fold, or the newest finished training of a pipeline, else its registration."""
     run = stage_of(tree, run)
     if run.data.tags.get("level") == Level.pipeline:
@@ -379,7 +368,7 @@ def _training_or_registration(tree: RunTree, run: Run) -> Run:
         run = known.get("train") or known.get("register") or run
     if run.data.tags.get("stage") not in ("train", "register") or run.info.status != Outcome.finished:
         raise InputError(
-            f"train.init: run {run.info.run_id} ({run.info.run_name}, {run.info.status}) must be a finished training or "
+            f"{setting}: run {run.info.run_id} ({run.info.run_name}, {run.info.status}) must be a finished training or "
             "registration, or a pipeline that has one\nThe MLflow page and stage=find show the ids of runs."
         )
     return run
@@ -403,7 +392,7 @@ def fetched(tree: RunTree, version: Version, *, cache: Path) -> Path:
 
 
 def _version(tree: RunTree, uri: str, *, setting: str) -> Version:
-    name, _, alias = uri.removeprefix("models:/").partition("@")
+    name, _, alias = uri.removeprefix(REGISTRY).partition("@")
     numbered, _, number = name.rpartition("/")
     found = None
     if name and alias:

@@ -179,5 +179,5 @@ def _starts_from(cfg: Config, workspace: Workspace, inputs: Iterable[str]) -> bo
     """Return whether a training with these inputs started from the version that train.init, an alias, names now."""
     from prostate_seg.tracking.registry import fetch_networks  # imports mlflow
 
-    folder, _ = fetch_networks(str(cfg.train.init), cfg.mlflow, cache=workspace.cache, setting="train.init")
+    folder, *_ = fetch_networks(str(cfg.train.init), cfg.mlflow, workspace, setting="train.init")
     return any(path_of(key, workspace).absolute().is_relative_to(folder.absolute()) for key in inputs)

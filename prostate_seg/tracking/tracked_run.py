@@ -49,31 +49,15 @@ NEVER_REPLACED = ("register",)
 """Stages whose earlier runs stay: versions in the registry link to them."""
 
 
-def open_stage_run(cfg: Config, workspace: Workspace, job: Job) -> "TrackedRun":
-    """Open the run of a stage in the tracking store, or in a journal only if mlflow.on_unreachable allows it.
-
-    Raises:
-        InputError: If the store cannot be reached or written, or DS_VERSION.json cannot be read.
-    """
-    run = TrackedRun(cfg, workspace, job)
-    try:
-        run.open()
-    except BaseException as error:
-        if not isinstance(error, InputError) or cfg.mlflow.on_unreachable != "journal":
-            run.journal.remove()
-            raise
-        log.warning("%s", first_line(error))
-        folder = run.journal.folder
-        log.warning("this run is recorded in %s; when the store can be reached, stage=sync sends it", folder)
-    run.start_replication()
-    return run
-
-
 class TrackedRun(StageRun):
     """Run of a stage and of its folds. Records are on disk at once; a thread replicates them into the store."""
 
     def __init__(self, cfg: Config, workspace: Workspace, job: Job) -> None:
-        """Collect what is known before the stage starts, and create the journal."""
+        """Open the run in the tracking store, or in a journal only if mlflow.on_unreachable allows it.
+
+        Raises:
+            InputError: If the store cannot be reached or written, or DS_VERSION.json cannot be read.
+        """
         super().__init__(cfg, workspace, job)
         ignored = os.environ.pop("MLFLOW_RUN_ID", None)
         if ignored:  # MLflow would put the stage's metrics into it
@@ -91,9 +75,13 @@ class TrackedRun(StageRun):
         self.replicator = Replicator(self.journal, lambda: RunTree(open_store(cfg.mlflow, cache=workspace.cache)))
         self.key, self.pipeline_key = new_local_id(), new_local_id()
         self.folds: list[str] = []
-        self.thread: ReplicationThread | None = None
-        self.system_metrics: threading.Thread | None = None
+        self._open()
+        is_failing = self.journal.num_acknowledged < self.journal.num_records
+        self.thread = ReplicationThread(self.replicator, self.key, is_failing=is_failing)
         self._is_ending = threading.Event()
+        self._system_metrics = threading.Thread(target=self._log_system_metrics, daemon=True, name="system metrics")
+        if cfg.mlflow.system_metrics:
+            self._system_metrics.start()
 
     @property
     def run_id(self) -> str:
@@ -110,41 +98,23 @@ class TrackedRun(StageRun):
         """Ids in the store by local id."""
         return self.journal.ids
 
-    def open(self) -> None:
+    def _open(self) -> None:
         """Open the run in the store and log what is known before the stage starts."""
-        cfg, job = self.cfg, self.job
-        folder = job.sweep_folder
-        self.journal.append(
-            records.OpenStage(
-                run=self.key,
-                pipeline=cfg.mlflow.name,
-                pipeline_key=self.pipeline_key,
-                fresh=cfg.mlflow.fresh and folder is None,
-                stage=self.stage,
-                fold=ALL if cfg.fold.index is None else str(cfg.fold.index),
-                sweep_key=None if folder is None else sweep_key(folder),
-                sweep=None if folder is None else begun_in_journal(Path(cfg.paths.journal), folder),
-                number=job.number,
-                cluster_key=job.cluster_key,
-                start_ms=int(self.started * 1000),
-            )
-        )
-        self._log_start()
-        store = self.replicator.tree.store
-        while self.journal.num_acknowledged < self.journal.num_records:
-            store.call(partial(self.replicator.replicate, max_entries=1))
-        if self.journal.num_refused:
-            raise InputError(
-                f"the tracking store {store.address} refuses the run of {self.stage}; the warnings above have the reason"
-            )
-
-    def start_replication(self) -> None:
-        """Replicate in the background from now on, first what the store has missed."""
-        is_failing = self.journal.num_acknowledged < self.journal.num_records
-        self.thread = ReplicationThread(self.replicator, self.key, is_failing=is_failing)
-        if self.cfg.mlflow.system_metrics:
-            self.system_metrics = threading.Thread(target=self._log_system_metrics, daemon=True, name="system metrics")
-            self.system_metrics.start()
+        try:
+            self._log_start()
+            store = self.replicator.tree.store
+            while self.journal.num_acknowledged < self.journal.num_records:
+                store.call(partial(self.replicator.replicate, max_entries=1))
+            if self.journal.num_refused:
+                refused = f"the tracking store {store.address} refuses the run of {self.stage}"
+                raise InputError(f"{refused}; the warnings above have the reason")
+        except BaseException as error:
+            if not isinstance(error, InputError) or self.cfg.mlflow.on_unreachable != "journal":
+                self.journal.remove()
+                raise
+            folder = self.journal.folder
+            log.warning("%s", first_line(error))
+            log.warning("this run is recorded in %s; when the store can be reached, stage=sync sends it", folder)
 
     def _log_system_metrics(self) -> None:
         """Log MLflow's system metrics until the end of the run; MLflow's own thread ends when the store fails."""
@@ -202,10 +172,9 @@ class TrackedRun(StageRun):
         Raises:
             InputError: If a record can neither be sent nor kept, or the store refuses it for good.
         """
-        assert self.thread is not None
         self._is_ending.set()
-        if self.system_metrics is not None:
-            self.system_metrics.join()
+        if self.cfg.mlflow.system_metrics:
+            self._system_metrics.join()
         if provenance is not None and self.result is not None:
             self._log_results(self.result, provenance)
         if error is not None:
@@ -229,10 +198,10 @@ class TrackedRun(StageRun):
                 supersedes=provenance is not None and is_replacing,
             )
         )
-        self._finish_replication(self.thread, outcome)
+        self._finish_replication(outcome)
 
-    def _finish_replication(self, thread: ReplicationThread, outcome: Outcome) -> None:
-        num_left = thread.close(within_seconds=SECONDS_TO_CLOSE)
+    def _finish_replication(self, outcome: Outcome) -> None:
+        num_left = self.thread.close(within_seconds=SECONDS_TO_CLOSE)
         journal = self.journal
         is_lost = num_left > 0 and not journal.flush()
         if num_left == 0 and not journal.num_refused:
@@ -253,7 +222,24 @@ class TrackedRun(StageRun):
         log.warning("%d records of this run wait in %s; stage=sync sends them to %s", num_left, folder, address)
 
     def _log_start(self) -> None:
-        """Log settings, code, packages and machine."""
+        """Append the records that open the run, with settings, code, packages and machine."""
+        cfg, job = self.cfg, self.job
+        folder = job.sweep_folder
+        self.journal.append(
+            records.OpenStage(
+                run=self.key,
+                pipeline=cfg.mlflow.name,
+                pipeline_key=self.pipeline_key,
+                fresh=cfg.mlflow.fresh and folder is None,
+                stage=self.stage,
+                fold=ALL if cfg.fold.index is None else str(cfg.fold.index),
+                sweep_key=None if folder is None else sweep_key(folder),
+                sweep=None if folder is None else begun_in_journal(Path(cfg.paths.journal), folder),
+                number=job.number,
+                cluster_key=job.cluster_key,
+                start_ms=int(self.started * 1000),
+            )
+        )
         versions = packages()
         tags = {
             "command": command_line(self.job),

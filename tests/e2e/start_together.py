@@ -17,7 +17,7 @@ from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.operations.job import Job, Outcome
 from prostate_seg.tracking.store.connection import MlflowClient
-from prostate_seg.tracking.tracked_run import open_stage_run
+from prostate_seg.tracking.tracked_run import TrackedRun
 
 NUM_PROCESSES = 8
 
@@ -26,7 +26,7 @@ def start_and_finish(config: Path, starting_at: float) -> None:
     cfg = parse(OmegaConf.load(config))  # type: ignore[arg-type]
     job = Job(overrides=(), output_dir=Path("log"), hydra_dir=".hydra", sweep_folder=None, number=None)
     time.sleep(max(0.0, starting_at - time.time()))
-    run = open_stage_run(cfg, workspace_of(cfg), job)
+    run = TrackedRun(cfg, workspace_of(cfg), job)
     run.finish(StageResult(metrics={"x": 1.0}))
     run.close(Outcome.finished)
 

@@ -13,15 +13,15 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_path
 
 ARTIFACTS = "mlruns"
-PATHS = {
-    "experiments": ("artifact_location",),
-    "runs": ("artifact_uri",),
-    "logged_models": ("artifact_location",),
-    "model_versions": ("source", "storage_location"),
-    "trace_tags": ("value",),
-}
-"""Columns of MLflow's tables with artifact paths; that of a trace is its tag mlflow.artifactLocation."""
-ONLY = {"trace_tags": "key = 'mlflow.artifactLocation'"}
+PATHS = (
+    ("experiments", "artifact_location", "1"),
+    ("runs", "artifact_uri", "1"),
+    ("logged_models", "artifact_location", "1"),
+    ("model_versions", "source", "1"),
+    ("model_versions", "storage_location", "1"),
+    ("trace_tags", "value", "key = 'mlflow.artifactLocation'"),
+)
+"""Tables and columns of MLflow with artifact paths, and the rows that hold one."""
 
 
 def previous_folders(file: Path, *, experiment: str) -> list[Path]:
@@ -93,23 +93,13 @@ def fix_paths(file: Path, *, experiment: str) -> str:
             source.backup(target)
         num_paths = sum(
             connection.execute(
-                f"UPDATE {table} SET {column} = moved({column}) WHERE moved({column}) <> {column} AND {ONLY.get(table, '1')}"
+                f"UPDATE {table} SET {column} = moved({column}) WHERE moved({column}) <> {column} AND {is_path}"
             ).rowcount
-            for table, column in _columns(connection)
+            for table, column, is_path in PATHS
         )
         connection.execute("COMMIT")
     old = ", ".join(map(str, left))
     return f"{num_paths} paths below {old} are now below {new}; {file.name} as it was: {backup}"
-
-
-def _columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Return the columns of PATHS that the tables of this version of MLflow have."""
-    return [
-        (table, column)
-        for table, columns in PATHS.items()
-        for _, column, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall()
-        if column in columns
-    ]
 
 
 def local_path(location: str) -> Path | None:
