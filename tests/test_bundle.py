@@ -39,7 +39,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
         train(cfg, name="prepare")
         train(cfg)
         tree = tree_of(cfg)
-        (stage,) = tree.search(filters={"stage": "train", "level": "stage"})
+        (stage,) = tree.search({"stage": "train", "level": "stage"})
         tree.client.log_text(stage.info.run_id, f"written by hand, with {SECRET}", "notes/more/note.txt")
         tree.client.set_tag(stage.info.run_id, "note", f"the password is {SECRET}")
         shutil.copy(folder / "mlflow.db", folder / "empty.db")  # creating the tables takes seconds
@@ -50,7 +50,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def bundle(cfg: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("bundle") / "runs.zip"
     redactor = Redactor(environment={"MY_TOKEN": SECRET})
-    (pipeline,) = tree_of(cfg).search(level=Level.pipeline)
+    (pipeline,) = tree_of(cfg).search({"level": Level.pipeline})
     assert pack(pipeline.info.run_id, target, cfg.mlflow, cache=workspace_of(cfg).cache, redactor=redactor) == 5
     return target
 

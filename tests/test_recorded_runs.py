@@ -5,6 +5,7 @@ from mlflow.entities import Run
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
+from prostate_seg.tracking import sweeps
 from prostate_seg.tracking.recorded_runs import (
     RecordedTrial,
     open_tree,
@@ -14,7 +15,6 @@ from prostate_seg.tracking.recorded_runs import (
     sweep_of,
 )
 from prostate_seg.tracking.records import Level, TreePosition
-from prostate_seg.tracking.repeats import log_repeats
 from prostate_seg.tracking.store.run_tree import RunTree
 
 
@@ -166,7 +166,7 @@ def test_repeats_have_mean_and_deviation_over_seeds_and_folds_on_the_sweep(tree:
         tree.log(training.info.run_id, metrics=best)
         rows = [f"fold0,{first},whole_gland", f"fold1,{second},whole_gland", "fold0,0.1,zone"]
         add_trial(tree, sweep, seed=seed, text="\n".join(["fold,dice,region", *rows]))
-    log_repeats(tree, sweep.info.run_id, tree.children(sweep.info.run_id))
+    sweeps.log_repeats(tree, sweep.info.run_id, tree.children(sweep.info.run_id))
     metrics = tree.client.get_run(sweep.info.run_id).data.metrics
     expected = {"mean": 0.87, "sd_seeds": 0.02, "sd_folds": 0.005**0.5}
     names = ("val/best_dice", "test/dice")
@@ -192,9 +192,9 @@ def test_a_single_seed_and_seeds_of_other_settings_are_no_repeats(
     for seed, rate in (("1", "0.1"), ("2", "0.2")):
         add_trial(tree, sweep, seed=seed, text="fold,dice\nfold0,0.8", **{"train.learning_rate": rate})
     with caplog.at_level("INFO"):
-        log_repeats(tree, sweep.info.run_id, tree.children(sweep.info.run_id))
+        sweeps.log_repeats(tree, sweep.info.run_id, tree.children(sweep.info.run_id))
         assert "of seeds" not in caplog.text
         add_trial(tree, sweep, seed="3", text="fold,dice\nfold0,0.9", **{"train.learning_rate": "0.2"})
-        log_repeats(tree, sweep.info.run_id, tree.children(sweep.info.run_id))
+        sweeps.log_repeats(tree, sweep.info.run_id, tree.children(sweep.info.run_id))
     assert "train.learning_rate=0.2: test/dice of seeds 2, 3: mean 0.8500, SD over seeds 0.0707" in caplog.text
     assert tree.client.get_run(sweep.info.run_id).data.metrics == {}  # of which setting?

@@ -138,9 +138,9 @@ def test_training_without_its_store_is_recorded_on_disk_and_then_replicated(cfg:
     assert sent.reason == ""
     assert pending_journals(Path(cfg.paths.journal)) == []
     tree = tree_of(cfg, database)
-    (pipeline,) = tree.search(filters={"level": "pipeline"})
-    (stage,) = tree.search(filters={"level": "stage"})
-    (fold,) = tree.search(filters={"level": "fold"})
+    (pipeline,) = tree.search({"level": "pipeline"})
+    (stage,) = tree.search({"level": "stage"})
+    (fold,) = tree.search({"level": "fold"})
     assert [run.info.status for run in (pipeline, stage, fold)] == ["FINISHED"] * 3
     assert stage.data.tags["mlflow.parentRunId"] == pipeline.info.run_id
     assert fold.data.tags["mlflow.parentRunId"] == stage.info.run_id
@@ -213,7 +213,7 @@ def test_store_with_lost_responses_has_every_record_once(
         train(here)
     assert pending_journals(Path(cfg.paths.journal)) == []
     tree = tree_of(cfg, database)
-    (fold,) = tree.search(filters={"level": "fold"})
+    (fold,) = tree.search({"level": "fold"})
     assert [step for step, _, _ in points(tree.client, fold, "val/dice")] == [1, 2, 3]
     assert [run.info.status for run in tree.search()] == ["FINISHED"] * 3
 
@@ -223,7 +223,7 @@ def test_stages_of_two_syncs_are_linked_by_lineage(cfg: Config, database: Path) 
     train(cfg)
     assert [one.reason for one in send(cfg, database)] == ["", ""]
     tree = tree_of(cfg, database)
-    prepare, stage = tree.search(filters={"level": "stage"})
+    prepare, stage = tree.search({"level": "stage"})
     assert stage.data.tags["previous_run_id.prepare"] == prepare.info.run_id
     entries = ds_version.read_entries(workspace_of(cfg))
     assert entries["train"]["upstream"]["prepare"]["run_id"] == prepare.info.run_id
@@ -238,13 +238,13 @@ def test_later_run_supersedes_the_earlier_one_in_either_order_of_replication(
     train(cfg)
     send(cfg, database)
     tree = tree_of(cfg, database)
-    (later,) = tree.search(filters={"level": "stage"})
-    (pipeline,) = tree.search(filters={"level": "pipeline"})
+    (later,) = tree.search({"level": "stage"})
+    (pipeline,) = tree.search({"level": "pipeline"})
     shutil.rmtree(cfg.paths.journal)
     shutil.move(first, cfg.paths.journal)
     assert send(cfg, database)[0].reason == ""
-    assert [run.info.run_id for run in tree.search(filters={"level": "stage"})] == [later.info.run_id]
-    assert len(tree.search(filters={"level": "fold"})) == 1
+    assert [run.info.run_id for run in tree.search({"level": "stage"})] == [later.info.run_id]
+    assert len(tree.search({"level": "fold"})) == 1
     assert tree.client.get_run(pipeline.info.run_id).info.end_time == pipeline.info.end_time
 
 
@@ -259,7 +259,7 @@ def test_run_of_a_killed_process_ends_as_killed(cfg: Config, database: Path) -> 
     assert {run.info.run_name: run.info.status for run in tree.search()} == dict.fromkeys(
         ("baseline", "train", "fold0"), "KILLED"
     )
-    (fold,) = tree.search(filters={"level": "fold"})
+    (fold,) = tree.search({"level": "fold"})
     assert [step for step, _, _ in points(tree.client, fold, "val/dice")] == [1, 2]
 
 
@@ -280,8 +280,8 @@ def test_sweep_without_its_store_is_replicated_as_a_sweep(cfg: Config, database:
     shutil.move(next(tmp_path.glob("*_multirun_*")), cfg.paths.journal)
     assert [sent.reason for sent in send(cfg, database)] == [""]
     tree = tree_of(cfg, database)
-    (sweep,) = tree.search(filters={"level": "sweep"})
-    trials = tree.search(filters={"level": "trial"})
+    (sweep,) = tree.search({"level": "sweep"})
+    trials = tree.search({"level": "trial"})
     assert (sweep.info.run_name, sweep.info.status) == ("sweep/grid", "FINISHED")
     assert [(run.info.run_name, run.data.tags["trial.state"]) for run in trials] == [
         ("trial 0", "finished"),
@@ -321,7 +321,7 @@ def test_no_planted_secret_is_stored_or_sent(
     assert not [path for path, content in kept.items() if b"planted-" in content]
     (sent,) = send(cfg, database)
     assert sent.journal.address == "http://127.0.0.1:9/"
-    (stage,) = tree_of(cfg, database).search(filters={"level": "stage"})
+    (stage,) = tree_of(cfg, database).search({"level": "stage"})
     (tmp_path / "shown").mkdir()
     tree_of(cfg, database).client.download_artifacts(stage.info.run_id, "", str(tmp_path / "shown"))
     assert "planted-" not in f"{stage.data.tags} {stage.data.params}"

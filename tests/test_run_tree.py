@@ -84,8 +84,8 @@ def test_concurrently_created_pipelines_become_one_by_leader_election(
     theirs: list[Run] = []
     search = here.search
 
-    def search_while_the_other_creates(**asked: Any) -> list[Run]:
-        found = search(**asked)
+    def search_while_the_other_creates(*tags: Any, **asked: Any) -> list[Run]:
+        found = search(*tags, **asked)
         if not theirs:
             start_ms = now_ms() + (30_000 if "after" in theirs_is else -30_000)
             theirs.append(elsewhere.pipeline("p", fresh=False, start_ms=start_ms))
@@ -94,7 +94,7 @@ def test_concurrently_created_pipelines_become_one_by_leader_election(
     monkeypatch.setattr(here, "search", search_while_the_other_creates)
     mine = here.pipeline("p", fresh=False)
     assert mine.info.run_id == theirs[0].info.run_id
-    assert [run.info.run_id for run in tree.search(level=Level.pipeline)] == [mine.info.run_id]
+    assert [run.info.run_id for run in tree.search({"level": Level.pipeline})] == [mine.info.run_id]
 
 
 def test_pipeline_withdrawn_by_another_process_is_not_used(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_no_claimed_pipeline_is_deleted_however_many_processes_start_together(
         for number in range(5):
             name = f"p{number}"
             taken = list(pool.map(lambda own, name=name: own.pipeline(name, fresh=False), [on_server(tree)] * 8))
-            there = {run.info.run_id for run in tree.search(level=Level.pipeline, pipeline=name)}
+            there = {run.info.run_id for run in tree.search({"level": Level.pipeline, "pipeline": name})}
             assert {run.info.run_id for run in taken} == there
             assert on_server(tree).pipeline(name, fresh=False).info.run_id in there
 
@@ -153,10 +153,10 @@ def test_workers_of_one_study_on_several_machines_share_one_sweep(tree: RunTree)
 
     with ThreadPoolExecutor(4) as pool:
         begun = {run.info.run_id for run in pool.map(begin, range(4)) if run is not None}
-    (sweep,) = tree.search(level=Level.sweep)
+    (sweep,) = tree.search({"level": Level.sweep})
     assert begun == {sweep.info.run_id}
     assert status(tree, sweep) == "RUNNING"
-    assert len(tree.search(level=Level.pipeline)) == 1
+    assert len(tree.search({"level": Level.pipeline})) == 1
 
 
 def test_newest_pipeline_of_an_earlier_version_is_found_on_a_server(tree: RunTree) -> None:

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.data.dataset import OWN_COLUMNS, read_dataset, read_thumbnails
 from prostate_seg.segmentation.networks.storage import load_network
 from prostate_seg.tracking.reproduction import _restore_input, apply_diff
@@ -167,7 +168,7 @@ def test_input_outside_of_the_workspace_of_a_run_is_not_restored(tmp_path: Path)
     md5 = "6c5a9a8d2f8c2e1a0d6b2a7d9a9f1d35"
     for key in ("../escape", "data/../../escape", "prepared/../../../escape"):
         with pytest.raises(InputError, match="leads out of its workspace"):
-            _restore_input(key, md5, folder, [here], cache=tmp_path / "cache")
+            _restore_input(key, md5, folder, Workspace(root=here, data=here, cache=tmp_path / "cache"), data=None)
     assert not list(tmp_path.rglob("escape"))
 
 

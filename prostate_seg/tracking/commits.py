@@ -102,7 +102,7 @@ def find_matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> dic
     with tree.store.explained_errors():
         for stage, hashes in outputs.items():
             wanted = {"stage": stage} | {f"md5.outputs/{path}": md5 for path, md5 in hashes.items()}
-            found = (tree.search(filters=wanted, newest_first=True, deleted=deleted) for deleted in (False, True))
+            found = (tree.search(wanted, newest_first=True, deleted=deleted) for deleted in (False, True))
             own = (run for runs in found for run in runs if REUSED_FROM not in run.data.tags)
             matches[stage] = next((run for run in own if run.data.tags.get("level") != Level.fold), None)
     return matches

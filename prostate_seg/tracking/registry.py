@@ -37,7 +37,7 @@ from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE, files_behind, packages_behind
 from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, provenance_of, stage_of
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.store.run_tree import PARENT, RunTree, source_of
+from prostate_seg.tracking.store.run_tree import MAX_CANDIDATES, PARENT, RunTree, source_of
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 NETWORKS = "networks"
@@ -127,7 +127,7 @@ def evaluated_run(tree: RunTree, run_id: str | None, *, pipeline: str) -> Evalua
 
 def _named_pipeline(tree: RunTree, name: str) -> Run:
     """Return the newest pipeline of that name that holds other stages than register."""
-    found = tree.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=50)
+    found = tree.search({"level": Level.pipeline, "pipeline": name}, newest_first=True, limit=MAX_CANDIDATES)
     for run in found:
         if any(one.data.tags.get("stage") != "register" for one in tree.children(run.info.run_id)):
             return run

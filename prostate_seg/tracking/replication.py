@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -64,26 +64,20 @@ class Replicator:
         is_replay: bool = False,
         draw: sweeps.Draw = lambda *_: None,
     ) -> None:
-        """Prepare the replication; the store is opened when it is first needed.
-
-        With `is_replay`, another process may have replicated some of the records.
-        """
+        """Prepare the replication; with `is_replay`, another process may have replicated some of the records."""
         self.journal = journal
         self._connect = connect
         self._draw = draw
-        self._tree: RunTree | None = None
         self._is_replay = self._is_uncertain = is_replay  # whether the store may already have the next record
         self._turn = threading.Lock()
         self._curves: dict[tuple[str, str], set[tuple[str, int, float]]] = {}  # of uncertain curves, by run and name
         self.already_complete: set[str] = set()
         """Runs of a bundle that were complete in the store before."""
 
-    @property
+    @cached_property
     def tree(self) -> RunTree:
-        """The opened store."""
-        if self._tree is None:
-            self._tree = self._connect()
-        return self._tree
+        """The store, opened when it is first needed."""
+        return self._connect()
 
     def replicate(self, *, max_entries: int | None = None) -> None:
         """Apply the unacknowledged records of the journal to the store, in order, and acknowledge each.
@@ -118,9 +112,9 @@ class Replicator:
         return self.journal.ids.get(key, key)
 
     def heartbeat(self, key: str) -> None:
-        """Update the heartbeat of a run."""
-        if self._tree is not None and key in self.journal.ids:
-            self._tree.client.set_tag(self.id_of(key), "process.heartbeat", now_text())
+        """Update the heartbeat of a run, once it is in the store."""
+        if key in self.journal.ids:
+            self.tree.client.set_tag(self.id_of(key), "process.heartbeat", now_text())
 
     def _apply(self, record: Record) -> Mapping[str, str]:
         """Make the calls of one record; return the ids of the runs that it created."""

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def reproduce(run_id: str, settings: MlflowConfig, *, workspace: Workspace) -> R
         _code(tree, run, record, workspace, Path(name)) as (folder, source),
     ):
         for key, md5 in record["inputs"].items():
-            _restore_input(key, md5, folder, _places(key, record, workspace), cache=workspace.cache)
+            _restore_input(key, md5, folder, workspace, data=record["settings"]["data"]["root"])
         # the inputs are in the workspace now, also those of a data folder that the run named
         recorded = {**record["settings"], "data": {**record["settings"]["data"], "root": None}}
         if stage == "train" and recorded["train"].get("init") is not None:
@@ -128,21 +128,14 @@ def _different_code(recorded: Mapping[str, str], root: Path, workspace: Workspac
     return [key for key, md5 in recorded.items() if key not in there or hashed[there[key]].md5 != md5]
 
 
-def _places(key: str, record: Mapping[str, Any], workspace: Workspace) -> list[Path]:
-    """Return the existing paths of an input on this machine: in the workspace, and in the data folder of the run."""
-    paths = [path_of(key, workspace)]
-    root = record["settings"]["data"]["root"]
-    if root is not None:
-        paths.append(path_of(key, replace(workspace, data=Path(root))))
-    return [path for path in paths if path.exists()]
-
-
-def _restore_input(key: str, md5: str, folder: Path, places: Sequence[Path], *, cache: Path) -> None:
-    """Put an input into the temporary workspace: from this machine if unchanged, else from DVC."""
+def _restore_input(key: str, md5: str, folder: Path, workspace: Workspace, *, data: str | None) -> None:
+    """Put an input into the temporary workspace: from this one or the run's data folder if unchanged, else from DVC."""
     if ".." in Path(key).parts:  # records in a store are not trusted
         raise InputError(f"the run names the input {key}, which leads out of its workspace: nothing is put there")
     target = folder / key
-    source = next((path for path in places if hash_paths([path], cache=cache)[path].md5 == md5), None)
+    places = [path_of(key, place) for place in (workspace, replace(workspace, data=Path(data or workspace.data)))]
+    hashed = hash_paths(filter(Path.exists, places), cache=workspace.cache)
+    source = next((path for path, found in hashed.items() if found.md5 == md5), None)
     if Path(key).is_absolute():
         if source is None:
             raise InputError(f"{key} is not what the run read; it lies outside of the workspace, so put it back there")

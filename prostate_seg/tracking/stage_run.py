@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prostate_seg.common.address import project_root
@@ -36,6 +37,12 @@ Provenance = dict[str, Any]
 class StageRun(NullRun):
     """One stage of one job while it runs, recorded in DS_VERSION.json alone."""
 
+    key: str | None = None
+    """Local id of the run; None without a tracking store."""
+    pipeline_key: str | None = None
+    ids: Mapping[str, str] = MappingProxyType({})
+    """Ids of runs in the tracking store by local id."""
+
     def __init__(self, cfg: Config, workspace: Workspace, job: Job) -> None:
         """Collect what is known before the stage starts.
 
@@ -54,14 +61,12 @@ class StageRun(NullRun):
         self._clock = time.monotonic()  # unlike self.started, it never goes back
 
     @property
-    def pipeline_id(self) -> str | None:
-        """Id of the pipeline's run; None if it has none."""
-        return None
+    def run_id(self) -> str | None:
+        """Id of the run in the tracking store, its local id until that has given one; None without a store."""
+        return self._id_of(self.key)
 
-    @property
-    def ids(self) -> Mapping[str, str]:
-        """Ids of runs in the tracking store by local id."""
-        return {}
+    def _id_of(self, key: str | None) -> str | None:
+        return None if key is None else self.ids.get(key, key)
 
     def finish(self, result: StageResult) -> None:
         """Keep the result of the stage for `close`."""
@@ -106,7 +111,7 @@ class StageRun(NullRun):
         return {
             "run_id": self.run_id,
             "pipeline": self.cfg.mlflow.name,
-            "pipeline_run_id": self.pipeline_id,
+            "pipeline_run_id": self._id_of(self.pipeline_key),
             "experiment": self.cfg.mlflow.experiment,
             "finished_at": now_text(),
             "seconds": round(time.monotonic() - self._clock, 1),

@@ -3,14 +3,17 @@
 A sweep is identified by its folder, or by the storage and name of its study; a multirun there again continues the same run.
 """
 
+import csv
 import json
 import logging
+import re
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import pandas as pd
 from mlflow.entities import Run
 
 from prostate_seg.common.address import resolved_uri, shown_address
@@ -21,9 +24,8 @@ from prostate_seg.config.workspace import workspace_of
 from prostate_seg.operations.job import Job, Outcome, command_of
 from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import RECORDS, Header, Journal, new_local_id, pending_journals, read_lines
-from prostate_seg.tracking.recorded_runs import SEED, artifact_text, by_setting, open_tree
+from prostate_seg.tracking.recorded_runs import CASES, SEED, artifact_text, by_setting, open_tree
 from prostate_seg.tracking.records import ALL, Level, TreePosition, now_ms
-from prostate_seg.tracking.repeats import log_repeats
 from prostate_seg.tracking.store.run_tree import KEY, PARENT, RunTree
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,10 @@ Row = tuple[Mapping[str, str], float]
 Draw = Callable[[Path, Sequence[Row]], object]
 """Draws figures of the trials into a folder."""
 
+BEST_DICE = re.compile(r"val/best_dice_fold(\d+)")
+"""Metrics of a training with the best val Dice of each fold."""
+Score = tuple[str, str, float]
+"""Seed, fold and Dice of a fold or case."""
 NUM_PAST_FOLDS = 50
 """Newest folds from which the time of a fold is estimated."""
 
@@ -151,10 +157,8 @@ def seconds_per_fold(cfg: Config) -> float | None:
     tree = _reachable_tree(cfg)
     if tree is None:
         return None
-    filters, finished = {"stage": "train"}, Outcome.finished
-    past = tree.store.call(
-        lambda: tree.search(level=Level.fold, filters=filters, status=finished, newest_first=True, limit=NUM_PAST_FOLDS)
-    )
+    tags, finished = {"level": Level.fold, "stage": "train"}, Outcome.finished
+    past = tree.store.call(lambda: tree.search(tags, status=finished, newest_first=True, limit=NUM_PAST_FOLDS))
     same_network = [run for run in past if run.data.params.get("model.name") == cfg.model.name]
     known = [seconds for run in same_network or past if (seconds := _scaled_seconds(run, cfg)) is not None]
     if not known:
@@ -241,6 +245,47 @@ def _compare(scored: Sequence[Run]) -> tuple[list[Row], Run, list[str]]:
     means = {values: statistics.fmean(map(_objective, runs)) for values, runs in groups.items()}
     rows: list[Row] = [(dict(zip(settings, values, strict=True)), mean) for values, mean in means.items()]
     return rows, groups[max(means, key=lambda values: means[values])][0], repeated
+
+
+def log_repeats(tree: RunTree, sweep_id: str, trials: Sequence[Run]) -> None:
+    """Log mean and SD over seeds and over folds of each setting with two seeds or more; of a single one also as metrics."""
+    finished = [run for run in trials if run.info.status == Outcome.finished]
+    settings, repeated, groups = by_setting(finished)
+    if SEED not in repeated:
+        return
+    for values, runs in groups.items():
+        label = ", ".join(f"{name}={value}" for name, value in zip(settings, values, strict=True))
+        validation = [score for run in runs for score in _validation_scores(run)]
+        test = [score for run in runs for score in _test_scores(tree, run)]
+        for name, scores in (("val/best_dice", validation), ("test/dice", test)):
+            table = pd.DataFrame(scores, columns=["seed", "fold", "dice"])
+            by_seed, by_fold = (table.groupby(key)["dice"].agg(statistics.fmean) for key in ("seed", "fold"))
+            if len(by_seed) < 2:
+                continue
+            found = {"mean": statistics.fmean(by_seed), "sd_seeds": statistics.stdev(by_seed)}
+            if len(by_fold) > 1:
+                found["sd_folds"] = statistics.stdev(by_fold)
+            text = ", ".join(f"{what.replace('sd_', 'SD over ')} {value:.4f}" for what, value in found.items())
+            seeds = ", ".join(sorted(by_seed.index, key=int))
+            log.info("%s%s of seeds %s: %s", f"{label}: " if label else "", name, seeds, text)
+            if not settings:
+                tree.log(sweep_id, metrics={f"repeats/{name}_{what}": value for what, value in found.items()})
+
+
+def _validation_scores(run: Run) -> Iterator[Score]:
+    """Yield the best val Dice of each fold of a training."""
+    for name, value in run.data.metrics.items():
+        if fold := BEST_DICE.fullmatch(name):
+            yield run.data.params[SEED], fold[1], value
+
+
+def _test_scores(tree: RunTree, run: Run) -> Iterator[Score]:
+    """Yield the Dice of each case of an evaluation, of the first region."""
+    text = artifact_text(tree, run, CASES) if run.data.tags.get("stage") == "evaluate" else None
+    rows = list(csv.DictReader((text or "").splitlines()))
+    for row in rows:
+        if row["dice"] and row.get("region") == rows[0].get("region"):
+            yield run.data.params[SEED], row["fold"], float(row["dice"])
 
 
 def _reuse(cfg: Config, job: Job, tree: RunTree, run_id: str) -> bool:

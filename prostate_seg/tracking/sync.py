@@ -69,10 +69,10 @@ def _sync_one(pending: PendingJournal, tree_of: Callable[[str], RunTree], *, dra
         return SyncedJournal(journal=pending, reason="is still being written or sent by another process")
     try:
         replicate_all(journal, tree_of, draw=draw)
-        runs = [record.run for record in journal.records() if isinstance(record, OpenStage)]
+        opened = (record.run for record in journal.records() if isinstance(record, OpenStage))
+        run_id = next((journal.ids.get(key) for key in opened), None)
     finally:
         journal.release()
-    run_id = journal.ids.get(runs[0]) if runs else None
     if journal.num_refused:
         reason = f"has {journal.num_refused} records that the store refuses: see {ACKNOWLEDGED}"
         return SyncedJournal(journal=pending, run_id=run_id, reason=reason, is_refused=True)

@@ -52,6 +52,9 @@ NEVER_REPLACED = ("register",)
 class TrackedRun(StageRun):
     """Run of a stage and of its folds. Records are on disk at once; a thread replicates them into the store."""
 
+    key: str
+    pipeline_key: str
+
     def __init__(self, cfg: Config, workspace: Workspace, job: Job) -> None:
         """Open the run in the tracking store, or in a journal only if mlflow.on_unreachable allows it.
 
@@ -73,7 +76,7 @@ class TrackedRun(StageRun):
         )
         self.journal = Journal.create(journal_root, header, name=self.stage)
         self.replicator = Replicator(self.journal, lambda: RunTree(open_store(cfg.mlflow, cache=workspace.cache)))
-        self.key, self.pipeline_key = new_local_id(), new_local_id()
+        self.key, self.pipeline_key, self.ids = new_local_id(), new_local_id(), self.journal.ids
         self.folds: list[str] = []
         self._open()
         is_failing = self.journal.num_acknowledged < self.journal.num_records
@@ -82,21 +85,6 @@ class TrackedRun(StageRun):
         self._system_metrics = threading.Thread(target=self._log_system_metrics, daemon=True, name="system metrics")
         if cfg.mlflow.system_metrics:
             self._system_metrics.start()
-
-    @property
-    def run_id(self) -> str:
-        """Id of the run in the store; its local id until the store has given one."""
-        return self.replicator.id_of(self.key)
-
-    @property
-    def pipeline_id(self) -> str:
-        """The same of its pipeline."""
-        return self.replicator.id_of(self.pipeline_key)
-
-    @property
-    def ids(self) -> Mapping[str, str]:
-        """Ids in the store by local id."""
-        return self.journal.ids
 
     def _open(self) -> None:
         """Open the run in the store and log what is known before the stage starts."""

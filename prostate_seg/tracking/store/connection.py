@@ -259,16 +259,17 @@ def _next_step(error: BaseException, address: str) -> str:
 
 def _advice_on_version(text: str, address: str) -> str:
     """Return which of database and MLflow is older, by the order of MLflow's migrations, and the command to run."""
-    found, expected = (re.search(rf"{word} (?:version )?(\w+)", text) for word in ("found", "expected"))
     newest_first = _migrations()
-    age = {hit[1]: newest_first.index(hit[1]) for hit in (found, expected) if hit and hit[1] in newest_first}
+    named = re.findall(r"(?:found|expected) (?:version )?(\w+)", text)
+    ages = [newest_first.index(name) if name in newest_first else None for name in named]
     upgrade_mlflow = "pip install --upgrade mlflow"
-    if found and expected and not age:
+    if ages == [None, None]:
         return (
             f"The server's MLflow is newer than the one here ({mlflow.__version__}). On the server, if the database is the "
             f"older one: mlflow db upgrade; if MLflow is: {upgrade_mlflow}"
         )
-    if found and found[1] in age and age[found[1]] > age.get(expected[1] if expected else "", -1):
+    found, expected = ages or (None, None)
+    if found is not None and (expected is None or found > expected):
         return f"The database is older than MLflow. Back it up and run: mlflow db upgrade {address}"
     return (
         f"The database is newer than the MLflow that reads it (here: {mlflow.__version__}), and must not be changed. "

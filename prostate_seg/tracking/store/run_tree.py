@@ -64,7 +64,8 @@ class RunTree:
         """Return the newest pipeline of that name that began in this store, or a new one. Call with the lock held."""
 
         def search() -> list[Run]:
-            found = self.search(level=Level.pipeline, pipeline=name, newest_first=True, limit=MAX_CANDIDATES)
+            tags = {"level": Level.pipeline, "pipeline": name}
+            found = self.search(tags, newest_first=True, limit=MAX_CANDIDATES)
             return [run for run in found if COPIED_FROM not in run.data.tags]
 
         def create() -> Run:
@@ -95,7 +96,8 @@ class RunTree:
 
     def sweeps(self, key: str) -> list[Run]:
         """Return the sweeps of this key, newest first; there are several only during an election."""
-        return self.search(level=Level.sweep, filters={"sweep.key": key}, newest_first=True, limit=MAX_CANDIDATES)
+        tags = {"level": Level.sweep, "sweep.key": key}
+        return self.search(tags, newest_first=True, limit=MAX_CANDIDATES)
 
     def create(
         self,
@@ -182,7 +184,7 @@ class RunTree:
 
     def resume_cluster_job(self, cluster_key: str) -> Run | None:
         """Resume the run that a cluster job began when it was started before; None without one. Lock held."""
-        runs = self.search(filters={CLUSTER_KEY: cluster_key}, newest_first=True)
+        runs = self.search({CLUSTER_KEY: cluster_key}, newest_first=True)
         begun = next((run for run in runs if run.info.status != Outcome.finished), None)
         if begun is not None:
             self.resume(begun, {NUM_STARTS: str(int(begun.data.tags[NUM_STARTS]) + 1)})
@@ -194,7 +196,7 @@ class RunTree:
 
         That is the run that ended just now, with `outcome`; in a replay, where it ended at `ended_ms`, later ones may have.
         """
-        if self.search(filters={PARENT: run_id}, status="RUNNING", limit=1):
+        if self.search({PARENT: run_id}, status="RUNNING", limit=1):
             return
         if ended_ms is not None:
             ended = [run for run in self.children(run_id) if REUSED_FROM not in run.data.tags]
@@ -213,7 +215,7 @@ class RunTree:
 
     def children(self, run_id: str, *, status: Outcome | None = None, **tags: str) -> list[Run]:
         """Return the runs directly below one that have these tags, and ended so, oldest first."""
-        return self.search(filters={PARENT: run_id, **tags}, status=status)
+        return self.search({PARENT: run_id, **tags}, status=status)
 
     def supersede(self, run: Run, *, folds: set[str]) -> None:
         """Delete the earlier runs that this one replaces: ended before it began, without a fold that this one lacks.
@@ -242,7 +244,7 @@ class RunTree:
 
     def deleted_by_hand(self, **tags: str) -> list[Run]:
         """Return the deleted runs with these tags that no later run has replaced, newest first."""
-        found = self.search(filters=tags, newest_first=True, deleted=True, limit=MAX_CANDIDATES)
+        found = self.search(tags, newest_first=True, deleted=True, limit=MAX_CANDIDATES)
         return [run for run in found if SUPERSEDED_BY not in run.data.tags]
 
     def how_to_restore(self, run: Run) -> str:
@@ -283,18 +285,15 @@ class RunTree:
 
     def search(
         self,
+        tags: Mapping[str, str] | None = None,
         *,
-        level: Level | None = None,
-        pipeline: str | None = None,
-        filters: Mapping[str, str] | None = None,
         status: str | None = None,
         newest_first: bool = False,
         limit: int = 1000,
         deleted: bool = False,
     ) -> list[Run]:
-        """Return active runs, or only deleted ones, oldest first unless `newest_first`."""
-        wanted = {"level": level, "pipeline": pipeline, **(filters or {})}
-        terms = [f"tags.`{key}` = '{value}'" for key, value in wanted.items() if value is not None]
+        """Return active runs with these tags, or only deleted ones, oldest first unless `newest_first`."""
+        terms = [f"tags.`{key}` = '{value}'" for key, value in (tags or {}).items()]
         terms += [f"attributes.status = '{status}'"] if status else []
         view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         order = [f"attributes.start_time {'DESC' if newest_first else 'ASC'}", "attributes.run_id ASC"]
