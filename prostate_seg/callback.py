@@ -12,9 +12,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -46,9 +46,6 @@ from prostate_seg.sweeping.grid import job_error
 from prostate_seg.sweeping.identity import is_study, require_training, sweep_place, swept_settings, trial_number
 from prostate_seg.tracking import set_mlflow_defaults
 
-if TYPE_CHECKING:
-    from prostate_seg.operations.workspace_lock import WorkspaceLock
-
 log = logging.getLogger(__name__)
 
 INPUT_GROUPS = frozenset({"audit", "data", "evaluate", "experiment", "mlflow", "paths", "predict", "register"})
@@ -70,7 +67,7 @@ class StageTask:
     """
 
     run: NullRun | None = None
-    workspace_lock: "WorkspaceLock | None" = None
+    workspace_lock: ExitStack | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open run and the lock: a launcher pickles the task for its workers and for a requeued job."""
@@ -100,7 +97,7 @@ class StageTask:
                 run.close(Outcome.finished if error is None else outcome_of(error), error)
         lock, self.workspace_lock = self.workspace_lock, None
         if lock is not None:
-            lock.release()
+            lock.close()
 
 
 class TrackingCallback(Callback):

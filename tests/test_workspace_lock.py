@@ -1,5 +1,6 @@
 """A stage that would replace files of a running stage is refused; the lock of a killed stage is released."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import write_json
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import Workspace, workspace_of
-from prostate_seg.operations.workspace_lock import WorkspaceLock, lock_workspace
+from prostate_seg.operations.workspace_lock import lock_workspace
 from tests.conftest import composed
 
 
@@ -17,7 +18,7 @@ def stage_in(folder: Path, stage: str, *overrides: str) -> tuple[Config, Workspa
     return cfg, workspace_of(cfg)
 
 
-def locked(cfg: Config, workspace: Workspace) -> WorkspaceLock:
+def locked(cfg: Config, workspace: Workspace) -> ExitStack:
     lock = lock_workspace(cfg, workspace)
     assert lock is not None
     return lock
@@ -44,8 +45,8 @@ def test_conflicting_stage_is_refused_with_process_and_path(
         locked(*stage_in(tmp_path, starting))
     assert "(process " in str(caught.value)
     assert "Wait until it has ended" in str(caught.value)
-    first.release()
-    locked(*stage_in(tmp_path, starting)).release()
+    first.close()
+    locked(*stage_in(tmp_path, starting)).close()
     assert [path.name for path in (tmp_path / ".cache" / "running").iterdir() if path.suffix == ".json"] == []
 
 
@@ -66,26 +67,26 @@ def test_stages_without_common_files_run_concurrently(
     first = locked(*stage_in(tmp_path, running))
     folder = tmp_path / "other" if starting.endswith("elsewhere") else tmp_path
     second = lock_workspace(*stage_in(folder, starting.removesuffix("_elsewhere"), *overrides))
-    first.release()
+    first.close()
     if second is not None:  # verify needs none
-        second.release()
+        second.close()
 
 
 def test_note_of_a_killed_stage_is_removed(tmp_path: Path) -> None:
     first = locked(*stage_in(tmp_path, "preprocess"))
-    left = first.note.with_name("preprocess-killed.json")
+    left = tmp_path / ".cache" / "running" / "preprocess-killed.json"
     write_json(
         left, {"stage": "preprocess", "reads": [], "replaces": [str(tmp_path / "prepared/kfold.json")], "who": "x"}
     )
-    first.release()
-    locked(*stage_in(tmp_path, "prepare")).release()
+    first.close()
+    locked(*stage_in(tmp_path, "prepare")).close()
     assert not left.exists()
 
 
 def test_networks_in_another_users_workspace_are_read_without_a_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    locked(*stage_in(tmp_path, "predict")).release()
+    locked(*stage_in(tmp_path, "predict")).close()
     monkeypatch.setattr("prostate_seg.operations.workspace_lock.os.access", lambda *_: False)
     assert lock_workspace(*stage_in(tmp_path, "predict")) is None
-    locked(*stage_in(tmp_path, "train")).release()
+    locked(*stage_in(tmp_path, "train")).close()

@@ -7,7 +7,7 @@ kill -9. A note beside it lists what the stage reads and replaces. Trainings do 
 import os
 import socket
 import uuid
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,8 @@ TIMEOUT_SECONDS = 60
 """Reading the notes takes milliseconds; a process that hangs meanwhile must not block all others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkspaceLock:
-    """Lock and note of a running stage."""
-
-    note: Path
-    lock: BaseFileLock
-
-    def release(self) -> None:
-        """Release the lock and remove the files."""
-        self.note.unlink(missing_ok=True)
-        self.lock.release()
-        Path(self.lock.lock_file).unlink(missing_ok=True)
-
-
-def lock_workspace(cfg: Config, workspace: Workspace) -> WorkspaceLock | None:
-    """Lock the workspace for a stage; None for one that neither reads nor replaces files of the workspace.
+def lock_workspace(cfg: Config, workspace: Workspace) -> ExitStack | None:
+    """Lock the workspace for a stage until the stack is closed; None for one that neither reads nor replaces its files.
 
     Raises:
         InputError: If a running stage reads what this one would replace, or the other way round.
@@ -62,12 +48,21 @@ def lock_workspace(cfg: Config, workspace: Workspace) -> WorkspaceLock | None:
             except Timeout:
                 _require_compatible(own, read_json(note))
             else:  # its process was killed
-                WorkspaceLock(note=note, lock=lock).release()
-        name = f"{cfg.stage}-{uuid.uuid4().hex}"
-        lock = FileLock(folder / f"{name}.lock")
+                _release(lock)
+        lock = FileLock(folder / f"{cfg.stage}-{uuid.uuid4().hex}.lock")
         lock.acquire()
-        write_json(folder / f"{name}.json", own)
-    return WorkspaceLock(note=folder / f"{name}.json", lock=lock)
+        write_json(Path(lock.lock_file).with_suffix(".json"), own)
+    held = ExitStack()
+    held.callback(_release, lock)
+    return held
+
+
+def _release(lock: BaseFileLock) -> None:
+    """Release a lock and remove its file and the note."""
+    file = Path(lock.lock_file)
+    file.with_suffix(".json").unlink(missing_ok=True)
+    lock.release()
+    file.unlink(missing_ok=True)
 
 
 def _read_and_replaced(cfg: Config, workspace: Workspace) -> tuple[list[Path], list[Path]]:

@@ -233,18 +233,12 @@ def _reason(error: BaseException) -> str:
     return shown_address(first_line(text.strip() or error))
 
 
-def restore_command(address: str, what: str, id_: str) -> str:
-    """Return the command that restores a run or an experiment (`what`: runs, experiments) from MLflow's trash."""
-    option = {"runs": "--run-id", "experiments": "--experiment-id"}[what]
-    return f"MLFLOW_TRACKING_URI={address} mlflow {what} restore {option} {id_}"
-
-
 def _next_step(error: BaseException, address: str) -> str:
     text = str(error)
     if "out-of-date" in text or "Can't locate revision" in text:
         return _advice_on_version(text, address)
     if deleted := re.search(rf"{DELETED_EXPERIMENT} .* is deleted \(id (\w+)\)", text):
-        command = restore_command(address, "experiments", deleted[1])
+        command = f"MLFLOW_TRACKING_URI={address} mlflow experiments restore --experiment-id {deleted[1]}"
         return f"Restore it ({command}, or on the MLflow page), name another mlflow.experiment"
     if "_alembic_tmp" in text:
         return "A program was killed while it changed its tables: move the file away, or put back a backup"

@@ -21,7 +21,7 @@ from prostate_seg.provenance.ds_version import LOCAL_ID
 from prostate_seg.tracking.journal import new_local_id
 from prostate_seg.tracking.records import NONE, Level, TreePosition, now_ms
 from prostate_seg.tracking.store import leader_election
-from prostate_seg.tracking.store.connection import Store, restore_command
+from prostate_seg.tracking.store.connection import Store
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ class RunTree:
         """Return why a run is in MLflow's trash and the command that restores it."""
         info, later = run.info, run.data.tags.get(SUPERSEDED_BY)
         why = f"was replaced by run {later}" if later else "was deleted"
-        command = restore_command(self.store.address, "runs", info.run_id)
+        command = f"MLFLOW_TRACKING_URI={self.store.address} mlflow runs restore --run-id {info.run_id}"
         return (
             f"run {info.run_id} ({info.run_name}) {why}\nRestore it on the MLflow page (Deleted), or with\n  {command}"
         )
