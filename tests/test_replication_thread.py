@@ -46,8 +46,8 @@ class FakeStore:
         self.heartbeats += 1
 
 
-def start(store: Any, *, is_failing: bool = False) -> ReplicationThread:
-    return ReplicationThread(store, "r", is_failing=is_failing)
+def start(store: Any) -> ReplicationThread:
+    return ReplicationThread(store, "r")
 
 
 def append(journal: Journal, numbers: range) -> None:
@@ -118,8 +118,8 @@ def test_records_that_a_store_never_takes_are_on_disk_with_one_warning(
 
 def test_close_does_not_wait_for_a_store_that_has_failed_for_long(journal: Journal) -> None:
     store = FakeStore(journal, refusals={0: 10**9})
-    thread = start(store, is_failing=True)
     append(journal, range(3))
+    thread = start(store)
     began = time.monotonic()
     assert thread.close(within_seconds=30) == 3
     assert time.monotonic() - began < 5

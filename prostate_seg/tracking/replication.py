@@ -307,17 +307,14 @@ class ReplicationThread(threading.Thread):
     also sends the heartbeat of the run.
     """
 
-    def __init__(self, replicator: Replicator, key: str, *, is_failing: bool = False) -> None:
-        """Start with the entries that the journal already holds.
-
-        `key` is the local id of the stage's run. With `is_failing`, a failure of the store was found, and logged, just now.
-        """
+    def __init__(self, replicator: Replicator, key: str) -> None:
+        """Start with the entries that the journal holds since the store failed just now; `key` is that of the stage's run."""
         super().__init__(daemon=True, name="mlflow replication")
         self._replicator, self._key = replicator, key
         self._journal = replicator.journal
         self._journal.changed.set()
         self._give_up_after: float | None = None
-        self._failing_since: float | None = 0.0 if is_failing else None
+        self._failing_since: float | None = 0.0 if self._journal.unacknowledged() else None
         self.start()
 
     def close(self, *, within_seconds: float) -> int:

@@ -79,8 +79,7 @@ class TrackedRun(StageRun):
         self.key, self.pipeline_key, self.ids = new_local_id(), new_local_id(), self.journal.ids
         self.folds: list[str] = []
         self._open()
-        is_failing = self.journal.num_acknowledged < self.journal.num_records
-        self.thread = ReplicationThread(self.replicator, self.key, is_failing=is_failing)
+        self.thread = ReplicationThread(self.replicator, self.key)
         self._is_ending = threading.Event()
         self._system_metrics = threading.Thread(target=self._log_system_metrics, daemon=True, name="system metrics")
         if cfg.mlflow.system_metrics:
