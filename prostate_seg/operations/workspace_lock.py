@@ -58,7 +58,6 @@ def lock_workspace(cfg: Config, workspace: Workspace) -> ExitStack | None:
 
 
 def _release(lock: BaseFileLock) -> None:
-    """Release a lock and remove its file and the note."""
     file = Path(lock.lock_file)
     file.with_suffix(".json").unlink(missing_ok=True)
     lock.release()

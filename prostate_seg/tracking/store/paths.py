@@ -35,10 +35,10 @@ def previous_folders(file: Path, *, experiment: str) -> list[Path]:
             rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
         except sqlite3.Error:  # MLflow reports what is wrong with the file
             return []
-    places = [(name, place) for name, location in rows if location and (place := local_path(location)) is not None]
     found = set()
-    for name, place in places:
-        if place.parent.name != ARTIFACTS or place.parents[1].resolve() == here.resolve():
+    for name, location in rows:
+        place = local_path(location or "")
+        if place is None or place.parent.name != ARTIFACTS or place.parents[1].resolve() == here.resolve():
             continue
         is_copied = (here / ARTIFACTS / place.name).exists()
         is_gone = name == experiment and not place.parents[1].exists()
