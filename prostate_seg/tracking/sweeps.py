@@ -59,8 +59,7 @@ def begin_multirun(cfg: Config, folder: Path, *, is_sweep: bool) -> None:
         key=new_local_id(),
         start_ms=now_ms(),
     )
-    is_required = cfg.mlflow.on_unreachable != "journal"
-    _apply(cfg, record, lambda tree: tree.store.call(lambda: begin(tree, record), locked=True), is_required=is_required)
+    _apply(cfg, record, lambda tree: tree.store.call(lambda: begin(tree, record), locked=True))
 
 
 def end_multirun(cfg: Config, folder: Path, *, draw: Draw) -> str | None:
@@ -194,14 +193,12 @@ def _objective(run: Run) -> float:
     return float(run.data.metrics["objective"])
 
 
-def _apply(
-    cfg: Config, record: records.MultirunRecord, apply: Callable[[RunTree], Result], *, is_required: bool = False
-) -> Result | None:
-    """Apply a record to the store; write it to a journal for stage=sync if the store fails, unless it is required."""
+def _apply(cfg: Config, record: records.MultirunRecord, apply: Callable[[RunTree], Result]) -> Result | None:
+    """Apply a record to the store; write it to a journal for stage=sync if the store fails, unless no run may begin so."""
     try:
         return apply(open_tree(cfg.mlflow, cache=workspace_of(cfg).cache))
     except InputError as error:
-        if is_required:
+        if isinstance(record, records.BeginMultirun) and cfg.mlflow.on_unreachable != "journal":
             raise
         log.warning("%s", first_line(error))
     address = shown_address(resolved_uri(str(cfg.mlflow.tracking_uri)))
