@@ -28,11 +28,11 @@ from prostate_seg.provenance.ds_version import recording_workspace
 from prostate_seg.provenance.environment import GitState, launcher_tags, packages
 from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import ACKNOWLEDGED, Header, Journal, new_local_id, remove_replicated
+from prostate_seg.tracking.recorded_runs import open_tree
 from prostate_seg.tracking.records import ALL, NONE, LogData, metric_points, now_ms
 from prostate_seg.tracking.replication import ReplicationThread, Replicator
 from prostate_seg.tracking.stage_run import Provenance, StageRun
-from prostate_seg.tracking.store.connection import open_store
-from prostate_seg.tracking.store.run_tree import DESCRIPTION, RunTree
+from prostate_seg.tracking.store.run_tree import DESCRIPTION
 from prostate_seg.tracking.sweeps import begun_in_journal, sweep_key
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class TrackedRun(StageRun):
             cache=str(workspace.cache.absolute()),
         )
         self.journal = Journal.create(journal_root, header, name=self.stage)
-        self.replicator = Replicator(self.journal, lambda: RunTree(open_store(cfg.mlflow, cache=workspace.cache)))
+        self.replicator = Replicator(self.journal, lambda: open_tree(cfg.mlflow, cache=workspace.cache))
         self.key, self.pipeline_key, self.ids = new_local_id(), new_local_id(), self.journal.ids
         self.folds: list[str] = []
         self._open()
