@@ -73,11 +73,10 @@ def moved(copied: Path, original: Path, tmp_path: Path) -> Path:
     replaced = {"old": str(original), "new": str(tmp_path / "gone"), "uri": original.as_uri()}
     replaced["new_uri"] = Path(replaced["new"]).as_uri()
     with closing(sqlite3.connect(copied / "mlflow.db")) as connection:
-        for table, columns in paths.PATHS.items():
-            for column in columns:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = replace(replace({column}, :uri, :new_uri), :old, :new)", replaced
-                )
+        for table, column, _ in paths.PATHS:
+            connection.execute(
+                f"UPDATE {table} SET {column} = replace(replace({column}, :uri, :new_uri), :old, :new)", replaced
+            )
         connection.commit()
     return copied
 
