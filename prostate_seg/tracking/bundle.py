@@ -83,7 +83,12 @@ def unpack(source: Path, settings: MlflowConfig, *, journal_root: Path, cache: P
         what, bundle_records = _read_records(source, archive)
         header = Header(what=what, address=tree.store.address, experiment=settings.experiment)
         journal = Journal.create(journal_root, header, name="bundle")
-        archive.extractall(journal.folder, set(archive.namelist()) - {RECORDS})
+        for info in archive.infolist():
+            if info.filename.startswith(f"{FILES}/"):
+                target = journal.folder / info.filename  # its name was checked
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(info) as packed, target.open("wb") as written:
+                    shutil.copyfileobj(packed, written)
     for record in bundle_records:
         journal.append(record)
     try:
