@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -23,7 +22,6 @@ from prostate_seg.data.scans import ScanList, find_scans
 from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_seg
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.regions import region_masks
-from prostate_seg.reporting.evaluation.trust import LINE_CHARACTERS
 from prostate_seg.reporting.figures.overlays import RegionMasks, overlay_figure
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.reporting.pages.review_page import write_review
@@ -51,8 +49,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     output = Path(cfg.predict.output)
     targets = [Target(scan=scan, output=output) for scan in scans.scans]
     if model.no_expected_dice:
-        text = f"no expected Dice: {model.no_expected_dice}"
-        log.info("%s", fill(text, LINE_CHARACTERS, subsequent_indent="    "))
+        log.info("no expected Dice: %s", model.no_expected_dice)
     waiting = unsegmented(targets, model, cfg)
     if len(waiting) < len(targets):
         log.info("%d of %d studies are segmented already", len(targets) - len(waiting), len(targets))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,6 @@ from prostate_seg.segmentation.inference.expected_dice import ExpectedDice, fit_
 
 FEATURES = ("tta", "inter_model", "confidence", "outside_training", "small", "rough", "fragments")
 """Features in the order of expected_dice.csv."""
-LINE_CHARACTERS = 80
-"""Width of the lines for a terminal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,4 +207,4 @@ def trust_lines(trust: Mapping[str, Any], table: pd.DataFrame) -> list[str]:
             if one["temperature"] is not None:
                 line += f", {one['calibration_error_scaled']:.3f} with temperature {one['temperature']:.2f}"
             lines.append(line)
-    return [part for line in lines for part in wrap(line, LINE_CHARACTERS, subsequent_indent="    ")]
+    return lines
