@@ -5,8 +5,6 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.comparison.results import ALL, Comparison, Row
 from prostate_seg.segmentation.variance import POWER, NoiseFloor
 
-NAME_CHARACTERS = 80
-
 SOURCES = {
     "seeds": "seeds: networks of one fold",
     "folds": "folds: training subsets",
@@ -23,8 +21,8 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     seeds = [f", {side.seeds_text}" if floors else "" for side in (baseline, other)]
     folds = f" in {table['fold'].nunique()} folds" if floors else ""
     lines = [
-        f"a  {_end_of(baseline.name, NAME_CHARACTERS)} (baseline){seeds[0]}",
-        f"b  {_end_of(other.name, NAME_CHARACTERS)}{seeds[1]}",
+        f"a  {baseline.name} (baseline){seeds[0]}",
+        f"b  {other.name}{seeds[1]}",
         f"{len(table)} cases of {table['patient_id'].nunique()} patients{folds}; b/=/a: number of patients better in b, "
         "equal, better in a",
         *_difference_lines(comparison),
@@ -54,7 +52,7 @@ def _difference_lines(comparison: Comparison) -> list[str]:
         if region != heading[0]:
             rows.append([f"{region}:"])
         if subgroup != ALL and (region, subgroup, group) != heading:
-            rows.append([f"{_end_of(subgroup, 40)} = {_end_of(group, 40)}:"])
+            rows.append([f"{subgroup} = {group}:"])
         heading = (region, subgroup, group)
         rows.append([*_cells(row), *(_p_text(row[column]) for column in p_columns)])
     return table_lines(heads, rows, numbers={*heads} - {"", "better", "95% CI of b - a"})
@@ -99,8 +97,3 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 def _p_text(value: float | None) -> str:
     return "<0.0001" if value is not None and value < 0.0001 else _number(value, ".4f")
-
-
-def _end_of(text: str, max_characters: int) -> str:
-    """Shorten a text to its end, the informative part of a path."""
-    return text if len(text) <= max_characters else f"...{text[3 - max_characters :]}"
