@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from benchmark_prediction import synthetic_study
-from benchmark_training import bare_step, benchmark_config, pack_noise, preprocess_settings, train
+from benchmark_training import bare_step, benchmark_config, pack_noise, recipe_of, train
 
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
@@ -36,6 +36,7 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.inference import Predictor, network_probabilities
 from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
+from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.training.cuda_graph import NUM_STEPS_BEFORE, capture, new_stream, run_on
 from prostate_seg.segmentation.training.history import Epoch
@@ -305,12 +306,12 @@ def evaluation_rows(machine: Machine) -> list[Row]:
         def evaluate(case: Any, predictor: Predictor) -> None:
             loaded, quality = load_case(case, labels=cfg.data.whole_gland_labels)
             assert loaded is not None, quality.findings
-            case_evaluator(evaluation, predictor, ranges={}, folder=folder / "out", name="fold0")(
-                case, loaded, ("", "")
-            )
+            case_evaluator(evaluation, predictor, folder=folder / "out", name="fold0")(case, loaded, ("", ""))
 
         def alone() -> None:
-            image = preprocess_study(read_volume(cases[0].image), None, settings=predictor.preprocess).image.array
+            image = preprocess_study(
+                read_volume(cases[0].image), None, settings=predictor.recipe.preprocess
+            ).image.array
             normalised = normalise(image, intensity=measure_intensity(image, clip=False))
             network_probabilities(torch.from_numpy(normalised), predictor=predictor)
 
@@ -332,12 +333,9 @@ def predictor_on(device: torch.device, cfg: Config) -> Predictor:
     """Return an untrained network on a device."""
     return Predictor(
         networks=[Ellipsoid(build_network(cfg.model)).to(device).eval()],
-        model=cfg.model,
-        preprocess=preprocess_settings(cfg),
-        zscore=False,
+        recipe=recipe_of(cfg),
+        usage=Usage(threshold=cfg.evaluate.threshold, largest_component=True, tta=False, precision="auto"),
         device=device,
-        precision="auto",
-        tta=False,
     )
 
 

@@ -19,7 +19,8 @@ from prostate_seg.data.scans import Scan
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
 from prostate_seg.segmentation.devices import autocast
-from prostate_seg.segmentation.networks.model_folder import Usage, load_model
+from prostate_seg.segmentation.inference.settings import Usage
+from prostate_seg.segmentation.networks.model_folder import load_model
 from prostate_seg.segmentation.networks.networks import build_network, is_3d
 from prostate_seg.segmentation.networks.onnx_network import OnnxNetwork, export_onnx
 from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights

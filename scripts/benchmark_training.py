@@ -20,6 +20,7 @@ import numpy as np
 from prostate_seg.config.schema import Config
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.imaging.settings import WHOLE_GLAND
+from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.settings import Precision
 from prostate_seg.segmentation.training.history import Epoch
 from prostate_seg.segmentation.training.packing import PackedSet
@@ -57,7 +58,7 @@ def bare_step(cfg: Config, packed: PackedSet) -> "Callable[[], torch.Tensor]":
     if device.type == "cuda" and not volumetric:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(network, cfg.train)
-    batches = Batches(packed, list(packed.cases), model=cfg.model, device=device)
+    batches = Batches(packed, recipe_of(cfg, train_ids=list(packed.cases)), device=device)
     slices = torch.from_numpy(batches.slices[: cfg.train.batch_size]).to(batches.images.device)
     images, masks = (batch[:, None] if volumetric else batch for batch in batches.load(slices))
 
@@ -207,25 +208,16 @@ def train(
 ) -> None:
     """Run the training loop of the package."""
     from prostate_seg.segmentation.devices import choose_device
-    from prostate_seg.segmentation.inference.inference import Predictor
     from prostate_seg.segmentation.networks.networks import build_network
     from prostate_seg.segmentation.training.training import fit, reproducible
 
     with reproducible(0, deterministic=cfg.train.deterministic):
         fit(
             packed,
-            train_ids=list(packed.cases) if train_ids is None else train_ids,
-            val_ids=val_ids,
+            network=build_network(cfg.model, num_regions=len(cfg.target.regions)),
+            recipe=recipe_of(cfg, train_ids=list(packed.cases) if train_ids is None else train_ids, val_ids=val_ids),
             settings=replace(cfg.train, steps_per_epoch=num_steps, max_epochs=num_epochs),
-            predictor=Predictor(
-                networks=[build_network(cfg.model, num_regions=len(cfg.target.regions))],
-                model=cfg.model,
-                preprocess=preprocess_settings(cfg),
-                zscore=False,
-                device=choose_device(cfg.machine.device),
-                precision=cfg.train.precision,
-                tta=False,
-            ),
+            device=choose_device(cfg.machine.device),
             seed=0,
             on_epoch_end=on_epoch_end,
         )
@@ -262,6 +254,17 @@ def benchmark_config(*overrides: str) -> Config:
 
     with initialize_config_dir(config_dir=str(config_folder())):
         return parse(compose("config", overrides=["paths.root=.", *overrides]))
+
+
+def recipe_of(cfg: Config, *, train_ids: Sequence[str] = (), val_ids: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a network with these cases."""
+    return Recipe(
+        model=cfg.model,
+        preprocess=preprocess_settings(cfg),
+        zscore=False,
+        train_ids=list(train_ids),
+        val_ids=list(val_ids),
+    )
 
 
 def preprocess_settings(cfg: Config) -> PreprocessSettings:

@@ -1,6 +1,6 @@
 """Small networks, settings and packed sets for the tests of `segmentation`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,15 @@ from torch import nn
 
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.inference.inference import Predictor
+from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
+from prostate_seg.segmentation.networks.storage import Recipe
+from prostate_seg.segmentation.settings import Precision
 from prostate_seg.segmentation.training.packing import PackedSet, pack
 from prostate_seg.segmentation.training.settings import TrainConfig
 
 SIZE = 32
+TRAIN, VAL = ["a", "b", "c"], ["d"]
 
 SETTINGS = PreprocessSettings(
     spacing_mm=(3.0, 0.5, 0.5),
@@ -94,15 +98,35 @@ def train_settings(**changes: object) -> TrainConfig:
     return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def predictor(*networks: nn.Module, model: ModelConfig | None = None, tta: bool = False) -> Predictor:
+def recipe(
+    model: ModelConfig | None = None,
+    *,
+    preprocess: PreprocessSettings = SETTINGS,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Recipe:
+    return Recipe(
+        model=model or model_2d(),
+        preprocess=preprocess,
+        zscore=False,
+        train_ids=TRAIN,
+        val_ids=VAL,
+        ranges=ranges or {},
+    )
+
+
+def predictor(
+    *networks: nn.Module,
+    model: ModelConfig | None = None,
+    preprocess: PreprocessSettings = SETTINGS,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    tta: bool = False,
+    precision: Precision = "fp32",
+) -> Predictor:
     return Predictor(
         networks=networks,
-        model=model or model_2d(),
-        preprocess=SETTINGS,
-        zscore=False,
+        recipe=recipe(model, preprocess=preprocess, ranges=ranges),
+        usage=Usage(threshold=0.5, largest_component=True, tta=tta, precision=precision),
         device=torch.device("cpu"),
-        precision="fp32",
-        tta=tta,
     )
 
 

@@ -27,10 +27,9 @@ from prostate_seg.segmentation.training.settings import Loss, TrainConfig
 from prostate_seg.segmentation.training.training import _train_batch, fit, reproducible
 from prostate_seg.segmentation.training.training_step import TrainingStep
 from tests.capture_helpers import OneDevice, use_tape
-from tests.segmentation_helpers import model_2d, packed_discs, predictor, small_model, train_settings
+from tests.segmentation_helpers import TRAIN, VAL, model_2d, packed_discs, recipe, small_model, train_settings
 
 META_RNG = cast(torch.Generator, SimpleNamespace(device=torch.device("meta")))
-TRAIN, VAL = ["a", "b", "c"], ["d"]
 NETWORKS = [
     replace(small_model("unet"), dropout=0.2),
     replace(small_model("dynunet"), norm="instance"),
@@ -60,12 +59,10 @@ def run(
     with reproducible(0, deterministic=True):
         return fit(
             packed,
-            train_ids=TRAIN,
-            val_ids=VAL,
+            network=network() if network else build_network(model),
+            recipe=recipe(model),
             settings=settings,
-            predictor=replace(
-                predictor(network() if network else build_network(model), model=model), precision=settings.precision
-            ),
+            device=torch.device("cpu"),
             seed=0,
             on_epoch_end=stop,
             checkpoints=checkpoints,
@@ -213,7 +210,7 @@ def test_no_step_waits_for_the_device(
 ) -> None:
     """Tensors of the meta device have no values: to read one is an error, and OneDevice refuses copies from the host."""
     device, model = torch.device("meta"), small_model(name)
-    batches = Batches(packed, TRAIN, model=model, device=torch.device("cpu"))
+    batches = Batches(packed, recipe(model), device=torch.device("cpu"))
     batches.device = device
     for table in ("images", "masks", "bits", "ends", "intensity"):
         setattr(batches, table, getattr(batches, table).to(device))

@@ -92,8 +92,8 @@ class RunsOutOfMemory(nn.Module):
 
 
 def bright_mask(image: Volume) -> np.ndarray:
-    ready = replace(predictor(BrightVoxels()), preprocess=replace(DEFAULT, spacing_mm=(3.0, 0.45, 0.45)))
-    return segment(image, None, predictor=ready, threshold=0.5, largest_component=True).label_map > 0
+    ready = predictor(BrightVoxels(), preprocess=replace(DEFAULT, spacing_mm=(3.0, 0.45, 0.45)))
+    return segment(image, None, predictor=ready).label_map > 0
 
 
 @pytest.mark.parametrize("model", [model_2d(), model_2d(num_slices=3), model_3d(), model_3d(num_slices=16)])
@@ -182,13 +182,9 @@ def test_zones_of_a_study_are_inside_its_gland(cube_volume: Volume) -> None:
 
     zones = {"peripheral_zone": (5,), "transition_zone": (3,)}
     settings = replace(DEFAULT, image_size=64, whole_gland_labels=(3, 5), zones=zones)
-    ready = replace(predictor(Noise()), preprocess=settings)
-    found = segment(cube_volume, None, predictor=ready, threshold=0.5, largest_component=True).label_map
-    alone = replace(ready, networks=[BrightVoxels()], preprocess=replace(settings, zones={}))
-    glands = [
-        segment(cube_volume, None, predictor=alone, threshold=0.5, largest_component=True, with_features=wanted)
-        for wanted in (True, False)
-    ]
+    found = segment(cube_volume, None, predictor=predictor(Noise(), preprocess=settings)).label_map
+    alone = predictor(BrightVoxels(), preprocess=replace(settings, zones={}))
+    glands = [segment(cube_volume, None, predictor=alone, with_features=wanted) for wanted in (True, False)]
     assert [one.label_map.tobytes() == glands[0].label_map.tobytes() for one in glands] == [True, True]
     assert [bool(one.features) for one in glands] == [True, False]
     np.testing.assert_array_equal(found > 0, glands[0].label_map == 1)
@@ -268,7 +264,7 @@ def untrained(*, precision: Precision = "fp32", model: ModelConfig | None = None
     torch.manual_seed(0)
     model = model or replace(model_2d(num_slices=3), channels=[7, 18, 33], strides=[[2, 2], [2, 2]])
     networks = [build_network(model).eval() for _ in range(3)]
-    return replace(predictor(*networks, model=model, tta=True), precision=precision)
+    return predictor(*networks, model=model, tta=True, precision=precision)
 
 
 def digest(probabilities: list[np.ndarray]) -> str:

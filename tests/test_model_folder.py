@@ -11,10 +11,11 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import write_json
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.inference.inference import predict_probability
-from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage, write_usage
+from prostate_seg.segmentation.inference.settings import Usage
+from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage, write_usage
 from prostate_seg.segmentation.networks.networks import build_network
-from prostate_seg.segmentation.networks.storage import Recipe, save_recipe, save_weights
-from tests.segmentation_helpers import SETTINGS, SIZE, model_2d
+from prostate_seg.segmentation.networks.storage import save_recipe, save_weights
+from tests.segmentation_helpers import SETTINGS, SIZE, model_2d, recipe
 from tests.test_expected_dice import fitted, simulated
 
 USAGE = Usage(threshold=0.5, largest_component=True, tta=False, precision="fp32")
@@ -33,10 +34,7 @@ def save_fold(
     path = folder / f"fold{number}"
     path.mkdir(parents=True)
     save_weights(path, build_network(model_2d()).state_dict())
-    recipe = Recipe(
-        model=model_2d(), preprocess=preprocess, zscore=False, train_ids=["a"], val_ids=["b"], ranges=ranges or {}
-    )
-    save_recipe(path, recipe)
+    save_recipe(path, recipe(preprocess=preprocess, ranges=ranges))
 
 
 def load(folder: Path, *, fold_index: int | None = None, usage: Usage = USAGE) -> Model:
@@ -77,13 +75,13 @@ def test_equal_models_have_equal_md5_and_different_models_do_not(tmp_path: Path)
 def test_training_ranges_of_an_ensemble_include_those_of_its_networks(tmp_path: Path) -> None:
     save_fold(tmp_path, 0, ranges={"spacing_z_mm": (3.0, 3.0), "num_slices": (19, 21)})
     save_fold(tmp_path, 1, ranges={"spacing_z_mm": (2.5, 3.6)})
-    assert load(tmp_path).ranges == {"spacing_z_mm": (2.5, 3.6)}
+    assert load(tmp_path).predictor.recipe.ranges == {"spacing_z_mm": (2.5, 3.6)}
 
 
 def test_networks_trained_on_an_oracle_crop_use_the_centre_with_a_warning(tmp_path: Path) -> None:
     save_fold(tmp_path, 0, preprocess=replace(SETTINGS, crop="mask"))
     model = load(tmp_path)
-    assert model.predictor.preprocess.crop == "center"
+    assert model.predictor.recipe.preprocess.crop == "center"
     assert "preprocess.crop=mask" in model.notes[0]
 
 

@@ -11,7 +11,7 @@ from prostate_seg.imaging.geometry import Finding, Geometry, Volume
 from prostate_seg.segmentation.inference.inference import inter_model_dice
 from prostate_seg.segmentation.inference.out_of_distribution import out_of_distribution, property_ranges
 from prostate_seg.segmentation.inference.prediction import Prediction, predict
-from prostate_seg.segmentation.networks.model_folder import Model, Usage
+from prostate_seg.segmentation.networks.model_folder import Model
 from tests.segmentation_helpers import SETTINGS, predictor
 from tests.test_inference import BrightVoxels, ConstantLogit, LeftHalf
 
@@ -29,9 +29,7 @@ def study() -> Volume:
 
 
 def model(*networks: torch.nn.Module, ranges: dict[str, tuple[float, float]] | None = None) -> Model:
-    usage = Usage(threshold=0.5, largest_component=True, tta=False, precision="fp32")
-    ready = replace(predictor(*networks), preprocess=WIDE)
-    return Model(name="m", predictor=ready, usage=usage, ranges=ranges or {}, notes=(), md5="m")
+    return Model(name="m", predictor=predictor(*networks, preprocess=WIDE, ranges=ranges), notes=(), md5="m")
 
 
 def found(*networks: torch.nn.Module, ranges: dict[str, tuple[float, float]] | None = None) -> Prediction:

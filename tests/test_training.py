@@ -34,14 +34,15 @@ from tests.conftest import composed
 from tests.segmentation_helpers import (
     SETTINGS,
     SIZE,
+    TRAIN,
+    VAL,
     model_2d,
     packed_discs,
     predictor,
+    recipe,
     small_model,
     train_settings,
 )
-
-TRAIN, VAL = ["a", "b", "c"], ["d"]
 
 
 @pytest.fixture
@@ -62,10 +63,10 @@ def run_fit(
     with reproducible(seed, deterministic=settings.deterministic):
         result = fit(
             packed,
-            train_ids=TRAIN,
-            val_ids=VAL,
+            network=build_network(model),
+            recipe=recipe(model),
             settings=settings,
-            predictor=predictor(build_network(model), model=model),
+            device=torch.device("cpu"),
             seed=seed,
             on_epoch_end=on_epoch_end,
             checkpoints=checkpoints,
@@ -178,10 +179,10 @@ def fit_with_little_memory(packed: PackedSet, settings: TrainConfig, *, most: in
     with reproducible(0, deterministic=True):
         return fit(
             packed,
-            train_ids=TRAIN,
-            val_ids=VAL,
+            network=RunsOutOfMemory(most),
+            recipe=recipe(),
             settings=settings,
-            predictor=predictor(RunsOutOfMemory(most)),
+            device=torch.device("cpu"),
             seed=0,
             on_epoch_end=lambda _: None,
         )
@@ -334,7 +335,7 @@ def test_learning_rate_of_every_step_follows_the_formula(
 
 
 def test_every_training_slice_is_sampled_once_before_any_is_repeated(packed: PackedSet) -> None:
-    batches = Batches(packed, TRAIN, model=model_2d(), device=torch.device("cpu"))
+    batches = Batches(packed, recipe(), device=torch.device("cpu"))
     everyone = sorted(packed.slices_of(TRAIN))  # 6 + 7 + 6 slices
     drawn = np.array(list(batches.order(4, num_batches=10, rng=np.random.default_rng(0))))
     assert drawn.shape == (10, 4)
@@ -350,13 +351,13 @@ def test_steps_per_epoch_sets_the_length_of_an_epoch(packed: PackedSet) -> None:
 
 
 def test_gland_slices_only_excludes_the_others(packed: PackedSet) -> None:
-    batches = Batches(packed, TRAIN, model=model_2d(), device=torch.device("cpu"), kind="gland")
+    batches = Batches(packed, recipe(), device=torch.device("cpu"), kind="gland")
     assert packed.masks[batches.slices].any(axis=(1, 2)).all()
     assert len(batches.slices) == len(packed.slices_of(TRAIN)) - 2 * len(TRAIN)
 
 
 def test_batch_is_standardised_and_neighbours_are_of_the_same_study(packed: PackedSet) -> None:
-    batches = Batches(packed, TRAIN, model=model_2d(num_slices=3), device=torch.device("cpu"))
+    batches = Batches(packed, recipe(model_2d(num_slices=3)), device=torch.device("cpu"))
     first = packed.cases["b"].first_slice
     images, masks = batches.load(torch.tensor([first]))
     assert images.shape == (1, 3, SIZE, SIZE)
@@ -373,7 +374,8 @@ def test_batches_have_a_mask_per_region_that_augmentation_moves_with_the_image(
 ) -> None:
     model = small_model(name)
     packed.masks[:] = packed.masks | (packed.masks > 0) * np.uint8(0b100)  # gland, an empty region, and the gland again
-    batches = Batches(packed, TRAIN, model=model, device=torch.device("cpu"), num_regions=3)
+    settings = replace(SETTINGS, whole_gland_labels=(1, 2), zones={"empty": (1,), "again": (2,)})
+    batches = Batches(packed, recipe(model, preprocess=settings), device=torch.device("cpu"))
     images, masks = batches.load(torch.from_numpy(packed.slices_of(["a"])[2:4]))
     depth = model.num_slices if name == "unet3d" else 1
     assert masks.shape == (2, depth, SIZE, SIZE)
@@ -394,13 +396,12 @@ def test_every_network_learns_the_regions_and_validation_is_their_mean(packed: P
     packed.masks[:] = packed.masks | (packed.masks > 0) * left * np.uint8(0b10)
     model = small_model(name)
     settings = replace(SETTINGS, whole_gland_labels=(1, 2), zones={"left": (2,)})
-    both = replace(predictor(build_network(model, num_regions=2), model=model), preprocess=settings)
     result = fit(
         packed,
-        train_ids=TRAIN,
-        val_ids=VAL,
+        network=build_network(model, num_regions=2),
+        recipe=recipe(model, preprocess=settings),
         settings=train_settings(max_epochs=3, augmentation="none"),
-        predictor=both,
+        device=torch.device("cpu"),
         seed=1,
         on_epoch_end=lambda _: None,
     )
@@ -409,7 +410,7 @@ def test_every_network_learns_the_regions_and_validation_is_their_mean(packed: P
     part = slice(case.first_slice, case.last_slice + 1)
     network = build_network(model, num_regions=2)
     network.load_state_dict(result.weights)
-    ready = replace(both, networks=[network.eval()])
+    ready = predictor(network.eval(), model=model, preprocess=settings)
     image = torch.from_numpy(normalise(packed.images[part], intensity=case.intensity))
     probability = predict_probability(image, predictor=ready)
     bits = packed.masks[part]
@@ -429,10 +430,10 @@ def test_loss_that_is_not_finite_stops_with_the_next_step(packed: PackedSet) -> 
     ):
         fit(
             packed,
-            train_ids=TRAIN,
-            val_ids=VAL,
+            network=broken,
+            recipe=recipe(),
             settings=settings,
-            predictor=predictor(broken),
+            device=torch.device("cpu"),
             seed=0,
             on_epoch_end=lambda _: None,
         )

@@ -23,7 +23,8 @@ from prostate_seg.reporting.figures.overlays import Panel, RegionMasks, contact_
 from prostate_seg.reporting.promotion import check_promotion
 from prostate_seg.segmentation.inference import prediction
 from prostate_seg.segmentation.inference.inference import Segmentation
-from prostate_seg.segmentation.networks.model_folder import Usage, load_model
+from prostate_seg.segmentation.inference.settings import Usage
+from prostate_seg.segmentation.networks.model_folder import load_model
 from prostate_seg.segmentation.networks.pyfunc import ServedModel
 from prostate_seg.segmentation.networks.storage import load_recipe
 from tests.conftest import composed

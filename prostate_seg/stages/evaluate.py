@@ -34,9 +34,7 @@ from prostate_seg.reporting.evaluation.tables import CaseResult
 from prostate_seg.reporting.figures.overlays import RegionMasks, overlay_figure, overlay_title
 from prostate_seg.reporting.figures.plots import case_metrics_figure, save_png
 from prostate_seg.segmentation.calibration import bin_logits, count_near_surface
-from prostate_seg.segmentation.inference.inference import Predictor
-from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges
-from prostate_seg.segmentation.inference.prediction import features_of, study_properties
+from prostate_seg.segmentation.inference.inference import Predictor, segment
 from prostate_seg.segmentation.metrics import case_metrics
 from prostate_seg.segmentation.networks.storage import WEIGHTS
 from prostate_seg.segmentation.overlap import slice_counts
@@ -92,15 +90,14 @@ def evaluate_test_cases(evaluation: Evaluation, folder: Path) -> list[CaseResult
         )
     results: list[CaseResult] = []
     for index, fold in evaluation.folds.items():
-        predictor, ranges = evaluation.predictor_of([index]), evaluation.ranges_of([index])
-        measure = case_evaluator(evaluation, predictor, ranges=ranges, folder=folder, name=f"fold{index}")
+        measure = case_evaluator(evaluation, evaluation.predictor_of([index]), folder=folder, name=f"fold{index}")
         found = evaluation.map_cases(measure, fold.test, label=f"evaluate fold {index}")
         results += chain.from_iterable(found)
     return results
 
 
 def case_evaluator(
-    evaluation: Evaluation, predictor: Predictor, *, ranges: TrainingRanges, folder: Path, name: str
+    evaluation: Evaluation, predictor: Predictor, *, folder: Path, name: str
 ) -> Callable[[Case, LoadedCase, Md5s], list[CaseResult]]:
     """Return the function that evaluates a case with some networks.
 
@@ -108,9 +105,8 @@ def case_evaluator(
     """
 
     def evaluate_case(case: Case, loaded: LoadedCase, md5s: Md5s) -> list[CaseResult]:
-        found = evaluation.segment(loaded.image, loaded.mask, predictor=predictor, with_features=True)
+        found = segment(loaded.image, loaded.mask, predictor=predictor)
         write_volume(_mask_path(folder, name, case.case_id), loaded.image.with_mask(found.label_map))
-        features = features_of(found, study_properties(loaded.image, found), ranges=ranges)
         pairs = evaluation.region_pairs(loaded.mask.array, found.label_map)
         spacing_mm = loaded.image.geometry.spacing_mm
         results = []
@@ -124,7 +120,7 @@ def case_evaluator(
                 metrics=case_metrics(reference, mask, spacing_mm=spacing_mm, counts=counts),
                 counts=counts,
                 region=region,
-                features=features,
+                features=found.features,
                 voxels=count_near_surface(reference, mask, probability, spacing_mm=spacing_mm),
             )
             results.append(result)
@@ -169,7 +165,7 @@ def count_val_voxels(evaluation: Evaluation) -> dict[tuple[str, str], np.ndarray
         predictor = evaluation.predictor_of([index])
 
         def count(_case: Case, loaded: LoadedCase, _md5s: Md5s, predictor: Predictor = predictor) -> list[np.ndarray]:
-            found = evaluation.segment(loaded.image, loaded.mask, predictor=predictor, with_features=False)
+            found = segment(loaded.image, loaded.mask, predictor=predictor, with_features=False)
             pairs = zip(
                 evaluation.region_pairs(loaded.mask.array, found.label_map).values(), found.probability, strict=True
             )
@@ -202,8 +198,7 @@ def evaluate_external_cases(
     hashed = map_cases(leak_gate.hash_files, cases, num_workers=cfg.machine.num_workers, label="hash")
     external = {case.case_id: fingerprint for case, fingerprint in zip(cases, hashed, strict=True)}
     leak_gate.refuse_leaks(compare(external), ancestors, num_cases=len(cases))
-    predictor, ranges = evaluation.predictor_of(evaluation.folds), evaluation.ranges_of(evaluation.folds)
-    measure = case_evaluator(evaluation, predictor, ranges=ranges, folder=folder, name="ensemble")
+    measure = case_evaluator(evaluation, evaluation.predictor_of(evaluation.folds), folder=folder, name="ensemble")
     leaks: list[Leak] = []
     load = partial(load_case, labels=evaluation.regions[WHOLE_GLAND], allow_others=allows_other_labels(cfg))
 

@@ -27,7 +27,8 @@ from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.reporting.pages.review_page import write_review
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.prediction import predict, zones_of
-from prostate_seg.segmentation.networks.model_folder import Model, Usage, load_model, read_usage
+from prostate_seg.segmentation.inference.settings import Usage
+from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage
 from prostate_seg.tracking.registry import fetch_networks
 
 log = logging.getLogger(__name__)

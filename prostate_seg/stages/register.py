@@ -30,8 +30,9 @@ from prostate_seg.reporting.evaluation.tables import zones_of
 from prostate_seg.reporting.pages.model_card import render_model_card
 from prostate_seg.reporting.pages.report_tables import subgroup_dice
 from prostate_seg.reporting.promotion import check_promotion
+from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks import model_folder
-from prostate_seg.segmentation.networks.model_folder import Model, Usage, network_folders
+from prostate_seg.segmentation.networks.model_folder import Model, network_folders
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS
 from prostate_seg.steps.leak_gate import ancestors_in, known_fingerprints, not_duplicates, pass_ancestor_gate
 from prostate_seg.steps.report_data import STRESS, load_report_data, stress_of
@@ -94,7 +95,7 @@ def gather(
     # prediction uses the networks as the evaluation did
     evaluate = present_names(settings["evaluate"], key="evaluate")
     values = {name: evaluate[name] for name in ("threshold", "largest_component", "tta")}
-    usage = Usage.from_dict({**values, "precision": settings["train"].get("precision", cfg.train.precision)})
+    usage = Usage(**values, precision=settings["train"].get("precision", cfg.train.precision))
     model_folder.write_usage(folder, usage)
     for name, text in evaluated.tables.items():
         write_text(folder / EVALUATION / name, text)
@@ -166,9 +167,9 @@ def registered_version(
     if cfg.register.onnx:
         from prostate_seg.segmentation.networks.onnx_network import export_onnx  # an optional extra
 
-        size = predictor.preprocess.image_size
+        size = predictor.recipe.preprocess.image_size
         for path, network in zip(network_folders(folder, fold_index=None), predictor.networks, strict=True):
-            difference = export_onnx(path / model_folder.ONNX, network, model=predictor.model, image_size=size)
+            difference = export_onnx(path / model_folder.ONNX, network, model=predictor.recipe.model, image_size=size)
             log.info("%s as ONNX: at most %.1e from torch in probability", path.name, difference)
     version = registry.add_version(
         tree,
@@ -288,7 +289,7 @@ def _description(evaluated: Evaluated, model: Model) -> str:
     zones = "".join(f"; {name} {zone['dice']['mean']:.3f}" for name, zone in zones_of(summary).items())
     return (
         f"{oracle if summary['oracle_crop'] else ''}"
-        f"{num} network{'s' if num > 1 else ''} ({model.predictor.model.name}), tested {how}: Dice "
+        f"{num} network{'s' if num > 1 else ''} ({model.predictor.recipe.model.name}), tested {how}: Dice "
         f"{pooled['dice']['mean']:.3f}{zones}, {pooled['num_cases']} cases of {pooled['num_patients']} patients, "
         f"{pooled['num_failures']} failed.\n\n"
         f"Pipeline {evaluated.pipeline}, evaluation run {evaluated.run_id}. The model card is `{MODEL_CARD}` in "

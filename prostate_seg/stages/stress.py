@@ -29,6 +29,7 @@ from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation.stress import NONE, stress_curves, stress_figure, stress_lines, stress_summary
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.segmentation import perturbations
+from prostate_seg.segmentation.inference.inference import segment
 from prostate_seg.segmentation.networks.storage import WEIGHTS
 from prostate_seg.segmentation.overlap import dice
 from prostate_seg.segmentation.perturbations import PERTURBATIONS
@@ -97,7 +98,7 @@ def case_stress(
     predictor, cache = evaluation.predictor_of([index]), evaluation.workspace.cache / "stress" / _key(evaluation, index)
 
     def region_dice(image: Volume, label_map: np.ndarray) -> list[Row]:
-        found = evaluation.segment(image, image.with_mask(label_map), predictor=predictor, with_features=False)
+        found = segment(image, image.with_mask(label_map), predictor=predictor, with_features=False)
         pairs = evaluation.region_pairs(label_map, found.label_map)
         return [{"region": region, "dice": dice(*pair)} for region, pair in pairs.items()]
 

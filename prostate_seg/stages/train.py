@@ -297,13 +297,12 @@ def fit_fold(
             lines = start_from(network, initial, name=recipe.model.name, freeze=settings.freeze)
             for line in lines if group.rank == 0 else ():
                 log.info("fold %d: %s", fold_index, line)
-        device = group.local_device(choose_device(cfg.machine.device))
         return fit(
             open_packed(data),
-            train_ids=recipe.train_ids,
-            val_ids=recipe.val_ids,
+            network=network,
+            recipe=recipe,
             settings=settings,
-            predictor=recipe.predictor([network], device=device, precision=settings.precision, tta=False),
+            device=group.local_device(choose_device(cfg.machine.device)),
             seed=cfg.seed,
             fold_index=fold_index,
             on_epoch_end=on_epoch_end,

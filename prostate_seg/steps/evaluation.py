@@ -1,7 +1,7 @@
 """Trained networks on the cases of the data set: what an evaluation reads, and how it segments a case."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,13 +15,13 @@ from prostate_seg.data.cases import Case
 from prostate_seg.data.dataset import CaseRecord
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.loading import LoadedCase, load_case
-from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5
 from prostate_seg.imaging.regions import Regions, predicted_labels, region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference.inference import Predictor, Segmentation, segment
-from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges, merged_ranges
+from prostate_seg.segmentation.inference.inference import Predictor
+from prostate_seg.segmentation.inference.out_of_distribution import merged_ranges
+from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks.storage import load_network, load_recipe
 from prostate_seg.steps.dataset import checked_dataset, preprocess_settings, reference_regions
 from prostate_seg.steps.leak_gate import checked_folds
@@ -61,10 +61,6 @@ class Evaluation:
             predicted_regions=predicted_labels(preprocess_settings(cfg, workspace).regions),
         )
 
-    def ranges_of(self, folds: Iterable[int]) -> TrainingRanges:
-        """Return the training ranges of the networks of some folds together."""
-        return merged_ranges([load_recipe(self.workspace.fold(index)).ranges for index in folds])
-
     @property
     def oracle_crop(self) -> bool:
         """Whether the windows are centred on the references, which no new study has."""
@@ -72,7 +68,7 @@ class Evaluation:
 
     def predictor_of(self, folds: Iterable[int]) -> Predictor:
         """Load the networks of some folds, which must be trained on the present cases and preprocessing, as an ensemble."""
-        cfg, device, networks = self.cfg, choose_device(self.cfg.machine.device), []
+        cfg, device, networks, ranges = self.cfg, choose_device(self.cfg.machine.device), [], []
         for index in folds:
             path, fold = self.workspace.fold(index), self.folds[index]
             recipe = load_recipe(path)
@@ -84,7 +80,10 @@ class Evaluation:
                     f"{path} was trained on other preprocessing than this run asks for: run stage=train again"
                 )
             networks.append(load_network(path, recipe=recipe, device=device))
-        return recipe.predictor(networks, device=device, precision=cfg.train.precision, tta=cfg.evaluate.tta)
+            ranges.append(recipe.ranges)
+        usage = Usage.of(cfg.evaluate, precision=cfg.train.precision)
+        recipe = replace(recipe, ranges=merged_ranges(ranges))
+        return Predictor(networks=networks, recipe=recipe, usage=usage, device=device)
 
     def map_cases(
         self, function: Callable[[Case, LoadedCase, Md5s], Result], case_ids: Sequence[str], *, label: str
@@ -93,17 +92,6 @@ class Evaluation:
         work = partial(_apply_to_case, evaluation=self, function=function)
         records = [self.dataset[case_id] for case_id in case_ids]
         return map_cases(work, records, num_workers=self.cfg.machine.num_workers, label=label)
-
-    def segment(self, image: Volume, reference: Volume, *, predictor: Predictor, with_features: bool) -> Segmentation:
-        """Segment an image as the settings of the evaluation say; the reference is used with preprocess.crop=mask only."""
-        return segment(
-            image,
-            reference if predictor.preprocess.crop == "mask" else None,
-            predictor=predictor,
-            threshold=self.cfg.evaluate.threshold,
-            largest_component=self.cfg.evaluate.largest_component,
-            with_features=with_features,
-        )
 
     def region_pairs(self, reference: np.ndarray, predicted: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return reference and predicted mask of each region, of two label maps on one grid."""

@@ -49,7 +49,7 @@ class CaseResult:
     """Voxels per slice, from apex to base."""
     region: str = WHOLE_GLAND
     features: Mapping[str, float] = field(default_factory=dict)
-    """Features of the gland's mask, as `prediction.features_of` returns them."""
+    """Features of the gland's mask, as `inference.Segmentation` has them."""
     voxels: np.ndarray | None = None
     """Voxels near the surface by label and logit, as `calibration.count_near_surface` returns them."""
 

@@ -5,7 +5,6 @@ any number of cores, workers and torch threads; see `network_threads`.
 """
 
 import logging
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,17 +22,18 @@ from torch.nn import functional
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.progress import num_cores
 from prostate_seg.imaging.geometry import Geometry, Volume, bounding_box
-from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study, restore_probability
+from prostate_seg.imaging.preprocessing import preprocess_study, restore_probability
 from prostate_seg.imaging.regions import label_map_of
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.expected_dice import mask_features
-from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity, normalise
+from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
 from prostate_seg.segmentation.inference.network_threads import network_threads, one_torch_thread
+from prostate_seg.segmentation.inference.out_of_distribution import distance_from_training, mean_grey
+from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.inference.windows import patches
 from prostate_seg.segmentation.networks.networks import is_3d
-from prostate_seg.segmentation.networks.settings import ModelConfig
+from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.overlap import dice
-from prostate_seg.segmentation.settings import Precision
 
 log = logging.getLogger(__name__)
 
@@ -43,31 +43,12 @@ WINDOW_OVERLAP = 0.5
 """Fraction of its depth by which the sliding window of a 3-D network overlaps the previous one."""
 
 
+@dataclass(slots=True)
 class BatchLimit:
-    """Largest batch size that fits into the memory of a GPU; halved after each out-of-memory error."""
+    """Largest batch size that fits into the memory of a GPU, on which a single thread runs the networks."""
 
-    def __init__(self) -> None:
-        self.num_inputs: int | None = None
-        """None before the first out-of-memory error."""
-        self._lock = threading.Lock()
-
-    def halve(self, num_inputs: int, reason: str) -> None:
-        """Limit the batch size to half of one that did not fit, of `num_inputs` inputs.
-
-        Raises:
-            InputError: If a single input does not fit; the message has `reason`, that of the GPU's library.
-        """
-        if num_inputs == 1:
-            raise InputError(
-                f"one input does not fit into the memory of the GPU: {reason}\n"
-                "Use machine.device=cpu, or a network with a lower preprocess.image_size or fewer model.channels."
-            )
-        half = (num_inputs + 1) // 2
-        with self._lock:
-            if self.num_inputs is not None and self.num_inputs <= half:
-                return
-            self.num_inputs = half
-        log.warning("the GPU is out of memory: the batch size of inference is %d from here on", half)
+    num_inputs: int | None = None
+    """None before the first out-of-memory error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +57,10 @@ class Predictor:
 
     networks: Sequence[nn.Module]
     """One network, or the ensemble of the folds; in eval mode, on `device`."""
-    model: ModelConfig
-    preprocess: PreprocessSettings
-    zscore: bool
+    recipe: Recipe
+    """Of all networks; its training ranges include those of each."""
+    usage: Usage
     device: torch.device
-    precision: Precision
-    tta: bool
-    """Test-time augmentation: whether the probabilities of the left-right mirrored study are averaged in."""
     num_threads: int = field(default_factory=num_cores)
     """Threads for forward passes on a CPU, shared by all studies."""
     batch_limit: BatchLimit = field(default_factory=BatchLimit)
@@ -105,49 +83,56 @@ class Segmentation:
     """Mean probability over the gland's voxels; None for an empty mask."""
     inter_model_dice: float | None
     """Of the networks' glands on the preprocessed grid; None for one network, or if all masks are empty."""
+    properties: dict[str, float]
+    """Properties of the study that have training ranges; an empty mask has no volume."""
     features: dict[str, float]
-    """Features, as `expected_dice.mask_features` returns them; empty if they were not asked for."""
-    intensity: Intensity
+    """Features of `expected_dice`; empty for an empty mask, or if they were not asked for."""
     window: Geometry
 
 
 def segment(
-    image: Volume,
-    reference: Volume | None,
-    *,
-    predictor: Predictor,
-    threshold: float,
-    largest_component: bool,
-    with_features: bool = True,
+    image: Volume, reference: Volume | None, *, predictor: Predictor, with_features: bool = True
 ) -> Segmentation:
     """Segment a study on its own grid.
 
-    The reference only centres the window of crop "mask", and is None otherwise. Voxels with a probability from `threshold` on
-    are gland, all of them or only the largest connected component; each gets the most probable of the gland's labels.
-    Without features, the study has no expected Dice.
+    The reference only centres the window of crop "mask". Voxels with a probability from the threshold on are gland, all of them
+    or only the largest connected component; each gets the most probable of the gland's labels. Without features, the study has
+    no expected Dice.
     """
+    recipe, threshold = predictor.recipe, predictor.usage.threshold
+    reference = reference if recipe.preprocess.crop == "mask" else None
     with threadpool_limits(1, user_api="blas"):  # the rounding of sums in resampling depends on the number of threads
-        prepared = preprocess_study(image, reference, settings=predictor.preprocess).image
-        intensity = measure_intensity(prepared.array, clip=predictor.zscore)
+        prepared = preprocess_study(image, reference, settings=recipe.preprocess).image
+        intensity = measure_intensity(prepared.array, clip=recipe.zscore)
         standardised = torch.from_numpy(normalise(prepared.array, intensity=intensity))
         per_network, plain = network_probabilities(standardised, predictor=predictor)
         restore = partial(restore_probability, window=prepared.geometry, original=image.geometry)
         probability = np.stack([restore(one) for one in per_network.mean(axis=0)])
     gland = probability[0] >= threshold
-    gland = keep_largest_component(gland) if largest_component else gland
+    gland = keep_largest_component(gland) if predictor.usage.largest_component else gland
     agreement = inter_model_dice(per_network[:, 0] >= threshold)
+    spacing_z_mm, spacing_y_mm, _ = image.geometry.spacing_mm
+    properties = {
+        "spacing_y_mm": spacing_y_mm,
+        "spacing_z_mm": spacing_z_mm,
+        "num_slices": float(len(image.array)),
+        "mean_grey": mean_grey(intensity),
+    }
     features: dict[str, float] = {}
-    if with_features:
-        spacing_mm = prepared.geometry.spacing_mm
-        measure = partial(mask_features, threshold=threshold, inter_model_dice=agreement, spacing_mm=spacing_mm)
-        features = measure(per_network[:, 0], plain)
+    if gland.any():
+        properties["gland_volume_ml"] = np.count_nonzero(gland) * image.geometry.voxel_volume_ml
+        if with_features:
+            spacing_mm = prepared.geometry.spacing_mm
+            measure = partial(mask_features, threshold=threshold, inter_model_dice=agreement, spacing_mm=spacing_mm)
+            features = measure(per_network[:, 0], plain)
+            features["outside_training"] = distance_from_training(properties, ranges=recipe.ranges)
     return Segmentation(
-        label_map=label_map_of(gland, probability, predictor.preprocess.regions),
+        label_map=label_map_of(gland, probability, recipe.preprocess.regions),
         probability=probability,
         confidence=float(probability[0][gland].mean()) if gland.any() else None,
         inter_model_dice=agreement,
+        properties=properties,
         features=features,
-        intensity=intensity,
         window=prepared.geometry,
     )
 
@@ -166,9 +151,9 @@ def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> tuple
     """
     forward = partial(_forward, predictor=predictor, pool=predictor.pool)
     image = image.to(predictor.device)  # in this thread, because the current GPU is a property of each thread
-    num_slices, depth = len(image), predictor.model.num_slices
+    num_slices, depth = len(image), predictor.recipe.model.num_slices
     with one_torch_thread():
-        if is_3d(predictor.model):
+        if is_3d(predictor.recipe.model):
             # A study shorter than the window is padded with its last slice as in training, and the padding is cropped off.
             # MONAI's own padding is symmetric. All windows go to `forward` at once, which batches them for the threads.
             padding = (0, 0, 0, 0, 0, max(0, depth - num_slices))
@@ -184,7 +169,7 @@ def network_probabilities(image: torch.Tensor, *, predictor: Predictor) -> tuple
             rows = patches(centers - depth // 2, depth=depth, first=0, last=num_slices - 1)
             probability = forward(image[rows]).transpose(0, 1)
         array: np.ndarray = probability.unflatten(0, (len(predictor.networks), -1)).contiguous().cpu().numpy()
-    return (array[:, :-1], array[:, -1]) if predictor.tta else (array, None)
+    return (array[:, :-1], array[:, -1]) if predictor.usage.tta else (array, None)
 
 
 def _forward(inputs: torch.Tensor, *, predictor: Predictor, pool: ThreadPoolExecutor) -> torch.Tensor:
@@ -193,7 +178,8 @@ def _forward(inputs: torch.Tensor, *, predictor: Predictor, pool: ThreadPoolExec
     The channels are those of `_probability`.
     """
     # Batches have a fixed size: the last bits of a convolution depend on the size of its batch.
-    batch_size = max(1, SLICES_PER_BATCH[inputs.device.type] // (inputs.shape[2] if is_3d(predictor.model) else 1))
+    depth = inputs.shape[2] if is_3d(predictor.recipe.model) else 1
+    batch_size = max(1, SLICES_PER_BATCH[inputs.device.type] // depth)
     batches = inputs.split(batch_size)
     futures = [
         [pool.submit(_forward_batch, batch, network=network, predictor=predictor) for batch in batches]
@@ -203,9 +189,14 @@ def _forward(inputs: torch.Tensor, *, predictor: Predictor, pool: ThreadPoolExec
 
 
 def _forward_batch(inputs: torch.Tensor, *, network: nn.Module, predictor: Predictor) -> torch.Tensor:
-    """Return probabilities of a batch, in smaller batches if a GPU runs out of memory."""
+    """Return probabilities of a batch, in smaller batches from here on if a GPU runs out of memory.
+
+    Raises:
+        InputError: If a single input does not fit.
+    """
+    limit = predictor.batch_limit
     while True:
-        size = min(predictor.batch_limit.num_inputs or len(inputs), len(inputs))
+        size = min(limit.num_inputs or len(inputs), len(inputs))
         try:
             parts = [_probability(part, network=network, predictor=predictor) for part in inputs.split(size)]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -213,7 +204,13 @@ def _forward_batch(inputs: torch.Tensor, *, network: nn.Module, predictor: Predi
             reason = str(error)  # the error itself references the tensors of the batch until this block ends
         if inputs.device.type == "cuda":
             torch.cuda.empty_cache()
-        predictor.batch_limit.halve(size, reason)
+        if size == 1:
+            raise InputError(
+                f"one input does not fit into the memory of the GPU: {reason}\n"
+                "Use machine.device=cpu, or a network with a lower preprocess.image_size or fewer model.channels."
+            )
+        limit.num_inputs = (size + 1) // 2
+        log.warning("the GPU is out of memory: the batch size of inference is %d from here on", limit.num_inputs)
 
 
 @torch.inference_mode()
@@ -223,13 +220,13 @@ def _probability(inputs: torch.Tensor, *, network: nn.Module, predictor: Predict
     With TTA one more channel has the probability of the gland from the inputs as they are.
     """
     views = []
-    for mirrored in (False, True) if predictor.tta else (False,):
-        with autocast(inputs.device, precision=predictor.precision):
+    for mirrored in (False, True) if predictor.usage.tta else (False,):
+        with autocast(inputs.device, precision=predictor.usage.precision):
             logits = network(inputs.flip(-1) if mirrored else inputs)
         probability = torch.sigmoid(logits.float())
         views.append(probability.flip(-1) if mirrored else probability)
     mean = torch.stack(views).mean(dim=0)
-    return torch.cat([mean, views[0][:, :1]], dim=1) if predictor.tta else mean
+    return torch.cat([mean, views[0][:, :1]], dim=1) if predictor.usage.tta else mean
 
 
 def inter_model_dice(masks: np.ndarray) -> float | None:

@@ -1,6 +1,5 @@
 """Prediction for a study without a reference: mask, volume, uncertainty, and warnings that call for review."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +12,8 @@ from prostate_seg.imaging.quality import PLAUSIBLE_VOLUME_ML, check_case
 from prostate_seg.imaging.regions import region_masks
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.inference.expected_dice import Estimate
-from prostate_seg.segmentation.inference.inference import Segmentation, segment
-from prostate_seg.segmentation.inference.out_of_distribution import (
-    TrainingRanges,
-    distance_from_training,
-    mean_grey,
-    out_of_distribution,
-)
+from prostate_seg.segmentation.inference.inference import segment
+from prostate_seg.segmentation.inference.out_of_distribution import out_of_distribution
 from prostate_seg.segmentation.networks.model_folder import Model
 
 LOW_CONFIDENCE = 0.8
@@ -63,20 +57,13 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         if finding.is_error:
             raise VolumeError(finding.message, finding.check)
     _require_no_label_map(image.array)
-    found = segment(
-        image,
-        None,
-        predictor=model.predictor,
-        threshold=model.usage.threshold,
-        largest_component=model.usage.largest_component,
-    )
+    found = segment(image, None, predictor=model.predictor)
     gland = found.label_map > 0
     volume_ml = int(gland.sum()) * image.geometry.voxel_volume_ml
-    study = study_properties(image, found)
     warnings = [
         *model.notes,
         *(finding.message for finding in findings),
-        *out_of_distribution(study, ranges=model.ranges),
+        *out_of_distribution(found.properties, ranges=model.predictor.recipe.ranges),
         *_mask_warnings(gland, image.geometry, found.window, volume_ml=volume_ml),
     ]
     masks = dict(zip(model.regions, region_masks(found.label_map, model.regions), strict=True))
@@ -97,30 +84,9 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         num_slices=int(gland.any(axis=(1, 2)).sum()),
         mean_confidence=found.confidence,
         inter_model_dice=found.inter_model_dice,
-        estimate=calibration.estimate(features_of(found, study, ranges=model.ranges)) if calibration else None,
+        estimate=calibration.estimate(found.features) if calibration else None,
         warnings=warnings,
     )
-
-
-def study_properties(image: Volume, found: Segmentation) -> dict[str, float]:
-    """Return the properties of a segmented study that have training ranges; an empty mask has no volume."""
-    spacing_z_mm, spacing_y_mm, _ = image.geometry.spacing_mm
-    study = {
-        "spacing_y_mm": spacing_y_mm,
-        "spacing_z_mm": spacing_z_mm,
-        "num_slices": float(len(image.array)),
-        "mean_grey": mean_grey(found.intensity),
-    }
-    if found.label_map.any():
-        study["gland_volume_ml"] = np.count_nonzero(found.label_map) * image.geometry.voxel_volume_ml
-    return study
-
-
-def features_of(found: Segmentation, study: Mapping[str, float], *, ranges: TrainingRanges) -> dict[str, float]:
-    """Return all features of a mask, those of the study included; empty for an empty mask."""
-    if not found.label_map.any():
-        return {}
-    return {**found.features, "outside_training": distance_from_training(study, ranges=ranges)}
 
 
 def zones_of(prediction: Prediction, *, model: Model) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Settings of the group `evaluate`. No torch."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import Annotated, Self
 
 from prostate_seg.common.settings import PathText, Range, Settings
+from prostate_seg.segmentation.settings import Precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +17,19 @@ class InferenceSettings(Settings):
     """Whether only the largest connected component is kept."""
     tta: bool
     """Whether test-time augmentation averages in the prediction of the left-right mirrored image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage(InferenceSettings):
+    """How networks are run and a mask is made from their outputs: the content of segmentation.json."""
+
+    precision: Precision
+
+    @classmethod
+    def of(cls, settings: InferenceSettings, *, precision: Precision) -> Self:
+        """Return the inference settings of an evaluation."""
+        values = {field.name: getattr(settings, field.name) for field in fields(InferenceSettings)}
+        return cls(**values, precision=precision)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,9 +3,8 @@
 stage=register adds segmentation.json, the inference settings of the evaluation. The folder contains no code.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
 
 import torch
 
@@ -15,12 +14,11 @@ from prostate_seg.common.settings import parse_group, plain, present_names
 from prostate_seg.imaging.regions import Regions, predicted_labels
 from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
 from prostate_seg.segmentation.inference.inference import Predictor
-from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges, merged_ranges
-from prostate_seg.segmentation.inference.settings import InferenceSettings
+from prostate_seg.segmentation.inference.out_of_distribution import merged_ranges
+from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks.onnx_network import OnnxNetwork
 from prostate_seg.segmentation.networks.settings import Backend
 from prostate_seg.segmentation.networks.storage import RECIPE, WEIGHTS, load_network, load_recipe
-from prostate_seg.segmentation.settings import Precision
 
 USAGE = "segmentation.json"
 TRUST = "trust.json"
@@ -30,32 +28,12 @@ ONNX = "network.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage(InferenceSettings):
-    """Inference settings of the networks of a folder."""
-
-    precision: Precision
-
-    @classmethod
-    def of(cls, settings: InferenceSettings, *, precision: Precision) -> Self:
-        """Return the inference settings of an evaluation."""
-        values = {field.name: getattr(settings, field.name) for field in fields(InferenceSettings)}
-        return cls(**values, precision=precision)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read the content of segmentation.json."""
-        return parse_group(cls, present_names(values, key="evaluate"), key="evaluate")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """An ensemble that is ready for inference."""
 
     name: str
     """Folder, or name and version of a registered model."""
     predictor: Predictor
-    usage: Usage
-    ranges: TrainingRanges
     notes: tuple[str, ...]
     """Warnings that apply to every prediction of the model."""
     expected_dice: ExpectedDice | None = None
@@ -68,7 +46,7 @@ class Model:
     @property
     def regions(self) -> Regions:
         """Labels of each region in predicted label maps, the whole gland first."""
-        return predicted_labels(self.predictor.preprocess.regions)
+        return predicted_labels(self.predictor.recipe.preprocess.regions)
 
 
 def write_usage(folder: Path, usage: Usage) -> None:
@@ -78,7 +56,9 @@ def write_usage(folder: Path, usage: Usage) -> None:
 
 def read_usage(folder: Path) -> Usage | None:
     """Read segmentation.json; None if the folder has none."""
-    return Usage.from_dict(read_json(folder / USAGE)) if (folder / USAGE).is_file() else None
+    if not (folder / USAGE).is_file():
+        return None
+    return parse_group(Usage, present_names(read_json(folder / USAGE), key="evaluate"), key="evaluate")
 
 
 def _read_expected_dice(folder: Path, *, num_networks: int) -> tuple[ExpectedDice | None, str | None]:
@@ -144,12 +124,11 @@ def load_model(
         OnnxNetwork(path / ONNX) if backend == "onnx" else load_network(path, recipe=recipe, device=device)
         for path, recipe in zip(folders, recipes, strict=True)
     ]
-    centred = replace(first, preprocess=replace(first.preprocess, crop="center"))  # no reference can place the window
+    centred = replace(first.preprocess, crop="center")  # no reference can place the window
+    recipe = replace(first, preprocess=centred, ranges=merged_ranges([recipe.ranges for recipe in recipes]))
     return Model(
         name=name or str(folder),
-        predictor=centred.predictor(networks, device=device, precision=usage.precision, tta=usage.tta),
-        usage=usage,
-        ranges=merged_ranges([recipe.ranges for recipe in recipes]),
+        predictor=Predictor(networks=networks, recipe=recipe, usage=usage, device=device),
         expected_dice=expected_dice,
         no_expected_dice=no_expected_dice,
         notes=(note,) if first.preprocess.crop == "mask" else (),

@@ -1,6 +1,6 @@
 """A trained network on disk: weights.safetensors, which contains no code, and recipe.json with its settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +14,9 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import atomic_path, read_json, write_json
 from prostate_seg.common.settings import parse_group, plain
 from prostate_seg.imaging.preprocessing import PreprocessSettings
-from prostate_seg.segmentation.inference.inference import Predictor
 from prostate_seg.segmentation.inference.out_of_distribution import TrainingRanges
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.networks.settings import ModelConfig
-from prostate_seg.segmentation.settings import Precision
 
 WEIGHTS, RECIPE = "weights.safetensors", "recipe.json"
 
@@ -45,20 +43,6 @@ class Recipe:
             "val_ids": self.val_ids,
             "ranges": {name: list(both) for name, both in self.ranges.items()},
         }
-
-    def predictor(
-        self, networks: Sequence[nn.Module], *, device: torch.device, precision: Precision, tta: bool
-    ) -> Predictor:
-        """Return networks of this recipe ready for inference."""
-        return Predictor(
-            networks=networks,
-            model=self.model,
-            preprocess=self.preprocess,
-            zscore=self.zscore,
-            device=device,
-            precision=precision,
-            tta=tta,
-        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

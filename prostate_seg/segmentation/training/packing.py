@@ -16,7 +16,7 @@ from prostate_seg.common.files import atomic_folder, read_json, write_json
 from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity
 from prostate_seg.segmentation.inference.windows import patches
 from prostate_seg.segmentation.networks.networks import is_3d
-from prostate_seg.segmentation.networks.settings import ModelConfig
+from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.training.settings import TrainingSlices
 
 ReadCase = Callable[[str], tuple[np.ndarray, np.ndarray]]
@@ -97,15 +97,14 @@ class Batches:
     def __init__(
         self,
         packed: PackedSet,
-        case_ids: Sequence[str],
+        recipe: Recipe,
         *,
-        model: ModelConfig,
         device: torch.device,
         kind: TrainingSlices = "all",
-        num_regions: int = 1,
     ):
-        self.model, self.device = model, device
-        self.bits = torch.tensor([1 << number for number in range(num_regions)], device=device).to(torch.uint8)
+        self.model, self.device = recipe.model, device
+        bits = [1 << number for number in range(len(recipe.preprocess.regions))]
+        self.bits = torch.tensor(bits, device=device).to(torch.uint8)
         self.images, self.masks = torch.from_numpy(packed.images), torch.from_numpy(packed.masks)
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -119,7 +118,7 @@ class Batches:
         self.ends = torch.from_numpy(np.repeat(rows, repeats, axis=0).T).to(self.images.device)
         intensity = torch.tensor(np.repeat(values, repeats, axis=0).T, dtype=torch.float32)
         self.intensity = intensity.to(self.images.device)
-        self.slices = packed.slices_of(case_ids)
+        self.slices = packed.slices_of(recipe.train_ids)
         if kind == "gland":
             self.slices = self.slices[packed.masks[self.slices].any(axis=(1, 2))]
 

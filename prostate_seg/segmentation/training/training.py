@@ -24,7 +24,9 @@ from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.imaging.regions import masks_of_bits
 from prostate_seg.segmentation.inference.inference import Predictor, predict_probability
 from prostate_seg.segmentation.inference.intensity import normalise
+from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks.networks import is_3d
+from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.overlap import slice_counts
 from prostate_seg.segmentation.settings import Precision
 from prostate_seg.segmentation.training.augmentation import augment
@@ -50,10 +52,10 @@ SECONDS_BETWEEN_CHECKPOINTS = 10.0
 def fit(
     packed: PackedSet,
     *,
-    train_ids: Sequence[str],
-    val_ids: Sequence[str],
+    network: nn.Module,
+    recipe: Recipe,
     settings: TrainConfig,
-    predictor: Predictor,
+    device: torch.device,
     seed: int,
     fold_index: int = 0,
     on_epoch_end: Callable[[Epoch], None],
@@ -66,10 +68,10 @@ def fit(
 
     Args:
         packed: Preprocessed studies.
-        train_ids: Studies whose slices are trained on.
-        val_ids: Studies that choose the best epoch.
+        network: The untrained network.
+        recipe: Its architecture and input; its train studies are trained on, its val studies choose the best epoch.
         settings: Training settings.
-        predictor: The untrained network, and the inference settings of validation.
+        device: Where the network is trained.
         seed: Seed of batch order, augmentation and dropout.
         fold_index: The folds of one seed have independent random streams.
         on_epoch_end: Called after each epoch; when training resumes, first with the epochs before the interruption.
@@ -79,28 +81,23 @@ def fit(
     Raises:
         InputError: If the loss is no longer finite.
     """
-    device, volumetric = predictor.device, is_3d(predictor.model)
-    batches = Batches(
-        packed,
-        train_ids,
-        model=predictor.model,
-        device=device,
-        kind=settings.slices,
-        num_regions=len(predictor.preprocess.regions),
-    )
+    volumetric = is_3d(recipe.model)
+    batches = Batches(packed, recipe, device=device, kind=settings.slices)
     state = group.broadcast_from_rank0(lambda: None if checkpoints is None else checkpoints.newest())
     measured = None
     if settings.precision == "auto" and can_capture(device):
         measured = group.broadcast_from_rank0(
-            partial(_measured_precision, state, batches, predictor.networks[0], settings, device, volumetric)
+            partial(_measured_precision, state, batches, network, settings, device, volumetric)
         )
         settings = replace(settings, precision=measured)
-        predictor = replace(predictor, precision=measured)
-    step = TrainingStep(predictor.networks[0], settings=settings, device=device, volumetric=volumetric, group=group)
-    ema_predictor = replace(predictor, networks=[step.ema.module], num_threads=torch.get_num_threads())
+    step = TrainingStep(network, settings=settings, device=device, volumetric=volumetric, group=group)
+    usage = Usage(threshold=VAL_THRESHOLD, largest_component=False, tta=False, precision=settings.precision)
+    predictor = Predictor(
+        networks=[step.ema.module], recipe=recipe, usage=usage, device=device, num_threads=torch.get_num_threads()
+    )
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
     val_slices_per_epoch = VAL_SLICES_FRACTION * steps_per_epoch * settings.batch_size
-    epochs_per_validation = max(1, math.ceil(len(packed.slices_of(val_ids)) / val_slices_per_epoch))
+    epochs_per_validation = max(1, math.ceil(len(packed.slices_of(recipe.val_ids)) / val_slices_per_epoch))
 
     result, saved_at = TrainingResult(measured_precision=measured), 0.0
     if state is not None:
@@ -127,7 +124,7 @@ def fit(
         losses = _train_epoch(take_step, step, budget, scheduler, order=order_on_device)
         val_dice = val_iou = None
         if budget.is_spent() or (index + 1) % epochs_per_validation == 0:
-            val_dice, val_iou = validate(packed, val_ids, predictor=ema_predictor, group=group)
+            val_dice, val_iou = validate(packed, recipe.val_ids, predictor=predictor, group=group)
         is_over = val_dice is not None and budget.is_spent()  # before `seconds`, by which a resumed training decides
         mean_loss = partial(
             _mean_loss, losses, order, packed=packed, first_step=step.num_steps - len(losses), epoch=index + 1
@@ -295,7 +292,7 @@ def _dice_and_iou(packed: PackedSet, case_id: str, *, predictor: Predictor) -> t
     case = packed.cases[case_id]
     slices = slice(case.first_slice, case.last_slice + 1)
     image = torch.from_numpy(normalise(packed.images[slices], intensity=case.intensity))
-    predicted = predict_probability(image, predictor=predictor) >= VAL_THRESHOLD
+    predicted = predict_probability(image, predictor=predictor) >= predictor.usage.threshold
     references = masks_of_bits(packed.masks[slices], num_regions=len(predicted))
     counts = [slice_counts(*pair) for pair in zip(references, predicted, strict=True)]
     return float(np.mean([one.dice() for one in counts])), float(np.mean([one.iou() for one in counts]))
