@@ -106,7 +106,7 @@ def test_a_coverage_that_two_patients_allow_has_a_calibration_that_register_stor
     load_stage("evaluate")(cfg, workspace)
     trust = read_json(root / "evaluation" / "metrics.json")["trust"]
     stored = stored_trust(trust)
-    assert ExpectedDice.from_dict(stored["expected_dice"]).num_patients == 2
+    assert ExpectedDice(**stored["expected_dice"]).num_patients == 2
     assert stored["temperature"] == {"whole_gland": trust["calibration"]["whole_gland"]["temperature"]}
     assert read_json(root / "evaluation" / "metrics.json")["pooled"] == before
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.segmentation.inference.expected_dice import (
+    CalibrationCase,
     Estimate,
     ExpectedDice,
     fit_expected_dice,
@@ -44,8 +46,14 @@ def fitted(
     rows: Sequence[Mapping[str, float]], dice: np.ndarray, *, coverage: float = 0.9, studies: int = 1
 ) -> ExpectedDice:
     """Return a fit with some consecutive studies per patient."""
+    return fit_expected_dice(calibration_cases(rows, dice, studies=studies), coverage=coverage)
+
+
+def calibration_cases(
+    rows: Sequence[Mapping[str, float]], dice: np.ndarray, *, studies: int = 1
+) -> list[CalibrationCase]:
     patients = [f"{number // studies:04d}" for number in range(len(rows))]
-    return fit_expected_dice(rows, dice.tolist(), patients=patients, coverage=coverage)
+    return [CalibrationCase(*one) for one in zip(rows, dice.tolist(), patients, strict=True)]
 
 
 def covered(*, num_fitted: int, shift: float = 0.0) -> float:
@@ -125,18 +133,17 @@ def test_fewer_patients_than_the_coverage_needs_are_refused_with_the_number(cove
 
 def test_estimates_of_a_left_out_patient_do_not_depend_on_its_dice() -> None:
     rows, dice = simulated(30, rng=np.random.default_rng(7))
-    patients = [f"{number:02d}" for number in range(30)]
-    before = left_out_estimates(rows, dice.tolist(), patients=patients, coverage=0.9)
-    after = left_out_estimates(rows, [0.0, *dice[1:].tolist()], patients=patients, coverage=0.9)
+    before = left_out_estimates(calibration_cases(rows, dice), coverage=0.9)
+    after = left_out_estimates(calibration_cases(rows, np.append(0.0, dice[1:])), coverage=0.9)
     assert before[0] == after[0] is not None
     assert before[1] != after[1]
-    assert left_out_estimates(rows[:9], dice[:9].tolist(), patients=patients[:9], coverage=0.9) == [None] * 9
+    assert left_out_estimates(calibration_cases(rows[:9], dice[:9]), coverage=0.9) == [None] * 9
 
 
 def test_a_calibration_is_plain_json() -> None:
     rows, dice = simulated(20, rng=np.random.default_rng(8))
     calibration = fitted(rows, dice)
-    again = ExpectedDice.from_dict(json.loads(json.dumps(calibration.as_dict())))
+    again = ExpectedDice(**json.loads(json.dumps(asdict(calibration))))
     assert again == calibration
     assert again.estimate(rows[0]) == calibration.estimate(rows[0])
 

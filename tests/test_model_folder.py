@@ -1,6 +1,6 @@
 """A folder of networks is loaded as an ensemble with the inference settings of its evaluation; others are refused."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +103,7 @@ def test_a_calibration_on_the_ensemble_is_not_used_for_one_of_its_networks(tmp_p
         save_fold(tmp_path, number)
     rows, dice = simulated(20, rng=np.random.default_rng(0))
     calibration = fitted([{**row, "inter_model": row["tta"]} for row in rows], dice)
-    write_json(tmp_path / "trust.json", {"expected_dice": calibration.as_dict(), "temperature": {}})
+    write_json(tmp_path / "trust.json", {"expected_dice": asdict(calibration), "temperature": {}})
     assert load(tmp_path).expected_dice == calibration
     alone = load(tmp_path, fold_index=0)
     assert alone.expected_dice is None

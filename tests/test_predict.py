@@ -4,7 +4,7 @@ import csv
 import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +211,7 @@ def test_a_series_of_another_sequence_has_a_warning() -> None:
 def calibrate(networks: Path) -> None:
     """Store a calibration of expected Dice with the networks, as stage=register does."""
     rows, dice = simulated(20, rng=np.random.default_rng(0))
-    write_json(networks / "trust.json", {"expected_dice": fitted(rows, dice).as_dict(), "temperature": {}})
+    write_json(networks / "trust.json", {"expected_dice": asdict(fitted(rows, dice)), "temperature": {}})
 
 
 def test_masks_have_expected_dice_lower_bound_and_verdict_and_the_most_doubtful_comes_first(

@@ -230,7 +230,7 @@ def test_an_external_evaluation_measures_the_coverage_of_the_calibration_of_the_
     external = trusted(data, tmp_path / "evaluation_external", num=40, of_folds=tmp_path / "evaluation")
     assert folds.trust is not None
     assert external.trust is not None
-    calibration = ExpectedDice.from_dict(folds.trust.summary["expected_dice"])
+    calibration = ExpectedDice(**folds.trust.summary["expected_dice"])
     estimates = [calibration.estimate(row) for row in features_in(external.trust.cases)]
     assert external.trust.cases["dice_lower_bound"].tolist() == [one.lower_bound for one in estimates]
     found = bounds(external.trust.cases)

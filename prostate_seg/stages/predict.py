@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def rule_md5(model: Model, *, min_expected_dice: float) -> str | None:
     """Return a hash of what gives a mask its verdict; None if nothing does."""
     if model.expected_dice is None:
         return None
-    return md5_of_text(f"{model.expected_dice.as_dict()} {min_expected_dice}")
+    return md5_of_text(f"{asdict(model.expected_dice)} {min_expected_dice}")
 
 
 def segment_study(target: Target, *, model: Model, min_expected_dice: float) -> Mapping[str, Any]:

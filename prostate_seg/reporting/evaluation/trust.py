@@ -1,7 +1,8 @@
 """Results of one evaluation for single masks: expected Dice, risk-coverage curve, calibration of probabilities."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from prostate_seg.common.files import read_json
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation.tables import CaseResult
 from prostate_seg.segmentation.calibration import bin_logits, fit_temperature, reliability
-from prostate_seg.segmentation.inference.expected_dice import ExpectedDice, fit_expected_dice, left_out_estimates
+from prostate_seg.segmentation.inference.expected_dice import (
+    CalibrationCase,
+    ExpectedDice,
+    fit_expected_dice,
+    left_out_estimates,
+)
 
 FEATURES = ("tta", "inter_model", "confidence", "outside_training", "small", "rough", "fragments")
 """Features in the order of expected_dice.csv."""
@@ -52,7 +58,7 @@ def read_trust(evaluation: Path, summary: Mapping[str, Any], *, of_folds: Path |
     is_of_folds = is_same and "expected_dice" in known
     if is_of_folds:
         trust["expected_dice"] = known["expected_dice"]
-        calibration = ExpectedDice.from_dict(known["expected_dice"])
+        calibration = ExpectedDice(**known["expected_dice"])
         cases = _with_estimates(cases, [calibration.estimate(row) for row in features_in(cases)])
     return Trust(cases=cases, voxels=voxels, summary=trust, is_of_folds=is_of_folds)
 
@@ -62,12 +68,12 @@ def fitted_expected_dice(table: pd.DataFrame, *, coverage: float, oracle_crop: b
     if oracle_crop:  # no reference centres the window of a new study
         reason = "the windows of the test cases were centred on the references (preprocess.crop=mask)"
         return {"no_expected_dice": reason}
-    dice, patients = table["dice"].tolist(), table["patient_id"].tolist()
     try:
-        found = fit_expected_dice(features_in(table), dice, patients=patients, coverage=coverage)
+        cases = zip(features_in(table), table["dice"], table["patient_id"], strict=True)
+        found = fit_expected_dice(list(starmap(CalibrationCase, cases)), coverage=coverage)
     except InputError as error:
         return {"no_expected_dice": str(error)}
-    return {"expected_dice": found.as_dict()}
+    return {"expected_dice": asdict(found)}
 
 
 def expected_dice_table(results: Sequence[CaseResult], *, coverage: float) -> pd.DataFrame:
@@ -76,11 +82,10 @@ def expected_dice_table(results: Sequence[CaseResult], *, coverage: float) -> pd
     The estimate of a case is from a fit without its patient; it is missing if too few patients are left.
     """
     glands = [result for result in results if result.region == WHOLE_GLAND]
-    features = [result.features for result in glands]
+    cases = [CalibrationCase(result.features, result.metrics.dice, result.case.patient_id) for result in glands]
     table = pd.DataFrame([{**result.ids, "dice": result.metrics.dice} for result in glands])
-    dice, patients = table["dice"].tolist(), table["patient_id"].tolist()
-    estimates = left_out_estimates(features, dice, patients=patients, coverage=coverage)
-    return _with_estimates(table, estimates).join(pd.DataFrame(features, columns=list(FEATURES)))
+    features = pd.DataFrame([case.features for case in cases], columns=list(FEATURES))
+    return _with_estimates(table, left_out_estimates(cases, coverage=coverage)).join(features)
 
 
 def features_in(table: pd.DataFrame) -> list[dict[str, float]]:

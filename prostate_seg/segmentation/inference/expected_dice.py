@@ -8,8 +8,9 @@ bound is CV+ (Barber et al. 2021) with patients as units. Nothing here needs mor
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -66,8 +67,7 @@ def mask_features(
 def _shape_features(mask: np.ndarray, *, spacing_mm: Spacing) -> dict[str, float]:
     """Return small volume, rough surface and voxels outside the largest component of a mask that is not empty."""
     inside = np.pad(mask[bounding_box(mask)], 1)
-    labels, num_components = ndimage.label(inside)
-    largest = np.bincount(labels.ravel())[1:].max() if num_components > 1 else inside.sum()
+    largest = np.bincount(ndimage.label(inside)[0].ravel())[1:].max()
     z, y, x = spacing_mm
     faces_mm2 = (y * x, z * x, z * y)
     area_mm2 = sum(face * np.count_nonzero(np.diff(inside, axis=axis)) for axis, face in enumerate(faces_mm2))
@@ -100,7 +100,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedDice:
-    """Regression of Dice on features, with the scores behind its lower bound; plain numbers."""
+    """Regression of Dice on features, with the scores behind its lower bound; all fields are of JSON types."""
 
     coverage: float
     """Fraction of patients for whom the bound holds in all studies."""
@@ -112,7 +112,7 @@ class ExpectedDice:
     """Mean of actual over fitted error, of cases whose patient was left out: turns a geometric mean into a mean."""
     coefficients_without: list[list[float]]
     """The same without the patients of each group."""
-    scores: list[tuple[int, float]]
+    scores: list[list[float]]
     """Group of each patient, and log error minus its prediction without the group, in the patient's worst study."""
 
     @property
@@ -132,82 +132,59 @@ class ExpectedDice:
         highest = min(0.0, float(log_errors[_rank(len(scores), coverage=self.coverage) - 1]))
         return Estimate(expected_dice=expected, lower_bound=min(expected, 1 - math.exp(highest)))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        return {**asdict(self), "scores": [list(score) for score in self.scores]}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `as_dict` returned."""
-        return cls(**{**values, "scores": [(group, score) for group, score in values["scores"]]})
+class CalibrationCase(NamedTuple):
+    """A test case of the calibration."""
+
+    features: Mapping[str, float]
+    """Empty for an empty mask."""
+    dice: float
+    patient: str
 
 
-def fit_expected_dice(
-    rows: Sequence[Mapping[str, float]], dice_of: Sequence[float], *, patients: Sequence[str], coverage: float
-) -> ExpectedDice:
-    """Fit the regression and the scores of its bound to test cases.
-
-    Args:
-        rows: Features of each case; cases with an empty mask have none, and are left out.
-        dice_of: Dice of each case.
-        patients: Patient id of each case.
-        coverage: Fraction of patients for whom the bound is to hold.
+def fit_expected_dice(cases: Sequence[CalibrationCase], *, coverage: float) -> ExpectedDice:
+    """Fit the regression, and the scores of its bound for a fraction of patients, to all cases whose mask is not empty.
 
     Raises:
         InputError: If there are too few patients for the coverage.
     """
-    kept = [number for number, row in enumerate(rows) if row]
-    groups_of = _groups_of([patients[number] for number in kept])
+    kept = [case for case in cases if case.features]
+    groups_of = _groups_of(kept)
     needed = num_patients_needed(coverage)
     if len(groups_of) < needed:
         raise InputError(
             f"a lower bound that holds for {coverage:.0%} of patients needs {needed} test patients with a predicted gland, "
             f"and there are {len(groups_of)}: test more patients, or lower evaluate.coverage"
         )
-    names = [name for name in rows[kept[0]] if all(name in rows[number] for number in kept)]
-    values = np.array([[rows[number][name] for name in names] for number in kept])
-    errors = log_error(np.array([dice_of[number] for number in kept]))
-    ids = [patients[number] for number in kept]
-    groups = np.array([groups_of[patient] for patient in ids])
+    names = [name for name in kept[0].features if all(name in case.features for case in kept)]
+    values = np.array([[case.features[name] for name in names] for case in kept])
+    errors = log_error(np.array([case.dice for case in kept]))
+    groups = np.array([groups_of[case.patient] for case in kept])
     without = [_fit(values[groups != group], errors[groups != group]) for group in range(groups.max() + 1)]
     fitted = np.sum(np.array(without)[groups] * np.column_stack([np.ones(len(values)), values]), axis=1)
     worst = dict.fromkeys(groups_of, -math.inf)
-    for patient, residual in zip(ids, (errors - fitted).tolist(), strict=True):
-        worst[patient] = max(worst[patient], residual)
+    for case, residual in zip(kept, (errors - fitted).tolist(), strict=True):
+        worst[case.patient] = max(worst[case.patient], residual)
     return ExpectedDice(
         coverage=coverage,
         features=names,
         coefficients=_fit(values, errors).tolist(),
         mean_ratio=float(np.exp(errors).mean() / np.exp(np.minimum(fitted, 0)).mean()),
         coefficients_without=[one.tolist() for one in without],
-        scores=[(groups_of[patient], score) for patient, score in worst.items()],
+        scores=[[groups_of[patient], score] for patient, score in worst.items()],
     )
 
 
-def left_out_estimates(
-    rows: Sequence[Mapping[str, float]], dice_of: Sequence[float], *, patients: Sequence[str], coverage: float
-) -> list[Estimate | None]:
-    """Return the estimate of each test case from a fit without its group of patients; None where that has too few.
-
-    Arguments as in `fit_expected_dice`.
-    """
-    found: list[Estimate | None] = [None] * len(rows)
-    groups = _groups_of(patients)
+def left_out_estimates(cases: Sequence[CalibrationCase], *, coverage: float) -> list[Estimate | None]:
+    """Return the estimate of each case from a fit without its group of patients; None where that has too few."""
+    groups = _groups_of(cases)
+    fits: dict[int, ExpectedDice] = {}
     for group in set(groups.values()):
-        others = [number for number, patient in enumerate(patients) if groups[patient] != group]
-        try:
-            fitted = fit_expected_dice(
-                [rows[number] for number in others],
-                [dice_of[number] for number in others],
-                patients=[patients[number] for number in others],
-                coverage=coverage,
-            )
-        except InputError:
-            continue
-        for number, patient in enumerate(patients):
-            if groups[patient] == group:
-                found[number] = fitted.estimate(rows[number])
-    return found
+        with suppress(InputError):
+            others = [case for case in cases if groups[case.patient] != group]
+            fits[group] = fit_expected_dice(others, coverage=coverage)
+    found = [(fits.get(groups[case.patient]), case.features) for case in cases]
+    return [None if fit is None else fit.estimate(features) for fit, features in found]
 
 
 def num_patients_needed(coverage: float) -> int:
@@ -218,9 +195,9 @@ def num_patients_needed(coverage: float) -> int:
     return number
 
 
-def _groups_of(patients: Sequence[str]) -> dict[str, int]:
+def _groups_of(cases: Sequence[CalibrationCase]) -> dict[str, int]:
     """Return the group of each patient."""
-    return {patient: number % NUM_GROUPS for number, patient in enumerate(sorted(set(patients)))}
+    return {patient: number % NUM_GROUPS for number, patient in enumerate(sorted({case.patient for case in cases}))}
 
 
 def _rank(num_patients: int, *, coverage: float) -> int:

@@ -68,7 +68,7 @@ def _read_expected_dice(folder: Path, *, num_networks: int) -> tuple[ExpectedDic
     if values is None:
         reason = "register the networks with an evaluation of this version: stage=evaluate, then stage=register"
         return None, stored.get("no_expected_dice") or reason
-    found = ExpectedDice.from_dict(values)
+    found = ExpectedDice(**values)
     if "inter_model" in found.features and num_networks == 1:
         return None, "it is calibrated on the ensemble, and fold.index chooses one network"
     return found, None
