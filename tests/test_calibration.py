@@ -7,6 +7,7 @@ from scipy.special import expit, logit
 from prostate_seg.segmentation.calibration import (
     NEAR_SURFACE_MM,
     bin_logits,
+    calibration_error,
     count_near_surface,
     fit_temperature,
     reliability,
@@ -32,7 +33,7 @@ def test_temperature_of_simulated_voxels_is_found_and_calibrates_them(temperatur
     counts = over_confident(temperature)
     found = fit_temperature(counts)
     assert found == pytest.approx(temperature, rel=0.02)
-    before, after = reliability(counts).error, reliability(counts, temperature=found).error
+    before, after = (calibration_error(reliability(counts, temperature=value)) for value in (1.0, found))
     assert before is not None
     assert after is not None
     assert after < 0.01
@@ -48,7 +49,7 @@ def test_voxels_of_one_label_have_no_temperature_and_none_have_no_error() -> Non
     counts = over_confident(1.0)
     counts[1] = 0
     assert fit_temperature(counts) is None
-    assert reliability(np.zeros_like(counts)).error is None
+    assert calibration_error(reliability(np.zeros_like(counts))) is None
 
 
 def test_calibration_error_by_hand() -> None:
@@ -57,8 +58,8 @@ def test_calibration_error_by_hand() -> None:
     counts[:, low], counts[:, high] = (70, 30), (10, 90)
     p_low, p_high = expit(bin_logits()[[low, high]])
     found = reliability(counts)
-    np.testing.assert_allclose(found.fraction[[1, 7]], [0.3, 0.9])
-    assert found.error == pytest.approx((abs(p_low - 0.3) + abs(p_high - 0.9)) / 2)
+    np.testing.assert_allclose(found["fraction"][[1, 7]], [0.3, 0.9])
+    assert calibration_error(found) == pytest.approx((abs(p_low - 0.3) + abs(p_high - 0.9)) / 2)
 
 
 def test_only_voxels_near_either_surface_are_counted() -> None:

@@ -6,7 +6,7 @@ logit of a bin, and counts of cases add up.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import ndimage
@@ -79,31 +79,23 @@ def fit_temperature(counts: np.ndarray) -> float | None:
     return round(math.exp(found.x), 3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reliability:
-    """Reliability diagram of counted voxels, NaN in empty bins, each of shape [NUM_BINS]."""
+def reliability(counts: np.ndarray, *, temperature: float = 1.0) -> dict[str, np.ndarray]:
+    """Return the reliability diagram of counted voxels, [2, bins], whose logits are divided by a temperature.
 
-    probability: np.ndarray
-    """Mean probability."""
-    fraction: np.ndarray
-    """Fraction of voxels in the reference."""
-    num_voxels: np.ndarray
-
-    @property
-    def error(self) -> float | None:
-        """Expected calibration error: mean difference of both, weighted by voxels; None without voxels."""
-        if not self.num_voxels.any():
-            return None
-        return float(np.nansum(np.abs(self.probability - self.fraction) * self.num_voxels) / self.num_voxels.sum())
-
-
-def reliability(counts: np.ndarray, *, temperature: float = 1.0) -> Reliability:
-    """Return the reliability diagram of counted voxels, [2, bins], whose logits are divided by a temperature."""
+    It has the mean probability and the fraction of voxels in the reference, NaN in empty bins, and num_voxels, each [NUM_BINS].
+    """
     probability = expit(bin_logits() / temperature)
     number, both = np.minimum((probability * NUM_BINS).astype(int), NUM_BINS - 1), counts.sum(axis=0)
-    sums = (
+    num_voxels, inside, total = (
         np.bincount(number, weights=weights, minlength=NUM_BINS) for weights in (both, counts[1], both * probability)
     )
-    num_voxels, inside, total = sums
     with np.errstate(invalid="ignore"):
-        return Reliability(probability=total / num_voxels, fraction=inside / num_voxels, num_voxels=num_voxels)
+        return {"probability": total / num_voxels, "fraction": inside / num_voxels, "num_voxels": num_voxels}
+
+
+def calibration_error(diagram: Mapping[str, np.ndarray]) -> float | None:
+    """Return the mean difference of probability and fraction, weighted by voxels; None without voxels."""
+    num_voxels = diagram["num_voxels"]
+    if not num_voxels.any():
+        return None
+    return float(np.nansum(np.abs(diagram["probability"] - diagram["fraction"]) * num_voxels) / num_voxels.sum())

@@ -7,7 +7,7 @@ silently excludes it. Overlap is in `overlap`, statistics over cases in `statist
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -104,13 +104,12 @@ def dice_by_thirds(counts: SliceCounts) -> tuple[float, float, float]:
     gland = np.flatnonzero(counts.reference_vox)
     if gland.size == 0:
         return np.nan, np.nan, np.nan
-    first, num_slices = int(gland[0]), int(gland[-1] - gland[0] + 1)
-    num_apex = int(np.sum(third_of_slice(num_slices) == 0))  # the base has as many: the split is symmetric
-    if num_apex == 0:  # an extent of one slice, whose centre is in the middle third
-        return np.nan, counts.dice(), np.nan
-    to_mid, to_base = first + num_apex, first + num_slices - num_apex
-    mid = counts.of(slice(to_mid, to_base)).dice() if to_base > to_mid else np.nan  # two slices have no middle
-    return counts.of(slice(to_mid)).dice(), mid, counts.of(slice(to_base, None)).dice()
+    nearest = np.clip(np.arange(len(counts.reference_vox)), gland[0], gland[-1]) - gland[0]
+    of_slice = third_of_slice(int(gland[-1] - gland[0] + 1))[nearest]
+    apex, mid, base = (
+        counts.of(of_slice == third).dice() if (of_slice == third).any() else np.nan for third in range(3)
+    )
+    return apex, mid, base
 
 
 def third_of_slice(num_slices: int) -> np.ndarray:
@@ -133,8 +132,7 @@ def pooled_iou(counts_of_cases: Iterable[SliceCounts]) -> float:
         raise ValueError(
             f"pooled IoU needs at least one reference slice with gland, got none in {len(with_gland)} cases."
         )
-    names = ("reference_vox", "predicted_vox", "intersection_vox")
-    return SliceCounts(**{name: np.concatenate([getattr(one, name) for one in with_gland]) for name in names}).iou()
+    return SliceCounts(*map(np.concatenate, zip(*with_gland, strict=True))).iou()
 
 
 # --- surface distances ---------------------------------------------------------------------------------------------
@@ -154,10 +152,8 @@ def surface_distances(
     diagonal_mm = float(np.linalg.norm(np.multiply(reference.shape, spacing_mm)))
     box = bounding_box(reference | predicted)
     first, second = surface(reference[box]), surface(predicted[box])
-    return (
-        _directed_mm(first, second, spacing_mm=spacing_mm, empty_mm=diagonal_mm),
-        _directed_mm(second, first, spacing_mm=spacing_mm, empty_mm=diagonal_mm),
-    )
+    measure = partial(_directed_mm, spacing_mm=spacing_mm, empty_mm=diagonal_mm)
+    return measure(first, second), measure(second, first)
 
 
 def hd95_mm(distances_mm: tuple[np.ndarray, np.ndarray]) -> float:

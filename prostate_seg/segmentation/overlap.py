@@ -1,12 +1,11 @@
 """Overlap of two binary masks, in validation, inference and evaluation. Masks are indexed [Z, Y, X]."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SliceCounts:
+class SliceCounts(NamedTuple):
     """Voxel counts per axial slice, each of shape [Z]."""
 
     reference_vox: np.ndarray
@@ -30,22 +29,15 @@ class SliceCounts:
 
     def of(self, slices: slice | np.ndarray) -> "SliceCounts":
         """Return the counts of some slices."""
-        return SliceCounts(
-            reference_vox=self.reference_vox[slices],
-            predicted_vox=self.predicted_vox[slices],
-            intersection_vox=self.intersection_vox[slices],
-        )
+        return SliceCounts(*(voxels[slices] for voxels in self))
 
 
 def slice_counts(reference: np.ndarray, predicted: np.ndarray) -> SliceCounts:
     """Count the voxels of two binary masks [Z, Y, X] and of their intersection in every slice."""
     reference, predicted = as_mask_pair(reference, predicted)
     # count_nonzero is many times faster on whole boolean blocks than with an axis.
-    reference_vox, predicted_vox, intersection_vox = (
-        np.array([np.count_nonzero(axial) for axial in mask], dtype=np.int64)
-        for mask in (reference, predicted, reference & predicted)
-    )
-    return SliceCounts(reference_vox=reference_vox, predicted_vox=predicted_vox, intersection_vox=intersection_vox)
+    masks = (reference, predicted, reference & predicted)
+    return SliceCounts(*(np.array([np.count_nonzero(axial) for axial in mask], dtype=np.int64) for mask in masks))
 
 
 def dice(reference: np.ndarray, predicted: np.ndarray) -> float:

@@ -33,13 +33,13 @@ Sides = tuple[np.ndarray, np.ndarray]
 class Components:
     """Standard deviations of one score, in the unit of the metric; None where the repeats do not separate them."""
 
-    seeds: float | None
+    seeds: float | None = None
     """Of the networks of one fold, trained with different seeds."""
-    folds: float | None
+    folds: float | None = None
     """Of the means of folds, beyond what patients and networks explain: the training subset."""
     patients: float
     """Of patients within a fold; with a single seed the residual is included."""
-    residual: float | None
+    residual: float | None = None
     """Of one patient between networks, beyond the difference of their means."""
 
 
@@ -135,7 +135,7 @@ def noise_floor(baseline: pd.DataFrame, other: pd.DataFrame, *, difference: floa
     by_patient = b.mean(axis=0) - a.mean(axis=0)
     mean = float(by_patient.mean())
     variance, df = (float(one) for one in variance_of_difference(squares))
-    half_width = float(_quantile(df)) * variance**0.5
+    half_width = float(t.ppf((1 + LEVEL) / 2, df)) * variance**0.5
     sd_baseline, sd_other = (_components_of_side(values, folds=codes) for values in (a, b))
     plan = plan_for(difference, squares=squares) if difference is not None and squares.has_seeds else None
     return NoiseFloor(
@@ -228,10 +228,6 @@ def variance_of_difference(squares: MeanSquares) -> tuple[np.ndarray, np.ndarray
     return total, np.divide(total**2, spread, out=np.full_like(total, num_within), where=spread > 0)
 
 
-def _quantile(df: np.ndarray | float) -> np.ndarray | float:
-    return t.ppf((1 + LEVEL) / 2, df)
-
-
 def _p_not_better(mean: float, variance: float, df: float) -> float:
     """Return the one-sided p of the better one: the posterior probability that it is not better, with a flat prior."""
     if variance == 0:
@@ -275,26 +271,18 @@ def _components_of_difference(squares: MeanSquares) -> Components:
 
 def _components(*, has_seeds: bool, network: float, fold: float | None, patient: float, residual: float) -> Components:
     """Return standard deviations of variances; with a single seed, folds and seeds are not separated."""
-
-    def root(variance: float) -> float:
-        return max(variance, 0.0) ** 0.5
-
-    return Components(
-        seeds=root(network) if has_seeds else None,
-        folds=root(fold) if has_seeds and fold is not None else None,
-        patients=root(patient),
-        residual=root(residual) if has_seeds else None,
-    )
+    separated = {"seeds": network, "folds": fold, "residual": residual} if has_seeds else {}
+    variances = {"patients": patient, **separated}
+    return Components(**{name: max(one, 0.0) ** 0.5 for name, one in variances.items() if one is not None})
 
 
 def plan_for(difference: float, *, squares: MeanSquares) -> Plan:
     """Return the sizes of a comparison that would show a difference, at the variances of one with repeats."""
     seeds, patients = min(squares.num_seeds), int(squares.num_patients)
     num_folds = len(squares.fold_sizes)
-    source = _Source.of(squares)
 
     def shows(num_seeds: int, num_patients: int, wanted: float = difference) -> bool:
-        return source.power(wanted, num_seeds=num_seeds, num_patients=num_patients) >= POWER
+        return _power(wanted, squares, num_seeds=num_seeds, num_patients=num_patients) >= POWER
 
     def patients_needed(num_seeds: int) -> int | None:
         return _smallest(lambda number: shows(num_seeds, number), low=2 * num_folds, high=MAX_PATIENTS)
@@ -319,56 +307,39 @@ def _smallest(holds: Callable[[int], bool], *, low: int, high: int) -> int | Non
     return low
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """Variances from which comparisons are simulated; networks and residual by side, the rest of the difference."""
+def _power(difference: float, measured: MeanSquares, *, num_seeds: int, num_patients: int) -> float:
+    """Return the probability that the interval of a comparison of this size excludes 0, from simulated mean squares.
 
-    num_folds: int
-    network: np.ndarray
-    residual: np.ndarray
-    fold: float
-    patient: float
+    They have the measured variances; a negative one is 0, and that of folds unless it is significant: its estimate is coarse.
+    """
+    num_folds, sizes = len(measured.fold_sizes), measured.fold_sizes
+    of_network = np.maximum(measured.seeds.mean(axis=-1) - measured.residual * (1 / sizes).mean(), 0)
+    found = _components_of_difference(measured)
+    rest, df = variance_of_difference(replace(measured, folds=np.zeros_like(measured.folds)))
+    chance = f.ppf(LEVEL, num_folds - 1, df) * rest * measured.num_patients if num_folds > 1 else np.inf
+    of_fold = found.folds**2 if found.folds and measured.folds > chance else 0.0
 
-    @classmethod
-    def of(cls, squares: MeanSquares) -> "_Source":
-        """Estimate the variances; a negative one is 0, and that of folds unless it is significant: its estimate is coarse."""
-        found = _components_of_difference(squares)
-        per_fold = (1 / squares.fold_sizes).mean()
-        num_folds = len(squares.fold_sizes)
-        rest, df = variance_of_difference(replace(squares, folds=np.zeros_like(squares.folds)))
-        chance = f.ppf(LEVEL, num_folds - 1, df) * rest * squares.num_patients if num_folds > 1 else np.inf
-        return cls(
-            num_folds=num_folds,
-            network=np.maximum(squares.seeds.mean(axis=-1) - squares.residual * per_fold, 0),
-            residual=squares.residual,
-            fold=found.folds**2 if found.folds and squares.folds > chance else 0.0,
-            patient=found.patients**2,
-        )
+    per_fold, num_within = num_patients / num_folds, num_patients - num_folds
+    patients = found.patients**2 + measured.residual.sum() / num_seeds
+    folds = per_fold * (of_fold + of_network.sum() / num_seeds) + patients
+    seeds = (of_network + measured.residual / per_fold)[:, None].repeat(num_folds, axis=1)
+    sd = (folds / num_patients) ** 0.5
+    if sd == 0:
+        return 1.0
+    rng = np.random.default_rng(0)  # the same draws for every size, so that power rises smoothly
 
-    def power(self, difference: float, *, num_seeds: int, num_patients: int) -> float:
-        """Return the probability that the interval of a comparison of this size excludes 0, from simulated mean squares."""
-        rng = np.random.default_rng(0)  # the same draws for every size, so that power rises smoothly
-        per_fold, num_folds = num_patients / self.num_folds, self.num_folds
-        patients = self.patient + self.residual.sum() / num_seeds
-        folds = per_fold * (self.fold + self.network.sum() / num_seeds) + patients
-        seeds = (self.network + self.residual / per_fold)[:, None].repeat(num_folds, axis=1)
-        num_within = num_patients - num_folds
-        sd = (folds / num_patients) ** 0.5
-        if sd == 0:
-            return 1.0
+    def drawn(expected: np.ndarray | float, df: int) -> np.ndarray:
+        shape = (NUM_DRAWS, *np.shape(expected))
+        return expected * rng.chisquare(df, shape) / df if df else np.zeros(shape)
 
-        def drawn(expected: np.ndarray | float, df: int) -> np.ndarray:
-            shape = (NUM_DRAWS, *np.shape(expected))
-            return expected * rng.chisquare(df, shape) / df if df else np.zeros(shape)
-
-        squares = MeanSquares(
-            num_seeds=(num_seeds, num_seeds),
-            fold_sizes=np.full(num_folds, per_fold),
-            patients=drawn(patients, num_within),
-            folds=drawn(folds, num_folds - 1),
-            seeds=drawn(seeds, num_seeds - 1),
-            residual=drawn(self.residual, num_within * (num_seeds - 1)),
-        )
-        variance, df = variance_of_difference(squares)
-        bound = _quantile(df) * variance**0.5
-        return float((norm.cdf((difference - bound) / sd) + norm.cdf((-difference - bound) / sd)).mean())
+    squares = MeanSquares(
+        num_seeds=(num_seeds, num_seeds),
+        fold_sizes=np.full(num_folds, per_fold),
+        patients=drawn(patients, num_within),
+        folds=drawn(folds, num_folds - 1),
+        seeds=drawn(seeds, num_seeds - 1),
+        residual=drawn(measured.residual, num_within * (num_seeds - 1)),
+    )
+    variance, df = variance_of_difference(squares)
+    bound = t.ppf((1 + LEVEL) / 2, df) * variance**0.5
+    return float((norm.cdf((difference - bound) / sd) + norm.cdf((-difference - bound) / sd)).mean())

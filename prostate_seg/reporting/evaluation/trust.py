@@ -13,7 +13,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.evaluation.tables import CaseResult
-from prostate_seg.segmentation.calibration import bin_logits, fit_temperature, reliability
+from prostate_seg.segmentation.calibration import bin_logits, calibration_error, fit_temperature, reliability
 from prostate_seg.segmentation.inference.expected_dice import (
     CalibrationCase,
     ExpectedDice,
@@ -175,8 +175,8 @@ def calibration_errors(
         temperature = temperatures.get(region)
         found[region] = {
             "temperature": temperature,
-            "calibration_error": reliability(voxels).error,
-            "calibration_error_scaled": temperature and reliability(voxels, temperature=temperature).error,
+            "calibration_error": calibration_error(reliability(voxels)),
+            "calibration_error_scaled": temperature and calibration_error(reliability(voxels, temperature=temperature)),
         }
     return found
 
@@ -189,8 +189,7 @@ def reliability_table(trust: Trust) -> pd.DataFrame:
             if temperature is None:
                 continue
             found = reliability(trust.voxels[region, "test"], temperature=temperature)
-            columns = {"probability": found.probability, "fraction": found.fraction, "num_voxels": found.num_voxels}
-            parts.append(pd.DataFrame({"region": region, "is_scaled": is_scaled, **columns}))
+            parts.append(pd.DataFrame({"region": region, "is_scaled": is_scaled, **found}))
     return pd.concat(parts, ignore_index=True)
 
 
