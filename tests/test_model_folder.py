@@ -9,10 +9,11 @@ import torch
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import write_json
+from prostate_seg.common.settings import plain
 from prostate_seg.imaging.preprocessing import PreprocessSettings
 from prostate_seg.segmentation.inference.inference import predict_probability
 from prostate_seg.segmentation.inference.settings import Usage
-from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage, write_usage
+from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.networks.storage import save_recipe, save_weights
 from tests.segmentation_helpers import SETTINGS, SIZE, model_2d, recipe
@@ -53,7 +54,7 @@ def test_all_folds_are_one_ensemble_and_a_single_fold_can_be_loaded(tmp_path: Pa
 def test_usage_round_trip(tmp_path: Path) -> None:
     assert read_usage(tmp_path) is None
     usage = Usage(threshold=0.4, largest_component=False, tta=True, precision="auto")
-    write_usage(tmp_path, usage)
+    write_json(tmp_path / "segmentation.json", plain(usage))
     assert read_usage(tmp_path) == usage
 
 

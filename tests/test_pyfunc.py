@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from prostate_seg.common.errors import InputError, VolumeError
+from prostate_seg.common.files import write_json
+from prostate_seg.common.settings import plain
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.provenance.source_files import PACKAGE, files_behind
-from prostate_seg.segmentation.networks.model_folder import write_usage
 from prostate_seg.segmentation.networks.pyfunc import COLUMNS, ServedModel, suffix_of
 from prostate_seg.tracking.registry import LOADER
 from tests.test_inference import BrightVoxels
@@ -89,7 +90,7 @@ def test_packaged_code_loads_a_registered_folder_without_the_checkout(tmp_path: 
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     save_fold(tmp_path / "networks", 0)
-    write_usage(tmp_path / "networks", USAGE)
+    write_json(tmp_path / "networks" / "segmentation.json", plain(USAGE))
     write_volume(tmp_path / "study.mha", study())
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     arguments = [tmp_path / "code", tmp_path / "networks", tmp_path / "study.mha"]

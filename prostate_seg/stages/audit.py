@@ -70,7 +70,7 @@ def _fingerprints(cfg: Config, workspace: Workspace, case_ids: Sequence[str]) ->
 
 
 def _fingerprint_of_files(case: Case) -> Fingerprint:
-    hashed = leak_gate.fingerprint_of(case)
+    hashed = leak_gate.hash_files(case)
     try:
         return leak_gate.with_voxels(hashed, read_volume(case.image))
     except VolumeError:

@@ -222,26 +222,18 @@ def with_ancestors(
     return {**verdict, "verdict": words, "checks": checks, "overruled": [*verdict["overruled"], *overruled]}
 
 
-def fingerprint_of(case: Case) -> Fingerprint:
-    """Return the hashes of a case's files."""
-    return Fingerprint(
-        patient_id=case.patient_id,
-        image_md5=content_md5(case.image),
-        mask_md5=None if case.mask is None else content_md5(case.mask),
-    )
-
-
 def with_voxels(hashed: Fingerprint, image: Volume) -> Fingerprint:
     """Return a fingerprint with the values that come from the decoded image."""
     return replace(hashed, voxels_sha1=voxels_sha1(image), thumbnail=thumbnail(image))
 
 
 def hash_files(case: Case) -> Fingerprint:
-    """Return the hashes of a case's files; none if a file cannot be read, which `load_case` reports."""
+    """Return the hashes of a case's files; none if a file cannot be read, which the reader of images reports."""
     try:
-        return fingerprint_of(case)
+        image_md5, mask_md5 = (None if path is None else content_md5(path) for path in (case.image, case.mask))
     except OSError:
-        return Fingerprint(patient_id=case.patient_id)
+        image_md5 = mask_md5 = None
+    return Fingerprint(patient_id=case.patient_id, image_md5=image_md5, mask_md5=mask_md5)
 
 
 def warn_of_shared_patients(cases: Sequence[Case], known: Mapping[str, Fingerprint]) -> None:

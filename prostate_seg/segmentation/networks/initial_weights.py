@@ -19,24 +19,18 @@ MAX_SPACING_RATIO = 2.0
 """Largest ratio of two voxel edges at which weights are still useful: structures change their size by it."""
 
 
-def require_same_architecture(there: Recipe, here: Recipe, *, source: str) -> None:
-    """Refuse initial weights of another architecture, with each difference."""
-    differences = _differences(plain(there.model), plain(here.model), key="model", ignored=WITHOUT_WEIGHTS)
-    if differences:
+def input_differences(there: Recipe, here: Recipe, *, source: str) -> list[str]:
+    """Return a line for each setting by which the inputs of two networks differ: preprocessing and train.zscore.
+
+    Raises:
+        InputError: If architectures differ, or voxel edges by more than `MAX_SPACING_RATIO`.
+    """
+    if differences := _differences(plain(there.model), plain(here.model), key="model", ignored=WITHOUT_WEIGHTS):
         raise InputError(
             f"train.init: the network must be that of {source}, and differs:\n  "
             + "\n  ".join(differences)
             + "\nUse the settings of that network, or train.init=null."
         )
-
-
-def input_differences(there: Recipe, here: Recipe, *, source: str) -> list[str]:
-    """Return a line for each setting by which the inputs of two networks differ: preprocessing and train.zscore.
-
-    Raises:
-        InputError: If voxel edges differ by more than `MAX_SPACING_RATIO`.
-    """
-    lines = _differences(there.preprocess.as_dict(), here.preprocess.as_dict(), key="preprocess")
     spacings = [recipe.preprocess.spacing_mm for recipe in (there, here)]
     if spacings[0] and spacings[1]:
         ratio = max(max(a / b, b / a) for a, b in zip(*spacings, strict=True))
@@ -46,6 +40,7 @@ def input_differences(there: Recipe, here: Recipe, *, source: str) -> list[str]:
                 f"{ratio:.3g}: there {list(spacings[0])} mm, here {list(spacings[1])} mm\n"
                 "Preprocess with preprocess.spacing_mm as there, or train.init=null."
             )
+    lines = _differences(there.preprocess.as_dict(), here.preprocess.as_dict(), key="preprocess")
     return lines + _differences({"zscore": there.zscore}, {"zscore": here.zscore}, key="train")
 
 
@@ -62,38 +57,28 @@ def _differences(
 def start_from(
     network: nn.Module, weights: Mapping[str, torch.Tensor], *, name: ModelName, freeze: Frozen | None
 ) -> list[str]:
-    """Copy the weights that fit into a network, freeze a part of it, and return lines for the log."""
-    fresh = load_fitting(network, weights)
-    lines = [f"{len(fresh)} tensors do not fit and are initialised anew: {', '.join(fresh)}"] if fresh else []
-    if freeze == "encoder":
-        num_trained, num_all = freeze_encoder(network, name=name, fresh=fresh)
-        lines.append(f"train.freeze=encoder: {num_trained:,} of {num_all:,} parameters are trained")
-    return lines
+    """Copy all weights that fit by name and shape into a network, freeze a part of it, and return lines for the log.
 
-
-def load_fitting(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Copy all weights that fit by name and shape, and return the names of the others, which keep their initialisation."""
+    Raises:
+        InputError: If a parameter of an encoder to freeze does not fit: it has random weights.
+    """
     own = network.state_dict()
     fitting = {
         name: weights[name] for name, value in own.items() if name in weights and weights[name].shape == value.shape
     }
     network.load_state_dict(own | fitting)
-    return sorted(set(own) - set(fitting))
-
-
-def freeze_encoder(network: nn.Module, *, name: ModelName, fresh: list[str]) -> tuple[int, int]:
-    """Exclude the encoder from training, and return the numbers of trained and of all parameters.
-
-    Raises:
-        InputError: If a parameter of the encoder is in `fresh`: it has random weights.
-    """
-    encoder = encoder_parameters(network, name=name)
-    if random := sorted(encoder.keys() & set(fresh)):
-        raise InputError(
-            f"train.freeze=encoder: the whole encoder must come from train.init, and {', '.join(random)} does not fit\n"
-            "Use model.num_slices as there, or train.freeze=null."
-        )
-    for parameter in encoder.values():
-        parameter.requires_grad_(False)
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
-    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+    fresh = sorted(own.keys() - fitting)
+    lines = [f"{len(fresh)} tensors do not fit and are initialised anew: {', '.join(fresh)}"] if fresh else []
+    if freeze == "encoder":
+        encoder = encoder_parameters(network, name=name)
+        if random := sorted(encoder.keys() & set(fresh)):
+            raise InputError(
+                f"train.freeze=encoder: the whole encoder must come from train.init, and {', '.join(random)} does not fit\n"
+                "Use model.num_slices as there, or train.freeze=null."
+            )
+        for parameter in encoder.values():
+            parameter.requires_grad_(False)
+        num_all = sum(parameter.numel() for parameter in network.parameters())
+        num_trained = num_all - sum(parameter.numel() for parameter in encoder.values())
+        lines.append(f"train.freeze=encoder: {num_trained:,} of {num_all:,} parameters are trained")
+    return lines

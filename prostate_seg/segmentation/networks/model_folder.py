@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json
+from prostate_seg.common.files import md5_of, md5_of_text, read_json
 from prostate_seg.common.settings import parse_group, plain, present_names
 from prostate_seg.imaging.regions import Regions, predicted_labels
 from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
@@ -47,11 +47,6 @@ class Model:
     def regions(self) -> Regions:
         """Labels of each region in predicted label maps, the whole gland first."""
         return predicted_labels(self.predictor.recipe.preprocess.regions)
-
-
-def write_usage(folder: Path, usage: Usage) -> None:
-    """Write segmentation.json."""
-    write_json(folder / USAGE, plain(usage))
 
 
 def read_usage(folder: Path) -> Usage | None:

@@ -16,16 +16,12 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def build_loss(name: Loss) -> LossFunction:
     """Return a loss function; Dice is pooled over the batch, because it is undefined for a slice without gland."""
-    losses: dict[Loss, Callable[[], LossFunction]] = {
-        "bce": nn.BCEWithLogitsLoss,
-        "dice": lambda: DiceLoss(sigmoid=True, batch=True),
-        "dice_ce": _dice_cross_entropy,
-        "iou": lambda: DiceLoss(sigmoid=True, batch=True, jaccard=True),
-        "focal_dice": lambda: DiceFocalLoss(sigmoid=True, batch=True),
-    }
-    return losses[name]()
-
-
-def _dice_cross_entropy() -> LossFunction:
     dice, cross_entropy = DiceLoss(sigmoid=True, batch=True), nn.BCEWithLogitsLoss()
-    return lambda logits, masks: dice(logits, masks) + cross_entropy(logits, masks)
+    losses: dict[Loss, LossFunction] = {
+        "bce": cross_entropy,
+        "dice": dice,
+        "dice_ce": lambda logits, masks: dice(logits, masks) + cross_entropy(logits, masks),
+        "iou": DiceLoss(sigmoid=True, batch=True, jaccard=True),
+        "focal_dice": DiceFocalLoss(sigmoid=True, batch=True),
+    }
+    return losses[name]
