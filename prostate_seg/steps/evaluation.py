@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -88,8 +87,31 @@ class Evaluation:
     def map_cases(
         self, function: Callable[[Case, LoadedCase, Md5s], Result], case_ids: Sequence[str], *, label: str
     ) -> list[Result]:
-        """Apply a function to cases of the data set, as `common.progress.map_cases` does."""
-        work = partial(_apply_to_case, evaluation=self, function=function)
+        """Apply a function to cases of the data set, whose files must be those that preprocessing and the leak gate read."""
+
+        def work(record: CaseRecord) -> Result:
+            image, mask = self.workspace.data / record.image, self.workspace.data / record.mask
+            for path, md5 in ((image, record.image_md5), (mask, record.mask_md5)):
+                if not path.exists():
+                    raise InputError(
+                        f"{record.case_id}: {path} is gone since stage=preprocess; put it back, or set data.root"
+                    )
+                if content_md5(path) != md5:
+                    raise InputError(
+                        f"{record.case_id}: {path} has changed since stage=preprocess: run the pipeline again"
+                    )
+            case = Case(
+                case_id=record.case_id,
+                patient_id=record.patient_id,
+                study_id=record.study_id,
+                image=image,
+                mask=mask,
+                attributes=record.attributes,
+            )
+            loaded, quality = load_case(case, labels=self.regions[WHOLE_GLAND])
+            assert loaded is not None, quality.findings  # the same files passed the same checks in stage=preprocess
+            return function(case, loaded, (record.image_md5, record.mask_md5))
+
         records = [self.dataset[case_id] for case_id in case_ids]
         return map_cases(work, records, num_workers=self.cfg.machine.num_workers, label=label)
 
@@ -97,27 +119,3 @@ class Evaluation:
         """Return reference and predicted mask of each region, of two label maps on one grid."""
         masks = region_masks(reference, self.regions), region_masks(predicted, self.predicted_regions)
         return dict(zip(self.regions, zip(*masks, strict=True), strict=True))
-
-
-def _apply_to_case(
-    record: CaseRecord, *, evaluation: Evaluation, function: Callable[[Case, LoadedCase, Md5s], Result]
-) -> Result:
-    """Apply a function to one case of the data set, whose files must be those that preprocessing and the leak gate read."""
-    data = evaluation.workspace.data
-    image, mask = data / record.image, data / record.mask
-    for path, md5 in ((image, record.image_md5), (mask, record.mask_md5)):
-        if not path.exists():
-            raise InputError(f"{record.case_id}: {path} is gone since stage=preprocess; put it back, or set data.root")
-        if content_md5(path) != md5:
-            raise InputError(f"{record.case_id}: {path} has changed since stage=preprocess: run the pipeline again")
-    case = Case(
-        case_id=record.case_id,
-        patient_id=record.patient_id,
-        study_id=record.study_id,
-        image=image,
-        mask=mask,
-        attributes=record.attributes,
-    )
-    loaded, quality = load_case(case, labels=evaluation.regions[WHOLE_GLAND])
-    assert loaded is not None, quality.findings  # the same files passed the same checks in stage=preprocess
-    return function(case, loaded, (record.image_md5, record.mask_md5))

@@ -34,15 +34,9 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types."""
-        return {
-            "model": plain(self.model),
-            "preprocess": self.preprocess.as_dict(),
-            "preprocess_hash": self.preprocess.digest,
-            "zscore": self.zscore,
-            "train_ids": self.train_ids,
-            "val_ids": self.val_ids,
-            "ranges": {name: list(both) for name, both in self.ranges.items()},
-        }
+        own = plain(self)
+        inputs = {name: own.pop(name) for name in ("model", "preprocess")}
+        return {**inputs, "preprocess_hash": self.preprocess.digest, **own}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
