@@ -265,7 +265,7 @@ def test_zone_that_is_not_found_is_a_warning(evaluated: Path, monkeypatch: pytes
 
     monkeypatch.setattr(prediction, "segment", without_peripheral_zone)
     found = prediction.predict(read_volume(evaluated / "data" / "images" / "p0_1.nii.gz"), model=model)
-    assert found.zones_ml["peripheral_zone"] == 0
+    assert found.zones["peripheral_zone"]["volume_ml"] == 0
     assert "no peripheral zone was found" in found.warnings
     assert "no transition zone was found" not in found.warnings
 

@@ -27,7 +27,7 @@ from prostate_seg.reporting.figures.overlays import RegionMasks, overlay_figure
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.reporting.pages.review_page import write_review
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference.prediction import predict, zones_of
+from prostate_seg.segmentation.inference.prediction import predict
 from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage
 from prostate_seg.tracking.registry import fetch_networks
@@ -188,7 +188,7 @@ def segment_study(target: Target, *, model: Model, min_expected_dice: float) -> 
     save_png(target.overlay, figure)
     row |= {
         "volume_ml": round(prediction.volume_ml, 3),
-        **({"zones": zones_of(prediction, model=model)} if prediction.zones_ml else {}),
+        **({"zones": prediction.zones} if prediction.zones else {}),
         "num_slices": prediction.num_slices,
         "mean_confidence": _rounded(prediction.mean_confidence),
         "fold_agreement": _rounded(prediction.inter_model_dice),

@@ -32,8 +32,8 @@ class Prediction:
     """Label map on the study's own grid: the gland alone is 0 or 1, zones have the labels of the networks' data set."""
     volume_ml: float
     """Volume of the gland."""
-    zones_ml: dict[str, float]
-    """Volume of each zone, by name; empty for networks of the gland alone."""
+    zones: dict[str, dict[str, Any]]
+    """Labels and volume_ml of each zone, by name, as records have them; empty for networks of the gland alone."""
     num_slices: int
     """Slices with gland."""
     mean_confidence: float | None
@@ -58,8 +58,8 @@ def predict(image: Volume, *, model: Model) -> Prediction:
             raise VolumeError(finding.message, finding.check)
     _require_no_label_map(image.array)
     found = segment(image, None, predictor=model.predictor)
-    gland = found.label_map > 0
-    volume_ml = int(gland.sum()) * image.geometry.voxel_volume_ml
+    gland, voxel_ml = found.label_map > 0, image.geometry.voxel_volume_ml
+    volume_ml = int(gland.sum()) * voxel_ml
     warnings = [
         *model.notes,
         *(finding.message for finding in findings),
@@ -67,11 +67,13 @@ def predict(image: Volume, *, model: Model) -> Prediction:
         *_mask_warnings(gland, image.geometry, found.window, volume_ml=volume_ml),
     ]
     masks = dict(zip(model.regions, region_masks(found.label_map, model.regions), strict=True))
-    zones_ml = {
-        name: int(mask.sum()) * image.geometry.voxel_volume_ml for name, mask in masks.items() if name != WHOLE_GLAND
-    }
     if gland.any():
-        warnings += [f"no {name.replace('_', ' ')} was found" for name, ml in zones_ml.items() if not ml]
+        warnings += [f"no {name.replace('_', ' ')} was found" for name, mask in masks.items() if not mask.any()]
+    zones = {
+        name: {"labels": list(labels or ()), "volume_ml": round(int(masks[name].sum()) * voxel_ml, 3)}
+        for name, labels in model.regions.items()
+        if name != WHOLE_GLAND
+    }
     if found.confidence is not None and found.confidence < LOW_CONFIDENCE:
         warnings.append(f"mean probability {found.confidence:.2f}, below {LOW_CONFIDENCE:g}")
     if found.inter_model_dice is not None and found.inter_model_dice < LOW_INTER_MODEL_DICE:
@@ -80,21 +82,13 @@ def predict(image: Volume, *, model: Model) -> Prediction:
     return Prediction(
         mask=image.with_mask(found.label_map),
         volume_ml=volume_ml,
-        zones_ml=zones_ml,
+        zones=zones,
         num_slices=int(gland.any(axis=(1, 2)).sum()),
         mean_confidence=found.confidence,
         inter_model_dice=found.inter_model_dice,
         estimate=calibration.estimate(found.features) if calibration else None,
         warnings=warnings,
     )
-
-
-def zones_of(prediction: Prediction, *, model: Model) -> dict[str, dict[str, Any]]:
-    """Return labels and volume_ml of each zone, by name, as records have them."""
-    return {
-        name: {"labels": list(model.regions[name] or ()), "volume_ml": round(volume_ml, 3)}
-        for name, volume_ml in prediction.zones_ml.items()
-    }
 
 
 def _require_no_label_map(array: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference.prediction import predict, zones_of
+from prostate_seg.segmentation.inference.prediction import predict
 from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage
 
 COLUMNS = (
@@ -66,7 +66,7 @@ class ServedModel:
                 "error": None,
                 "expected_dice": prediction.estimate and prediction.estimate.expected_dice,
                 "dice_lower_bound": prediction.estimate and prediction.estimate.lower_bound,
-                "zones": json.dumps(zones_of(prediction, model=self.model)),
+                "zones": json.dumps(prediction.zones),
             }
 
 

@@ -86,9 +86,9 @@ def augment(
     if are_bits:
         moved_images, moved_masks = sample(images, mode="bilinear"), sample(masks, mode="nearest")
     else:
-        moved = sample(torch.cat([images, masks], dim=1), mode="bilinear")
-        num_slices = images.shape[1]
-        moved_images, moved_masks = moved[:, :num_slices].contiguous(), moved[:, num_slices:] > 0.5
+        sizes = [images.shape[1], masks.shape[1]]
+        moved_images, moved_masks = sample(torch.cat([images, masks], dim=1), mode="bilinear").split(sizes, dim=1)
+        moved_images, moved_masks = moved_images.contiguous(), moved_masks > 0.5
     return _transform_intensity_(moved_images, INTENSITIES[kind], rng=rng), moved_masks.to(masks.dtype)
 
 
