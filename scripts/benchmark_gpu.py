@@ -35,7 +35,7 @@ from prostate_seg.imaging.regions import predicted_labels
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.segmentation.devices import choose_device
 from prostate_seg.segmentation.inference.inference import Predictor, network_probabilities
-from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
+from prostate_seg.segmentation.inference.network_input import measure_intensity, normalise
 from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.training.cuda_graph import NUM_STEPS_BEFORE, capture, new_stream, run_on

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
-from prostate_seg.segmentation.inference.windows import patches
+from prostate_seg.segmentation.inference.network_input import measure_intensity, normalise, patches
 from prostate_seg.segmentation.training.packing import is_packed, open_packed, pack
 from tests.segmentation_helpers import disc_study, packed_discs
 

@@ -17,7 +17,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import STAGE_SETTINGS, parse
 from prostate_seg.segmentation import overlap
 from prostate_seg.segmentation.inference.inference import predict_probability
-from prostate_seg.segmentation.inference.intensity import Intensity, normalise
+from prostate_seg.segmentation.inference.network_input import Intensity, normalise
 from prostate_seg.segmentation.networks.networks import build_network
 from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 from prostate_seg.segmentation.networks.storage import Recipe, load_network, load_recipe, save_recipe, save_weights

@@ -16,7 +16,7 @@ from prostate_seg.cli import config_folder
 from prostate_seg.common.settings import parse_group
 from prostate_seg.imaging.preprocessing import Preprocessed, PreprocessSettings, preprocess_study, restore_probability
 from prostate_seg.phantom.studies import PhantomCase
-from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
+from prostate_seg.segmentation.inference.network_input import measure_intensity, normalise
 from prostate_seg.segmentation.training import augmentation
 from prostate_seg.segmentation.training.augmentation import INTENSITIES, augment
 from prostate_seg.segmentation.training.settings import Augmentation

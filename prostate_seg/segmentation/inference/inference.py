@@ -26,11 +26,10 @@ from prostate_seg.imaging.preprocessing import preprocess_study, restore_probabi
 from prostate_seg.imaging.regions import label_map_of
 from prostate_seg.segmentation.devices import autocast
 from prostate_seg.segmentation.inference.expected_dice import mask_features
-from prostate_seg.segmentation.inference.intensity import measure_intensity, normalise
+from prostate_seg.segmentation.inference.network_input import measure_intensity, normalise, patches
 from prostate_seg.segmentation.inference.network_threads import network_threads, one_torch_thread
 from prostate_seg.segmentation.inference.out_of_distribution import distance_from_training, mean_grey
 from prostate_seg.segmentation.inference.settings import Usage
-from prostate_seg.segmentation.inference.windows import patches
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.overlap import dice

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from prostate_seg.segmentation.inference.intensity import Intensity
+from prostate_seg.segmentation.inference.network_input import Intensity
 
 TrainingRanges = Mapping[str, tuple[float, float]]
 """Lowest and highest value over the training studies, by property."""

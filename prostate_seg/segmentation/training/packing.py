@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from prostate_seg.common.files import atomic_folder, read_json, write_json
-from prostate_seg.segmentation.inference.intensity import Intensity, measure_intensity
-from prostate_seg.segmentation.inference.windows import patches
+from prostate_seg.segmentation.inference.network_input import Intensity, measure_intensity, patches
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.storage import Recipe
 from prostate_seg.segmentation.training.settings import TrainingSlices

@@ -23,7 +23,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.seeds import Stream, seed_sequence, torch_seed
 from prostate_seg.imaging.regions import masks_of_bits
 from prostate_seg.segmentation.inference.inference import Predictor, predict_probability
-from prostate_seg.segmentation.inference.intensity import normalise
+from prostate_seg.segmentation.inference.network_input import normalise
 from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks.networks import is_3d
 from prostate_seg.segmentation.networks.storage import Recipe

@@ -1,8 +1,12 @@
-"""Intensity normalisation of one study: optional clipping, then mean 0 and SD 1; shared by training and inference."""
+"""Inputs of a network from one study, shared by training and inference: normalised intensities, and the slices of each input.
+
+Neighbours are channels in 2-D and 2.5-D; a 3-D network takes patches.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 CLIP_PERCENTILES = (5.0, 95.0)
 """Clipping range with `train.zscore`, as in the public demo."""
@@ -32,3 +36,10 @@ def normalise(image: np.ndarray, *, intensity: Intensity) -> np.ndarray:
     """Return the study with mean 0 and SD 1, float32, same shape."""
     clipped = np.clip(image, intensity.low, intensity.high).astype(np.float32)
     return (clipped - intensity.mean) / intensity.sd
+
+
+def patches(starts: torch.Tensor, *, depth: int, first: torch.Tensor | int, last: torch.Tensor | int) -> torch.Tensor:
+    """Return the slices of inputs, int64 [N, depth], from each start on; beyond the study its first or last one is repeated."""
+    rows = starts[:, None] + torch.arange(depth, device=starts.device)
+    low, high = (torch.as_tensor(end, device=starts.device).reshape(-1, 1) for end in (first, last))
+    return torch.minimum(torch.maximum(rows, low), high)
