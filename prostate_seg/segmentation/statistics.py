@@ -43,13 +43,7 @@ class Summary:
 
 
 def summarise(values: np.ndarray, *, patients: Sequence[str], num_bootstrap: int, seed: int) -> Summary:
-    """Summarise one metric over cases.
-
-    Args:
-        values: One value per case, shape [N]; NaN if the metric is not defined for a case.
-        patients: Patient id of each case, length N.
-        num_bootstrap: Number of bootstrap samples.
-        seed: Seed of the bootstrap.
+    """Summarise one metric over cases: one value and patient id per case, NaN if the metric is not defined for it.
 
     Raises:
         ValueError: If the lengths differ, a value is infinite, or `num_bootstrap` is below 1.

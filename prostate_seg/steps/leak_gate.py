@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from prostate_seg.imaging import fingerprint
 from prostate_seg.imaging.fingerprint import thumbnail, voxels_sha1
 from prostate_seg.imaging.geometry import Volume
 from prostate_seg.imaging.image_io import content_md5, read_volume
-from prostate_seg.imaging.preprocessing import PreprocessSettings, preprocess_study
+from prostate_seg.imaging.preprocessing import preprocess_study
 from prostate_seg.steps.dataset import preprocess_settings
 
 log = logging.getLogger(__name__)
@@ -124,13 +123,25 @@ def overruled_lines(
 def with_own_intensities(
     cfg: Config, workspace: Workspace, dataset: Mapping[str, CaseRecord], chosen: Sequence[CaseRecord]
 ) -> dict[str, Fingerprint]:
-    """Return the fingerprints of a preprocessed data set, with `own_intensities` for the chosen cases."""
-    fingerprints = known_fingerprints(workspace, dataset)
-    repeat = partial(_has_own_intensities, settings=preprocess_settings(cfg, workspace), workspace=workspace)
-    outcomes = map_cases(repeat, chosen, num_workers=cfg.machine.num_workers, label="leak gate")
-    for record, own_intensities in zip(chosen, outcomes, strict=True):
-        fingerprints[record.case_id] = replace(fingerprints[record.case_id], own_intensities=own_intensities)
-    return fingerprints
+    """Return the fingerprints of a preprocessed data set, with `own_intensities` for the chosen cases.
+
+    They are None if the original has changed since, and else whether preprocessing it again gives the stored image.
+    """
+    fingerprints, settings = known_fingerprints(workspace, dataset), preprocess_settings(cfg, workspace)
+
+    def with_intensities(record: CaseRecord) -> Fingerprint:
+        known = fingerprints[record.case_id]
+        if content_md5(workspace.data / record.image) != record.image_md5:
+            return known
+        image = read_volume(workspace.data / record.image)
+        mask = read_mask(workspace.data / record.mask) if settings.crop == "mask" else None
+        again = preprocess_study(image, mask, settings=settings).image.array.astype(np.float32)
+        stored = read_volume(_preprocessed(workspace, record)).array
+        is_same = again.shape == stored.shape and np.abs(again - stored).mean() <= SAME_GREY * np.ptp(again)
+        return replace(known, own_intensities=bool(is_same))
+
+    repeated = map_cases(with_intensities, chosen, num_workers=cfg.machine.num_workers, label="leak gate")
+    return fingerprints | {record.case_id: one for record, one in zip(chosen, repeated, strict=True)}
 
 
 def known_fingerprints(workspace: Workspace, dataset: Mapping[str, CaseRecord]) -> dict[str, Fingerprint]:
@@ -145,19 +156,6 @@ def with_originals(workspace: Workspace, dataset: Mapping[str, CaseRecord]) -> l
 
 def _preprocessed(workspace: Workspace, record: CaseRecord) -> Path:
     return workspace.preprocess / "images" / f"{record.case_id}.nii.gz"
-
-
-def _has_own_intensities(record: CaseRecord, *, settings: PreprocessSettings, workspace: Workspace) -> bool | None:
-    """Return whether preprocessing the original again gives the stored image; None if the original has changed since."""
-    if content_md5(workspace.data / record.image) != record.image_md5:
-        return None
-    image = read_volume(workspace.data / record.image)
-    mask = read_mask(workspace.data / record.mask) if settings.crop == "mask" else None
-    again = preprocess_study(image, mask, settings=settings).image.array.astype(np.float32)
-    stored = read_volume(_preprocessed(workspace, record)).array
-    if again.shape != stored.shape:
-        return False
-    return bool(np.abs(again - stored).mean() <= SAME_GREY * np.ptp(again))
 
 
 def ancestors_in(folder: Path) -> tuple[Ancestor, ...]:

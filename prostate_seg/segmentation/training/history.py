@@ -52,11 +52,6 @@ class TrainingResult:
     measured_precision: Precision | None = None
     """What train.precision=auto was on this GPU; None if it was not measured."""
 
-    @property
-    def is_validated(self) -> bool:
-        """Return whether the last epoch ended with validation."""
-        return bool(self.history) and self.history[-1].val_dice is not None
-
     def add(self, epoch: Epoch, ema_weights: Mapping[str, torch.Tensor], *, metric: ValMetric) -> None:
         """Append an epoch, and keep a copy of its weights if it is the best so far."""
         self.history.append(epoch)

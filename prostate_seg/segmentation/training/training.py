@@ -106,13 +106,14 @@ def fit(
     for epoch in result.history:
         on_epoch_end(epoch)
 
-    start = time.perf_counter() - (result.history[-1].seconds if result.history else 0.0)
+    last = result.history[-1] if result.history else None
+    start = time.perf_counter() - (0.0 if last is None else last.seconds)
     budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, group=group)
     scheduler = LambdaLR(step.optimizer, lambda _: budget.learning_rate_factor())
     stream = partial(seed_sequence, seed=seed, fold_index=fold_index)
     augmentation_rng = torch.Generator(device)
     take_step = _step_function(batches, step, augmentation_rng)
-    is_over = result.is_validated and budget.is_spent()
+    is_over = last is not None and last.val_dice is not None and budget.is_spent()
     while not is_over:
         # Random streams are seeded anew per epoch, so that a resumed training repeats an uninterrupted one bit for bit.
         index = len(result.history)
