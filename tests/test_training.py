@@ -267,18 +267,20 @@ def test_finished_training_takes_no_step_when_it_is_resumed(
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    budget = Budget(train_settings(max_epochs=10), steps_per_epoch=10, start=time.perf_counter())
+    step = TrainingStep(
+        build_network(model_2d()), settings=train_settings(max_epochs=10), device=torch.device("cpu"), volumetric=False
+    )
+    budget = Budget(step, steps_per_epoch=10, start=time.perf_counter())
     rates = []
-    for budget.num_steps in range(100):
+    for step.num_steps in range(100):
         budget.is_spent()
         rates.append(1e-2 * budget.learning_rate_factor())
     assert rates[:3] == pytest.approx([1e-4, 1e-3, 2e-3])
     assert max(rates) == rates[10] == pytest.approx(1e-2)
     assert rates[55] == pytest.approx(0.5e-2)
     assert rates[-1] < 1e-5
-    constant = Budget(train_settings(schedule="constant"), steps_per_epoch=10, start=time.perf_counter())
-    constant.num_steps = 25
-    constant.is_spent()
+    step.settings, step.num_steps = train_settings(schedule="constant"), 25
+    constant = Budget(step, steps_per_epoch=10, start=time.perf_counter())
     assert constant.learning_rate_factor() == 1.0
 
 

@@ -189,10 +189,8 @@ def left_out_estimates(cases: Sequence[CalibrationCase], *, coverage: float) -> 
 
 def num_patients_needed(coverage: float) -> int:
     """Return the smallest number of patients with a finite bound at this coverage."""
-    number = 2  # a patient is predicted from at least one other
-    while _rank(number, coverage=coverage) > number:
-        number += 1
-    return number
+    # `_rank` is no larger than the number, and a patient is predicted from at least one other.
+    return max(2, math.ceil(round(coverage / (1 - coverage), 6)))
 
 
 def _groups_of(cases: Sequence[CalibrationCase]) -> dict[str, int]:

@@ -108,7 +108,7 @@ def fit(
 
     last = result.history[-1] if result.history else None
     start = time.perf_counter() - (0.0 if last is None else last.seconds)
-    budget = Budget(settings, steps_per_epoch=steps_per_epoch, start=start, num_steps=step.num_steps, group=group)
+    budget = Budget(step, steps_per_epoch=steps_per_epoch, start=start)
     scheduler = LambdaLR(step.optimizer, lambda _: budget.learning_rate_factor())
     stream = partial(seed_sequence, seed=seed, fold_index=fold_index)
     augmentation_rng = torch.Generator(device)
@@ -177,7 +177,7 @@ def _measured_precision(
     return faster_precision(step_in, torch.from_numpy(order[0]).to(batches.images.device))
 
 
-def _step_function(batches: Batches, step: "TrainingStep", augmentation_rng: torch.Generator) -> Step:
+def _step_function(batches: Batches, step: TrainingStep, augmentation_rng: torch.Generator) -> Step:
     """Return the function that takes a step on slices, as a CUDA graph where that is possible."""
     take_step: Step = partial(_train_batch, batches, step, augmentation_rng=augmentation_rng)
     if not can_capture(step.device):
@@ -192,14 +192,13 @@ def _step_function(batches: Batches, step: "TrainingStep", augmentation_rng: tor
 
 
 def _train_epoch(
-    take_step: Step, step: "TrainingStep", budget: "Budget", scheduler: LambdaLR, *, order: torch.Tensor
+    take_step: Step, step: TrainingStep, budget: "Budget", scheduler: LambdaLR, *, order: torch.Tensor
 ) -> list[torch.Tensor]:
     """Take the steps of an epoch, at least one and fewer when the budget ends before, and return their losses."""
     losses = []
     for slices in order:
         step.num_steps += 1
         losses.append(_with_fitting_micro_batches(take_step, step, slices))
-        budget.num_steps += 1
         is_over = budget.is_spent()
         scheduler.step()
         if is_over:
@@ -207,7 +206,7 @@ def _train_epoch(
     return losses
 
 
-def _with_fitting_micro_batches(take_step: Step, step: "TrainingStep", slices: torch.Tensor) -> torch.Tensor:
+def _with_fitting_micro_batches(take_step: Step, step: TrainingStep, slices: torch.Tensor) -> torch.Tensor:
     """Take one step and return its loss, with smaller micro-batches from here on if the GPU runs out of memory."""
     while True:
         try:
@@ -218,7 +217,7 @@ def _with_fitting_micro_batches(take_step: Step, step: "TrainingStep", slices: t
 
 
 def _train_batch(
-    batches: Batches, step: "TrainingStep", slices: torch.Tensor, *, augmentation_rng: torch.Generator
+    batches: Batches, step: TrainingStep, slices: torch.Tensor, *, augmentation_rng: torch.Generator
 ) -> torch.Tensor:
     """Load, augment, and take one step of gradient descent; return its loss. Nothing here waits for the device."""
     augmentation = step.settings.augmentation
@@ -240,25 +239,16 @@ class Budget:
     A check reads the clock of rank 0, so all processes check at the same places.
     """
 
-    def __init__(
-        self,
-        settings: TrainConfig,
-        *,
-        steps_per_epoch: int,
-        start: float,
-        num_steps: int = 0,
-        group: ProcessGroup = SINGLE_PROCESS,
-    ):
-        self.settings, self.start, self.group = settings, start, group
-        self.max_steps = settings.max_epochs * steps_per_epoch
-        self.num_steps = num_steps
+    def __init__(self, step: TrainingStep, *, steps_per_epoch: int, start: float):
+        self.step, self.settings, self.start = step, step.settings, start
+        self.max_steps = self.settings.max_epochs * steps_per_epoch
         self.is_spent()
 
     def is_spent(self) -> bool:
         """Measure the spent fraction, 0 to 1 and a little beyond, and return whether training must end."""
-        self.spent = self.num_steps / self.max_steps
+        self.spent = self.step.num_steps / self.max_steps
         if self.settings.max_minutes is not None:
-            minutes = self.group.broadcast_from_rank0(lambda: (time.perf_counter() - self.start) / 60)
+            minutes = self.step.group.broadcast_from_rank0(lambda: (time.perf_counter() - self.start) / 60)
             self.spent = max(self.spent, minutes / self.settings.max_minutes)
         return self.spent >= 1
 
