@@ -110,21 +110,13 @@ def segment(
     gland = probability[0] >= threshold
     gland = keep_largest_component(gland) if predictor.usage.largest_component else gland
     agreement = inter_model_dice(per_network[:, 0] >= threshold)
-    spacing_z_mm, spacing_y_mm, _ = image.geometry.spacing_mm
-    properties = {
-        "spacing_y_mm": spacing_y_mm,
-        "spacing_z_mm": spacing_z_mm,
-        "num_slices": float(len(image.array)),
-        "mean_grey": mean_grey(intensity),
-    }
+    properties = _properties(image, gland, mean_grey=mean_grey(intensity))
     features: dict[str, float] = {}
-    if gland.any():
-        properties["gland_volume_ml"] = np.count_nonzero(gland) * image.geometry.voxel_volume_ml
-        if with_features:
-            spacing_mm = prepared.geometry.spacing_mm
-            measure = partial(mask_features, threshold=threshold, inter_model_dice=agreement, spacing_mm=spacing_mm)
-            features = measure(per_network[:, 0], plain)
-            features["outside_training"] = distance_from_training(properties, ranges=recipe.ranges)
+    if with_features and gland.any():
+        spacing_mm = prepared.geometry.spacing_mm
+        measure = partial(mask_features, threshold=threshold, inter_model_dice=agreement, spacing_mm=spacing_mm)
+        features = measure(per_network[:, 0], plain)
+        features["outside_training"] = distance_from_training(properties, ranges=recipe.ranges)
     return Segmentation(
         label_map=label_map_of(gland, probability, recipe.preprocess.regions),
         probability=probability,
@@ -134,6 +126,14 @@ def segment(
         features=features,
         window=prepared.geometry,
     )
+
+
+def _properties(image: Volume, gland: np.ndarray, **measured: float) -> dict[str, float]:
+    z_mm, y_mm, _ = image.geometry.spacing_mm
+    found = {"spacing_y_mm": y_mm, "spacing_z_mm": z_mm, "num_slices": float(len(image.array)), **measured}
+    if gland.any():
+        found["gland_volume_ml"] = np.count_nonzero(gland) * image.geometry.voxel_volume_ml
+    return found
 
 
 def predict_probability(image: torch.Tensor, *, predictor: Predictor) -> np.ndarray:
