@@ -58,12 +58,6 @@ def test_usage_round_trip(tmp_path: Path) -> None:
     assert read_usage(tmp_path) == usage
 
 
-def test_usage_of_an_earlier_version_is_read_with_the_present_names(tmp_path: Path) -> None:
-    stored = {"threshold": 0.4, "largest_component": False, "flips": True, "precision": "auto"}
-    write_json(tmp_path / "segmentation.json", stored)
-    assert read_usage(tmp_path) == Usage(threshold=0.4, largest_component=False, tta=True, precision="auto")
-
-
 def test_equal_models_have_equal_md5_and_different_models_do_not(tmp_path: Path) -> None:
     save_fold(tmp_path, 0)
     save_fold(tmp_path, 1)

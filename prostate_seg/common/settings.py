@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from prostate_seg.common.errors import ConfigError
-from prostate_seg.common.suggestions import RENAMED, unknown_key_message
+from prostate_seg.common.suggestions import unknown_key_message
 
 Group = TypeVar("Group")
 
@@ -116,11 +116,6 @@ def parse_group(
         return kind(**fields)
     except ConfigError as error:  # a rule of the group, which names the setting inside the group
         raise ConfigError(prefix + str(error)) from None
-
-
-def present_names(values: Mapping[str, Any], *, key: str) -> dict[str, Any]:
-    """Return stored values of a group with the present names of settings that were renamed since."""
-    return {RENAMED.get(f"{key}.{name}", name).rpartition(".")[2]: value for name, value in values.items()}
 
 
 def _converted(hint: Any, value: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 
 from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.files import md5_of, md5_of_text, read_json, write_json, write_text
-from prostate_seg.common.settings import plain, present_names
+from prostate_seg.common.settings import plain
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.dataset import read_dataset
@@ -93,8 +93,7 @@ def gather(
             if (network / file).is_file() or file in (WEIGHTS, RECIPE):  # earlier versions wrote no lineage
                 shutil.copyfile(network / file, folder / network.name / file)
     # prediction uses the networks as the evaluation did
-    evaluate = present_names(settings["evaluate"], key="evaluate")
-    values = {name: evaluate[name] for name in ("threshold", "largest_component", "tta")}
+    values = {name: settings["evaluate"][name] for name in ("threshold", "largest_component", "tta")}
     usage = Usage(**values, precision=settings["train"].get("precision", cfg.train.precision))
     write_json(folder / model_folder.USAGE, plain(usage))
     for name, text in evaluated.tables.items():

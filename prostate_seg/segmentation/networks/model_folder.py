@@ -10,7 +10,7 @@ import torch
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of, md5_of_text, read_json
-from prostate_seg.common.settings import parse_group, plain, present_names
+from prostate_seg.common.settings import parse_group, plain
 from prostate_seg.imaging.regions import Regions, predicted_labels
 from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
 from prostate_seg.segmentation.inference.inference import Predictor
@@ -51,9 +51,7 @@ class Model:
 
 def read_usage(folder: Path) -> Usage | None:
     """Read segmentation.json; None if the folder has none."""
-    if not (folder / USAGE).is_file():
-        return None
-    return parse_group(Usage, present_names(read_json(folder / USAGE), key="evaluate"), key="evaluate")
+    return parse_group(Usage, read_json(folder / USAGE), key="evaluate") if (folder / USAGE).is_file() else None
 
 
 def _read_expected_dice(folder: Path, *, num_networks: int) -> tuple[ExpectedDice | None, str | None]:
