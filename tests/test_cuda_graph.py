@@ -19,7 +19,7 @@ from prostate_seg.segmentation.networks.initial_weights import start_from
 from prostate_seg.segmentation.networks.networks import build_network, is_3d
 from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 from prostate_seg.segmentation.settings import Precision
-from prostate_seg.segmentation.training import cuda_graph, precision, training, training_step
+from prostate_seg.segmentation.training import cuda_graph, training, training_step
 from prostate_seg.segmentation.training.checkpoints import Checkpoints
 from prostate_seg.segmentation.training.history import Epoch, TrainingResult
 from prostate_seg.segmentation.training.packing import Batches, PackedSet
@@ -262,19 +262,19 @@ def test_auto_is_the_faster_precision(
 
         return step
 
-    assert precision.faster_precision(step_in, torch.zeros(2)) == faster
+    assert cuda_graph.faster_precision(step_in, torch.zeros(2)) == faster
 
 
 def count_seconds(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     clock = {"now": 0.0}
-    monkeypatch.setattr(precision, "computes_bf16", lambda device: True)
-    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    monkeypatch.setattr(cuda_graph, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "time", SimpleNamespace(perf_counter=lambda: clock["now"]))
     return clock
 
 
 def test_gpu_without_bfloat16_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "computes_bf16", lambda device: False)
-    assert precision.faster_precision(lambda _: pytest.fail("nothing is measured"), torch.zeros(2)) == "fp32"
+    monkeypatch.setattr(cuda_graph, "computes_bf16", lambda device: False)
+    assert cuda_graph.faster_precision(lambda _: pytest.fail("nothing is measured"), torch.zeros(2)) == "fp32"
 
 
 def test_measured_precision_is_that_of_the_training_and_of_its_continuation(
@@ -285,8 +285,8 @@ def test_measured_precision_is_that_of_the_training_and_of_its_continuation(
     count_seconds(monkeypatch)
     monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     expected = run(packed, train_settings(precision="bf16"))
-    monkeypatch.setattr(precision, "MAX_BF16_TIME", math.inf)
-    monkeypatch.setattr(precision, "_seconds", with_seconds(precision._seconds))
+    monkeypatch.setattr(cuda_graph, "MAX_BF16_TIME", math.inf)
+    monkeypatch.setattr(cuda_graph, "_seconds", with_seconds(cuda_graph._seconds))
     checkpoints = Checkpoints(folder=tmp_path / "checkpoints", identity="x")
     with pytest.raises(KeyboardInterrupt):
         run(packed, train_settings(precision="auto"), checkpoints=checkpoints, stop_after=2)

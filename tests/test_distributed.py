@@ -12,8 +12,7 @@ from torch import nn
 from prostate_seg.cli import require_one_training
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError
-from prostate_seg.segmentation.training.distributed import ProcessGroup
-from prostate_seg.segmentation.training.global_batch_norm import convert_global_batch_norm_
+from prostate_seg.segmentation.training.distributed import ProcessGroup, convert_global_batch_norm_
 from prostate_seg.segmentation.training.training_step import TrainingStep
 from tests.segmentation_helpers import train_settings
 

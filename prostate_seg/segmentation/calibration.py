@@ -46,9 +46,9 @@ def count_near_surface(
     Returns:
         Counts, int64 [2, bins].
     """
-    counts = np.zeros((2, len(bin_logits())), dtype=np.int64)
+    shape = (2, len(bin_logits()))
     if not (reference.any() or predicted.any()):
-        return counts
+        return np.zeros(shape, dtype=np.int64)
     margins = [math.ceil(NEAR_SURFACE_MM / length_mm) for length_mm in spacing_mm]
     box = tuple(
         slice(max(0, extent.start - margin), extent.stop + margin)
@@ -56,12 +56,9 @@ def count_near_surface(
     )
     surfaces = surface(reference[box]) | surface(predicted[box])
     is_near = ndimage.distance_transform_edt(~surfaces, sampling=spacing_mm) <= NEAR_SURFACE_MM
-    edges = expit(np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, counts.shape[1] + 1)[1:-1]).astype(np.float32)
+    edges = expit(np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, shape[1] + 1)[1:-1]).astype(np.float32)
     number = np.searchsorted(edges, probability[box][is_near], side="right")
-    is_inside = reference[box][is_near]
-    for label in (0, 1):
-        counts[label] = np.bincount(number[is_inside == label], minlength=counts.shape[1])
-    return counts
+    return np.bincount(number + shape[1] * reference[box][is_near], minlength=math.prod(shape)).reshape(shape)
 
 
 def fit_temperature(counts: np.ndarray) -> float | None:

@@ -31,11 +31,10 @@ from prostate_seg.segmentation.overlap import slice_counts
 from prostate_seg.segmentation.settings import Precision
 from prostate_seg.segmentation.training.augmentation import augment
 from prostate_seg.segmentation.training.checkpoints import Checkpoints, TrainingState
-from prostate_seg.segmentation.training.cuda_graph import GraphedStep, Step, can_capture
+from prostate_seg.segmentation.training.cuda_graph import GraphedStep, Step, can_capture, faster_precision
 from prostate_seg.segmentation.training.distributed import SINGLE_PROCESS, ProcessGroup
 from prostate_seg.segmentation.training.history import Epoch, TrainingResult
 from prostate_seg.segmentation.training.packing import Batches, PackedSet
-from prostate_seg.segmentation.training.precision import faster_precision
 from prostate_seg.segmentation.training.settings import TrainConfig
 from prostate_seg.segmentation.training.training_step import TrainingStep
 
