@@ -224,9 +224,7 @@ def test_no_step_waits_for_the_device(
     for function in ("rand", "randn", "randperm"):  # there is no generator of the meta device
         plain = getattr(torch, function)
         monkeypatch.setattr(torch, function, lambda *args, plain=plain, generator, **kw: plain(*args, **kw))
-    take_step = partial(
-        _train_batch, batches, step, torch.zeros(4, dtype=torch.int64, device=device), augmentation_rng=META_RNG
-    )
+    take_step = partial(_train_batch, batches, step, torch.zeros(4, dtype=torch.int64, device=device), rng=META_RNG)
     take_step()  # creates cached constants
     with OneDevice():
         assert take_step().device == device

@@ -58,7 +58,7 @@ def seeds_of_training(monkeypatch: pytest.MonkeyPatch, data: Path, *, seed: int,
         return np.zeros((num_batches, batch_size), dtype=np.int64)
 
     def train_epoch(take_step: partial[torch.Tensor], *_: object, **__: object) -> None:
-        found.extend([torch.initial_seed(), take_step.keywords["augmentation_rng"].initial_seed()])
+        found.extend([torch.initial_seed(), take_step.keywords["rng"].initial_seed()])
         raise Recorded
 
     monkeypatch.setattr("prostate_seg.stages.train.build_network", build_network)

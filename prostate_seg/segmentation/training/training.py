@@ -80,16 +80,13 @@ def fit(
     Raises:
         InputError: If the loss is no longer finite.
     """
-    volumetric = is_3d(recipe.model)
     batches = Batches(packed, recipe, device=device, kind=settings.slices)
     state = group.broadcast_from_rank0(lambda: None if checkpoints is None else checkpoints.newest())
     measured = None
     if settings.precision == "auto" and can_capture(device):
-        measured = group.broadcast_from_rank0(
-            partial(_measured_precision, state, batches, network, settings, device, volumetric)
-        )
+        measured = group.broadcast_from_rank0(partial(_measured_precision, state, batches, network, settings))
         settings = replace(settings, precision=measured)
-    step = TrainingStep(network, settings=settings, device=device, volumetric=volumetric, group=group)
+    step = TrainingStep(network, settings=settings, device=device, volumetric=is_3d(recipe.model), group=group)
     usage = Usage(threshold=VAL_THRESHOLD, largest_component=False, tta=False, precision=settings.precision)
     predictor = Predictor(
         networks=[step.ema.module], recipe=recipe, usage=usage, device=device, num_threads=torch.get_num_threads()
@@ -121,7 +118,7 @@ def fit(
         order_rng = np.random.default_rng(stream(Stream.batch_order, index))
         order = batches.order(settings.batch_size, num_batches=steps_per_epoch, rng=order_rng)
         order_on_device = torch.from_numpy(order).to(batches.images.device)
-        losses = _train_epoch(take_step, step, budget, scheduler, order=order_on_device)
+        losses = _train_epoch(take_step, budget, scheduler, order=order_on_device)
         val_dice = val_iou = None
         if budget.is_spent() or (index + 1) % epochs_per_validation == 0:
             val_dice, val_iou = validate(packed, recipe.val_ids, predictor=predictor, group=group)
@@ -155,12 +152,7 @@ def fit(
 
 
 def _measured_precision(
-    state: TrainingState | None,
-    batches: Batches,
-    network: nn.Module,
-    settings: TrainConfig,
-    device: torch.device,
-    volumetric: bool,
+    state: TrainingState | None, batches: Batches, network: nn.Module, settings: TrainConfig
 ) -> Precision:
     """Return the precision of the training that is resumed, or the one in which copies of the network train faster."""
     if state is not None and (resumed := state.facts.get("precision")):
@@ -168,17 +160,17 @@ def _measured_precision(
         return precision
 
     def step_in(precision: Precision) -> Step:
-        changed = replace(settings, precision=precision)
-        step = TrainingStep(copy.deepcopy(network), settings=changed, device=device, volumetric=volumetric)
+        changed, device = replace(settings, precision=precision), batches.device
+        step = TrainingStep(copy.deepcopy(network), settings=changed, device=device, volumetric=is_3d(batches.model))
         return partial(_with_fitting_micro_batches, _step_function(batches, step, torch.Generator(device)), step)
 
     order = batches.order(settings.batch_size, num_batches=1, rng=np.random.default_rng(0))
     return faster_precision(step_in, torch.from_numpy(order[0]).to(batches.images.device))
 
 
-def _step_function(batches: Batches, step: TrainingStep, augmentation_rng: torch.Generator) -> Step:
+def _step_function(batches: Batches, step: TrainingStep, rng: torch.Generator) -> Step:
     """Return the function that takes a step on slices, as a CUDA graph where that is possible."""
-    take_step: Step = partial(_train_batch, batches, step, augmentation_rng=augmentation_rng)
+    take_step: Step = partial(_train_batch, batches, step, rng=rng)
     if not can_capture(step.device):
         return take_step
     if step.group.world_size > 1:
@@ -187,14 +179,12 @@ def _step_function(batches: Batches, step: TrainingStep, augmentation_rng: torch
     if batches.images.device.type != step.device.type:
         log.info("the training step is not captured as a CUDA graph: the training set does not fit on the GPU")
         return take_step
-    return GraphedStep(take_step, batch_size=step.settings.batch_size, rng=augmentation_rng)
+    return GraphedStep(take_step, batch_size=step.settings.batch_size, rng=rng)
 
 
-def _train_epoch(
-    take_step: Step, step: TrainingStep, budget: "Budget", scheduler: LambdaLR, *, order: torch.Tensor
-) -> list[torch.Tensor]:
+def _train_epoch(take_step: Step, budget: "Budget", scheduler: LambdaLR, *, order: torch.Tensor) -> list[torch.Tensor]:
     """Take the steps of an epoch, at least one and fewer when the budget ends before, and return their losses."""
-    losses = []
+    step, losses = budget.step, []
     for slices in order:
         step.num_steps += 1
         losses.append(_with_fitting_micro_batches(take_step, step, slices))
@@ -215,9 +205,7 @@ def _with_fitting_micro_batches(take_step: Step, step: TrainingStep, slices: tor
         step.halve_micro_batch(reason)
 
 
-def _train_batch(
-    batches: Batches, step: TrainingStep, slices: torch.Tensor, *, augmentation_rng: torch.Generator
-) -> torch.Tensor:
+def _train_batch(batches: Batches, step: TrainingStep, slices: torch.Tensor, *, rng: torch.Generator) -> torch.Tensor:
     """Load, augment, and take one step of gradient descent; return its loss. Nothing here waits for the device."""
     augmentation = step.settings.augmentation
     step.optimizer.zero_grad(set_to_none=True)
@@ -226,7 +214,7 @@ def _train_batch(
         images, masks = batches.load(micro_batch)
         if augmentation != "none":
             are_bits = len(batches.bits) > 1
-            images, masks = augment(images, masks, rng=augmentation_rng, kind=augmentation, are_bits=are_bits)
+            images, masks = augment(images, masks, rng=rng, kind=augmentation, are_bits=are_bits)
         losses.append(step.backward(images, batches.regions_of(masks), fraction=len(micro_batch) / len(slices)))
     step.update()
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
