@@ -140,8 +140,8 @@ class FakeTraining:
                 gpus=gpus,  # type: ignore[arg-type]
             )
 
-    def _train(self, _train_fold: object, index: int, *_: object, gpu: int | None, **__: object) -> None:
-        self.gpu_of[index] = gpu
+    def _train(self, run: partial[None], index: int, *_: object) -> None:
+        self.gpu_of[index] = run.keywords["gpu"]
         self.running.add(index)
         assert self._ends[index].wait(10)
         self.running.discard(index)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -50,7 +51,8 @@ def train_in_parallel(
         gpu = free_gpus.get()
         try:
             with open_fold(index) as record:
-                _train_in_process(train_fold, index, record, num_parallel=num_parallel, gpu=gpu, stop=stop)
+                run = partial(_run_fold, train_fold, index, num_parallel=num_parallel, gpu=gpu)
+                _train_in_process(run, index, record, stop)
         except BaseException:
             stop.set()
             raise
@@ -67,20 +69,11 @@ def train_in_parallel(
             raise
 
 
-def _train_in_process(
-    train_fold: TrainFold,
-    index: int,
-    record: FoldRecord,
-    *,
-    num_parallel: int,
-    gpu: int | None,
-    stop: threading.Event,
-) -> None:
+def _train_in_process(run: Callable[[Connection], None], index: int, record: FoldRecord, stop: threading.Event) -> None:
     """Start the process of a fold and forward its messages to the record; the process has ended when this returns."""
     context = multiprocessing.get_context("spawn")  # fork is unsafe with the threads of torch and CUDA
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, train_fold, index, num_parallel, gpu)
-    process = context.Process(target=_run_fold, args=arguments, daemon=True, name=f"fold{index}")
+    process = context.Process(target=run, args=(sender,), daemon=True, name=f"fold{index}")
     process.start()
     sender.close()  # so that the pipe closes when the process ends
     try:
@@ -137,7 +130,7 @@ class _PipeHandler(logging.Handler):
         self.pipe.send(("log", record))
 
 
-def _run_fold(pipe: Connection, train_fold: TrainFold, index: int, num_parallel: int, gpu: int | None) -> None:
+def _run_fold(train_fold: TrainFold, index: int, pipe: Connection, *, num_parallel: int, gpu: int | None) -> None:
     """Run the process of a fold."""
     # Ctrl-C and Slurm's signals reach the whole process group, and the parent ends its processes itself. Windows has no SIGUSR.
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
