@@ -6,7 +6,7 @@ The folder is written once per preprocessing and shared by all folds.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +93,7 @@ def is_packed(folder: Path) -> bool:
 class Batches:
     """The training batches of a fold, drawn from the packed set."""
 
-    def __init__(
-        self,
-        packed: PackedSet,
-        recipe: Recipe,
-        *,
-        device: torch.device,
-        kind: TrainingSlices = "all",
-    ):
+    def __init__(self, packed: PackedSet, recipe: Recipe, *, device: torch.device, kind: TrainingSlices = "all"):
         self.model, self.device = recipe.model, device
         bits = [1 << number for number in range(len(recipe.preprocess.regions))]
         self.bits = torch.tensor(bits, device=device).to(torch.uint8)
@@ -111,12 +104,12 @@ class Batches:
                 self.images, self.masks = self.images.to(device), self.masks.to(device)
         # For every slice of the set: first and last slice of its study, and [4, slices] low, high, mean and SD.
         cases = list(packed.cases.values())
-        rows = [(c.first_slice, c.last_slice) for c in cases]
-        values = [(c.intensity.low, c.intensity.high, c.intensity.mean, c.intensity.sd) for c in cases]
+        rows = [(case.first_slice, case.last_slice) for case in cases]
+        values = [astuple(case.intensity) for case in cases]
         repeats = [case.num_slices for case in cases]
         self.ends = torch.from_numpy(np.repeat(rows, repeats, axis=0).T).to(self.images.device)
-        intensity = torch.tensor(np.repeat(values, repeats, axis=0).T, dtype=torch.float32)
-        self.intensity = intensity.to(self.images.device)
+        intensity = np.repeat(values, repeats, axis=0).T
+        self.intensity = torch.tensor(intensity, dtype=torch.float32, device=self.images.device)
         self.slices = packed.slices_of(recipe.train_ids)
         if kind == "gland":
             self.slices = self.slices[packed.masks[self.slices].any(axis=(1, 2))]
