@@ -53,12 +53,6 @@ SAME_GREY = 0.005
 """Mean difference of two preprocessed images, as a fraction of their range, that rounding on another machine explains."""
 
 
-ANCESTOR_NEXT_STEP = (
-    "Start from weights that have not seen them, move them to train in kfold.json, or list them under data.exclude and run "
-    "the pipeline again from stage=preprocess."
-)
-
-
 def checked_folds(
     cfg: Config, workspace: Workspace, dataset: Mapping[str, CaseRecord]
 ) -> tuple[dict[int, Fold], dict[str, Any]]:
@@ -192,12 +186,12 @@ def pass_ancestor_gate(
         subsets = {"val": fold.val, "test": fold.test}
         found = find_ancestor_leaks(ancestors, **subsets, fingerprints=fingerprints, not_duplicates=not_duplicates)
         if found.leaks:
-            near = [OVERRULE] if found.found(Check.near_duplicate) else []
             raise InputError(
                 f"{name}: its initial weights, or weights that those started from, were trained on its val or test cases:\n  "
                 + "\n  ".join([listing(found.leaks), *owners(found.leaks, ancestors)])
-                + "\n"
-                + "\n".join([ANCESTOR_NEXT_STEP, *near])
+                + "\nStart from weights that have not seen them, move them to train in kfold.json, or list them under data.exclude "
+                "and run the pipeline again from stage=preprocess."
+                + (f"\n{OVERRULE}" if found.found(Check.near_duplicate) else "")
             )
         overruled += [text for text in found.overruled.values() if text not in overruled]
     return with_ancestors(verdict, [one for _, ancestors in folds.values() for one in ancestors], overruled=overruled)
