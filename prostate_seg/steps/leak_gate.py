@@ -189,8 +189,8 @@ def pass_ancestor_gate(
             raise InputError(
                 f"{name}: its initial weights, or weights that those started from, were trained on its val or test cases:\n  "
                 + "\n  ".join([listing(found.leaks), *owners(found.leaks, ancestors)])
-                + "\nStart from weights that have not seen them, move them to train in kfold.json, or list them under data.exclude "
-                "and run the pipeline again from stage=preprocess."
+                + "\nStart from weights that have not seen them, move them to train in kfold.json, or list them under "
+                "data.exclude and run the pipeline again from stage=preprocess."
                 + (f"\n{OVERRULE}" if found.found(Check.near_duplicate) else "")
             )
         overruled += [text for text in found.overruled.values() if text not in overruled]
