@@ -181,7 +181,7 @@ def test_stage_writes_curves_continues_after_a_stop_and_belongs_to_its_networks(
     assert "### Stress test" in (tmp_path / "report" / "model_card.md").read_text()
 
     before = (tmp_path / "stress" / "cases.csv").read_bytes()
-    monkeypatch.setattr("prostate_seg.steps.evaluation.segment", lambda *_, **__: pytest.fail("is in the cache"))
+    monkeypatch.setattr("prostate_seg.stages.stress.segment", lambda *_, **__: pytest.fail("is in the cache"))
     assert run_stages(tmp_path, "stage=stress", *small).returncode == 0
     assert (tmp_path / "stress" / "cases.csv").read_bytes() == before
 
