@@ -139,7 +139,7 @@ def test_copied_external_files_are_refused_before_an_image_is_read(
     external = external_copies(root, tmp_path, noise=0)
     monkeypatch.setattr(evaluate, "load_case", refuse)
     monkeypatch.setattr(Evaluation, "predictor_of", refuse)
-    monkeypatch.setattr(evaluation, "segment", refuse)
+    monkeypatch.setattr(evaluate, "segment", refuse)
     with pytest.raises(InputError, match="4 of 4 external images are in the data set of the trained folds") as caught:
         load_stage("evaluate")(*configured(root, f"evaluate.external_root={external}"))
     assert str(caught.value).count("identical image files") == 4
@@ -150,7 +150,7 @@ def test_all_near_duplicates_in_an_external_folder_are_named_without_segmenting_
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     external, read = external_copies(root, tmp_path, noise=20), []
-    monkeypatch.setattr(evaluation, "segment", refuse)
+    monkeypatch.setattr(evaluate, "segment", refuse)
     monkeypatch.setattr(
         evaluate, "load_case", lambda case, **how: (read.append(case.case_id), load_case(case, **how))[1]
     )
