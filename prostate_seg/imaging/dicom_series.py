@@ -38,11 +38,6 @@ def read_series(folder: Path) -> Volume:
         VolumeError: If the folder does not hold exactly one complete volume.
     """
     ordered = series_frames(folder)
-    if len(ordered) == 1:
-        raise VolumeError(
-            "a volume has three dimensions, and the folder holds a single DICOM image; export all slices of the series",
-            "not_3d",
-        )
     first, last = ordered[0], ordered[-1]
     # From the positions: Slice Thickness and Spacing Between Slices may contradict them.
     gap_mm = float((last.position_mm - first.position_mm) @ first.normal) / (len(ordered) - 1)
@@ -71,7 +66,10 @@ def series_frames(folder: Path) -> list[Frame]:
         )
     require_sane_size((*frames[0].size, len(frames)))
     if len(frames) == 1:
-        return frames
+        raise VolumeError(
+            "a volume has three dimensions, and the folder holds a single DICOM image; export all slices of the series",
+            "not_3d",
+        )
     unit = "frames" if any(one.num_frames > 1 for one in frames) else "files"
     _check_headers(frames, unit=unit)
     normal = frames[0].normal
