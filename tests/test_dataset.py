@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.common.files import write_json
 from prostate_seg.data.dataset import read_dataset, recorded_labels, require_contract, write_contract, write_dataset
 from tests.data_helpers import case_record
 from tests.imaging_helpers import DEFAULT
@@ -43,3 +44,12 @@ def test_contract_of_the_same_settings_is_accepted_and_every_difference_is_liste
     assert "spacing_mm: is [3.0, 0.5, 0.5], wanted None" in str(caught.value)
     assert "crop: is center, wanted mask" in str(caught.value)
     assert "image_size" not in str(caught.value)
+
+
+def test_contract_of_a_version_without_zones_is_that_of_the_whole_gland(tmp_path: Path) -> None:
+    old = {name: value for name, value in DEFAULT.as_dict().items() if name != "zones"}
+    write_json(tmp_path / "contract.json", {"preprocess": old, "auto": [], "hash": "x"})
+    require_contract(tmp_path / "contract.json", DEFAULT)
+    with pytest.raises(InputError, match=r"zones: is \{\}, wanted \{'peripheral_zone': \[1\]\}"):
+        require_contract(tmp_path / "contract.json", replace(DEFAULT, zones={"peripheral_zone": (1,)}))
+    assert recorded_labels(tmp_path / "contract.json") is None

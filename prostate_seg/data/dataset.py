@@ -174,7 +174,7 @@ def write_contract(
 
 def recorded_labels(path: Path) -> dict[str, int] | None:
     """Return the label of each name in the data set, as stage=preprocess found them."""
-    labels: dict[str, int] | None = _read_contract(path)["labels"]
+    labels: dict[str, int] | None = _read_contract(path).get("labels")
     return labels
 
 
@@ -188,7 +188,7 @@ def chosen_settings(path: Path, names: Sequence[str]) -> dict[str, Any]:
         return {}
     contract = _read_contract(path)
     used = {name: contract["preprocess"][name] for name in names}
-    if given := [name for name in names if name not in contract["auto"]]:
+    if given := [name for name in names if name not in contract.get("auto", [])]:
         raise _other_preprocessing(path, [f"{name}: is {used[name]}, wanted auto" for name in given])
     return used
 
@@ -197,7 +197,7 @@ def _read_contract(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=preprocess first")
     contract: dict[str, Any] = read_json(path)
-    return contract
+    return {**contract, "preprocess": {"zones": {}, **contract["preprocess"]}}  # older versions had no zones
 
 
 def require_contract(path: Path, settings: PreprocessSettings) -> None:

@@ -279,7 +279,7 @@ def _with_a_small_window(defect: Defect) -> list[Finding]:
 
 
 def _with_a_copy(defect: Defect) -> list[Finding]:
-    md5s = {"image": {"10001_1": "0cc175b9", "10002_1": "0cc175b9"}}
+    md5s = {"10001_1": {"image": "0cc175b9"}, "10002_1": {"image": "0cc175b9"}}
     return findings_of_data_set({}, md5s=md5s, spacings_mm={}, labels=None)
 
 

@@ -43,7 +43,7 @@ class Recipe:
         """Read what `as_dict` returned."""
         return cls(
             model=parse_group(ModelConfig, values["model"], key="model"),
-            preprocess=parse_group(PreprocessSettings, values["preprocess"], key="preprocess"),
+            preprocess=parse_group(PreprocessSettings, {"zones": {}, **values["preprocess"]}, key="preprocess"),
             zscore=values["zscore"],
             train_ids=values["train_ids"],
             val_ids=values["val_ids"],
