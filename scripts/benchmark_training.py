@@ -55,8 +55,6 @@ def bare_step(cfg: Config, packed: PackedSet) -> "Callable[[], torch.Tensor]":
 
     device, volumetric = choose_device(cfg.machine.device), is_3d(cfg.model)
     network, loss = build_network(cfg.model).to(device), build_loss(cfg.train.loss)
-    if device.type == "cuda" and not volumetric:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(network, cfg.train)
     batches = Batches(packed, recipe_of(cfg, train_ids=list(packed.cases)), device=device)
     slices = torch.from_numpy(batches.slices[: cfg.train.batch_size]).to(batches.images.device)
