@@ -85,7 +85,7 @@ def in_turn(function: Any, faults: list[str]) -> Any:
     def faulty(*arguments: Any, **keywords: Any) -> Any:
         fault = next(waiting)
         if fault == "nan":
-            return {0: float("nan")}
+            return {0: {"val_dice": float("nan")}}
         return function(*arguments, **keywords) if fault == "ok" else inject(fault)
 
     return faulty
