@@ -142,7 +142,8 @@ def preprocess_row() -> Row:
         default = preprocess_settings(benchmark_config())
 
         def ours(settings: PreprocessSettings = default, name: str = "ours") -> None:
-            work = partial(preprocess_case, data=folder / "data", folder=folder / name, settings=settings)
+            write = partial(preprocess_case, data=folder / "data", folder=folder / name, allow_others=False)
+            work = partial(write, settings=settings)
             map_cases(work, cases, num_workers=None, label="preprocess")
 
         def naive(settings: PreprocessSettings = default, name: str = "naive") -> None:
