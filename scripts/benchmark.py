@@ -142,8 +142,8 @@ def preprocess_row() -> Row:
         default = preprocess_settings(benchmark_config())
 
         def ours(settings: PreprocessSettings = default, name: str = "ours") -> None:
-            write = partial(preprocess_case, data=folder / "data", folder=folder / name, allow_others=False)
-            work = partial(write, settings=settings)
+            places = {"data": folder / "data", "folder": folder / name}
+            work = partial(preprocess_case, settings=settings, allow_others=False, **places)
             map_cases(work, cases, num_workers=None, label="preprocess")
 
         def naive(settings: PreprocessSettings = default, name: str = "naive") -> None:
