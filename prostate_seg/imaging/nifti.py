@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
@@ -50,10 +51,19 @@ def read_nifti(path: Path, *, channel: int | None) -> Volume:
         VolumeError: If the header cannot be used or contradicts itself, or the file is incomplete.
         EOFError, OSError, zlib.error: If its compressed bytes are incomplete or damaged.
     """
+    try:
+        return _read(path, igzip.IGzipFile, channel=channel)
+    except (EOFError, gzip.BadGzipFile, isal_zlib.error):  # type: ignore[misc]  # its stub declares an instance
+        # Slower; up to nine bytes after the last member are no error, and errors are those of zlib.
+        return _read(path, gzip.GzipFile, channel=channel)
+
+
+def _read(path: Path, gzip_file: type[gzip.GzipFile], *, channel: int | None) -> Volume:
+    """Read a file; `gzip_file` inflates it if it is compressed."""
     with path.open("rb") as file:
         is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
         file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if is_compressed else file
+        stream = gzip_file(fileobj=file) if is_compressed else file
         start = stream.read(HEADER_BYTES)
         header = _read_header(start)
         shape = _volume_shape(header, channel=channel)
