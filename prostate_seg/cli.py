@@ -299,7 +299,11 @@ def composition_message(error: Exception) -> str:
     if no_option:
         return no_option_message(*no_option.groups())
     lines = f"{text}\n{error.__cause__}".splitlines() if error.__cause__ else text.splitlines()
-    return "\n".join(line for line in lines if not re.match(r"\s+(full_key:|object_type=|reference_type=)", line))
+    message = "\n".join(
+        line for line in lines if line and not re.match(r"\s+(full_key:|object_type=|reference_type=)", line)
+    )
+    key = re.search(r"full_key: (\S+)", "\n".join(lines))
+    return f"{key[1]}: {message}" if key and key[1] not in message else message
 
 
 def no_option_message(group: str, option: str) -> str:

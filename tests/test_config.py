@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError
 
 from prostate_seg.cli import composition_message, config_folder
 from prostate_seg.common.errors import ConfigError
@@ -124,6 +125,12 @@ def test_setting_of_an_absent_group_is_refused_with_the_reason() -> None:
     assert composition_message(caught.value) == (
         "data.phantom.num_patients: cannot be set here, because data.phantom is null; choose the option that has it"
     )
+
+
+def test_malformed_interpolation_of_a_file_is_refused_with_its_key() -> None:
+    with pytest.raises(GrammarParseError) as caught:
+        OmegaConf.create("audit: {splits: ['${']}")
+    assert composition_message(caught.value) == "audit.splits[0]: no viable alternative at input '${'"
 
 
 def test_refusal_takes_less_than_a_second() -> None:

@@ -11,9 +11,9 @@ from hydra.errors import HydraException
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from prostate_seg.cli import hydra_words, is_raised_by_hydra
+from prostate_seg.cli import composition_message, hydra_words, is_raised_by_hydra
 from prostate_seg.common.errors import ConfigError
 from prostate_seg.common.settings import plain
 from prostate_seg.config.schema import Config, parse, setting_types
@@ -57,11 +57,11 @@ def with_value(tree: Any, key: str, value: Any) -> Any:
 
 
 def parse_or_message(values: dict[str, Any]) -> Config | str:
-    """Return the config, or the message of the refusal."""
+    """Return the config, or the message of the refusal, which OmegaConf has for text such as "${"."""
     try:
         return parse(DictConfig(values))
-    except ConfigError as error:
-        return str(error)
+    except (ConfigError, GrammarParseError) as error:
+        return composition_message(error)
 
 
 @pytest.mark.parametrize("group", GROUPS)
