@@ -4,7 +4,6 @@ The name is the case id, in Unicode NFC. The columns of cases.csv are copied to 
 evaluation/cases.csv, where results are compared by them; values are text, empty if unknown. Nothing here opens an image.
 """
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from prostate_seg.common.errors import InputError, listed
+from prostate_seg.common.suggestions import closest
 from prostate_seg.data.dataset import OWN_COLUMNS
-from prostate_seg.data.layouts import Stems, Unread, list_files, nfc
+from prostate_seg.data.layouts import Listing, Stems, list_files, nfc
 from prostate_seg.imaging.geometry import Finding
 
 ROLE = "t2w?|ax|tra|mask|seg|segmentation|labels?|gt|roi|prostate|gland|whole[ _-]?gland|zones?|0000"
@@ -72,26 +72,14 @@ def discover_cases(
     Raises:
         InputError: If the layout is not clear, a folder is missing, there are no images, or cases.csv is not a valid table.
     """
-    listing = list_files(root, masks_required=masks_required)
-    images, masks = listing.images, listing.masks
-    attributes = {nfc(case_id): row for case_id, row in read_attributes(root).items()}
+    listing, attributes = list_files(root, masks_required=masks_required), read_attributes(root)
     unknown = dict.fromkeys(next(iter(attributes.values()), {}), "")
-    unread = {case_id: one for case_id, one in listing.unread.items() if case_id in masks and case_id not in images}
-    ignored = dict.fromkeys(listing.ignored, "is no image by its suffix and is ignored; convert or remove it")
-    others = [one for case_id, one in listing.unread.items() if case_id not in unread]
-    ignored |= {one.path: f"is not read: {one.reason}" for one in others}
-    findings = [Finding("ignored_file", f"{_names([path])} {why}", case_id=path.name) for path, why in ignored.items()]
-    excluded, known = {nfc(case_id) for case_id in exclude}, {*images, *masks}
-    for case_id in sorted(excluded - known):
-        near = difflib.get_close_matches(case_id, sorted(known), n=1)
-        hint = f"did you mean {near[0]}?" if near else "compare with the names of the images"
-        message = f"data.exclude names a case that does not exist; {hint}"
-        findings.append(Finding("unknown_exclude", message, is_error=True, case_id=case_id))
-
+    known, excluded = {*listing.images, *listing.masks}, {nfc(case_id) for case_id in exclude}
+    findings = [*_files_without_case(listing), *_unknown_exclusions(excluded - known, known)]
     cases = []
     for case_id in sorted(known - excluded):
         patient = re.search(patient_pattern, case_id)
-        problem = _pairing_problem(case_id, images, masks, unread, masks_required=masks_required)
+        problem = _pairing_problem(case_id, listing, masks_required=masks_required)
         if problem is not None:
             findings.append(Finding(*problem, is_error=True, case_id=case_id))
         elif patient is None or not patient.group(1):
@@ -105,8 +93,8 @@ def discover_cases(
                     case_id=case_id,
                     patient_id=patient.group(1),
                     study_id=case_id[patient.end(1) :].removeprefix("_"),
-                    image=images[case_id][0],
-                    mask=next(iter(masks.get(case_id, [])), None),
+                    image=listing.images[case_id][0],
+                    mask=next(iter(listing.masks.get(case_id, [])), None),
                     attributes=attributes.get(case_id, unknown),
                 )
             )
@@ -129,8 +117,14 @@ def read_attributes(root: Path) -> Attributes:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}\nSave it as UTF-8 with commas, one row per case.") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first values of too long rows as the index
+        raise InputError(
+            f"{path}: a row must have a value for each of the {len(table.columns)} columns of the header, and has more; "
+            "name all columns, or delete the commas at the ends of the rows"
+        )
     if "case_id" not in table.columns:
         raise InputError(f"{path}: must have a column case_id, has {', '.join(map(str, table.columns))}")
+    table["case_id"] = table["case_id"].map(nfc)
     repeated = sorted(set(table["case_id"][table["case_id"].duplicated()]))
     if repeated:
         raise InputError(f"{path}: must have one row per case, has several of {listed(repeated, most=10)}")
@@ -140,17 +134,33 @@ def read_attributes(root: Path) -> Attributes:
     return table.set_index("case_id").to_dict("index")  # type: ignore[return-value]
 
 
-def _pairing_problem(
-    case_id: str, images: Stems, masks: Stems, unread: Mapping[str, Unread], *, masks_required: bool
-) -> tuple[str, str] | None:
+def _files_without_case(listing: Listing) -> list[Finding]:
+    """Return `ignored_file` for each file that is not read and whose reason no error about a mask gives."""
+    reasons = dict.fromkeys(listing.ignored, "is no image by its suffix and is ignored; convert or remove it")
+    for case_id, one in listing.unread.items():
+        if case_id in listing.images or case_id not in listing.masks:
+            reasons[one.path] = f"is not read: {one.reason}"
+    return [Finding("ignored_file", f"{_names([path])} {why}", case_id=path.name) for path, why in reasons.items()]
+
+
+def _unknown_exclusions(case_ids: Collection[str], known: Collection[str]) -> list[Finding]:
+    findings = []
+    for case_id in sorted(case_ids):
+        near = closest(case_id, sorted(known))
+        hint = f"did you mean {near}?" if near else "compare with the names of the images"
+        message = f"data.exclude names a case that does not exist; {hint}"
+        findings.append(Finding("unknown_exclude", message, is_error=True, case_id=case_id))
+    return findings
+
+
+def _pairing_problem(case_id: str, listing: Listing, *, masks_required: bool) -> tuple[str, str] | None:
     """Return check and message if a case is not one image and one mask."""
+    images, masks, unread = listing.images, listing.masks, listing.unread.get(case_id)
     for kind, paths in (("image", images.get(case_id, [])), ("mask", masks.get(case_id, []))):
         if len(paths) > 1:
             return "duplicate_stem", f"a case has one {kind}, and there are {_names(paths)}; keep one of them"
     if case_id not in images:
-        step = _near_name(case_id, masks, images)
-        if case_id in unread:
-            step = f"{_names([unread[case_id].path])} is not read: {unread[case_id].reason}"
+        step = f"{_names([unread.path])} is not read: {unread.reason}" if unread else _near_name(case_id, masks, images)
         return "mask_without_image", f"{_names(masks[case_id])} has no image of its name; {step}"
     if masks_required and case_id not in masks:
         step = _near_name(case_id, images, masks)

@@ -4,7 +4,6 @@ A case may be known by its name alone, by its files, or by its preprocessing; a 
 reported as not run. Nothing here reads files.
 """
 
-import difflib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from prostate_seg.common.errors import InputError, listed
+from prostate_seg.common.suggestions import closest
 from prostate_seg.data.dataset import CaseRecord
 from prostate_seg.data.folds import Fold
 from prostate_seg.imaging.fingerprint import near_duplicates
@@ -59,7 +59,7 @@ NEEDED = SHARED | {
     Check.intensities: "own_intensities",
     Check.oracle_crop: "oracle_crop",
 }
-"""Attribute of `Fingerprint` without which a check cannot judge a case."""
+"""Attribute of `Fingerprint` that a check needs, by check."""
 NEXT_STEPS = {
     "Keep all studies of a patient in one part: stage=prepare does, with data.patient_pattern as it is.": (
         Check.case,
@@ -136,7 +136,7 @@ class Verdict:
     leaks: list[Leak]
     num_cases: int
     num_unknown: Mapping[Check, int]
-    """Cases that a check could not judge, by check."""
+    """Cases without the value that a check compares, by check."""
     overruled: Mapping[frozenset[str], str]
     """Near-duplicates that fold.not_duplicates lets pass, with correlation and reason in words, by pair."""
 
@@ -147,7 +147,7 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """Return the verdict in words, the outcome of every check and the overruled pairs, ready for JSON."""
         num = len(self.overruled)
-        num_overruled = f" ({num} pair{'s' if num > 1 else ''} overruled)" if num else ""
+        note = f" ({num} pair{'s' if num > 1 else ''} overruled)" if num else ""
         checks = {}
         for check in Check:
             leaks, num_unknown = self.found(check), self.num_unknown.get(check, 0)
@@ -159,10 +159,10 @@ class Verdict:
                 checks[check.value] = f"passed on {self.num_cases - num_unknown} of {self.num_cases} cases"
             else:
                 checks[check.value] = "passed"
-        checks[Check.near_duplicate.value] += num_overruled
+        checks[Check.near_duplicate.value] += note
         failed = ", ".join(check.value for check in Check if self.found(check))
         return {
-            "verdict": (f"leaks: {failed}" if failed else "passed") + num_overruled,
+            "verdict": (f"leaks: {failed}" if failed else "passed") + note,
             "checks": checks,
             "overruled": list(self.overruled.values()),
         }
@@ -243,8 +243,8 @@ def unused_pairs(
             continue
         unknown = [case_id for case_id in pair if case_id not in fingerprints]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], sorted(fingerprints), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = closest(unknown[0], sorted(fingerprints))
+            hint = f"; did you mean {near}?" if near else ""
             cause = f"{unknown[0]} is no case of this data set{hint}"
         elif len(pair) < 2:
             cause = "a pair is two cases, and this is one"
