@@ -188,6 +188,13 @@ def test_absent_kfold_and_fold_index_are_refused_with_the_next_step(tmp_path: Pa
         chosen_folds([Fold(train=["a"], val=["b"], test=["c"])], index=3)
 
 
+@pytest.mark.parametrize("text", ['{"folds": [{"train": ["a"]', "[]", '{"folds": [{"train": ["a"], "val": ["b"]}]}'])
+def test_kfold_that_was_edited_into_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kfold.json").write_text(text)
+    with pytest.raises(InputError, match="must have the form that stage=prepare writes"):
+        read_folds(tmp_path / "kfold.json")
+
+
 def test_fewer_training_cases_are_among_more_of_them_and_other_subsets_stay() -> None:
     fold = kfold(cases(20), num_folds=4, val_fraction=0.2, seed=0)[1]
 

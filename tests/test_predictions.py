@@ -99,6 +99,14 @@ def test_volumes_contain_every_existing_mask_and_every_refusal(target: Target) -
     ]
 
 
+def test_half_a_record_of_a_killed_process_is_no_row(target: Target) -> None:
+    write(target)
+    left = target.record.parent / ".tmp-host-1-ab" / target.record.name
+    left.parent.mkdir()
+    left.write_text('{"name": ')
+    assert write_volumes(target.output, errors=[])["name"].tolist() == ["a/t2"]
+
+
 def test_the_most_doubtful_study_comes_first(tmp_path: Path) -> None:
     for name, expected in {"b": 0.9, "a": 0.95, "c": 0.2, "d": None}.items():
         target = Target(scan=Scan(name=name, path=tmp_path / f"{name}.mha"), output=tmp_path)

@@ -217,11 +217,16 @@ def read_folds(path: Path) -> list[Fold]:
     """Read kfold.json.
 
     Raises:
-        InputError: If it is absent.
+        InputError: If it is absent, or was edited and has another form.
     """
     if not path.is_file():
         raise InputError(f"{path} is absent: run stage=prepare first")
-    return [Fold(**subsets) for subsets in read_json(path)["folds"]]
+    try:
+        return [Fold(**subsets) for subsets in read_json(path)["folds"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} must have the form that stage=prepare writes ({error}): correct it, or run stage=prepare again"
+        ) from error
 
 
 def chosen_folds(folds: Sequence[Fold], *, index: int | None) -> dict[int, Fold]:

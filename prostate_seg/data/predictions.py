@@ -98,6 +98,8 @@ def write_volumes(output: Path, *, errors: Iterable[Mapping[str, Any]]) -> pd.Da
     """
     rows = {}
     for path in (output / "records").rglob("*.json"):
+        if path.parent.name.startswith("."):  # a temporary folder, left by a process that was killed
+            continue
         record = read_json(path)
         if (output / record["mask"]).is_file():
             rows[record["name"]] = record
