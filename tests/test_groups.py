@@ -60,5 +60,7 @@ def test_report_sets_unseen_scanners_beside_mixed_folds(root: Path) -> None:
 
 
 def test_mixed_folds_beside_mixed_folds_are_refused(root: Path) -> None:
-    with pytest.raises(InputError, match="report.mixed_folds: goes with an evaluation of fold=groups"):
+    with pytest.raises(
+        InputError, match="mixed_folds: goes with an evaluation of fold=groups, and kfold.json has other folds"
+    ):
         run(root / "mixed", f"report.mixed_folds={root}/unseen/evaluation", stages=("report",))

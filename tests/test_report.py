@@ -11,7 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_csv, write_json
+from prostate_seg.config.schema import parse
+from prostate_seg.config.workspace import workspace_of
 from prostate_seg.data.cases import Case
 from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups
 from prostate_seg.reporting.evaluation.tables import CaseResult, cases_table, slices_table, summarise_folds
@@ -39,6 +42,8 @@ from prostate_seg.reporting.pages.report_tables import (
 from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
 from prostate_seg.segmentation.metrics import case_metrics
 from prostate_seg.segmentation.overlap import slice_counts
+from prostate_seg.stages.report import load_unseen_groups
+from tests.conftest import composed
 from tests.test_calibration import over_confident
 from tests.test_expected_dice import simulated
 
@@ -135,6 +140,12 @@ def test_page_shows_what_to_expect_in_groups_that_no_network_had_seen(data: Repo
     assert "for a new centre like these, expect 0.500 to 1.000 (95% prediction interval of its mean)" in shown
     assert "A 1 1 0 0.750 0.250 to 0.250 0.875 \N{MINUS SIGN}0.125 0.250 to 0.250" in shown
     assert "What to expect elsewhere" not in words(page(data))
+
+
+def test_mixed_folds_beside_an_external_evaluation_are_refused(data: ReportData, tmp_path: Path) -> None:
+    cfg = parse(composed("stage=report", "report.mixed_folds=mixed", f"paths.root={tmp_path}"))
+    with pytest.raises(InputError, match=r"and evaluate.external_root names other cases; is mixed\n"):
+        load_unseen_groups(cfg, workspace_of(cfg), replace(data, is_external=True))
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------

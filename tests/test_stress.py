@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prostate_seg.common.errors import ConfigError
+from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import read_json
-from prostate_seg.config.workspace import Workspace
+from prostate_seg.config.schema import Config, parse
+from prostate_seg.config.workspace import Workspace, workspace_of
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.reporting.evaluation.stress import (
     NONE,
@@ -23,8 +24,10 @@ from prostate_seg.reporting.evaluation.stress import (
 )
 from prostate_seg.reporting.promotion import _check_stress
 from prostate_seg.segmentation.perturbations import PERTURBATIONS
+from prostate_seg.stages import report, stress
 from prostate_seg.stages.stress import chosen_perturbations
 from prostate_seg.steps.report_data import stress_of
+from tests.conftest import composed
 from tests.project_helpers import SMALL
 from tests.stage_helpers import run_stages
 
@@ -136,6 +139,12 @@ def test_drops_are_paired_by_case_and_in_the_order_of_strengths() -> None:
     assert [axes.get_title() for axes in visible] == ["shift"]
 
 
+def test_perturbations_that_no_case_allows_are_refused() -> None:
+    unchanged = cases()[lambda table: table["perturbation"] == NONE]
+    with pytest.raises(InputError, match="none of 3 cases allows these: rotation needs square pixels"):
+        stress_curves(unchanged, num_bootstrap=50, seed=0)
+
+
 def test_strength_of_a_drop_is_the_first_one_at_once_and_none_if_it_is_never_reached() -> None:
     assert strength_of_drop([10, 20], [0.06, 0.1], drop=0.05) == 10
     assert strength_of_drop([120, 100], [0.0, 0.1], drop=0.05) == 110  # a smaller field of view is the stronger one
@@ -162,6 +171,17 @@ def test_unknown_perturbation_is_refused_with_the_known_ones() -> None:
     assert chosen_perturbations(["noise", "blur"]) == ["noise", "blur"]
 
 
+def test_labels_of_an_external_folder_are_not_those_of_the_tested_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluation(cfg: Config, _: Workspace) -> None:
+        assert cfg.evaluate.external_root is None
+        raise InputError("checked")
+
+    monkeypatch.setattr(stress.Evaluation, "of", evaluation)
+    cfg = parse(composed("stage=stress", "target=zones", "evaluate.external_root=other"))
+    with pytest.raises(InputError, match="checked"):
+        stress.run(cfg, workspace_of(cfg))
+
+
 # --- stage -----------------------------------------------------------------------------------------------------------
 
 
@@ -169,8 +189,10 @@ def test_stage_writes_curves_continues_after_a_stop_and_belongs_to_its_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = [*SMALL, "stress.perturbations=[gamma,field_of_view]", "stress.max_cases=2"]
-    done = run_stages(tmp_path, "stage=fetch,preprocess,prepare,train,evaluate,stress,report", *small)
+    done = run_stages(tmp_path, "stage=fetch,preprocess,prepare,train,evaluate,stress", *small)
     assert done.returncode == 0, done.stderr
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", cache=tmp_path / ".cache")
+    assert tmp_path / "stress" in report.run(parse(composed("stage=report", *small)), workspace).inputs
     table = pd.read_csv(tmp_path / "stress" / "cases.csv")
     assert set(table["perturbation"]) == {NONE, "gamma", "field_of_view"}
     assert table["case_id"].nunique() == 2
@@ -185,7 +207,6 @@ def test_stage_writes_curves_continues_after_a_stop_and_belongs_to_its_networks(
     assert run_stages(tmp_path, "stage=stress", *small).returncode == 0
     assert (tmp_path / "stress" / "cases.csv").read_bytes() == before
 
-    workspace = Workspace(root=tmp_path, data=tmp_path / "data", cache=tmp_path / ".cache")
     assert stress_of(workspace, tmp_path / "model") == read_json(tmp_path / "stress" / "stress.json")
     weights = tmp_path / "model" / "fold0" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")

@@ -32,6 +32,7 @@ def locked(cfg: Config, workspace: Workspace) -> ExitStack:
         ("train", "preprocess", r"preprocess would replace .*/preprocess, with which stage=train works"),
         ("evaluate", "train", r"train would replace .*/model, with which stage=evaluate works"),
         ("report", "evaluate", r"evaluate would replace .*/evaluation, with which stage=report works"),
+        ("report", "stress", r"stress would replace .*/stress, with which stage=report works"),
         ("predict", "train", r"train would replace .*/model, with which stage=predict works"),
         ("fetch", "inspect", r"inspect reads .*/data, which stage=fetch is about to replace"),
         ("preprocess", "fetch", r"fetch would replace .*/data, with which stage=preprocess works"),

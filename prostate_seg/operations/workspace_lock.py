@@ -81,8 +81,8 @@ def _read_and_replaced(cfg: Config, workspace: Workspace) -> tuple[list[Path], l
         "train": ([*made, *initial], [workspace.model]),
         "evaluate": ([*made, workspace.model], [evaluation]),
         "stress": ([*made, workspace.model], [workspace.stress]),
-        "report": ([*made, workspace.model, evaluation], [report]),
-        "register": ([*made, workspace.model, evaluation], []),
+        "report": ([*made, workspace.model, evaluation, workspace.stress], [report]),
+        "register": ([*made, workspace.model, evaluation, workspace.stress], []),
     }.get(str(cfg.stage), ([], []))
 
 

@@ -51,6 +51,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     inputs = [originals, workspace.preprocess, workspace.kfold_json, workspace.model, evaluation]
     if data.trust is not None and data.trust.is_of_folds:
         inputs.append(workspace.evaluation)
+    if data.stress is not None:
+        inputs.append(workspace.stress)
     return StageResult(
         inputs=[path for path in inputs if path.exists()],
         outputs=[target],
@@ -65,8 +67,9 @@ def load_unseen_groups(cfg: Config, workspace: Workspace, data: ReportData) -> U
     mixed = cfg.report.mixed_folds
     if how.get("strategy") != "groups" or data.is_external:
         if mixed is not None:
+            found = "evaluate.external_root names other cases" if data.is_external else "kfold.json has other folds"
             raise InputError(
-                "report.mixed_folds: goes with an evaluation of fold=groups, and kfold.json has other folds\n"
+                f"report.mixed_folds: goes with an evaluation of fold=groups, and {found}; is {mixed}\n"
                 "Leave it out, or run prepare, train and evaluate with fold=groups fold.column=COLUMN first."
             )
         return None

@@ -7,6 +7,7 @@ import json
 import logging
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ Row = dict[str, Any]
 
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write stress/: cases.csv, curves.csv, stress.json and stress.png."""
-    names, evaluation = chosen_perturbations(cfg.stress.perturbations), Evaluation.of(cfg, workspace)
+    names = chosen_perturbations(cfg.stress.perturbations)
+    cfg = replace(cfg, evaluate=replace(cfg.evaluate, external_root=None))  # its labels are not those of the test cases
+    evaluation = Evaluation.of(cfg, workspace)
     chosen = chosen_cases(evaluation.folds, evaluation.dataset, max_cases=cfg.stress.max_cases)
     rows: list[Row] = []
     for index, fold in evaluation.folds.items():
@@ -127,4 +130,5 @@ def _key(evaluation: Evaluation, index: int) -> str:
     """Return a hash of what decides the result of a case, besides its files."""
     cfg, network = evaluation.cfg, evaluation.workspace.fold(index)
     settings = [cfg.evaluate.threshold, cfg.evaluate.largest_component, cfg.evaluate.tta, cfg.train.precision, cfg.seed]
-    return md5_of_text(json.dumps([md5_of(network), md5_of(Path(str(perturbations.__file__))), settings]))
+    code = md5_of(Path(str(perturbations.__file__)))
+    return md5_of_text(json.dumps([md5_of(network), code, settings, evaluation.regions]))

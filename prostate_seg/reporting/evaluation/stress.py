@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from prostate_seg.common.errors import InputError
 from prostate_seg.imaging.settings import WHOLE_GLAND
 from prostate_seg.reporting.figures.plots import MARKERS, SERIES
 from prostate_seg.segmentation.statistics import mean_interval
@@ -29,8 +30,17 @@ def stress_curves(cases: pd.DataFrame, *, num_bootstrap: int, seed: int) -> pd.D
 
     Columns: region, perturbation, unit, level, strength, num_cases, dice (mean), drop (mean) and its 95% interval over
     patients, ci95_low and ci95_high.
+
+    Raises:
+        InputError: If no case can have any of the perturbations.
     """
     is_unchanged = cases["perturbation"] == NONE
+    if is_unchanged.all():
+        raise InputError(
+            "stress.perturbations: must have one that some case allows, and none of "
+            f"{cases['case_id'].nunique()} cases allows these: rotation needs square pixels, slice_thickness and "
+            "pixel_size finer voxels, field_of_view a larger image\nChoose others, or null for all."
+        )
     before = cases[is_unchanged].set_index(["region", "case_id"])["dice"].rename("before")
     paired = cases[~is_unchanged].join(before, on=["region", "case_id"])
     paired["drop"] = paired["before"] - paired["dice"]
