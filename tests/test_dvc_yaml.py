@@ -8,10 +8,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from prostate_seg.cli import config_folder
-from prostate_seg.common.errors import ConfigError
+from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.config.schema import SCIENCE_GROUPS, STAGE_SETTINGS, Config, parse, science_of
 from prostate_seg.provenance.code_digests import LISTINGS
-from prostate_seg.stages.export import params_text
+from prostate_seg.stages.export import params_text, read_params
 from tests.conftest import ROOT, composed
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -76,6 +76,18 @@ def test_params_contain_sorted_science_settings_with_a_header() -> None:
     assert "python -m prostate_seg stage=export" in text
     assert isinstance(settings["train"]["learning_rate"], float)
     assert isinstance(settings["preprocess"]["spacing_mm"][0], float)
+
+
+@pytest.mark.parametrize("text", ["- a list", "{unclosed", "text", "date: 2026-01-01"])
+def test_params_that_are_no_mapping_of_settings_are_refused(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(
+        InputError, match=r"must be a mapping of settings in YAML(.|\n)*Write it again with stage=export"
+    ):
+        read_params()
 
 
 def test_dvc_composes_the_exported_settings() -> None:

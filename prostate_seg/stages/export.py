@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from prostate_seg.common.errors import InputError
+from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.common.files import write_text
 from prostate_seg.common.settings import flat
 from prostate_seg.config.schema import Config, science_of
@@ -28,7 +28,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         return StageResult()
     if not PARAMS.is_file():
         raise InputError(f"{PARAMS} is absent: write it with stage=export and the same overrides")
-    there, composed = flat(yaml.safe_load(PARAMS.read_text(encoding="utf-8")) or {}), flat(settings)
+    there, composed = read_params(), flat(settings)
     different = [
         f"  {key}: {there.get(key, 'absent')} in {PARAMS}, {composed.get(key, 'absent')} in the config"
         for key in sorted(there.keys() | composed.keys())
@@ -39,6 +39,21 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         raise InputError(f"{PARAMS} is not what this command composes:\n{listing}\nWrite it again with stage=export.")
     log.info("%s is what this command composes", PARAMS)
     return StageResult()
+
+
+def read_params() -> dict[str, str]:
+    """Return the settings in params.yaml, flat.
+
+    Raises:
+        InputError: If its content is no YAML of settings.
+    """
+    try:
+        return flat(yaml.safe_load(PARAMS.read_text(encoding="utf-8")) or {})
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{PARAMS} must be a mapping of settings in YAML, and cannot be read: {first_line(error)}\n"
+            "Write it again with stage=export and the same overrides."
+        ) from error
 
 
 def params_text(settings: dict[str, Any], *, command: str) -> str:
