@@ -295,6 +295,9 @@ def test_unseen_groups_are_set_beside_mixed_folds_of_the_same_cases() -> None:
     assert rows["num_failures"].tolist() == [0, 0, 8, 8]
     assert (rows.loc["C", "difference_low"], rows.loc["C", "difference_high"]) == pytest.approx((-0.4, -0.4))
     assert found.mean == pytest.approx(0.7)
+    named_all = results("unseen", unseen.replace({"centre": {"A": "all"}}))
+    other = summarise_unseen_groups(named_all, column="centre", mixed=None, num_bootstrap=100, seed=0).rows
+    assert list(zip(other["group"], other["num_cases"], strict=True)) == [("B", 8), ("C", 8), ("all", 8), (ALL, 24)]
     with pytest.raises(InputError, match="were not evaluated on the same data"):
         fewer = results("mixed", mixed.iloc[1:])
         summarise_unseen_groups(results("unseen", unseen), column="centre", mixed=fewer, num_bootstrap=100, seed=0)

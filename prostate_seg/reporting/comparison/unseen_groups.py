@@ -42,9 +42,9 @@ def summarise_unseen_groups(
     """
     if mixed is not None:
         require_same_cases(mixed, own)
-    groups = {str(name): rows for name, rows in own.table.groupby(column, sort=True)}
+    groups = [(str(name), rows) for name, rows in own.table.groupby(column, sort=True)]
     rows = []
-    for name, cases in {**groups, ALL: own.table}.items():
+    for name, cases in [*groups, (ALL, own.table)]:
         dice, patients = cases["dice"].to_numpy(), cases["patient_id"].tolist()
         summary = asdict(summarise(dice, patients=patients, num_bootstrap=num_bootstrap, seed=seed))
         kept = ("num_cases", "num_patients", "mean", "ci95_low", "ci95_high")
