@@ -139,7 +139,7 @@ def _archive_file(cfg: Config, workspace: Workspace, archive: Archive) -> Iterat
     folder = Path(origin) if origin is not None and is_local else workspace.cache / "downloads"
     path = folder / archive.name
     if is_local and not path.is_file():
-        raise InputError(f"{path} is absent: download it from {archive.url}, or leave fetch.origin away")
+        raise InputError(f"{path} is absent: download it from {archive.url}, or leave out fetch.origin")
     if not path.is_file():
         url = archive.url
         if origin is not None:  # in a mirror host and path follow its own address, as `wget -x` stores them
