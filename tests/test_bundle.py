@@ -1,5 +1,6 @@
 """Bundles: a pipeline is packed into a file and imported into another store completely and once; harmful files are refused."""
 
+import errno
 import io
 import json
 import shutil
@@ -252,3 +253,24 @@ def test_file_that_is_not_an_archive_is_refused_with_a_message(cfg: Config, bund
             put(tmp_path / name, cfg)
     with pytest.raises(InputError, match="absent: there is no such file"):
         put(tmp_path / "absent", cfg)
+    for member in ("records.jsonl", "files/"):  # read before, and after the journal is created
+        with zipfile.ZipFile(bundle) as archive:
+            info = next(one for one in archive.infolist() if one.filename.startswith(member) and one.compress_size > 9)
+        damaged = bytearray(bundle.read_bytes())
+        damaged[info.header_offset + 30 + len(info.filename)] = 0xFF  # a type of block that does not exist
+        (tmp_path / "damaged").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"damaged: cannot be read as a bundle \(.*\); copy it again"):
+            put(tmp_path / "damaged", cfg)
+        assert journal_folders(Path(cfg.paths.journal)) == []
+
+
+def test_bundle_that_cannot_be_written_is_no_damaged_one(
+    cfg: Config, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    with pytest.raises(InputError, match=r"cannot be unpacked \(.*No space left on device\)\n.* write to paths.journal"):
+        put(bundle, cfg)
+    assert journal_folders(Path(cfg.paths.journal)) == []

@@ -10,7 +10,8 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -37,6 +38,8 @@ RESERVED_TAGS = (KEY, IS_COMPLETE, COPIED_FROM, "sweep.key", "cluster.key", PARE
 """Tags that are true of the original only."""
 MAX_RECORDS_BYTES = 2**30
 """Largest list of records that is read; artifacts are files beside it."""
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+"""Errors of zipfile for damaged bytes; RuntimeError if they ask for a password or an unknown compression."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +86,11 @@ def unpack(source: Path, settings: MlflowConfig, *, journal_root: Path, cache: P
         what, bundle_records = _read_records(source, archive)
         header = Header(what=what, address=tree.store.address, experiment=settings.experiment)
         journal = Journal.create(journal_root, header, name="bundle")
-        for info in archive.infolist():
-            if info.filename.startswith(f"{FILES}/"):
-                target = journal.folder / info.filename  # its name was checked
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(info) as packed, target.open("wb") as written:
-                    shutil.copyfileobj(packed, written)
+        try:
+            archive.extractall(journal.folder, [name for name in archive.namelist() if name != RECORDS])
+        except BaseException:
+            journal.remove()  # nothing else removes a journal without records
+            raise
     for record in bundle_records:
         journal.append(record)
     try:
@@ -131,43 +133,47 @@ def _append_runs(tree: RunTree, runs: Sequence[Run], journal: Journal, redactor:
     """Append first the records that create all runs, so that each can refer to any other, then their data."""
     keys = {str(run.info.run_id): run.data.tags.get(KEY, str(run.info.run_id)) for run in runs}
     for run in runs:
-        tags = run.data.tags
         copy = records.CopyRun(
             run=keys[run.info.run_id],
             origin=run.info.run_id,
             source=tree.store.address,
             name=redactor.text(run.info.run_name),
             position=position_of(run),
-            parent=None if run is runs[0] else keys[tags[PARENT]],
+            parent=None if run is runs[0] else keys[run.data.tags[PARENT]],
             start_ms=run.info.start_time,
         )
         journal.append(copy)
     for run in runs:
-        key, tags = keys[run.info.run_id], run.data.tags
-        packed_tags = {name: value for name, value in tags.items() if not _is_reserved(name)}
-        if REUSED_FROM in packed_tags and packed_tags[REUSED_FROM] not in keys:
-            packed_tags[REUSED_ELSEWHERE] = packed_tags.pop(REUSED_FROM)
-        points = tuple(
-            MetricPoint(name, point.value, point.timestamp, point.step)
-            for name in run.data.metrics
-            for point in tree.client.get_metric_history(run.info.run_id, name)
-        )
-        params = redactor.tree(run.data.params)
-        journal.append(records.LogData(run=key, params=params, tags=redactor.tree(packed_tags), metrics=points))
-        datasets = [] if run.inputs is None else run.inputs.dataset_inputs
-        journal.append(records.LogInputs(run=key, datasets={one.dataset.name: one.dataset.digest for one in datasets}))
-        folder = journal.files_folder()
-        source = tree.get(source_of(run)) or run
-        tree.client.download_artifacts(source.info.run_id, "", str(folder))
-        if any(folder.iterdir()):
-            _redact_files(folder, redactor)
-            journal.append(records.LogFiles(run=key, folder=folder.relative_to(journal.folder).as_posix()))
-        journal.append(records.EndCopy(run=key, status=Outcome(run.info.status), end_ms=run.info.end_time))
+        _append_data(tree, run, keys, journal, redactor)
+
+
+def _append_data(tree: RunTree, run: Run, keys: Mapping[str, str], journal: Journal, redactor: Redactor) -> None:
+    """Append params, tags, curves, inputs and artifacts of a run, and its end; `keys` has those of all runs by id."""
+    key = keys[run.info.run_id]
+    tags = {name: value for name, value in run.data.tags.items() if not _is_reserved(name)}
+    if REUSED_FROM in tags and tags[REUSED_FROM] not in keys:
+        tags[REUSED_ELSEWHERE] = tags.pop(REUSED_FROM)
+    points = tuple(
+        MetricPoint(name, point.value, point.timestamp, point.step)
+        for name in run.data.metrics
+        for point in tree.client.get_metric_history(run.info.run_id, name)
+    )
+    params = redactor.tree(run.data.params)
+    journal.append(records.LogData(run=key, params=params, tags=redactor.tree(tags), metrics=points))
+    datasets = [] if run.inputs is None else run.inputs.dataset_inputs
+    journal.append(records.LogInputs(run=key, datasets={one.dataset.name: one.dataset.digest for one in datasets}))
+    folder = journal.files_folder()
+    source = tree.get(source_of(run)) or run
+    tree.client.download_artifacts(source.info.run_id, "", str(folder))
+    if any(folder.iterdir()):
+        _redact_files(folder, redactor)
+        journal.append(records.LogFiles(run=key, folder=folder.relative_to(journal.folder).as_posix()))
+    journal.append(records.EndCopy(run=key, status=Outcome(run.info.status), end_ms=run.info.end_time))
 
 
 def _redact_files(folder: Path, redactor: Redactor) -> None:
     """Redact every text file; JSON value by value, so that it stays JSON."""
-    for path in (path for path in folder.rglob("*") if path.is_file()):
+    for path in filter(Path.is_file, folder.rglob("*")):
         try:
             text = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError:
@@ -187,8 +193,12 @@ def _opened(source: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except FileNotFoundError as error:
         raise InputError(f"{source}: there is no such file") from error
-    except (zipfile.BadZipFile, OSError) as error:
+    except DAMAGED as error:
         raise InputError(f"{source}: cannot be read as a bundle ({error}); copy it again") from error
+    except OSError as error:
+        raise InputError(
+            f"{source}: cannot be unpacked ({error})\nCheck who may read it, and who may write to paths.journal."
+        ) from error
 
 
 def _check_members(source: Path, archive: zipfile.ZipFile, journal_root: Path) -> None:
@@ -224,7 +234,7 @@ def _read_records(source: Path, archive: zipfile.ZipFile) -> tuple[str, list[Bun
             raise ValueError("it holds no run")
     except ValidationError as error:
         raise InputError(f"{source}: is no bundle of this program: {_shown(error)}\nHave it packed again.") from error
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError) as error:
         raise InputError(f"{source}: is no bundle of this program, or damaged ({error})") from error
     return header.what, found
 
