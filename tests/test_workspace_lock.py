@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import write_json
+from prostate_seg.common.files import read_json, write_json
 from prostate_seg.config.schema import Config, parse
 from prostate_seg.config.workspace import Workspace, workspace_of
 from prostate_seg.operations.workspace_lock import lock_workspace
@@ -71,6 +71,19 @@ def test_stages_without_common_files_run_concurrently(
     first.close()
     if second is not None:  # verify needs none
         second.close()
+
+
+def test_stage_that_ends_while_its_note_is_read_does_not_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = locked(*stage_in(tmp_path, "train"))
+
+    def ends(note: Path) -> object:
+        first.close()
+        return read_json(note)
+
+    monkeypatch.setattr("prostate_seg.operations.workspace_lock.read_json", ends)
+    locked(*stage_in(tmp_path, "preprocess")).close()
 
 
 def test_note_of_a_killed_stage_is_removed(tmp_path: Path) -> None:

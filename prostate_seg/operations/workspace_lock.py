@@ -7,7 +7,7 @@ kill -9. A note beside it lists what the stage reads and replaces. Trainings do 
 import os
 import socket
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def lock_workspace(cfg: Config, workspace: Workspace) -> ExitStack | None:
             try:
                 lock.acquire()
             except Timeout:
-                _require_compatible(own, read_json(note))
+                with suppress(FileNotFoundError):  # that stage has just ended
+                    _require_compatible(own, read_json(note))
             else:  # its process was killed
                 _release(lock)
         lock = FileLock(folder / f"{cfg.stage}-{uuid.uuid4().hex}.lock")
