@@ -158,8 +158,17 @@ def test_journal_without_records_is_not_removed(journal: Journal) -> None:
 )
 def test_folder_that_is_not_a_journal_is_refused_with_a_message(tmp_path: Path, text: str) -> None:
     (tmp_path / "records.jsonl").write_text(text)
-    with pytest.raises(InputError, match="records.jsonl: is not what a stage writes; move the folder away"):
+    with pytest.raises(InputError, match="is not what a stage writes; move the folder away"):
         Journal(tmp_path)
+
+
+def test_acknowledgement_of_another_format_is_refused(journal: Journal) -> None:
+    journal.append(record(0))
+    journal.release()
+    (journal.folder / "delivered.jsonl").write_text('{"number": 1}\n')
+    with pytest.raises(InputError, match="is not what a stage writes; move the folder away"):
+        Journal(journal.folder)
+    assert [(found.num_records, found.is_locked) for found in pending_journals(journal.folder.parent)] == [(1, False)]
 
 
 def test_journal_that_cannot_be_created_is_reported(tmp_path: Path) -> None:

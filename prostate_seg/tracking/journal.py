@@ -94,12 +94,12 @@ class Journal:
             header, *records = read_lines(folder / RECORDS) or [{}]
             self.header = Header.model_validate(header)
             self._unacknowledged = list(enumerate(map(RECORD.validate_python, records), start=1))
+            self.num_records = len(self._unacknowledged)
+            for line in read_lines(folder / ACKNOWLEDGED):
+                self._apply(Acknowledgement.model_validate(line))
         except ValidationError as error:
             self.release()
-            raise InputError(f"{folder / RECORDS}: is not what a stage writes; move the folder away") from error
-        self.num_records = len(self._unacknowledged)
-        for line in read_lines(folder / ACKNOWLEDGED):
-            self._apply(Acknowledgement.model_validate(line))
+            raise InputError(f"{folder}: is not what a stage writes; move the folder away") from error
 
     @classmethod
     def create(cls, root: Path, header: Header, *, name: str) -> "Journal":
@@ -217,7 +217,7 @@ def pending_journals(root: Path) -> list[PendingJournal]:
     for folder in journal_folders(root):
         header, *records = read_lines(folder / RECORDS) or [{}]
         lines = read_lines(folder / ACKNOWLEDGED)
-        num_acknowledged = max((int(line["record"]) for line in lines), default=0)
+        num_acknowledged = max((int(line.get("record", 0)) for line in lines), default=0)
         num_left = max(0, len(records) - num_acknowledged) + sum("refused" in line for line in lines)
         if num_left:
             found.append(
