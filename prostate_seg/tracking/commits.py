@@ -1,7 +1,7 @@
 """Links between commits, DVC experiments and runs, found by the hashes in dvc.lock, which runs have as tags, and back."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -37,14 +37,16 @@ def runs_of_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tup
 def link_commit(revision: str, settings: MlflowConfig, *, cache: Path) -> tuple[str, dict[str, Run | None]]:
     """Tag the runs whose results a dvc.lock has with its commit, or with the commit of the DVC experiment."""
     commit, matches = runs_of_commit(revision, settings, cache=cache)
-    client = open_tree(settings, cache=cache).client
+    store = open_tree(settings, cache=cache).store
     branches = git(project_root(), "for-each-ref", "--contains", commit, "refs/heads", "refs/tags", "refs/remotes")
     for run in (run for run in matches.values() if run is not None and not is_deleted(run)):
-        committed_in = run.data.tags.get(COMMITTED_IN, "").split()
-        if not branches.strip():  # the commit of an experiment is on no branch
-            client.set_tag(run.info.run_id, EXPERIMENT_COMMIT, commit)
-        elif commit not in committed_in:
-            client.set_tag(run.info.run_id, COMMITTED_IN, " ".join([*committed_in, commit]))
+        if branches.strip():
+            linked = dict.fromkeys([*run.data.tags.get(COMMITTED_IN, "").split(), commit])
+            tag, value = COMMITTED_IN, " ".join(linked)
+        else:  # the commit of an experiment is on no branch
+            tag, value = EXPERIMENT_COMMIT, commit
+        with store.explained_errors():
+            store.client.set_tag(run.info.run_id, tag, value)
     return commit, matches
 
 
@@ -124,34 +126,39 @@ def origin_of(run_id: str, settings: MlflowConfig, *, cache: Path) -> list[str]:
     """
     tree = open_tree(settings, cache=cache)
     run = find_run(tree, run_id)
-    tags = run.data.tags
     artifacts = tree.store.call(lambda: tree.client.list_artifacts(run.info.run_id))
-    files = {file.path for file in artifacts} & {DIFF, UNTRACKED}
-    dirty = f" with changes that were not committed: artifact {' and '.join(sorted(files))}" if files else ""
-    commits = tags.get(COMMITTED_IN, "").split()
-    experiment = tags.get("dvc.experiment")
+    changes = sorted({file.path for file in artifacts} & {DIFF, UNTRACKED})
+    commands = _commands_for(run, has_diff=DIFF in changes)
+    return [*_origin_of(run, changes), "", "to make it again:", *(f"  {command}" for command in commands)]
+
+
+def _origin_of(run: Run, changes: Sequence[str]) -> list[str]:
+    """Return lines with what is known of a run's code, given its artifacts with changes that were not committed."""
+    tags = run.data.tags
+    experiment = tags.get("dvc.experiment", "")
+    dirty = f" with changes that were not committed: artifact {' and '.join(changes)}" if changes else ""
     rows = {
         "run": f"{run.info.run_name} {run.info.run_id} {run.info.status} of {tags.get('pipeline')}",
         "started in": f"{tags.get('git.commit', 'no commit')}{dirty}",
         "command": tags.get("command"),
         "committed in": tags.get(COMMITTED_IN),
         "experiment": experiment,
-        "its commit": tags.get(EXPERIMENT_COMMIT) or experiments().get(experiment or ""),
+        "its commit": tags.get(EXPERIMENT_COMMIT) or experiments().get(experiment),
         "baseline": tags.get("dvc.baseline"),
     }
-    lines = [f"{name:<13} {value}" for name, value in rows.items() if value]
+    return [f"{name:<13} {value}" for name, value in rows.items() if value]
 
+
+def _commands_for(run: Run, *, has_diff: bool) -> list[str]:
+    """Return the commands that repeat a run: with DVC if its results are committed, else from the commit it started in."""
+    tags, run_id = run.data.tags, run.info.run_id
     repro = f"dvc repro --force --single-item {tags.get('stage')}"
-    if commits:
-        commands = [f"git checkout {commits[-1]} && dvc checkout && {repro}"]
-    elif experiment:
-        commands = [f"dvc exp apply {experiment} && {repro}"]
-    else:
-        download = f"mlflow artifacts download --run-id {run.info.run_id} --artifact-path {DIFF} --dst-path ."
-        checkout = [f"git checkout {tags['git.commit']}"] if tags.get("git.commit") else []
-        patch = [f"{download} && git apply {DIFF}"] if DIFF in files else []
-        commands = [*checkout, *patch, tags.get("command", "")]
-    commands.append(
-        f"python -m prostate_seg stage=reproduce reproduce.run={run.info.run_id}   # elsewhere, and compare"
-    )
-    return [*lines, "", "to make it again:", *(f"  {command}" for command in commands)]
+    compared = f"python -m prostate_seg stage=reproduce reproduce.run={run_id}   # elsewhere, and compare"
+    if commits := tags.get(COMMITTED_IN, "").split():
+        return [f"git checkout {commits[-1]} && dvc checkout && {repro}", compared]
+    if experiment := tags.get("dvc.experiment"):
+        return [f"dvc exp apply {experiment} && {repro}", compared]
+    download = f"mlflow artifacts download --run-id {run_id} --artifact-path {DIFF} --dst-path ."
+    checkout = [f"git checkout {tags['git.commit']}"] if tags.get("git.commit") else []
+    patch = [f"{download} && git apply {DIFF}"] if has_diff else []
+    return [*checkout, *patch, tags.get("command", ""), compared]
