@@ -271,6 +271,8 @@ def test_bundle_that_cannot_be_written_is_no_damaged_one(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
-    with pytest.raises(InputError, match=r"cannot be unpacked \(.*No space left on device\)\n.* write to paths.journal"):
+    with pytest.raises(
+        InputError, match=r"cannot be unpacked \(.*No space left on device\)\n.* write to paths.journal"
+    ):
         put(bundle, cfg)
     assert journal_folders(Path(cfg.paths.journal)) == []

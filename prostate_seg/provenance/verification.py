@@ -56,40 +56,41 @@ def compare(
     like the recorded ones. With `deciding_only`, digests of the code are compared instead of its files (see code_digests.py),
     and packages are not.
     """
-    paths = {(kind, key): path_of(key, workspace) for kind in ("inputs", "outputs") for key in record[kind]}
     use_digests = deciding_only and "code_digests" in record  # records of earlier versions have none
-    if not use_digests:
+    items = _compare_files(stage, record, workspace=workspace, with_code=not use_digests)
+    stage_name = stage.split(".")[0]
+    others: dict[str, tuple[Mapping[str, str], Mapping[str, str]]] = {}
+    if use_digests:
+        others["code"] = record["code_digests"], stage_code(stage_name, cache_folder=workspace.cache).digests
+    if record["packages"] and not deciding_only:
+        others["packages"] = record["packages"], packages()
+    deciding = tuple(f"{name}." for name in STAGE_SETTINGS[stage_name])
+    recorded_settings = {key: old for key, old in flat(record["settings"]).items() if f"{key}.".startswith(deciding)}
+    others["config"] = recorded_settings, flat(settings)
+    return items + [
+        Item(stage=stage, kind=kind, name=key, recorded=old, now=present.get(key))
+        for kind, (recorded, present) in others.items()
+        for key, old in recorded.items()
+    ]
+
+
+def _compare_files(stage: str, record: Mapping[str, Any], *, workspace: Workspace, with_code: bool) -> list[Item]:
+    """Compare inputs and outputs, of folders file by file, and on request the source files."""
+    paths = {(kind, key): path_of(key, workspace) for kind in ("inputs", "outputs") for key in record[kind]}
+    if with_code:
         paths |= {("code", key): PACKAGE.parent / key for key in record["code"]}
     hashed = hash_paths([path for path in paths.values() if path.exists()], cache=workspace.cache)
-
     items = []
     for (kind, key), path in paths.items():
-        now = hashed.get(path)
+        now, recorded = hashed.get(path), record[kind][key]
         listing: Mapping[str, str] = record.get("files", {}).get(key, {})
         files: list[str] = []
         if now is not None and listing:
             files += [f"changed {name}" for name, md5 in now.files.items() if listing.get(name, md5) != md5]
             files += [f"missing {name}" for name in listing if name not in now.files]
             files += [f"new {name}" for name in now.files if name not in listing]
-        md5_now = None if now is None else now.md5
-        items.append(
-            Item(stage=stage, kind=kind, name=key, recorded=record[kind][key], now=md5_now, files=tuple(files))
-        )
-
-    stage_name = stage.split(".")[0]
-    others: list[tuple[str, Mapping[str, str], Mapping[str, str]]] = []
-    if use_digests:
-        code = stage_code(stage_name, cache_folder=workspace.cache)
-        others.append(("code", record["code_digests"], code.digests))
-    if record["packages"] and not deciding_only:
-        others.append(("packages", record["packages"], packages()))
-    deciding = tuple(f"{name}." for name in STAGE_SETTINGS[stage_name])
-    recorded_settings = {key: old for key, old in flat(record["settings"]).items() if f"{key}.".startswith(deciding)}
-    others.append(("config", recorded_settings, flat(settings)))
-    for kind, recorded, present in others:
-        items += [
-            Item(stage=stage, kind=kind, name=key, recorded=old, now=present.get(key)) for key, old in recorded.items()
-        ]
+        md5 = None if now is None else now.md5
+        items.append(Item(stage=stage, kind=kind, name=key, recorded=recorded, now=md5, files=tuple(files)))
     return items
 
 

@@ -20,7 +20,7 @@ from prostate_seg.common.files import read_json
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance import dvc_cache
-from prostate_seg.provenance.git import GitError, git, git_succeeds
+from prostate_seg.provenance.git import git, git_succeeds
 from prostate_seg.provenance.hashing import hash_paths
 from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE
@@ -81,30 +81,17 @@ def _code(
     tree: RunTree, run: Run, record: Mapping[str, Any], workspace: Workspace, folder: Path
 ) -> Iterator[tuple[Path, str]]:
     """Yield a folder with the recorded source files, and their source."""
-    tags, started_in = run.data.tags, record["git"]["commit"]
+    tags, started_in, recorded = run.data.tags, record["git"]["commit"], record["code"]
     diff = artifact_text(tree, run, DIFF) if record["git"]["is_dirty"] else None
-    candidates = [(started_in, diff), (started_in, None)]
-    candidates += [(commit, None) for commit in [*tags.get(COMMITTED_IN, "").split(), tags.get(EXPERIMENT_COMMIT)]]
-    try:  # the project may be a subfolder of its repository
-        below = git(project_root(), "rev-parse", "--show-prefix").strip()
-    except GitError:
-        below = ""
+    later = [*tags.get(COMMITTED_IN, "").split(), tags.get(EXPERIMENT_COMMIT)]
+    candidates = dict.fromkeys([(started_in, diff), *((commit, None) for commit in (started_in, *later))])
     different: list[str] = []
     for number, (commit, patch) in enumerate(candidates):
-        checkout = folder / f"code{number}"
-        add = ("worktree", "add", "--detach", "--quiet", str(checkout), str(commit))
-        if not commit or not git_succeeds(project_root(), *add):
-            continue
-        try:
-            is_patched = patch is None or apply_diff(patch, checkout)
-            different = _different_code(record["code"], checkout / below, workspace)
-            if is_patched and not different:
-                yield checkout / below, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
+        with _checkout(commit, patch, folder / f"code{number}") as place:
+            if place is not None and not (different := _different_code(recorded, place, workspace)):
+                yield place, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
                 return
-        finally:
-            git_succeeds(project_root(), "worktree", "remove", "--force", str(checkout))
-    different_here = _different_code(record["code"], PACKAGE.parent, workspace)
-    if different_here:
+    if different_here := _different_code(recorded, PACKAGE.parent, workspace):
         different = different or different_here
         raise InputError(
             f"the code of run {run.info.run_id} cannot be restored from its commit: {len(different)} files differ: "
@@ -114,6 +101,20 @@ def _code(
     here = folder / "here"
     here.mkdir()
     yield here, "the installed package, which is the same"
+
+
+@contextlib.contextmanager
+def _checkout(commit: str | None, patch: str | None, folder: Path) -> Iterator[Path | None]:
+    """Yield the project's folder in a checkout of a commit with a patch; None if git refuses one of the two."""
+    add = ("worktree", "add", "--detach", "--quiet", str(folder), str(commit))
+    if not commit or not git_succeeds(project_root(), *add):
+        yield None
+        return
+    try:  # the project may be a subfolder of its repository
+        below = git(project_root(), "rev-parse", "--show-prefix").strip()
+        yield folder / below if patch is None or apply_diff(patch, folder) else None
+    finally:
+        git_succeeds(project_root(), "worktree", "remove", "--force", str(folder))
 
 
 def apply_diff(diff: str, checkout: Path) -> bool:

@@ -4,8 +4,10 @@ MLflow stores absolute paths. The artifacts of a store are in mlruns/ beside its
 """
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -68,22 +70,13 @@ def fix_paths(file: Path, *, experiment: str) -> str:
     Raises:
         sqlite3.Error, OSError: If the file cannot be read or written; nothing is changed then.
     """
-    left = previous_folders(file, experiment=experiment)
-    if not left:
+    former = previous_folders(file, experiment=experiment)
+    if not former:
         return f"nothing to fix in {file}"
-    new = file.absolute().parent
+    here = file.absolute().parent
     backup = file.with_name(f"{file.name}.{datetime.now(UTC):%Y%m%dT%H%M%S}.backup")
-
-    def moved(value: str | None) -> str | None:
-        place = None if value is None else local_path(value)
-        old = next((folder for folder in left if place is not None and place.is_relative_to(folder)), None)
-        if value is None or place is None or old is None:
-            return value
-        there = new / place.relative_to(old)
-        return there.as_uri() if value.startswith("file:") else str(there)
-
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-        connection.create_function("moved", 1, moved, deterministic=True)
+        connection.create_function("moved", 1, partial(_moved, former=former, here=here), deterministic=True)
         connection.execute("BEGIN IMMEDIATE")  # no other process writes between the backup and the change
         with (
             atomic_path(backup) as temporary,
@@ -98,8 +91,18 @@ def fix_paths(file: Path, *, experiment: str) -> str:
             for table, column, is_path in PATHS
         )
         connection.execute("COMMIT")
-    old = ", ".join(map(str, left))
-    return f"{num_paths} paths below {old} are now below {new}; {file.name} as it was: {backup}"
+    old = ", ".join(map(str, former))
+    return f"{num_paths} paths below {old} are now below {here}; {file.name} as it was: {backup}"
+
+
+def _moved(location: str | None, *, former: Sequence[Path], here: Path) -> str | None:
+    """Return a location below one of the former folders as the same place below `here`; every other as it is."""
+    path = local_path(location or "")
+    for folder in former:
+        if path is not None and path.is_relative_to(folder):
+            moved = here / path.relative_to(folder)
+            return moved.as_uri() if str(location).startswith("file:") else str(moved)
+    return location
 
 
 def local_path(location: str) -> Path | None:
