@@ -95,8 +95,7 @@ class Batches:
 
     def __init__(self, packed: PackedSet, recipe: Recipe, *, device: torch.device, kind: TrainingSlices = "all"):
         self.model, self.device = recipe.model, device
-        bits = [1 << number for number in range(len(recipe.preprocess.regions))]
-        self.bits = torch.tensor(bits, device=device).to(torch.uint8)
+        self.num_regions = len(recipe.preprocess.regions)
         self.images, self.masks = torch.from_numpy(packed.images), torch.from_numpy(packed.masks)
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -135,7 +134,7 @@ class Batches:
 
     def regions_of(self, masks: torch.Tensor) -> torch.Tensor:
         """Return 0/1 masks [B, regions * D, Y, X] of those of `load`."""
-        if len(self.bits) == 1:
+        if self.num_regions == 1:
             return masks
-        bits = masks.to(torch.uint8)[:, None] & self.bits.view(-1, 1, 1, 1)
-        return bits.flatten(1, 2).ne(0).to(torch.float32)
+        bits = masks.to(torch.uint8)
+        return torch.cat([bits >> number & 1 for number in range(self.num_regions)], dim=1).to(torch.float32)

@@ -213,7 +213,7 @@ def _train_batch(batches: Batches, step: TrainingStep, slices: torch.Tensor, *, 
     for micro_batch in slices.tensor_split(math.ceil(len(slices) / step.micro_batch_size)):
         images, masks = batches.load(micro_batch)
         if augmentation != "none":
-            are_bits = len(batches.bits) > 1
+            are_bits = batches.num_regions > 1
             images, masks = augment(images, masks, rng=rng, kind=augmentation, are_bits=are_bits)
         losses.append(step.backward(images, batches.regions_of(masks), fraction=len(micro_batch) / len(slices)))
     step.update()

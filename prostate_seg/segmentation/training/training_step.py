@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import nn
@@ -59,6 +60,8 @@ class TrainingStep:
             images, masks = images[:, None], masks.unflatten(1, (-1, images.shape[1]))
         with autocast(self.device, precision=self.settings.precision):
             logits = self.replica(images[self.group.shard(len(images))])
+        if not self.volumetric:  # the gradient of the loss in the layout of the network: operations on two layouts are slow
+            logits.register_hook(partial(torch.Tensor.contiguous, memory_format=torch.channels_last))
         # In float32, in the layout of the masks, and on the logits of all processes: the Dice loss is pooled over the batch,
         # not a mean over inputs.
         rows = self.group.all_gather_rows(logits.float().contiguous(), len(images))
