@@ -83,12 +83,12 @@ def outputs_of(folder: Path) -> dict[str, str]:
 
 
 def _md5_of_reproducible_text(path: Path, folder: Path) -> str:
-    """Return the md5 without times and ids of a report, and without the folder in the records of predictions."""
-    if path.suffix in (".html", ".md"):
-        return md5_of_text(CHANGING.sub("", path.read_text(encoding="utf-8")))
-    if path.is_relative_to(folder / "predictions") and path.suffix in (".csv", ".json"):
-        return md5_of_text(path.read_text(encoding="utf-8").replace(str(folder), ""))
-    return md5_of(path)
+    """Return the md5 without times and ids of a report, and without the folder in pages and the records of predictions."""
+    is_page = path.suffix in (".html", ".md")
+    if not is_page and not (path.is_relative_to(folder / "predictions") and path.suffix in (".csv", ".json")):
+        return md5_of(path)
+    text = path.read_text(encoding="utf-8").replace(str(folder), "")
+    return md5_of_text(CHANGING.sub("", text) if is_page else text)
 
 
 def uninterrupted(folder: Path, *, recording: Sequence[str], stages: Sequence[str] = STAGES) -> Round:
