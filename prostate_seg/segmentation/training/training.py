@@ -87,14 +87,6 @@ def fit(
         measured = group.broadcast_from_rank0(partial(_measured_precision, state, batches, network, settings))
         settings = replace(settings, precision=measured)
     step = TrainingStep(network, settings=settings, device=device, volumetric=is_3d(recipe.model), group=group)
-    usage = Usage(threshold=VAL_THRESHOLD, largest_component=False, tta=False, precision=settings.precision)
-    predictor = Predictor(
-        networks=[step.ema.module], recipe=recipe, usage=usage, device=device, num_threads=torch.get_num_threads()
-    )
-    steps_per_epoch = settings.steps_per_epoch or math.ceil(len(batches.slices) / settings.batch_size)
-    val_slices_per_epoch = VAL_SLICES_FRACTION * steps_per_epoch * settings.batch_size
-    epochs_per_validation = max(1, math.ceil(len(packed.slices_of(recipe.val_ids)) / val_slices_per_epoch))
-
     result, saved_at = TrainingResult(measured_precision=measured), 0.0
     if state is not None:
         result = replace(step.restore(state), measured_precision=measured)
@@ -104,51 +96,48 @@ def fit(
 
     last = result.history[-1] if result.history else None
     start = time.perf_counter() - (0.0 if last is None else last.seconds)
-    budget = Budget(step, steps_per_epoch=steps_per_epoch, start=start)
-    scheduler = LambdaLR(step.optimizer, lambda _: budget.learning_rate_factor())
-    stream = partial(seed_sequence, seed=seed, fold_index=fold_index)
-    augmentation_rng = torch.Generator(device)
-    take_step = _step_function(batches, step, augmentation_rng)
-    is_over = last is not None and last.val_dice is not None and budget.is_spent()
+    epochs = Epochs(batches, step, start=start, stream=partial(seed_sequence, seed=seed, fold_index=fold_index))
+    predictor = _val_predictor(step, recipe)
+    epochs_per_validation = _epochs_per_validation(packed, recipe.val_ids, num_slices=epochs.num_slices)
+    is_over = last is not None and last.val_dice is not None and epochs.budget.is_spent()
     while not is_over:
-        # Random streams are seeded anew per epoch, so that a resumed training repeats an uninterrupted one bit for bit.
-        index = len(result.history)
-        torch.manual_seed(torch_seed(stream(Stream.dropout, index, group.rank)))
-        augmentation_rng.manual_seed(torch_seed(stream(Stream.augmentation, index)))
-        order_rng = np.random.default_rng(stream(Stream.batch_order, index))
-        order = batches.order(settings.batch_size, num_batches=steps_per_epoch, rng=order_rng)
-        order_on_device = torch.from_numpy(order).to(batches.images.device)
-        losses = _train_epoch(take_step, budget, scheduler, order=order_on_device)
+        number = len(result.history) + 1
+        mean_loss = epochs.train(number, packed=packed)
         val_dice = val_iou = None
-        if budget.is_spent() or (index + 1) % epochs_per_validation == 0:
+        if epochs.budget.is_spent() or number % epochs_per_validation == 0:
             val_dice, val_iou = validate(packed, recipe.val_ids, predictor=predictor, group=group)
-        is_over = val_dice is not None and budget.is_spent()  # before `seconds`, by which a resumed training decides
-        mean_loss = partial(
-            _mean_loss, losses, order, packed=packed, first_step=step.num_steps - len(losses), epoch=index + 1
-        )
+        # Measured before `seconds`, by which a resumed training decides.
+        is_over = val_dice is not None and epochs.budget.is_spent()
         epoch = Epoch(
-            epoch=index + 1,
-            loss=group.broadcast_from_rank0(mean_loss),
+            epoch=number,
+            loss=mean_loss,
             val_dice=val_dice,
             val_iou=val_iou,
-            learning_rate=float(scheduler.get_last_lr()[0]),
+            learning_rate=float(epochs.scheduler.get_last_lr()[0]),
             batch_size=step.micro_batch_size,
             seconds=time.perf_counter() - start,
         )
         result.add(epoch, step.ema.module.state_dict(), metric=settings.metric)
         is_due = not can_capture(device) or epoch.seconds - saved_at >= SECONDS_BETWEEN_CHECKPOINTS
         if checkpoints is not None and (is_due or is_over):
-            checkpoints.save(step.state(result), epoch=epoch.epoch)
+            checkpoints.save(step.state(result), epoch=number)
             saved_at = epoch.seconds
         on_epoch_end(epoch)
-    if step.num_steps < steps_per_epoch:
-        log.warning(
-            "train.max_minutes=%g ended the training after step %d of %d of its first epoch: use a larger number",
-            settings.max_minutes,
-            step.num_steps,
-            steps_per_epoch,
-        )
+    epochs.warn_if_incomplete()
     return result
+
+
+def _val_predictor(step: TrainingStep, recipe: Recipe) -> Predictor:
+    """Return the predictor with the EMA weights."""
+    precision = step.settings.precision
+    usage = Usage(threshold=VAL_THRESHOLD, largest_component=False, tta=False, precision=precision)
+    networks, num_threads = [step.ema.module], torch.get_num_threads()
+    return Predictor(networks=networks, recipe=recipe, usage=usage, device=step.device, num_threads=num_threads)
+
+
+def _epochs_per_validation(packed: PackedSet, val_ids: Sequence[str], *, num_slices: int) -> int:
+    """Return how many epochs of `num_slices` slices end with one validation."""
+    return max(1, math.ceil(len(packed.slices_of(val_ids)) / (VAL_SLICES_FRACTION * num_slices)))
 
 
 def _measured_precision(
@@ -182,17 +171,51 @@ def _step_function(batches: Batches, step: TrainingStep, rng: torch.Generator) -
     return GraphedStep(take_step, batch_size=step.settings.batch_size, rng=rng)
 
 
-def _train_epoch(take_step: Step, budget: "Budget", scheduler: LambdaLR, *, order: torch.Tensor) -> list[torch.Tensor]:
-    """Take the steps of an epoch, at least one and fewer when the budget ends before, and return their losses."""
-    step, losses = budget.step, []
-    for slices in order:
-        step.num_steps += 1
-        losses.append(_with_fitting_micro_batches(take_step, step, slices))
-        is_over = budget.is_spent()
-        scheduler.step()
-        if is_over:
-            break
-    return losses
+class Epochs:
+    """Trains one epoch after the other: learning rate, batch order and random streams of each step."""
+
+    def __init__(
+        self, batches: Batches, step: TrainingStep, *, start: float, stream: Callable[..., np.random.SeedSequence]
+    ):
+        self.batches, self.step, self.stream = batches, step, stream
+        batch_size = step.settings.batch_size
+        self.num_steps = step.settings.steps_per_epoch or math.ceil(len(batches.slices) / batch_size)
+        self.num_slices = self.num_steps * batch_size
+        self.budget = Budget(step, steps_per_epoch=self.num_steps, start=start)
+        self.scheduler = LambdaLR(step.optimizer, lambda _: self.budget.learning_rate_factor())
+        self.augmentation_rng = torch.Generator(step.device)
+        self.take_step = _step_function(batches, step, self.augmentation_rng)
+
+    def train(self, number: int, *, packed: PackedSet) -> float:
+        """Take the steps of an epoch, at least one and fewer when the budget ends before, and return their mean loss.
+
+        Random streams are seeded anew, so that a resumed training repeats an uninterrupted one bit for bit.
+        """
+        index, step, losses = number - 1, self.step, []
+        torch.manual_seed(torch_seed(self.stream(Stream.dropout, index, step.group.rank)))
+        self.augmentation_rng.manual_seed(torch_seed(self.stream(Stream.augmentation, index)))
+        order_rng = np.random.default_rng(self.stream(Stream.batch_order, index))
+        order = self.batches.order(step.settings.batch_size, num_batches=self.num_steps, rng=order_rng)
+        first_step = step.num_steps
+        for slices in torch.from_numpy(order).to(self.batches.images.device):
+            step.num_steps += 1
+            losses.append(_with_fitting_micro_batches(self.take_step, step, slices))
+            is_over = self.budget.is_spent()
+            self.scheduler.step()
+            if is_over:
+                break
+        mean_loss = partial(_mean_loss, losses, order, packed=packed, first_step=first_step, epoch=number)
+        return step.group.broadcast_from_rank0(mean_loss)
+
+    def warn_if_incomplete(self) -> None:
+        """Log a warning if the training ended within its first epoch."""
+        if self.step.num_steps < self.num_steps:
+            log.warning(
+                "train.max_minutes=%g ended the training after step %d of %d of its first epoch: use a larger number",
+                self.step.settings.max_minutes,
+                self.step.num_steps,
+                self.num_steps,
+            )
 
 
 def _with_fitting_micro_batches(take_step: Step, step: TrainingStep, slices: torch.Tensor) -> torch.Tensor:
