@@ -91,6 +91,38 @@ def test_only_the_tested_networks_are_registered(tmp_path: Path, monkeypatch: py
         registry.tested_networks(evaluated, workspace, otherwise=tmp_path / "restored")
 
 
+def test_version_without_a_network_is_not_that_of_its_training(
+    tree: RunTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    training = stage(tree, tree.pipeline("of two folds", fresh=True))
+    run_id = training.info.run_id
+    tree.client.set_tag(run_id, "folds", "0,1")
+    tree.client.log_text(run_id, json.dumps({"outputs": {"model": "no longer here.dir"}}), "provenance.json")
+    tree.client.set_terminated(run_id)
+    runs = {"both": training}
+    for fold in ("0", "1"):
+        place = TreePosition(level=Level.fold, pipeline="of two folds", stage="train", fold=fold)
+        runs[fold] = tree.create(f"fold{fold}", place, parent_id=run_id)
+    tree.client.create_registered_model("of fold 0")
+    tree.client.create_model_version("of fold 0", "file:///models/1", tags={"training_run_ids": run_id})
+    (tmp_path / "fold0").mkdir()
+    monkeypatch.setattr(registry, "fetched", lambda *_, **__: tmp_path)
+    settings = replace(SETTINGS, tracking_uri=tree.store.address)
+    workspace = Workspace(root=tmp_path, data=tmp_path, cache=tmp_path / ".cache")
+
+    def fetch(which: str) -> tuple[Path, str, str]:
+        folder, version, trained_by = fetch_networks(runs[which].info.run_id, settings, workspace, setting="train.init")
+        return folder, str(version), trained_by
+
+    assert fetch("0") == (tmp_path / "fold0", "of fold 0 version 1", run_id)
+    for which in ("1", "both"):
+        with pytest.raises(
+            InputError, match="train.init: the networks of run .* not registered, and DVC does not have"
+        ):
+            fetch(which)
+
+
 def test_only_a_changed_alias_leaves_a_tag(tree: RunTree) -> None:
     tree.client.create_registered_model("moved")
     for _ in range(2):

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig
@@ -109,12 +109,7 @@ class Search:
         """Run some trials in parallel and record their results in the study."""
         jobs: dict[int, list[str]] = {}
         for number, trial in trials.items():
-            is_retry = bool(trial.params)
-            settings = study.suggest(trial, space)
-            overrides = [*(f"{name}={value}" for name, value in settings.items()), *fixed]
-            overrides.append(f"hydra.sweep.subdir={number}")
-            if is_retry:  # its training may have finished just before its process was killed
-                overrides.append("mlflow.skip_finished=true")
+            overrides = self._overrides_of(study, trial, number, space, fixed)
             try:
                 configuration.parse(self._compose(overrides))
             except ConfigError as error:
@@ -138,15 +133,29 @@ class Search:
             study.release(running.values())
             raise
         for (number, trial), job in zip(running.items(), returns, strict=True):
-            if job.status is JobStatus.COMPLETED:
-                values = [job.return_value[name] for name in self.objectives]
-                study.tell(trial, TrialState.COMPLETE, values)
-                log.info("trial %d: %s", number, self._shown(values))
-            elif isinstance(failure := job_error(job), Pruned):
-                study.tell(trial, TrialState.PRUNED)
-                log.info("trial %d: %s", number, failure)
-            else:
-                self._fail(study, trial, number, failure)
+            self._record(study, trial, number, job)
+
+    def _overrides_of(
+        self, study: SharedStudy, trial: Trial, number: int, space: SearchSpace, fixed: Sequence[str]
+    ) -> list[str]:
+        """Return the overrides of a trial's job."""
+        is_retry = bool(trial.params)
+        settings = [f"{name}={value}" for name, value in study.suggest(trial, space).items()]
+        # the training of an earlier attempt may have finished just before its process was killed
+        skipping = ["mlflow.skip_finished=true"] if is_retry else []
+        return [*settings, *fixed, f"hydra.sweep.subdir={number}", *skipping]
+
+    def _record(self, study: SharedStudy, trial: Trial, number: int, job: JobReturn) -> None:
+        """Record the result of a trial's job."""
+        if job.status is JobStatus.COMPLETED:
+            values = [job.return_value[name] for name in self.objectives]
+            study.tell(trial, TrialState.COMPLETE, values)
+            log.info("trial %d: %s", number, self._shown(values))
+        elif isinstance(error := job_error(job), Pruned):
+            study.tell(trial, TrialState.PRUNED)
+            log.info("trial %d: %s", number, error)
+        else:
+            self._fail(study, trial, number, error)
 
     def _fail(self, study: SharedStudy, trial: Trial, number: int, error: BaseException) -> None:
         reason = self.redactor.text(_first_line(error))

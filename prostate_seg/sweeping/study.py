@@ -243,9 +243,9 @@ def open_study(
                 directions=[StudyDirection[direction.upper()] for direction in objectives.values()],
                 load_if_exists=True,
             )
-            existing = study.user_attrs.get(COMPARABILITY_KEY)
-            if existing is None:
+            if COMPARABILITY_KEY not in study.user_attrs:
                 study.set_user_attr(COMPARABILITY_KEY, dict(comparability))
+            begun_with = study.user_attrs[COMPARABILITY_KEY]
     except STORAGE_ERRORS as error:
         driver = "Install a driver and name it (prostate-seg[postgres] has that of postgresql+psycopg2://...)"
         next_step = driver if isinstance(error, ImportError) else "Check the address and who may write there"
@@ -253,21 +253,24 @@ def open_study(
             f"the study's storage {shown_address(uri)} cannot be used: {_first_line(error)}\n"
             f"{next_step}, or choose another: hydra.sweeper.storage=ADDRESS"
         ) from error
-    # Settings that moved to machine since the study was begun change no result.
-    renamed = {present_name(key): value for key, value in (existing or comparability).items()}
-    existing = {key: value for key, value in renamed.items() if not key.startswith("machine.")}
-    keys = sorted(existing.keys() | comparability.keys())
-    changed = [key for key in keys if existing.get(key) != comparability.get(key)]
-    if changed:
-        lines = [
-            f"  {key}: {existing.get(key, 'absent')} -> {comparability.get(key, 'absent')}" for key in changed[:10]
-        ]
-        raise ConfigError(
-            f"study {name} in {shown_address(uri)} was begun with other settings or data, and its trials cannot be compared "
-            "with new ones:\n" + "\n".join(lines) + "\n"
-            "Continue with the settings it was begun with, or begin another one: hydra.sweeper.study_name=NAME"
-        )
+    _require_comparable(f"study {name} in {shown_address(uri)}", begun_with, comparability)
     return SharedStudy(study, storage, uri)
+
+
+def _require_comparable(study: str, begun_with: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to continue a study that was begun with other settings or data."""
+    # settings that moved to machine since the study was begun change no result
+    renamed = {present_name(key): value for key, value in begun_with.items()}
+    before = {key: value for key, value in renamed.items() if not key.startswith("machine.")}
+    keys = sorted(before.keys() | now.keys())
+    changed = [key for key in keys if before.get(key) != now.get(key)]
+    if changed:
+        lines = [f"  {key}: {before.get(key, 'absent')} -> {now.get(key, 'absent')}" for key in changed[:10]]
+        raise ConfigError(
+            f"{study} was begun with other settings or data, and its trials cannot be compared with new ones:\n"
+            + "\n".join(lines)
+            + "\nContinue with the settings it was begun with, or begin another one: hydra.sweeper.study_name=NAME"
+        )
 
 
 def pruning_check(address: str, name: str, *, number: int, pruner: BasePruner) -> Callable[[int, float], bool]:

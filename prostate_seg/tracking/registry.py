@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -327,36 +327,52 @@ def fetch_networks(
     Raises:
         InputError: If there is no such version or run, or the networks of a run are in none of these places.
     """
-    cache = workspace.cache
-    tree = open_tree(settings, cache=cache)
+    tree = open_tree(settings, cache=workspace.cache)
     with tree.store.explained_errors():
         if source.startswith(REGISTRY):
-            version = _version(tree, source, setting=setting)
-            return fetched(tree, version, cache=cache), version, version.trained_by
+            registered = _version(tree, source, setting=setting)
+            return fetched(tree, registered, cache=workspace.cache), registered, registered.trained_by
         named = find_run(tree, source)
         run = _training_or_registration(tree, named, setting=setting)
         if run.data.tags["stage"] == "register":
             name, number = (run.data.tags[f"registered_{what}"] for what in ("model", "version"))
             return fetch_networks(f"{REGISTRY}{name}/{number}", settings, workspace, setting=setting)
+    is_fold = named.data.tags.get("level") == Level.fold
+    folds = named.data.tags["fold"] if is_fold else run.data.tags.get("folds", "")
+    names = [f"fold{fold}" for fold in folds.split(",") if fold.isdigit()]
+    folder, version = _networks_of(tree, run, names, workspace, setting=setting)
+    is_one = len(names) == 1 and (folder / names[0]).is_dir()
+    return folder / names[0] if is_one else folder, version, source_of(run)
+
+
+def _networks_of(
+    tree: RunTree, run: Run, names: Sequence[str], workspace: Workspace, *, setting: str
+) -> tuple[Path, Version | None]:
+    """Return the folder of the networks of a training, and the version that they are, if registered.
+
+    A version can lack some of the networks: it counts as that of the training only if it has those of these names.
+    """
+    cache = workspace.cache
+    with tree.store.explained_errors():
         key, md5 = next(iter(provenance_of(tree, run)["outputs"].items()))
         every = map(Version.of, tree.client.search_model_versions())
-        registered = next((one for one in every if source_of(run) in one.trained_by.split(",")), None)
+        versions = [one for one in every if source_of(run) in one.trained_by.split(",")]
     folder, here = cache / "networks" / re.sub(r"\W", "", md5), path_of(key, workspace)
     if not folder.is_dir() and _md5(here, cache=cache) == md5:
         with atomic_folder(folder) as fresh:
             shutil.copytree(here, fresh, dirs_exist_ok=True)
-    elif not folder.is_dir() and registered is not None:
-        folder = fetched(tree, registered, cache=cache)
-    elif not folder.is_dir():
-        _restored(
-            md5,
-            folder,
-            otherwise=f"{setting}: the networks of run {source} (md5 {md5}) are not in this workspace, not registered, and "
-            "DVC does not have them\nRegister them with stage=register, or name the folder that has them.",
-        )
-    of_fold = folder / f"fold{named.data.tags.get('fold')}"
-    is_one = named.data.tags.get("level") == Level.fold and of_fold.is_dir()
-    return of_fold if is_one else folder, registered, source_of(run)
+    if folder.is_dir():
+        return folder, next(iter(versions), None)
+    for version in versions:
+        registered = fetched(tree, version, cache=cache)
+        if all((registered / name).is_dir() for name in names):
+            return registered, version
+    return _restored(
+        md5,
+        folder,
+        otherwise=f"{setting}: the networks of run {run.info.run_id} (md5 {md5}) are not in this workspace, not registered, "
+        "and DVC does not have them\nRegister them with stage=register, or name the folder that has them.",
+    ), None
 
 
 def _training_or_registration(tree: RunTree, run: Run, *, setting: str) -> Run:

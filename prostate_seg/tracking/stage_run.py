@@ -22,6 +22,7 @@ from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
 from prostate_seg.provenance.code_digests import stage_code
 from prostate_seg.provenance.environment import git_state, machine, packages
+from prostate_seg.provenance.hashing import Hashed
 from prostate_seg.provenance.record import ancestors, hashes_by_key, path_of
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.provenance.verification import compare
@@ -98,15 +99,8 @@ class StageRun(NullRun):
     def _provenance(self, result: StageResult) -> Provenance:
         """Return the provenance of a finished stage, without secrets."""
         redact, code = self.redactor, stage_code(self.stage, cache_folder=self.workspace.cache)
-        hashes = {
-            "inputs": hashes_by_key(result.inputs, workspace=self.workspace),
-            "outputs": hashes_by_key(result.outputs, workspace=self.workspace),
-        }
-        md5 = {kind: {key: hashed.md5 for key, hashed in some.items()} for kind, some in hashes.items()}
-        now = time.time()  # a time in the future, as after the clock was set back, is no evidence
-        changed = [key for key, hashed in hashes["inputs"].items() if self.started < hashed.newest_mtime <= now]
-        for key in changed:
-            log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.stage)
+        inputs = hashes_by_key(result.inputs, workspace=self.workspace)
+        outputs = hashes_by_key(result.outputs, workspace=self.workspace)
         git = {name: value for name, value in asdict(self.git).items() if name not in NOT_IN_RECORD}
         return {
             "run_id": self.run_id,
@@ -120,19 +114,25 @@ class StageRun(NullRun):
             "settings": redact.tree(science_of(self.cfg)),
             "metrics": dict(result.metrics),
             "sought": dict(result.objectives),
-            "inputs": md5["inputs"],
-            "outputs": md5["outputs"],
-            "inputs_changed_while_running": changed,
-            "upstream": ancestors(md5["inputs"], self._upstream_entries(), workspace=self.workspace),
+            "inputs": {key: hashed.md5 for key, hashed in inputs.items()},
+            "outputs": {key: hashed.md5 for key, hashed in outputs.items()},
+            "inputs_changed_while_running": self._changed_while_running(inputs),
+            "upstream": ancestors(inputs, self._upstream_entries(), workspace=self.workspace),
             "code": code.files,
             "code_digests": code.digests,
             "git": redact.tree(git),
             "packages": packages(),
             "machine": self.machine,
-            "files": {
-                key: dict(hashed.files) for some in hashes.values() for key, hashed in some.items() if hashed.files
-            },
+            "files": {key: dict(hashed.files) for key, hashed in (inputs | outputs).items() if hashed.files},
         }
+
+    def _changed_while_running(self, inputs: Mapping[str, Hashed]) -> list[str]:
+        """Return the inputs that were written to since the stage started, and warn of them."""
+        now = time.time()  # a time in the future, as after the clock was set back, is no evidence
+        changed = [key for key, hashed in inputs.items() if self.started < hashed.newest_mtime <= now]
+        for key in changed:
+            log.warning("%s was written to while %s ran: its recorded hash is that of the end", key, self.stage)
+        return changed
 
     def _upstream_entries(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the entries of the other stages; in a temporary workspace of DVC, at first those of the project."""
@@ -154,30 +154,35 @@ def finished_before(cfg: Config, workspace: Workspace, job: Job) -> StageResult 
     entry = ds_version.read_entries(ds_version.recording_workspace(cfg, workspace)).get(name)
     if entry is None or not entry["outputs"]:  # those outside of the workspace, as of register, are not compared
         return None
+    reason = _reason_to_run(name, entry, cfg, workspace, job)
+    if reason:
+        log.info("%s runs again: %s", name, reason)
+        return None
+    log.info(
+        "%s is skipped:%s of %s, finished %s, had the same settings, inputs and code, and its outputs are in place",
+        name,
+        "" if entry["run_id"] is None else f" run {entry['run_id']}",
+        entry["pipeline"],
+        entry["finished_at"],
+    )
+    return StageResult(metrics=entry["metrics"], objectives=entry["sought"])
+
+
+def _reason_to_run(name: str, entry: Mapping[str, Any], cfg: Config, workspace: Workspace, job: Job) -> str:
+    """Return what differs from the last run of a stage, or that the store no longer has it; empty if nothing does."""
     settings = Redactor(settings=plain(cfg)).tree(science_of(cfg))
-    items = compare(name, entry, settings=settings, workspace=workspace, deciding_only=True)
-    different = next((item for item in items if item.verdict != "same"), None)
-    if different is not None:
-        log.info("%s runs again: %s %s is %s", name, different.kind, different.name, different.verdict)
-        return None
+    for item in compare(name, entry, settings=settings, workspace=workspace, deciding_only=True):
+        if item.verdict != "same":
+            return f"{item.kind} {item.name} is {item.verdict}"
     if cfg.stage == "train" and "@" in (cfg.train.init or "") and not _starts_from(cfg, workspace, entry["inputs"]):
-        log.info("%s runs again: %s is another version by now", name, cfg.train.init)
-        return None
+        return f"{cfg.train.init} is another version by now"
     run_id = entry["run_id"]
     if cfg.mlflow.tracking_uri is not None and run_id is not None:
         from prostate_seg.tracking.sweeps import reuse_finished_run  # imports mlflow, which mlflow=off does without
 
         if not reuse_finished_run(cfg, job, run_id):
-            log.info("%s runs again: run %s of it is not among the finished runs of this store", name, run_id)
-            return None
-    log.info(
-        "%s is skipped:%s of %s, finished %s, had the same settings, inputs and code, and its outputs are in place",
-        name,
-        "" if run_id is None else f" run {run_id}",
-        entry["pipeline"],
-        entry["finished_at"],
-    )
-    return StageResult(metrics=entry["metrics"], objectives=entry["sought"])
+            return f"run {run_id} of it is not among the finished runs of this store"
+    return ""
 
 
 def _starts_from(cfg: Config, workspace: Workspace, inputs: Iterable[str]) -> bool:
