@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from mlflow import MlflowClient
@@ -168,6 +168,27 @@ def test_only_a_complete_pipeline_that_has_ended_is_packed(cfg: Config, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bundle_that_the_disk_does_not_take_is_refused(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def packed() -> int:
+        (pipeline,) = tree_of(cfg).search({"level": Level.pipeline})
+        arguments = {"cache": workspace_of(cfg).cache, "redactor": Redactor(environment={})}
+        return pack(pipeline.info.run_id, tmp_path / "folder", cfg.mlflow, **arguments)  # type: ignore[arg-type]
+
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"bundle.output: .*folder cannot be written \(Is a directory\)"):
+        packed()
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("prostate_seg.tracking.journal.os.write", full)
+    with pytest.raises(InputError, match="is full: free some space there, or set TMPDIR"):
+        packed()
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
 def changed(
     bundle: Path, target: Path, change: Callable[[Records], object], *, extra: dict[str, bytes] | None = None
 ) -> Path:
@@ -267,7 +288,7 @@ def test_file_that_is_not_an_archive_is_refused_with_a_message(cfg: Config, bund
 def test_bundle_that_cannot_be_written_is_no_damaged_one(
     cfg: Config, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "extractall", full)

@@ -122,6 +122,15 @@ def test_version_without_a_network_is_not_that_of_its_training(
         ):
             fetch(which)
 
+    def killed(_: str, target: Path) -> None:
+        target.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry.dvc_cache, "restore", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("both")
+    assert list((tmp_path / ".cache/networks").iterdir()) == []  # incomplete networks are not kept for the next time
+
 
 def test_only_a_changed_alias_leaves_a_tag(tree: RunTree) -> None:
     tree.client.create_registered_model("moved")

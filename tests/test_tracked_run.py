@@ -7,7 +7,7 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import parse
-from prostate_seg.config.workspace import workspace_of
+from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.operations.job import Job, Outcome
 from prostate_seg.tracking import replication, tracked_run
 from prostate_seg.tracking.journal import pending_journals
@@ -58,6 +58,15 @@ def test_fold_whose_params_are_refused_at_first_has_one_complete_run(
     assert run.info.status == "FINISHED"
     assert run.data.params["fold.num_folds"] == "5"
     assert run.data.metrics == {"val/dice": 0.5}
+
+
+def test_run_whose_output_cannot_be_hashed_has_failed(training: TrackedRun, tmp_path: Path) -> None:
+    training.finish(StageResult(outputs=[tmp_path / "deleted meanwhile"]))
+    with pytest.raises(InputError, match="deleted meanwhile: cannot be hashed"):
+        training.close(Outcome.finished)
+    run = training.replicator.tree.client.get_run(training.run_id)
+    assert run.info.status == "FAILED"
+    assert "deleted meanwhile: cannot be hashed" in run.data.tags["ended_by"]
 
 
 def test_unacknowledged_records_stay_on_disk_and_the_stage_succeeds(

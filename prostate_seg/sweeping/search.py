@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from optuna.trial import Trial, TrialState
 
 from prostate_seg.cli import typed_word
-from prostate_seg.common.errors import ConfigError, InputError, Pruned
+from prostate_seg.common.errors import ConfigError, InputError, Pruned, first_line
 from prostate_seg.common.files import md5_of
 from prostate_seg.common.settings import flat, plain
 from prostate_seg.config import schema as configuration
@@ -187,5 +187,5 @@ class Search:
 
 def _first_line(error: BaseException) -> str:
     """Return the first line of an error, with its class unless it is one of ours."""
-    line = next(iter(str(error).splitlines()), "")
+    line = first_line(error)
     return line if isinstance(error, InputError | ConfigError) else f"{type(error).__name__}: {line}"

@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from prostate_seg.common.address import resolved_uri, shown_address, sqlite_file
-from prostate_seg.common.errors import ConfigError, InputError
+from prostate_seg.common.errors import ConfigError, InputError, first_line
 from prostate_seg.common.suggestions import present_name
 from prostate_seg.operations.process import (
     HEARTBEAT_SECONDS,
@@ -231,9 +231,6 @@ def open_study(
     """
     uri = _supported(address)
     try:
-        file = sqlite_file(uri)
-        if file is not None and not os.access(file.parent, os.W_OK):  # the lock file would create the folder
-            raise OSError(f"the folder {file.parent} does not exist or cannot be written")
         with _claim_lock(uri):
             storage = _storage(uri)
             study = optuna.create_study(
@@ -338,6 +335,8 @@ def _claim_lock(uri: str) -> Iterator[None]:
     """Hold the lock of all processes of a storage; the system releases that of a killed process."""
     file = sqlite_file(uri)
     if file is not None:
+        if not os.access(file.parent, os.W_OK):  # the lock file would create the folder
+            raise OSError(f"the folder {file.parent} does not exist or cannot be written")
         with FileLock(file.with_name(f"{file.name}.lock"), timeout=SQLITE_TIMEOUT_S):
             yield
         return
@@ -349,4 +348,4 @@ def _claim_lock(uri: str) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     """Return the database's own message; Optuna's is a guess at the cause."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    return shown_address(next(iter(str(cause).splitlines()), type(cause).__name__))
+    return shown_address(first_line(cause) or type(cause).__name__)

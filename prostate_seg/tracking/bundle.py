@@ -58,20 +58,33 @@ def pack(run_id: str, target: Path, settings: MlflowConfig, *, cache: Path, reda
     """Write a pipeline, all runs below it and their artifacts to one file; return the number of runs.
 
     Raises:
-        InputError: If there is no such pipeline, a run in it is RUNNING, or the store cannot be used.
+        InputError: If there is no such pipeline, a run in it is RUNNING, or the store or the file cannot be used.
     """
     tree = open_tree(settings, cache=cache)
-    with tree.store.explained_errors(), tempfile.TemporaryDirectory() as name:
-        runs = _runs_of_pipeline(tree, find_run(tree, run_id))
-        header = Header(what=str(runs[0].info.run_name), address=tree.store.address, experiment=settings.experiment)
-        journal = Journal.create(Path(name), header, name="bundle")
-        _append_runs(tree, runs, journal, redactor)
+    with tempfile.TemporaryDirectory() as name:
+        with tree.store.explained_errors():
+            runs = _runs_of_pipeline(tree, find_run(tree, run_id))
+            header = Header(what=str(runs[0].info.run_name), address=tree.store.address, experiment=settings.experiment)
+            journal = Journal.create(Path(name), header, name="bundle")
+            _append_runs(tree, runs, journal, redactor)
+        if not journal.flush():
+            raise InputError(f"{name} is full: free some space there, or set TMPDIR to another folder")
         journal.release()
-        with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            files = sorted(path for path in (journal.folder / FILES).rglob("*") if path.is_file())
-            for path in [journal.folder / RECORDS, *files]:
-                archive.write(path, path.relative_to(journal.folder).as_posix())
+        try:
+            _write_archive(target, journal.folder)
+        except OSError as error:
+            raise InputError(
+                f"bundle.output: {target} cannot be written ({error.strerror})\nGive the path of a file on a disk with space."
+            ) from error
     return len(runs)
+
+
+def _write_archive(target: Path, folder: Path) -> None:
+    """Write the records and files of a journal to a zip archive."""
+    files = sorted(path for path in (folder / FILES).rglob("*") if path.is_file())
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in [folder / RECORDS, *files]:
+            archive.write(path, path.relative_to(folder).as_posix())
 
 
 def unpack(source: Path, settings: MlflowConfig, *, journal_root: Path, cache: Path) -> Unpacked:

@@ -26,7 +26,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from prostate_seg.common.address import REGISTRY
 from prostate_seg.common.errors import InputError
-from prostate_seg.common.files import atomic_folder
+from prostate_seg.common.files import atomic_folder, atomic_path
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations.job import Outcome
@@ -367,12 +367,14 @@ def _networks_of(
         registered = fetched(tree, version, cache=cache)
         if all((registered / name).is_dir() for name in names):
             return registered, version
-    return _restored(
-        md5,
-        folder,
-        otherwise=f"{setting}: the networks of run {run.info.run_id} (md5 {md5}) are not in this workspace, not registered, "
-        "and DVC does not have them\nRegister them with stage=register, or name the folder that has them.",
-    ), None
+    with atomic_path(folder) as fresh:
+        _restored(
+            md5,
+            fresh,
+            otherwise=f"{setting}: the networks of run {run.info.run_id} (md5 {md5}) are not in this workspace, not "
+            "registered, and DVC does not have them\nRegister them with stage=register, or name the folder that has them.",
+        )
+    return folder, None
 
 
 def _training_or_registration(tree: RunTree, run: Run, *, setting: str) -> Run:

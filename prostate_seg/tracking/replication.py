@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
@@ -160,32 +160,30 @@ class Replicator:
                 resumed = tree.resume_cluster_job(record.cluster_key)  # before orphans: it may look like one
             for orphan in tree.close_orphans():
                 log.info("closed as KILLED: run %s (%s)", orphan.info.run_id, orphan.info.run_name)
-            pipeline = tree.pipeline(
-                record.pipeline, fresh=record.fresh, key=record.pipeline_key, start_ms=record.start_ms
-            )
+            name, key = record.pipeline, record.pipeline_key
+            pipeline = tree.pipeline(name, fresh=record.fresh, key=key, start_ms=record.start_ms)
             sweep = tree.sweep(record.sweep_key) if record.sweep_key else None
             if sweep is None and record.sweep is not None:  # its own record waits in another journal
                 sweep = sweeps.begin(tree, record.sweep)
-            position = TreePosition(
-                level=Level.stage if sweep is None else Level.trial,
-                pipeline=record.pipeline,
-                stage=record.stage,
-                fold=record.fold,
-                sweep=NONE if sweep is None else str(sweep.info.run_name),
-            )
-            run = run or resumed
-            if run is None:
-                run = tree.create(
-                    record.stage if sweep is None else f"trial {record.number}",
-                    position,
-                    parent_id=(sweep or pipeline).info.run_id,
-                    tags=None if record.cluster_key is None else {CLUSTER_KEY: record.cluster_key, NUM_STARTS: "1"},
-                    start_ms=record.start_ms,
-                    key=record.run,
-                )
+            run = run or resumed or self._create_stage(record, sweep, parent_id=(sweep or pipeline).info.run_id)
             tree.reopen(pipeline)
         ids = {record.run: str(run.info.run_id), record.pipeline_key: str(pipeline.info.run_id)}
         return ids if resumed is None else {**ids, _resumed(str(run.info.run_id)): "yes"}
+
+    def _create_stage(self, record: records.OpenStage, sweep: Run | None, *, parent_id: str) -> Run:
+        """Create the run of a stage below its pipeline, or that of a trial below its sweep."""
+        position = TreePosition(
+            level=Level.stage if sweep is None else Level.trial,
+            pipeline=record.pipeline,
+            stage=record.stage,
+            fold=record.fold,
+            sweep=NONE if sweep is None else str(sweep.info.run_name),
+        )
+        name = record.stage if sweep is None else f"trial {record.number}"
+        tags = {} if record.cluster_key is None else {CLUSTER_KEY: record.cluster_key, NUM_STARTS: "1"}
+        return self.tree.create(
+            name, position, parent_id=parent_id, tags=tags, start_ms=record.start_ms, key=record.run
+        )
 
     def _open_fold(self, record: records.OpenFold) -> Mapping[str, str]:
         """Create the run of a fold, or resume that of the same fold in a restarted stage."""

@@ -17,7 +17,7 @@ from prostate_seg.common.address import project_root
 from prostate_seg.common.settings import plain
 from prostate_seg.config.schema import Config, science_of
 from prostate_seg.config.workspace import StageResult, Workspace
-from prostate_seg.operations.job import Job, NullRun, Outcome, command_line
+from prostate_seg.operations.job import Job, NullRun, Outcome, command_line, outcome_of
 from prostate_seg.operations.process import now_text
 from prostate_seg.provenance import ds_version
 from prostate_seg.provenance.code_digests import stage_code
@@ -77,16 +77,20 @@ class StageRun(NullRun):
         """Hash what the stage read and wrote, write its entry of DS_VERSION.json, and close the run.
 
         Raises:
-            InputError: If something can neither be sent nor kept; the stage's files are complete all the same.
+            InputError: If a file cannot be hashed, or something can neither be sent nor kept.
         """
         shown = "" if self.run_id is None else f", run {self.run_id} of {self.cfg.mlflow.name}"
         log.info("%s %s after %.1f s%s", self.stage, outcome, time.monotonic() - self._clock, shown)
         recording = ds_version.recording_workspace(self.cfg, self.workspace)
         provenance: Provenance | None = None
-        if outcome is Outcome.finished and self.result is not None:
-            provenance = self._provenance(self.result)
-            entry = {name: value for name, value in provenance.items() if name != "files"}
-            ds_version.write_entry(recording, ds_version.entry_name(self.cfg), entry)
+        try:
+            if outcome is Outcome.finished and self.result is not None:
+                provenance = self._provenance(self.result)
+                entry = {name: value for name, value in provenance.items() if name != "files"}
+                ds_version.write_entry(recording, ds_version.entry_name(self.cfg), entry)
+        except BaseException as failure:  # such as an output that cannot be hashed
+            self._close(outcome_of(failure), failure, None)
+            raise
         try:
             self._close(outcome, error, provenance)
         finally:
