@@ -71,32 +71,42 @@ def series_frames(folder: Path) -> list[Frame]:
             "not_3d",
         )
     unit = "frames" if any(one.num_frames > 1 for one in frames) else "files"
-    _check_headers(frames, unit=unit)
+    _require_one_series(frames)
+    _require_positions(frames, unit=unit)
+    _require_one_orientation(frames, unit=unit)
+    _require_same_pixels(frames)
     normal = frames[0].normal
     ordered = sorted(frames, key=lambda one: (float(one.position_mm @ normal), one.path.name, one.index))
     _check_stack(ordered, unit=unit)
+    _require_one_study(ordered)
+    return ordered
+
+
+def _require_one_series(frames: Sequence[Frame]) -> None:
+    files = defaultdict(set)
+    for one in frames:
+        files[one.identity["SeriesInstanceUID"]].add(one.path)
+    if len(files) > 1:
+        counts = ", ".join(f"{len(paths)} files of {uid}" for uid, paths in sorted(files.items()))
+        raise VolumeError(
+            f"the folder holds {len(files)} DICOM series: {counts}; keep the files of one series", "several_series"
+        )
+
+
+def _require_one_study(frames: Sequence[Frame]) -> None:
+    """Refuse slices of several patients or studies; their ids may identify a patient, and are not in the message."""
+    first = frames[0]
     for keyword, noun in (("PatientID", "patient"), ("StudyInstanceUID", "study")):
-        first, values = ordered[0], [one.identity[keyword] for one in ordered]
-        other = next((one for one, value in zip(ordered, values, strict=True) if value != values[0]), None)
-        if other is not None:  # the value may identify the patient, and this text is logged
+        other = next((one for one in frames if one.identity[keyword] != first.identity[keyword]), None)
+        if other is not None:
             raise VolumeError(
                 f"slices of one volume have one {label(keyword)}, and {first.path.name} and {other.path.name} have two; "
                 f"keep the files of one {noun}",
                 "several_series",
             )
-    return ordered
 
 
-def _check_headers(frames: Sequence[Frame], *, unit: str) -> None:
-    """Refuse several series, slices without a position, and slices of different orientation, size or pixel spacing."""
-    series = sorted({one.identity["SeriesInstanceUID"] for one in frames})
-    if len(series) > 1:
-        files = {uid: {one.path for one in frames if one.identity["SeriesInstanceUID"] == uid} for uid in series}
-        counts = ", ".join(f"{len(paths)} files of {uid}" for uid, paths in files.items())
-        raise VolumeError(
-            f"the folder holds {len(series)} DICOM series: {counts}; keep the files of one series", "several_series"
-        )
-
+def _require_positions(frames: Sequence[Frame], *, unit: str) -> None:
     without = [one.name for one in frames if np.isnan(one.position_mm).any()]
     if without:
         raise VolumeError(
@@ -105,6 +115,8 @@ def _check_headers(frames: Sequence[Frame], *, unit: str) -> None:
             "no_position",
         )
 
+
+def _require_one_orientation(frames: Sequence[Frame], *, unit: str) -> None:
     if any(np.abs(one.axes - frames[0].axes).max() > SAME_DIRECTION_TOLERANCE for one in frames):
         orientations: dict[bytes, list[Frame]] = defaultdict(list)
         for one in frames:
@@ -116,6 +128,8 @@ def _check_headers(frames: Sequence[Frame], *, unit: str) -> None:
             "mixed_orientations",
         )
 
+
+def _require_same_pixels(frames: Sequence[Frame]) -> None:
     first = frames[0]
     for one in frames[1:]:
         spacings_mm = one.pixel_spacing_mm, first.pixel_spacing_mm

@@ -38,29 +38,20 @@ def label_problem(
     The array is finite, with labels as `as_labels` returns them; `labels` are gland, or with None every label above 0. Other
     labels are background if they are allowed.
     """
-    if array.dtype.kind == "f" and (array != np.rint(array)).any():
-        off = np.abs(array - np.rint(array))
-        return "label_not_integer", (
-            f"mask labels are whole numbers within {LABEL_TOLERANCE:g}, and {array.flat[off.argmax()]:g} is none, as "
-            f"{np.count_nonzero(off > LABEL_TOLERANCE)} of {array.size} voxels are not; this is a probability map or an "
-            "interpolated mask: threshold it, or resample it with nearest neighbour, and export labels"
-        )
-    if array.min() < 0 or array.max() > MAX_LABEL:
-        outside = array[(array < 0) | (array > MAX_LABEL)]
-        return "label_out_of_range", (
-            f"mask labels are from 0 to {MAX_LABEL}, and {outside.size} voxels are outside, such as {outside.flat[0]:g}; "
-            "export the labels as unsigned integers, 0 for the background (255 in a signed 8-bit file is read as -1)"
-        )
+    if problem := _value_problem(array):
+        return problem
     found = np.unique(array[array > 0])
     if not len(found):
         return "empty_mask", "the mask marks no voxel; draw it, or list the case under data.exclude"
     if len(found) > MAX_LABELS and (labels is None or _is_intensity(array)):
-        problem = f"{len(found)} labels ({found[0]:g} to {found[-1]:g}) are no label map"
+        many = f"{len(found)} labels ({found[0]:g} to {found[-1]:g}) are no label map"
         if labels is not None:
-            problem += ", as most voxels differ from their neighbours; threshold it and export again"
-            return "too_many_labels", problem
+            return (
+                "too_many_labels",
+                f"{many}, as most voxels differ from their neighbours; threshold it and export again",
+            )
         return "too_many_labels", (
-            f"{problem} of a prostate, which has at most {MAX_LABELS}; if it is the image, exchange images and masks; "
+            f"{many} of a prostate, which has at most {MAX_LABELS}; if it is the image, exchange images and masks; "
             "otherwise threshold it and export again, or name the labels of the gland in a map of many structures: "
             "data.whole_gland_labels=[...]"
         )
@@ -73,6 +64,24 @@ def label_problem(
         return "unnamed_label", (
             f"zones need a name for every label, and the mask has {listed(unnamed.tolist())} beside {listed(labels)}; name it "
             "in data.labels, or set data.whole_gland_labels to those of the gland"
+        )
+    return None
+
+
+def _value_problem(array: np.ndarray) -> tuple[str, str] | None:
+    """Return the check and the message if a value is no label of a 16-bit file."""
+    if array.dtype.kind == "f" and (array != np.rint(array)).any():
+        off = np.abs(array - np.rint(array))
+        return "label_not_integer", (
+            f"mask labels are whole numbers within {LABEL_TOLERANCE:g}, and {array.flat[off.argmax()]:g} is none, as "
+            f"{np.count_nonzero(off > LABEL_TOLERANCE)} of {array.size} voxels are not; this is a probability map or an "
+            "interpolated mask: threshold it, or resample it with nearest neighbour, and export labels"
+        )
+    if array.min() < 0 or array.max() > MAX_LABEL:
+        outside = array[(array < 0) | (array > MAX_LABEL)]
+        return "label_out_of_range", (
+            f"mask labels are from 0 to {MAX_LABEL}, and {outside.size} voxels are outside, such as {outside.flat[0]:g}; "
+            "export the labels as unsigned integers, 0 for the background (255 in a signed 8-bit file is read as -1)"
         )
     return None
 
