@@ -642,6 +642,19 @@ def test_md5_of_an_mhd_depends_on_its_voxel_file(tmp_path: Path) -> None:
     assert content_md5(first) != content_md5(second)
 
 
+def test_md5_of_a_nrrd_depends_on_a_voxel_file_if_it_names_one(tmp_path: Path) -> None:
+    whole = write_image(tmp_path / "whole.nrrd", synthetic_image())
+    assert content_md5(whole) == md5_of(whole)
+    header = whole.read_bytes().partition(b"\n\n")[0].replace(b"encoding: gzip", b"encoding: raw")
+    (tmp_path / "a.nrrd").write_bytes(header + b"\ndata file: a.raw\n")
+    md5s = set()
+    for value in (1, 2):
+        (tmp_path / "a.raw").write_bytes(np.full_like(sitk.GetArrayFromImage(synthetic_image()), value).tobytes())
+        assert (read_volume(tmp_path / "a.nrrd").array == value).all()
+        md5s.add(content_md5(tmp_path / "a.nrrd"))
+    assert len(md5s) == 2
+
+
 def test_md5_of_an_mhd_whose_header_cannot_be_used_is_that_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.mhd").write_text("NDims = 9\nElementDataFile = a.raw\n")
     assert content_md5(tmp_path / "a.mhd") == md5_of(tmp_path / "a.mhd")

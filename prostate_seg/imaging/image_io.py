@@ -85,19 +85,21 @@ def as_stored(volume: Volume) -> Volume:
 
 
 def content_md5(path: Path) -> str:
-    """Return the md5 of an image: of its file, of the files of a DICOM folder, of header and voxels of a .mhd pair.
+    """Return the md5 of an image: of its file, of the files of a DICOM folder, of a header and the file with its voxels.
 
-    Folders inside a DICOM folder, which may hold masks of the series, are left out. A .mhd header that cannot be used has the
-    md5 of its file alone: reading the image refuses it and gives the reason.
+    Folders inside a DICOM folder, which may hold masks of the series, are left out. A header that cannot be used has the md5 of
+    its file alone: reading the image refuses it and gives the reason.
     """
     if path.is_dir():
         files = (file for file in sorted(path.iterdir()) if file.is_file())
         return md5_of_text("\n".join(f"{file.name}:{md5_of(file)}" for file in files))
-    if path.suffix.lower() != ".mhd" or not path.is_file():
+    if path.suffix.lower() not in (".mhd", ".nrrd") or not path.is_file():
         return md5_of(path)
     try:
         voxels = voxel_file(path, read_header(path)[0])
     except VolumeError:
+        voxels = path
+    if voxels == path:
         return md5_of(path)
     return md5_of_text(" ".join(md5_of(part) for part in (path, voxels) if part is not None and part.is_file()))
 
