@@ -117,6 +117,14 @@ def test_names_are_those_of_bids_and_other_structures_keep_theirs(tmp_path: Path
     assert label_names(tmp_path / "nothing", given=None) is None
 
 
+def test_a_table_that_is_not_in_utf8_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "derivatives" / "dseg.tsv"
+    table.parent.mkdir()
+    table.write_bytes("index\tname\n1\tPrüfung\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"dseg\.tsv: the labels cannot be read .*; write them as BIDS does"):
+        label_names(tmp_path, given=None)
+
+
 def test_names_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     root = data_set(tmp_path, {"1": "PZ", "2": "peripheral zone"})
     with pytest.raises(InputError, match=r"peripheral_zone: must be one label, is 1 in .*dataset\.json, 2 in "):

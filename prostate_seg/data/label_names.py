@@ -178,26 +178,32 @@ def _standard_name(name: str) -> str:
 
 def _read_tables(root: Path) -> dict[Path, list[tuple[int, str]]]:
     """Return label and name of every row, by file."""
-    written_by = {root / "dataset.json": "nnU-Net", root / "SOURCE.json": "stage=fetch"}
-    tables = {path: _read_json(path, author) for path, author in written_by.items() if path.is_file()}
-    for path in sorted((root / "derivatives").rglob("*dseg.tsv")):
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [(row.get("index") or "", row.get("name")) for row in csv.DictReader(stream, delimiter="\t")]
-        tables[path] = [(int(index), name) for index, name in rows if index.isdigit() and name]
+    sources = [(root / "dataset.json", "nnU-Net", _read_json), (root / "SOURCE.json", "stage=fetch", _read_json)]
+    sources += [(path, "BIDS", _read_tsv) for path in sorted((root / "derivatives").rglob("*dseg.tsv"))]
+    tables = {}
+    for path, author, read in sources:
+        if path.is_file():
+            try:
+                tables[path] = read(path)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{path}: the labels cannot be read ({error}); write them as {author} does") from error
     return tables
 
 
-def _read_json(path: Path, author: str) -> list[tuple[int, str]]:
+def _read_tsv(path: Path) -> list[tuple[int, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = [(row.get("index") or "", row.get("name")) for row in csv.DictReader(stream, delimiter="\t")]
+    return [(int(index), name) for index, name in rows if index.isdigit() and name]
+
+
+def _read_json(path: Path) -> list[tuple[int, str]]:
     """Return label and name of nnU-Net's first version, {"1": "PZ"}, and of its second, {"PZ": 1, "whole": [1, 2]}."""
+    content: Any = read_json(path)
+    table = content.get("labels") if isinstance(content, dict) else None
     pairs = []
-    try:
-        content: Any = read_json(path)
-        table = content.get("labels") if isinstance(content, dict) else None
-        for key, value in (table if isinstance(table, dict) else {}).items():
-            if isinstance(value, str) and not value.strip().isdigit():
-                pairs.append((int(key), value))
-            else:
-                pairs += [(int(label), key) for label in (value if isinstance(value, list) else [value])]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: the labels cannot be read ({error}); write them as {author} does") from error
+    for key, value in (table if isinstance(table, dict) else {}).items():
+        if isinstance(value, str) and not value.strip().isdigit():
+            pairs.append((int(key), value))
+        else:
+            pairs += [(int(label), key) for label in (value if isinstance(value, list) else [value])]
     return pairs
