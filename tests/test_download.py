@@ -109,11 +109,16 @@ def test_a_part_file_longer_than_the_file_is_dropped(tmp_path: Path) -> None:
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
 
 
-def test_an_unreachable_server_is_reported(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported_after_tries_with_doubling_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with unreliable_server({}) as server:
         address = server.address
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
     with pytest.raises(InputError, match=f"{address}/a.zip: given up .*: the server cannot be reached\n.*HTTPS_PROXY"):
         download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, retries=HASTY)
+    assert pauses == [HASTY.first_pause_s, 2 * HASTY.first_pause_s]
 
 
 def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:

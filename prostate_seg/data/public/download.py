@@ -62,16 +62,7 @@ def download(url: str, target: Path, *, on_bytes: OnBytes, retries: RetryPolicy 
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     furthest, num_fruitless = _size_of(part), 0
-    retry = Retry(
-        total=retries.num_tries - 1,
-        backoff_factor=retries.first_pause_s / 2,
-        status_forcelist=RETRY_STATUSES,
-        allowed_methods=["GET"],
-    )
-    with requests.Session() as session:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=retry))
-        session.headers["Accept-Encoding"] = "identity"  # a range counts the bytes of the file, not of its compression
+    with _session(retries) as session:
         while True:
             try:
                 _append_rest(session, url, part, on_bytes=on_bytes, silence_s=retries.silence_s)
@@ -87,7 +78,24 @@ def download(url: str, target: Path, *, on_bytes: OnBytes, retries: RetryPolicy 
                         "proxy, set HTTPS_PROXY; without a network, see fetch.origin."
                     ) from error
                 log.info("%s: %s; going on at %s", target.name, _reason(error), gigabytes(_size_of(part)))
-                time.sleep(min(retries.first_pause_s * 2**num_fruitless, 120))
+                time.sleep(min(retries.first_pause_s * 2 ** max(0, num_fruitless - 1), 120))
+
+
+def _session(retries: RetryPolicy) -> requests.Session:
+    """Return a session in which urllib3 repeats a request to a busy server; `download` repeats all others."""
+    session = requests.Session()
+    retry = Retry(
+        total=retries.num_tries - 1,
+        connect=0,
+        read=0,
+        backoff_factor=retries.first_pause_s / 2,
+        status_forcelist=RETRY_STATUSES,
+        allowed_methods=["GET"],
+    )
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    session.headers["Accept-Encoding"] = "identity"  # a range counts the bytes of the file, not of its compression
+    return session
 
 
 def require_checksum(path: Path, checksum: str) -> None:
@@ -131,9 +139,8 @@ def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: O
     have = _size_of(part)
     headers = {"Range": f"bytes={have}-"} if have else {}
     with session.get(url, headers=headers, stream=True, timeout=(min(silence_s, 30), silence_s)) as reply:
-        content_range = reply.headers.get("Content-Range", "")
         if reply.status_code == requests.codes.requested_range_not_satisfiable:
-            size = re.match(r"bytes \*/(\d+)", content_range)
+            size = re.match(r"bytes \*/(\d+)", reply.headers.get("Content-Range", ""))
             if not size or int(size.group(1)) != have:
                 part.unlink()
                 raise _IncompleteError("the file at the source is shorter than what is here")
@@ -145,13 +152,7 @@ def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: O
                 "Look at the address in a browser: if the file has moved, download it by hand into a folder and name that "
                 "with fetch.origin=DIR."
             )
-        first = re.match(r"bytes (\d+)-", content_range)
-        is_partial = reply.status_code == requests.codes.partial_content
-        if not (is_partial and first and int(first.group(1)) == have):
-            part.unlink(missing_ok=True)
-            have = 0
-            if is_partial:
-                raise _IncompleteError("the server sent another part than was asked for")
+        have = _start_of(reply, part)
         length = reply.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None
         if total is not None:
@@ -165,6 +166,18 @@ def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: O
                 on_bytes(stream.tell(), total)
     if total is not None and _size_of(part) != total:
         raise _IncompleteError(f"{gigabytes(_size_of(part))} of {gigabytes(total)} came")
+
+
+def _start_of(reply: requests.Response, part: Path) -> int:
+    """Return the position of a reply's first byte: the end of the partial file, or 0, for which that file is removed."""
+    is_partial = reply.status_code == requests.codes.partial_content
+    first = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
+    if is_partial and first and int(first.group(1)) == _size_of(part):
+        return int(first.group(1))
+    part.unlink(missing_ok=True)
+    if is_partial:
+        raise _IncompleteError("the server sent another part than was asked for")
+    return 0
 
 
 def _size_of(part: Path) -> int:

@@ -55,12 +55,11 @@ def unpack(archive: Path, folder: Path, *, rules: Sequence[Rule], advance: Calla
     """
     try:
         with _members(archive) as members:
-            for member in members:
-                if not is_inside(member.name):
-                    raise InputError(
-                        f"{archive}: members must lie inside the archive's folder, and {member.name!r} does not; nothing was "
-                        "unpacked\nThis is not the archive that it claims to be: remove it, and check its source."
-                    )
+            if outside := next((member.name for member in members if not is_inside(member.name)), None):
+                raise InputError(
+                    f"{archive}: members must lie inside the archive's folder, and {outside!r} does not; nothing was unpacked\n"
+                    "This is not the archive that it claims to be: remove it, and check its source."
+                )
             wanted = list(_wanted(members, folder, rules))
             if not wanted:
                 raise InputError(f"{archive}: has no file such as {rules[0].member}; its source has changed its layout")
