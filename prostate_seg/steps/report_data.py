@@ -34,14 +34,7 @@ SETTINGS_OF_STAGE = {
 
 def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> ReportData:
     """Read an evaluation of the present version and, as far as the workspace has it, the provenance of its results."""
-    cases_csv, slices_csv, metrics_json = (evaluation / name for name in ("cases.csv", "slices.csv", "metrics.json"))
-    for path in (cases_csv, slices_csv, metrics_json):
-        if not path.is_file():
-            raise InputError(f"{path} is absent: run stage=evaluate first, with the same evaluate.external_root")
-    columns = pd.read_csv(cases_csv, nrows=0).columns
-    if missing := ", ".join(name for name in CASE_METRICS if name not in columns):
-        raise InputError(f"{cases_csv} has no {missing}: an older version wrote it\nRun stage=evaluate again.")
-    cases = _read_table(cases_csv, numeric=CASE_METRICS)
+    cases, slices, summary = _read_results(evaluation)
     dataset, quality = workspace.dataset_csv, workspace.preprocess / "reference_quality.csv"
     sizes = ("num_slices", "spacing_y_mm", "spacing_z_mm", "gland_volume_ml")
     preprocess_log = workspace.preprocess / "preprocess_log.json"
@@ -49,12 +42,11 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
     trained.sort(key=lambda path: (len(path.name), path.name))  # fold10 after fold9
     records, settings = _read_records(workspace, evaluation, trained)
     stress = stress_of(workspace, workspace.model)
-    summary, is_external = read_json(metrics_json), evaluation == workspace.external_evaluation
-    cases_of = by_region(cases.assign(missed_gland=cases["missed_gland"] == "True"))
+    is_external = evaluation == workspace.external_evaluation
     return ReportData(
-        cases=cases_of.pop(WHOLE_GLAND),
-        zones=cases_of,
-        slices=by_region(_read_table(slices_csv, numeric=("position", "dice")))[WHOLE_GLAND],
+        cases=cases.pop(WHOLE_GLAND),
+        zones=cases,
+        slices=slices,
         summary=summary,
         is_external=is_external,
         num_bootstrap=cfg.evaluate.num_bootstrap,
@@ -72,6 +64,20 @@ def load_report_data(cfg: Config, workspace: Workspace, evaluation: Path) -> Rep
         stress_curves=None if stress is None else pd.read_csv(workspace.stress / "curves.csv"),
         trust=read_trust(evaluation, summary, of_folds=workspace.evaluation if is_external else None),
     )
+
+
+def _read_results(evaluation: Path) -> tuple[dict[str, pd.DataFrame], pd.DataFrame, dict[str, Any]]:
+    """Return the results of the cases by region, those of the gland's slices, and the summary."""
+    cases_csv, slices_csv, metrics_json = (evaluation / name for name in ("cases.csv", "slices.csv", "metrics.json"))
+    for path in (cases_csv, slices_csv, metrics_json):
+        if not path.is_file():
+            raise InputError(f"{path} is absent: run stage=evaluate first, with the same evaluate.external_root")
+    columns = pd.read_csv(cases_csv, nrows=0).columns
+    if missing := ", ".join(name for name in CASE_METRICS if name not in columns):
+        raise InputError(f"{cases_csv} has no {missing}: an older version wrote it\nRun stage=evaluate again.")
+    cases = _read_table(cases_csv, numeric=CASE_METRICS)
+    slices = by_region(_read_table(slices_csv, numeric=("position", "dice")))[WHOLE_GLAND]
+    return by_region(cases.assign(missed_gland=cases["missed_gland"] == "True")), slices, read_json(metrics_json)
 
 
 def _read_records(
