@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from prostate_seg.common.errors import VolumeError
@@ -145,6 +145,15 @@ class TestFrames:
         np.testing.assert_array_equal(
             as_stored(volume).array, [(1.0 + z) * plane - z for z, plane in enumerate(STACK.voxels)]
         )
+
+    @pytest.mark.parametrize("implicit_vr", [True, False])
+    def test_slices_without_preamble_have_their_slope(self, tmp_path: Path, implicit_vr: bool) -> None:
+        folder = write_classic(tmp_path, STACK, edit=lambda _, one: setattr(one, "RescaleSlope", 2))
+        for path in folder.iterdir():
+            one = pydicom.dcmread(path)
+            one.preamble, one.file_meta = None, FileMetaDataset()
+            one.save_as(path, implicit_vr=implicit_vr, little_endian=True)
+        np.testing.assert_array_equal(as_stored(read_volume(folder)).array, 2.0 * STACK.voxels)
 
     @pytest.mark.parametrize("slope", ["0", "1,5", "nan"])
     def test_a_slope_that_is_not_a_number_or_zero_is_refused(self, tmp_path: Path, slope: str) -> None:

@@ -222,6 +222,10 @@ def _stored_values(frame: Frame) -> np.ndarray:
             path = Path(folder) / "pixels.dcm"
             source = pydicom.dcmread(frame.path, specific_tags=list(PIXEL_ATTRIBUTES), force=True)
             source.SOPClassUID = source.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedMRImageStorage
+            if "TransferSyntaxUID" not in source.file_meta:  # stored without preamble and file meta information
+                is_implicit, _ = source.original_encoding
+                syntax = pydicom.uid.ImplicitVRLittleEndian if is_implicit else pydicom.uid.ExplicitVRLittleEndian
+                source.file_meta.TransferSyntaxUID, source.preamble = syntax, bytes(128)
             source.save_as(path)
         stored = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
         if stored.shape != (frame.num_frames, rows, columns):
