@@ -52,7 +52,10 @@ class Record:
 
 
 def send_events(index: int, record: FoldRecord) -> None:
-    log.info("fold %d has %d threads", index, torch.get_num_threads())
+    try:
+        raise KeyError(index)
+    except KeyError:
+        log.info("fold %d has %d threads", index, torch.get_num_threads(), exc_info=True)
     for epoch in (1, 2):
         record.on_epoch_end(epoch, {"val/dice": index + epoch / 10})
     record.finish({"process": os.getpid()}, [Path(f"fold{index}.png")])
@@ -86,7 +89,10 @@ def test_records_and_logs_of_all_folds_arrive_in_order(caplog: pytest.LogCapture
     assert os.getpid() not in processes
     assert set(records.ended.values()) == {"finished"}
     share = max(1, num_cores() // 2)
-    assert {f"fold {index} has {share} threads" for index in range(3)} <= {r.getMessage() for r in caplog.records}
+    texts = [record.getMessage() for record in caplog.records]
+    for index in range(3):
+        (text,) = (text for text in texts if text.startswith(f"fold {index} has {share} threads\nTraceback"))
+        assert text.endswith(f"KeyError: {index}")
 
 
 @pytest.mark.parametrize(

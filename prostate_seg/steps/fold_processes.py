@@ -126,7 +126,8 @@ class _PipeHandler(logging.Handler):
         self.pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
-        record.msg, record.args = record.getMessage(), None  # arguments may not be picklable
+        record.msg = self.format(record)  # arguments and a traceback may not be picklable
+        record.args = record.exc_info = record.exc_text = record.stack_info = None
         self.pipe.send(("log", record))
 
 
@@ -136,7 +137,7 @@ def _run_fold(train_fold: TrainFold, index: int, pipe: Connection, *, num_parall
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, handlers=[_PipeHandler(pipe)])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_PipeHandler(pipe)])
     torch.set_num_threads(max(1, num_cores() // num_parallel))
     try:
         if gpu is not None:
