@@ -200,12 +200,16 @@ def test_a_sagittal_study_has_a_warning(caplog: pytest.LogCaptureFixture) -> Non
     assert "its slices are sagittal" in caplog.text
 
 
-def test_a_series_of_another_sequence_has_a_warning() -> None:
+def test_a_series_of_another_sequence_has_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: dict[str, str] = {}
+    monkeypatch.setattr(stage, "overlay_figure", lambda *_, title, **__: titles.update({title[0]: title}))
     for seed, description in enumerate(("t2_tse_tra", "ep2d_diff_tra_ADC", "T2 TSE SAG")):
         write_series(Path(f"in/{seed}"), seed=seed, description=description)
     predict()
     assert ["series description" in row["warnings"] for _, row in sorted(rows().items())] == [False, True, True]
     assert 'the series description is "ep2d_diff_tra_ADC", and an axial T2-weighted' in rows()["1"]["warnings"]
+    assert all(titles[name].endswith("see the warnings") == bool(row["warnings"]) for name, row in rows().items())
+    assert titles["1"].endswith("see the warnings")
 
 
 def calibrate(networks: Path) -> None:

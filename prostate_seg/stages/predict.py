@@ -19,7 +19,7 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.layouts import has_images
 from prostate_seg.data.predictions import State, Target, new_mask, note_dicom_seg, state_of, write_volumes
 from prostate_seg.data.scan_names import kind_of
-from prostate_seg.data.scans import ScanList, find_scans
+from prostate_seg.data.scans import Scan, ScanList, find_scans
 from prostate_seg.imaging.dicom_seg import require_dicom_packages, write_dicom_seg
 from prostate_seg.imaging.image_io import content_md5, read_volume, write_volume
 from prostate_seg.imaging.regions import region_masks
@@ -27,7 +27,7 @@ from prostate_seg.reporting.figures.overlays import RegionMasks, overlay_figure
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.reporting.pages.review_page import write_review
 from prostate_seg.segmentation.devices import choose_device
-from prostate_seg.segmentation.inference.prediction import predict
+from prostate_seg.segmentation.inference.prediction import Prediction, predict
 from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks.model_folder import Model, load_model, read_usage
 from prostate_seg.tracking.registry import fetch_networks
@@ -67,16 +67,12 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     write_review(output, table)
     names = {target.scan.name for target in targets} | errors.keys()
     _log_table([row for row in table.to_dict("records") if row["name"] in names], output=output)
-    failures = (
-        (errors, len(names), "studies cannot be segmented", "The others are done."),
-        (dicom_seg_errors, len(segmented), "DICOM SEG could not be written", "The masks are written."),
-    )
-    texts = []
-    for failed, num, what, kept in failures:
-        listing = "\n".join(f"  {name}: {error}" for name, error in failed.items())
-        texts += [f"{len(failed)} of {num} {what}:\n{listing}\n{kept}"] if failed else []
-    if texts:
-        raise InputError("\n".join(texts))
+    failures = [
+        *_failures(errors, len(names), "studies cannot be segmented", kept="The others are done."),
+        *_failures(dicom_seg_errors, len(segmented), "DICOM SEG could not be written", kept="The masks are written."),
+    ]
+    if failures:
+        raise InputError("\n".join(failures))
     return StageResult()
 
 
@@ -172,21 +168,28 @@ def segment_study(target: Target, *, model: Model, min_expected_dice: float) -> 
         return row | {"error": str(error)}
     except OSError as error:
         return row | {"error": f"{error.filename} cannot be read ({error.strerror}); check its permissions"}
+    row |= results_of(prediction, scan, model=model, min_expected_dice=min_expected_dice)
+    marks = [f"{prediction.volume_ml:.1f} mL", trust_note(row), "see the warnings" if row["warnings"] else ""]
+    title = "    ".join(filter(None, [scan.name, *marks]))
+    masks = zip(model.regions, region_masks(prediction.mask.array, model.regions), strict=True)
+    regions = [RegionMasks(name=name, predicted=mask) for name, mask in masks]
+    save_png(target.overlay, overlay_figure(image.array, regions, spacing_mm=image.geometry.spacing_mm, title=title))
+    with new_mask(target, row) as temporary:
+        write_volume(temporary, prediction.mask)
+    return row
+
+
+def results_of(prediction: Prediction, scan: Scan, *, model: Model, min_expected_dice: float) -> dict[str, Any]:
+    """Return what the row of a study has of its prediction: measurements, trust in the mask, and warnings."""
     warnings = list(prediction.warnings)
     if kind_of(scan.description) is not None:  # the DICOM header names another sequence or plane
-        expected = "an axial T2-weighted series is expected"
-        warnings.insert(0, f'the series description is "{scan.description}", and {expected}')
+        other = f'the series description is "{scan.description}", and an axial T2-weighted series is expected'
+        warnings.insert(0, other)
     estimate: dict[str, Any] = {}
     if (found := prediction.estimate) is not None:
         dices = {"expected_dice": _rounded(found.expected_dice), "dice_lower_bound": _rounded(found.lower_bound)}
         estimate = {**dices, "verdict": found.verdict(min_expected_dice=min_expected_dice)}
-    marks = [f"{prediction.volume_ml:.1f} mL", trust_note(estimate), "see the warnings" if prediction.warnings else ""]
-    title = "    ".join(filter(None, [scan.name, *marks]))
-    masks = zip(model.regions, region_masks(prediction.mask.array, model.regions), strict=True)
-    regions = [RegionMasks(name=name, predicted=mask) for name, mask in masks]
-    figure = overlay_figure(image.array, regions, spacing_mm=image.geometry.spacing_mm, title=title)
-    save_png(target.overlay, figure)
-    row |= {
+    return {
         "volume_ml": round(prediction.volume_ml, 3),
         **({"zones": prediction.zones} if prediction.zones else {}),
         "num_slices": prediction.num_slices,
@@ -196,9 +199,6 @@ def segment_study(target: Target, *, model: Model, min_expected_dice: float) -> 
         "rule_md5": rule_md5(model, min_expected_dice=min_expected_dice),
         "warnings": "; ".join(warnings),
     }
-    with new_mask(target, row) as temporary:
-        write_volume(temporary, prediction.mask)
-    return row
 
 
 def trust_note(row: Mapping[str, Any]) -> str:
@@ -212,7 +212,7 @@ def write_dicom_segs(targets: Sequence[Target], model: Model, cfg: Config) -> di
     """Write the missing DICOM SEG of masks; record and return the errors by name of the study, whose mask is kept."""
 
     def write(target: Target) -> str | None:
-        error: str | None = None
+        error = None
         try:
             write_dicom_seg(
                 target.dicom_seg,
@@ -231,6 +231,12 @@ def write_dicom_segs(targets: Sequence[Target], model: Model, cfg: Config) -> di
     missing = [target for target in targets if not target.dicom_seg.exists()]
     errors = map_cases(write, missing, num_workers=cfg.machine.num_workers, label="DICOM SEG")
     return {target.scan.name: error for target, error in zip(missing, errors, strict=True) if error}
+
+
+def _failures(errors: Mapping[str, str], num: int, what: str, *, kept: str) -> list[str]:
+    """Return a text with the errors by study, if there are any."""
+    listing = "\n".join(f"  {name}: {error}" for name, error in errors.items())
+    return [f"{len(errors)} of {num} {what}:\n{listing}\n{kept}"] if errors else []
 
 
 def _rounded(value: float | None) -> float | None:
