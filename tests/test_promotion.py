@@ -1,24 +1,22 @@
 """Each promotion rule refuses on its own, with value, bound and next step."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from prostate_seg.reporting.comparison.results import Repeats, Results, parse_results
+from prostate_seg.reporting.comparison.results import Repeats, parse_results
 from prostate_seg.reporting.evaluation.tables import SUMMARY_METRICS
-from prostate_seg.reporting.promotion import RuleResult, check_promotion
+from prostate_seg.reporting.promotion import EvaluatedVersion, RuleResult, check_promotion
 from prostate_seg.reporting.settings import PromotionRules
 
 PASSED = {"patient overlap": "passed", "identical voxels": "passed on 3 of 5 cases", "identical mask files": "not run"}
 
 
-Evaluation = tuple[dict[str, Any], Results]
-
-
 def evaluation(
     *dices: float, leaks: dict[str, str] | None = None, oracle_crop: bool = False, mask: str = "m", name: str = "v"
-) -> Evaluation:
+) -> EvaluatedVersion:
     """Return metrics.json and cases.csv of a version with these Dice values, one patient each."""
     rows = [
         {
@@ -42,25 +40,23 @@ def evaluation(
         "pooled": {**pooled, "dice": {"mean": mean, "ci95_low": mean - 0.01, "ci95_high": mean + 0.01}},
     }
     text = pd.DataFrame(rows).to_csv(index=False)
-    return summary, parse_results(text, name=name, source=name)
+    return EvaluatedVersion(summary=summary, results=parse_results(text, name=name, source=name))
 
 
 GOOD = (0.9, 0.91, 0.92, 0.93, 0.94)
 
 
 def outcomes(
-    candidate: Evaluation,
-    champion: Evaluation | None = None,
+    candidate: EvaluatedVersion,
+    champion: EvaluatedVersion | None = None,
     *,
     max_failure_fraction: float = 0.2,
     min_gain: float = 0,
     max_p_not_better: float | None = None,
-    repeats: Repeats | None = None,
-    champion_repeats: Repeats | None = None,
 ) -> list[RuleResult]:
     return check_promotion(
-        *candidate,
-        None if champion is None else champion[1],
+        candidate,
+        champion,
         rules=PromotionRules(
             min_test_patients=5,
             min_dice=0.8,
@@ -72,12 +68,10 @@ def outcomes(
         ),
         num_bootstrap=200,
         seed=1,
-        repeats=repeats,
-        champion_repeats=champion_repeats,
     )
 
 
-def refused(candidate: Evaluation, champion: Evaluation | None = None, **bounds: float) -> list[RuleResult]:
+def refused(candidate: EvaluatedVersion, champion: EvaluatedVersion | None = None, **bounds: float) -> list[RuleResult]:
     found = outcomes(candidate, champion, **bounds)
     rules = ["leaks", "oracle crop", "test patients", "Dice", "failures", "better"]
     assert [outcome.rule for outcome in found] == rules
@@ -90,8 +84,8 @@ def test_a_good_first_version_passes_every_rule() -> None:
 
 def test_pairs_listed_as_not_duplicates_are_listed_with_the_verdict() -> None:
     candidate = evaluation(*GOOD, leaks={"near-identical images": "passed (1 pair overruled)"})
-    candidate[0]["leak_gate"]["overruled"] = ["a_1 and b_1 (correlation 0.66): two patients"]
-    leaks, *_ = outcomes(candidate)
+    gate = candidate.summary["leak_gate"] | {"overruled": ["a_1 and b_1 (correlation 0.66): two patients"]}
+    leaks, *_ = outcomes(replace(candidate, summary={**candidate.summary, "leak_gate": gate}))
     assert leaks.is_passed
     assert leaks.message.endswith("not duplicates: a_1 and b_1 (correlation 0.66): two patients")
 
@@ -108,7 +102,7 @@ def test_pairs_listed_as_not_duplicates_are_listed_with_the_verdict() -> None:
         (evaluation(0.99, 0.99, 0.99, 0.99, 0.99, 0.4, 0.45), "failures", "2 of 7 cases failed, at most 20.0%"),
     ],
 )
-def test_each_rule_refuses_alone(candidate: Evaluation, rule: str, words: str) -> None:
+def test_each_rule_refuses_alone(candidate: EvaluatedVersion, rule: str, words: str) -> None:
     (outcome,) = refused(candidate)
     assert outcome.rule == rule
     assert words in outcome.message
@@ -141,17 +135,17 @@ def test_a_version_tested_on_other_references_is_refused() -> None:
 def repeated(gain: float, *, num_seeds: int = 3) -> Repeats:
     """Return repeats whose seeds differ by 0.001."""
     by_seed = {
-        seed: evaluation(*(dice + gain + 0.001 * seed + 0.002 * (number == seed) for number, dice in enumerate(GOOD)))[
-            1
-        ]
+        seed: evaluation(
+            *(dice + gain + 0.001 * seed + 0.002 * (number == seed) for number, dice in enumerate(GOOD))
+        ).results
         for seed in range(num_seeds)
     }
     return Repeats(name="v", source="v", by_seed=by_seed)
 
 
 def seeds_rule(gain: float, **numbers: int) -> RuleResult:
-    sides = {"repeats": repeated(gain, **numbers), "champion_repeats": repeated(0)}
-    rule = outcomes(evaluation(*GOOD), evaluation(*GOOD), max_p_not_better=0.05, **sides)[-1]
+    sides = [replace(evaluation(*GOOD), repeats=one) for one in (repeated(gain, **numbers), repeated(0))]
+    rule = outcomes(*sides, max_p_not_better=0.05)[-1]
     assert rule.rule == "seeds"
     return rule
 

@@ -20,7 +20,7 @@ from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.phantom.studies import write_phantom
 from prostate_seg.reporting.comparison.results import Results, parse_results
 from prostate_seg.reporting.figures.overlays import Panel, RegionMasks, contact_sheet_figure, overlay_figure, picture_of
-from prostate_seg.reporting.promotion import check_promotion
+from prostate_seg.reporting.promotion import EvaluatedVersion, check_promotion
 from prostate_seg.segmentation.inference import prediction
 from prostate_seg.segmentation.inference.inference import Segmentation
 from prostate_seg.segmentation.inference.settings import Usage
@@ -300,7 +300,9 @@ def test_gate_has_a_minimum_per_zone_and_keeps_the_zones_of_the_champion(evaluat
     rules = parse(composed("++register.min_zone_dice={peripheral_zone: 0.999, transition_zone: 0.1}")).register
 
     def refused(summary: dict[str, Any], champion: Results | None = None) -> set[str]:
-        outcomes = check_promotion(summary, results, champion, rules=rules, num_bootstrap=100, seed=0)
+        candidate = EvaluatedVersion(summary=summary, results=results)
+        former = None if champion is None else replace(candidate, results=champion)
+        outcomes = check_promotion(candidate, former, rules=rules, num_bootstrap=100, seed=0)
         return {outcome.rule for outcome in outcomes if not outcome.is_passed}
 
     assert "peripheral_zone" in refused(summary)

@@ -1,6 +1,7 @@
 """Promotion rules: the requirements that a registered version must meet to become champion."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from prostate_seg.common.errors import InputError
@@ -27,25 +28,30 @@ class RuleResult(NamedTuple):
         return f"{'passed ' if self.is_passed else 'refused'}  {self.rule:<14} {self.message}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedVersion:
+    """What is known of a registered version."""
+
+    summary: Mapping[str, Any]
+    """metrics.json of its evaluation."""
+    results: Results
+    """cases.csv of its evaluation."""
+    stress: Mapping[str, Any] | None = None
+    """stress.json of its networks."""
+    repeats: Repeats | None = None
+    """Sweep over seed that it was trained in."""
+
+
 def check_promotion(
-    summary: Mapping[str, Any],
-    results: Results,
-    champion: Results | None,
+    candidate: EvaluatedVersion,
+    champion: EvaluatedVersion | None,
     *,
     rules: PromotionRules,
     num_bootstrap: int,
     seed: int,
-    stress: Mapping[str, Any] | None = None,
-    repeats: Repeats | None = None,
-    champion_repeats: Repeats | None = None,
 ) -> list[RuleResult]:
-    """Apply every promotion rule to a candidate with `summary` (metrics.json) and `results` (cases.csv) of its evaluation.
-
-    `champion` has the cases.csv of the present champion, None without one; the bootstrap gives the interval of the Dice gained.
-    `stress` is stress.json of the candidate's networks, None without one.
-    `repeats` and `champion_repeats` have the sweeps over seed that both were trained in, None outside of one.
-    """
-    pooled, has_oracle = summary["pooled"], summary["oracle_crop"]
+    """Apply every promotion rule to a candidate; the bootstrap gives the interval of the Dice gained on the champion."""
+    pooled, has_oracle = candidate.summary["pooled"], candidate.summary["oracle_crop"]
     num_cases, num_patients, num_failures = (pooled[f"num_{what}"] for what in ("cases", "patients", "failures"))
     mean, low, high = (pooled["dice"][name] for name in ("mean", "ci95_low", "ci95_high"))
     interval = "no interval" if low is None else f"{low:.3f} to {high:.3f}"
@@ -55,27 +61,27 @@ def check_promotion(
     dice = f"mean Dice {mean:.3f} ({interval}), at least {rules.min_dice:g}"
     failures = f"{num_failures} of {num_cases} cases failed, at most {rules.max_failure_fraction:.1%}"
     return [
-        _check_leaks(summary.get("leak_gate", {})),
+        _check_leaks(candidate.summary.get("leak_gate", {})),
         RuleResult("oracle crop", not has_oracle, crop),
         RuleResult("test patients", num_patients >= rules.min_test_patients, patients),
         RuleResult("Dice", mean >= rules.min_dice, dice),
-        *_check_zones(summary, champion, min_dice=rules.min_zone_dice),
+        *_check_zones(candidate, champion, min_dice=rules.min_zone_dice),
         RuleResult("failures", num_failures / num_cases <= rules.max_failure_fraction, failures),
-        *_check_stress(stress, max_drop=rules.max_stress_drop),
-        _check_gain(results, champion, min_gain=rules.min_gain, num_bootstrap=num_bootstrap, seed=seed),
-        *([] if champion is None else _check_seeds(repeats, champion_repeats, max_p=rules.max_p_not_better)),
+        *_check_stress(candidate.stress, max_drop=rules.max_stress_drop),
+        _check_gain(candidate, champion, min_gain=rules.min_gain, num_bootstrap=num_bootstrap, seed=seed),
+        *([] if champion is None else _check_seeds(candidate, champion, max_p=rules.max_p_not_better)),
     ]
 
 
 def _check_zones(
-    summary: Mapping[str, Any], champion: Results | None, *, min_dice: Mapping[str, float]
+    candidate: EvaluatedVersion, champion: EvaluatedVersion | None, *, min_dice: Mapping[str, float]
 ) -> list[RuleResult]:
     """Check the Dice of each zone, and that no zone of the champion is lost; no rule applies to the whole gland alone."""
-    zones, outcomes = zones_of(summary), []
+    zones, outcomes = zones_of(candidate.summary), []
     for name, zone in zones.items():
         mean, least = zone["dice"]["mean"], min_dice.get(name, 0.0)
         outcomes.append(RuleResult(name, mean >= least, f"mean Dice {mean:.3f}, at least {least:g}"))
-    if lost := sorted((champion.zones.keys() if champion else set()) - zones.keys()):
+    if lost := sorted((champion.results.zones.keys() if champion else set()) - zones.keys()):
         message = f"the champion has {', '.join(lost)}, and this has not; train with the same target.regions"
         outcomes.append(RuleResult("zones", False, message))
     return outcomes
@@ -106,12 +112,12 @@ def _check_stress(stress: Mapping[str, Any] | None, *, max_drop: float | None) -
 
 
 def _check_gain(
-    results: Results, champion: Results | None, *, min_gain: float, num_bootstrap: int, seed: int
+    candidate: EvaluatedVersion, champion: EvaluatedVersion | None, *, min_gain: float, num_bootstrap: int, seed: int
 ) -> RuleResult:
     if champion is None:
         return RuleResult("better", True, "there is no champion yet")
     try:
-        (comparison,) = compare(champion, [results], num_bootstrap=num_bootstrap, seed=seed)
+        (comparison,) = compare(champion.results, [candidate.results], num_bootstrap=num_bootstrap, seed=seed)
     except InputError as error:
         return _not_comparable("better", error)
     dice = next(row for row in comparison.rows if row["subgroup"] == ALL and row["metric"] == "dice")
@@ -129,25 +135,26 @@ def _not_comparable(rule: str, error: InputError) -> RuleResult:
     return RuleResult(rule, False, message)
 
 
-def _check_seeds(repeats: Repeats | None, champion: Repeats | None, *, max_p: float | None) -> list[RuleResult]:
+def _check_seeds(candidate: EvaluatedVersion, champion: EvaluatedVersion, *, max_p: float | None) -> list[RuleResult]:
     """Check the probability that a candidate is no better than the champion, over seeds; no rule without a bound."""
     if max_p is None:
         return []
-    if repeats is None or champion is None or min(len(one.by_seed) for one in (repeats, champion)) < 2:
-        known = [1 if one is None else len(one.by_seed) for one in (repeats, champion)]
+    own, others = (one.repeats or Repeats.of(one.results) for one in (candidate, champion))
+    known = f"{len(own.by_seed)} seed(s) of this, {len(others.by_seed)} of the champion"
+    if min(len(own.by_seed), len(others.by_seed)) < 2:
         message = (
-            f"the variance between seeds cannot be known: {known[0]} seed(s) of this, {known[1]} of the champion; "
+            f"the variance between seeds cannot be known: {known}; "
             "register an evaluation of a sweep over seed: -m stage=train,evaluate seed=1,2,3"
         )
         return [RuleResult("seeds", False, message)]
     try:
-        (comparison,) = compare_repeats(champion, [repeats], difference=None)
+        (comparison,) = compare_repeats(others, [own], difference=None)
     except InputError as error:
         return [_not_comparable("seeds", error)]
     dice = next(row for row in comparison.rows if row["metric"] == DICE)
     p = dice["p_not_better"] if dice["difference"] > 0 else 1 - dice["p_not_better"]
     message = (
-        f"Dice {dice['difference']:+.3f} over {len(repeats.by_seed)} seeds, {len(champion.by_seed)} of the champion; "
+        f"Dice {dice['difference']:+.3f} over {len(own.by_seed)} seeds, {len(others.by_seed)} of the champion; "
         f"probability that it is not better {p:.3f}, at most {max_p:g}"
     )
     return [RuleResult("seeds", p <= max_p, message)]

@@ -1,11 +1,11 @@
 """Stage register: register the networks of an evaluation as a model version, and promote a version that passes the gate."""
 
-import json
 import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ from prostate_seg.config.workspace import StageResult, Workspace
 from prostate_seg.data.dataset import read_dataset
 from prostate_seg.data.folds import Fold
 from prostate_seg.data.leak_gate import Fingerprint
-from prostate_seg.data.lineage import CHECK, LINEAGE, THUMBNAILS
+from prostate_seg.data.lineage import CHECK, LINEAGE, THUMBNAILS, Ancestor
 from prostate_seg.imaging.geometry import Geometry, Volume
 from prostate_seg.imaging.image_io import write_volume
-from prostate_seg.reporting.comparison.results import Repeats, Results, parse_results
+from prostate_seg.reporting.comparison.results import parse_results
 from prostate_seg.reporting.evaluation.tables import zones_of
 from prostate_seg.reporting.pages.model_card import render_model_card
 from prostate_seg.reporting.pages.report_tables import subgroup_dice
-from prostate_seg.reporting.promotion import check_promotion
+from prostate_seg.reporting.promotion import EvaluatedVersion, check_promotion
 from prostate_seg.segmentation.inference.settings import Usage
 from prostate_seg.segmentation.networks import model_folder
 from prostate_seg.segmentation.networks.model_folder import Model, network_folders
@@ -77,30 +77,20 @@ def gather(
 
     `unchanged` has the folders of this evaluation in the workspace, if they hold what was recorded.
     """
-    summary, settings = json.loads(evaluated.tables["metrics.json"]), evaluated.record["settings"]
-    folds = summary["folds"]
-    networks = network_folders(tested, fold_index=cfg.fold.index)
-    untested = [path.name for path in networks if "ensemble" not in folds and path.name not in folds]
-    if untested:  # an external test is one of the ensemble of all networks
-        raise InputError(
-            f"{', '.join(untested)} were trained but not tested by this evaluation, which has {', '.join(folds)}: "
-            "run stage=evaluate for all folds, or register one with fold.index"
-        )
-    refuse_seen_cases(cfg, workspace, evaluated, networks)
+    networks, ancestors = tested_folders(cfg, evaluated, tested)
+    refuse_seen_cases(cfg, workspace, evaluated, ancestors)
     for network in networks:
         (folder / network.name).mkdir(parents=True)
         for file in (WEIGHTS, RECIPE, LINEAGE, THUMBNAILS):
             if (network / file).is_file() or file in (WEIGHTS, RECIPE):  # earlier versions wrote no lineage
                 shutil.copyfile(network / file, folder / network.name / file)
-    # prediction uses the networks as the evaluation did
-    values = {name: settings["evaluate"][name] for name in ("threshold", "largest_component", "tta")}
-    usage = Usage(**values, precision=settings["train"].get("precision", cfg.train.precision))
+    usage = usage_of(evaluated, cfg)
     write_json(folder / model_folder.USAGE, plain(usage))
     for name, text in evaluated.tables.items():
         write_text(folder / EVALUATION / name, text)
     if stress_of(workspace, folder) is not None:
         shutil.copyfile(workspace.stress / STRESS, folder / EVALUATION / STRESS)
-    if trust := summary.get("trust"):
+    if trust := evaluated.summary.get("trust"):
         write_json(folder / model_folder.TRUST, stored_trust(trust))
     model = model_folder.load_model(folder, fold_index=None, usage=usage, device=torch.device("cpu"))
     write_json(folder / "origin.json", {"evaluation_run": evaluated.run_id, "record": dict(evaluated.record)})
@@ -108,18 +98,39 @@ def gather(
     # the card describes the whole workspace if it is unchanged since the evaluation, else the evaluation alone
     alone = replace(workspace, root=folder, trained=None)
     data = load_report_data(cfg, workspace if unchanged else alone, unchanged[0] if unchanged else folder / EVALUATION)
-    ancestors = {network.name: ancestors_in(network) for network in networks}
     data = replace(data, is_external="ensemble" in data.summary["folds"], ancestors=ancestors)
     write_text(folder / MODEL_CARD, render_model_card(data, subgroups=subgroup_dice(data)))
     return model
 
 
-def refuse_seen_cases(cfg: Config, workspace: Workspace, evaluated: Evaluated, networks: Sequence[Path]) -> None:
+def tested_folders(
+    cfg: Config, evaluated: Evaluated, tested: Path
+) -> tuple[list[Path], dict[str, tuple[Ancestor, ...]]]:
+    """Return the folders of the networks to register, and the ancestors of each by its name; refuse untested ones."""
+    networks, folds = network_folders(tested, fold_index=cfg.fold.index), evaluated.summary["folds"]
+    untested = [path.name for path in networks if "ensemble" not in folds and path.name not in folds]
+    if untested:  # an external test is one of the ensemble of all networks
+        raise InputError(
+            f"{', '.join(untested)} were trained but not tested by this evaluation, which has {', '.join(folds)}: "
+            "run stage=evaluate for all folds, or register one with fold.index"
+        )
+    return networks, {network.name: ancestors_in(network) for network in networks}
+
+
+def usage_of(evaluated: Evaluated, cfg: Config) -> Usage:
+    """Return the inference settings of an evaluation, with which prediction uses its networks."""
+    settings = evaluated.record["settings"]
+    values = {name: settings["evaluate"][name] for name in ("threshold", "largest_component", "tta")}
+    return Usage(**values, precision=settings["train"].get("precision", cfg.train.precision))
+
+
+def refuse_seen_cases(
+    cfg: Config, workspace: Workspace, evaluated: Evaluated, ancestors: Mapping[str, Sequence[Ancestor]]
+) -> None:
     """Refuse networks that were tested on cases which their ancestors have seen, or were not compared with."""
-    ancestors = {network.name: ancestors_in(network) for network in networks}
     if not any(ancestors.values()):
         return
-    verdict = json.loads(evaluated.tables["metrics.json"]).get("leak_gate", {})
+    verdict = evaluated.summary.get("leak_gate", {})
     if CHECK not in verdict.get("checks", {}):
         raise InputError(
             f"evaluation {evaluated.run_id} did not compare its test cases with the {CHECK} of its networks, which train.init "
@@ -160,7 +171,7 @@ def registered_version(
     digest = md5_of_text(" ".join(content))
     known = registry.find_version(tree, cfg.register.name, digest=digest)
     if known is not None:
-        log.info("%s is this already", known)
+        log.info("%s has these networks and this evaluation already", known)
         return known
     folder, predictor = scratch / NETWORKS, model.predictor
     if cfg.register.onnx:
@@ -212,18 +223,13 @@ def promote(cfg: Config, workspace: Workspace, tree: RunTree, version: Version) 
 
 def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version, champion: Version | None) -> str:
     """Apply the promotion rules, refuse a version that breaks one, and return the reason recorded with the alias."""
-    summary, results = _evaluation_of(cfg, workspace, tree, version)
-    stress = registry.fetched(tree, version, cache=workspace.cache) / EVALUATION / STRESS
+    read = partial(evaluated_version, cfg, workspace, tree)
     outcomes = check_promotion(
-        summary,
-        results,
-        None if champion is None else _evaluation_of(cfg, workspace, tree, champion)[1],
+        read(version),
+        None if champion is None else read(champion),
         rules=cfg.register,
         num_bootstrap=cfg.evaluate.num_bootstrap,
         seed=cfg.seed,
-        stress=read_json(stress) if stress.is_file() else None,
-        repeats=_repeats_of(cfg, tree, version),
-        champion_repeats=_repeats_of(cfg, tree, champion),
     )
     for outcome in outcomes:
         log.info("%s", outcome)
@@ -239,26 +245,21 @@ def pass_gate(cfg: Config, workspace: Workspace, tree: RunTree, version: Version
     return reason + (f"forced although refused by: {rules}" if refused else f"passed the gate; {outcomes[-1].message}")
 
 
-def _evaluation_of(
-    cfg: Config, workspace: Workspace, tree: RunTree, version: Version
-) -> tuple[dict[str, Any], Results]:
-    """Return metrics.json and cases.csv of a version's evaluation, from the files of the version."""
-    folder = registry.fetched(tree, version, cache=workspace.cache) / EVALUATION
-    text = (folder / "cases.csv").read_text(encoding="utf-8")
-    return read_json(folder / "metrics.json"), parse_results(text, name=str(version), source=str(version))
-
-
-def _repeats_of(cfg: Config, tree: RunTree, version: Version | None) -> Repeats | None:
-    """Return the trials of a version's sweep with its settings, by seed; None without such a rule, or outside of a sweep."""
-    if cfg.register.max_p_not_better is None or version is None:
-        return None
-    trials = repeats_of(tree, version.tags["evaluation_run_id"])
-    return next(iter(settings_of(trials, name=str(version), source=str(version))), None)
+def evaluated_version(cfg: Config, workspace: Workspace, tree: RunTree, version: Version) -> EvaluatedVersion:
+    """Return what the promotion rules read of a version, from its files; the sweep over seed only where a rule needs it."""
+    folder, name = registry.fetched(tree, version, cache=workspace.cache) / EVALUATION, str(version)
+    trials = [] if cfg.register.max_p_not_better is None else repeats_of(tree, version.tags["evaluation_run_id"])
+    return EvaluatedVersion(
+        summary=read_json(folder / "metrics.json"),
+        results=parse_results((folder / "cases.csv").read_text(encoding="utf-8"), name=name, source=name),
+        stress=read_json(folder / STRESS) if (folder / STRESS).is_file() else None,
+        repeats=next(iter(settings_of(trials, name=name, source=name)), None),
+    )
 
 
 def _tags(evaluated: Evaluated, model: Model, networks: Path) -> dict[str, str]:
     """Return the tags of a version: its results in short, and its provenance."""
-    summary, record = json.loads(evaluated.tables["metrics.json"]), evaluated.record
+    summary, record = evaluated.summary, evaluated.record
     pooled = summary["pooled"]
     # the nearest first; none if all networks began with random weights
     ancestors = [str(one) for path in network_folders(networks, fold_index=None) for one in ancestors_in(path)]
@@ -281,7 +282,7 @@ def _tags(evaluated: Evaluated, model: Model, networks: Path) -> dict[str, str]:
 
 def _description(evaluated: Evaluated, model: Model) -> str:
     """Return the description of a version on the MLflow page; model_card.md among its files has the details."""
-    summary, num = json.loads(evaluated.tables["metrics.json"]), len(model.predictor.networks)
+    summary, num = evaluated.summary, len(model.predictor.networks)
     pooled = summary["pooled"]
     how = "together" if "ensemble" in summary["folds"] else "each on the test patients of its fold"
     oracle = "**ORACLE CROP**: the reference placed the windows of the test cases; the numbers are too good.\n\n"

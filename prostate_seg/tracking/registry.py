@@ -81,6 +81,11 @@ class Evaluated:
     tables: Mapping[str, str]
     """Texts of its cases.csv, slices.csv and metrics.json."""
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Content of its metrics.json."""
+        return dict(json.loads(self.tables["metrics.json"]))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:

@@ -122,7 +122,7 @@ def check_provenance_of_a_version(project: Project) -> None:
 def check_refusal_by_promotion_rules(project: Project) -> None:
     text = run(project, "stage=register", "register.onnx=true", "register.promote=true", code=1)
     for words in (
-        "prostate_seg version 1 is this already",
+        "prostate_seg version 1 has these networks and this evaluation already",
         "prostate_seg version 1 does not become champion",
         "refused  test patients  4 test patients, at least 20",
         "passed   leaks",
