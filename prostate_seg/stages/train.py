@@ -57,13 +57,7 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     dataset = checked_dataset(cfg, workspace)
     folds, verdict = checked_folds(cfg, workspace, dataset)
     initial = find_initial_weights(cfg, workspace)
-    for index, fold in folds.items():
-        for split in ("train", "val"):  # kfold.json may have been edited
-            if not fold.subsets()[split]:
-                raise InputError(f"fold {index}: kfold.json lists no {split} studies\nRun stage=prepare again.")
-    if (max_cases := cfg.fold.max_train_cases) is not None:
-        limit = partial(with_max_train_cases, max_cases=max_cases, seed=cfg.seed)
-        folds = {index: limit(fold, fold_index=index) for index, fold in folds.items()}
+    folds = {index: trained_fold(fold, index, cfg) for index, fold in folds.items()}
     require_legal_size(cfg.model, image_size=preprocess_settings(cfg, workspace).image_size)
     if initial is not None:
         verdict = accept_initial_weights(cfg, workspace, initial, folds, dataset, verdict)
@@ -89,6 +83,14 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         description=f"Best val Dice, from validation: {shown}, mean {mean:.3f}. Leak gate: {verdict['verdict']}.",
         objectives={"objective": mean, "seconds": seconds},
     )
+
+
+def trained_fold(fold: Fold, index: int, cfg: Config) -> Fold:
+    """Return a fold with the training cases that fold.max_train_cases leaves; refuse one without train or val studies."""
+    for split in ("train", "val"):  # kfold.json may have been edited
+        if not fold.subsets()[split]:
+            raise InputError(f"fold {index}: kfold.json lists no {split} studies\nRun stage=prepare again.")
+    return with_max_train_cases(fold, max_cases=cfg.fold.max_train_cases, seed=cfg.seed, fold_index=index)
 
 
 def train_folds(cfg: Config, workspace: Workspace, folds: Mapping[int, Fold], initial: InitialWeights | None) -> float:
@@ -191,15 +193,7 @@ def train_fold(
     """Train one fold with checkpoints in .training/, and replace the fold's folder with the result at the end."""
     fold, unfinished, target = folds[index], workspace.training / f"fold{index}", workspace.fold(index)
     data, mark = packed_folder(cfg, workspace), _finished_mark(workspace, index)
-    dataset = read_dataset(workspace.dataset_csv)
-    recipe = Recipe(
-        model=cfg.model,
-        preprocess=preprocess_settings(cfg, workspace),
-        zscore=cfg.train.zscore,
-        train_ids=fold.train,
-        val_ids=fold.val,
-        ranges=training_ranges(dataset, fold, data),
-    )
+    recipe = recipe_of(cfg, workspace, fold)
     ancestors = () if initial is None else initial.ancestors_of(index)
     initial_md5 = ancestors[0].weights_md5 if ancestors else None
     identity = training_identity(cfg, recipe, data=data.name, initial_md5=initial_md5)
@@ -222,13 +216,25 @@ def train_fold(
         with atomic_folder(target) as folder:
             save_recipe(folder, recipe)
             save_weights(folder, result.weights)
-            write_lineage(folder, lineage_of(workspace, dataset, fold, ancestors=ancestors))
+            write_lineage(folder, lineage_of(workspace, fold, ancestors=ancestors))
             write_text(folder / "config.yaml", yaml.safe_dump(portable_science_of(cfg), sort_keys=False))
             summary = _write_history(folder, result, metric=cfg.train.metric, title=title)
         seconds = result.history[-1].seconds
         write_json(mark, {"identity": identity, "md5": md5_of(target), "seconds": seconds})
         shutil.rmtree(unfinished, ignore_errors=True)
         record.finish(_fold_metrics(summary) | {"train/minutes": seconds / 60}, [target / "history.png"])
+
+
+def recipe_of(cfg: Config, workspace: Workspace, fold: Fold) -> Recipe:
+    """Return what inference must repeat of the training of a fold."""
+    return Recipe(
+        model=cfg.model,
+        preprocess=preprocess_settings(cfg, workspace),
+        zscore=cfg.train.zscore,
+        train_ids=fold.train,
+        val_ids=fold.val,
+        ranges=training_ranges(read_dataset(workspace.dataset_csv), fold, packed_folder(cfg, workspace)),
+    )
 
 
 def _has_finished(mark: Path, target: Path, *, identity: str) -> bool:
@@ -255,17 +261,15 @@ def _only_training_of(workspace: Workspace, index: int) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("fold %d: another process trains it in this workspace and goes first; this one waits", index)
+        log.info("fold %d: another process trains it in this workspace; waiting until it has ended", index)
         lock.acquire()
     with lock:
         yield
 
 
-def lineage_of(
-    workspace: Workspace, dataset: Mapping[str, CaseRecord], fold: Fold, *, ancestors: tuple[Ancestor, ...]
-) -> Lineage:
+def lineage_of(workspace: Workspace, fold: Fold, *, ancestors: tuple[Ancestor, ...]) -> Lineage:
     """Return the lineage of a network that is trained on a fold."""
-    known = known_fingerprints(workspace, dataset)
+    known = known_fingerprints(workspace, read_dataset(workspace.dataset_csv))
     train, val = (tuple(known[case_id] for case_id in case_ids) for case_ids in (fold.train, fold.val))
     return Lineage(train=train, val=val, ancestors=ancestors)
 

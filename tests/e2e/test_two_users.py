@@ -35,7 +35,7 @@ def test_training_waits_for_another_training_of_the_same_fold(prepared: Project,
     with FileLock(project.folder / ".cache" / f"training_{place}_fold0.lock"):
         process = project.start("stage=train", "fold.index=0", "mlflow=off", OMP_NUM_THREADS="1")
         assert process.stdout is not None
-        words = "fold 0: another process trains it in this workspace and goes first; this one waits"
+        words = "fold 0: another process trains it in this workspace; waiting until it has ended"
         assert any(words in line for line in process.stdout)
         assert not (project.folder / "model").exists()
     text, _ = process.communicate(timeout=120)
