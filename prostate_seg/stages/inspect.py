@@ -1,7 +1,7 @@
 """Stage inspect: show the contents of a data set and all findings on it, with a picture of each case, before preprocessing."""
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +67,36 @@ class Inspection:
 def run(cfg: Config, workspace: Workspace) -> StageResult:
     """Write inspect/: cases.csv, findings.csv, summary.json and contact_sheet.png; log the same in short."""
     regions, _ = regions_in(workspace.data, cfg, labels=cfg.data.labels)
-    labels, exclude = regions[WHOLE_GLAND], cfg.data.on_bad_case == "exclude"
+    inspections, findings = inspect_cases(cfg, workspace, regions)
+    of_case = defaultdict(list)
+    for finding in findings:
+        of_case[finding.case_id].append(finding)
+    rows = [(one.case_id, one.check, "error" if one.is_error else "warning", one.message) for one in findings]
+    listing = pd.DataFrame(rows, columns=["case_id", "check", "severity", "message"])
+    table = pd.DataFrame([_row(one, of_case[one.case.case_id]) for one in inspections])
+    panels = [_panel(one, of_case[one.case.case_id]) for one in inspections]
+    summary = summarise(table, findings, num_without_mask=sum(one.case.mask is None for one in inspections))
+    summary["grids"] = grids(inspections)
+    with atomic_folder(workspace.inspection) as folder:
+        write_csv(folder / "cases.csv", table, float_format="%.6g")
+        write_csv(folder / "findings.csv", listing)
+        write_json(folder / "summary.json", summary)
+        if shown := choose_panels(panels):
+            title = f"{workspace.data}: {len(shown)} of {len(panels)} cases"
+            save_png(folder / "contact_sheet.png", contact_sheet_figure(shown, title=title, zones=list(regions)[1:]))
+
+    is_error, exclude = listing["severity"] == "error", cfg.data.on_bad_case == "exclude"
+    logged = listing if exclude else listing[~is_error]  # errors end the stage
+    for line in [*_summary_lines(summary), *_case_lines(table), *_finding_lines(logged)]:
+        log.info("%s", line)
+    log.info("tables and contact_sheet.png are in %s", workspace.inspection)
+    require_gland_names(workspace.data, labels=cfg.data.whole_gland_labels, given=cfg.data.labels)
+    _conclude(summary, _finding_lines(listing[is_error]), exclude=exclude)
+    return StageResult()
+
+
+def inspect_cases(cfg: Config, workspace: Workspace, regions: Regions) -> tuple[list[Inspection], list[Finding]]:
+    """Read and check every case; return all findings too, those of the data set as a whole included, errors first."""
     cases, findings = discover_cases(
         workspace.data, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude, masks_required=False
     )
@@ -82,34 +111,9 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         {case_id: one.quality for case_id, one in by_id.items()},
         md5s={case_id: one.md5s for case_id, one in by_id.items()},
         spacings_mm={case_id: one.geometry.spacing_mm for case_id, one in by_id.items() if one.geometry is not None},
-        labels=labels,
+        labels=regions[WHOLE_GLAND],
     )
-    findings.sort(key=lambda one: (not one.is_error, one.case_id, one.check))
-    listing = pd.DataFrame(
-        [(one.case_id, one.check, "error" if one.is_error else "warning", one.message) for one in findings],
-        columns=["case_id", "check", "severity", "message"],
-    )
-    findings_of = [
-        (one, [finding for finding in findings if finding.case_id == case_id]) for case_id, one in by_id.items()
-    ]
-    table = pd.DataFrame([_row(*both) for both in findings_of])
-    panels = [_panel(*both) for both in findings_of]
-    summary = summarise(table, findings, num_without_mask=sum(case.mask is None for case in cases))
-    summary["grids"] = grids(inspections)
-    with atomic_folder(workspace.inspection) as folder:
-        write_csv(folder / "cases.csv", table, float_format="%.6g")
-        write_csv(folder / "findings.csv", listing)
-        write_json(folder / "summary.json", summary)
-        if shown := choose_panels(panels):
-            title = f"{workspace.data}: {len(shown)} of {len(panels)} cases"
-            save_png(folder / "contact_sheet.png", contact_sheet_figure(shown, title=title, zones=list(regions)[1:]))
-    logged = listing if exclude else listing[listing["severity"] == "warning"]  # errors end the stage
-    for line in [*_summary_lines(summary), *_case_lines(table), *_finding_lines(logged)]:
-        log.info("%s", line)
-    log.info("tables and contact_sheet.png are in %s", workspace.inspection)
-    require_gland_names(workspace.data, labels=cfg.data.whole_gland_labels, given=cfg.data.labels)
-    _conclude(summary, _finding_lines(listing[listing["severity"] == "error"]), exclude=exclude)
-    return StageResult()
+    return inspections, sorted(findings, key=lambda one: (not one.is_error, one.case_id, one.check))
 
 
 def inspect_case(case: Case, *, regions: Regions, allow_others: bool) -> Inspection:

@@ -118,16 +118,19 @@ def overlay_figure(image: np.ndarray, regions: Sequence[RegionMasks], *, spacing
             ax = figure.add_subplot(num_rows * len(bands), num_columns, below + place, xticks=[], yticks=[])
             ax.imshow(grey, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
             _draw_regions(ax, band, np.s_[index, rows, columns], is_gland=number == 0)
-    # LPS: the patient's right is on the left, anterior on top.
-    first = figure.axes[0]
-    first.text(0.02, 0.5, "R", transform=first.transAxes, color="white", ha="left", va="center")
-    first.text(0.5, 0.98, "A", transform=first.transAxes, color="white", ha="center", va="top")
-
-    title = printable(title)
-    fitting_pt = 72 * size_inch[0] / (0.65 * len(title) + 1)  # ids can be 64 characters of 0.65 em on average
-    figure.suptitle(title, fontsize=min(12, fitting_pt), parse_math=False)
+    _draw_words(figure, title)
     figure.legend(handles=_legend_lines(gland, zones), loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _draw_words(figure: Figure, title: str) -> None:
+    """Draw the title, small enough for the width of the figure, and the sides of the patient in the first panel."""
+    first = figure.axes[0]  # in LPS the patient's right is on the left, anterior on top
+    first.text(0.02, 0.5, "R", transform=first.transAxes, color="white", ha="left", va="center")
+    first.text(0.5, 0.98, "A", transform=first.transAxes, color="white", ha="center", va="top")
+    title = printable(title)
+    fitting_pt = 72 * figure.get_figwidth() / (0.65 * len(title) + 1)  # ids: 64 characters of 0.65 em on average
+    figure.suptitle(title, fontsize=min(12, fitting_pt), parse_math=False)
 
 
 def _draw_regions(ax: Axes, regions: Sequence[RegionMasks], part: tuple[int, slice, slice], *, is_gland: bool) -> None:
