@@ -106,9 +106,8 @@ def trusted(
         for number, (row, value) in enumerate(zip(rows, dice, strict=True))
     ]
     table = expected_dice_table(results, coverage=0.9)
-    counts = {("whole_gland", subset): over_confident(2.0, num=20_000) for subset in ("val", "test")}
-    if of_folds is not None:
-        del counts["whole_gland", "val"]
+    voxels = {"whole_gland": over_confident(2.0, num=20_000)}
+    counts = {"val": voxels if of_folds is None else {}, "test": voxels}
     fitted = fitted_expected_dice(table, coverage=0.9, oracle_crop=False)
     summary = {"networks_md5": md5, **fitted, "calibration": calibration_errors(counts)}
     write_csv(folder / "expected_dice.csv", table)

@@ -134,8 +134,8 @@ def write_tables(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Write the tables, metrics.json and summary.json; return the content of metrics.json and of expected_dice.csv."""
     cfg, oracle_crop = evaluation.cfg.evaluate, evaluation.oracle_crop
-    counts = count_val_voxels(evaluation) if cfg.external_root is None else {}
-    counts |= trust.voxels_of_regions(results)
+    val_voxels = count_val_voxels(evaluation) if cfg.external_root is None else {}
+    counts = {"val": val_voxels, "test": trust.voxels_of_regions(results)}
     expected_dice = trust.expected_dice_table(results, coverage=cfg.coverage)
     summary = tables.summarise_folds(
         results, oracle_crop=oracle_crop, num_bootstrap=cfg.num_bootstrap, seed=evaluation.cfg.seed
@@ -157,10 +157,10 @@ def write_tables(
     return summary, expected_dice
 
 
-def count_val_voxels(evaluation: Evaluation) -> dict[tuple[str, str], np.ndarray]:
+def count_val_voxels(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """Count the voxels near the surface of each region by logit, over val studies of each fold segmented by its network."""
     data, dataset, folds = evaluation.workspace.data, evaluation.dataset, evaluation.folds
-    counts = {(region, "val"): np.zeros((2, len(bin_logits())), dtype=np.int64) for region in evaluation.regions}
+    counts = {region: np.zeros((2, len(bin_logits())), dtype=np.int64) for region in evaluation.regions}
     for index, fold in folds.items():
         predictor = evaluation.predictor_of([index])
 
@@ -175,8 +175,8 @@ def count_val_voxels(evaluation: Evaluation) -> dict[tuple[str, str], np.ndarray
         present = [case_id for case_id in fold.val if (data / dataset[case_id].image).exists()]
         chosen = present[:: max(1, math.ceil(len(present) * len(folds) / MAX_VAL_STUDIES))]
         found = evaluation.map_cases(count, chosen, label=f"calibrate fold {index}")
-        for key, *of_studies in zip(counts, *found, strict=True):
-            counts[key] = sum(of_studies, counts[key])
+        for region, *of_studies in zip(counts, *found, strict=True):
+            counts[region] = sum(of_studies, counts[region])
     return counts
 
 

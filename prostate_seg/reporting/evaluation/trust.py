@@ -21,6 +21,9 @@ from prostate_seg.segmentation.inference.expected_dice import (
     left_out_estimates,
 )
 
+Counts = Mapping[str, Mapping[str, np.ndarray]]
+"""Voxels near the surface by subset, val and test, and region: int64 [2, bins], as `calibration.count_near_surface` returns."""
+
 FEATURES = ("tta", "inter_model", "confidence", "outside_training", "small", "rough", "fragments")
 """Features in the order of expected_dice.csv."""
 
@@ -31,8 +34,8 @@ class Trust:
 
     cases: pd.DataFrame
     """expected_dice.csv."""
-    voxels: Mapping[tuple[str, str], np.ndarray]
-    """Content of calibration.csv, as `counts_in` returns it."""
+    voxels: Mapping[str, np.ndarray]
+    """Counts of calibration.csv over test cases, by region."""
     summary: Mapping[str, Any]
     """Part of metrics.json."""
     is_of_folds: bool
@@ -47,20 +50,20 @@ def read_trust(evaluation: Path, summary: Mapping[str, Any], *, of_folds: Path |
     paths = [evaluation / name for name in ("expected_dice.csv", "calibration.csv")]
     if "trust" not in summary or not all(path.is_file() for path in paths):
         return None
-    trust, voxels = dict(summary["trust"]), counts_in(pd.read_csv(paths[1]))
+    trust, counts = dict(summary["trust"]), counts_in(pd.read_csv(paths[1]))
     cases = pd.read_csv(paths[0], dtype=dict.fromkeys(("fold", "case_id", "patient_id"), str))
     path = None if of_folds is None else of_folds / "metrics.json"
     known = read_json(path).get("trust", {}) if path is not None and path.is_file() else {}
     is_same = known.get("networks_md5") == trust["networks_md5"]
     if is_same:
         temperatures = {region: one["temperature"] for region, one in known["calibration"].items()}
-        trust["calibration"] = calibration_errors(voxels, temperatures=temperatures)
+        trust["calibration"] = calibration_errors(counts, temperatures=temperatures)
     is_of_folds = is_same and "expected_dice" in known
     if is_of_folds:
         trust["expected_dice"] = known["expected_dice"]
         calibration = ExpectedDice(**known["expected_dice"])
         cases = _with_estimates(cases, [calibration.estimate(row) for row in features_in(cases)])
-    return Trust(cases=cases, voxels=voxels, summary=trust, is_of_folds=is_of_folds)
+    return Trust(cases=cases, voxels=counts["test"], summary=trust, is_of_folds=is_of_folds)
 
 
 def fitted_expected_dice(table: pd.DataFrame, *, coverage: float, oracle_crop: bool) -> dict[str, Any]:
@@ -131,47 +134,43 @@ def risk_coverage(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"coverage": num_kept / max(1, len(rows)), **risks})
 
 
-def voxels_of_regions(results: Sequence[CaseResult]) -> dict[tuple[str, str], np.ndarray]:
-    """Return the voxels near the surface of each region, over all test cases."""
-    counts: dict[tuple[str, str], np.ndarray] = {}
+def voxels_of_regions(results: Sequence[CaseResult]) -> dict[str, np.ndarray]:
+    """Return the voxels near the surface of each region, over all cases."""
+    counts: dict[str, np.ndarray] = {}
     for result in results:
         if result.voxels is not None:
-            key = (result.region, "test")
-            counts[key] = result.voxels + counts.get(key, 0)
+            counts[result.region] = result.voxels + counts.get(result.region, 0)
     return counts
 
 
-def calibration_table(counts: Mapping[tuple[str, str], np.ndarray]) -> pd.DataFrame:
+def calibration_table(counts: Counts) -> pd.DataFrame:
     """Return calibration.csv: voxels near the surface outside and inside of the reference, by region, subset and logit."""
     logits = bin_logits().round(6)
-    parts = []
-    for (region, subset), (outside, inside) in counts.items():
-        columns = {"region": region, "subset": subset, "logit": logits, "outside": outside, "inside": inside}
-        parts.append(pd.DataFrame(columns))
+    parts = [
+        pd.DataFrame({"region": region, "subset": subset, "logit": logits, "outside": outside, "inside": inside})
+        for subset, of_subset in counts.items()
+        for region, (outside, inside) in of_subset.items()
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
-def counts_in(table: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
-    """Return the counts in calibration.csv by region and subset, int64 [2, bins]."""
-    return {
-        (str(region), str(subset)): rows[["outside", "inside"]].to_numpy(dtype=np.int64).T
-        for (region, subset), rows in table.groupby(["region", "subset"], sort=False)
-    }
+def counts_in(table: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """Return the counts in calibration.csv."""
+    counts: dict[str, dict[str, np.ndarray]] = {"val": {}, "test": {}}
+    for (subset, region), rows in table.groupby(["subset", "region"], sort=False):
+        counts[str(subset)][str(region)] = rows[["outside", "inside"]].to_numpy(dtype=np.int64).T
+    return counts
 
 
-def calibration_errors(
-    counts: Mapping[tuple[str, str], np.ndarray], *, temperatures: Mapping[str, float | None] | None = None
-) -> dict[str, Any]:
+def calibration_errors(counts: Counts, *, temperatures: Mapping[str, float | None] | None = None) -> dict[str, Any]:
     """Return temperature and calibration error on test cases, before and after scaling, of each region.
 
     Without given temperatures, the temperature of a region fits its val studies, if there are any.
     """
     if temperatures is None:
-        temperatures = {
-            region: fit_temperature(voxels) for (region, subset), voxels in counts.items() if subset == "val"
-        }
+        temperatures = {region: fit_temperature(voxels) for region, voxels in counts["val"].items()}
     found = {}
-    for region, voxels in ((region, voxels) for (region, subset), voxels in counts.items() if subset == "test"):
+    for region, voxels in counts["test"].items():
         temperature = temperatures.get(region)
         found[region] = {
             "temperature": temperature,
@@ -188,7 +187,7 @@ def reliability_table(trust: Trust) -> pd.DataFrame:
         for is_scaled, temperature in ((False, 1.0), (True, one["temperature"])):
             if temperature is None:
                 continue
-            found = reliability(trust.voxels[region, "test"], temperature=temperature)
+            found = reliability(trust.voxels[region], temperature=temperature)
             parts.append(pd.DataFrame({"region": region, "is_scaled": is_scaled, **found}))
     return pd.concat(parts, ignore_index=True)
 
