@@ -26,7 +26,7 @@ from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.settings import plain
 from prostate_seg.config import schema as config
-from prostate_seg.config.workspace import workspace_of
+from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.operations.job import TYPED, SkippedRun, terminate
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.grid import GridSweeper, PairSweeper
@@ -72,7 +72,7 @@ class StageLauncher(StageTask):
             cli.require_inputs([str(cfg.stage)], cfg, typed)
         open_fold = with_pruning(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
         workspace = replace(workspace_of(cfg), open_fold=open_fold, run_id=run.run_id)
-        result = stages.load_stage(cfg.stage)(cfg, workspace)
+        result = stages.load_stage(cfg.stage)(cfg, workspace) or StageResult()
         if math.isnan(result.objectives.get("objective", 0.0)):
             raise InputError("the objective, mean val Dice over the folds, is NaN: check the val studies and the loss")
         run.finish(result)

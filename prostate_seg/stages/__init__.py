@@ -1,6 +1,6 @@
 """Table of the stages. The module of a stage is imported only when the stage runs, so that the launcher stays light.
 
-Each module has `run(cfg: Config, workspace: Workspace) -> StageResult`.
+Each module has `run(cfg: Config, workspace: Workspace)`. It returns a `StageResult`; those of `UNTRACKED_STAGES` return None.
 """
 
 import importlib
@@ -42,7 +42,7 @@ UNTRACKED_STAGES = frozenset(
 )
 """Stages that record no run."""
 
-Stage = Callable[[Config, Workspace], StageResult]
+Stage = Callable[[Config, Workspace], StageResult | None]
 
 
 def load_stage(name: str | None) -> Stage:

@@ -8,7 +8,7 @@ from pathlib import Path
 from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.dataset import read_dataset
 from prostate_seg.data.folds import read_folds, read_splits
@@ -20,7 +20,7 @@ from prostate_seg.steps import leak_gate
 log = logging.getLogger(__name__)
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Log the outcome of each check; raise an InputError if there is a leak."""
     folds = read_folds(workspace.kfold_json) if cfg.audit.splits is None else read_splits(Path(cfg.audit.splits))
     fingerprints, source = _fingerprints(cfg, workspace, case_ids_of(folds))
@@ -39,7 +39,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         raise InputError(
             f"{len(verdict.leaks)} leaks in {len(folds)} folds:\n  {listing(verdict.leaks)}\n{next_step(verdict.leaks)}"
         )
-    return StageResult()
 
 
 def _fingerprints(cfg: Config, workspace: Workspace, case_ids: Sequence[str]) -> tuple[dict[str, Fingerprint], str]:

@@ -10,7 +10,7 @@ import pandas as pd
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.reporting.comparison.adaptation_curve import (
     DRAWN,
     NUM_CASES,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Print a table per run and write comparison/; of a sweep over the number of training cases the adaptation curve."""
     sides = load_sides(cfg, workspace)
     if len(sides) < 2:
@@ -46,7 +46,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     for line in lines:
         log.info("%s", line)
     log.info("table and figure are in %s", workspace.comparison)
-    return StageResult()
 
 
 def write_comparisons(cfg: Config, folder: Path, sides: Sequence[Repeats]) -> list[str]:

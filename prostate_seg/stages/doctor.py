@@ -5,14 +5,14 @@ from pathlib import Path
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations.health import Check, Severity, check_all
 from prostate_seg.tracking.journal import pending_journals
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Log the checks; raise an InputError if one of them found something that stops runs or makes their numbers doubtful."""
     checks = [*check_all(cfg, workspace), check_journals(Path(cfg.paths.journal))]
     if cfg.mlflow.tracking_uri is not None:
@@ -26,7 +26,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     bad = [check.name for check in checks if check.severity is Severity.bad]
     if bad:
         raise InputError(f"{len(bad)} of {len(checks)} checks found something to fix: {', '.join(bad)}")
-    return StageResult()
 
 
 def check_journals(folder: Path) -> Check:

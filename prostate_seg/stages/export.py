@@ -10,7 +10,7 @@ from prostate_seg.common.errors import InputError, first_line
 from prostate_seg.common.files import write_text
 from prostate_seg.common.settings import flat
 from prostate_seg.config.schema import Config, science_of
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.operations.job import command_line
 
 log = logging.getLogger(__name__)
@@ -19,13 +19,13 @@ PARAMS = Path("params.yaml")
 """In the current folder, beside dvc.yaml."""
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Write params.yaml, or with export.check compare it with the composed settings."""
     settings = science_of(cfg)
     if not cfg.export.check:
         write_text(PARAMS, params_text(settings, command=command_line()))
         log.info("wrote %s; run it with dvc repro", PARAMS)
-        return StageResult()
+        return
     if not PARAMS.is_file():
         raise InputError(f"{PARAMS} is absent: write it with stage=export and the same overrides")
     there, composed = read_params(), flat(settings)
@@ -38,7 +38,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         listing = "\n".join(different)
         raise InputError(f"{PARAMS} is not what this command composes:\n{listing}\nWrite it again with stage=export.")
     log.info("%s is what this command composes", PARAMS)
-    return StageResult()
 
 
 def read_params() -> dict[str, str]:

@@ -15,7 +15,7 @@ from prostate_seg.common.files import atomic_folder, write_csv, write_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.common.tables import table_lines
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.data.cases import Case, discover_cases
 from prostate_seg.data.label_names import require_gland_names
 from prostate_seg.data.loading import check_files
@@ -64,7 +64,7 @@ class Inspection:
     """Hashes of image and mask, where they can be read."""
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Write inspect/: cases.csv, findings.csv, summary.json and contact_sheet.png; log the same in short."""
     regions, _ = regions_in(workspace.data, cfg, labels=cfg.data.labels)
     inspections, findings = inspect_cases(cfg, workspace, regions)
@@ -92,7 +92,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     log.info("tables and contact_sheet.png are in %s", workspace.inspection)
     require_gland_names(workspace.data, labels=cfg.data.whole_gland_labels, given=cfg.data.labels)
     _conclude(summary, _finding_lines(listing[is_error]), exclude=exclude)
-    return StageResult()
 
 
 def inspect_cases(cfg: Config, workspace: Workspace, regions: Regions) -> tuple[list[Inspection], list[Finding]]:

@@ -15,7 +15,7 @@ from prostate_seg.common.errors import InputError, listed
 from prostate_seg.common.files import md5_of_text, read_json
 from prostate_seg.common.progress import map_cases
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.data.layouts import has_images
 from prostate_seg.data.predictions import State, Target, new_mask, note_dicom_seg, state_of, write_volumes
 from prostate_seg.data.scan_names import kind_of
@@ -42,7 +42,7 @@ TRUST_COLUMNS = {"expected_dice": ("expected Dice", 2), "dice_lower_bound": ("at
 """Heading and decimals of the columns of that table; expected Dice, where it is known, takes the place of what it combines."""
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Write masks/, overlays/, records/, volumes.csv and review.html, and list the studies that were refused."""
     scans = requested_scans(cfg)
     for line in scans.left_out_lines:
@@ -73,7 +73,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     ]
     if failures:
         raise InputError("\n".join(failures))
-    return StageResult()
 
 
 def requested_scans(cfg: Config) -> ScanList:

@@ -5,7 +5,7 @@ import logging
 from prostate_seg.common.settings import plain
 from prostate_seg.common.tables import table_lines
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.ds_version import known_entries
 from prostate_seg.provenance.pipeline_state import as_json, as_rows, command_of_newest, pipeline_states
 from prostate_seg.provenance.redaction import Redactor
@@ -13,13 +13,13 @@ from prostate_seg.provenance.redaction import Redactor
 log = logging.getLogger(__name__)
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Log a table or JSON; a stale stage is no error."""
     whole = plain(cfg)
     states = pipeline_states(workspace, settings=Redactor(settings=whole).tree(whole))
     if cfg.status.format == "json":
         log.info("%s", as_json(states))
-        return StageResult()
+        return
     header = ["stage", "state", "finished, UTC", "took", "result", "why"]
     for line in table_lines(header, as_rows(states), numbers=["took"]):
         log.info("%s", line)
@@ -31,4 +31,3 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         entries = known_entries(workspace)
         log.info("Settings are compared with those of this command. With those of the newest run:")
         log.info("  %s", command_of_newest({stage: entries[stage] for stage in differing}))
-    return StageResult()

@@ -19,7 +19,7 @@ from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import atomic_folder, md5_of, md5_of_text, read_json, write_csv, write_json
 from prostate_seg.common.seeds import Stream, integer_seed, seed_sequence
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.data.cases import Case
 from prostate_seg.data.dataset import CaseRecord
 from prostate_seg.data.folds import Fold
@@ -42,7 +42,7 @@ Row = dict[str, Any]
 """Row of cases.csv: case_id, patient_id, fold, perturbation, unit, level (0 for the weakest), strength, region, dice."""
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Write stress/: cases.csv, curves.csv, stress.json and stress.png."""
     names = chosen_perturbations(cfg.stress.perturbations)
     cfg = replace(cfg, evaluate=replace(cfg.evaluate, external_root=None))  # its labels are not those of the test cases
@@ -64,7 +64,6 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
     for line in stress_lines(curves):
         log.info("%s", line)
     log.info("tables and figure are in %s", workspace.stress)
-    return StageResult()
 
 
 def chosen_perturbations(names: Sequence[str] | None) -> list[str]:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.sweeping.figures import draw_sweep
 from prostate_seg.tracking.sync import sync
 
 log = logging.getLogger(__name__)
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Log a line per run; raise an InputError if the store refuses some of the records."""
     root = Path(cfg.paths.journal)
     synced = sync(cfg.mlflow, root, workspace=workspace, any_address=cfg.sync.any_address, draw=draw_sweep)
@@ -28,4 +28,3 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             f"{len(refused)} of {len(synced)} runs were not taken as a whole\n"
             "delivered.jsonl in their folders has the reasons; all other records are in the store. Then delete the folders."
         )
-    return StageResult()

@@ -5,7 +5,7 @@ import logging
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.settings import plain
 from prostate_seg.config.schema import Config
-from prostate_seg.config.workspace import StageResult, Workspace
+from prostate_seg.config.workspace import Workspace
 from prostate_seg.provenance.ds_version import read_entries
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.provenance.verification import as_json, as_table, compare
@@ -13,7 +13,7 @@ from prostate_seg.provenance.verification import as_json, as_table, compare
 log = logging.getLogger(__name__)
 
 
-def run(cfg: Config, workspace: Workspace) -> StageResult:
+def run(cfg: Config, workspace: Workspace) -> None:
     """Log a table or JSON; raise an InputError if anything is changed or missing."""
     whole = plain(cfg)
     settings = Redactor(settings=whole).tree(whole)
@@ -35,4 +35,3 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
             f"{len(different)} of {len(items)} recorded items are not the same here\n"
             "Restore them, or run the stages again; settings are compared with those of this command."
         )
-    return StageResult()
