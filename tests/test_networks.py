@@ -6,10 +6,12 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.config import schema as config
 from prostate_seg.segmentation.networks.networks import build_network, is_3d, require_legal_size
+from prostate_seg.segmentation.networks.prelu import PReLU
 from prostate_seg.segmentation.networks.settings import ModelName
 from tests.conftest import composed
 from tests.segmentation_helpers import model_2d, model_3d, small_model
@@ -51,6 +53,28 @@ def test_2d_networks_keep_their_layout_when_weights_are_loaded(name: ModelName) 
     other.load_state_dict({name: value.contiguous() for name, value in network.state_dict().items()})
     assert [value.stride() for value in other.parameters()] == [value.stride() for value in network.parameters()]
     assert all(torch.equal(*pair) for pair in zip(other.parameters(), network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("slope", [0.25, 0.0, -0.5])
+def test_prelu_has_the_values_and_gradients_of_torch(slope: float) -> None:
+    own, reference = PReLU(init=slope).double(), nn.PReLU(init=slope).double()
+    features = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    inputs = [features.clone().requires_grad_() for _ in range(2)]
+    outputs = [layer(one) for layer, one in zip((own, reference), inputs, strict=True)]
+    for output in outputs:
+        (output * features.cos()).sum().backward()
+    assert torch.equal(*outputs)
+    assert torch.equal(*(one.grad for one in inputs))
+    torch.testing.assert_close(own.weight.grad, reference.weight.grad)
+
+
+def test_networks_with_prelu_use_it_and_keep_its_parameter_under_autocast() -> None:
+    network = build_network(model_2d())
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.PReLU)]
+    assert {type(layer) for layer in layers} == {PReLU}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(torch.randn(2, 1, 32, 32)).float().square().mean().backward()
+    assert all(layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32 for layer in layers)
 
 
 def test_dilations_widen_the_receptive_field() -> None:

@@ -47,7 +47,7 @@ from prostate_seg.steps.leak_gate import checked_folds, known_fingerprints, not_
 
 log = logging.getLogger(__name__)
 
-TRAINING_VERSION = 3
+TRAINING_VERSION = 4
 """Increased when the same settings, seed and data begin to give other weights: no training resumes from another version."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.networks.layers.factories import Act
 from monai.networks.nets.attentionunet import AttentionUnet
 from monai.networks.nets.dynunet import DynUNet
 from monai.networks.nets.segresnet import SegResNet
@@ -16,12 +17,16 @@ from monai.networks.nets.unet import UNet
 from torch import nn
 
 from prostate_seg.common.errors import InputError
+from prostate_seg.segmentation.networks.prelu import PReLU
 from prostate_seg.segmentation.networks.resunet_a import ResUNetA
 from prostate_seg.segmentation.networks.settings import ModelConfig, ModelName
 
 MIN_COARSE_EDGE = 2
 """Smallest edge of the coarsest level in voxels: instance norm of a single voxel has no variance."""
 
+ACTIVATIONS = {"prelu": "prelu_with_one_slope"}
+"""Names of activations in MONAI's factory, where they differ from model.activation."""
+Act.add_factory_class(ACTIVATIONS["prelu"], PReLU)
 
 DECODER: dict[ModelName, str] = {
     "unet": r"model(\.1\.submodule)*\.2\.",
@@ -51,7 +56,7 @@ def _build(settings: ModelConfig, *, num_regions: int) -> nn.Module:
     norm, dropout, num_res_units = settings.norm, settings.dropout, settings.num_res_units
     dims = {"spatial_dims": num_dims, "in_channels": in_channels, "out_channels": num_regions}
     levels: dict[str, Any] = {**dims, "channels": channels, "strides": strides, "dropout": dropout}
-    layers: dict[str, Any] = {"act": settings.activation, "norm": norm}
+    layers: dict[str, Any] = {"act": ACTIVATIONS.get(settings.activation, settings.activation), "norm": norm}
     match settings.name:
         case "unet" | "unet3d":  # U-Net with residual units, Kerfoot et al. 2018
             return UNet(**levels, **layers, num_res_units=num_res_units)
@@ -69,7 +74,7 @@ def _build(settings: ModelConfig, *, num_regions: int) -> nn.Module:
                 filters=channels,
                 dropout=dropout or None,
                 norm_name=(norm, {"affine": True}),
-                act_name=settings.activation,
+                act_name=layers["act"],
                 res_block=num_res_units > 0,
             )
         case "segresnet":  # Myronenko 2018, without the autoencoder; channels double at each level
