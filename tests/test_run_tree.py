@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from filelock import FileLock, Timeout
 from mlflow.entities import Run, ViewType
+from mlflow.store.entities import PagedList
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
@@ -52,6 +53,13 @@ def stage(tree: RunTree, pipeline: Run, name: str = "train") -> Run:
 
 def status(tree: RunTree, run: Run) -> str:
     return str(tree.client.get_run(run.info.run_id).info.status)
+
+
+def test_all_trials_of_a_sweep_are_found(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stage(tree, tree.pipeline("p", fresh=False))
+    pages = {None: PagedList([run] * 1000, "second"), "second": PagedList([run] * 5, None)}
+    monkeypatch.setattr(tree.client, "search_runs", lambda *arguments: pages[arguments[-1]])
+    assert len(tree.children("a sweep", level="trial")) == 1005
 
 
 def test_pipeline_is_created_once_and_found_again(tree: RunTree) -> None:

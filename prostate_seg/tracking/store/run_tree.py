@@ -289,7 +289,7 @@ class RunTree:
         *,
         status: str | None = None,
         newest_first: bool = False,
-        limit: int = 1000,
+        limit: int | None = None,
         deleted: bool = False,
     ) -> list[Run]:
         """Return active runs with these tags, or only deleted ones, oldest first unless `newest_first`."""
