@@ -30,6 +30,7 @@ from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.operations.job import TYPED, SkippedRun, terminate
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.grid import GridSweeper, PairSweeper
+from prostate_seg.sweeping.identity import is_multirun
 from prostate_seg.sweeping.pruning import with_pruning
 from prostate_seg.sweeping.sweeper import StudySweeper
 
@@ -66,11 +67,12 @@ class StageLauncher(StageTask):
 
                 release_workers()
             return run.result.objectives
-        if str(HydraConfig.get().mode).endswith("MULTIRUN"):  # the values of a job of a multirun are known only here
+        hydra_config = cast(DictConfig, HydraConfig.get())
+        if is_multirun(hydra_config):  # the values of a job of a multirun are known only here
             redactor = Redactor(settings=plain(cfg))
-            typed = [redactor.text(cli.typed_word(word)) for word in HydraConfig.get().overrides.task]
+            typed = [redactor.text(cli.typed_word(word)) for word in hydra_config.overrides.task]
             cli.require_inputs([str(cfg.stage)], cfg, typed)
-        open_fold = with_pruning(run.open_fold, cfg, cast(DictConfig, HydraConfig.get()))
+        open_fold = with_pruning(run.open_fold, cfg, hydra_config)
         workspace = replace(workspace_of(cfg), open_fold=open_fold, run_id=run.run_id)
         result = stages.load_stage(cfg.stage)(cfg, workspace) or StageResult()
         if math.isnan(result.objectives.get("objective", 0.0)):

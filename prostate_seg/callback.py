@@ -43,7 +43,14 @@ from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.stages import STAGES, UNTRACKED_STAGES, require_stage
 from prostate_seg.sweeping.cost_estimate import log_grid_estimate
 from prostate_seg.sweeping.grid import job_error
-from prostate_seg.sweeping.identity import is_study, require_training, sweep_place, swept_settings, trial_number
+from prostate_seg.sweeping.identity import (
+    is_multirun,
+    is_study,
+    require_training,
+    sweep_place,
+    swept_settings,
+    trial_number,
+)
 from prostate_seg.tracking import set_mlflow_defaults
 
 log = logging.getLogger(__name__)
@@ -128,7 +135,7 @@ class TrackingCallback(Callback):
                 from prostate_seg.tracking.sweeps import begin_multirun
 
                 begin_multirun(cfg, sweep_place(config), is_sweep=is_sweep)
-            if is_sweep and not is_study(config.hydra):  # a study announces the trials that are missing itself
+            if is_sweep and not is_study(config.hydra):  # a study logs its missing trials itself
                 log_grid_estimate(cfg, swept, is_paired="PairSweeper" in config.hydra.sweeper._target_)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -179,7 +186,7 @@ class TrackingCallback(Callback):
             self._task.close(error, replace_error=is_completed)
         if isinstance(error, SystemExit) and error.code in (0, None):
             sys.exit(1)  # a stage that leaves by sys.exit(0) has no result, which is no success
-        if isinstance(error, Exception) and not _is_multirun(config):
+        if isinstance(error, Exception) and not is_multirun(config.hydra):
             raise JobFailed(error)
 
 
@@ -228,7 +235,7 @@ def _require_runnable(config: DictConfig, stages: Sequence[str | None], *, swept
     """
     for stage in stages:
         require_stage(stage)
-    if _is_multirun(config) and is_study(config.hydra):
+    if is_multirun(config.hydra) and is_study(config.hydra):
         require_training(stages)
     groups = {re.split(r"[./]", key.lstrip("+"))[0] for key in swept}
     if groups & INPUT_GROUPS or ("fold" in groups and list(stages) != ["train"]):
@@ -243,20 +250,16 @@ def _require_runnable(config: DictConfig, stages: Sequence[str | None], *, swept
     require_inputs([str(stage) for stage in stages], cfg, typed)
 
 
-def _is_multirun(config: DictConfig) -> bool:
-    return str(config.hydra.mode).endswith("MULTIRUN")
-
-
 def _job(config: DictConfig) -> Job:
     number: int | None = None
-    if _is_multirun(config):
+    if is_multirun(config.hydra):
         is_trial = is_study(config.hydra)
         number = trial_number(config.hydra) if is_trial else OmegaConf.select(config.hydra, "job.num", default=None)
     return Job(
         overrides=tuple(map(typed_word, config.hydra.overrides.task)),
         output_dir=Path(config.hydra.runtime.output_dir),
         hydra_dir=config.hydra.output_subdir or ".hydra",
-        sweep_folder=sweep_place(config) if _is_multirun(config) else None,
+        sweep_folder=sweep_place(config) if is_multirun(config.hydra) else None,
         number=number,
         cluster_key=cluster_job_key(sweep_place(config), config.hydra.job.id) if is_cluster_job() else None,
     )

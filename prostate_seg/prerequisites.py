@@ -46,32 +46,28 @@ def _absent_inputs(stage: str, cfg: Config, workspace: Workspace) -> Iterator[tu
     """Yield each absent input of a stage with the stage that writes it."""
     data, dataset = (workspace.data, "fetch"), (workspace.dataset_csv, "preprocess")
     folds = (workspace.kfold_json, "prepare")
-    is_external = cfg.evaluate.external_root is not None and stage != "stress"
-    inputs: list[tuple[Path, str]] = []
-    if stage in ("inspect", "preprocess"):
-        inputs = [data]
-    elif stage == "prepare":
-        inputs = [dataset]
-    elif stage == "train":
-        inputs = [dataset, folds]
-    elif stage in ("evaluate", "stress"):
-        indices = range(_num_folds(workspace)) if cfg.fold.index is None else [cfg.fold.index]
-        networks = [(workspace.fold(index) / RECIPE, "train") for index in indices]
-        inputs = [dataset, folds, *networks, *([] if is_external else [data])]
-    elif stage == "report":
-        evaluation = workspace.external_evaluation if is_external else workspace.evaluation
-        inputs = [(evaluation / "metrics.json", "evaluate")]
-    elif stage == "audit" and cfg.audit.splits is None:
-        inputs = [folds]
-    elif stage == "predict" and cfg.predict.model is None:
-        if not any(workspace.model.glob(f"fold*/{RECIPE}")):
-            yield workspace.model, "train"
-    elif (stage == "register" and cfg.register.run is None) or (
-        stage == "predict" and str(cfg.predict.model).startswith(REGISTRY)
-    ):  # an absent database file has no runs and no models
-        file = None if cfg.mlflow.tracking_uri is None else sqlite_file(resolved_uri(cfg.mlflow.tracking_uri))
-        inputs = [] if file is None else [(file, "evaluate" if stage == "register" else "register")]
-    yield from ((path, source) for path, source in inputs if not exists(path))
+    is_external = cfg.evaluate.external_root is not None
+    evaluation = workspace.external_evaluation if is_external else workspace.evaluation
+    indices = range(_num_folds(workspace)) if cfg.fold.index is None else [cfg.fold.index]
+    tested = [dataset, folds, *((workspace.fold(index) / RECIPE, "train") for index in indices)]
+    # an absent database file has no runs and no models
+    store = None if cfg.mlflow.tracking_uri is None else sqlite_file(resolved_uri(cfg.mlflow.tracking_uri))
+    is_registered = str(cfg.predict.model).startswith(REGISTRY)
+    inputs = {
+        "inspect": [data],
+        "preprocess": [data],
+        "prepare": [dataset],
+        "train": [dataset, folds],
+        "evaluate": tested if is_external else [*tested, data],
+        "stress": [*tested, data],
+        "report": [(evaluation / "metrics.json", "evaluate")],
+        "audit": [folds] if cfg.audit.splits is None else [],
+        "register": [(store, "evaluate")] if store is not None and cfg.register.run is None else [],
+        "predict": [(store, "register")] if store is not None and is_registered else [],
+    }
+    if stage == "predict" and cfg.predict.model is None and not any(workspace.model.glob(f"fold*/{RECIPE}")):
+        yield workspace.model, "train"
+    yield from ((path, source) for path, source in inputs.get(stage, []) if not exists(path))
 
 
 def _num_folds(workspace: Workspace) -> int:
@@ -86,7 +82,7 @@ def require_fetchable(cfg: Config, workspace: Workspace) -> None:
     """Refuse an absent data folder that stage=fetch does not fill: one of the user's, or one that DVC tracks."""
     tracked = Path(f"{workspace.data}.dvc")
     if tracked.is_file():
-        raise InputError(f"{workspace.data} is absent, and {tracked} says that DVC has it: bring it here with dvc pull")
+        raise InputError(f"{workspace.data} is absent, and DVC tracks it ({tracked}): bring it here with dvc pull")
     if cfg.data.source == "folder":
         what = "is empty" if workspace.data.is_dir() else "does not exist"
         raise InputError(

@@ -15,6 +15,11 @@ from prostate_seg.common.suggestions import unknown_key_message
 from prostate_seg.config import schema as configuration
 
 
+def is_multirun(hydra: DictConfig) -> bool:
+    """Return whether the command runs several jobs."""
+    return str(hydra.mode).endswith("MULTIRUN")
+
+
 def is_study(hydra: DictConfig) -> bool:
     """Return whether jobs are the trials of an Optuna study."""
     return str(hydra.sweeper._target_).endswith(".StudySweeper")
