@@ -207,8 +207,8 @@ def first(records: Records, do: str) -> dict[str, Any]:
 
 
 HARMFUL: dict[str, Callable[[Records], object]] = {
-    "a record asks for 'place'": lambda records: records.append({"do": "place", "run": records[1]["run"]}),
-    "a record asks for None": lambda records: records.append({}),
+    "type of a record is 'place'": lambda records: records.append({"do": "place", "run": records[1]["run"]}),
+    "type of a record is None": lambda records: records.append({}),
     "a run that it did not bring": lambda records: first(records, "log").update(run="0" * 32),
     "run of a record 'log' is": lambda records: first(records, "log").update(run="' or 1=1"),
     "folder of a record 'files' is '../../etc'": lambda records: first(records, "files").update(folder="../../etc"),

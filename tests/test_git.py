@@ -195,7 +195,7 @@ def test_absent_git_is_a_problem_only_where_there_is_a_repository(
 
 
 def test_unknown_revision_is_refused_with_its_name(project: Path) -> None:
-    with pytest.raises(InputError, match="nosuch: git knows no commit"):
+    with pytest.raises(InputError, match="nosuch: is the name of no commit"):
         commits.commit_of("nosuch")
 
 

@@ -271,7 +271,7 @@ def _require_comparable(study: str, begun_with: Mapping[str, str], now: Mapping[
 
 
 def pruning_check(address: str, name: str, *, number: int, pruner: BasePruner) -> Callable[[int, float], bool]:
-    """Return the function that reports a trial's progress and asks the pruner; called in the process that trains."""
+    """Return the function that reports a trial's progress and returns whether to prune it; for the process that trains."""
     uri = _supported(address)
 
     def load() -> tuple[Trial, set[int]]:

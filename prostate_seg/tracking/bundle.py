@@ -228,7 +228,10 @@ def _check_members(source: Path, archive: zipfile.ZipFile, journal_root: Path) -
     existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if size > free:
-        raise InputError(f"{source}: unpacks to {size / 2**30:.1f} GiB, and {existing} has {free / 2**30:.1f} GiB free")
+        raise InputError(
+            f"{source}: unpacks to {size / 2**30:.1f} GiB, and {existing} has {free / 2**30:.1f} GiB free\n"
+            "Free some space, or set paths.journal to another folder."
+        )
 
 
 def _read_records(source: Path, archive: zipfile.ZipFile) -> tuple[str, list[BundleRecord]]:
@@ -248,7 +251,9 @@ def _read_records(source: Path, archive: zipfile.ZipFile) -> tuple[str, list[Bun
     except ValidationError as error:
         raise InputError(f"{source}: is no bundle of this program: {_shown(error)}\nHave it packed again.") from error
     except (KeyError, ValueError) as error:
-        raise InputError(f"{source}: is no bundle of this program, or damaged ({error})") from error
+        raise InputError(
+            f"{source}: is no bundle of this program, or damaged ({error})\nHave it packed again."
+        ) from error
     return header.what, found
 
 
@@ -280,4 +285,4 @@ def _shown(error: ValidationError) -> str:
             return f"{field} of a record {kind!r} is {str(fault['input'])[:80]!r}"
         case (field,):
             return f"{field} of its first line is {str(fault['input'])[:80]!r}"
-    return f"a record asks for {fault['input'].get('do')!r}" if isinstance(fault["input"], dict) else fault["msg"]
+    return f"type of a record is {fault['input'].get('do')!r}" if isinstance(fault["input"], dict) else fault["msg"]

@@ -64,7 +64,7 @@ def commit_of(revision: str) -> str:
         if error.code != 1:
             raise InputError(f"{revision}: {error}\nRun this in the git repository that holds the commit.") from error
         raise InputError(
-            f"{revision}: git knows no commit, and DVC no experiment, of that name\nSee git log and dvc exp show."
+            f"{revision}: is the name of no commit in git, and of no experiment in DVC\nSee git log and dvc exp show."
         ) from error
 
 

@@ -92,7 +92,9 @@ def recorded_stages(tree: RunTree, run_id: str) -> list[tuple[str, dict[str, Any
             finished = tree.children(run.info.run_id, status=Outcome.finished)
             stages = [one for one in finished if one.data.tags["level"] != Level.sweep]
         if not stages:
-            raise InputError(f"run {run_id} ({run.info.run_name}) recorded nothing: no stage in it has finished")
+            raise InputError(
+                f"run {run_id} ({run.info.run_name}) recorded nothing: run a stage in it that finishes, or name another run"
+            )
         return [(str(stage.data.tags["stage"]), provenance_of(tree, stage)) for stage in stages]
 
 
@@ -102,7 +104,7 @@ def provenance_of(tree: RunTree, stage: Run) -> dict[str, Any]:
     if text is None:
         raise InputError(
             f"run {stage.info.run_id} ({stage.info.run_name}, {stage.info.status}) has no provenance.json: "
-            "only a stage that finished records what it touched"
+            "only a stage that finished has one\nName a finished run; the MLflow page shows its status."
         )
     return dict(json.loads(text))
 

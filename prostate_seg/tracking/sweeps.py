@@ -122,14 +122,9 @@ def end(tree: RunTree, folder: Path, *, draw: Draw) -> str | None:
     if SEED in repeated and not rows[0][0]:
         return None  # seeds alone were varied: the best seed is no setting to choose
 
-    def log_best() -> str:
-        provenance = artifact_text(tree, best, "provenance.json")
-        overrides = json.loads(provenance)["overrides"] if provenance else []
-        command = command_of(overrides, without=repeated)
-        tree.log(sweep_id, tags={"best_command": command})
-        return command
-
-    command = tree.store.call(log_best)
+    provenance = tree.store.call(lambda: artifact_text(tree, best, "provenance.json"))
+    command = command_of(json.loads(provenance)["overrides"] if provenance else [], without=repeated)
+    tree.store.call(lambda: tree.log(sweep_id, tags={"best_command": command}))
     with tempfile.TemporaryDirectory() as figures:
         draw(Path(figures), rows)
         tree.store.call(lambda: tree.client.log_artifacts(sweep_id, figures, "figures"))

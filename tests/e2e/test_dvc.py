@@ -199,7 +199,7 @@ def test_runs_are_found_by_commit_and_commits_by_run(finished: Clone) -> None:
     assert f"git checkout {head} && dvc checkout && dvc repro --force --single-item evaluate" in shown
     refused = finished.stage("stage=find", "find.commit=no-such-thing", check=False)
     assert refused.returncode == 1
-    assert "no-such-thing: git knows no commit, and DVC no experiment, of that name" in refused.stderr
+    assert "no-such-thing: is the name of no commit in git, and of no experiment in DVC" in refused.stderr
     assert "has no dvc.lock" in finished.stage("stage=find", "find.commit=main~2", check=False).stderr
 
 
