@@ -47,7 +47,7 @@ from prostate_seg.sweeping.identity import (
     is_multirun,
     is_study,
     require_training,
-    sweep_place,
+    sweep_path,
     swept_settings,
     trial_number,
 )
@@ -134,7 +134,7 @@ class TrackingCallback(Callback):
                 set_mlflow_defaults()
                 from prostate_seg.tracking.sweeps import begin_multirun
 
-                begin_multirun(cfg, sweep_place(config), is_sweep=is_sweep)
+                begin_multirun(cfg, sweep_path(config), is_sweep=is_sweep)
             if is_sweep and not is_study(config.hydra):  # a study logs its missing trials itself
                 log_grid_estimate(cfg, swept, is_paired="PairSweeper" in config.hydra.sweeper._target_)
 
@@ -148,7 +148,7 @@ class TrackingCallback(Callback):
                 return
             from prostate_seg.tracking.sweeps import end_multirun
 
-            command = end_multirun(cfg, sweep_place(config), draw=_draw_sweep)
+            command = end_multirun(cfg, sweep_path(config), draw=_draw_sweep)
             if command is not None and not is_study(config.hydra):
                 log.info("to train the best setting of this sweep:\n  %s", command)
 
@@ -259,9 +259,9 @@ def _job(config: DictConfig) -> Job:
         overrides=tuple(map(typed_word, config.hydra.overrides.task)),
         output_dir=Path(config.hydra.runtime.output_dir),
         hydra_dir=config.hydra.output_subdir or ".hydra",
-        sweep_folder=sweep_place(config) if is_multirun(config.hydra) else None,
+        sweep_folder=sweep_path(config) if is_multirun(config.hydra) else None,
         number=number,
-        cluster_key=cluster_job_key(sweep_place(config), config.hydra.job.id) if is_cluster_job() else None,
+        cluster_key=cluster_job_key(sweep_path(config), config.hydra.job.id) if is_cluster_job() else None,
     )
 
 

@@ -201,18 +201,18 @@ def _value(value: str) -> Any:
 def _split(text: str) -> list[str]:
     """Split at the commas outside quotes and brackets."""
     parts, start, depth, quote = [], 0, 0, ""
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         if quote:
-            quote = "" if character == quote and text[place - 1] != "\\" else quote
-        elif character in "'\"" and not text[start:place].strip():
+            quote = "" if character == quote and text[index - 1] != "\\" else quote
+        elif character in "'\"" and not text[start:index].strip():
             quote = character
         elif character in "([{":
             depth += 1
         elif character in ")]}":
             depth -= 1
         elif character == "," and depth == 0:
-            parts.append(text[start:place].strip())
-            start = place + 1
+            parts.append(text[start:index].strip())
+            start = index + 1
     return [*parts, text[start:].strip()]
 
 

@@ -50,9 +50,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="module")
 def bundle(cfg: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("bundle") / "runs.zip"
-    redactor = Redactor(environment={"MY_TOKEN": SECRET})
-    (pipeline,) = tree_of(cfg).search({"level": Level.pipeline})
-    assert pack(pipeline.info.run_id, target, cfg.mlflow, cache=workspace_of(cfg).cache, redactor=redactor) == 5
+    assert packed(cfg, tree_of(cfg).pipeline("baseline", fresh=False).info.run_id, target, MY_TOKEN=SECRET) == 5
     return target
 
 
@@ -69,6 +67,11 @@ def elsewhere(cfg: Config, experiment: str) -> Config:
 
 def tree_of(cfg: Config) -> RunTree:
     return open_tree(cfg.mlflow, cache=workspace_of(cfg).cache)
+
+
+def packed(cfg: Config, run_id: str, target: Path, **environment: str) -> int:
+    redactor = Redactor(environment=environment)
+    return pack(run_id, target, cfg.mlflow, cache=workspace_of(cfg).cache, redactor=redactor)
 
 
 def put(source: Path, cfg: Config) -> Unpacked:
@@ -155,15 +158,14 @@ def test_no_planted_secret_is_packed(bundle: Path) -> None:
 
 def test_only_a_complete_pipeline_that_has_ended_is_packed(cfg: Config, tmp_path: Path) -> None:
     tree = tree_of(cfg)
-    arguments = {"cache": workspace_of(cfg).cache, "redactor": Redactor(environment={})}
     stage = by_name(tree)["train train"]
     with pytest.raises(InputError, match=r"\(train\) is a part of the pipeline baseline\n.*the id of the pipeline"):
-        pack(stage.info.run_id, tmp_path / "b.zip", cfg.mlflow, **arguments)  # type: ignore[arg-type]
+        packed(cfg, stage.info.run_id, tmp_path / "b.zip")
     with pytest.raises(InputError, match="there is no run 0123"):
-        pack("0123", tmp_path / "b.zip", cfg.mlflow, **arguments)  # type: ignore[arg-type]
+        packed(cfg, "0123", tmp_path / "b.zip")
     other = tree.create("busy", TreePosition(level=Level.pipeline, pipeline="busy"), parent_id=None)
     with pytest.raises(InputError, match="busy of busy still runs"):
-        pack(other.info.run_id, tmp_path / "b.zip", cfg.mlflow, **arguments)  # type: ignore[arg-type]
+        packed(cfg, other.info.run_id, tmp_path / "b.zip")
     tree.client.delete_run(other.info.run_id)
     assert list(tmp_path.iterdir()) == []
 
@@ -171,21 +173,17 @@ def test_only_a_complete_pipeline_that_has_ended_is_packed(cfg: Config, tmp_path
 def test_bundle_that_the_disk_does_not_take_is_refused(
     cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def packed() -> int:
-        (pipeline,) = tree_of(cfg).search({"level": Level.pipeline})
-        arguments = {"cache": workspace_of(cfg).cache, "redactor": Redactor(environment={})}
-        return pack(pipeline.info.run_id, tmp_path / "folder", cfg.mlflow, **arguments)  # type: ignore[arg-type]
-
+    pipeline = tree_of(cfg).pipeline("baseline", fresh=False).info.run_id
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=r"bundle.output: .*folder cannot be written \(Is a directory\)"):
-        packed()
+        packed(cfg, pipeline, tmp_path / "folder")
 
     def full(*_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("prostate_seg.tracking.journal.os.write", full)
     with pytest.raises(InputError, match="is full: free some space there, or set TMPDIR"):
-        packed()
+        packed(cfg, pipeline, tmp_path / "folder")
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 

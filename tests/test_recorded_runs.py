@@ -1,13 +1,17 @@
 """The per-case results of a run are found by its id, its pipeline or a link to it; a run without results is refused."""
 
+from dataclasses import replace
+from typing import NoReturn
+
 import pytest
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.tracking import sweeps
 from prostate_seg.tracking.recorded_runs import (
     RecordedTrial,
+    find_run,
     open_tree,
     recorded_cases,
     recorded_trials,
@@ -16,22 +20,13 @@ from prostate_seg.tracking.recorded_runs import (
 )
 from prostate_seg.tracking.records import Level, TreePosition
 from prostate_seg.tracking.store.run_tree import RunTree
+from tests.test_run_tree import SETTINGS
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> RunTree:
     folder = tmp_path_factory.mktemp("store")
-    settings = MlflowConfig(
-        tracking_uri=f"sqlite:///{folder}/mlflow.db",
-        experiment="one",
-        name="baseline",
-        on_rerun="supersede",
-        on_unreachable="fail",
-        fresh=False,
-        skip_finished=False,
-        system_metrics=False,
-    )
-    return open_tree(settings, cache=folder)
+    return open_tree(replace(SETTINGS, tracking_uri=f"sqlite:///{folder}/mlflow.db"), cache=folder)
 
 
 def add(
@@ -97,6 +92,15 @@ def test_training_and_an_unknown_run_are_refused(tree: RunTree) -> None:
     assert f"run {training.info.run_id} (train, FINISHED) has no per-case results" in refusal(tree, training)
     with pytest.raises(InputError, match="there is no run 12e45678 in sqlite:///"):
         recorded_cases(tree, "12e45678")
+
+
+def test_run_is_not_absent_because_the_store_fails(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> NoReturn:
+        raise MlflowException("API request failed")
+
+    monkeypatch.setattr(tree.client, "get_run", fail)
+    with pytest.raises(InputError, match=r"cannot be used: API request failed\nCheck the address"):
+        find_run(tree, "0" * 32)
 
 
 def add_trial(tree: RunTree, sweep: Run, *, text: str | None = "x", stage: str = "evaluate", **params: str) -> Run:

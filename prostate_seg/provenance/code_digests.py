@@ -90,7 +90,7 @@ def is_neutral(path: Path) -> bool:
     if path.suffix != ".py":
         return path.suffix in (".css", ".js")
     inside = path.relative_to(PACKAGE)
-    if not NEUTRAL.isdisjoint(place.as_posix() for place in (inside, *inside.parents)):
+    if not NEUTRAL.isdisjoint(one.as_posix() for one in (inside, *inside.parents)):
         return True
     return any(name.split(".")[0] == "matplotlib" for name in imported_names(path))
 

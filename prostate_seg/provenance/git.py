@@ -1,4 +1,4 @@
-"""The one place that starts git. What git refuses is raised with git's own message."""
+"""The only module that starts git. What git refuses is raised with its own message."""
 
 import os
 import subprocess

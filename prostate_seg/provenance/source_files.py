@@ -66,8 +66,8 @@ def _imported_files(file: Path) -> Iterator[Path]:
         if parts[0] != PACKAGE.name:
             continue
         for length in range(1, len(parts) + 1):
-            place = PACKAGE.joinpath(*parts[1:length])
-            candidates = (place / "__init__.py", place.with_suffix(".py"))
+            path = PACKAGE.joinpath(*parts[1:length])
+            candidates = (path / "__init__.py", path.with_suffix(".py"))
             yield from (candidate for candidate in candidates if candidate.is_file())
 
 

@@ -30,7 +30,7 @@ def trial_number(hydra: DictConfig) -> int:
     return int(hydra.sweep.subdir)
 
 
-def sweep_place(config: DictConfig) -> Path:
+def sweep_path(config: DictConfig) -> Path:
     """Return the path that identifies a sweep: its folder, or storage and name of a study, which may span machines."""
     if not is_study(config.hydra):
         return Path(config.hydra.sweep.dir).absolute()

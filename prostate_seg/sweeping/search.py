@@ -24,7 +24,7 @@ from prostate_seg.operations.job import command_of
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.cost_estimate import log_cost_estimate, num_folds_of
 from prostate_seg.sweeping.grid import job_error
-from prostate_seg.sweeping.identity import sweep_place
+from prostate_seg.sweeping.identity import sweep_path
 from prostate_seg.sweeping.search_space import SearchSpace, example_overrides, num_trials_of, search_space
 from prostate_seg.sweeping.study import SharedStudy, open_study, original_number
 
@@ -81,7 +81,7 @@ class Search:
         if self.cfg.mlflow.tracking_uri is not None:
             from prostate_seg.tracking.sweeps import mark_complete  # imports mlflow
 
-            mark_complete(self.cfg, sweep_place(self.config))
+            mark_complete(self.cfg, sweep_path(self.config))
 
     def _comparability_key(self, space: SearchSpace) -> dict[str, str]:
         """Return what trials must share to be compared: all settings that are not searched, and the prepared data."""

@@ -58,7 +58,8 @@ def open_tree(settings: MlflowConfig, *, cache: Path) -> RunTree:
 
 def find_run(tree: RunTree, run_id: str) -> Run:
     """Return a run."""
-    run = tree.get(run_id, or_deleted=True)
+    with tree.store.explained_errors():
+        run = tree.get(run_id, or_deleted=True)
     if run is None:
         raise InputError(f"there is no run {run_id} in {tree.store.address}\nLook for its id on the MLflow page.")
     if is_deleted(run):

@@ -37,6 +37,7 @@ from prostate_seg.provenance.record import path_of
 from prostate_seg.provenance.source_files import PACKAGE, files_behind, packages_behind
 from prostate_seg.tracking.recorded_runs import artifact_text, find_run, open_tree, provenance_of, stage_of
 from prostate_seg.tracking.records import Level
+from prostate_seg.tracking.store.connection import ABSENT
 from prostate_seg.tracking.store.run_tree import MAX_CANDIDATES, PARENT, RunTree, source_of
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -292,7 +293,7 @@ def _existing(get: Callable[[], ModelVersion]) -> Version | None:
     try:
         return Version.of(get())
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in ABSENT:
             return None
         raise
 

@@ -27,7 +27,7 @@ from prostate_seg.provenance.ds_version import LOCAL_ID
 from prostate_seg.tracking import records, sweeps
 from prostate_seg.tracking.journal import Journal, merge_metrics
 from prostate_seg.tracking.records import NONE, Level, Record, TreePosition
-from prostate_seg.tracking.store.connection import STORE_ERRORS
+from prostate_seg.tracking.store.connection import ABSENT, STORE_ERRORS
 from prostate_seg.tracking.store.run_tree import (
     CLOSED_BY,
     CLUSTER_KEY,
@@ -42,7 +42,7 @@ from prostate_seg.tracking.store.run_tree import (
 
 log = logging.getLogger(__name__)
 
-REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
+REFUSALS = (*ABSENT, "INVALID_STATE")
 """Error codes of a store that will never take a record; every other error may be temporary."""
 IS_COMPLETE = "bundle.is_whole"
 """Tag of a copied run once all of its records have been replicated."""

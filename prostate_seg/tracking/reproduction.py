@@ -87,9 +87,9 @@ def _code(
     candidates = dict.fromkeys([(started_in, diff), *((commit, None) for commit in (started_in, *later))])
     different: list[str] = []
     for number, (commit, patch) in enumerate(candidates):
-        with _checkout(commit, patch, folder / f"code{number}") as place:
-            if place is not None and not (different := _different_code(recorded, place, workspace)):
-                yield place, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
+        with _checkout(commit, patch, folder / f"code{number}") as checkout:
+            if checkout is not None and not (different := _different_code(recorded, checkout, workspace)):
+                yield checkout, f"commit {commit[:12]}" + (" and git.diff" if patch else "")
                 return
     if different_here := _different_code(recorded, PACKAGE.parent, workspace):
         different = different or different_here
@@ -134,8 +134,8 @@ def _restore_input(key: str, md5: str, folder: Path, workspace: Workspace, *, da
     if ".." in Path(key).parts:  # records in a store are not trusted
         raise InputError(f"the run names the input {key}, which leads out of its workspace: nothing is put there")
     target = folder / key
-    places = [path_of(key, place) for place in (workspace, replace(workspace, data=Path(data or workspace.data)))]
-    hashed = hash_paths(filter(Path.exists, places), cache=workspace.cache)
+    paths = [path_of(key, one) for one in (workspace, replace(workspace, data=Path(data or workspace.data)))]
+    hashed = hash_paths(filter(Path.exists, paths), cache=workspace.cache)
     source = next((path for path, found in hashed.items() if found.md5 == md5), None)
     if Path(key).is_absolute():
         if source is None:

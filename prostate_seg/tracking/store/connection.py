@@ -53,6 +53,8 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 """Errors of a failing store; a TimeoutError is an OSError."""
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""Error codes of MLflow for an id or alias that does not exist, or that none can have."""
 
 Result = TypeVar("Result")
 

@@ -39,13 +39,13 @@ def previous_folders(file: Path, *, experiment: str) -> list[Path]:
             return []
     found = set()
     for name, location in rows:
-        place = local_path(location or "")
-        if place is None or place.parent.name != ARTIFACTS or place.parents[1].resolve() == here.resolve():
+        path = local_path(location or "")
+        if path is None or path.parent.name != ARTIFACTS or path.parents[1].resolve() == here.resolve():
             continue
-        is_copied = (here / ARTIFACTS / place.name).exists()
-        is_gone = name == experiment and not place.parents[1].exists()
+        is_copied = (here / ARTIFACTS / path.name).exists()
+        is_gone = name == experiment and not path.parents[1].exists()
         if is_copied or is_gone:
-            found.add(place.parents[1])
+            found.add(path.parents[1])
     return sorted(found)
 
 

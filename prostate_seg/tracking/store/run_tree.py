@@ -21,7 +21,7 @@ from prostate_seg.provenance.ds_version import LOCAL_ID
 from prostate_seg.tracking.journal import new_local_id
 from prostate_seg.tracking.records import NONE, Level, TreePosition, now_ms
 from prostate_seg.tracking.store import leader_election
-from prostate_seg.tracking.store.connection import Store
+from prostate_seg.tracking.store.connection import ABSENT, Store
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +279,9 @@ class RunTree:
         """Return a run by its id or local id; None if there is none, or it is deleted."""
         try:
             run = self.find(run_id) if LOCAL_ID.fullmatch(run_id) else self.client.get_run(run_id)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code not in ABSENT:
+                raise
             return None
         return run if run is not None and (or_deleted or not is_deleted(run)) else None
 
