@@ -20,7 +20,7 @@ from tests.project_helpers import until
 from tests.unreliable_server import UnreliableServer, unreliable_server
 
 CONTENT = bytes(range(256)) * 2000
-HASTY = RetryPolicy(silence_s=0.3, num_tries=3, first_pause_s=0.01)
+HASTY = RetryPolicy(timeout_s=0.3, num_tries=3, first_pause_s=0.01)
 
 
 def fetch(server: UnreliableServer, target: Path, *, path: str = "/a.zip") -> list[int]:
@@ -65,7 +65,7 @@ def test_a_server_that_stays_busy_is_an_error_and_the_part_file_is_kept(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("trouble", "words"), [("silence", "the server fell silent"), ("break", "the connection broke off")]
+    ("trouble", "words"), [("silence", "the connection timed out"), ("break", "the connection broke off")]
 )
 def test_a_server_that_sends_no_new_bytes_is_an_error(tmp_path: Path, trouble: str, words: str) -> None:
     with unreliable_server({"/a.zip": b"1"}, *[trouble] * 9) as server:

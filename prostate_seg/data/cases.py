@@ -123,11 +123,11 @@ def read_attributes(root: Path) -> Attributes:
             "name all columns, or delete the commas at the ends of the rows"
         )
     if "case_id" not in table.columns:
-        raise InputError(f"{path}: must have a column case_id, has {', '.join(map(str, table.columns))}")
-    table["case_id"] = table["case_id"].map(nfc)
-    repeated = sorted(set(table["case_id"][table["case_id"].duplicated()]))
-    if repeated:
-        raise InputError(f"{path}: must have one row per case, has several of {listed(repeated, most=10)}")
+        names = ", ".join(map(str, table.columns))
+        raise InputError(f"{path}: must have a column case_id, has {names}; rename that of the ids")
+    ids = table["case_id"] = table["case_id"].map(nfc)
+    if repeated := listed(sorted(set(ids[ids.duplicated()])), most=10):
+        raise InputError(f"{path}: must have one row per case, has several of {repeated}; keep one of each")
     taken = [column for column in table.columns if column != "case_id" and column in RESERVED]
     if taken:
         raise InputError(f"{path}: {', '.join(taken)}: columns of the project's own tables; name them otherwise")

@@ -34,8 +34,6 @@ PLAIN_WORD = (
     r"mri?|t2w?|max"
 )
 """Words without anatomical meaning."""
-
-
 ZONE_NAMES = {
     "peripheral_zone": r"(prostate_)?(pz|peripheral(_?(zone|gland))?)",
     "transition_zone": r"(prostate_)?(tz|transition(al)?(_?(zone|gland))?)",

@@ -35,6 +35,9 @@ MASK_ENTITIES = ("space", "label", "desc", "res", "den", "atlas", "seg")
 OTHER_SEQUENCE = r"\b(adc|dwi|hbv|b[0-9]+|dce|t1w?|swi|ct|pet)\b"
 """Names of channels that are not T2-weighted; a single channel of any other name is taken as T2-weighted."""
 
+CHANNEL = re.compile(r"(.+)_([0-9]{4})")
+"""nnU-Net's name of an image: case and channel."""
+
 Stems = Mapping[str, Sequence[Path]]
 """Files or folders by stem; more than one per stem is an error."""
 
@@ -110,7 +113,7 @@ def _of_t2_channel(listing: Listing, folder: Path) -> Listing:
     numbered: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     unnumbered = {}
     for stem, paths in listing.images.items():
-        name = re.fullmatch(r"(.+)_([0-9]{4})", stem)
+        name = CHANNEL.fullmatch(stem)
         if name is None:
             unnumbered[stem] = paths[0]
         else:

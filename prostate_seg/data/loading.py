@@ -73,7 +73,7 @@ def refuse_or_exclude(findings: Sequence[Finding], *, num_usable: int, exclude: 
             "Fix them, list them under data.exclude, or go on without them: data.on_bad_case=exclude"
         )
     if num_usable == 0:
-        raise InputError(f"no usable case is left\n{listing}".rstrip())
+        raise InputError(f"no usable case is left; fix the data, or correct data.exclude\n{listing}".rstrip())
     if bad:
         log.warning("excluded %d cases that cannot be used:\n%s", len(bad), listing)
     return bad

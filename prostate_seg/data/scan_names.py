@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prostate_seg.common.errors import InputError
-from prostate_seg.data.layouts import t2_channel
+from prostate_seg.data.layouts import CHANNEL, t2_channel
 
 MASK = re.compile(
     r"masks?|segs?|segmentations?|dseg|labels?|labelst[rs]|labelmaps?|annotations?|contours?|delineations?|rois?|gt|lesions?"
@@ -25,12 +25,8 @@ T2 = re.compile(r"t2\w*")
 B_VALUE = re.compile(r"b(0|[1-9][0-9]*)")
 B_VALUE_STEP = 50
 """b-values are multiples of this, which distinguishes most of them from patient numbers such as B1013."""
-CHANNEL = re.compile(r"(.+)_([0-9]{4})")
-"""nnU-Net's name of an image: case and channel."""
 MAX_CHANNELS = 8
 """Maximum number of channels of a case; more numbers behind one name are studies."""
-
-
 MASKS, OTHERS = "masks", "other sequences or planes"
 """Kinds of file that are not segmented."""
 
@@ -78,9 +74,9 @@ def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool, allow
     Raises:
         InputError: If it is not clear which of several channels is T2-weighted.
     """
-    names = {stem: match for stem in stems if (match := CHANNEL.fullmatch(stem))}
+    numbered = {stem: match.groups() for stem in stems if (match := CHANNEL.fullmatch(stem))}
     channels: dict[str, set[str]] = defaultdict(set)
-    for case, number in (match.groups() for match in names.values()):
+    for case, number in numbered.values():
         channels[case].add(number)
     cases = {
         case
@@ -97,8 +93,5 @@ def other_channels(stems: Sequence[str], *, folder: Path, is_nnunet: bool, allow
         raise InputError(
             f"{error}\nOr choose the images of one channel, such as predict.pattern='*_{numbers[0]}.*'."
         ) from error
-    return {
-        stem
-        for stem in stems
-        if (names[stem].group(1) in cases and names[stem].group(2) != channel if stem in names else is_nnunet)
-    }
+    others = {stem for stem, (case, number) in numbered.items() if case in cases and number != channel}
+    return others | (set(stems) - numbered.keys() if is_nnunet else set())

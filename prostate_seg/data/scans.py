@@ -17,8 +17,8 @@ from stat import S_ISDIR, S_ISREG
 import pydicom
 
 from prostate_seg.common.errors import InputError, listed
-from prostate_seg.data.layouts import is_bids
-from prostate_seg.data.scan_names import CHANNEL, kind_of, kind_of_folder, other_channels, words_of
+from prostate_seg.data.layouts import CHANNEL, is_bids
+from prostate_seg.data.scan_names import kind_of, kind_of_folder, other_channels, words_of
 from prostate_seg.imaging.dicom_frames import MAGIC, MAGIC_OFFSET
 from prostate_seg.imaging.sitk_reader import image_stem, image_suffix
 

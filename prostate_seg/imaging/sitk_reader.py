@@ -90,7 +90,7 @@ def read_with_sitk(path: Path, *, channel: int | None) -> Volume:
     fields, header_bytes = read_header(path)
     warnings = check_grid(path, fields)
     reader = sitk.ImageFileReader()
-    # Named, because SimpleITK knows suffixes in small letters only.
+    # Set here, because SimpleITK recognises suffixes in lower case only.
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() == ".nrrd" else "MetaImageIO")
     reader.SetFileName(str(path))
     reader.ReadImageInformation()

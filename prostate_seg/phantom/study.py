@@ -140,7 +140,7 @@ def _draw_rotation(generator: np.random.Generator) -> np.ndarray:
 
 def grid_points(geometry: Geometry, box: Sequence[slice], *, gland_centre_mm: np.ndarray) -> Points:
     """Return the gland-centred positions of the voxels in `box` (slices of z, y, x), float32."""
-    steps = np.array(geometry.direction).reshape(3, 3) * geometry.spacing_mm[::-1]
+    steps = geometry.matrix * geometry.spacing_mm[::-1]
     start = np.array(geometry.origin_mm) - gland_centre_mm
     ranges = [np.arange(size)[part] for size, part in zip(geometry.shape_vox, box, strict=True)]
     z, y, x = np.meshgrid(*ranges, indexing="ij", sparse=True)

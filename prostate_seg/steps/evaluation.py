@@ -68,13 +68,14 @@ class Evaluation:
     def predictor_of(self, folds: Iterable[int]) -> Predictor:
         """Load the networks of some folds, which must be trained on the present cases and preprocessing, as an ensemble."""
         cfg, device, networks, ranges = self.cfg, choose_device(self.cfg.machine.device), [], []
+        settings = preprocess_settings(cfg, self.workspace)
         for index in folds:
             path, fold = self.workspace.fold(index), self.folds[index]
             recipe = load_recipe(path)
             # A training may have taken some of the training cases only (fold.max_train_cases).
             if recipe.val_ids != fold.val or not set(recipe.train_ids) <= set(fold.train):
                 raise InputError(f"{path} was trained on other cases than kfold.json now lists: run stage=train again")
-            if recipe.preprocess != preprocess_settings(cfg, self.workspace):
+            if recipe.preprocess != settings:
                 raise InputError(
                     f"{path} was trained on other preprocessing than this run asks for: run stage=train again"
                 )

@@ -1,4 +1,4 @@
-"""Initial weights of a training (train.init): where they are, whether they fit, and the lineage that they bring."""
+"""Initial weights of a training (train.init): where they are, whether they fit, and their lineage."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -45,7 +45,7 @@ class InitialWeights:
         return list(dict.fromkeys(map(self.folder_of, fold_indices)))
 
     def tags(self, fold_indices: Iterable[int]) -> dict[str, str]:
-        """Return tags of the run: source, version, run, hashes of the weights and number of the studies that they have seen."""
+        """Return tags of the run: source, version, run, hashes of the weights and number of the studies behind them."""
         lines_of_descent = [self.ancestors_of(index) for index in fold_indices]
         everyone = [ancestor for line in lines_of_descent for ancestor in line]
         num_studies = len(studies_by_name(study for one in everyone for study in one.studies))

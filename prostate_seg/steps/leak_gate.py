@@ -173,7 +173,7 @@ def pass_ancestor_gate(
     """Return the verdict of the leak gate with the outcome of the check on ancestors, which no network without them has.
 
     Args:
-        folds: Val and test cases of each fold, by its name, and the ancestors of the network that must not have seen them.
+        folds: Val and test cases of each fold, by its name, and the ancestors of its network, not to be trained on them.
         verdict: `Verdict.as_dict()` of the gate on the folds.
         fingerprints: Of the val and test cases.
         not_duplicates: Accepted pairs, a case and an ancestor's study each.
@@ -189,7 +189,7 @@ def pass_ancestor_gate(
             raise InputError(
                 f"{name}: its initial weights, or weights that those started from, were trained on its val or test cases:\n  "
                 + "\n  ".join([listing(found.leaks), *owners(found.leaks, ancestors)])
-                + "\nStart from weights that have not seen them, move them to train in kfold.json, or list them under "
+                + "\nStart from weights that were not trained on them, move them to train in kfold.json, or list them under "
                 "data.exclude and run the pipeline again from stage=preprocess."
                 + (f"\n{OVERRULE}" if found.found(Check.near_duplicate) else "")
             )
@@ -208,7 +208,7 @@ def with_ancestors(
     text = outcome(ancestors, num_overruled=len(overruled))
     words = str(verdict["verdict"])
     if text.startswith(UNKNOWN):
-        log.warning("the leak gate cannot know whether ancestors have seen val or test cases: %s", text)
+        log.warning("the leak gate cannot check whether ancestors were trained on val or test cases: %s", text)
         words = f"{UNKNOWN}: {CHECK}" if words.startswith("passed") else f"{words}; {UNKNOWN}: {CHECK}"
     checks = {**verdict["checks"], CHECK: text}
     return {**verdict, "verdict": words, "checks": checks, "overruled": [*verdict["overruled"], *overruled]}

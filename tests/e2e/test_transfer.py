@@ -63,7 +63,7 @@ def test_training_on_folds_whose_val_or_test_cases_an_ancestor_has_seen_is_refus
     )
     assert f"and {seen} (" in refused.stderr
     assert f"is a study of {source} (weights" in refused.stderr
-    assert "Start from weights that have not seen them" in refused.stderr
+    assert "Start from weights that were not trained on them" in refused.stderr
     assert not (project.folder / "model").exists()
     assert not list((project.folder / ".cache").glob("packed/*"))  # nothing was begun
 
@@ -127,7 +127,7 @@ def test_network_of_an_earlier_version_gives_the_verdict_unknown(project: Projec
         (old / "fold0" / name).unlink()
     set_fold(project, train=CASES[:1], val=CASES[1:2], test=CASES[2:])
     text = done(project.folder, "stage=train,evaluate", f"train.init={old / 'fold0'}")
-    assert "the leak gate cannot know whether ancestors have seen val or test cases" in text
+    assert "the leak gate cannot check whether ancestors were trained on val or test cases" in text
     summary = read_json(project.folder / "evaluation/metrics.json")["leak_gate"]
     assert summary["verdict"] == f"unknown: {CHECK}"
     assert read_json(project.folder / "model/fold0/lineage.json")["ancestors"][0]["train"] is None

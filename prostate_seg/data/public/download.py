@@ -38,7 +38,7 @@ OnBytes = Callable[[int, int | None], None]
 class RetryPolicy:
     """Limits of retries."""
 
-    silence_s: float = 60.0
+    timeout_s: float = 60.0
     """Seconds without a byte after which a connection is closed."""
     num_tries: int = 6
     """Maximum number of successive requests without a new byte."""
@@ -65,7 +65,7 @@ def download(url: str, target: Path, *, on_bytes: OnBytes, retries: RetryPolicy 
     with _session(retries) as session:
         while True:
             try:
-                _append_rest(session, url, part, on_bytes=on_bytes, silence_s=retries.silence_s)
+                _append_rest(session, url, part, on_bytes=on_bytes, timeout_s=retries.timeout_s)
                 os.replace(part, target)
                 return
             except (requests.RequestException, HTTPError, _IncompleteError) as error:
@@ -104,7 +104,7 @@ def require_checksum(path: Path, checksum: str) -> None:
     if found != checksum:
         raise InputError(
             f"{path}: the file must have {checksum}, has {found}\n"
-            "It is damaged, or its source has replaced it: download it again; if that does not help, tell the project."
+            "It is damaged, or its source has replaced it: download it again; if that does not help, report it to the project."
         )
 
 
@@ -135,10 +135,10 @@ def shown_url(url: str) -> str:
     return re.sub(r"//[^/@]+@", "//", url)
 
 
-def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: OnBytes, silence_s: float) -> None:
+def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: OnBytes, timeout_s: float) -> None:
     have = _size_of(part)
     headers = {"Range": f"bytes={have}-"} if have else {}
-    with session.get(url, headers=headers, stream=True, timeout=(min(silence_s, 30), silence_s)) as reply:
+    with session.get(url, headers=headers, stream=True, timeout=(min(timeout_s, 30), timeout_s)) as reply:
         if reply.status_code == requests.codes.requested_range_not_satisfiable:
             size = re.match(r"bytes \*/(\d+)", reply.headers.get("Content-Range", ""))
             if not size or int(size.group(1)) != have:
@@ -192,7 +192,7 @@ def _reason(error: Exception) -> str:
     if status := re.search(r"too many (\d+) error responses", text):
         return f"the server keeps answering {status.group(1)}"
     if isinstance(error, (requests.Timeout, ReadTimeoutError)) or "timed out" in text:
-        return "the server fell silent"
+        return "the connection timed out"
     if isinstance(error, HTTPError):
         return "the connection broke off"
     if isinstance(error, requests.exceptions.SSLError):

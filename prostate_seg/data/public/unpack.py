@@ -62,7 +62,10 @@ def unpack(archive: Path, folder: Path, *, rules: Sequence[Rule], advance: Calla
                 )
             wanted = list(_wanted(members, folder, rules))
             if not wanted:
-                raise InputError(f"{archive}: has no file such as {rules[0].member}; its source has changed its layout")
+                raise InputError(
+                    f"{archive}: has no file such as {rules[0].member}; its source has changed its layout; report it "
+                    "to the project"
+                )
             missing = [
                 (member, target, rule)
                 for member, target, rule in wanted
