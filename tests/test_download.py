@@ -8,7 +8,6 @@ import pytest
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.data.public.download import (
-    RetryPolicy,
     checksum_of,
     download,
     gigabytes,
@@ -20,13 +19,19 @@ from tests.project_helpers import until
 from tests.unreliable_server import UnreliableServer, unreliable_server
 
 CONTENT = bytes(range(256)) * 2000
-HASTY = RetryPolicy(timeout_s=0.3, num_tries=3, first_pause_s=0.01)
+NUM_TRIES, FIRST_PAUSE_S = 3, 0.01
+
+
+@pytest.fixture(autouse=True)
+def hasty_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NUM_TRIES": NUM_TRIES, "FIRST_PAUSE_S": FIRST_PAUSE_S, "TIMEOUT_S": 0.3}.items():
+        monkeypatch.setattr(f"prostate_seg.data.public.download.{name}", value)
 
 
 def fetch(server: UnreliableServer, target: Path, *, path: str = "/a.zip") -> list[int]:
     """Download and return the numbers of received bytes that were reported."""
     received: list[int] = []
-    download(f"{server.address}{path}", target, on_bytes=lambda have, total: received.append(have), retries=HASTY)
+    download(f"{server.address}{path}", target, on_bytes=lambda have, total: received.append(have))
     return received
 
 
@@ -58,7 +63,7 @@ def test_a_server_that_stays_busy_is_an_error_and_the_part_file_is_kept(tmp_path
     with unreliable_server({"/a.zip": CONTENT}, "break", *["503"] * 9) as server:
         with pytest.raises(InputError, match=r"a\.zip: given up after several tries: the server keeps answering 503\n"):
             fetch(server, tmp_path / "a.zip")
-        assert len(server.asked) == 1 + HASTY.num_tries
+        assert len(server.asked) == 1 + NUM_TRIES
         server.troubles.clear()
         assert fetch(server, tmp_path / "a.zip")[0] == len(CONTENT) // 2
     assert (tmp_path / "a.zip").read_bytes() == CONTENT
@@ -71,7 +76,7 @@ def test_a_server_that_sends_no_new_bytes_is_an_error(tmp_path: Path, trouble: s
     with unreliable_server({"/a.zip": b"1"}, *[trouble] * 9) as server:
         with pytest.raises(InputError, match=words):
             fetch(server, tmp_path / "a.zip")
-        assert len(server.asked) == HASTY.num_tries
+        assert len(server.asked) == NUM_TRIES
     assert not (tmp_path / "a.zip").exists()
 
 
@@ -117,14 +122,14 @@ def test_an_unreachable_server_is_reported_after_tries_with_doubling_pauses(
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
     with pytest.raises(InputError, match=f"{address}/a.zip: given up .*: the server cannot be reached\n.*HTTPS_PROXY"):
-        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, retries=HASTY)
-    assert pauses == [HASTY.first_pause_s, 2 * HASTY.first_pause_s]
+        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None)
+    assert pauses == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S]
 
 
 def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
     with unreliable_server({}) as server, pytest.raises(InputError) as refused:
         address = server.address.replace("//", "//somebody:secret@")
-        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None, retries=HASTY)
+        download(f"{address}/a.zip", tmp_path / "a.zip", on_bytes=lambda *_: None)
     assert f"{server.address}/a.zip: the server answers 404" in str(refused.value)
     assert "secret" not in str(refused.value)
 

@@ -11,7 +11,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import requests
@@ -30,27 +29,22 @@ CHUNK_BYTES = 1 << 20
 MARGIN_BYTES = 200 << 20
 """Space that stays free: on a full disk logs and the tracking store fail as well."""
 
+TIMEOUT_S = 60.0
+"""Seconds without a byte after which a connection is closed."""
+NUM_TRIES = 6
+"""Maximum number of successive requests without a new byte."""
+FIRST_PAUSE_S = 2.0
+"""Pause before the second try; it doubles with each try, up to two minutes."""
+
 OnBytes = Callable[[int, int | None], None]
 """Called with the downloaded and the total bytes; None if the server does not state the total."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """Limits of retries."""
-
-    timeout_s: float = 60.0
-    """Seconds without a byte after which a connection is closed."""
-    num_tries: int = 6
-    """Maximum number of successive requests without a new byte."""
-    first_pause_s: float = 2.0
-    """Pause before the second try; it doubles with each try, up to two minutes."""
 
 
 class _IncompleteError(Exception):
     """The transfer ended early."""
 
 
-def download(url: str, target: Path, *, on_bytes: OnBytes, retries: RetryPolicy = RetryPolicy()) -> None:
+def download(url: str, target: Path, *, on_bytes: OnBytes) -> None:
     """Download a file, resuming a partial one.
 
     `on_bytes` is called before the first new byte and after each chunk.
@@ -62,33 +56,33 @@ def download(url: str, target: Path, *, on_bytes: OnBytes, retries: RetryPolicy 
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     furthest, num_fruitless = _size_of(part), 0
-    with _session(retries) as session:
+    with _session() as session:
         while True:
             try:
-                _append_rest(session, url, part, on_bytes=on_bytes, timeout_s=retries.timeout_s)
+                _append_rest(session, url, part, on_bytes=on_bytes)
                 os.replace(part, target)
                 return
             except (requests.RequestException, HTTPError, _IncompleteError) as error:
                 num_fruitless = 0 if _size_of(part) > furthest else num_fruitless + 1
                 furthest = max(furthest, _size_of(part))
-                if isinstance(error, requests.exceptions.RetryError) or num_fruitless >= retries.num_tries:
+                if isinstance(error, requests.exceptions.RetryError) or num_fruitless >= NUM_TRIES:
                     raise InputError(
                         f"{shown_url(url)}: given up after several tries: {_reason(error)}\n"
                         f"{gigabytes(_size_of(part))} are here and are kept; the same command goes on from there. Behind a "
                         "proxy, set HTTPS_PROXY; without a network, see fetch.origin."
                     ) from error
                 log.info("%s: %s; going on at %s", target.name, _reason(error), gigabytes(_size_of(part)))
-                time.sleep(min(retries.first_pause_s * 2 ** max(0, num_fruitless - 1), 120))
+                time.sleep(min(FIRST_PAUSE_S * 2 ** max(0, num_fruitless - 1), 120))
 
 
-def _session(retries: RetryPolicy) -> requests.Session:
+def _session() -> requests.Session:
     """Return a session in which urllib3 repeats a request to a busy server; `download` repeats all others."""
     session = requests.Session()
     retry = Retry(
-        total=retries.num_tries - 1,
+        total=NUM_TRIES - 1,
         connect=0,
         read=0,
-        backoff_factor=retries.first_pause_s / 2,
+        backoff_factor=FIRST_PAUSE_S / 2,
         status_forcelist=RETRY_STATUSES,
         allowed_methods=["GET"],
     )
@@ -135,10 +129,10 @@ def shown_url(url: str) -> str:
     return re.sub(r"//[^/@]+@", "//", url)
 
 
-def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: OnBytes, timeout_s: float) -> None:
+def _append_rest(session: requests.Session, url: str, part: Path, *, on_bytes: OnBytes) -> None:
     have = _size_of(part)
     headers = {"Range": f"bytes={have}-"} if have else {}
-    with session.get(url, headers=headers, stream=True, timeout=(min(timeout_s, 30), timeout_s)) as reply:
+    with session.get(url, headers=headers, stream=True, timeout=(min(TIMEOUT_S, 30), TIMEOUT_S)) as reply:
         if reply.status_code == requests.codes.requested_range_not_satisfiable:
             size = re.match(r"bytes \*/(\d+)", reply.headers.get("Content-Range", ""))
             if not size or int(size.group(1)) != have:
