@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 
 from prostate_seg.common.errors import InputError, VolumeError
 from prostate_seg.imaging.dicom_seg import MAY_BE_EMPTY, write_dicom_seg
@@ -142,8 +142,14 @@ def rewritten(series: Path, folder: Path, *, without: Sequence[str] = (), **valu
     return folder
 
 
-def test_attributes_that_may_be_empty_are_written_empty(series: Path, tmp_path: Path) -> None:
+def test_attributes_that_the_series_may_lack_are_written_empty_and_it_needs_no_preamble(
+    series: Path, tmp_path: Path
+) -> None:
     bare = rewritten(series, tmp_path / "bare", without=MAY_BE_EMPTY)
+    for file in bare.iterdir():
+        one = pydicom.dcmread(file)
+        one.preamble, one.file_meta = None, FileMetaDataset()
+        one.save_as(file, implicit_vr=False, little_endian=True)
     write(tmp_path / "mask.dcm", block_mask(series), bare)
     seg = pydicom.dcmread(tmp_path / "mask.dcm")
     assert all(keyword in seg and not seg[keyword].value for keyword in MAY_BE_EMPTY)

@@ -124,7 +124,7 @@ def read_attributes(root: Path) -> Attributes:
         )
     if "case_id" not in table.columns:
         names = ", ".join(map(str, table.columns))
-        raise InputError(f"{path}: must have a column case_id, has {names}; rename that of the ids")
+        raise InputError(f"{path}: must have a column case_id, has {names}; rename one, or separate columns by commas")
     ids = table["case_id"] = table["case_id"].map(nfc)
     if repeated := listed(sorted(set(ids[ids.duplicated()])), most=10):
         raise InputError(f"{path}: must have one row per case, has several of {repeated}; keep one of each")

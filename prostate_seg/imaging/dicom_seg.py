@@ -124,7 +124,7 @@ def _refusing_series() -> Iterator[None]:
 
 def _source_images(frames: Sequence[Frame]) -> Sequence[pydicom.Dataset]:
     """Read each file of a series, with empty values for the attributes that it may lack."""
-    sources = [pydicom.dcmread(file) for file in dict.fromkeys(frame.path for frame in frames)]
+    sources = [pydicom.dcmread(file, force=True) for file in dict.fromkeys(frame.path for frame in frames)]
     for source in sources:
         for keyword in MAY_BE_EMPTY:
             source.setdefault(keyword, "")
