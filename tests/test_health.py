@@ -92,4 +92,4 @@ def test_unreplicated_journal_is_listed_with_its_store(tmp_path: Path) -> None:
     journal.release()
     finding = doctor.check_journals(tmp_path)
     assert (finding.severity, finding.fix) == (Severity.note, "stage=sync")
-    assert finding.text == f"1 runs wait in {tmp_path} to be sent to http://store"
+    assert finding.text == f"1 pending in {tmp_path}, for http://store"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import md5_of, read_json, write_json, write_text
@@ -22,6 +22,7 @@ from prostate_seg.imaging.image_io import read_volume, write_volume
 from prostate_seg.reporting.figures.plots import save_png
 from prostate_seg.stages import predict as stage
 from tests.conftest import composed
+from tests.dicom_helpers import Stack, write_classic
 from tests.segmentation_helpers import disc_study
 from tests.test_expected_dice import fitted, simulated
 from tests.test_model_folder import save_fold
@@ -69,23 +70,19 @@ def write_image(path: Path, *, seed: int = 0, geometry: Geometry = GEOMETRY) -> 
 
 def write_series(folder: Path, *, without: str | None = None, seed: int = 0, description: str = "t2_tse_tra") -> None:
     """Write a study as a DICOM series with all attributes that DICOM SEG needs, except one."""
-    folder.mkdir(parents=True)
-    for index, pixels in enumerate(disc_study(seed, num_slices=8)[0]):
-        one = Dataset()
-        one.file_meta = FileMetaDataset()
-        one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        one.SOPClassUID, one.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", generate_uid()
-        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = "1.2.3", f"1.2.4.{seed}", "1.2.5"
-        one.Modality, one.InstanceNumber, one.PatientName = "MR", index + 1, "A^B"
-        one.Rows, one.Columns, one.SamplesPerPixel, one.PhotometricInterpretation = 32, 32, 1, "MONOCHROME2"
-        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 0
-        one.PixelSpacing, one.SliceThickness, one.ImageOrientationPatient = [0.5, 0.5], 3.0, [1, 0, 0, 0, 1, 0]
-        one.ImagePositionPatient = [0, 0, 3.0 * index]
-        one.SeriesDescription = description
-        one.PixelData = pixels.astype("<u2").tobytes()
+
+    def edit(z: int, one: Dataset) -> None:
+        del one.PatientID
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        one.SeriesInstanceUID, one.SeriesDescription = f"1.2.4.{seed}", description
+        one.PatientName, one.InstanceNumber, one.SliceThickness = "A^B", z + 1, 3.0
         if without:
             delattr(one, without)
-        one.save_as(folder / f"{index}.dcm", enforce_file_format=True)
+
+    voxels = disc_study(seed, num_slices=8)[0].astype("<u2")
+    write_classic(
+        folder, Stack(voxels=voxels, spacing_mm=(3.0, 0.5, 0.5), axes=np.eye(3), origin_mm=(0, 0, 0)), edit=edit
+    )
 
 
 def rows(output: str = "predictions") -> dict[str, Mapping[str, str]]:

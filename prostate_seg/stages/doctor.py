@@ -32,6 +32,6 @@ def check_journals(folder: Path) -> Check:
     """Check for records of earlier runs that no tracking store has acknowledged."""
     found = [one for one in pending_journals(folder) if not one.is_locked]
     if not found:
-        return Check("journal", f"nothing waits in {folder}")
+        return Check("journal", f"none is pending in {folder}")
     addresses = ", ".join(sorted({one.address for one in found}))
-    return Check.note("journal", f"{len(found)} runs wait in {folder} to be sent to {addresses}", fix="stage=sync")
+    return Check.note("journal", f"{len(found)} pending in {folder}, for {addresses}", fix="stage=sync")

@@ -221,23 +221,21 @@ def evaluate_external_cases(
 
 
 def draw_results(evaluation: Evaluation, folder: Path, glands: Sequence[CaseResult]) -> None:
-    """Draw the metrics of all cases, and the overlays of the worst, the median and the best."""
+    """Draw the metrics of all cases, and the overlays of the worst, the median and the best.
+
+    The files of these three are read again, because the median case is known only after the last one.
+    """
     save_png(folder / "cases.png", case_metrics_figure(tables.cases_table(glands, oracle_crop=evaluation.oracle_crop)))
     ordered = sorted(glands, key=lambda result: result.metrics.dice)
     for name, result in {"worst": ordered[0], "median": ordered[len(ordered) // 2], "best": ordered[-1]}.items():
-        draw_result(evaluation, folder, name, result)
-
-
-def draw_result(evaluation: Evaluation, folder: Path, name: str, result: CaseResult) -> None:
-    """Draw the overlay of a case; its files are read again, because the median case is known only after the last one."""
-    case = result.case
-    assert case.mask is not None
-    image, label_map = read_volume(case.image), read_volume(_mask_path(folder, result.fold, case.case_id))
-    pairs = evaluation.region_pairs(read_mask(case.mask).array, label_map.array)
-    regions = [RegionMasks(name=region, predicted=mask, reference=true) for region, (true, mask) in pairs.items()]
-    title = f"{name}: {overlay_title(case.case_id, result.metrics)}"
-    figure = overlay_figure(image.array, regions, spacing_mm=image.geometry.spacing_mm, title=title)
-    save_png(folder / "overlays" / f"{name}.png", figure)
+        case = result.case
+        assert case.mask is not None
+        image, label_map = read_volume(case.image), read_volume(_mask_path(folder, result.fold, case.case_id))
+        pairs = evaluation.region_pairs(read_mask(case.mask).array, label_map.array)
+        regions = [RegionMasks(name=region, predicted=mask, reference=true) for region, (true, mask) in pairs.items()]
+        title = f"{name}: {overlay_title(case.case_id, result.metrics)}"
+        figure = overlay_figure(image.array, regions, spacing_mm=image.geometry.spacing_mm, title=title)
+        save_png(folder / "overlays" / f"{name}.png", figure)
 
 
 def _mask_path(folder: Path, fold: str, case_id: str) -> Path:

@@ -1,4 +1,4 @@
-"""Stage preprocess: checks every case and brings the usable ones to the network's grid."""
+"""Stage preprocess: check every case, and bring the usable ones to the grid of the network."""
 
 import logging
 import math

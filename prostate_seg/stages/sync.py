@@ -21,10 +21,10 @@ def run(cfg: Config, workspace: Workspace) -> None:
         result = f"{one.journal.folder} {one.reason}" if one.reason else sent
         log.info("%s, %d records: %s", one.journal.what, one.journal.num_records, result)
     if not synced:
-        log.info("nothing waits in %s", root)
+        log.info("no journal is pending in %s", root)
     refused = [one for one in synced if one.is_refused]
     if refused:
         raise InputError(
-            f"{len(refused)} of {len(synced)} runs were not taken as a whole\n"
-            "delivered.jsonl in their folders has the reasons; all other records are in the store. Then delete the folders."
+            f"{len(refused)} of {len(synced)} journals have records that the store rejects\n"
+            "Read the reasons in delivered.jsonl of their folders, then delete these; all other records are in the store."
         )
