@@ -26,7 +26,8 @@ def side(init: str, num_cases: int, *, num_seeds: int, sd: float) -> Repeats:
         shift = np.random.default_rng(seed).normal(0, sd)
         dice = MEANS[init][num_cases] + np.tile([-0.05, 0.05], 10) + shift
         table = pd.DataFrame({"patient_id": patients, "dice": dice}, index=[f"{patient}_1" for patient in patients])
-        by_seed[seed] = Results(name="", source="", table=table)
+        table = table.assign(image_md5=patients, mask_md5=patients, oracle_crop="False", volume_reference_ml=40.0)
+        by_seed[seed] = Results(name=f"{num_cases} cases", source="", table=table)
     settings = {"fold.max_train_cases": str(num_cases), "train.init": init}
     return Repeats(name="", source="", by_seed=by_seed, settings=settings)
 
@@ -77,8 +78,12 @@ def test_initial_weights_that_no_number_of_cases_replaces_are_reported_as_such()
 
 def test_trials_of_other_test_cases_or_of_one_patient_are_refused() -> None:
     first, second = trials()[:2]
-    with pytest.raises(InputError, match="were not tested on the same cases: p0_1\nTrain and evaluate all folds"):
+    with pytest.raises(InputError, match=r"evaluated on the same data:\n  test cases of 2 cases only, 1: p0_1\n"):
         adaptation_curve([first, cut(second, slice(1, None))], num_bootstrap=10, seed=0)
+    results = second.results[0]
+    other = replace(results, table=results.table.assign(mask_md5="another"))
+    with pytest.raises(InputError, match=r"another reference \(mask_md5\), 20: p0_1"):
+        adaptation_curve([first, replace(second, by_seed={0: other})], num_bootstrap=10, seed=0)
     with pytest.raises(InputError, match="needs test cases of two patients or more"):
         adaptation_curve([cut(first, slice(1))], num_bootstrap=10, seed=0)
 

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prostate_seg.common.errors import InputError, listed
+from prostate_seg.common.errors import InputError
 from prostate_seg.common.seeds import Stream, seed_sequence
 from prostate_seg.common.tables import table_lines
-from prostate_seg.reporting.comparison.results import Repeats
+from prostate_seg.reporting.comparison.results import Repeats, require_same_cases
 from prostate_seg.reporting.figures.overlays import printable
 from prostate_seg.reporting.figures.plots import MARKERS, SERIES
 from prostate_seg.segmentation.statistics import CI_PERCENTILES
@@ -39,15 +39,11 @@ def adaptation_curve(sides: Sequence[Repeats], *, num_bootstrap: int, seed: int)
     and ci95_high of Dice; and `DRAWN`.
 
     Raises:
-        InputError: If the trials were not tested on the same cases, or there are fewer than two patients.
+        InputError: If the trials have other cases, images, patients or references, or there are fewer than two patients.
     """
     patients = sides[0].table["patient_id"]
     for results in (results for side in sides for results in side.results):
-        if differing := sorted(patients.index.symmetric_difference(results.table.index)):
-            raise InputError(
-                f"the trials of the sweep were not tested on the same cases: {listed(differing, most=10)}\n"
-                "Train and evaluate all folds in each trial."
-            )
+        require_same_cases(sides[0].results[0], results)
     if patients.nunique() < 2:
         raise InputError(
             "the adaptation curve needs test cases of two patients or more; compare an evaluation of all folds"
