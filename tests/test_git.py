@@ -19,7 +19,6 @@ from prostate_seg.operations.job import Job
 from prostate_seg.provenance.environment import GitState, git_state
 from prostate_seg.provenance.git import GitError, git
 from prostate_seg.tracking import commits, reproduction, stage_run
-from prostate_seg.tracking.tracked_run import git_tags
 from tests.conftest import ROOT, composed
 
 LOCK = "stages: {train: {outs: [{path: model, md5: abc.dir}]}}\n"
@@ -122,7 +121,7 @@ def test_repository_that_belongs_to_another_user_is_refused_by_git_itself(projec
     assert "dubious ownership" in git_state(project).problem
 
 
-def test_run_in_a_refused_repository_warns_and_records_no_git_tag(
+def test_run_in_a_refused_repository_warns_and_records_no_state_of_git(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
@@ -132,17 +131,11 @@ def test_run_in_a_refused_repository_warns_and_records_no_git_tag(
     with caplog.at_level(logging.WARNING):
         run = stage_run.StageRun(cfg, workspace_of(cfg), job)
     assert "git config --global --add safe.directory" in caplog.text
-    assert git_tags(run.git) == {}
+    assert run.git == GitState(problem=run.git.problem)
 
 
-def test_tags_of_a_clean_repository(project: Path) -> None:
-    commit = commits.commit_of("HEAD")
-    assert git_tags(git_state(project)) == {
-        "git.commit": commit,
-        "git.branch": "work",
-        "git.dirty": "false",
-        "mlflow.source.git.commit": commit,
-    }
+def test_state_of_a_clean_repository(project: Path) -> None:
+    assert git_state(project) == GitState(commit=commits.commit_of("HEAD"), branch="work", is_dirty=False)
 
 
 def test_folder_outside_of_a_repository_has_no_state_and_no_problem(tmp_path: Path) -> None:

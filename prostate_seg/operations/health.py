@@ -166,7 +166,7 @@ def check_record(workspace: Workspace) -> Check:
 
 def check_leftovers(workspace: Workspace) -> Check:
     """Check for temporary files of killed processes."""
-    folders = (workspace.root, workspace.model, workspace.preprocess.parent / "prepared")
+    folders = (workspace.root, workspace.model, workspace.kfold_json.parent)
     found = [path for folder in folders for pattern in (".tmp-*", ".old-*") for path in folder.glob(pattern)]
     if not found:
         return Check("leftovers", "none")

@@ -25,7 +25,7 @@ from prostate_seg.operations.job import Job, Outcome, command_line, outcome_of
 from prostate_seg.operations.process import user_name
 from prostate_seg.provenance.code_digests import CODE_LISTING, code_listing
 from prostate_seg.provenance.ds_version import recording_workspace
-from prostate_seg.provenance.environment import GitState, launcher_tags, packages
+from prostate_seg.provenance.environment import launcher_tags, packages
 from prostate_seg.tracking import records
 from prostate_seg.tracking.journal import ACKNOWLEDGED, Header, Journal, new_local_id, remove_replicated
 from prostate_seg.tracking.recorded_runs import open_tree
@@ -227,11 +227,20 @@ class TrackedRun(StageRun):
                 start_ms=int(self.started * 1000),
             )
         )
+        self.journal.append(LogData(run=self.key, params=self._params(), tags=self._start_tags()))
+        self.append_files(self._write_start)
+
+    def _start_tags(self) -> dict[str, str]:
+        """Return tags of command, code, machine and packages; what is not known has none."""
         versions = packages()
         tags = {
             "command": command_line(self.job),
             "overrides": " ".join(self.job.overrides),
-            **git_tags(self.git),
+            "git.commit": self.git.commit,
+            "git.branch": self.git.branch,
+            "git.dirty": "" if self.git.is_dirty is None else str(self.git.is_dirty).lower(),
+            "git.remote": self.git.remote,
+            "mlflow.source.git.commit": self.git.commit,
             "mlflow.source.name": f"prostate_seg stage={self.stage}",
             "mlflow.source.type": "LOCAL",
             "mlflow.user": user_name(),
@@ -239,9 +248,7 @@ class TrackedRun(StageRun):
             **{f"package.{name}": versions[name] for name in SHOWN_PACKAGES if name in versions},
             **launcher_tags(),
         }
-        shown = {key: _cut(self.redactor.text(value), MAX_TAG_LENGTH) for key, value in tags.items() if value}
-        self.journal.append(LogData(run=self.key, params=self._params(), tags=shown))
-        self.append_files(self._write_start)
+        return {key: _cut(self.redactor.text(value), MAX_TAG_LENGTH) for key, value in tags.items() if value}
 
     def _params(self) -> dict[str, str]:
         settings = flat(self.redactor.tree(science_of(self.cfg)))
@@ -307,18 +314,6 @@ class _TrackedFold(FoldRecord):
     def finish(self, metrics: Mapping[str, float], figures: Sequence[Path]) -> None:
         self.run.journal.append(LogData(run=self.key, metrics=metric_points(metrics, step=0)))
         self.run.append_files(partial(_copy, figures), run=self.key, to="figures")
-
-
-def git_tags(state: GitState) -> dict[str, str]:
-    """Return the state of the repository as tags; what is not known is absent."""
-    tags = {
-        "git.commit": state.commit,
-        "git.branch": state.branch,
-        "git.dirty": "" if state.is_dirty is None else str(state.is_dirty).lower(),
-        "git.remote": state.remote,
-        "mlflow.source.git.commit": state.commit,
-    }
-    return {key: value for key, value in tags.items() if value}
 
 
 def _tag_key(key: str) -> str:
