@@ -95,7 +95,13 @@ class TestFrames:
         folder = write_enhanced(tmp_path, STACK, order=[4, 2, 0, 5, 3, 1])
         assert [frame.index for frame in series_frames(folder)] == [2, 5, 1, 4, 0, 3]
         assert {frame.path for frame in series_frames(folder)} == {folder / "IM0001.dcm"}
-        assert content_md5(folder) == content_md5(folder)
+
+    def test_md5_of_a_folder_depends_on_its_slices_and_not_on_hidden_files(self, tmp_path: Path) -> None:
+        before = content_md5(write_classic(tmp_path, STACK))
+        (tmp_path / ".DS_Store").write_bytes(b"the folder was opened")
+        assert content_md5(tmp_path) == before
+        (tmp_path / "000.dcm").write_bytes(b"another slice")
+        assert content_md5(tmp_path) != before
 
     def test_a_folder_of_enhanced_files_of_one_frame_each_is_one_volume(self, tmp_path: Path) -> None:
         for z in range(6):

@@ -4,6 +4,7 @@ Positions and directions are world (x, y, z) in LPS mm, as in the headers. What 
 an attribute that is absent or cannot be read is refused by its tag. `dicom_series` checks that the frames are one volume.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -181,7 +182,7 @@ def frames_of(path: Path) -> list[Frame]:
         if not ("Image Storage" in uid.name if is_known else "Rows" in header or not uid):
             return []
         frames = _frames(path, header)
-        _require_pixels(path, header)
+        _require_pixels(path, header, frames[0])
         return frames
 
 
@@ -242,13 +243,13 @@ def _frames(path: Path, header: pydicom.Dataset) -> list[Frame]:
     ]
 
 
-def _require_pixels(path: Path, header: pydicom.Dataset) -> None:
+def _require_pixels(path: Path, header: pydicom.Dataset, frame: Frame) -> None:
     """Refuse a file with fewer pixels than announced, which GDCM would fill with zeros."""
     element = header.pop("PixelData", None)  # the frames keep the rest
     if not isinstance(element, RawDataElement):
         raise VolumeError(f"{path.name}: Pixel Data (7FE0,0010) is absent; export the series again")
-    num_pixels = _integer(header, "Rows") * _integer(header, "Columns") * int(_text(header, "NumberOfFrames") or 1)
-    stored, expected = len(element.value or b""), num_pixels * _integer(header, "BitsAllocated") // 8
+    num_bits = math.prod(frame.size) * frame.num_frames * frame.stored_type[0]
+    stored, expected = len(element.value or b""), num_bits // 8
     if element.length != UNDEFINED_LENGTH and stored < expected:
         raise VolumeError(
             f"{path.name} is incomplete: it has {stored} of {expected} bytes of pixels; copy or export it again"

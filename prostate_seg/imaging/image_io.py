@@ -87,11 +87,11 @@ def as_stored(volume: Volume) -> Volume:
 def content_md5(path: Path) -> str:
     """Return the md5 of an image: of its file, of the files of a DICOM folder, of a header and the file with its voxels.
 
-    Folders inside a DICOM folder, which may hold masks of the series, are left out. A header that cannot be used has the md5 of
-    its file alone: reading the image refuses it and gives the reason.
+    Hidden files in a DICOM folder, such as .DS_Store, and folders, which may hold masks of the series, are left out. A header
+    that cannot be used has the md5 of its file alone: reading the image refuses it and gives the reason.
     """
     if path.is_dir():
-        files = (file for file in sorted(path.iterdir()) if file.is_file())
+        files = (file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith("."))
         return md5_of_text("\n".join(f"{file.name}:{md5_of(file)}" for file in files))
     if path.suffix.lower() not in (".mhd", ".nrrd") or not path.is_file():
         return md5_of(path)
