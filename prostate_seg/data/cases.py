@@ -125,13 +125,14 @@ def read_attributes(root: Path) -> Attributes:
     if "case_id" not in table.columns:
         names = ", ".join(map(str, table.columns))
         raise InputError(f"{path}: must have a column case_id, has {names}; rename one, or separate columns by commas")
-    ids = table["case_id"] = table["case_id"].map(nfc)
+    table = table[table["case_id"] != ""]  # empty rows of spreadsheet programs
+    ids = table["case_id"].map(nfc)
     if repeated := listed(sorted(set(ids[ids.duplicated()])), most=10):
         raise InputError(f"{path}: must have one row per case, has several of {repeated}; keep one of each")
     taken = [column for column in table.columns if column != "case_id" and column in RESERVED]
     if taken:
         raise InputError(f"{path}: {', '.join(taken)}: columns of the project's own tables; name them otherwise")
-    return table.set_index("case_id").to_dict("index")  # type: ignore[return-value]
+    return table.drop(columns="case_id").set_index(ids).to_dict("index")  # type: ignore[return-value]
 
 
 def _files_without_case(listing: Listing) -> list[Finding]:
