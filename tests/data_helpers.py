@@ -1,6 +1,15 @@
-"""Cases for tests of the data side."""
+"""Records of cases, and results of segmented ones."""
 
+from pathlib import Path
+
+import numpy as np
+
+from prostate_seg.data.cases import Case
 from prostate_seg.data.dataset import CaseRecord
+from prostate_seg.imaging.geometry import Spacing
+from prostate_seg.reporting.evaluation.tables import CaseResult
+from prostate_seg.segmentation.metrics import case_metrics
+from prostate_seg.segmentation.overlap import slice_counts
 
 
 def case_record(
@@ -28,4 +37,20 @@ def case_record(
         gland_kept_fraction=1.0,
         oracle_crop=False,
         warnings="",
+    )
+
+
+def case_result(
+    case_id: str, reference: np.ndarray, predicted: np.ndarray, *, fold: str, spacing_mm: Spacing, **attributes: str
+) -> CaseResult:
+    """Return the result of a case with these masks, [Z, Y, X]."""
+    patient_id, _, study_id = case_id.partition("_")
+    files = {"image": Path("i"), "mask": Path("m")}
+    return CaseResult(
+        fold=fold,
+        case=Case(case_id=case_id, patient_id=patient_id, study_id=study_id, attributes=attributes, **files),
+        metrics=case_metrics(reference, predicted, spacing_mm=spacing_mm),
+        counts=slice_counts(reference, predicted),
+        image_md5="i",
+        mask_md5="m",
     )

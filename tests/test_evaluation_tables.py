@@ -1,12 +1,10 @@
 """metrics.json and the summary at the terminal, for cases with known metrics."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from prostate_seg.data.cases import Case
 from prostate_seg.reporting.evaluation.tables import (
     CaseResult,
     by_region,
@@ -17,32 +15,23 @@ from prostate_seg.reporting.evaluation.tables import (
     summary_lines,
     summary_markdown,
 )
-from prostate_seg.segmentation.metrics import case_metrics
-from prostate_seg.segmentation.overlap import slice_counts
+from tests.data_helpers import case_result
 
 SPACING_MM = (3.0, 1.0, 1.0)
 
 
-def case_result(case_id: str, *, fold: str, shift_vox: int | None) -> CaseResult:
+def block_case(case_id: str, *, fold: str, shift_vox: int | None) -> CaseResult:
     """A 10 x 10 x 4 block, predicted with a shift along x, or missed."""
     reference = np.zeros((8, 40, 40), dtype=bool)
     reference[2:6, 10:20, 10:20] = True
     predicted = np.zeros_like(reference) if shift_vox is None else np.roll(reference, shift_vox, axis=2)
-    patient_id, _, study_id = case_id.partition("_")
-    return CaseResult(
-        fold=fold,
-        case=Case(case_id=case_id, patient_id=patient_id, study_id=study_id, image=Path("i"), mask=Path("m")),
-        metrics=case_metrics(reference, predicted, spacing_mm=SPACING_MM),
-        counts=slice_counts(reference, predicted),
-        image_md5="i",
-        mask_md5="m",
-    )
+    return case_result(case_id, reference, predicted, fold=fold, spacing_mm=SPACING_MM)
 
 
 CASES = [
-    case_result("a_1", fold="fold0", shift_vox=0),  # Dice 1
-    case_result("a_2", fold="fold0", shift_vox=5),  # Dice 0.5
-    case_result("b_1", fold="fold1", shift_vox=None),  # missed
+    block_case("a_1", fold="fold0", shift_vox=0),  # Dice 1
+    block_case("a_2", fold="fold0", shift_vox=5),  # Dice 0.5
+    block_case("b_1", fold="fold1", shift_vox=None),  # missed
 ]
 
 
@@ -65,15 +54,10 @@ def test_empty_zone_counts_as_a_missed_gland_does_and_its_slices_have_no_positio
     block[2:6, 10:20, 10:20] = True
     pairs = {"a_1": (block, empty), "b_1": (empty, block), "c_1": (empty, empty)}
     zones = [
-        replace(
-            case_result(case_id, fold="fold0", shift_vox=0),
-            region="peripheral_zone",
-            metrics=case_metrics(reference, predicted, spacing_mm=SPACING_MM),
-            counts=slice_counts(reference, predicted),
-        )
-        for case_id, (reference, predicted) in pairs.items()
+        replace(case_result(case_id, *pair, fold="fold0", spacing_mm=SPACING_MM), region="peripheral_zone")
+        for case_id, pair in pairs.items()
     ]
-    glands = [case_result(case_id, fold="fold0", shift_vox=0) for case_id in pairs]
+    glands = [block_case(case_id, fold="fold0", shift_vox=0) for case_id in pairs]
     results = [*glands, *zones]
     summary = summarise_folds(results, oracle_crop=False, num_bootstrap=100, seed=0)
     assert summary["pooled"]["dice"]["mean"] == 1

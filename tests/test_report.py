@@ -15,7 +15,6 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json, write_csv, write_json
 from prostate_seg.config.schema import parse
 from prostate_seg.config.workspace import workspace_of
-from prostate_seg.data.cases import Case
 from prostate_seg.reporting.comparison.unseen_groups import UnseenGroups
 from prostate_seg.reporting.evaluation.tables import CaseResult, cases_table, slices_table, summarise_folds
 from prostate_seg.reporting.evaluation.trust import (
@@ -40,10 +39,9 @@ from prostate_seg.reporting.pages.report_tables import (
     subgroups,
 )
 from prostate_seg.segmentation.inference.expected_dice import ExpectedDice
-from prostate_seg.segmentation.metrics import case_metrics
-from prostate_seg.segmentation.overlap import slice_counts
 from prostate_seg.stages.report import load_unseen_groups
 from tests.conftest import composed
+from tests.data_helpers import case_result
 from tests.test_calibration import over_confident
 from tests.test_expected_dice import simulated
 
@@ -51,34 +49,20 @@ ATTACK = "<script>alert(1)</script>"
 SPACING_MM = (3.0, 1.0, 2.0)
 
 
-def case_result(case_id: str, *, fold: str, shift_vox: int, attributes: dict[str, str]) -> CaseResult:
+def block_case(case_id: str, *, fold: str, shift_vox: int, **attributes: str) -> CaseResult:
     """A block of 10 slices, predicted with a shift along x; a shift by its width of 20 is a failure."""
     reference = np.zeros((14, 40, 60), dtype=bool)
     reference[2:12, 10:30, 10:30] = True
     predicted = np.roll(reference, shift_vox, axis=2)
-    return CaseResult(
-        fold=fold,
-        case=Case(
-            case_id=case_id,
-            patient_id=case_id[:2],
-            study_id="1",
-            image=Path("i"),
-            mask=Path("m"),
-            attributes=attributes,
-        ),
-        metrics=case_metrics(reference, predicted, spacing_mm=SPACING_MM),
-        counts=slice_counts(reference, predicted),
-        image_md5="i",
-        mask_md5="m",
-    )
+    return case_result(case_id, reference, predicted, fold=fold, spacing_mm=SPACING_MM, **attributes)
 
 
 @pytest.fixture
 def data() -> ReportData:
     cases = [
-        case_result("p1_1", fold="fold0", shift_vox=0, attributes={"centre": "A"}),
-        case_result("p2_1", fold="fold0", shift_vox=5, attributes={"centre": "A"}),
-        case_result("p3_1", fold="fold1", shift_vox=20, attributes={"centre": ATTACK}),
+        block_case("p1_1", fold="fold0", shift_vox=0, centre="A"),
+        block_case("p2_1", fold="fold0", shift_vox=5, centre="A"),
+        block_case("p3_1", fold="fold1", shift_vox=20, centre=ATTACK),
     ]
     return ReportData(
         cases=cases_table(cases, oracle_crop=False),
@@ -95,7 +79,7 @@ def trusted(
 ) -> ReportData:
     """Return the data with an evaluation of simulated features, written to a folder as stage=evaluate does."""
     rows, dice = simulated(num, rng=np.random.default_rng(len(folder.name)))
-    base = case_result("p1_1", fold="fold0", shift_vox=0, attributes={})
+    base = block_case("p1_1", fold="fold0", shift_vox=0)
     results = [
         replace(
             base,
