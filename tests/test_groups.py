@@ -10,7 +10,7 @@ import pytest
 from prostate_seg.common.errors import InputError
 from prostate_seg.common.files import read_json
 from prostate_seg.config.schema import parse
-from prostate_seg.config.workspace import workspace_of
+from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.stages import load_stage
 from tests.conftest import composed
 
@@ -19,11 +19,12 @@ PHANTOM = "data.phantom.scanners=[standard,coarse]"
 GROUPS = ("fold=groups", "fold.column=scanner")
 
 
-def run(root: Path, *overrides: str, stages: tuple[str, ...]) -> None:
+def run(root: Path, *overrides: str, stages: tuple[str, ...]) -> StageResult | None:
     cfg = parse(composed(f"stage={stages[0]}", *TINY, PHANTOM, *overrides))
     cfg = replace(cfg, paths=replace(cfg.paths, root=str(root), cache=str(root / "cache"), journal=str(root / "spool")))
     for stage in stages:
-        load_stage(stage)(replace(cfg, stage=stage), workspace_of(cfg))
+        result = load_stage(stage)(replace(cfg, stage=stage), workspace_of(cfg))
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,9 @@ def test_each_scanner_is_tested_by_a_network_that_never_saw_it(root: Path) -> No
 
 
 def test_report_sets_unseen_scanners_beside_mixed_folds(root: Path) -> None:
-    run(root / "unseen", *GROUPS, f"report.mixed_folds={root}/mixed/evaluation", stages=("report",))
+    result = run(root / "unseen", *GROUPS, f"report.mixed_folds={root}/mixed/evaluation", stages=("report",))
+    assert result is not None
+    assert root / "mixed" / "evaluation" in result.inputs
     rows = pd.read_csv(root / "unseen" / "report" / "expected_elsewhere.csv").set_index("group")
     tables = {name: pd.read_csv(root / name / "evaluation" / "cases.csv") for name in ("unseen", "mixed")}
     means = {name: table.groupby("scanner")["dice"].mean() for name, table in tables.items()}

@@ -53,6 +53,8 @@ def run(cfg: Config, workspace: Workspace) -> StageResult:
         inputs.append(workspace.evaluation)
     if data.stress is not None:
         inputs.append(workspace.stress)
+    if cfg.report.mixed_folds is not None:  # the id of a run is no path
+        inputs.append(Path(cfg.report.mixed_folds))
     return StageResult(
         inputs=[path for path in inputs if path.exists()],
         outputs=[target],
