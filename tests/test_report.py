@@ -265,6 +265,9 @@ def test_excluded_cases_come_first_with_their_reason(data: ReportData) -> None:
     assert "p8_1 listed under data.exclude" in text
     assert "p9_1 grids_differ: another grid" in text
     assert "2 more cases were excluded" in text
+    one = replace(data, preprocess_log={"excluded_by_config": ["p8_1"], "findings": []})
+    assert "1 more case was excluded" in words(page(one))
+    assert "**Excluded:** 1 case.\n" in card(one)
 
 
 def test_text_from_data_is_escaped(data: ReportData) -> None:
