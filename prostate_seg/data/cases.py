@@ -136,7 +136,7 @@ def read_attributes(root: Path) -> Attributes:
 
 
 def _files_without_case(listing: Listing) -> list[Finding]:
-    """Return `ignored_file` for each file that is not read and whose reason no error about a mask gives."""
+    """Return `ignored_file` for each file that is not read, unless the error about its mask gives the reason."""
     reasons = dict.fromkeys(listing.ignored, "is no image by its suffix and is ignored; convert or remove it")
     for case_id, one in listing.unread.items():
         if case_id in listing.images or case_id not in listing.masks:
