@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from prostate_seg.common.errors import InputError
 from prostate_seg.segmentation.inference.expected_dice import (
@@ -245,5 +246,6 @@ def test_planted_difficulties_come_first_in_the_queue(tmp_path: Path) -> None:
         done = run_stages(tmp_path / "trained", *stages, *PLANTED)
         assert done.returncode == 0, done.stderr
     queue = pd.read_csv(tmp_path / "trained" / "report_external" / "expected_dice.csv").sort_values("expected_dice")
-    worst = queue.sort_values("dice")["case_id"].head(4)
-    assert set(worst) <= set(queue["case_id"].head(8)), queue
+    # Ranks of single cases vary with the last bits of the weights; by chance the correlation is exceeded once in 25 times.
+    assert spearmanr(queue["expected_dice"], queue["dice"])[0] > 0.4, queue
+    assert queue["dice"].idxmin() in queue.index[:4], queue
