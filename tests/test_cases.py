@@ -263,8 +263,9 @@ def test_values_stay_text_and_a_case_without_a_row_is_unknown_and_named(tmp_path
     ]
 
 
-def test_rows_without_a_case_id_are_ignored(tmp_path: Path) -> None:
-    assert read_attributes(folder_with_table(tmp_path, "case_id,centre\n007_1,a\n,\n,\n")) == {"007_1": {"centre": "a"}}
+def test_empty_rows_and_columns_of_spreadsheet_programs_are_ignored(tmp_path: Path) -> None:
+    folder = folder_with_table(tmp_path, "case_id,centre,,\n007_1,a,,\n,,,\n,,,\n")
+    assert read_attributes(folder) == {"007_1": {"centre": "a"}}
 
 
 def test_folder_without_the_table_has_no_attributes(tmp_path: Path) -> None:
