@@ -289,7 +289,7 @@ def test_bundle_that_cannot_be_written_is_no_damaged_one(
     def full(*_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    monkeypatch.setattr("prostate_seg.tracking.bundle.shutil.copyfileobj", full)
     with pytest.raises(
         InputError, match=r"cannot be unpacked \(.*No space left on device\)\n.* write to paths.journal"
     ):

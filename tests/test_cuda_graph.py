@@ -212,7 +212,7 @@ def test_no_step_waits_for_the_device(
     device, model = torch.device("meta"), small_model(name)
     batches = Batches(packed, recipe(model), device=torch.device("cpu"))
     batches.device = device
-    for table in ("images", "masks", "bits", "ends", "intensity"):
+    for table in ("images", "masks", "ends", "intensity"):
         setattr(batches, table, getattr(batches, table).to(device))
     settings = train_settings(loss=loss, augmentation="coil")
     step = TrainingStep(build_network(model), settings=settings, device=device, volumetric=is_3d(model))

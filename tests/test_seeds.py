@@ -57,13 +57,13 @@ def seeds_of_training(monkeypatch: pytest.MonkeyPatch, data: Path, *, seed: int,
         found.append(rng.bit_generator.state["state"]["state"])  # type: ignore[index, call-overload]
         return np.zeros((num_batches, batch_size), dtype=np.int64)
 
-    def train_epoch(take_step: partial[torch.Tensor], *_: object, **__: object) -> None:
+    def take(take_step: partial[torch.Tensor], *_: object) -> None:
         found.extend([torch.initial_seed(), take_step.keywords["rng"].initial_seed()])
         raise Recorded
 
     monkeypatch.setattr("prostate_seg.stages.train.build_network", build_network)
     monkeypatch.setattr(Batches, "order", order)
-    monkeypatch.setattr(training, "_train_epoch", train_epoch)
+    monkeypatch.setattr(training, "_with_fitting_micro_batches", take)
     recipe = Recipe(model=model_2d(), preprocess=SETTINGS, zscore=False, train_ids=["a"], val_ids=["b"])
     cfg = replace(parse(composed(f"seed={seed}", "machine.device=cpu")), train=train_settings())
     with pytest.raises(Recorded):

@@ -125,7 +125,8 @@ def read_attributes(root: Path) -> Attributes:
     if "case_id" not in table.columns:
         names = ", ".join(map(str, table.columns))
         raise InputError(f"{path}: must have a column case_id, has {names}; rename one, or separate columns by commas")
-    table = table[table["case_id"] != ""]  # spreadsheet programs write empty rows and columns, which pandas names Unnamed
+    # Spreadsheet programs write empty rows and columns; pandas names the latter Unnamed.
+    table = table[table["case_id"] != ""]
     empty = [name for name in table.columns if name.startswith("Unnamed: ") and not table[name].any()]
     table = table.drop(columns=empty)
     ids = table["case_id"].map(nfc)

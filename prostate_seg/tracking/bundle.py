@@ -100,7 +100,12 @@ def unpack(source: Path, settings: MlflowConfig, *, journal_root: Path, cache: P
         header = Header(what=what, address=tree.store.address, experiment=settings.experiment)
         journal = Journal.create(journal_root, header, name="bundle")
         try:
-            archive.extractall(journal.folder, [name for name in archive.namelist() if name != RECORDS])
+            for info in archive.infolist():
+                if info.filename.startswith(f"{FILES}/"):
+                    target = journal.folder / info.filename  # its name was checked
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(info) as packed, target.open("wb") as written:
+                        shutil.copyfileobj(packed, written)
         except BaseException:
             journal.remove()  # nothing else removes a journal without records
             raise
