@@ -66,7 +66,7 @@ class TrainingStep:
             logits.register_hook(partial(torch.Tensor.contiguous, memory_format=torch.channels_last))
         # In float32, in the layout of the masks, and on the logits of all processes: the Dice loss is pooled over the batch,
         # not a mean over inputs.
-        rows = self.group.all_gather_rows(logits.float().contiguous(), len(images))
+        rows = self.group.all_gather_rows(logits.to(torch.float32, memory_format=torch.contiguous_format), len(images))
         loss = self.loss(rows, masks) * fraction
         # Each process has the gradient through its own rows; their sum is wanted, and DistributedDataParallel averages.
         (loss * self.group.world_size).backward()
