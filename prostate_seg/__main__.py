@@ -25,9 +25,10 @@ from prostate_seg.cli import config_folder, leave
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.settings import plain
+from prostate_seg.common.signals import handle_sigterm
 from prostate_seg.config import schema as config
 from prostate_seg.config.workspace import StageResult, workspace_of
-from prostate_seg.operations.job import TYPED, SkippedRun, terminate
+from prostate_seg.operations.job import TYPED, SkippedRun
 from prostate_seg.provenance.redaction import Redactor
 from prostate_seg.sweeping.grid import GridSweeper, PairSweeper
 from prostate_seg.sweeping.identity import is_multirun
@@ -86,7 +87,7 @@ def main() -> None:
     for sweeper in (GridSweeper, PairSweeper, StudySweeper):
         Plugins.instance().register(sweeper)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that they get a message and an exit code here
-    signal.signal(signal.SIGTERM, terminate)
+    handle_sigterm()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot encode must not stop a stage
             stream.reconfigure(errors="backslashreplace")

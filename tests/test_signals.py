@@ -1,6 +1,8 @@
 """Ctrl-C is delivered, but not within a protected block."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +27,42 @@ def test_signal_within_the_block_is_delivered_after_it(number: signal.Signals, e
         assert signal.getsignal(number) is stop
     finally:
         signal.signal(number, before)
+
+
+IGNORED = """
+import signal, sys, threading
+from prostate_seg.common.signals import handle_sigterm
+
+class Callback:
+    def __del__(self):
+        signal.raise_signal(signal.{name})  # Python ignores the exception of its handler here
+        print("ignored", flush=True)
+
+handle_sigterm()
+try:
+    callback = Callback()
+    del callback
+    threading.Event().wait(20)
+    print("lost")
+finally:
+    print("cleaned up")
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", -signal.SIGINT)])
+def test_signal_whose_exception_python_ignored_is_delivered_again(name: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", IGNORED.format(name=name)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.split("\n")[-2] == "cleaned up"
+    assert "lost" not in done.stdout
+    assert "Exception ignored" not in done.stderr
+
+
+def test_other_ignored_exceptions_are_printed() -> None:
+    text = IGNORED.replace("signal.raise_signal(signal.{name})", "raise ValueError('own')").replace("20", "0.2")
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert "ValueError: own" in done.stderr
 
 
 def test_error_of_the_block_is_raised_and_the_handlers_are_restored() -> None:

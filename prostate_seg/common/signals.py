@@ -1,16 +1,56 @@
-"""Delay of Ctrl-C and SIGTERM during steps that an exception must not separate."""
+"""Ctrl-C and SIGTERM as exceptions: delayed during steps that must not be separated, and repeated where Python ignored them."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from types import FrameType
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+SECONDS_UNTIL_REPEATED = 0.05
+"""Time for the callback to end in which an exception was ignored."""
+
+
+def handle_sigterm() -> None:
+    """Turn SIGTERM into SystemExit, so that every `finally` block runs; it and Ctrl-C are not lost in callbacks.
+
+    Python ignores exceptions in `__del__` and in callbacks of weak references, and a signal can arrive in one.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _repeat_ignored
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)
+
+
+def _repeat_ignored(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Deliver the signal again whose exception was ignored; every other ignored exception is printed, as usual."""
+    error = unraisable.exc_value
+    number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
+    if isinstance(error, SystemExit) and error.code == TERMINATED:
+        number = signal.SIGTERM
+    if number is None:
+        sys.__unraisablehook__(unraisable)
+    else:
+        timer = threading.Timer(SECONDS_UNTIL_REPEATED, _raise_in_main_thread, [number])
+        timer.daemon = True
+        timer.start()
+
+
+def _raise_in_main_thread(number: int) -> None:
+    if hasattr(signal, "pthread_kill") and (thread := threading.main_thread().ident) is not None:
+        signal.pthread_kill(thread, number)  # interrupts what it waits for
+    else:
+        signal.raise_signal(number)
 
 
 @contextmanager

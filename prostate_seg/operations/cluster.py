@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from prostate_seg.common.files import md5_of_text
-from prostate_seg.operations.job import terminate
+from prostate_seg.common.signals import handle_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def handle_cluster_signals() -> None:
 
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, leave)
-    signal.signal(signal.SIGTERM, terminate)
+    handle_sigterm()
 
 
 def _requeue_signal() -> signal.Signals:

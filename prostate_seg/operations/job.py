@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 
 from prostate_seg.common.errors import Pruned
+from prostate_seg.common.signals import TERMINATED
 from prostate_seg.config.workspace import FoldRecord, StageResult, null_fold_record
 
-INTERRUPTED, TERMINATED = 130, 143
-"""Exit codes after Ctrl-C and SIGTERM."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 REQUEUED = (-1, 144)
 """Exit codes of a job that submitit requeues: on Slurm, and on this machine."""
 
@@ -73,11 +73,6 @@ class SkippedRun(NullRun):
 
     def __init__(self, result: StageResult) -> None:
         self.result = result
-
-
-def terminate(_signal: int, _frame: FrameType | None) -> None:
-    """Handle SIGTERM by an exception, so that every `finally` block runs."""
-    sys.exit(TERMINATED)
 
 
 TYPED = "PROSTATE_SEG_TYPED"
