@@ -142,8 +142,8 @@ def preprocess_row() -> Row:
         default = preprocess_settings(benchmark_config())
 
         def ours(settings: PreprocessSettings = default, name: str = "ours") -> None:
-            places = {"data": folder / "data", "folder": folder / name}
-            work = partial(preprocess_case, settings=settings, allow_others=False, **places)
+            folders = {"data": folder / "data", "folder": folder / name}
+            work = partial(preprocess_case, settings=settings, allow_others=False, **folders)
             map_cases(work, cases, num_workers=None, label="preprocess")
 
         def naive(settings: PreprocessSettings = default, name: str = "naive") -> None:

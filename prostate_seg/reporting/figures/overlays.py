@@ -118,12 +118,12 @@ def overlay_figure(image: np.ndarray, regions: Sequence[RegionMasks], *, spacing
             ax = figure.add_subplot(num_rows * len(bands), num_columns, below + place, xticks=[], yticks=[])
             ax.imshow(grey, cmap="gray", vmin=black, vmax=white, aspect=spacing_mm[1] / spacing_mm[2])
             _draw_regions(ax, band, np.s_[index, rows, columns], is_gland=number == 0)
-    _draw_words(figure, title)
+    _draw_title_and_sides(figure, title)
     figure.legend(handles=_legend_lines(gland, zones), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _draw_words(figure: Figure, title: str) -> None:
+def _draw_title_and_sides(figure: Figure, title: str) -> None:
     """Draw the title, small enough for the width of the figure, and the sides of the patient in the first panel."""
     first = figure.axes[0]  # in LPS the patient's right is on the left, anterior on top
     first.text(0.02, 0.5, "R", transform=first.transAxes, color="white", ha="left", va="center")

@@ -1,7 +1,7 @@
 """PReLU (He et al. 2015) with a faster backward pass on CPUs; one slope per layer, as in MONAI's networks.
 
-torch's forward and backward pass take 14 ms for bfloat16 [8, 16, 128, 128] on one core, and these take 3 ms: that of torch is a
-quarter of a training step of the default network.
+Forward and backward pass take 3 ms for bfloat16 [8, 16, 128, 128] on one core. Those of torch take 14 ms, a quarter of a
+training step of the default network.
 """
 
 from typing import Any

@@ -98,7 +98,9 @@ def fit(
     start = time.perf_counter() - (0.0 if last is None else last.seconds)
     epochs = Epochs(batches, step, start=start, stream=partial(seed_sequence, seed=seed, fold_index=fold_index))
     predictor = _val_predictor(step, recipe)
-    epochs_per_validation = _epochs_per_validation(packed, recipe.val_ids, num_slices=epochs.num_slices)
+    epochs_per_validation = _epochs_per_validation(
+        packed, recipe.val_ids, num_slices=epochs.num_steps * settings.batch_size
+    )
     is_over = last is not None and last.val_dice is not None and epochs.budget.is_spent()
     while not is_over:
         number = len(result.history) + 1
@@ -178,9 +180,7 @@ class Epochs:
         self, batches: Batches, step: TrainingStep, *, start: float, stream: Callable[..., np.random.SeedSequence]
     ):
         self.batches, self.step, self.stream = batches, step, stream
-        batch_size = step.settings.batch_size
-        self.num_steps = step.settings.steps_per_epoch or math.ceil(len(batches.slices) / batch_size)
-        self.num_slices = self.num_steps * batch_size
+        self.num_steps = step.settings.steps_per_epoch or math.ceil(len(batches.slices) / step.settings.batch_size)
         self.budget = Budget(step, steps_per_epoch=self.num_steps, start=start)
         self.scheduler = LambdaLR(step.optimizer, lambda _: self.budget.learning_rate_factor())
         self.augmentation_rng = torch.Generator(step.device)
