@@ -11,10 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.project_helpers import HARD_USE, LONGER_RECORDED, Project, copy_of, until, wait_for
+from tests.project_helpers import HARD_USE, Project, copy_of, until, wait_for
 from tests.slurm_helpers import ask, slurm, why_no_slurm
 
 pytestmark = pytest.mark.slow
+
+NUM_EPOCHS = 40
+TRAIN = ("stage=train", f"train.max_epochs={NUM_EPOCHS}", "train.steps_per_epoch=12")
+"""A training that lasts longer than one job may start after the other."""
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Weights are bit-identical only for the same number of threads."""
@@ -71,7 +75,7 @@ def tasks(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
 def undisturbed(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose folds were trained without an interruption."""
     project = copy_of(prepared, tmp_path_factory.mktemp("undisturbed") / "project")
-    done = project.run("stage=train", "mlflow=off", *LONGER_RECORDED, **ONE_THREAD)
+    done = project.run(*TRAIN, "mlflow=off", **ONE_THREAD)
     assert done.returncode == 0, done.stdout + done.stderr
     return project
 
@@ -80,7 +84,7 @@ def test_preempted_jobs_resume_in_their_runs_to_the_same_weights(
     cluster: LocalJobs | SlurmJobs, prepared: Project, undisturbed: Project, tmp_path: Path
 ) -> None:
     project = copy_of(prepared, tmp_path / "project")
-    grid = ["-m", "stage=train", "fold.index=0,1", *LONGER_RECORDED]
+    grid = ["-m", *TRAIN, "fold.index=0,1"]
     launcher = project.start(*grid, *cluster.launcher, **cluster.environment)
     for fold in (0, 1):
         wait_for(project.folder / ".training" / f"fold{fold}" / "checkpoints")
@@ -98,6 +102,6 @@ def test_preempted_jobs_resume_in_their_runs_to_the_same_weights(
     for fold in ("0", "1"):
         run = project.only(level="fold", fold=fold)
         epochs = [metric.step for metric in project.client.get_metric_history(run.info.run_id, "train/loss")]
-        assert epochs == list(range(1, 9))
+        assert epochs == list(range(1, NUM_EPOCHS + 1))
         weights = Path("model") / f"fold{fold}" / "weights.safetensors"
         assert (project.folder / weights).read_bytes() == (undisturbed.folder / weights).read_bytes()
