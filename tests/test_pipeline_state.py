@@ -159,7 +159,7 @@ def test_folds_trained_separately_replace_the_training(workspace: Workspace) -> 
     assert "train" not in found
 
 
-def test_networks_in_another_folder_are_found_and_a_stopped_training_is_reported(
+def test_networks_in_another_folder_are_found_and_an_unfinished_training_is_reported(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     elsewhere = replace(workspace, trained=tmp_path / "trial")
@@ -167,7 +167,10 @@ def test_networks_in_another_folder_are_found_and_a_stopped_training_is_reported
     content = json.loads((workspace.root / "DS_VERSION.json").read_text())
     train = content["stages"].pop("train")
     (workspace.root / "DS_VERSION.json").write_text(json.dumps(content))
-    assert states(elsewhere)["train"] == ("missing", ["was stopped; the same command goes on"])
+    assert states(elsewhere)["train"] == ("missing", [])  # a finished training leaves the folder, and here no record
+    (elsewhere.training / "fold0").mkdir()
+    reason = "is running, or was stopped and goes on with the same command"
+    assert states(elsewhere)["train"] == ("missing", [reason])
     (elsewhere.root / "model").rename(elsewhere.model)
     train["outputs"] = {str(elsewhere.model): train["outputs"]["model"]}
     write_entry(replace(elsewhere, root=elsewhere.model.parent), "train", train)

@@ -65,8 +65,8 @@ def pipeline_states(workspace: Workspace, *, settings: Mapping[str, Any]) -> lis
             states[name] = _state_of(name, entries[name], states, settings=settings, workspace=workspace)
         is_needed = stage != "fetch" or settings["data"]["source"] != "folder"  # the user's own data are not fetched
         if not names and is_needed:
-            is_stopped = stage == "train" and workspace.training.is_dir()
-            reasons = ["was stopped; the same command goes on"] if is_stopped else []
+            is_begun = stage == "train" and workspace.training.is_dir() and any(workspace.training.iterdir())
+            reasons = ["is running, or was stopped and goes on with the same command"] if is_begun else []
             states[stage] = StageState(stage=stage, state="missing", reasons=reasons)
     return list(states.values())
 
