@@ -30,9 +30,9 @@ def folder_with(
 
 
 def discover(
-    root: Path, *, patient_pattern: str = PATTERN, exclude: Collection[str] = (), masks_required: bool = True
+    root: Path, *, patient_pattern: str = PATTERN, exclude: Collection[str] = (), **options: bool
 ) -> tuple[list[Case], list[Finding]]:
-    return discover_cases(root, patient_pattern=patient_pattern, exclude=exclude, masks_required=masks_required)
+    return discover_cases(root, patient_pattern=patient_pattern, exclude=exclude, **options)
 
 
 def only(findings: list[Finding]) -> Finding:
@@ -156,10 +156,13 @@ def test_excluded_cases_have_no_findings(tmp_path: Path) -> None:
     assert (ids(cases), findings) == (["1_1"], [])
 
 
-def test_excluding_an_unknown_case_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
-    finding = only(discover(folder_with(tmp_path), exclude=["1_l"])[1])
-    assert (finding.check, finding.case_id, finding.is_error) == ("unknown_exclude", "1_l", True)
-    assert "did you mean 1_1?" in finding.message
+def test_excluding_an_unknown_case_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    folder_with(tmp_path)
+    with pytest.raises(
+        InputError, match=rf"data\.exclude: .* {tmp_path}, which has no 1_l \(did you mean 1_1\?\), ghost\n"
+    ):
+        discover(tmp_path, exclude=["1_l", "1_1", "ghost"])
+    assert discover(tmp_path, exclude=["1_1", "ghost"], exclude_others=True) == ([], [])
 
 
 @pytest.mark.parametrize(

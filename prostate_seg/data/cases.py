@@ -5,7 +5,7 @@ evaluation/cases.csv, where results are compared by them; values are text, empty
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +55,12 @@ class Case:
 
 
 def discover_cases(
-    root: Path, *, patient_pattern: str, exclude: Collection[str], masks_required: bool = True
+    root: Path,
+    *,
+    patient_pattern: str,
+    exclude: Collection[str],
+    exclude_others: bool = False,
+    masks_required: bool = True,
 ) -> tuple[list[Case], list[Finding]]:
     """Pair the images and masks of a data set by name.
 
@@ -63,19 +68,23 @@ def discover_cases(
         root: The data folder, in one of the layouts of `layouts`.
         patient_pattern: Regular expression whose group 1 on the case id is the patient id.
         exclude: Case ids to leave out, without a finding.
+        exclude_others: Whether `exclude` may name cases of another data set, too.
         masks_required: Whether an image without a mask is an error.
 
     Returns:
         The cases sorted by id, and the findings on the other files: `image_without_mask`, `mask_without_image`,
-        `duplicate_stem`, `no_patient_id` and `unknown_exclude` are errors, `ignored_file` and `no_attributes` are warnings.
+        `duplicate_stem` and `no_patient_id` are errors, `ignored_file` and `no_attributes` are warnings.
 
     Raises:
-        InputError: If the layout is not clear, a folder is missing, there are no images, or cases.csv is not a valid table.
+        InputError: If the layout is not clear, a folder is missing, there are no images, `exclude` names an unknown case, or
+            cases.csv is not a valid table.
     """
     listing, attributes = list_files(root, masks_required=masks_required), read_attributes(root)
     unknown = dict.fromkeys(next(iter(attributes.values()), {}), "")
     known, excluded = {*listing.images, *listing.masks}, {nfc(case_id) for case_id in exclude}
-    findings = [*_files_without_case(listing), *_unknown_exclusions(excluded - known, known)]
+    if (unknown_ids := sorted(excluded - known)) and not exclude_others:
+        raise InputError(f"data.exclude: must name cases of {root}, which has no {_suggested(unknown_ids, known)}")
+    findings = _files_without_case(listing)
     cases = []
     for case_id in sorted(known - excluded):
         patient = re.search(patient_pattern, case_id)
@@ -147,14 +156,11 @@ def _files_without_case(listing: Listing) -> list[Finding]:
     return [Finding("ignored_file", f"{_names([path])} {why}", case_id=path.name) for path, why in reasons.items()]
 
 
-def _unknown_exclusions(case_ids: Collection[str], known: Collection[str]) -> list[Finding]:
-    findings = []
-    for case_id in sorted(case_ids):
-        near = closest(case_id, sorted(known))
-        hint = f"did you mean {near}?" if near else "compare with the names of the images"
-        message = f"data.exclude names a case that does not exist; {hint}"
-        findings.append(Finding("unknown_exclude", message, is_error=True, case_id=case_id))
-    return findings
+def _suggested(case_ids: Sequence[str], known: Collection[str]) -> str:
+    """Return unknown ids, each with the id that it may stand for, and the next step."""
+    near = {case_id: closest(case_id, sorted(known)) for case_id in case_ids}
+    named = [f"{one} (did you mean {other}?)" if other else one for one, other in near.items()]
+    return f"{listed(named)}\nCorrect or remove these ids: the case of a misspelt one would be used."
 
 
 def _pairing_problem(case_id: str, listing: Listing, *, masks_required: bool) -> tuple[str, str] | None:

@@ -189,7 +189,9 @@ def evaluate_external_cases(
     one on, no network runs, and the remaining images are compared only, so that the error lists all of them.
     """
     cfg, workspace = evaluation.cfg, evaluation.workspace
-    cases, findings = discover_cases(root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude)
+    cases, findings = discover_cases(
+        root, patient_pattern=cfg.data.patient_pattern, exclude=cfg.data.exclude, exclude_others=True
+    )
     require_gland_names(root, labels=cfg.data.whole_gland_labels, given=cfg.evaluate.external_labels)
     known = leak_gate.known_fingerprints(workspace, evaluation.dataset)
     leak_gate.warn_of_shared_patients(cases, known)
@@ -213,7 +215,6 @@ def evaluate_external_cases(
 
     outcomes = map_cases(evaluate, cases, num_workers=cfg.machine.num_workers, label="evaluate")
     leak_gate.refuse_leaks(leaks, ancestors, num_cases=len(cases))
-    findings = [finding for finding in findings if finding.check != "unknown_exclude"]  # may name a training case
     findings += [finding for _, found in outcomes for finding in found]
     num_usable = sum(bool(of_case) for of_case, _ in outcomes)
     refuse_or_exclude(findings, num_usable=num_usable, exclude=cfg.data.on_bad_case == "exclude")
