@@ -263,9 +263,7 @@ def _become_command(request: dict[str, object], files: list[int]) -> None:
     program = str(request["program"]).removeprefix("-m ")
     sys.argv = [program, *request["arguments"]]  # type: ignore[misc]
     if threads := os.environ.get("OMP_NUM_THREADS"):
-        sys.modules["torch"].set_num_threads(
-            int(threads)
-        )  # torch read the variable of the server, when it was imported
+        sys.modules["torch"].set_num_threads(int(threads))  # torch read the server's variable when it was imported
     sys.path[:1] = [str(request["folder"]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     code: object = 0
     try:

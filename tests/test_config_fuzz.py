@@ -98,16 +98,12 @@ def test_unknown_key_of_any_group_is_refused_by_name(group: str, name: str, valu
 @FUZZ.__class__(FUZZ, max_examples=4 * EXAMPLES)
 @given(key=st.sampled_from(list(setting_types())), text=st.text(max_size=12))
 def test_any_arguments_compose_and_parse_or_are_refused(key: str, text: str) -> None:
-    meant = (
-        ConfigError,
-        HydraException,
-        OmegaConfBaseException,
-    )  # errors that __main__ turns into a message and exit code 2
-    with suppress(*meant):
+    refusals = (ConfigError, HydraException, OmegaConfBaseException)  # __main__ makes messages and exit code 2 of them
+    with suppress(*refusals):
         try:
             parse(composed(*hydra_words([f"{key}={text}"])))
         except ValueError as error:
-            if not isinstance(error, meant) and not is_raised_by_hydra(error):
+            if not isinstance(error, refusals) and not is_raised_by_hydra(error):
                 raise
 
 

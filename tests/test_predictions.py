@@ -66,9 +66,8 @@ def test_after_a_stop_the_previous_mask_is_distinguished_from_the_new_one(target
     write_new = new_mask(target, ROW | {"model_md5": "new"})
     path = write_new.__enter__()
     path.write_bytes(b"new mask")
-    target.record.write_text(
-        '{"input_md5": "i", "model_md5": "new", "mask_md5": "of the new mask"}'
-    )  # and is then killed
+    # The process is killed between the record and the rename of the mask.
+    target.record.write_text('{"input_md5": "i", "model_md5": "new", "mask_md5": "of the new mask"}')
     assert state(target, model_md5="new") is State.foreign
 
 

@@ -82,9 +82,8 @@ def test_training_with_corrected_masks_is_compared_with_training_without_them(tm
     corrected = tmp_path / "before" / "predictions" / "corrected"
     together = tmp_path / "together"
     shutil.copytree(tmp_path / "own" / "data", together)
-    for image in sorted(
-        (tmp_path / "new" / "data" / "images").iterdir()
-    ):  # the reader's corrections are the references
+    # The reader's corrections are the references.
+    for image in sorted((tmp_path / "new" / "data" / "images").iterdir()):
         mask = next((tmp_path / "new" / "data" / "masks").glob(f"{image.name.split('.')[0]}.*"))
         shutil.copy(image, together / "images")
         shutil.copy(mask, together / "masks")

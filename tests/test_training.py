@@ -230,10 +230,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_no_epoch_without_a_step_is_recorded_when_time_is_up(packed: PackedSet, clock: Callable[[int], None]) -> None:
-    """Time is up before the first step, within an epoch, between two epochs, or during validation."""
-    settings = train_settings(
-        batch_size=4, steps_per_epoch=1, max_epochs=9, max_minutes=1.0
-    )  # validation every 4th epoch
+    """Time is up before the first step, within an epoch, between two epochs, or during validation, every 4th epoch."""
+    settings = train_settings(batch_size=4, steps_per_epoch=1, max_epochs=9, max_minutes=1.0)
     lengths = set()
     for reading in range(1, 18):
         clock(reading)

@@ -60,9 +60,8 @@ class TrainingStep:
             images, masks = images[:, None], masks.unflatten(1, (-1, images.shape[1]))
         with autocast(self.device, precision=self.settings.precision):
             logits = self.replica(images[self.group.shard(len(images))])
-        if (
-            not self.volumetric
-        ):  # the gradient of the loss in the layout of the network: operations on two layouts are slow
+        if not self.volumetric:
+            # The gradient of the loss gets the layout of the network: operations on two layouts are slow.
             logits.register_hook(partial(torch.Tensor.contiguous, memory_format=torch.channels_last))
         # In float32, in the layout of the masks, and on the logits of all processes: the Dice loss is pooled over the batch,
         # not a mean over inputs.
