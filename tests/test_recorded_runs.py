@@ -13,6 +13,7 @@ from prostate_seg.tracking.recorded_runs import (
     RecordedTrial,
     find_run,
     open_tree,
+    provenance_of,
     recorded_cases,
     recorded_trials,
     repeats_of,
@@ -94,13 +95,24 @@ def test_training_and_an_unknown_run_are_refused(tree: RunTree) -> None:
         recorded_cases(tree, "12e45678")
 
 
-def test_run_is_not_absent_because_the_store_fails(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: str) -> NoReturn:
-        raise MlflowException("API request failed")
+def refuse(*_: str) -> NoReturn:
+    raise MlflowException("API request failed")
 
-    monkeypatch.setattr(tree.client, "get_run", fail)
+
+def test_run_is_not_absent_because_the_store_fails(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree.client, "get_run", refuse)
     with pytest.raises(InputError, match=r"cannot be used: API request failed\nCheck the address"):
         find_run(tree, "0" * 32)
+
+
+def test_artifact_is_not_absent_because_the_store_fails(tree: RunTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = add(tree, tree.pipeline("p", fresh=True), cases="x")
+    monkeypatch.setattr(tree.client, "download_artifacts", refuse)
+    with pytest.raises(InputError, match=r"cannot be used: API request failed\nCheck the address"):
+        recorded_cases(tree, evaluation.info.run_id)
+    monkeypatch.setattr(tree.client, "list_artifacts", refuse)
+    with pytest.raises(InputError, match=r"cannot be used: API request failed\nCheck the address"):
+        provenance_of(tree, evaluation)
 
 
 def add_trial(tree: RunTree, sweep: Run, *, text: str | None = "x", stage: str = "evaluate", **params: str) -> Run:

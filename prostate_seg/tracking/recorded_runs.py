@@ -17,7 +17,7 @@ from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.operations.job import Outcome
 from prostate_seg.tracking.records import Level
-from prostate_seg.tracking.store.connection import open_store
+from prostate_seg.tracking.store.connection import ABSENT, open_store
 from prostate_seg.tracking.store.run_tree import PARENT, RunTree, is_deleted, source_of
 
 CASES = "tables/cases.csv"
@@ -74,10 +74,15 @@ def stage_of(tree: RunTree, run: Run) -> Run:
 
 def artifact_text(tree: RunTree, run: Run, path: str) -> str | None:
     """Return a text artifact of a run, or of the run that it represents; None if there is none."""
-    with tempfile.TemporaryDirectory() as folder:
+    source, parent = source_of(run), path.rpartition("/")[0] or None
+    with tree.store.explained_errors(), tempfile.TemporaryDirectory() as folder:
         try:
-            return Path(tree.client.download_artifacts(source_of(run), path, folder)).read_text(encoding="utf-8")
-        except (MlflowException, OSError):
+            if all(file.path != path for file in tree.client.list_artifacts(source, parent)):
+                return None
+            return Path(tree.client.download_artifacts(source, path, folder)).read_text(encoding="utf-8")
+        except MlflowException as error:
+            if error.error_code not in ABSENT:
+                raise
             return None
 
 
