@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from prostate_seg.common.errors import InputError
 from prostate_seg.config.schema import MlflowConfig
 from prostate_seg.tracking import commits
-from prostate_seg.tracking.commits import COMMITTED_IN, DIFF, UNTRACKED, link_commit, origin_of
+from prostate_seg.tracking.commits import COMMITTED_IN, DIFF, UNTRACKED, link_commit, locked_outputs, origin_of
 from prostate_seg.tracking.records import Level, TreePosition
 from prostate_seg.tracking.store.connection import open_store
 from prostate_seg.tracking.store.run_tree import RunTree
@@ -59,3 +59,17 @@ def test_run_is_linked_to_each_commit_once_and_repeated_from_the_last(
     monkeypatch.setattr(MlflowClient, "set_tag", refuse)
     with pytest.raises(InputError, match=r"mlflow.db cannot be used: the disk is gone\nCheck the address"):
         linked("ccc")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stages:\n<<<<<<< HEAD\n  train: {}\n=======\n  train: {}\n", r"dvc\.lock, line 2, is not as DVC writes it"),
+        ("stages: {train: {outs: [path: model]}}\n", r"dvc\.lock is not as DVC writes it \('md5'\)"),
+        ("", r"dvc\.lock is not as DVC writes it"),
+    ],
+)
+def test_damaged_dvc_lock_is_refused_with_its_line(text: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "git", lambda *_: text)
+    with pytest.raises(InputError, match=rf"commit abc: {words}(.|\n)*Resolve a merge"):
+        locked_outputs("abc")

@@ -82,7 +82,8 @@ def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
     """Return the md5 of each output in the dvc.lock of a commit, by stage and path.
 
     Raises:
-        InputError: If the commit has no dvc.lock in the project's folder, which may be a subfolder of the repository.
+        InputError: If the commit has no dvc.lock in the project's folder, which may be a subfolder of the repository, or
+            the file cannot be read.
     """
     try:
         text = git(project_root(), "show", f"{commit}:./dvc.lock")
@@ -90,12 +91,19 @@ def locked_outputs(commit: str) -> dict[str, dict[str, str]]:
         raise InputError(
             f"commit {commit[:12]} has no dvc.lock in {project_root()}\nRun dvc repro and commit dvc.lock ({error})."
         ) from error
-    stages = yaml.safe_load(text).get("stages", {})
-    return {
-        name: {out["path"]: out["md5"] for out in stage.get("outs", [])}
-        for name, stage in stages.items()
-        if name in STAGE_SETTINGS
-    }
+    try:
+        return {
+            name: {out["path"]: out["md5"] for out in stage.get("outs", [])}
+            for name, stage in yaml.safe_load(text).get("stages", {}).items()
+            if name in STAGE_SETTINGS
+        }
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        mark = getattr(error, "context_mark", None) or getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}," if mark else ""
+        raise InputError(
+            f"commit {commit[:12]}: dvc.lock{line} is not as DVC writes it ({getattr(error, 'problem', error)})\n"
+            "Resolve a merge in it, run dvc repro, and commit dvc.lock; or name another commit."
+        ) from error
 
 
 def find_matches(tree: RunTree, outputs: Mapping[str, Mapping[str, str]]) -> dict[str, Run | None]:
