@@ -280,7 +280,7 @@ def test_folder_without_the_table_has_no_attributes(tmp_path: Path) -> None:
     [
         ("id,centre\n007_1,a\n", "must have a column case_id, has id, centre"),
         ("case_id,centre\n007_1,a\n007_1,b\n", "must have one row per case, has several of 007_1"),
-        ("case_id,dice\n007_1,1\n", "dice: columns of the project's own tables"),
+        ("case_id,dice,all\n007_1,1,x\n", "dice, all: columns of the project's own tables"),
         ("case_id,a\n1,2,3\n4\n5,6,7,8\n", "cannot be read"),
         ("case_id,centre\n007_1,a,\n008_1,b,\n", "a value for each of the 2 columns of the header, and has more"),
         ("case_id,centre\nu\u0308_1,a\n\u00fc_1,b\n", "must have one row per case, has several of \u00fc_1"),

@@ -208,6 +208,8 @@ def test_main_metrics_are_compared_in_every_subgroup() -> None:
     assert (rumc["difference"], rumc["p_wilcoxon"]) == (0.0, None)
     tertiles = {row["group"] for row in one.rows if row["subgroup"] == "volume_tertile"}
     assert tertiles == {"lower third", "middle third", "upper third"}
+    older = compared(cases(**{ALL: CENTRE_OF_CASE}), cases())  # cases.csv may have this column no more
+    assert [row["metric"] for row in older.rows if row["subgroup"] == ALL] == list(COMPARED)
 
 
 def test_attribute_of_the_other_table_alone_is_a_subgroup_and_of_two_the_baselines_counts() -> None:

@@ -28,6 +28,7 @@ RESERVED = frozenset(
         *("fold", "dice", "iou", "hd95_mm", "assd_mm", "nsd_2mm"),
         *("volume_reference_ml", "volume_predicted_ml", "volume_difference_ml", "volume_difference_percent"),
         *("dice_apex", "dice_mid", "dice_base", "missed_gland", "volume_tertile", "region"),
+        "all",  # the group of all cases in comparisons
     )
 )
 """Columns of the project's own tables."""
