@@ -25,7 +25,7 @@ from prostate_seg.cli import config_folder, leave
 from prostate_seg.common import torchrun
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.settings import plain
-from prostate_seg.common.signals import handle_sigterm
+from prostate_seg.common.signals import handle_stop_signals
 from prostate_seg.config import schema as config
 from prostate_seg.config.workspace import StageResult, workspace_of
 from prostate_seg.operations.job import TYPED, SkippedRun
@@ -87,7 +87,7 @@ def main() -> None:
     for sweeper in (GridSweeper, PairSweeper, StudySweeper):
         Plugins.instance().register(sweeper)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that they get a message and an exit code here
-    handle_sigterm()
+    handle_stop_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot encode must not stop a stage
             stream.reconfigure(errors="backslashreplace")

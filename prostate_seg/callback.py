@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from prostate_seg.cli import leave, require_inputs, typed_word, write_error
 from prostate_seg.common.errors import ConfigError, InputError
 from prostate_seg.common.files import write_text
-from prostate_seg.common.signals import handle_sigterm
+from prostate_seg.common.signals import handle_stop_signals
 from prostate_seg.config import schema as configuration
 from prostate_seg.config.schema import Config
 from prostate_seg.config.workspace import Workspace, workspace_of
@@ -160,7 +160,7 @@ class TrackingCallback(Callback):
         if is_cluster_job():
             handle_cluster_signals()
         elif signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a worker of a launcher, which main() never entered
-            handle_sigterm()
+            handle_stop_signals()
         with _exit_on_error():
             job, redactor = _job(config), _redactor(config)
             # Hydra wrote config and overrides as they were

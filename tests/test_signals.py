@@ -31,14 +31,14 @@ def test_signal_within_the_block_is_delivered_after_it(number: signal.Signals, e
 
 IGNORED = """
 import signal, sys, threading
-from prostate_seg.common.signals import handle_sigterm
+from prostate_seg.common.signals import handle_stop_signals
 
 class Callback:
     def __del__(self):
         signal.raise_signal(signal.{name})  # Python ignores the exception of its handler here
         print("ignored", flush=True)
 
-handle_sigterm()
+handle_stop_signals()
 try:
     callback = Callback()
     del callback

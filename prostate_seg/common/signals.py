@@ -19,8 +19,8 @@ SECONDS_UNTIL_REPEATED = 0.05
 """Time for the callback to end in which an exception was ignored."""
 
 
-def handle_sigterm() -> None:
-    """Turn SIGTERM into SystemExit, so that every `finally` block runs; it and Ctrl-C are not lost in callbacks.
+def handle_stop_signals() -> None:
+    """Turn SIGTERM into SystemExit, so that every `finally` block runs, and repeat it and Ctrl-C if Python ignores them.
 
     Python ignores exceptions in `__del__` and in callbacks of weak references, and a signal can arrive in one.
     """

@@ -71,7 +71,10 @@ def as_ancestors(parent: Ancestor, lineage: Lineage | None) -> tuple[Ancestor, .
 
 
 def write_lineage(folder: Path, lineage: Lineage) -> None:
-    """Write lineage.json, with each study once, and lineage.npz, with their thumbnails in the same order."""
+    """Write lineage.json, with each study once, and lineage.npz, with their thumbnails in the same order.
+
+    `folder` is not in place yet (`atomic_folder`): a process killed between the two files leaves the former pair.
+    """
     everyone = chain(lineage.train, lineage.val, *(ancestor.studies for ancestor in lineage.ancestors))
     studies = {_hashes(study): study for study in everyone}
     row_of = {hashes: row for row, hashes in enumerate(studies)}

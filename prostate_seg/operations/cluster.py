@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from prostate_seg.common.files import md5_of_text
-from prostate_seg.common.signals import handle_sigterm
+from prostate_seg.common.signals import handle_stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def handle_cluster_signals() -> None:
 
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, leave)
-    handle_sigterm()
+    handle_stop_signals()
 
 
 def _requeue_signal() -> signal.Signals:
