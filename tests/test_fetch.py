@@ -121,7 +121,7 @@ def test_picai_stores_automatic_and_manual_masks_in_separate_folders(
     assert result.metrics == {"fetch/num_images": 4, "fetch/num_masks": 4}
     table = pd.read_csv(data / "cases.csv", dtype=str, keep_default_na=False)
     assert list(table["case_id"]) == ids
-    assert set(table["reference_by"]) == {"network Bosma22b"}
+    assert set(table["reference_by"]) == {"AI model Bosma22b"}
     assert list(table["centre"]) == ["RUMC", "", "ZGT", ""]
     assert "CC BY-NC 4.0" in (data / "LICENCE.txt").read_text()
     note = json.loads((data / "SOURCE.json").read_text())

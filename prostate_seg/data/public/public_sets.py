@@ -95,9 +95,10 @@ PUBLIC_SETS = {
             "Zenodo, 2022. doi:10.5281/zenodo.6624726",
             "Saha A, Bosma JS, Twilt JJ, et al. Artificial intelligence and radiologists in prostate cancer detection on MRI "
             "(PI-CAI). Lancet Oncology 2024. doi:10.1016/S1470-2045(24)00220-1",
-            "Masks: https://github.com/DIAGNijmegen/picai_labels, anatomical_delineations/whole_gland/AI/Bosma22b",
+            "Masks: AI-derived delineations Bosma22b of https://github.com/DIAGNijmegen/picai_labels, by the algorithm "
+            "https://github.com/DIAGNijmegen/AbdomenMRUS-prostate-segmentation",
         ),
-        masks_by="network Bosma22b",
+        masks_by="AI model Bosma22b",
         archives=(
             *(_picai_fold(index) for index in range(5)),
             Archive(

@@ -72,7 +72,7 @@ def describe(about: PublicSet) -> list[str]:
         about.title,
         f"page:    {about.page}",
         f"licence: {about.licence}",
-        f"masks:   drawn by {about.masks_by}",
+        f"masks:   by {about.masks_by}",
         *(f"cite:    {reference}" for reference in about.cite),
     ]
 
