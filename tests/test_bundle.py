@@ -117,13 +117,20 @@ def test_bundle_is_imported_completely_with_its_lineage(cfg: Config, bundle: Pat
     assert journal_folders(Path(cfg.paths.journal)) == []
 
 
-def test_second_import_and_import_into_its_own_store_add_nothing(cfg: Config, bundle: Path) -> None:
+def test_second_import_and_import_into_its_own_store_add_nothing(
+    cfg: Config, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     there = elsewhere(cfg, "twice")
     assert put(bundle, there).num_new == 5
     before = len(tree_of(there).search())
     assert put(bundle, there).num_new == 0
     assert put(bundle, cfg).num_new == 0
+    assert "was deleted" not in caplog.text
     assert (len(tree_of(there).search()), len(tree_of(cfg).search())) == (before, 5)
+    gone = by_name(tree_of(there))["train train"].info.run_id
+    tree_of(there).client.delete_run(gone)
+    assert put(bundle, there).num_new == 0
+    assert f"run {gone} (train) was deleted\nRestore it on the MLflow page (Deleted), or with" in caplog.text
 
 
 def test_import_that_was_killed_is_completed_by_the_next(

@@ -37,6 +37,7 @@ from prostate_seg.tracking.store.run_tree import (
     NUM_STARTS,
     PARENT,
     RunTree,
+    is_deleted,
     position_of,
 )
 
@@ -72,7 +73,7 @@ class Replicator:
         self._turn = threading.Lock()
         self._curves: dict[tuple[str, str], set[tuple[str, int, float]]] = {}  # of uncertain curves, by run and name
         self.already_complete: set[str] = set()
-        """Runs of a bundle that were complete in the store before."""
+        """Runs of a bundle that the store had before, complete or deleted."""
 
     @cached_property
     def tree(self) -> RunTree:
@@ -202,7 +203,7 @@ class Replicator:
         return {record.run: run_id, _resumed(run_id): "yes"}
 
     def _copy_run(self, record: records.CopyRun) -> Mapping[str, str]:
-        """Create the copy of a run; the original, and a copy that is complete, stay as they are."""
+        """Create the copy of a run; the original, and a copy that is complete or deleted, stay as they are."""
         run = self.tree.find(record.run) or self.tree.get(record.run)
         if run is None:
             run = self.tree.create(
@@ -213,8 +214,10 @@ class Replicator:
                 start_ms=record.start_ms,
                 key=record.run,
             )
-        elif COPIED_FROM not in run.data.tags or run.data.tags.get(IS_COMPLETE) == "true":
+        elif is_deleted(run) or COPIED_FROM not in run.data.tags or run.data.tags.get(IS_COMPLETE) == "true":
             self.already_complete.add(record.run)
+        if is_deleted(run):
+            log.warning("%s", self.tree.how_to_restore(run))
         return {record.run: str(run.info.run_id), record.origin: str(run.info.run_id)}
 
     def _log(self, record: records.LogData) -> None:
