@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from prostate_seg.config.schema import STAGE_SETTINGS, parse
+from prostate_seg.config.schema import STAGE_SETTINGS, parse, science_of
 from prostate_seg.config.workspace import Workspace
+from prostate_seg.operations.job import Job
 from prostate_seg.provenance import hashing
 from prostate_seg.provenance.code_digests import code_digests
 from prostate_seg.provenance.ds_version import known_entries, write_entry
@@ -23,6 +24,7 @@ from prostate_seg.provenance.pipeline_state import (
 from prostate_seg.provenance.record import key_of
 from prostate_seg.provenance.source_files import PACKAGE, code_key
 from prostate_seg.stages import status
+from prostate_seg.tracking.stage_run import finished_before
 from tests.conftest import composed
 
 SETTINGS: dict[str, Any] = {
@@ -66,6 +68,7 @@ def enter(
     settings: dict[str, Any] = SETTINGS,
     finished_at: str = "2026-01-02T03:04:05+00:00",
     command: str = "python -m prostate_seg",
+    own: str = "fold.index=0",
 ) -> None:
     """Write the entry of a run of a stage."""
     code = [PACKAGE / "common" / "errors.py", PACKAGE / "common" / "files.py"]
@@ -76,9 +79,10 @@ def enter(
         "finished_at": finished_at,
         "seconds": 12.3,
         "command": f"{command} stage={name}",
-        "overrides": [f"stage={name}", "data.root=a b", "fold.index=0"],
+        "overrides": [f"stage={name}", "data.root=a b", own],
         "settings": settings,
         "metrics": metrics or {},
+        "sought": {},
         "upstream": {one: {"run_id": f"id of {one}", "unchanged": True} for one in upstream},
         "packages": {"no-such-package": "1.0"},
         "inputs": {key_of(path, workspace): hashed[path].md5 for path in inputs},
@@ -175,6 +179,29 @@ def test_networks_in_another_folder_are_found_and_an_unfinished_training_is_repo
     train["outputs"] = {str(elsewhere.model): train["outputs"]["model"]}
     write_entry(replace(elsewhere, root=elsewhere.model.parent), "train", train)
     assert states(elsewhere)["train"] == ("current", [])
+
+
+def test_report_with_another_setting_of_its_own_is_not_skipped(workspace: Workspace, tmp_path: Path) -> None:
+    def is_skipped(*overrides: str) -> bool:
+        job = Job(overrides=overrides, output_dir=tmp_path, hydra_dir=".hydra", sweep_folder=None, number=None)
+        cfg = parse(composed("stage=report", "mlflow=off", "fold.index=0", *overrides))
+        return finished_before(cfg, workspace, job) is not None
+
+    settings = science_of(parse(composed("stage=report", "fold.index=0")))
+    enter(workspace, "report", [workspace.model], [workspace.preprocess], [], settings=settings)
+    assert is_skipped()
+    assert not is_skipped("report.mixed_folds=a")
+    enter(
+        workspace,
+        "report",
+        [workspace.model],
+        [workspace.preprocess],
+        [],
+        settings=settings,
+        own="report.mixed_folds=a",
+    )
+    assert is_skipped("report.mixed_folds=a")
+    assert not is_skipped()
 
 
 def test_unchanged_files_are_not_read_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

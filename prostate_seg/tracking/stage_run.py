@@ -174,10 +174,15 @@ def finished_before(cfg: Config, workspace: Workspace, job: Job) -> StageResult 
 
 def _reason_to_run(name: str, entry: Mapping[str, Any], cfg: Config, workspace: Workspace, job: Job) -> str:
     """Return what differs from the last run of a stage, or that the store no longer has it; empty if nothing does."""
-    settings = Redactor(settings=plain(cfg)).tree(science_of(cfg))
+    redact = Redactor(settings={"overrides": job.overrides, **plain(cfg)})
+    settings = redact.tree(science_of(cfg))
     for item in compare(name, entry, settings=settings, workspace=workspace, deciding_only=True):
         if item.verdict != "same":
             return f"{item.kind} {item.name} is {item.verdict}"
+    if cfg.stage not in settings:  # its own settings, such as report.mixed_folds, are recorded as overrides alone
+        words = [*redact.tree(list(job.overrides)), *entry["overrides"]]
+        if other := [word for word in words if word.startswith(f"{cfg.stage}.") and words.count(word) == 1]:
+            return f"only one of the two had {other[0]}"
     if cfg.stage == "train" and "@" in (cfg.train.init or "") and not _starts_from(cfg, workspace, entry["inputs"]):
         return f"{cfg.train.init} is another version by now"
     run_id = entry["run_id"]
