@@ -1,5 +1,6 @@
 """Process groups: shards of a batch, collectives, and batch norm over all processes."""
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from prostate_seg.segmentation.training.distributed import ProcessGroup, convert
 from prostate_seg.segmentation.training.training_step import TrainingStep
 from tests.segmentation_helpers import train_settings
 
+multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])  # imported once for all processes; optimizers use dynamo
+
 
 def in_two_processes(work: Callable[[ProcessGroup], object], folder: Path) -> list[object]:
     """Return the values of a function of this module in two processes, by rank."""
-    mp.spawn(_be_one, args=(work, folder), nprocs=2)
+    mp.start_processes(_be_one, args=(work, folder), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
