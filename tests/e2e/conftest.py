@@ -52,3 +52,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     done = project.run("-m", "stage=fetch,preprocess,prepare", "mlflow=off")
     assert done.returncode == 0, done.stdout + done.stderr
     return project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A pipeline that was run once, by one command, and recorded; tests change copies only."""
+    project = Project(tmp_path_factory.mktemp("finished"))
+    done = project.run("-m", "stage=fetch,preprocess,prepare,train,evaluate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project

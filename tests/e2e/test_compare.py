@@ -21,14 +21,12 @@ SHIFT = 0.125
 
 
 @pytest.fixture(scope="module")
-def trained_twice(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with two pipelines: first/ is the evaluation of one, evaluation/ that of the other."""
-    project = copy_of(prepared, tmp_path_factory.mktemp("compare") / "project")
-    for name, setting in (("first", "train.learning_rate=1e-3"), ("second", "train.learning_rate=1e-2")):
-        done = project.run("-m", "stage=train,evaluate", f"mlflow.name={name}", setting)
-        assert done.returncode == 0, done.stdout + done.stderr
-        if name == "first":
-            shutil.copytree(project.folder / "evaluation", project.folder / "first")
+def trained_twice(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with two pipelines: first/ is the evaluation of baseline, evaluation/ that of the other."""
+    project = copy_of(finished, tmp_path_factory.mktemp("compare") / "project")
+    shutil.copytree(project.folder / "evaluation", project.folder / "first")
+    done = project.run("-m", "stage=train,evaluate", "mlflow.name=second", "train.learning_rate=1e-2")
+    assert done.returncode == 0, done.stdout + done.stderr
     return project
 
 
@@ -67,12 +65,12 @@ def changed(project: Project, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> s
 
 
 def test_two_runs_are_compared_and_none_is_added(project: Project) -> None:
-    first, second = evaluation(project, "first"), evaluation(project, "second")
+    first, second = evaluation(project, "baseline"), evaluation(project, "second")
     num_runs = len(project.runs())
     done = project.run("stage=compare", f"compare.runs=[{first},{second}]")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(
-        f"a  first evaluate {first[:8]} (baseline)\nb  second evaluate {second[:8]}\n4 cases of 4"
+        f"a  baseline evaluate {first[:8]} (baseline)\nb  second evaluate {second[:8]}\n4 cases of 4"
     )
     table = [line for line in done.stdout.splitlines() if not line.startswith("note: ")]
     assert max(map(len, table)) <= 120  # notes are wrapped at a terminal only
@@ -82,8 +80,8 @@ def test_two_runs_are_compared_and_none_is_added(project: Project) -> None:
 
 
 def test_runs_pipelines_and_folders_give_the_same_numbers(project: Project) -> None:
-    runs = [evaluation(project, name) for name in ("first", "second")]
-    pipelines = [str(project.only(level="pipeline", pipeline=name).info.run_id) for name in ("first", "second")]
+    runs = [evaluation(project, name) for name in ("baseline", "second")]
+    pipelines = [str(project.only(level="pipeline", pipeline=name).info.run_id) for name in ("baseline", "second")]
     found = [compare_here(project, *pair) for pair in (runs, pipelines, ["first", "evaluation"], ["first", runs[1]])]
     for other in found[1:]:
         pd.testing.assert_frame_equal(other.iloc[:, 2:], found[0].iloc[:, 2:])  # except for the names
@@ -126,7 +124,7 @@ def test_other_reference_and_a_table_of_an_older_version_are_refused(project: Pr
 
 
 def test_inputs_that_are_no_other_result_are_refused(project: Project) -> None:
-    run, pipeline = evaluation(project, "first"), str(project.only(level="pipeline", pipeline="first").info.run_id)
+    run, pipeline = evaluation(project, "baseline"), str(project.only(level="pipeline", pipeline="baseline").info.run_id)
     assert f"{pipeline} is {run}, which is listed already" in refusal(project, run, pipeline)
     assert "which is listed already" in refusal(project, "first", "./first/")
     assert "elsewhere is neither a folder here nor the id of a run" in refusal(project, "first", "elsewhere")

@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from tests.conftest import ROOT
-from tests.project_helpers import only_in_hard_use
+from tests.project_helpers import Project, only_in_hard_use
 from tests.stage_helpers import run_stages
 
 SMALL = [
@@ -29,8 +29,8 @@ SMALL = [
     "fold.num_folds=2",
     "model.channels=[8,16,32]",
     "model.strides=[[2,2],[2,2]]",
-    "train.steps_per_epoch=30",
-    "train.max_epochs=4",
+    "train.steps_per_epoch=10",
+    "train.max_epochs=2",
 ]
 
 
@@ -52,9 +52,9 @@ def succeed(folder: Path, *arguments: str) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a complete pipeline; tests do not change it."""
     folder = tmp_path_factory.mktemp("pipeline")
-    (folder / "stdout.txt").write_text(
-        on_command_line(folder, "-m", "stage=fetch,preprocess,prepare,train,evaluate", *SMALL)
-    )
+    done = Project(folder).run("-m", "stage=fetch,preprocess,prepare,train,evaluate", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
     return folder
 
 

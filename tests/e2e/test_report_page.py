@@ -26,9 +26,9 @@ CONTRAST = """() => {
 
 
 @pytest.fixture(scope="module")
-def reported(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = copy_of(prepared, tmp_path_factory.mktemp("report") / "project")
-    done = project.run("-m", "stage=train,evaluate,report")
+def reported(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = copy_of(finished, tmp_path_factory.mktemp("report") / "project")
+    done = project.run("stage=report")
     assert done.returncode == 0, done.stdout + done.stderr
     return project
 
@@ -62,6 +62,7 @@ def opened(browser: Any, project: Project, trouble: list[str], *, width: int = 1
     return page
 
 
+@pytest.mark.file_store
 def test_stage_writes_and_logs_page_card_and_tables(reported: Project) -> None:
     folder = reported.folder / "report"
     tables = {"results", "bland_altman", "subgroups", "learning_curves", "dice_along_gland"}

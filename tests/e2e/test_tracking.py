@@ -35,15 +35,6 @@ from tests.project_helpers import (
 from tests.server_helpers import mlflow_server
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A pipeline that was run once, by one command."""
-    project = Project(tmp_path_factory.mktemp("finished"))
-    done = project.run("-m", "stage=fetch,preprocess,prepare,train,evaluate")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project
-
-
 @pytest.fixture
 def project(finished: Project, tmp_path: Path) -> Project:
     """The data of the finished pipeline, without a store."""
