@@ -174,11 +174,12 @@ def python_folder() -> Path:
 
 def _as_python(address: str, arguments: list[str]) -> int:
     """Run as `python ARGUMENTS`; return the exit code, or minus the number of the signal that ended the program."""
-    if arguments[:2] != ["-m", "prostate_seg"]:
+    words = arguments[1:] if arguments[:1] == ["-u"] else arguments  # torchrun writes python -u
+    if words[:2] != ["-m", "prostate_seg"]:
         os.execv(sys.executable, [sys.executable, *arguments])
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
-        answers = _request(server, "-m prostate_seg", arguments[2:], Path.cwd(), dict(os.environ), (1, 2))
+        answers = _request(server, "-m prostate_seg", words[2:], Path.cwd(), dict(os.environ), (1, 2))
         job = int(answers.readline())
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: os.kill(job, number))

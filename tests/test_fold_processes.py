@@ -104,7 +104,7 @@ def test_records_and_logs_of_all_folds_arrive_in_order(caplog: pytest.LogCapture
     ],
 )
 def test_first_fold_that_fails_stops_the_others(tmp_path: Path, kind: str, error: type[Exception], text: str) -> None:
-    records, start = Records(), time.monotonic()
+    records = Records()
 
     @contextmanager
     def open_fold(index: int) -> Iterator[Record]:
@@ -118,7 +118,6 @@ def test_first_fold_that_fails_stops_the_others(tmp_path: Path, kind: str, error
     assert text in str(caught.value)
     if kind != "vanish":
         assert "fail_in_fold_1" in caught.value.__notes__[0]  # the original traceback
-    assert time.monotonic() - start < 50
     assert records.ended == {0: "KeyboardInterrupt", 1: error.__name__}
     assert not (tmp_path / "reached").exists()
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.project_helpers import HARD_USE, Project, copy_of, until, wait_for
+from tests.project_helpers import HARD_USE, Project, copy_of, until
 from tests.slurm_helpers import ask, slurm, why_no_slurm
 
 pytestmark = pytest.mark.slow
 
-NUM_EPOCHS = 40
+NUM_EPOCHS = 20
 TRAIN = ("stage=train", f"train.max_epochs={NUM_EPOCHS}", "train.steps_per_epoch=12")
-"""A training that lasts longer than one job may start after the other."""
+"""A training that lasts some seconds after its first checkpoint, so that its job can be preempted."""
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Weights are bit-identical only for the same number of threads."""
@@ -30,10 +30,9 @@ class LocalJobs:
     launcher = ("hydra/launcher=submitit_local",)
     environment = ONE_THREAD
 
-    def preempt_both(self, launcher: subprocess.Popen[str]) -> None:
+    def preempt(self, launcher: subprocess.Popen[str], fold: int) -> None:
         """Send each job one of the two preemption signals."""
-        for process, number in zip(tasks(launcher), (signal.SIGUSR1, signal.SIGUSR2), strict=True):
-            process.send_signal(number)
+        tasks(launcher)[-fold].send_signal((signal.SIGUSR1, signal.SIGUSR2)[fold])
 
 
 class SlurmJobs:
@@ -44,11 +43,10 @@ class SlurmJobs:
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment | ONE_THREAD
 
-    def preempt_both(self, _launcher: subprocess.Popen[str]) -> None:
-        """Signal one job, and let Slurm preempt the other."""
-        first, second = sorted(ask(self.environment, "squeue", "--noheader", "--format=%i").split())
-        ask(self.environment, "scancel", "--signal=USR1", first)
-        ask(self.environment, "scontrol", "requeue", second)
+    def preempt(self, _launcher: subprocess.Popen[str], fold: int) -> None:
+        """Signal the first job, and let Slurm preempt the second."""
+        job = sorted(ask(self.environment, "squeue", "--noheader", "--format=%i").split())[-fold]
+        ask(self.environment, *(("scontrol", "requeue", job) if fold else ("scancel", "--signal=USR1", job)))
 
 
 @pytest.fixture(params=["local", "slurm"])
@@ -66,9 +64,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[LocalJobs | SlurmJobs]:
 
 
 def tasks(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the processes of submitit's jobs on this machine."""
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    return [child for child in children if "submitit.core._submit" in child.cmdline()]
+    """Return the processes of submitit's jobs on this machine, in the order of the jobs; a stopped one has none."""
+    controllers = sorted(psutil.Process(launcher.pid).children(), key=psutil.Process.create_time)
+    return [child for one in controllers for child in one.children() if "submitit.core._submit" in child.cmdline()]
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +84,25 @@ def test_preempted_jobs_resume_in_their_runs_to_the_same_weights(
     project = copy_of(prepared, tmp_path / "project")
     grid = ["-m", *TRAIN, "fold.index=0,1"]
     launcher = project.start(*grid, *cluster.launcher, **cluster.environment)
-    for fold in (0, 1):
-        wait_for(project.folder / ".training" / f"fold{fold}" / "checkpoints")
-    begun = {run.info.run_id for run in project.runs(level="trial")}
-    cluster.preempt_both(launcher)
+    waiting, begun = {0, 1}, set[str]()
+
+    def all_preempted() -> bool:
+        """Preempt each job at its first checkpoint: they need not run at the same time."""
+        for fold in sorted(waiting):
+            if (project.folder / ".training" / f"fold{fold}" / "checkpoints").exists():
+                begun.update(run.info.run_id for run in project.runs(level="trial"))
+                cluster.preempt(launcher, fold)
+                waiting.remove(fold)
+        return not waiting
+
+    until(all_preempted, 120)
     until(lambda: "KILLED" in {run.info.status for run in project.runs(level="trial")}, 60)
     output, _ = launcher.communicate(timeout=240)
     assert launcher.returncode == 0, output
 
     sweep, trials = project.only(level="sweep"), project.runs(level="trial")
     assert {run.info.run_id for run in trials} == begun
+    assert len(trials) == 2
     assert {run.data.tags["cluster.num_starts"] for run in trials} == {"2"}
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {sweep.info.run_id}
     assert {run.info.status for run in project.runs()} == {"FINISHED"}

@@ -125,7 +125,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.run("dvc", "add", "--quiet", "data")
     clone.stage("stage=export", "experiment=small")
     clone.commit("Data and settings")
-    clone.run("scripts/install_hooks.sh", sys.executable)
+    clone.run("scripts/install_hooks.sh", str(python_folder() / "python"))
     clone.run("dvc", "repro")
     clone.commit("Results")
     return clone

@@ -13,10 +13,16 @@ STAGES = ("fetch", "preprocess", "prepare")
 """Stages that take seconds; test_resume.py kills trainings."""
 
 
+@pytest.mark.usefixtures("prepared")  # starts the fork server, whose start is no part of the first stage
 def test_stages_killed_at_random_moments_end_with_the_same_files(tmp_path: Path) -> None:
     whole = uninterrupted(tmp_path / "whole", recording=["mlflow=off"], stages=STAGES)
-    one = interrupted(tmp_path / "killed", whole, num_kills=3, rng=random.Random(3), stages=STAGES)
-    assert one.num_kills >= 2
+    num_kills, rng = 0, random.Random(3)
+    for number in range(5):  # a stage may end before its kill if the machine was busier when it was timed
+        one = interrupted(tmp_path / f"killed{number}", whole, num_kills=3, rng=rng, stages=STAGES)
+        num_kills += one.num_kills
+        if num_kills >= 2:
+            return
+    pytest.fail(f"{num_kills} stages were killed before they had ended")
 
 
 def test_a_file_that_differs_or_is_missing_is_reported(tmp_path: Path) -> None:

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.project_helpers import SMALL, clean_environment
+from tests.fork_server import ForkedProcess
+from tests.project_helpers import LAUNCHER, SMALL, Project, clean_environment
 
 pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
 
 CONTROL = re.compile(r"\x1b|\r(?!\n)")
 """Escape sequences of cursor and colour."""
 
-FETCH = [sys.executable, "-m", "prostate_seg", "stage=fetch", "mlflow=off", *SMALL]
+FETCH = ["stage=fetch", "mlflow=off"]
 
 
 def at_terminal(folder: Path, kind: str) -> str:
     """Run a stage at a terminal of this type, 40 columns wide, and return its output."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        FETCH, cwd=folder, env=clean_environment() | {"TERM": kind, "COLUMNS": "40"}, stdout=theirs, stderr=theirs
-    )
+    environment = clean_environment() | {"TERM": kind, "COLUMNS": "40"}
+    process = ForkedProcess(LAUNCHER, [*FETCH, *SMALL], folder=folder, environment=environment, files=(theirs, theirs))
     os.close(theirs)
     text = b""
     with contextlib.suppress(OSError):  # end of a terminal on Linux
@@ -45,12 +45,12 @@ def test_terminal_shows_a_bar_and_a_dumb_terminal_lines(tmp_path: Path) -> None:
 
 
 def test_pipe_and_log_have_plain_lines(tmp_path: Path) -> None:
-    done = subprocess.run(FETCH, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=True)
+    piped, _ = Project(tmp_path).start(*FETCH).communicate(timeout=60)
     (log,) = tmp_path.glob("logs/*/*/prostate_seg.log")
-    for text in (done.stdout, done.stderr, log.read_text(encoding="utf-8")):
+    for text in (piped, log.read_text(encoding="utf-8")):
         assert not CONTROL.search(text)
-    assert "made 4 phantom studies" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) > 40
+    assert "made 4 phantom studies" in piped
+    assert max(map(len, piped.splitlines())) > 40
 
 
 def test_help_ends_quietly_if_its_reader_has_left(tmp_path: Path) -> None:

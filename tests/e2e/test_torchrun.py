@@ -10,6 +10,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from tests.fork_server import python_folder
 from tests.project_helpers import Project, copy_of, only_in_hard_use, until
 
 pytestmark = pytest.mark.slow
@@ -18,6 +19,12 @@ TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node=2 -m prostate
 TRAINING = ["stage=train", "fold.index=0", "train.precision=fp32", "train.batch_size=5"]
 TRAINING += ["train.max_epochs=4", "train.steps_per_epoch=6"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def forked() -> dict[str, str]:
+    """Environment in which torchrun's processes are forks, which import no library again."""
+    return {"PYTHON_EXEC": str(python_folder() / "python")}
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +59,11 @@ def require_same(project: Project, alone: Project) -> None:
         np.testing.assert_allclose(value, expected[name], rtol=relative, atol=tolerance, err_msg=name)
 
 
-def test_two_processes_give_the_result_of_one_and_one_record(prepared: Project, alone: Project, tmp_path: Path) -> None:
+def test_two_processes_give_the_result_of_one_and_one_record(
+    prepared: Project, alone: Project, forked: dict[str, str], tmp_path: Path
+) -> None:
     project = copy_of(prepared, tmp_path / "project")
-    done = project.run(*TRAINING, program=TORCHRUN)
+    done = project.run(*TRAINING, program=TORCHRUN, **forked)
     text = done.stdout + done.stderr
     assert done.returncode == 0, text
     assert text.count("best val Dice: fold 0") == 1
@@ -69,7 +78,9 @@ def test_two_processes_give_the_result_of_one_and_one_record(prepared: Project, 
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     assert json.loads((project.folder / "evaluation/summary.json").read_text())["test"]["dice"] >= 0
 
-    again = project.run(*TRAINING, "mlflow.skip_finished=true", program=TORCHRUN)  # the second process continues
+    again = project.run(
+        *TRAINING, "mlflow.skip_finished=true", program=TORCHRUN, **forked
+    )  # the second process continues
     assert again.returncode == 0, again.stdout + again.stderr
     assert "is skipped: run " in again.stdout + again.stderr
 
@@ -97,8 +108,8 @@ def test_training_resumes_after_one_of_its_processes_was_killed(victim: int, pre
     assert len(history(project)["epoch"]) == 15
 
 
-def test_refusal_is_shown_once_with_its_exit_code(prepared: Project) -> None:
-    done = prepared.run("stage=train", "train.batch_size=1", "mlflow=off", program=TORCHRUN)
+def test_refusal_is_shown_once_with_its_exit_code(prepared: Project, forked: dict[str, str]) -> None:
+    done = prepared.run("stage=train", "train.batch_size=1", "mlflow=off", program=TORCHRUN, **forked)
     assert done.returncode == 1  # torchrun's own
     assert "exitcode  : 2" in done.stderr
     assert "train.batch_size: must be at least the 2 processes" in done.stderr
