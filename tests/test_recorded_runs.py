@@ -15,12 +15,13 @@ from prostate_seg.tracking.recorded_runs import (
     open_tree,
     provenance_of,
     recorded_cases,
+    recorded_stages,
     recorded_trials,
     repeats_of,
     sweep_of,
 )
 from prostate_seg.tracking.records import Level, TreePosition
-from prostate_seg.tracking.store.run_tree import RunTree
+from prostate_seg.tracking.store.run_tree import PARENT, RunTree
 from tests.test_run_tree import SETTINGS
 
 
@@ -93,6 +94,16 @@ def test_training_and_an_unknown_run_are_refused(tree: RunTree) -> None:
     assert f"run {training.info.run_id} (train, FINISHED) has no per-case results" in refusal(tree, training)
     with pytest.raises(InputError, match="there is no run 12e45678 in sqlite:///"):
         recorded_cases(tree, "12e45678")
+
+
+def test_run_of_another_program_is_refused_and_is_no_part_of_a_pipeline(tree: RunTree) -> None:
+    pipeline = tree.pipeline("p", fresh=True)
+    other = tree.client.create_run(tree.store.experiment_id, tags={PARENT: pipeline.info.run_id}, run_name="notes")
+    tree.client.set_terminated(other.info.run_id)
+    with pytest.raises(InputError, match=r"\(notes\) was not recorded by prostate_seg\nName a pipeline"):
+        recorded_stages(tree, other.info.run_id)
+    with pytest.raises(InputError, match="recorded nothing"):
+        recorded_stages(tree, pipeline.info.run_id)
 
 
 def refuse(*_: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """Reads what runs have recorded: provenance.json of a run or of a whole pipeline, and per-case results.
 
-A run that is unknown or deleted, and a store that cannot be used, is an InputError in every function that names it.
+A run that is unknown, deleted or of another program, and a store that cannot be used, is an InputError in every function that
+names it.
 """
 
 import json
@@ -64,6 +65,9 @@ def find_run(tree: RunTree, run_id: str) -> Run:
         raise InputError(f"there is no run {run_id} in {tree.store.address}\nLook for its id on the MLflow page.")
     if is_deleted(run):
         raise InputError(tree.how_to_restore(run))
+    if "level" not in run.data.tags:
+        name = f"run {run_id} ({run.info.run_name}) was not recorded by prostate_seg"
+        raise InputError(f"{name}\nName a pipeline, or a run below it on the MLflow page.")
     return run
 
 

@@ -214,8 +214,8 @@ class RunTree:
             self.log(pipeline_id, tags={DESCRIPTION: text, COPIED_DESCRIPTION: text})
 
     def children(self, run_id: str, *, status: Outcome | None = None, **tags: str) -> list[Run]:
-        """Return the runs directly below one that have these tags, and ended so, oldest first."""
-        return self.search({PARENT: run_id, **tags}, status=status)
+        """Return the runs of this program directly below one that have these tags, and ended so, oldest first."""
+        return [run for run in self.search({PARENT: run_id, **tags}, status=status) if "level" in run.data.tags]
 
     def supersede(self, run: Run, *, folds: set[str]) -> None:
         """Delete the earlier runs that this one replaces: ended before it began, without a fold that this one lacks.
