@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -137,8 +138,9 @@ def test_interrupted_stage_exits_with_its_code_and_leaves_no_partial_data(
 ) -> None:
     command = [sys.executable, "-m", "prostate_seg", "stage=fetch", "data.phantom.num_patients=500"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored below a background job of a shell
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default
     )
     wait_for(tmp_path / "data")
     process.send_signal(number)

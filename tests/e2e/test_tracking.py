@@ -411,8 +411,7 @@ def test_no_planted_secret_reaches_the_store(project: Project) -> None:
         subprocess.run([*git, *command], cwd=project.folder, check=True)
     (project.folder / "settings.py").write_text("x = 2\npassword = 'planted-in-diff'\n# planted-token-0123456789\n")
     overrides = [
-        "data.exclude=[planted-token-0123456789]",
-        "data.on_bad_case=exclude",
+        "data.patient_pattern='^(planted-token-0123456789|[^_]+)'",
         "+hydra.job.env_set.X_PASSWORD=planted-env-set",
         "+hydra.job.env_set.URL='http://ann:planted-url-password@host/'",
     ]
