@@ -246,7 +246,7 @@ def _require_runnable(config: DictConfig, stages: Sequence[str | None], *, swept
         if swept or "${hydra:" in OmegaConf.to_yaml(config.paths):
             return
         raise
-    typed = [_redactor(config).text(word) for word in typed_arguments()]
+    typed = list(map(_redactor(config).text, typed_arguments()))
     require_inputs([str(stage) for stage in stages], cfg, typed)
 
 
