@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import yaml
@@ -43,6 +44,7 @@ LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LAUNCHER = "-m prostate_seg"
 FAULTY = Path(__file__).parent / "e2e" / "faulty.py"
 """Program that runs the launcher with an injected fault."""
+Value = TypeVar("Value")
 only_in_hard_use = pytest.mark.skipif(not HARD_USE, reason="a longer variant, run by make hard-use")
 
 
@@ -165,11 +167,13 @@ def wait_for(path: Path, seconds: float = 90) -> None:
     until(path.exists, seconds)
 
 
-def until(holds: Callable[[], bool], seconds: float) -> None:
+def until(condition: Callable[[], Value], seconds: float) -> Value:
+    """Return the first true value of a condition."""
     end = time.monotonic() + seconds
-    while not holds():
+    while not (value := condition()):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
+    return value
 
 
 def free_port() -> int:

@@ -297,8 +297,7 @@ def test_eight_workers_complete_a_study_on_servers_after_one_is_killed(project: 
         machines = (project, copy_of(project, project.folder.with_name("elsewhere")))
         workers = [machine.start(*sweep, **environment) for machine in machines * (num_workers // 2)]
         storage = optuna.storages.RDBStorage(databases["study"])
-        until(lambda: has_trained(storage), 200)
-        owner = next(trial for trial in study_in(storage).trials if trial.state.name == "RUNNING").user_attrs["owner"]
+        owner = until(lambda: owner_of_a_later_trial(storage), 200)
         (victim,) = (worker for worker in workers if str(worker.pid) == owner["process.pid"])
         victim.kill()
         for worker in workers:
@@ -325,8 +324,10 @@ def study_in(storage: optuna.storages.RDBStorage) -> optuna.Study:
     return optuna.load_study(study_name="baseline", storage=storage)
 
 
-def has_trained(storage: optuna.storages.RDBStorage) -> bool:
-    """Return whether the study exists, with finished trials and a running one."""
+def owner_of_a_later_trial(storage: optuna.storages.RDBStorage) -> dict[str, str] | None:
+    """Return the owner of a running trial, once another trial is complete."""
     if "baseline" not in optuna.study.get_all_study_names(storage):
-        return False
-    return {"COMPLETE", "RUNNING"} <= {trial.state.name for trial in study_in(storage).trials}
+        return None
+    trials = study_in(storage).trials
+    owners = [trial.user_attrs.get("owner") for trial in trials if trial.state.name == "RUNNING"]
+    return next(filter(None, owners), None) if any(trial.state.name == "COMPLETE" for trial in trials) else None
