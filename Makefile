@@ -6,7 +6,9 @@ RUN := $(VENV)/bin/python
 STORE ?= $(or $(firstword $(wildcard mlflow.db demo/mlflow.db)),mlflow.db)
 INSTALLED := $(VENV)/.installed
 RUNTIME := $(VENV)/.runtime
-# Python compiles a module at its first import; compiling all 22,000 takes half of the installation.
+# Python compiles a module at its first import; compiling all 22,000 takes half of the installation. Where it may not write the
+# result, each of the many processes of demo and test would compile torch, MONAI and MLflow again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile
 STACK_BACKUP := STACK_UID=$$(id -u) STACK_GID=$$(id -g) docker compose --file docker/compose.yaml run --rm --build backup
 

@@ -17,9 +17,6 @@ from prostate_seg.imaging.geometry import Geometry, Volume
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each slow each other down on two cores
 
-if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-    sys.dont_write_bytecode = False  # each of hundreds of processes would compile torch, MONAI and MLflow again
-
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
