@@ -17,9 +17,8 @@ from prostate_seg.segmentation.training.distributed import ProcessGroup, convert
 from prostate_seg.segmentation.training.training_step import TrainingStep
 from tests.segmentation_helpers import train_settings
 
-multiprocessing.set_forkserver_preload(
-    [__name__, "torch._dynamo"]
-)  # imported once for all processes; optimizers use dynamo
+# Imported once for all processes; optimisers use dynamo.
+multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
 
 
 def in_two_processes(work: Callable[[ProcessGroup], object], folder: Path) -> list[object]:

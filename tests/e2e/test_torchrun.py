@@ -78,9 +78,8 @@ def test_two_processes_give_the_result_of_one_and_one_record(
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     assert json.loads((project.folder / "evaluation/summary.json").read_text())["test"]["dice"] >= 0
 
-    again = project.run(
-        *TRAINING, "mlflow.skip_finished=true", program=TORCHRUN, **forked
-    )  # the second process continues
+    # The second process continues.
+    again = project.run(*TRAINING, "mlflow.skip_finished=true", program=TORCHRUN, **forked)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "is skipped: run " in again.stdout + again.stderr
 
