@@ -7,6 +7,7 @@ import platform
 import socket
 import subprocess
 from dataclasses import dataclass
+from email.message import Message
 from email.parser import HeaderParser
 from functools import cache
 from pathlib import Path
@@ -90,11 +91,15 @@ def git_state(folder: Path) -> GitState:
 @cache  # every trial of a sweep records the same
 def packages() -> dict[str, str]:
     """Return the version of every installed package by its normalised name, sorted."""
-    parse, distributions = HeaderParser().parsestr, importlib.metadata.distributions()
-    texts = (one.read_text("METADATA") or one.read_text("PKG-INFO") or "" for one in distributions)
-    headers = (parse(text.partition("\n\n")[0]) for text in texts)  # not the descriptions, which take most of the time
+    headers = map(_metadata_header, importlib.metadata.distributions())
     found = ((header["Name"], header["Version"]) for header in headers)
     return dict(sorted((name.lower().replace("_", "-"), version) for name, version in found if name))
+
+
+def _metadata_header(distribution: importlib.metadata.Distribution) -> Message:
+    """Return the metadata of a package without its description, which takes most of the time to parse."""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    return HeaderParser().parsestr(text.partition("\n\n")[0])
 
 
 def machine() -> dict[str, str]:

@@ -124,10 +124,7 @@ def test_other_reference_and_a_table_of_an_older_version_are_refused(project: Pr
 
 
 def test_inputs_that_are_no_other_result_are_refused(project: Project) -> None:
-    run, pipeline = (
-        evaluation(project, "baseline"),
-        str(project.only(level="pipeline", pipeline="baseline").info.run_id),
-    )
+    run, pipeline = evaluation(project, "baseline"), project.only(level="pipeline", pipeline="baseline").info.run_id
     assert f"{pipeline} is {run}, which is listed already" in refusal(project, run, pipeline)
     assert "which is listed already" in refusal(project, "first", "./first/")
     assert "elsewhere is neither a folder here nor the id of a run" in refusal(project, "first", "elsewhere")
